@@ -1,0 +1,170 @@
+"""Frozen attrs classes of a run: flags, TOML keys and Python attributes have the same paths. No torch here."""
+
+from __future__ import annotations
+
+import attrs
+from attrs.validators import ge, gt, in_, le, optional
+
+
+def _between(low: float, high: float):
+    """A validator for a number in [low, high]."""
+    return [ge(low), le(high)]
+
+
+def _ascending(instance: object, attribute: attrs.Attribute, value: tuple[float, float] | None) -> None:
+    if value is not None and not 0 <= value[0] <= value[1]:
+        raise ValueError(f"'{attribute.name}' must be two numbers, 0 <= low <= high: {value}")
+
+
+@attrs.frozen(kw_only=True)
+class ComponentConfig:
+    """Options every component may have: none."""
+
+
+@attrs.frozen(kw_only=True)
+class EnergyConfig(ComponentConfig):
+    """Options every energy has; the engine applies them, the energy never sees them used."""
+
+    scale: float = attrs.field(default=500.0, validator=ge(0))
+    """Multiplies the energy's gradient, on the mean energy (the paper's lambda), dimensionless."""
+    relative: float | None = attrs.field(default=None, validator=optional(ge(0)))
+    """Instead of `scale`: the guided term's norm as a fraction of the prediction's norm, e.g. 0.3."""
+    scale_range: tuple[float, float] | None = attrs.field(default=None, validator=_ascending)
+    """Draw the scale (or relative) per sample from [low, high], 0 with probability 0.1: gives the student a slider."""
+    fraction: float = attrs.field(default=0.5, validator=_between(0, 1))
+    """Fraction tau of the noisiest solver steps that are guided, in [0, 1]."""
+    reference: str = attrs.field(default="inversion", validator=in_(("inversion", "single-step", "clean")))
+    """What the energy compares against: DDIM inversion (as in the paper), one noising step (30x cheaper), clean latents."""
+
+
+@attrs.frozen(kw_only=True)
+class RewardConfig(ComponentConfig):
+    """Options every reward has; the engine applies them."""
+
+    weight: float = attrs.field(default=1.0, validator=ge(0))
+    """Multiplies the reward in the loss, dimensionless; 0 only logs it."""
+    frames: int = attrs.field(default=2, validator=ge(1))
+    """How many frames of each video are decoded and scored."""
+    pick: str = attrs.field(default="random", validator=in_(("random", "strided")))
+    """Which frames: `random` (without replacement) or `strided` (evenly spaced from a random start)."""
+
+
+@attrs.frozen(kw_only=True)
+class RouteConfig(ComponentConfig):
+    """Options every route has: none."""
+
+
+@attrs.frozen(kw_only=True)
+class TeacherConfig(ComponentConfig):
+    """Options every teacher has: none."""
+
+
+@attrs.frozen(kw_only=True)
+class DatasetConfig(ComponentConfig):
+    """Options every dataset has."""
+
+    weight: float = attrs.field(default=1.0, validator=gt(0))
+    """This dataset's share of the mixture, relative to the others."""
+
+
+@attrs.frozen(kw_only=True)
+class MetricConfig(ComponentConfig):
+    """Options every metric has: none."""
+
+
+@attrs.frozen(kw_only=True)
+class Solver:
+    """The teacher's ODE grid, and how its step is guided."""
+
+    steps: int = attrs.field(default=50, validator=_between(2, 1000))
+    """Points N of the DDIM grid, t_i = (i + 1) * (1000 // N) - 1; one training pair spans one grid step."""
+    rule: str = attrs.field(default="official", validator=in_(("official", "eps", "paper-literal")))
+    """Where the energy's gradient enters: the DDIM direction term (official), eps (Eq. 2), z (Eq. 8, literal)."""
+    noise_factor: str = attrs.field(default="official", validator=in_(("official", "sqrt-one-minus")))
+    """sqrt(1 - sqrt(alphas_cumprod)) as in the released code, or sqrt(1 - alphas_cumprod)."""
+    omega: tuple[float, float] = attrs.field(default=(5.0, 15.0), validator=_ascending)
+    """Range of the guidance strength omega in c + omega (c - u); diffusers' guidance_scale is omega + 1."""
+
+
+@attrs.frozen(kw_only=True)
+class Preprocess:
+    """The latent store: what is computed once with the frozen teacher."""
+
+    videos: int = attrs.field(default=32, validator=ge(1))
+    """How many videos of the mixture are used."""
+    draws_per_video: int = attrs.field(default=8, validator=ge(1))
+    """Noise draws (step index and noise) per video; all share one inversion trajectory."""
+    window: float = attrs.field(default=0.5, validator=_between(0, 1))
+    """Scores are computed for this noisiest fraction of the grid; an energy's `fraction` may not exceed it."""
+    batch_size: int = attrs.field(default=4, validator=ge(1))
+    """Videos per forward pass."""
+    shard_size: int = attrs.field(default=8, validator=ge(1))
+    """Videos per shard; a finished shard is never computed again."""
+    dtype: str = attrs.field(default="float32", validator=in_(("float32", "float16", "bfloat16")))
+    """How stored predictions and scores are rounded; clean latents stay float32."""
+
+
+@attrs.frozen(kw_only=True)
+class Student:
+    """The network that is trained."""
+
+    kind: str = attrs.field(default="full", validator=in_(("full", "lora")))
+    """Train every weight, or low-rank adapters through peft."""
+    rank: int = attrs.field(default=64, validator=ge(1))
+    """Rank of the adapters (lora only)."""
+    dropout: float = attrs.field(default=0.0, validator=_between(0, 0.99))
+    """Dropout of the temporal convolutions while training; the official run has 0.1."""
+    ema: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
+    """Decay of an averaged target network; none (default) uses the online student without gradient."""
+
+
+@attrs.frozen(kw_only=True)
+class Train:
+    """The optimisation."""
+
+    steps: int = attrs.field(default=100, validator=ge(1))
+    """Optimiser steps."""
+    batch_size: int = attrs.field(default=4, validator=ge(1))
+    """Samples per step and process."""
+    accumulate: int = attrs.field(default=1, validator=ge(1))
+    """Batches per optimiser step."""
+    lr: float = attrs.field(default=1e-5, validator=gt(0))
+    """Learning rate of AdamW."""
+    warmup: int = attrs.field(default=0, validator=ge(0))
+    """Steps of linear warm-up, constant afterwards."""
+    weight_decay: float = attrs.field(default=0.0, validator=ge(0))
+    """Weight decay of AdamW."""
+    max_grad_norm: float = attrs.field(default=1.0, validator=gt(0))
+    """Gradients are clipped to this norm."""
+    loss: str = attrs.field(default="huber", validator=in_(("huber", "l2")))
+    """Distance of the consistency loss: pseudo-Huber or squared."""
+    huber_c: float = attrs.field(default=0.001, validator=gt(0))
+    """The pseudo-Huber constant."""
+    reward_batch: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    """At most this many samples of a batch are decoded for rewards; none means all that are routed."""
+    precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))
+    """Mixed precision through accelerate; weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    log_every: int = attrs.field(default=5, validator=ge(1))
+    """Steps between lines of the log."""
+    save_every: int = attrs.field(default=25, validator=ge(1))
+    """Steps between checkpoints."""
+
+
+@attrs.frozen(kw_only=True)
+class Evaluate:
+    """What is measured after training, on paired prompts and noise."""
+
+    prompts: int = attrs.field(default=48, validator=ge(1))
+    """How many prompts; student and teacher see the same prompts and initial noise."""
+    steps: int = attrs.field(default=4, validator=_between(1, 50))
+    """Sampling steps of the student and of the few-step teacher."""
+    omega: float = attrs.field(default=7.5, validator=ge(0))
+    """Guidance strength fed to the student."""
+    teacher_omega: tuple[float, ...] = (2.0,)
+    """Guidance strengths tried for the few-step teacher; the best is reported."""
+    videos: int = attrs.field(default=6, validator=ge(0))
+    """Videos shown in the report, also sampled with the teacher at `teacher_steps`; 0 shows none."""
+    teacher_steps: int = attrs.field(default=50, validator=_between(1, 1000))
+    """Steps of the slow teacher in the report."""

@@ -1,0 +1,56 @@
+"""What an energy receives: values of one forward pass, never the network, autograd, scale or schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import attrs
+from torch import Tensor
+
+
+@attrs.define(eq=False, slots=False, kw_only=True)
+class Seen:
+    """What a network was shown and said, at one noise level per sample.
+
+    Legend: B batch, C channels, F frames, H height and W width of the latents.
+    """
+
+    z: Tensor
+    """Noisy latents (B, C, F, H, W); differentiable when the engine asks for a gradient."""
+    t: Tensor
+    """Training timesteps (B,), int64, 0 is clean."""
+    alpha: Tensor
+    """Signal level (B,), in (0, 1]; z = alpha x0 + sigma eps."""
+    sigma: Tensor
+    """Noise level (B,), in [0, 1)."""
+    output: Tensor
+    """What the network said, like z."""
+    prediction: str
+    """How to read `output`: "eps", "v" or "flow"."""
+    captions: Sequence[str] = ()
+    records: Mapping[str, Mapping[str, Tensor]] = attrs.field(factory=dict)
+    """By need (e.g. "temporal-attention:official"), by layer name: attention (B, N, F, F), rows sum to 1."""
+    decoder: Callable[[Tensor, Sequence[int] | None], Tensor] | None = None
+
+    @cached_property
+    def x0(self) -> Tensor:
+        """Predicted clean latents, like z."""
+        return self._converted[0]
+
+    @cached_property
+    def eps(self) -> Tensor:
+        """Predicted noise, like z."""
+        return self._converted[1]
+
+    @cached_property
+    def _converted(self) -> tuple[Tensor, Tensor]:
+        from guidedcd.schedule import to_x0_eps
+
+        return to_x0_eps(self.z, self.output, self.alpha, self.sigma, self.prediction)
+
+    def decode(self, frames: Sequence[int] | None = None) -> Tensor:
+        """The predicted clean video (B, len(frames), 3, H, W) in [0, 1], differentiable in z."""
+        if self.decoder is None:
+            raise RuntimeError("this teacher gave no decoder")
+        return self.decoder(self.x0, frames)
