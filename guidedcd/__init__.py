@@ -1,0 +1,54 @@
+"""Energy-guided, reward-augmented consistency distillation of video diffusion models.
+
+Importing this package is cheap: nothing here imports torch until `Seen` is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guidedcd.configs import (
+    ComponentConfig,
+    DatasetConfig,
+    EnergyConfig,
+    MetricConfig,
+    RewardConfig,
+    RouteConfig,
+    TeacherConfig,
+)
+from guidedcd.errors import GuidedCDError, PluginError
+from guidedcd.hookspecs import Register, hookimpl
+from guidedcd.routes import Route, RoutingRule, Sample
+
+if TYPE_CHECKING:
+    from guidedcd.seen import Seen
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ComponentConfig",
+    "DatasetConfig",
+    "EnergyConfig",
+    "GuidedCDError",
+    "MetricConfig",
+    "PluginError",
+    "Register",
+    "RewardConfig",
+    "Route",
+    "RouteConfig",
+    "RoutingRule",
+    "Sample",
+    "Seen",
+    "TeacherConfig",
+    "__version__",
+    "hookimpl",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import `Seen`, and with it torch, on first use."""
+    if name == "Seen":
+        from guidedcd.seen import Seen
+
+        return Seen
+    raise AttributeError(f"module 'guidedcd' has no attribute {name!r}")

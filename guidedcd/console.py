@@ -1,0 +1,100 @@
+"""What the user sees while something runs: one console, one kind of progress bar. No torch here."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+console = Console(highlight=False, soft_wrap=True)
+"""Results and messages: standard output."""
+
+errors = Console(highlight=False, soft_wrap=True, stderr=True)
+"""Mistakes: standard error."""
+
+QUIET_SECONDS = 10.0
+"""Seconds between the plain lines that replace a bar when the output is not a terminal."""
+
+
+@contextmanager
+def progress(description: str, total: int, *, start: int = 0, unit: str = "") -> Iterator[Callable[..., None]]:
+    """Show how far `description` has come: a bar with rate and remaining time, plain lines off a terminal.
+
+    Args:
+        description: What is being done, e.g. "train".
+        total: How many steps there are.
+        start: How many of them were done before (a resumed run).
+        unit: What a step is, e.g. "videos".
+
+    Yields:
+        advance(n=1, note=""): tell that `n` more are done, with an optional short note such as "loss 0.12".
+    """
+    show = _bar if console.is_terminal else _lines
+    with show(description, total, start, unit) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(description: str, total: int, start: int, unit: str) -> Iterator[Callable[..., None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TaskProgressColumn(show_speed=True, text_format=""),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(description, total=total, completed=start, note="")
+        began = time.monotonic()
+        done = start
+
+        def advance(n: int = 1, note: str = "") -> None:
+            nonlocal done
+            done += n
+            rate = _rate(done - start, time.monotonic() - began, unit)
+            bar.update(task, completed=done, note=f"{rate}  {note}".rstrip())
+
+        yield advance
+
+
+@contextmanager
+def _lines(description: str, total: int, start: int, unit: str) -> Iterator[Callable[..., None]]:
+    began = last = time.monotonic()
+    done = start
+
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if done < total and now - last < QUIET_SECONDS:
+            return
+        last = now
+        rate = _rate(done - start, now - began, unit)
+        left = (total - done) * (now - began) / max(done - start, 1)
+        remaining = f", about {_duration(left)} left" if done < total else f", {_duration(now - began)}"
+        line = f"{description}: {done}/{total}{' ' + unit if unit else ''}, {rate}{remaining}"
+        print(f"{line}, {note}" if note else line, file=sys.stdout, flush=True)
+
+    yield advance
+
+
+def _rate(count: int, seconds: float, unit: str) -> str:
+    """E.g. "2.5 videos/s" or "4.1 s each", whichever is easier to read."""
+    if count <= 0 or seconds <= 0:
+        return ""
+    rate = count / seconds
+    return f"{rate:.3g} {unit or 'steps'}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
+
+
+def _duration(seconds: float) -> str:
+    """E.g. "12 s", "3 min", "1 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
