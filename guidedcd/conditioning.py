@@ -1,0 +1,91 @@
+"""Small modules that extend a stock UNet's time embedding: guidance inputs before its MLP, frame rate after it.
+
+diffusers' `TimestepEmbedding` has two places for them, so the UNet class itself stays stock:
+`cond_proj` is added to the input of the first linear layer, `post_act` is applied to the output of the second.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.embeddings import Timesteps
+from torch import Tensor, nn
+
+
+class GuidanceProjection(nn.Module):
+    """Projects the omega and lambda embeddings onto the timestep sinusoid, as T2V-Turbo-v2 does.
+
+    With T = time_cond_proj, M = motion_cond_proj and C = combine_proj, all without bias, the term is
+    `T w` when only omega is given and `C [T w ; M l]` when lambda is given as well.
+    """
+
+    def __init__(self, channels: int, omega_width: int = 256, lambda_width: int = 0) -> None:
+        """Build the projections.
+
+        Args:
+            channels: Width of the timestep sinusoid, the UNet's first block width.
+            omega_width: Width of the omega embedding.
+            lambda_width: Width of the lambda embedding, 256 per energy; 0 builds no lambda input.
+        """
+        super().__init__()
+        self.omega_width, self.lambda_width = omega_width, lambda_width
+        self.time_cond_proj = nn.Linear(omega_width, channels, bias=False)
+        if lambda_width:
+            self.motion_cond_proj = nn.Linear(lambda_width, channels, bias=False)
+            self.combine_proj = nn.Linear(2 * channels, channels, bias=False)
+
+    @property
+    def outermost(self) -> nn.Linear:
+        """The last matrix of the longest path: zero in a fresh student."""
+        return self.combine_proj if self.lambda_width else self.time_cond_proj
+
+    def forward(self, cond: Tensor) -> Tensor:
+        """The term added to the sinusoid (B, channels), from `cond` (B, omega_width [+ lambda_width])."""
+        if cond.shape[1] not in {self.omega_width, self.omega_width + self.lambda_width}:
+            raise ValueError(
+                f"guidance embedding is {cond.shape[1]} wide; "
+                f"this network takes {self.omega_width} or {self.omega_width + self.lambda_width}"
+            )
+        projected = self.time_cond_proj(cond[:, : self.omega_width])
+        if cond.shape[1] == self.omega_width:
+            return projected
+        motion = self.motion_cond_proj(cond[:, self.omega_width :])
+        return self.combine_proj(torch.cat([projected, motion], dim=1))
+
+
+class FpsEmbedding(nn.Module):
+    """Adds an embedding of the frame rate to the time embedding; `fps` is set before the forward pass."""
+
+    def __init__(self, channels: int, width: int, fps: int | Tensor = 16) -> None:
+        """Build the MLP.
+
+        Args:
+            channels: Width of the sinusoid.
+            width: Width of the time embedding, 4 times `channels` in VideoCrafter2.
+            fps: Frames per second, one int for the batch or a tensor (B,).
+        """
+        super().__init__()
+        self.time_proj = Timesteps(channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.linear_1 = nn.Linear(channels, width)
+        self.act = nn.SiLU()
+        self.linear_2 = nn.Linear(width, width)
+        self.fps = fps
+
+    def embed(self, fps: Tensor) -> Tensor:
+        """The frame-rate vector (B, width) of `fps` (B,); the sinusoid is always computed in float32."""
+        sinusoid = self.time_proj(fps).to(self.linear_1.weight.dtype)
+        return self.linear_2(self.act(self.linear_1(sinusoid)))
+
+    def forward(self, emb: Tensor) -> Tensor:
+        """The time embedding (B, width) plus the frame-rate vector."""
+        fps = torch.as_tensor(self.fps, device=emb.device).reshape(-1)
+        if fps.numel() not in {1, emb.shape[0]}:
+            raise ValueError(f"fps holds {fps.numel()} values for a batch of {emb.shape[0]}")
+        return emb + self.embed(fps)
+
+
+def set_fps(unet: nn.Module, fps: int | Tensor) -> None:
+    """Set the frame rate of a UNet with a live frame-rate input: one int, or a tensor (B,)."""
+    embedding = unet.time_embedding.post_act
+    if not isinstance(embedding, FpsEmbedding):
+        raise ValueError("the frame rate is folded into this UNet's weights; load it with fps=None to keep it an input")
+    embedding.fps = fps
