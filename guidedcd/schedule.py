@@ -1,0 +1,149 @@
+"""Noise levels, solver grids, and the one solver step that serves eps, v and flow models alike.
+
+Legend: B batch, T training timesteps, S solver steps. `t` is always an int64 training timestep, 0 the cleanest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidedcd.errors import GuidedCDError
+
+PREDICTIONS = ("eps", "v", "flow")
+SIGMA_DATA = 0.5
+TIMESTEP_SCALING = 10.0
+
+
+def expand(v: Tensor, like: Tensor) -> Tensor:
+    """`v` (B,) with trailing dimensions of 1, so that it broadcasts over `like` (B, ...), in `like`'s dtype."""
+    return v.to(device=like.device, dtype=like.dtype).reshape(v.shape + (1,) * (like.ndim - v.ndim))
+
+
+def to_x0_eps(z: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
+    """Read a network's output as (x0, eps), both like `z`, with z = alpha x0 + sigma eps.
+
+    Args:
+        z: Noisy latents (B, ...).
+        output: What the network said, like `z`.
+        alpha: Signal level (B,).
+        sigma: Noise level (B,).
+        prediction: "eps", "v" (alpha eps - sigma x0) or "flow" (eps - x0, alpha + sigma = 1).
+    """
+    a, s = expand(alpha, z), expand(sigma, z)
+    if prediction == "eps":
+        return (z - s * output) / a, output
+    if prediction == "v":
+        return a * z - s * output, s * z + a * output
+    if prediction == "flow":
+        return z - s * output, z + a * output
+    raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}: {prediction!r}")
+
+
+class NoiseSchedule:
+    """Signal and noise levels of every training timestep, and what follows from them.
+
+    Tables are float32 (T,), as in the released training code; arithmetic follows the dtype of the latents.
+    """
+
+    def __init__(self, alphas_cumprod: Tensor, prediction: str = "eps", *, tables: tuple[Tensor, Tensor] | None = None):
+        """Build the tables.
+
+        Args:
+            alphas_cumprod: alpha^2 (T,), descending.
+            prediction: What the network predicts: "eps", "v" or "flow".
+            tables: (alpha, sigma), each (T,), where they are not sqrt(abar) and sqrt(1 - abar).
+        """
+        if prediction not in PREDICTIONS:
+            raise GuidedCDError(f"prediction must be one of {', '.join(PREDICTIONS)}: {prediction!r}")
+        self.prediction = prediction
+        self.alphas_cumprod = alphas_cumprod.detach().to(torch.float32)
+        self.alpha, self.sigma = tables or (self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt())
+
+    @classmethod
+    def scaled_linear(
+        cls, timesteps: int = 1000, start: float = 0.00085, end: float = 0.012, prediction: str = "eps"
+    ) -> NoiseSchedule:
+        """Stable Diffusion's and VideoCrafter2's schedule: betas linear in their square root, float32."""
+        betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float32) ** 2
+        return cls(torch.cumprod(1 - betas, dim=0), prediction)
+
+    @classmethod
+    def flow(cls, timesteps: int = 1000, shift: float = 1.0) -> NoiseSchedule:
+        """Rectified flow: sigma = shift u / (1 + (shift - 1) u) with u = t / timesteps, alpha = 1 - sigma."""
+        u = torch.arange(timesteps, dtype=torch.float32) / timesteps
+        sigma = shift * u / (1 + (shift - 1) * u)
+        return cls((1 - sigma) ** 2, "flow", tables=(1 - sigma, sigma))
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any) -> NoiseSchedule:
+        """The schedule of a diffusers scheduler that has `alphas_cumprod` (DDIM, DDPM, LCM, DPM-Solver, ...)."""
+        names = {"epsilon": "eps", "v_prediction": "v"}
+        said = scheduler.config.get("prediction_type", "epsilon")
+        if said not in names or not hasattr(scheduler, "alphas_cumprod"):
+            raise GuidedCDError(f"cannot read the schedule of {type(scheduler).__name__}, prediction_type '{said}'.")
+        return cls(scheduler.alphas_cumprod, names[said])
+
+    def __len__(self) -> int:
+        """Number of training timesteps T."""
+        return len(self.alphas_cumprod)
+
+    def to(self, device: torch.device | str) -> NoiseSchedule:
+        """Move the tables, in place."""
+        for name in ("alphas_cumprod", "alpha", "sigma"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise level (B,), (B,) in float32, of timesteps (B,)."""
+        index = t.to(self.alpha.device)
+        return self.alpha[index], self.sigma[index]
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Noisy latents at `t` (B,), like `x0`."""
+        alpha, sigma = self.alpha_sigma(t)
+        return expand(alpha, x0) * x0 + expand(sigma, x0) * eps
+
+    def to_x0_eps(self, z: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Read the network's output at `t` (B,) as (x0, eps), both like `z`."""
+        return to_x0_eps(z, output, *self.alpha_sigma(t), self.prediction)
+
+    def grid(self, steps: int) -> Tensor:
+        """The solver's timesteps (S,), ascending: t_i = (i + 1) * (T // S) - 1."""
+        if not 1 <= steps <= len(self):
+            raise GuidedCDError(f"a solver grid has 1 to {len(self)} steps, not {steps}.")
+        return (torch.arange(steps, device=self.alpha.device) + 1) * (len(self) // steps) - 1
+
+    def previous(self, t: Tensor, steps: int) -> Tensor:
+        """The next cleaner timestep of a grid of `steps`, max(t - T // S, 0)."""
+        return (t - len(self) // steps).clamp(min=0)
+
+    def step(self, x0: Tensor, eps: Tensor, t_next: Tensor) -> Tensor:
+        """Latents at `t_next` (B,): alpha' x0 + sigma' eps, which is DDIM (eta 0) and, for flow models, Euler."""
+        return self.add_noise(x0, eps, t_next)
+
+    def boundary(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """c_skip and c_out (B,) float32 of the consistency function f = c_skip z + c_out x0.
+
+        VP models take LCM's scalings (timestep times 10, sigma_data 0.5); for flow models f = x0 is exact at sigma = 0.
+        """
+        if self.prediction == "flow":
+            return torch.zeros_like(t, dtype=torch.float32), torch.ones_like(t, dtype=torch.float32)
+        scaled = t.to(torch.float32) * TIMESTEP_SCALING
+        total = scaled**2 + SIGMA_DATA**2
+        return SIGMA_DATA**2 / total, scaled / total**0.5
+
+
+def window(index: Tensor, steps: int, fraction: float) -> Tensor:
+    """Whether grid indices (B,) lie in the noisiest `fraction` of the grid: index >= (1 - fraction) * steps, bool (B,).
+
+    Compared in float32 on the index of the step's source, as in the released training code.
+    """
+    return index.to(torch.float32) >= torch.tensor((1 - fraction) * steps, dtype=torch.float32, device=index.device)
+
+
+def first_index(steps: int, fraction: float) -> int:
+    """The smallest grid index inside the window; `steps` when the window is empty."""
+    return int((~window(torch.arange(steps), steps, fraction)).sum())

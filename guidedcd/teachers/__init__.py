@@ -1,0 +1,1 @@
+"""Teachers: adapters from pretrained video models to canonical latents."""

@@ -1,0 +1,114 @@
+"""Record temporal attention while a network runs: forward pre-hooks recompute softmax(q k^T), nothing else changes.
+
+Legend: B batch, P latent positions (h w), F frames, N = P * heads with the position outer and the head inner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from guidedcd.errors import GuidedCDError
+
+KIND = "temporal-attention"
+_TEMPORAL = re.compile(r"(^transformer_in|(temp_attentions|motion_modules)\.\d+)\.transformer_blocks\.\d+\.attn[12]$")
+_SETS = {
+    # The first temporal self-attention of every up block: nine modules in VideoCrafter2, as in the released code.
+    "official": re.compile(r"^up_blocks\.\d+\..*\.transformer_blocks\.0\.attn1$"),
+    # Both temporal self-attentions of the second up block, as in MotionClone.
+    "motionclone": re.compile(r"^up_blocks\.1\."),
+    "all": re.compile(""),
+}
+
+
+def temporal_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Every temporal self-attention of a UNet by module name, in forward order of each block."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if _TEMPORAL.search(name) and not getattr(module, "is_cross_attention", False)
+    }
+
+
+def select_layers(network: nn.Module, layers: str) -> dict[str, nn.Module]:
+    """The temporal self-attentions that `layers` names.
+
+    Args:
+        network: A UNet.
+        layers: "official", "motionclone", "all", or module-name prefixes joined by commas ("up_blocks.1,mid_block").
+
+    Raises:
+        GuidedCDError: Nothing matches; the message lists what exists.
+    """
+    found = temporal_layers(network)
+    if layers in _SETS:
+        chosen = {name: module for name, module in found.items() if _SETS[layers].search(name)}
+    else:
+        prefixes = [part.strip().rstrip(".") for part in layers.split(",") if part.strip()]
+        missing = [p for p in prefixes if not any(_below(name, p) for name in found)]
+        if missing:
+            chosen = {}
+            layers = ", ".join(missing)
+        else:
+            chosen = {name: module for name, module in found.items() if any(_below(name, p) for p in prefixes)}
+    if not chosen:
+        names = ", ".join(found) or "none at all"
+        raise GuidedCDError(
+            f"no temporal attention matches '{layers}'. Use {', '.join(_SETS)} or a module-name prefix; "
+            f"this network has: {names}."
+        )
+    return chosen
+
+
+@contextlib.contextmanager
+def record(network: nn.Module, needs: Sequence[str], batch: int) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """Record what `needs` asks for during the forward passes inside the block.
+
+    Args:
+        network: A UNet.
+        needs: Strings "temporal-attention:LAYERS", see `select_layers`.
+        batch: Batch size B of the forward pass.
+
+    Yields:
+        By need, by module name: attention probabilities (B, N, F, F), at least float32, rows sum to 1, with gradient
+        where the forward pass has one. Filled by the forward pass; a second pass overwrites.
+    """
+    records: dict[str, dict[str, Tensor]] = {need: {} for need in needs}
+    handles = []
+    try:
+        for need in dict.fromkeys(needs):
+            kind, _, layers = need.partition(":")
+            if kind != KIND:
+                raise GuidedCDError(f"a UNet teacher cannot record '{need}'; it knows {KIND}:LAYERS.")
+            for name, module in select_layers(network, layers or "official").items():
+                handles.append(module.register_forward_pre_hook(_hook(records[need], name, batch), with_kwargs=True))
+        yield records
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def attention(module: nn.Module, hidden: Tensor, batch: int) -> Tensor:
+    """Attention probabilities (B, N, F, F) of a diffusers `Attention` module on `hidden` (B * P, F, channels)."""
+    q, k = (proj(hidden).unflatten(-1, (module.heads, -1)).transpose(1, 2) for proj in (module.to_q, module.to_k))
+    if getattr(module, "norm_q", None) is not None:
+        q, k = module.norm_q(q), module.norm_k(k)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    logits = (q.to(dtype) * module.scale) @ k.to(dtype).transpose(-1, -2)
+    return logits.softmax(dim=-1).reshape(batch, -1, hidden.shape[1], hidden.shape[1])
+
+
+def _hook(records: dict[str, Tensor], name: str, batch: int):
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        records[name] = attention(module, hidden, batch)
+
+    return hook
+
+
+def _below(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")

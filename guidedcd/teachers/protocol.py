@@ -1,0 +1,250 @@
+"""What the engine asks of a teacher, and the base class for UNets on the latents of a per-frame VAE.
+
+Legend: B batch, C latent channels, F frames, H/W pixels, h/w latent size, L text tokens, D text width.
+Latents are (B, C, F, h, w), already scaled; pixels are (B, F, 3, H, W), float in [0, 1].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from guidedcd.schedule import NoiseSchedule
+from guidedcd.seen import Seen
+from guidedcd.teachers import probes
+
+Cond = dict[str, Tensor]
+"""Text conditioning: tensors with first dimension B, always with "prompt_embeds" (B, L, D)."""
+
+
+@attrs.frozen(kw_only=True)
+class Geometry:
+    """The size of a teacher's videos, in pixels, and of their latents."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    channels: int = 4
+    """Latent channels."""
+    compression: int = 8
+    """Pixels per latent along height and width."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(C, F, h, w)."""
+        return self.channels, self.frames, self.height // self.compression, self.width // self.compression
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int, int]:
+        """(F, 3, H, W)."""
+        return self.frames, 3, self.height, self.width
+
+
+class Teacher(Protocol):
+    """A frozen text-to-video model behind one interface; every tensor is on `device`."""
+
+    network: nn.Module
+    """The denoiser; a student starts as a copy of it."""
+    schedule: NoiseSchedule
+    geometry: Geometry
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the denoiser's weights."""
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Latents of pixels, deterministic (posterior mode)."""
+
+    def decode(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Pixels of the chosen frames (all by default), clamped to [0, 1], differentiable in `z`."""
+
+    def embed(self, captions: Sequence[str]) -> Cond:
+        """Conditioning of captions."""
+
+    def null(self, batch: int) -> Cond:
+        """Conditioning of the empty caption, `batch` times."""
+
+    def net(
+        self, z: Tensor, t: Tensor, cond: Cond, timestep_cond: Tensor | None = None, network: nn.Module | None = None
+    ) -> Tensor:
+        """What the denoiser (or `network`, a copy of it) says of `z` at `t` (B,), like `z`."""
+
+    def seen(self, z: Tensor, t: Tensor, cond: Cond, needs: Sequence[str] = (), captions: Sequence[str] = ()) -> Seen:
+        """One forward pass, with the records that energies need; gradient flows where `z` requires it."""
+
+    def fingerprint(self) -> str:
+        """A hexadecimal digest of weights and configuration."""
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Teacher:
+        """Move everything, in place."""
+
+
+class LatentTeacher(nn.Module):
+    """A diffusers video UNet with a per-frame `AutoencoderKL` and any text encoder. Frozen, always in eval mode."""
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        vae: nn.Module | None,
+        text: Callable[[Sequence[str]], Cond] | None,
+        schedule: NoiseSchedule,
+        geometry: Geometry,
+    ) -> None:
+        """Put the parts together and freeze them.
+
+        Args:
+            network: `UNet3DConditionModel` or a subclass of its interface.
+            vae: `AutoencoderKL`, or None for a teacher that is only ever given latents.
+            text: Captions to conditioning; an `nn.Module` moves with the teacher. None when only latents are used.
+            schedule: Noise levels and prediction type.
+            geometry: Size of the videos.
+        """
+        super().__init__()
+        self.network, self.vae, self.text = network, vae, text
+        self.schedule, self.geometry = schedule, geometry
+        self._digest: str | None = None
+        self._null: Cond | None = None
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> LatentTeacher:
+        """A teacher is never trained: stays in eval mode whatever `mode` says."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the denoiser's weights."""
+        return next(self.network.parameters()).dtype
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> LatentTeacher:
+        """Move everything, in place; a change of dtype rounds the weights but keeps the fingerprint."""
+        if dtype is not None and dtype != self.dtype:
+            self.fingerprint()
+        super().to(device=device, dtype=dtype)
+        self.schedule.to(device)
+        self._null = None
+        return self
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Latents (B, C, F, h, w) of pixels (B, F, 3, H, W) in [0, 1], float32, deterministic (posterior mode)."""
+        dtype = next(self.vae.parameters()).dtype
+        pixels = video.flatten(0, 1).to(self.device, dtype) * 2 - 1
+        z = torch.cat([self.vae.encode(part).latent_dist.mode() for part in pixels.split(16)])
+        z = (z.float() - self._shift) * self.vae.config.scaling_factor
+        return z.unflatten(0, video.shape[:2]).transpose(1, 2).contiguous()
+
+    def decode(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Pixels (B, k, 3, H, W) in [0, 1] of the chosen frames, differentiable in `z`.
+
+        Args:
+            z: Clean latents (B, C, F, h, w).
+            frames: Which frames (k,), the same for every video, or (B, k) for each its own; None takes all.
+        """
+        if frames is not None:
+            index = torch.as_tensor(frames, device=z.device)
+            index = index.expand(z.shape[0], -1)[:, None, :, None, None]
+            z = z.gather(2, index.expand(-1, z.shape[1], -1, *z.shape[3:]))
+        dtype = next(self.vae.parameters()).dtype
+        latents = z.transpose(1, 2).flatten(0, 1) / self.vae.config.scaling_factor + self._shift
+        pixels = torch.cat([self.vae.decode(part).sample for part in latents.to(dtype).split(16)])
+        return (pixels.to(z.dtype) / 2 + 0.5).clamp(0, 1).unflatten(0, (z.shape[0], z.shape[2]))
+
+    def embed(self, captions: Sequence[str]) -> Cond:
+        """Conditioning of captions, on the teacher's device, without gradient."""
+        with torch.no_grad():
+            return {name: value.to(self.device) for name, value in self.text(list(captions)).items()}
+
+    def null(self, batch: int) -> Cond:
+        """Conditioning of the empty caption, `batch` times."""
+        if self._null is None:
+            self._null = self.embed([""])
+        return {name: value.expand(batch, *value.shape[1:]) for name, value in self._null.items()}
+
+    def net(
+        self, z: Tensor, t: Tensor, cond: Cond, timestep_cond: Tensor | None = None, network: nn.Module | None = None
+    ) -> Tensor:
+        """What the denoiser (or `network`) says of `z` (B, C, F, h, w) at `t` (B,), in the dtype of `z`.
+
+        Args:
+            z: Noisy latents.
+            t: Training timesteps (B,) or one for all (1,).
+            cond: Conditioning with first dimension B.
+            timestep_cond: Guidance embedding (B, width) of a student.
+            network: A copy of the denoiser to use instead, for example the student's.
+        """
+        network = self.network if network is None else network
+        dtype = next(network.parameters()).dtype
+        arguments: dict[str, Any] = {} if timestep_cond is None else {"timestep_cond": timestep_cond.to(dtype)}
+        output = network(
+            z.to(dtype),
+            t.expand(z.shape[0]),
+            encoder_hidden_states=self.prompt(cond, z.shape[2]).to(dtype),
+            return_dict=False,
+            **arguments,
+        )[0]
+        return output.to(z.dtype)
+
+    def prompt(self, cond: Cond, frames: int) -> Tensor:
+        """The prompt embeddings as the network wants them; families that repeat them per frame override this."""
+        return cond["prompt_embeds"]
+
+    def seen(self, z: Tensor, t: Tensor, cond: Cond, needs: Sequence[str] = (), captions: Sequence[str] = ()) -> Seen:
+        """One forward pass at `t` (B,), with `records` for each of `needs` ("temporal-attention:LAYERS")."""
+        t = t.expand(z.shape[0])
+        with probes.record(self.network, needs, batch=z.shape[0]) as records:
+            output = self.net(z, t, cond)
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        return Seen(
+            z=z,
+            t=t,
+            alpha=alpha,
+            sigma=sigma,
+            output=output,
+            prediction=self.schedule.prediction,
+            captions=tuple(captions),
+            records=records,
+            decoder=self.decode if self.vae is not None else None,
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of every weight as loaded, of the network's and VAE's configuration, schedule and geometry."""
+        if self._digest is None:
+            digest = hashlib.sha256()
+            parts = {"network": self.network, "vae": self.vae, "text": self.text}
+            for name, part in parts.items():
+                if isinstance(part, nn.Module):
+                    config = getattr(part, "config", None)
+                    config = {k: v for k, v in config.items() if k[0] != "_"} if isinstance(config, Mapping) else {}
+                    digest.update(f"{name} {json.dumps(config, sort_keys=True, default=str)}".encode())
+                    for key, value in sorted(part.state_dict().items()):
+                        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+                        digest.update(_bytes(value))
+            digest.update(f"{self.schedule.prediction} {attrs.asdict(self.geometry)}".encode())
+            digest.update(_bytes(self.schedule.alpha) + _bytes(self.schedule.sigma))
+            self._digest = digest.hexdigest()
+        return self._digest
+
+    @property
+    def _shift(self) -> float:
+        return getattr(self.vae.config, "shift_factor", None) or 0.0
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
