@@ -100,6 +100,8 @@ class Preprocess:
     """Videos per forward pass."""
     shard_size: int = attrs.field(default=8, validator=ge(1))
     """Videos per shard; a finished shard is never computed again."""
+    max_skipped: float = attrs.field(default=0.1, validator=_between(0, 1))
+    """Stop when more than this share of the clips cannot be read; skipped ones are listed with their reason."""
     dtype: str = attrs.field(default="float32", validator=in_(("float32", "float16", "bfloat16")))
     """How stored predictions and scores are rounded; clean latents stay float32."""
 

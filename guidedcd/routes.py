@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 
@@ -26,7 +26,8 @@ class Sample:
     dataset: str
     caption: str
     short_caption: str | None = None
-    tags: frozenset[str] = frozenset()
+    tags: Mapping[str, Any] = attrs.field(factory=dict)
+    """Free metadata of the dataset, JSON values only."""
     motion: float | None = None
     """How much the clip moves, in the dataset's own unit; None when unknown."""
     readers: Mapping[str, Reader] = attrs.field(factory=dict, eq=False)

@@ -1,0 +1,58 @@
+"""Where tensors live: the device a user asked for, and what to say when its memory runs out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from guidedcd.errors import GuidedCDError
+
+
+def device(name: str) -> torch.device:
+    """The device called `name`; "auto" takes a GPU when there is one.
+
+    Raises:
+        GuidedCDError: This machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise GuidedCDError(f"no device named '{name}'. Use auto, cpu, cuda, cuda:N or mps.") from None
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise GuidedCDError(f"--device {name}: this machine has no usable NVIDIA GPU. Use --device cpu or auto.")
+        if (found.index or 0) >= count:
+            raise GuidedCDError(f"--device {name}: this machine has {count} GPU(s), numbered from 0.")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise GuidedCDError("--device mps: this machine has no usable Apple GPU. Use --device cpu or auto.")
+    return found
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out, on a GPU or on the host."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+@contextlib.contextmanager
+def part(name: str, advice: str = "") -> Iterator[None]:
+    """Name the component at work: running out of memory inside becomes one sentence with `advice`.
+
+    Raises:
+        GuidedCDError: Memory ran out inside the block.
+    """
+    try:
+        yield
+    except GuidedCDError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        held = f" ({torch.cuda.max_memory_allocated() / 2**30:.1f} GB in use at the peak)" if torch.cuda.is_available() else ""
+        raise GuidedCDError(f"out of memory in {name}{held}. {advice or 'Use smaller batches.'}") from error

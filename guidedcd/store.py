@@ -1,0 +1,237 @@
+"""The latent store: everything that depends on the frozen teacher, computed once and keyed by what it depends on.
+
+Legend: V videos of a shard, D draws per video, R scored draws of a shard; latents (C, F, H, W).
+A shard is one safetensors file and, written after it, one JSON file; a shard without its JSON does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from guidedcd.errors import GuidedCDError
+from guidedcd.files import digest, file_digest, read_json, replacing, write_json
+from guidedcd.noise import noise
+from guidedcd.routes import Sample
+
+FORMAT = 1
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Draw:
+    """One training sample: a noise draw of one video, with what the teacher said about it."""
+
+    sample: Sample
+    number: int
+    """Which of the video's draws, from 0."""
+    index: int
+    """Solver index n of the source point, 0 is the cleanest."""
+    z0: Tensor
+    """Clean latents (C, F, H, W), float32."""
+    noise: Tensor
+    """Standard normal noise like z0, float32, recomputed from its seed."""
+    cond: dict[str, Tensor]
+    """Text condition of the caption, without a batch dimension."""
+    cond_output: Tensor
+    """The teacher's prediction with the caption, like z0."""
+    uncond_output: Tensor
+    """The teacher's prediction without a caption, like z0."""
+    scores: dict[str, Tensor]
+    """By energy, the gradient of the energy at z_t, like z0; absent outside of the scored window."""
+
+    @property
+    def id(self) -> str:
+        """Names the draw in logs and errors: "sample id#draw"."""
+        return f"{self.sample.id}#{self.number}"
+
+
+class LatentStore:
+    """A folder of shards, read lazily; the same draw is the same tensors on every machine."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a finished store.
+
+        Raises:
+            GuidedCDError: The folder is no store, is unfinished, or a shard is damaged.
+        """
+        self.folder = folder
+        self.identity: dict[str, Any] = read_json(folder / "store.json")
+        if self.identity.get("format") != FORMAT:
+            raise GuidedCDError(
+                f"{folder} was written by another version of guidedcd (format {self.identity.get('format')}, "
+                f"this one reads {FORMAT}). Remove it, and it is computed again."
+            )
+        self.shards: list[dict[str, Any]] = []
+        for number in range(self.identity["shards"]):
+            if not (folder / f"{shard_name(number)}.json").exists():
+                raise GuidedCDError(f"{folder} is unfinished: run the same `guidedcd preprocess` command again.")
+            self.shards.append(read_json(folder / f"{shard_name(number)}.json"))
+        self._open: dict[int, Any] = {}
+        self.draws = [
+            (shard, video, draw)
+            for shard, about in enumerate(self.shards)
+            for video in range(len(about["samples"]))
+            for draw in range(self.identity["draws_per_video"])
+        ]
+
+    def __len__(self) -> int:
+        """Number of draws."""
+        return len(self.draws)
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """What is known of every stored clip."""
+        return [sample for about in self.shards for sample in about["samples"]]
+
+    @property
+    def skipped(self) -> list[dict[str, str]]:
+        """Clips that could not be used, with the reason."""
+        return [entry for about in self.shards for entry in about["skipped"]]
+
+    def __getitem__(self, position: int) -> Draw:
+        """The draw at `position`.
+
+        Raises:
+            GuidedCDError: The shard is damaged.
+        """
+        shard, video, draw = self.draws[position]
+        tensors = self._tensors(shard)
+        try:
+            one = {key: tensors.get_slice(key)[video : video + 1][0] for key in ("z0", "index", "noise_seed")}
+            pair = {key: _row(tensors, key, video, draw) for key in ("cond_output", "uncond_output")}
+            cond = {
+                key.removeprefix("cond."): tensors.get_slice(key)[video : video + 1][0]
+                for key in tensors.keys()  # noqa: SIM118 - not a mapping
+                if key.startswith("cond.")
+            }
+            scores = {}
+            for energy in self.identity["energies"]:
+                row = int(tensors.get_slice(f"row.{energy}")[video : video + 1][0][draw])
+                if row >= 0:
+                    part = tensors.get_slice(f"score.{energy}")[row : row + 1][0].float()
+                    scores[energy] = part * tensors.get_slice(f"rms.{energy}")[row : row + 1][0]
+        except SafetensorError as error:
+            raise _damaged(self.folder, shard, error) from error
+        z0 = one["z0"].float()
+        about = self.shards[shard]["samples"][video]
+        return Draw(
+            sample=Sample(**about),
+            number=draw,
+            index=int(one["index"][draw]),
+            z0=z0,
+            noise=noise(int(one["noise_seed"]), draw, z0.shape),
+            cond=cond,
+            cond_output=pair["cond_output"].float(),
+            uncond_output=pair["uncond_output"].float(),
+            scores=scores,
+        )
+
+    def verify(self) -> None:
+        """Compare every shard with the checksum written beside it.
+
+        Raises:
+            GuidedCDError: A shard is damaged; names it and says what to do.
+        """
+        for number, about in enumerate(self.shards):
+            path = self.folder / f"{shard_name(number)}.safetensors"
+            if not path.exists() or file_digest(path) != about["sha256"]:
+                raise _damaged(self.folder, number, "its checksum differs")
+
+    def _tensors(self, shard: int) -> Any:
+        if shard not in self._open:
+            try:
+                self._open[shard] = safe_open(self.folder / f"{shard_name(shard)}.safetensors", framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise _damaged(self.folder, shard, error) from error
+        return self._open[shard]
+
+
+def _row(tensors: Any, key: str, video: int, draw: int) -> Tensor:
+    return tensors.get_slice(key)[video : video + 1, draw : draw + 1][0, 0]
+
+
+def _damaged(folder: Path, shard: int, why: object) -> GuidedCDError:
+    name = shard_name(shard)
+    return GuidedCDError(
+        f"shard {folder / name}.safetensors is damaged ({why}). Delete {name}.json and run the same command again: "
+        "only this shard is computed anew."
+    )
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard, without its ending."""
+    return f"shard-{number:05d}"
+
+
+def begin(folder: Path, identity: dict[str, Any]) -> None:
+    """Create the store for `identity`, or check that the one in `folder` is its.
+
+    Raises:
+        GuidedCDError: The folder holds a store of another teacher, data set, grid or energies, or something else.
+    """
+    path = folder / "store.json"
+    if not path.exists():
+        if folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
+            raise GuidedCDError(f"{folder} is not empty and is no latent store. Choose another folder with --store.")
+        write_json(path, identity)
+        return
+    found = read_json(path)
+    if digest(found) != digest(identity):
+        differing = sorted(k for k in {*found, *identity} if digest(found.get(k)) != digest(identity.get(k)))
+        first = differing[0]
+        raise GuidedCDError(
+            f"the store {folder} belongs to another run: {', '.join(differing)} differ "
+            f"({first}: {_short(found.get(first))} there, {_short(identity.get(first))} here). "
+            "Choose another --store, or none to let guidedcd find or make the right one."
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def save_shard(
+    folder: Path,
+    number: int,
+    samples: Sequence[Sample],
+    tensors: dict[str, Tensor],
+    skipped: Sequence[dict[str, str]],
+) -> None:
+    """Write one finished shard: tensors first, then the JSON that makes it count."""
+    path = folder / f"{shard_name(number)}.safetensors"
+    with replacing(path) as part:
+        try:
+            save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, part)
+        except SafetensorError as error:
+            _raise_os_error(error)
+    about = [attrs.asdict(s, filter=lambda a, _: a.name != "readers") for s in samples]
+    write_json(
+        folder / f"{shard_name(number)}.json",
+        {"samples": about, "skipped": list(skipped), "sha256": file_digest(path)},
+    )
+
+
+def _raise_os_error(error: SafetensorError) -> None:
+    """safetensors hides the operating system's error number in its text; the user needs to know a full disk."""
+    import errno
+
+    if "No space left" in str(error) or "os error 28" in str(error):
+        raise OSError(errno.ENOSPC, str(error)) from error
+    if "Permission denied" in str(error):
+        raise OSError(errno.EACCES, str(error)) from error
+    raise error
+
+
+def packed(score: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A score as unit-RMS values in `dtype` and its RMS (float32): gradients underflow half precision otherwise."""
+    rms = score.float().flatten(1).pow(2).mean(1).sqrt()
+    shape = (-1,) + (1,) * (score.dim() - 1)
+    return (score.float() / rms.clamp_min(1e-30).view(shape)).to(dtype), rms
