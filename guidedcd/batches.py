@@ -1,4 +1,4 @@
-"""Which samples a step trains on and every random number it uses: functions of (seed, step), so a resume needs no state.
+"""Which samples a step trains on, and its random numbers: functions of (seed, step), so that a resume needs no state.
 
 Legend: G samples of a step over all processes, B of this process, E energies; latents (C, F, H, W).
 """
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from guidedcd.configs import EnergyConfig
-from guidedcd.schedule import first_index
 from guidedcd.routes import Route, RoutingRule, Sample, route
+from guidedcd.schedule import first_index
 from guidedcd.store import Draw, LatentStore
 
 SLIDER_OFF = 0.1
@@ -99,7 +99,8 @@ class Batches:
         low, high = self.omega
         omega = low + (high - low) * random.random(everyone)
         strengths = numpy.stack(
-            [self._strengths(config, random, everyone) for config in self.energies.values()] or [numpy.zeros(everyone)], 1
+            [self._strengths(config, random, everyone) for config in self.energies.values()] or [numpy.zeros(everyone)],
+            1,
         )[:, : len(self.energies)]
         return self._assemble([self.store[p] for p in places], omega[mine], strengths[mine])
 

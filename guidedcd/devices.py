@@ -54,5 +54,9 @@ def part(name: str, advice: str = "") -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        held = f" ({torch.cuda.max_memory_allocated() / 2**30:.1f} GB in use at the peak)" if torch.cuda.is_available() else ""
+        held = (
+            f" ({torch.cuda.max_memory_allocated() / 2**30:.1f} GB in use at the peak)"
+            if torch.cuda.is_available()
+            else ""
+        )
         raise GuidedCDError(f"out of memory in {name}{held}. {advice or 'Use smaller batches.'}") from error

@@ -22,11 +22,11 @@ from guidedcd.data import Clip
 from guidedcd.devices import device, part
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, locked
-from guidedcd.schedule import first_index
 from guidedcd.mixture import Mixture
 from guidedcd.noise import noise
 from guidedcd.routes import Sample
 from guidedcd.run import Run
+from guidedcd.schedule import first_index
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ADVICE = "Lower --preprocess.batch-size"
@@ -74,7 +74,7 @@ def run_preprocess(run: Run, *, store_folder: Path | None = None, teacher: Any =
 
 
 def identify(run: Run, teacher: Any) -> dict[str, Any]:
-    """What the store depends on: not scales, fractions, omegas, rewards or routes, which change freely at train time."""
+    """What the store depends on: scales, fractions, omegas, rewards and routes change freely at train time."""
     settings: Preprocess = run.preprocess
     engine = {a.name for a in attrs.fields(EnergyConfig)} - {"reference"}
     return {
@@ -234,7 +234,9 @@ class Worker:
         z = self.schedule.add_noise(clean, eps, t)
         with part("the teacher's prediction", ADVICE):
             if not jobs[0].scored:
-                both = {k: torch.cat([v, n]) for (k, v), n in zip(text.items(), self._null(len(jobs)).values(), strict=True)}
+                both = {
+                    k: torch.cat([v, n]) for (k, v), n in zip(text.items(), self._null(len(jobs)).values(), strict=True)
+                }
                 with torch.no_grad():
                     c, u = teacher.net(torch.cat([z, z]), torch.cat([t, t]), both).float().chunk(2)
             else:

@@ -87,8 +87,8 @@ def check(run: Run) -> None:
 class Trainer:
     """Optimises a student on stored draws and routed rewards.
 
-    Every random number of a step depends on (seed, step) alone, so a resumed run repeats an uninterrupted one, and every
-    process computes every objective on its own part of the batch.
+    Every random number of a step depends on (seed, step) alone, so a resumed run repeats an uninterrupted one.
+    Every process computes every objective on its own part of the batch.
     """
 
     def __init__(self, run: Run, folder: Path, store: LatentStore, teacher: Any) -> None:
@@ -250,7 +250,13 @@ class Trainer:
         """Means over processes; a reward that was not scored on this one counts as not there."""
         if self.accelerator.num_processes == 1:
             return line
-        keys = ["loss", "cd_loss", "grad_norm", "lr", *(f"{k}/{n}" for n in self.rewards.names for k in ("reward", "routed"))]
+        keys = [
+            "loss",
+            "cd_loss",
+            "grad_norm",
+            "lr",
+            *(f"{k}/{n}" for n in self.rewards.names for k in ("reward", "routed")),
+        ]
         values = torch.tensor([line.get(key, math.nan) for key in keys], device=self.teacher.device)
         gathered = self.accelerator.gather(values[None])
         return {k: float(v) for k, v in zip(keys, gathered.nanmean(0), strict=True) if not math.isnan(float(v))}

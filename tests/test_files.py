@@ -35,7 +35,8 @@ def test_interrupted_folder_vanishes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission"), (errno.ENOTDIR, "in the way")]
+    ("number", "words"),
+    [(errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission"), (errno.ENOTDIR, "in the way")],
 )
 def test_failed_write_says_what_to_do(tmp_path, number, words):
     """Each usual cause of a failed write has its own sentence with the path in it."""
