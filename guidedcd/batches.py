@@ -1,4 +1,4 @@
-"""Which samples a step trains on, and its random numbers: functions of (seed, step), so that a resume needs no state.
+"""Which samples a step trains on, and its random numbers: functions of (seed, step), so resuming needs no state.
 
 Legend: G samples of a step over all processes, B of this process, E energies; latents (C, F, H, W).
 """
@@ -99,9 +99,9 @@ class Batches:
         low, high = self.omega
         omega = low + (high - low) * random.random(everyone)
         strengths = numpy.stack(
-            [self._strengths(config, random, everyone) for config in self.energies.values()] or [numpy.zeros(everyone)],
-            1,
-        )[:, : len(self.energies)]
+            [*(self._strengths(config, random, everyone) for config in self.energies.values()), numpy.zeros(everyone)],
+            axis=1,
+        )[:, :-1]
         return self._assemble([self.store[p] for p in places], omega[mine], strengths[mine])
 
     def _place(self, position: int) -> int:

@@ -64,13 +64,11 @@ def run_preprocess(run: Run, *, store_folder: Path | None = None, teacher: Any =
     if (folder / "store.json").exists():
         store.begin(folder, identity)
     missing = [n for n in range(identity["shards"]) if not (folder / f"{store.shard_name(n)}.json").exists()]
-    if not missing:
-        console.print(f"store    {folder} is complete ({identity['videos']} videos)")
-        return folder
-    with locked(folder, "the store"):
-        store.begin(folder, identity)
-        _fill(run, teacher, folder, identity, missing)
-    return folder
+    if missing:
+        with locked(folder, "the store"):
+            store.begin(folder, identity)
+            _fill(run, teacher, folder, missing)
+    return _checked(run, folder)
 
 
 def identify(run: Run, teacher: Any) -> dict[str, Any]:
@@ -98,22 +96,44 @@ def identify(run: Run, teacher: Any) -> dict[str, Any]:
     }
 
 
-def _fill(run: Run, teacher: Any, folder: Path, identity: dict[str, Any], missing: Sequence[int]) -> None:
+def _fill(run: Run, teacher: Any, folder: Path, missing: Sequence[int]) -> None:
     datasets = [(chosen.name, chosen.build().open(teacher.geometry)) for chosen in run.data]
     mixture = Mixture(datasets, [chosen.config.weight for chosen in run.data], run.preprocess.videos)
     worker = Worker(run, teacher)
     size = run.preprocess.shard_size
-    began, total = time.perf_counter(), 0
-    with progress("preprocess", len(missing) * size, unit="video") as advance:
-        for number in missing:
-            places = range(number * size, min((number + 1) * size, len(mixture)))
+    began, draws = time.perf_counter(), 0
+    parts = [range(n * size, min((n + 1) * size, len(mixture))) for n in missing]
+    whole = sum(len(places) for places in parts) * run.preprocess.draws_per_video
+    with progress("preprocess", whole, unit="draws") as advance:
+        for number, places in zip(missing, parts, strict=True):
             clips, skipped = mixture.read(places)
+            tell = _Shares(advance, len(places) * run.preprocess.draws_per_video)
             if clips:
-                samples, tensors = worker.shard(clips, lambda share: advance(share * len(places)))
+                samples, tensors = worker.shard(clips, tell)
             else:
                 samples, tensors = [], {"z0": torch.zeros(0)}
             store.save_shard(folder, number, samples, tensors, skipped)
-            total += len(clips)
+            tell(1)
+            draws += len(clips) * run.preprocess.draws_per_video
+    seconds = time.perf_counter() - began
+    console.print(f"store    {folder}: {draws} draws in {seconds:.0f} s, {draws / seconds * 3600:,.0f} per hour")
+
+
+class _Shares:
+    """Turns shares of a shard into whole draws for the progress bar."""
+
+    def __init__(self, advance: Callable[..., None], whole: int) -> None:
+        self.advance, self.whole, self.share, self.told = advance, whole, 0.0, 0
+
+    def __call__(self, share: float) -> None:
+        self.share = min(self.share + share, 1.0)
+        now = round(self.share * self.whole)
+        self.advance(now - self.told)
+        self.told = now
+
+
+def _checked(run: Run, folder: Path) -> Path:
+    """The finished store in `folder`, unless too many of its clips could not be used."""
     opened = store.LatentStore(folder)
     lost, used = len(opened.skipped), len(opened.samples)
     if lost > run.preprocess.max_skipped * (lost + used):
@@ -122,12 +142,9 @@ def _fill(run: Run, teacher: Any, folder: Path, identity: dict[str, Any], missin
             f"{lost} of {lost + used} clips could not be used (the first, {first['id']}: {first['reason']}), more than "
             f"the share of {run.preprocess.max_skipped:.0%} allowed. Mend the data or raise --preprocess.max-skipped."
         )
-    seconds = time.perf_counter() - began
-    note = f", {lost} skipped" if lost else ""
-    console.print(
-        f"store    {folder}: {used} videos, {len(opened)} draws{note}; {total} videos in {seconds:.0f} s, "
-        f"{total * run.preprocess.draws_per_video / max(seconds, 1e-9) * 3600:,.0f} samples per hour"
-    )
+    note = f", {lost} clips skipped" if lost else ""
+    console.print(f"store    {folder}: {used} videos, {len(opened)} draws{note}")
+    return folder
 
 
 class Worker:
@@ -137,7 +154,7 @@ class Worker:
         self.run, self.teacher = run, teacher
         self.schedule = teacher.schedule
         self.grid = self.schedule.grid(run.solver.steps)
-        self.energies = {name: run.component("energy", name).load()(config) for name, config in run.energies.items()}
+        self.energies = run.build("energy")
         self.needs = tuple(dict.fromkeys(need for energy in self.energies.values() for need in energy.needs))
         self.first = first_index(run.solver.steps, run.preprocess.window) if self.energies else run.solver.steps
         self.batch = run.preprocess.batch_size
@@ -234,9 +251,8 @@ class Worker:
         z = self.schedule.add_noise(clean, eps, t)
         with part("the teacher's prediction", ADVICE):
             if not jobs[0].scored:
-                both = {
-                    k: torch.cat([v, n]) for (k, v), n in zip(text.items(), self._null(len(jobs)).values(), strict=True)
-                }
+                null = self._null(len(jobs))
+                both = {key: torch.cat([text[key], null[key]]) for key in text}
                 with torch.no_grad():
                     c, u = teacher.net(torch.cat([z, z]), torch.cat([t, t]), both).float().chunk(2)
             else:

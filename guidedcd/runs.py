@@ -31,9 +31,8 @@ def run_folder(run: Run, out: Path | None, *, new: bool) -> Path:
         if (out / "run.json").exists():
             found = read_json(out / "run.json")
             if not _same(found, described):
-                raise GuidedCDError(
-                    f"{out} holds a run with another configuration ({_difference(found, described)}). Choose another --out."
-                )
+                other = _difference(found, described)
+                raise GuidedCDError(f"{out} holds a run with another configuration ({other}). Choose another --out.")
             if new:
                 raise GuidedCDError(f"--new starts a new run, but {out} holds one already. Choose another --out.")
         elif out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -52,7 +52,6 @@ def run_training(run: Run, *, out: Path | None = None, store: Path | None = None
     from guidedcd.evaluate import run_evaluate
     from guidedcd.report import write_report
 
-    check(run)
     where = device(run.device)
     folder = run_folder(run, out, new=new)
     with part("the teacher"):
@@ -68,20 +67,6 @@ def run_training(run: Run, *, out: Path | None = None, store: Path | None = None
         report = write_report(folder)
     console.print(f"report   {report}")
     return folder
-
-
-def check(run: Run) -> None:
-    """Refuse what can be seen to be wrong before anything heavy is loaded.
-
-    Raises:
-        GuidedCDError: An energy's window is larger than the one that scores are computed for.
-    """
-    for name, config in run.energies.items():
-        if config.fraction > run.preprocess.window:
-            raise GuidedCDError(
-                f"--energy.{name}.fraction {config.fraction} is larger than --preprocess.window {run.preprocess.window}: "
-                "scores are computed for that window only. Raise --preprocess.window to at least the fraction."
-            )
 
 
 class Trainer:
@@ -105,12 +90,12 @@ class Trainer:
             if settings.gradient_checkpointing:
                 self.student.enable_gradient_checkpointing()
         with part("the rewards", "Use fewer --rewards"):
-            modules = {name: run.build("reward", name).to(teacher.device) for name in run.rewards}
+            modules = {name: module.to(teacher.device) for name, module in run.build("reward").items()}
             self.rewards = Rewards({name: (modules[name], config) for name, config in run.rewards.items()}, teacher)
         self.batches = Batches(
             store,
             readers={n: Reader(max_tokens=m.max_tokens, count=m.count_tokens) for n, m in modules.items()},
-            rules=[run.build("route", name) for name in run.routes],
+            rules=list(run.build("route").values()),
             energies=run.energies,
             size=settings.batch_size,
             omega=run.solver.omega,
