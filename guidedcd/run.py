@@ -1,0 +1,148 @@
+"""The run: one frozen object that says everything about a distillation. No torch.
+
+A flag, a key of a TOML or run.json file and the Python attribute spell the same path: `--train.lr`, `train.lr`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from attrs.validators import ge
+
+import guidedcd
+from guidedcd.configs import ComponentConfig, Evaluate, Preprocess, Solver, Student, Train
+from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import CONFIGS, Component, Registry, load_plugins
+from guidedcd.structure import plain
+
+KINDS = {
+    "teacher": "teacher",
+    "data": "dataset",
+    "energy": "energy",
+    "rewards": "reward",
+    "routes": "route",
+    "metrics": "metric",
+}
+"""How a kind of component is spelled in flags and files."""
+
+SECTIONS = {"solver": Solver, "preprocess": Preprocess, "student": Student, "train": Train, "evaluate": Evaluate}
+"""The engine's own options."""
+
+
+def _is_device(instance: object, attribute: attrs.Attribute, value: str) -> None:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise ValueError(f"'device' must be auto, cpu, cuda, cuda:N or mps (got {value!r})")
+
+
+def _is_name(instance: object, attribute: attrs.Attribute, value: str) -> None:
+    if not re.fullmatch(r"\w[\w.+-]*", value):
+        raise ValueError(f"'name' must be letters, digits, '-', '_' and '.', as it names a folder (got {value!r})")
+
+
+@attrs.frozen
+class Chosen:
+    """A component by name, with its options."""
+
+    name: str
+    config: ComponentConfig
+
+    @property
+    def kind(self) -> str:
+        """Which kind it is; a config class of a kind derives from that kind's base class."""
+        return next(kind for kind, base in CONFIGS.items() if isinstance(self.config, base))
+
+    def component(self, registry: Registry | None = None) -> Component:
+        """What a plugin offers under this name."""
+        return (registry or load_plugins()).get(self.kind, self.name)
+
+    def build(self, registry: Registry | None = None) -> Any:
+        """Import the component and call it with its options; an exception of its own says whose it is."""
+        return self.component(registry).build(self.config)
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """Everything about a distillation; two equal runs compute the same."""
+
+    teacher: Chosen
+    """The frozen pretrained model."""
+    data: tuple[Chosen, ...]
+    """The datasets that are mixed."""
+    energies: dict[str, Any] = attrs.field(factory=dict)
+    """Config of each energy by name; in flags and files the path begins with `energy`."""
+    rewards: dict[str, Any] = attrs.field(factory=dict)
+    """Config of each reward by name."""
+    routes: dict[str, Any] = attrs.field(factory=dict)
+    """Config of each routing rule by name, in the order in which they apply."""
+    metrics: dict[str, Any] = attrs.field(factory=dict)
+    """Config of each metric by name."""
+    solver: Solver = attrs.field(factory=Solver)
+    preprocess: Preprocess = attrs.field(factory=Preprocess)
+    student: Student = attrs.field(factory=Student)
+    train: Train = attrs.field(factory=Train)
+    evaluate: Evaluate = attrs.field(factory=Evaluate)
+    seed: int = attrs.field(default=0, validator=ge(0))
+    """Seed of everything random."""
+    device: str = attrs.field(default="auto", validator=_is_device)
+    """Where tensors live: auto, cpu, cuda, cuda:N or mps."""
+    name: str = attrs.field(default="run", validator=_is_name)
+    """Part of the run folder's name."""
+    profile: str = "shapes"
+    """The profile that the defaults came from."""
+
+    def __attrs_post_init__(self) -> None:
+        for name, config in self.energies.items():
+            if config.fraction > self.preprocess.window:
+                raise GuidedCDError(
+                    f"energy.{name}.fraction is {config.fraction}, but scores are computed only for the noisiest "
+                    f"{self.preprocess.window} of the grid. Set --preprocess.window {config.fraction} or lower it."
+                )
+
+    def chosen(self, kind: str) -> tuple[Chosen, ...]:
+        """The components of one kind ("energy", "reward", "route", "teacher", "dataset", "metric") with options."""
+        match kind:
+            case "teacher":
+                return (self.teacher,)
+            case "dataset":
+                return self.data
+        by_name = {"energy": self.energies, "reward": self.rewards, "route": self.routes, "metric": self.metrics}
+        return tuple(Chosen(name, config) for name, config in by_name[kind].items())
+
+    def component(self, kind: str, name: str, registry: Registry | None = None) -> Component:
+        """What a plugin offers as `name`."""
+        return (registry or load_plugins()).get(kind, name)
+
+    def build(self, kind: str, name: str, registry: Registry | None = None) -> Any:
+        """The selected component of this name, built from its options."""
+        return next(one for one in self.chosen(kind) if one.name == name).build(registry)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The run as JSON values, in the layout of a `--config` file, with every option."""
+        return {
+            "guidedcd": guidedcd.__version__,
+            "profile": self.profile,
+            "name": self.name,
+            "seed": self.seed,
+            "device": self.device,
+            "teacher": {self.teacher.name: plain(self.teacher.config)},
+            "data": [{chosen.name: plain(chosen.config)} for chosen in self.data],
+            **{
+                key: {chosen.name: plain(chosen.config) for chosen in self.chosen(KINDS[key])}
+                for key in ("energy", "rewards", "routes", "metrics")
+            },
+            **{section: plain(getattr(self, section)) for section in SECTIONS},
+        }
+
+    @classmethod
+    def from_dict(cls, described: Mapping[str, Any], registry: Registry | None = None) -> Run:
+        """The run that `to_dict` described.
+
+        Raises:
+            GuidedCDError: A component is not installed, or an option is unknown or out of range.
+        """
+        from guidedcd.resolve import Layer, resolve
+
+        return resolve([Layer.of_file(described, "run.json")], registry or load_plugins())

@@ -1,0 +1,212 @@
+"""Plain values from flags, TOML and JSON into config objects, with errors that say where and what. No torch."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import math
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import suggest
+
+
+@attrs.frozen
+class Value:
+    """Something the user wrote, and where: "--train.lr", or "train.lr in runs/mine.toml"."""
+
+    value: Any
+    where: str
+
+
+def structure(cls: type, given: Mapping[str, Value], what: str) -> Any:
+    """An instance of the config class `cls`; what `given` does not mention keeps its default.
+
+    Args:
+        cls: An attrs class with a default for every field.
+        given: By field name ("-" and "_" are the same).
+        what: What the class configures, for messages: "energy 'pta'".
+
+    Raises:
+        GuidedCDError: An unknown field (with a suggestion), a value of the wrong type or out of range.
+    """
+    fields = {field.name: field for field in attrs.fields(cls) if field.init}
+    hints = types_of(cls)
+    values: dict[str, Any] = {}
+    for key, one in given.items():
+        name = key.replace("-", "_")
+        if name not in fields:
+            hint = suggest(key, [flag(n) for n in fields])
+            known = ", ".join(flag(n) for n in fields) or "none"
+            raise GuidedCDError(f"{one.where}: {what} has no option '{key}'.{hint} Known: {known}.")
+        values[name] = convert(one.value, hints[name], one.where)
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as error:
+        raise GuidedCDError(_readable(error, given, what)) from error
+
+
+def _readable(error: Exception, given: Mapping[str, Value], what: str) -> str:
+    """A validator's message, with the field's name replaced by the place where its value was written."""
+    text = str(error.args[0] if error.args else error)
+    for key, one in given.items():
+        quoted = f"'{key.replace('-', '_')}'"
+        if text.startswith(quoted):
+            return one.where + text.removeprefix(quoted)
+    return f"{what}: {text}"
+
+
+def flag(name: str) -> str:
+    """How a field is spelled on the command line."""
+    return name.replace("_", "-")
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """`value`, typed as in a file or the text of a flag, as the type `hint`.
+
+    Raises:
+        GuidedCDError: It cannot be read as that type.
+    """
+    if hint is Any or hint is None or isinstance(hint, str):
+        return value
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return convert(value, args[0], where)
+    if origin in (typing.Union, types.UnionType):
+        return _union(value, args, where)
+    if origin is typing.Literal:
+        if value not in args:
+            raise GuidedCDError(f"{where} must be one of {', '.join(map(str, args))} (got {value!r})")
+        return value
+    if origin in (tuple, list, frozenset, set):
+        return _many(value, origin, args, where)
+    if hint in _SCALARS:
+        return _SCALARS[hint](value, where)
+    return value
+
+
+def _union(value: Any, options: tuple[Any, ...], where: str) -> Any:
+    if type(None) in options and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
+        return None
+    rest = [option for option in options if option is not type(None)]
+    for option in rest[:-1]:
+        try:
+            return convert(value, option, where)
+        except GuidedCDError:
+            continue
+    return convert(value, rest[-1], where)
+
+
+def _many(value: Any, origin: type, args: tuple[Any, ...], where: str) -> Any:
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")] if value.strip() else []
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise GuidedCDError(f"{where} must be a list, such as 5,15 (got {value!r})")
+    fixed = origin is tuple and args and args[-1] is not Ellipsis
+    if fixed and len(value) != len(args):
+        raise GuidedCDError(f"{where} must be {len(args)} values separated by a comma (got {len(value)})")
+    element = args[0] if args else Any
+    hints = args if fixed else [element] * len(value)
+    return origin(convert(one, hint, where) for one, hint in zip(value, hints, strict=True))
+
+
+def _float(value: Any, where: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise GuidedCDError(f"{where} must be a number (got {value!r})") from None
+    if not math.isfinite(number):
+        raise GuidedCDError(f"{where} must be a finite number (got {value!r})")
+    return number
+
+
+def _int(value: Any, where: str) -> int:
+    try:
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+            raise ValueError
+        return int(value.replace("_", "")) if isinstance(value, str) else int(value)
+    except (TypeError, ValueError, OverflowError):
+        raise GuidedCDError(f"{where} must be a whole number (got {value!r})") from None
+
+
+def _bool(value: Any, where: str) -> bool:
+    if isinstance(value, str) and value.lower() in _TRUTH:
+        return _TRUTH[value.lower()]
+    if not isinstance(value, bool):
+        raise GuidedCDError(f"{where} must be true or false (got {value!r})")
+    return value
+
+
+def _str(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise GuidedCDError(f"{where} must be text (got {value!r})")
+    return value
+
+
+def _path(value: Any, where: str) -> Path:
+    return Path(_str(value, where)).expanduser()
+
+
+_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_SCALARS: dict[Any, Callable[[Any, str], Any]] = {float: _float, int: _int, bool: _bool, str: _str, Path: _path}
+
+
+@cache
+def types_of(cls: type) -> dict[str, Any]:
+    """The type of every field, annotations resolved where they can be."""
+    try:
+        hints = typing.get_type_hints(cls, include_extras=False)
+    except Exception:  # a plugin may import a name for type checkers only
+        hints = {}
+    return {field.name: hints.get(field.name, field.type) for field in attrs.fields(cls)}
+
+
+@cache
+def docs_of(cls: type) -> dict[str, str]:
+    """The docstring under every field, on one line; inherited fields have their own class's."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except (OSError, TypeError, SyntaxError, IndexError):
+            continue
+        statements = getattr(body, "body", [])
+        for field, text in itertools.pairwise(statements):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+                value = text.value
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    found[field.target.id] = " ".join(value.value.split())
+    return found
+
+
+def positional(cls: type) -> attrs.Attribute | None:
+    """The field that the VALUE in NAME:VALUE fills, marked with metadata={"positional": True}."""
+    return next((field for field in attrs.fields(cls) if field.metadata.get("positional")), None)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config as JSON values: tuples and sets become lists, paths become text."""
+    return {field.name: _plain(getattr(config, field.name)) for field in attrs.fields(type(config))}
+
+
+def _plain(value: Any) -> Any:
+    if attrs.has(type(value)):
+        return plain(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(_plain, value))
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
