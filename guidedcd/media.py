@@ -51,7 +51,13 @@ def enlarged(frames: np.ndarray, factor: int) -> np.ndarray:
 
 
 def write_video(
-    path: Path, video: Tensor, *, fps: float, enlarge: int = 1, quality: int = 14, metadata: Mapping[str, Any] | None = None
+    path: Path,
+    video: Tensor,
+    *,
+    fps: float,
+    enlarge: int = 1,
+    quality: int = 14,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write one video as mp4 or gif, by the suffix of `path`, and its metadata as JSON beside an mp4.
 
@@ -82,7 +88,13 @@ def write_video(
     with replacing(path) as part:
         part.write_bytes(mp4_bytes(frames, fps, quality) if path.suffix == ".mp4" else gif_bytes(frames, fps))
     if path.suffix == ".mp4":
-        known = {"frames": len(frames), "height": frames.shape[1], "width": frames.shape[2], "fps": fps, "enlarge": enlarge}
+        known = {
+            "frames": len(frames),
+            "height": frames.shape[1],
+            "width": frames.shape[2],
+            "fps": fps,
+            "enlarge": enlarge,
+        }
         write_json(sidecar(path), {**(metadata or {}), **known})
     return path
 
@@ -94,7 +106,7 @@ def sidecar(path: Path) -> Path:
 
 def mp4_bytes(frames: np.ndarray, fps: float, quality: int = 14) -> bytes:
     """Encode (F, H, W, 3) uint8 as H.264 in mp4, playable while it loads; the same bytes for the same frames."""
-    count, height, width, _ = frames.shape
+    _, height, width, _ = frames.shape
     if height % 2 or width % 2:
         frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with tempfile.TemporaryDirectory() as folder:  # "faststart" reads the file again, so it must have a name
@@ -202,7 +214,9 @@ def _strip(pixels: np.ndarray, count: int, size: int) -> Image.Image:
         shown = enlarged(pixels[picks], max(1, size // height))
     else:
         small = (max(1, round(width * size / height)), size)
-        shown = np.stack([np.asarray(Image.fromarray(f).resize(small, Image.Resampling.LANCZOS)) for f in pixels[picks]])
+        shown = np.stack(
+            [np.asarray(Image.fromarray(f).resize(small, Image.Resampling.LANCZOS)) for f in pixels[picks]]
+        )
     bar = np.full((shown.shape[1], 2, 3), 255, np.uint8)
     return Image.fromarray(np.concatenate([part for frame in shown for part in (frame, bar)][:-1], axis=1))
 
