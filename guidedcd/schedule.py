@@ -135,15 +135,8 @@ class NoiseSchedule:
         total = scaled**2 + SIGMA_DATA**2
         return SIGMA_DATA**2 / total, scaled / total**0.5
 
-
-def window(index: Tensor, steps: int, fraction: float) -> Tensor:
-    """Whether grid indices (B,) lie in the noisiest `fraction` of the grid: index >= (1 - fraction) * steps, bool (B,).
-
-    Compared in float32 on the index of the step's source, as in the released training code.
-    """
-    return index.to(torch.float32) >= torch.tensor((1 - fraction) * steps, dtype=torch.float32, device=index.device)
-
-
-def first_index(steps: int, fraction: float) -> int:
-    """The smallest grid index inside the window; `steps` when the window is empty."""
-    return int((~window(torch.arange(steps), steps, fraction)).sum())
+    def consistency(self, z: Tensor, output: Tensor, t: Tensor) -> Tensor:
+        """The consistency function f = c_skip z + c_out x0 at `t` (B,), like `z`."""
+        c_skip, c_out = self.boundary(t)
+        x0, _ = self.to_x0_eps(z, output, t)
+        return expand(c_skip, z) * z + expand(c_out, z) * x0

@@ -1,0 +1,124 @@
+"""The command `python -m guidedcd.parity`: compute, write, compare."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from cyclopts import App
+from rich.table import Table
+from safetensors.torch import save_file
+
+from guidedcd.console import console, errors
+from guidedcd.errors import GuidedCDError
+from guidedcd.parity import FAMILIES, Tolerance
+from guidedcd.parity.compare import Row, compare_json, compare_tensors
+
+app = App(name="guidedcd.parity", help="Recompute published reference numbers with guidedcd's own code.")
+
+
+@app.default
+def run(folder: Path, *, out: Path, compare: bool = False, threads: int = 0) -> int:
+    """Compute everything that FOLDER's inputs define, write it under OUT, and optionally compare.
+
+    Args:
+        folder: A tree of fixtures, one family's folder, or one file of a family.
+        out: Results appear here, in the layout and under the names of the goldens.
+        compare: Print a table of errors against the goldens; exit status 1 when one exceeds its tolerance.
+        threads: CPU threads; 0 leaves the choice to torch.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if not folder.exists():
+        raise GuidedCDError(f"{folder} does not exist. Give a folder of fixtures.")
+    root = folder if folder.is_dir() else folder.parent
+    rows: list[Row] = []
+    written = 0
+    for place, family, results in _results(root):
+        for name, values in results.items():
+            if folder.is_file() and not name.startswith(folder.stem):
+                continue
+            target = out / place.relative_to(root) / name
+            _write(target, values)
+            written += 1
+            golden = place / name
+            if compare and golden.is_file():
+                rows += _compared(golden, values, family)
+    if not written:
+        raise GuidedCDError(f"{folder} holds no fixture that guidedcd knows how to compute.")
+    console.print(f"{written} files written to {out}")
+    if not compare:
+        return 0
+    _print(rows, root)
+    failed = [row for row in rows if not row.ok]
+    console.print(
+        f"{len(rows) - len(failed)} of {len(rows)} values agree" + (f", {len(failed)} do not" if failed else "")
+    )
+    return 1 if failed or not rows else 0
+
+
+def _results(root: Path) -> Iterator[tuple[Path, ModuleType, dict[str, Any]]]:
+    families = []
+    for name in FAMILIES:
+        try:
+            families.append(importlib.import_module(f"guidedcd.parity.{name}"))
+        except ModuleNotFoundError as error:
+            if error.name != f"guidedcd.parity.{name}":
+                raise
+    for current, folders, files in os.walk(root):
+        folders.sort()
+        if not files:
+            continue
+        place = Path(current)
+        for family in families:
+            results = family.compute(place)
+            if results:
+                yield place, family, results
+
+
+def _write(path: Path, values: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        save_file({key: value.detach().cpu().contiguous().clone() for key, value in values.items()}, path)
+    else:
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _compared(golden: Path, values: Any, family: ModuleType) -> list[Row]:
+    tolerance = getattr(family, "tolerance", lambda file, key: Tolerance())
+    file = f"{golden.parent.name}/{golden.name}"
+    if golden.suffix == ".safetensors":
+        return compare_tensors(golden, values, lambda key: tolerance(file, key))
+    return compare_json(golden, values, lambda key: tolerance(file, key))
+
+
+def _print(rows: list[Row], root: Path) -> None:
+    table = Table("file", "key", "max error", "golden max", "tolerance", "ok", box=None, pad_edge=False)
+    for row in rows:
+        mark = "[green]yes" if row.ok else "[bold red]NO"
+        numbers = (f"{row.error:.3g}", f"{row.largest:.3g}", f"{row.limit:.3g}")
+        table.add_row(
+            str(row.file.relative_to(root)), row.key, *(numbers if not row.note else (row.note, "", "")), mark
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line and exit status 2."""
+    try:
+        status = app(sys.argv[1:], result_action="return_value")
+    except GuidedCDError as error:
+        errors.print(f"error: {error}")
+        sys.exit(2)
+    sys.exit(status or 0)
+
+
+if __name__ == "__main__":
+    main()

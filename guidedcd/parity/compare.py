@@ -1,0 +1,99 @@
+"""Hold recomputed values against golden ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+from safetensors import safe_open
+from torch import Tensor
+
+from guidedcd.parity import Tolerance
+
+Allowed = Callable[[str], Tolerance | None]
+
+
+@attrs.frozen
+class Row:
+    """One line of the table."""
+
+    file: Path
+    key: str
+    error: float = math.nan
+    largest: float = math.nan
+    limit: float = math.nan
+    ok: bool = True
+    note: str = ""
+    """What is wrong when there is no number, e.g. "not computed"."""
+
+
+def compare_tensors(golden: Path, values: dict[str, Tensor], allowed: Allowed) -> list[Row]:
+    """One row per tensor of a golden file; a tensor that was not computed, or has another shape, fails."""
+    rows = []
+    with safe_open(golden, "pt") as file:
+        for key in sorted(file.keys()):
+            tolerance = allowed(key)
+            if tolerance is None:
+                continue
+            wanted = file.get_tensor(key)
+            if key not in values:
+                rows.append(Row(golden, key, ok=False, note="not computed"))
+            elif values[key].shape != wanted.shape:
+                rows.append(
+                    Row(golden, key, ok=False, note=f"shape {tuple(values[key].shape)}, not {tuple(wanted.shape)}")
+                )
+            else:
+                rows.append(_row(golden, key, values[key].cpu().double(), wanted.double(), tolerance))
+    return rows
+
+
+def compare_json(golden: Path, values: Any, allowed: Allowed) -> list[Row]:
+    """One row per number, truth value or list of them that was computed; other entries of the golden are left out."""
+    import torch
+
+    wanted = dict(_leaves(json.loads(golden.read_text(encoding="utf-8"))))
+    rows = []
+    for key, value in _leaves(values):
+        tolerance = allowed(key)
+        if tolerance is None or key not in wanted:
+            continue
+        try:
+            ours, theirs = (torch.as_tensor(_plain(v), dtype=torch.float64) for v in (value, wanted[key]))
+        except (TypeError, ValueError):
+            rows.append(Row(golden, key, ok=value == wanted[key], note="equal" if value == wanted[key] else "differs"))
+            continue
+        if ours.shape != theirs.shape:
+            rows.append(Row(golden, key, ok=False, note=f"{ours.numel()} values, not {theirs.numel()}"))
+        else:
+            rows.append(_row(golden, key, ours, theirs, tolerance))
+    return rows
+
+
+def _row(file: Path, key: str, ours: Tensor, theirs: Tensor, tolerance: Tolerance) -> Row:
+    if not theirs.numel():
+        return Row(file, key, 0.0, 0.0, 0.0)
+    error, largest = float((ours - theirs).abs().max()), float(theirs.abs().max())
+    limit = tolerance.limit(largest)
+    return Row(file, key, error, largest, limit, ok=error <= limit)
+
+
+def _plain(value: Any) -> Any:
+    """Truth values as 0 and 1, null as -1, so that lists of them compare like numbers."""
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if isinstance(value, str):
+        raise TypeError(value)
+    return -1.0 if value is None else float(value)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything that is not a JSON object."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}/{key}" if path else str(key))
+    else:
+        yield path, value
