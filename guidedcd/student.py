@@ -1,0 +1,227 @@
+"""The network that is trained: a copy of the teacher's denoiser that is told omega and each energy's strength.
+
+Legend: B batch, C channels, F frames, H/W latent size, E energies.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from guidedcd import configs
+from guidedcd.conditioning import GuidanceProjection
+from guidedcd.errors import GuidedCDError
+from guidedcd.files import read_json, replacing, write_json
+
+EMBEDDING = 256
+"""Width of the embedding of omega and of each energy's input."""
+FORMAT = 1
+
+
+def guidance_scale_embedding(w: Tensor, dim: int = EMBEDDING, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Sinusoids of 1000 w, sines first, frequencies 1e4^(-j / (dim // 2 - 1)); (B,) to (B, dim), zero-padded if odd.
+
+    Computed in `dtype`, float32 by default whatever the network's: bfloat16 phases would be another embedding.
+    """
+    half = dim // 2
+    rate = torch.log(torch.tensor(10000.0, dtype=dtype)) / max(half - 1, 1)
+    frequencies = torch.exp(torch.arange(half, dtype=dtype) * -rate).to(w.device)
+    phase = (w.to(dtype) * 1000.0)[:, None] * frequencies[None]
+    found = torch.cat([phase.sin(), phase.cos()], dim=1)
+    return nn.functional.pad(found, (0, dim % 2))
+
+
+def guidance_embedding(omega: Tensor | None, lambdas: Tensor | None = None) -> Tensor | None:
+    """What `cond_proj` is given (B, 256 or 256 + 256 E), float32; None without omega.
+
+    Args:
+        omega: Guidance strength (B,), embedded as it is.
+        lambdas: Energy inputs (B, E), see `guidance.lambda_input`; 0 is an input too, None is "not told".
+    """
+    if omega is None:
+        if lambdas is not None:
+            raise ValueError("lambdas need omega: a network that is told energies is told omega as well")
+        return None
+    parts = [omega] if lambdas is None else [omega, *lambdas.unbind(dim=1)]
+    return torch.cat([guidance_scale_embedding(part) for part in parts], dim=1)
+
+
+class Student(nn.Module):
+    """A trainable copy of a teacher's denoiser; a fresh one equals the teacher bit for bit.
+
+    omega and the energies' inputs enter at the input of the time embedding (`time_embedding.cond_proj`), the placement
+    of T2V-Turbo-v2; only the outermost new matrix is zero, so that the others learn from the second step on.
+    """
+
+    def __init__(self, teacher: Any, config: configs.Student | None = None, energies: Sequence[str] = ()) -> None:
+        """Copy the teacher's denoiser and add what is learned.
+
+        Args:
+            teacher: Its `network` is copied, its `net` adapts calls; it is not part of the student's state.
+            config: Full weights or LoRA, dropout, averaged target.
+            energies: Names, in the order of the inputs in `lambdas`; E may be 0.
+        """
+        super().__init__()
+        self._teacher = (teacher,)  # in a tuple, so that torch does not take it for a submodule
+        self.config = config or configs.Student()
+        self.energies = tuple(energies)
+        self.network = copy.deepcopy(teacher.network).requires_grad_(True)
+        set_dropout(self.network, self.config.dropout)
+        if self.config.kind == "lora":
+            self.network = _with_adapters(self.network, self.config.rank)
+        _add_conditioning(self.network, len(self.energies))
+        self.averaged = None
+        if self.config.ema is not None:
+            self.averaged = copy.deepcopy(self.network).requires_grad_(False)
+
+    @property
+    def teacher(self) -> Any:
+        """The teacher it was copied from."""
+        return self._teacher[0]
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that an optimiser updates."""
+        return [p for p in self.network.parameters() if p.requires_grad]
+
+    def forward(
+        self,
+        z: Tensor,
+        t: Tensor,
+        cond: dict[str, Tensor],
+        omega: Tensor | None = None,
+        lambdas: Tensor | None = None,
+        *,
+        averaged: bool = False,
+    ) -> Tensor:
+        """What the student says of `z` (B, C, F, H, W) at `t` (B,), in the teacher's prediction type.
+
+        Args:
+            z: Noisy latents.
+            t: Training timesteps (B,).
+            cond: Conditioning with first dimension B.
+            omega: Guidance strength (B,); None leaves the guidance inputs out altogether.
+            lambdas: Energy inputs (B, E). A student with energies learns with them always given: pass zeros for "off".
+            averaged: Use the averaged network of `config.ema`.
+        """
+        if lambdas is not None and lambdas.shape[1] != len(self.energies):
+            raise ValueError(f"lambdas has {lambdas.shape[1]} columns; this student has {len(self.energies)} energies")
+        if lambdas is not None and not self.energies:
+            lambdas = None
+        network = self.averaged if averaged else self.network
+        return self.teacher.net(z, t, cond, timestep_cond=guidance_embedding(omega, lambdas), network=network)
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the averaged network towards the trained one; nothing without `config.ema`."""
+        if self.averaged is None:
+            return
+        for mean, value in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
+            mean.lerp_(value.to(mean.dtype), 1 - self.config.ema)
+
+    def target(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The network of the loss's second side: the averaged one where there is one, else the student itself."""
+        return self(*args, **kwargs, averaged=self.averaged is not None)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each layer's activations in the backward pass."""
+        names = ("ResnetBlock2D", "TemporalConvLayer", "Transformer2DModel", "TransformerTemporalModel")
+        if getattr(self.network, "_supports_gradient_checkpointing", False):
+            self.network.enable_gradient_checkpointing()
+            return
+        for module in self.network.modules():
+            if type(module).__name__ in names and "forward" not in vars(module):
+                module.forward = functools.partial(_checkpointed, module.forward)
+
+    def save(self, folder: Path, *, averaged: bool = False) -> None:
+        """Write `student.json` and `model.safetensors` into `folder`: all weights, or the trained ones with LoRA."""
+        network = self.averaged if averaged and self.averaged is not None else self.network
+        weights = network.state_dict()
+        if self.config.kind == "lora":
+            learned = {name for name, p in self.network.named_parameters() if p.requires_grad}
+            weights = {name: value for name, value in weights.items() if name in learned}
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "model.safetensors") as part:
+            save_file({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, part)
+        meta = {
+            "format": FORMAT,
+            "energies": list(self.energies),
+            "teacher": self.teacher.fingerprint(),
+            "student": attrs.asdict(self.config),
+        }
+        write_json(folder / "student.json", meta)
+
+    @classmethod
+    def load(cls, folder: Path, teacher: Any) -> Student:
+        """Read what `save` wrote, for the same teacher; in eval mode, on the teacher's device.
+
+        Raises:
+            GuidedCDError: The folder holds no student, or one that does not fit this teacher.
+        """
+        folder = Path(folder)
+        meta = read_json(folder / "student.json")
+        if meta.get("format") != FORMAT:
+            raise GuidedCDError(f"{folder} was written by another version of guidedcd (format {meta.get('format')}).")
+        known = {field.name for field in attrs.fields(configs.Student)}
+        config = configs.Student(**{k: v for k, v in meta["student"].items() if k in known})
+        if config.kind == "lora" and meta["teacher"] != teacher.fingerprint():
+            raise GuidedCDError(
+                f"{folder} holds adapters of another teacher. Give the teacher that it was trained with."
+            )
+        student = cls(teacher, attrs.evolve(config, ema=None), meta["energies"])
+        weights = load_file(folder / "model.safetensors")
+        learned = {name for name, p in student.network.named_parameters() if p.requires_grad}
+        own = student.network.state_dict()
+        expected = own if config.kind == "full" else learned
+        wrong = sorted(set(expected) ^ set(weights)) or sorted(n for n in weights if weights[n].shape != own[n].shape)
+        if wrong:
+            raise GuidedCDError(
+                f"{folder} does not fit this teacher: {len(wrong)} weights differ in name or shape, e.g. {wrong[0]}."
+            )
+        student.network.load_state_dict(weights, strict=config.kind == "full")
+        student.config = config
+        return student.eval()
+
+
+def set_dropout(network: nn.Module, p: float) -> None:
+    """Set the dropout of the temporal convolutions (0.1 as diffusers hard-codes it) to `p`, and every other to 0."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p if "temp_convs" in name else 0.0
+
+
+def _add_conditioning(network: nn.Module, energies: int) -> None:
+    embedding = getattr(network, "time_embedding", None)
+    if embedding is None or not hasattr(embedding, "cond_proj"):
+        raise GuidedCDError(
+            f"{type(network).__name__} has no time embedding that takes guidance inputs; use a UNet teacher."
+        )
+    first = embedding.linear_1
+    projection = GuidanceProjection(first.in_features, EMBEDDING, EMBEDDING * energies)
+    nn.init.zeros_(projection.outermost.weight)
+    embedding.cond_proj = projection.to(first.weight.device, first.weight.dtype)
+
+
+def _with_adapters(network: nn.Module, rank: int) -> nn.Module:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = [name for name, m in network.named_modules() if type(m) in (nn.Linear, nn.Conv2d, nn.Conv3d)]
+    # alpha = rank: the adapter's output counts as it is. lora_dropout 0: dropout is the student's decision.
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets)
+    network.requires_grad_(False)
+    return inject_adapter_in_model(config, network)
+
+
+def _checkpointed(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -1,0 +1,60 @@
+"""Primary temporal attention: the distance of a few attention entries from those of a reference (paper Eq. 6 and 7).
+
+Legend: B batch, N attention maps (positions times heads), F frames.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from guidedcd.seen import Seen
+from guidedcd_pta import PTAConfig
+
+
+class PTA:
+    """Mean over layers of the mean over masked entries of (reference - generated)^2, per sample; lower is better."""
+
+    def __init__(self, config: PTAConfig) -> None:
+        """Take the options."""
+        self.config = config
+        self.needs = (f"temporal-attention:{config.layers}",)
+
+    def __call__(self, seen: Seen, reference: Seen) -> Tensor:
+        """The energy (B,), differentiable in `seen.z`; zero for a sample that attends like its reference."""
+        ours, theirs = seen.records[self.needs[0]], reference.records[self.needs[0]]
+        per_layer = [
+            layer_energy(ours[name], maps, primary(maps, self.config.top, self.config.ties))
+            for name, maps in theirs.items()
+        ]
+        return torch.stack(per_layer).mean(dim=0)
+
+
+def primary(maps: Tensor, top: int = 1, ties: str = "first") -> Tensor:
+    """The mask of the `top` largest entries of each attention row.
+
+    Args:
+        maps: Attention probabilities (..., F, F), float32 at least: lower precisions make ties.
+        top: Entries per row; more than F takes the whole row.
+        ties: "first" keeps exactly `top` entries, of equal ones those of the earliest frames; "all" keeps every entry
+            that is at least the `top`-th largest (Eq. 7).
+
+    Returns:
+        bool, like `maps`.
+    """
+    top = min(top, maps.shape[-1])
+    if ties == "all":
+        return maps >= maps.topk(top, dim=-1).values[..., -1:]
+    if ties != "first":
+        raise ValueError(f"ties must be 'first' or 'all': {ties!r}")
+    if top == 1:
+        index = maps.argmax(dim=-1, keepdim=True)
+    else:
+        index = maps.sort(dim=-1, descending=True, stable=True).indices[..., :top]
+    return torch.zeros_like(maps, dtype=torch.bool).scatter(-1, index, True)
+
+
+def layer_energy(maps: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the masked entries of one layer's (reference - maps)^2, per sample: (B, N, F, F) to (B,)."""
+    squares = (reference.detach() - maps).square() * mask
+    return squares.flatten(1).sum(dim=1) / mask.flatten(1).sum(dim=1)
