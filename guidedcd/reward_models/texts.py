@@ -1,0 +1,117 @@
+"""How reward models read captions: tokenizers behind one interface, and a memory of caption features."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+KEPT = 20_000
+"""Captions whose features are remembered, a few kilobytes each."""
+
+
+class Tokenizer(Protocol):
+    """Turns captions into token ids of fixed length."""
+
+    max_tokens: int
+    """Length of the ids, special tokens included."""
+
+    def count(self, text: str) -> int:
+        """Tokens of `text` before any truncation, special tokens included."""
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids (B, max_tokens) int64, and the mask (B, max_tokens) int64 with 1 for real tokens."""
+
+
+class ClipTokens:
+    """CLIP's byte-pair encoding as open_clip has it: start 49406, end 49407, padded with 0, cut keeping the end."""
+
+    def __init__(self, max_tokens: int = 77) -> None:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        self.max_tokens = max_tokens
+        self._tokenizer = SimpleTokenizer(context_length=max_tokens)
+
+    def count(self, text: str) -> int:
+        """Tokens of `text`, start and end included."""
+        return len(self._tokenizer.encode(text)) + 2
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids (B, max_tokens); the mask reaches up to the end token, found as the largest id."""
+        ids = self._tokenizer(list(texts))
+        places = torch.arange(ids.shape[1])
+        return ids, (places <= ids.argmax(-1, keepdim=True)).long()
+
+
+class BertTokens:
+    """BERT's uncased WordPiece from a vocab.txt, padded and cut to a fixed length."""
+
+    def __init__(self, vocab: Path, max_tokens: int = 40) -> None:
+        from tokenizers import BertWordPieceTokenizer
+
+        self.max_tokens = max_tokens
+        self._plain = BertWordPieceTokenizer(str(vocab), lowercase=True)
+        self._fixed = BertWordPieceTokenizer(str(vocab), lowercase=True)
+        self._fixed.enable_truncation(max_tokens)
+        self._fixed.enable_padding(length=max_tokens, pad_id=self._fixed.token_to_id("[PAD]"))
+
+    def count(self, text: str) -> int:
+        """Tokens of `text`, [CLS] and [SEP] included."""
+        return len(self._plain.encode(text).ids)
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, max_tokens)."""
+        found = self._fixed.encode_batch(list(texts))
+        return torch.tensor([one.ids for one in found]), torch.tensor([one.attention_mask for one in found])
+
+
+class WorldTokens:
+    """The tokenizer of the embedded proving ground."""
+
+    def __init__(self, max_tokens: int) -> None:
+        from guidedcd.shapes.text import WorldTokenizer
+
+        self.max_tokens = max_tokens
+        self._tokenizer = WorldTokenizer(max_tokens)
+
+    def count(self, text: str) -> int:
+        """Tokens of `text`, special tokens included."""
+        return self._tokenizer.count(text)
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, max_tokens)."""
+        ids = self._tokenizer(list(texts))
+        return ids, self._tokenizer.mask(ids).long()
+
+
+class Remembered:
+    """Caption features, computed once per caption, without gradient.
+
+    Each caption is encoded alone, so that its features do not depend on which others were new at the time: a resumed
+    run then sees the same bits as an uninterrupted one.
+    """
+
+    def __init__(self, encode: Callable[[str], Tensor], kept: int = KEPT) -> None:
+        self._encode, self._kept = encode, kept
+        self._features: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """Features (B, E)."""
+        found = []
+        for caption in captions:
+            if caption not in self._features:
+                with torch.no_grad():
+                    self._features[caption] = self._encode(caption)
+            self._features.move_to_end(caption)
+            found.append(self._features[caption])
+        while len(self._features) > self._kept:
+            self._features.popitem(last=False)
+        return torch.stack(found)
+
+    def clear(self) -> None:
+        """Forget everything, for example because the weights moved."""
+        self._features.clear()

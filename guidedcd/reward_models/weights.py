@@ -1,0 +1,215 @@
+"""Finding the files of published models, and filling modules from them strictly, without a second copy in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from guidedcd.checkpoints.formats import wrong_keys
+from guidedcd.checkpoints.placing import assign
+from guidedcd.errors import GuidedCDError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WRAPPERS = ("state_dict", "module", "model")
+"""Entries under which training code puts the weights."""
+
+
+@attrs.frozen(kw_only=True)
+class Published:
+    """A file on the Hugging Face hub, and where else it may already be."""
+
+    repo: str
+    files: tuple[str, ...]
+    """Names of equivalent files, the preferred one first."""
+    size: str
+    """For messages, for example "2.0 GB"."""
+    places: tuple[str, ...] = ()
+    """Other folders where people have it, "~" allowed."""
+    note: str = ""
+    """What must be done before downloading."""
+
+
+def cache_folder() -> Path:
+    """Where files are looked for first: GUIDEDCD_CACHE, or ~/.cache/guidedcd."""
+    return Path(os.environ.get("GUIDEDCD_CACHE") or "~/.cache/guidedcd").expanduser()
+
+
+def find(path: str, published: Published, what: str) -> Path:
+    """The file meant by a component's `path` option.
+
+    "auto" looks in the cache folder, in the model's customary places and in the hub's cache, then downloads.
+
+    Args:
+        path: "auto" or a file.
+        published: Where the file comes from.
+        what: Name of the component, for errors.
+
+    Raises:
+        GuidedCDError: There is no such file; says how to get it.
+    """
+    if path != "auto":
+        found = Path(path).expanduser()
+        if not found.is_file():
+            raise GuidedCDError(f"{what}: there is no file {path}. {advice(published, what)}")
+        return found
+    folders = [cache_folder(), *(Path(place).expanduser() for place in published.places)]
+    for candidate in (folder / name for folder in folders for name in published.files):
+        if candidate.is_file():
+            return candidate
+    return _from_hub(published, what)
+
+
+def advice(published: Published, what: str) -> str:
+    """How to get a published file, in one sentence."""
+    name = published.files[0]
+    return (
+        f"To get {name} ({published.size}, published by {published.repo} on huggingface.co): {published.note}"
+        f"hf download {published.repo} {name} --local-dir {cache_folder()}; then use {what}:auto."
+    )
+
+
+def _from_hub(published: Published, what: str) -> Path:
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    for name in published.files:
+        cached = try_to_load_from_cache(published.repo, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    reason = "the hub is switched off by HF_HUB_OFFLINE"
+    if not constants.HF_HUB_OFFLINE:
+        for name in published.files:
+            try:
+                return Path(hf_hub_download(published.repo, name))
+            except Exception as error:  # whatever went wrong on the way, the remedy is the same
+                reason = f"downloading failed ({type(error).__name__})"
+    raise GuidedCDError(f"{what}: {published.files[0]} is not on this machine and {reason}. {advice(published, what)}")
+
+
+def embedded(name: str) -> tuple[Path, dict[str, Any]]:
+    """The small model that ships with this package: its weights, and its entry in meta.json.
+
+    Raises:
+        GuidedCDError: This installation has no such file.
+    """
+    folder = Path(__file__).parents[1] / "shapes" / "weights"
+    path, meta = folder / f"{name}.safetensors", folder / "meta.json"
+    if not path.is_file() or not meta.is_file():
+        raise GuidedCDError(
+            f"{name}: the embedded model {path} is missing from this installation; reinstall guidedcd, or use "
+            f"{name}:auto for the published one."
+        )
+    return path, json.loads(meta.read_text(encoding="utf-8"))[name]
+
+
+def architecture(arch: str, published: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Sizes of a network: the published ones, or those in a JSON file.
+
+    Raises:
+        GuidedCDError: The file is missing or is not a JSON object.
+    """
+    if arch == "published":
+        return dict(published)
+    try:
+        found = json.loads(Path(arch).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise GuidedCDError(f"{what}: the architecture {arch} cannot be read as JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise GuidedCDError(f"{what}: the architecture {arch} must be a JSON object with the network's sizes.")
+    return found
+
+
+class _Lazy(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, framework="pt")
+        self._keys = list(self._file.keys())
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._file.get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def open_weights(path: Path, what: str) -> Mapping[str, Tensor]:
+    """The tensors of a .safetensors, .pt or .bin file by key, memory-mapped, without wrappers; never runs code.
+
+    Raises:
+        GuidedCDError: The file is damaged, or holds objects other than tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return _Lazy(path)
+        state = _unpickled(path)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise GuidedCDError(
+            f"{what}: {path} cannot be read as weights ({first}). It is damaged, or holds more than tensors, which is "
+            "refused because loading such a file can run code; download it again, or give a .safetensors file."
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping):
+        raise GuidedCDError(f"{what}: {path} holds a {type(state).__name__}, not a table of weights.")
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):  # files written before torch 1.6 cannot be mapped
+            raise
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def fill(
+    module: nn.Module, state: Mapping[str, Tensor], *, what: str, unused: Callable[[str], bool] = lambda key: False
+) -> None:
+    """Give a module on the meta device the weights of `state`, each in the dtype the module has it in.
+
+    Args:
+        module: Its state dict names what is needed.
+        state: Weights by key; a tensor that needs no conversion stays memory-mapped.
+        what: Name of the model, for errors.
+        unused: Whether a key that the module does not have is known and may be left out.
+
+    Raises:
+        GuidedCDError: Keys are missing or unexpected, or a shape differs; the first of them are named.
+    """
+    targets = module.state_dict(keep_vars=True)
+    missing = [key for key in targets if key not in state]
+    unexpected = [key for key in state if key not in targets and not unused(key)]
+    if missing or unexpected:
+        raise GuidedCDError(wrong_keys(what, missing, unexpected, state))
+    for key, target in targets.items():
+        value = state[key]
+        if value.shape != target.shape:
+            raise GuidedCDError(
+                f"{what}: {key} has shape {list(value.shape)}, the network has {list(target.shape)}; "
+                "give the sizes of the file's network with the option arch."
+            )
+        assign(module, key, value.to(target.dtype))
+    module.requires_grad_(False).eval()
+    left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
+    if left:
+        raise RuntimeError(f"{what}: {left[0]} was left without values")

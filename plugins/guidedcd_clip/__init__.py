@@ -1,0 +1,21 @@
+"""CLIP ViT-H/14: how well a frame matches its caption."""
+
+from __future__ import annotations
+
+import attrs
+
+from guidedcd import hookimpl
+from guidedcd.reward_models import RewardModelConfig
+
+
+@attrs.frozen(kw_only=True)
+class CLIPConfig(RewardModelConfig):
+    """Options of the reward `clip`."""
+
+
+@hookimpl
+def register_rewards(register):
+    """Offer `clip`."""
+    register(
+        "clip", "guidedcd_clip.reward:CLIPScore", config=CLIPConfig, summary="text alignment of frames (CLIP ViT-H/14)"
+    )

@@ -1,0 +1,21 @@
+"""CLIP ViT-H/14 trained on LAION-2B (open_clip's laion2b_s32b_b79k)."""
+
+from __future__ import annotations
+
+from guidedcd import pixels
+from guidedcd.reward_models.image_text import ImageTextReward
+from guidedcd.reward_models.weights import Published
+from guidedcd_clip import CLIPConfig
+
+PUBLISHED = Published(
+    repo="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    files=("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+    size="3.9 GB",
+)
+
+
+class CLIPScore(ImageTextReward):
+    """Mean cosine of frames and caption; typically 0.1 to 0.4 for the released weights."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__(config, what="clip", published=PUBLISHED, prepare=pixels.clip)

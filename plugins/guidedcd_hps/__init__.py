@@ -1,0 +1,22 @@
+"""HPS v2.1: how much people like a frame, given its caption."""
+
+from __future__ import annotations
+
+import attrs
+
+from guidedcd import hookimpl
+from guidedcd.reward_models import RewardModelConfig
+
+
+@attrs.frozen(kw_only=True)
+class HPSConfig(RewardModelConfig):
+    """Options of the reward `hps`."""
+
+    tiled_captions: bool = False
+    """Pair captions with frames as T2V-Turbo's code did: wrong once a batch has several videos of several frames."""
+
+
+@hookimpl
+def register_rewards(register):
+    """Offer `hps`."""
+    register("hps", "guidedcd_hps.reward:HPS", config=HPSConfig, summary="human preference of frames (HPS v2.1)")

@@ -1,0 +1,22 @@
+"""HPS v2.1 (Wu et al., arXiv:2306.09341): a ViT-H/14 CLIP tuned on human choices between images."""
+
+from __future__ import annotations
+
+from guidedcd import pixels
+from guidedcd.reward_models.image_text import ImageTextReward
+from guidedcd.reward_models.weights import Published
+from guidedcd_hps import HPSConfig
+
+PUBLISHED = Published(
+    repo="xswu/HPSv2",
+    files=("HPS_v2.1_compressed.pt",),
+    size="2.0 GB",
+    places=("~/.cache/hpsv2",),
+)
+
+
+class HPS(ImageTextReward):
+    """Mean cosine of frames and caption; typically 0.2 to 0.35 for the released weights."""
+
+    def __init__(self, config: HPSConfig) -> None:
+        super().__init__(config, what="hps", published=PUBLISHED, prepare=pixels.hps, tiled=config.tiled_captions)

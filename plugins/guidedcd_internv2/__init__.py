@@ -1,0 +1,36 @@
+"""InternVideo2 stage 2: how well a whole video matches its caption, motion included."""
+
+from __future__ import annotations
+
+import attrs
+from attrs.validators import ge, in_
+
+from guidedcd import hookimpl
+from guidedcd.reward_models import RewardModelConfig
+
+
+@attrs.frozen(kw_only=True)
+class InternV2Config(RewardModelConfig):
+    """Options of the reward `internv2`."""
+
+    frames: int = attrs.field(default=4, validator=ge(1))
+    """How many frames of each video are decoded and scored, as one clip; the released model was trained with 4."""
+    pick: str = attrs.field(default="strided", validator=in_(("random", "strided")))
+    """Which frames: `strided` (evenly spaced from a random start) or `random` (without replacement, in order)."""
+    vocab: str = "auto"
+    """BERT's uncased vocab.txt: `auto` (cache folder, then the hub), or a file."""
+    gelu: str = attrs.field(default="erf", validator=in_(("erf", "tanh")))
+    """Activation of the video tower: `erf` (exact), or `tanh` as the fused GPU kernels of the released code have it."""
+    crop: str = attrs.field(default="random", validator=in_(("random", "centre")))
+    """Where videos that are not square are cropped: `random` in training, or always in the `centre`."""
+
+
+@hookimpl
+def register_rewards(register):
+    """Offer `internv2`."""
+    register(
+        "internv2",
+        "guidedcd_internv2.reward:InternV2",
+        config=InternV2Config,
+        summary="text alignment of whole videos (InternVideo2 stage 2, 1B)",
+    )
