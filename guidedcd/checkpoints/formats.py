@@ -79,5 +79,12 @@ def wrong_keys(what: str, missing: Sequence[str], unexpected: Sequence[str], key
     if unexpected:
         parts.append(f"unexpected {listed(unexpected)}")
     found = sniff(keys)
-    hint = f"; this looks like {found[0]}: use {found[1]}" if found else "; the file has another architecture or format"
-    return f"{what}: the keys do not match: {'; '.join(parts)}{hint}"
+    if found is None:
+        hint = "the file has another architecture or format"
+    elif what.split()[0] in found[1]:
+        hint = (
+            f"this looks like {found[0]} of another size: give the architecture it was made with (--arch config.json)"
+        )
+    else:
+        hint = f"this looks like {found[0]}: use {found[1]}"
+    return f"{what}: the keys do not match: {'; '.join([*parts, hint])}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -39,43 +39,48 @@ def assign(module: nn.Module, name: str, value: Tensor) -> None:
 
 def place(
     module: nn.Module,
-    rename: Mapping[str, str],
+    rename: Mapping[str, str | tuple[str, ...]],
     state: Mapping[str, Tensor],
     *,
     what: str,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    unused: Collection[str] = (),
 ) -> None:
-    """Fill `module` from `state`; every key must be used, every parameter filled, every shape equal.
+    """Fill `module` from `state`; every key must be known, every parameter filled, every shape equal.
 
     Args:
         module: Module on the meta device.
-        rename: From a key of `state` to a name in `module`.
+        rename: From a key of `state` to a name in `module`, or to several that share the tensor along its first axis.
         state: The checkpoint; an item is read only when it is its turn, and copied.
         what: Name of the loader, for errors.
         dtype: Of the parameters afterwards.
         device: Where they are put.
+        unused: Keys of `state` that may be there and are not read.
 
     Raises:
         GuidedCDError: Keys are missing or unexpected, or a shape differs; the first of them are named.
     """
     targets = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     missing = [key for key in rename if key not in state]
-    unexpected = [key for key in state if key not in rename]
+    unexpected = [key for key in state if key not in rename and key not in unused]
     if missing or unexpected:
         raise GuidedCDError(wrong_keys(what, missing, unexpected, state))
-    left = {name for name in module.state_dict()} - set(rename.values())
+    named = {key: (names,) if isinstance(names, str) else names for key, names in rename.items()}
+    left = set(module.state_dict()) - {name for names in named.values() for name in names}
     if left:
         raise RuntimeError(f"{what}: the rename table leaves out {sorted(left)[:3]}")
-    for key, name in rename.items():
+    for key, names in named.items():
         value = state[key]
-        fitted = shaped(value, targets[name].shape)
+        wanted = torch.Size([len(names) * targets[names[0]].shape[0], *targets[names[0]].shape[1:]])
+        fitted = shaped(value, wanted)
         if fitted is None:
             raise GuidedCDError(
-                f"{what}: {key} has shape {list(value.shape)}, the architecture asks for {list(targets[name].shape)}; "
-                "give the architecture the file was made with (--arch config.json)"
+                f"{what}: {key} has shape {list(value.shape)}, the architecture asks for {list(wanted)}; "
+                "give the architecture that the file was made with (--arch config.json)"
             )
-        assign(module, name, fitted.to(device=device, dtype=dtype, copy=True).contiguous())
+        for name, part in zip(names, fitted.chunk(len(names)), strict=True):
+            assign(module, name, part.to(device=device, dtype=dtype, copy=True).contiguous())
     finish(module, device)
 
 

@@ -1,199 +1,75 @@
-"""VideoCrafter2's UNet (lvdm keys) as a stock diffusers `UNet3DConditionModel`, exactly, and back.
+"""VideoCrafter2's checkpoint as stock diffusers and transformers modules, exactly, and its UNet back again.
 
-Every tensor maps one to one. The only thing the stock class lacks is the frame-rate MLP, whose output is added to the
-time embedding: for a fixed frame rate it is a constant and folds into `time_embedding.linear_2.bias`; otherwise it stays
-a module behind `time_embedding` (see `guidedcd.conditioning`).
+Every tensor maps one to one. The only thing the stock UNet lacks is the frame-rate MLP, whose output is added to the
+time embedding: for a fixed frame rate it is a constant and folds into `time_embedding.linear_2.bias`; otherwise it
+stays a module behind `time_embedding` (see `guidedcd.conditioning`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
-from diffusers import UNet3DConditionModel
+from diffusers import AutoencoderKL, UNet3DConditionModel
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from guidedcd.checkpoints.architecture import Architecture, check_fps
+from guidedcd.checkpoints.files import View, exists, open_state
+from guidedcd.checkpoints.formats import wrong_keys
+from guidedcd.checkpoints.names import (
+    FPS_KEYS,
+    PUBLISHED,
+    rename_text,
+    rename_unet,
+    rename_vae,
+    text_arguments,
+    unet_arguments,
+    unet_config,
+    vae_arguments,
+)
 from guidedcd.checkpoints.placing import assign, place, skeleton
 from guidedcd.conditioning import FpsEmbedding, GuidanceProjection
 from guidedcd.errors import GuidedCDError
+from guidedcd.schedule import NoiseSchedule
 
-PUBLISHED: dict[str, Any] = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "attention_resolutions": [4, 2, 1],
-    "num_res_blocks": 2,
-    "channel_mult": [1, 2, 4, 4],
-    "num_head_channels": 64,
-    "transformer_depth": 1,
-    "context_dim": 1024,
-    "use_linear": True,
-    "temporal_conv": True,
-    "temporal_attention": True,
-    "temporal_selfatt_only": True,
-    "use_relative_position": False,
-    "use_causal_attention": False,
-    "temporal_length": 16,
-    "addition_attention": True,
-    "fps_cond": True,
-}
-"""Constructor arguments of the published UNet, names as in lvdm."""
-
-FPS_KEYS = tuple(f"fps_embedding.{layer}.{leaf}" for layer in (0, 2) for leaf in ("weight", "bias"))
-"""The frame-rate MLP."""
-
-_FIXED = {
-    "use_relative_position": False,
-    "use_causal_attention": False,
-    "use_scale_shift_norm": False,
-    "resblock_updown": False,
-    "tempspatial_aware": False,
-    "use_image_attention": False,
-    "conv_resample": True,
-    "temporal_conv": True,
-    "temporal_attention": True,
-    "temporal_selfatt_only": True,
-    "addition_attention": True,
-    "transformer_depth": 1,
-    "temporal_transformer_depth": 1,
-    "dims": 2,
-}
-
-
-def unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The UNet's constructor arguments inside any of the shapes in which a config is written down."""
-    for key in ("model", "params", "unet_config", "unet_params"):
-        inner = config.get(key)
-        if isinstance(inner, Mapping):
-            return unet_config(inner)
-    if "model_channels" not in config:
-        raise GuidedCDError("the architecture file has no model_channels: it must hold lvdm's UNetModel arguments")
-    return dict(config)
-
-
-def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments of `UNet3DConditionModel` from those of lvdm's `UNetModel`.
-
-    Raises:
-        GuidedCDError: The config asks for a layer that the stock class does not have.
-    """
-    config = unet_config(config)
-    for name, wanted in _FIXED.items():
-        if config.get(name, wanted) != wanted:
-            raise GuidedCDError(f"the architecture has {name} = {config[name]!r}; only {wanted!r} can be read")
-    head = config.get("num_head_channels", -1)
-    channels = [config["model_channels"] * mult for mult in config["channel_mult"]]
-    if config["channel_mult"][0] != 1:
-        raise GuidedCDError(f"channel_mult must begin with 1: {list(config['channel_mult'])}")
-    if head < 1 or any(width % head for width in channels):
-        raise GuidedCDError(f"num_head_channels = {head} must divide the block widths {channels}")
-    if any(width % 32 for width in channels):
-        raise GuidedCDError(f"the block widths {channels} must be multiples of 32")
-    attended = [2**level in config["attention_resolutions"] for level in range(len(channels))]
-    return {
-        "in_channels": config.get("in_channels", 4),
-        "out_channels": config.get("out_channels", 4),
-        "block_out_channels": tuple(channels),
-        "layers_per_block": config["num_res_blocks"],
-        "cross_attention_dim": config["context_dim"],
-        "attention_head_dim": head,
-        "norm_num_groups": 32,
-        "norm_eps": 1e-5,
-        "down_block_types": tuple("CrossAttnDownBlock3D" if a else "DownBlock3D" for a in attended),
-        "up_block_types": tuple("CrossAttnUpBlock3D" if a else "UpBlock3D" for a in reversed(attended)),
-    }
-
-
-def _leaves(*names: str) -> list[str]:
-    return [f"{name}.{leaf}" for name in names for leaf in ("weight", "bias")]
-
-
-_ATTENTION = [f"to_{part}.weight" for part in "qkv"] + _leaves("to_out.0")
-_TRANSFORMER = [
-    *_leaves("norm", "proj_in"),
-    *(f"transformer_blocks.0.{attn}.{leaf}" for attn in ("attn1", "attn2") for leaf in _ATTENTION),
-    *(f"transformer_blocks.0.{leaf}" for leaf in _leaves("ff.net.0.proj", "ff.net.2", "norm1", "norm2", "norm3")),
-    *_leaves("proj_out"),
+__all__ = [
+    "FPS_KEYS",
+    "PUBLISHED",
+    "VideoCrafter2",
+    "fps_vector",
+    "load",
+    "load_text",
+    "load_unet",
+    "load_vae",
+    "lvdm_name",
+    "lvdm_state",
+    "rename_unet",
+    "unet_arguments",
+    "unet_config",
 ]
-_RESNET = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-}
 
+PARTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model.model."}
+"""Key prefixes of the three networks."""
 
-def rename_unet(config: Mapping[str, Any]) -> dict[str, str]:
-    """From every lvdm key of the config's UNet to the diffusers name, frame rate and guidance inputs included."""
-    config = unet_config(config)
-    count, mults = config["num_res_blocks"], list(config["channel_mult"])
-    attended = [2**level in config["attention_resolutions"] for level in range(len(mults))]
-    names: dict[str, str] = {}
+BUFFERS = frozenset(
+    {
+        *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"),
+        *("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"),
+        *("posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"),
+        *("scale_arr", "logvar"),
+    }
+)
+"""Tables of the schedule, which are recomputed."""
 
-    def both(ours: str, theirs: str, leaves: tuple[str, ...] | list[str] = ("weight", "bias")) -> None:
-        names.update({f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf in leaves})
-
-    def resnet(ours: str, block: str, j: int, widens: bool) -> None:
-        for old, new in _RESNET.items():
-            both(f"{ours}.{old}", f"{block}.resnets.{j}.{new}")
-        if widens:
-            both(f"{ours}.skip_connection", f"{block}.resnets.{j}.conv_shortcut")
-        for k in range(1, 5):
-            for i in (0, 2 if k == 1 else 3):
-                both(f"{ours}.temopral_conv.conv{k}.{i}", f"{block}.temp_convs.{j}.conv{k}.{i}")
-
-    def attention(ours: str, first: int, block: str, j: int) -> None:
-        both(f"{ours}.{first}", f"{block}.attentions.{j}", _TRANSFORMER)
-        both(f"{ours}.{first + 1}", f"{block}.temp_attentions.{j}", _TRANSFORMER)
-
-    both("time_embed.0", "time_embedding.linear_1")
-    both("time_embed.2", "time_embedding.linear_2")
-    if config.get("fps_cond", True):
-        both("fps_embedding.0", "time_embedding.post_act.linear_1")
-        both("fps_embedding.2", "time_embedding.post_act.linear_2")
-    if config.get("time_cond_proj_dim"):
-        both("time_cond_proj", "time_embedding.cond_proj.time_cond_proj", ["weight"])
-    if config.get("motion_cond_proj_dim"):
-        both("motion_cond_proj", "time_embedding.cond_proj.motion_cond_proj", ["weight"])
-        both("combine_proj", "time_embedding.cond_proj.combine_proj", ["weight"])
-    both("input_blocks.0.0", "conv_in")
-
-    skips, width = [1], 1  # widths of the skip connections and of the current layer, in units of model_channels
-    for level, mult in enumerate(mults):
-        block = f"down_blocks.{level}"
-        for j in range(count):
-            ours = f"input_blocks.{1 + level * (count + 1) + j}"
-            resnet(f"{ours}.0", block, j, width != mult)
-            if attended[level]:
-                attention(ours, 1, block, j)
-            width = mult
-            skips.append(width)
-        if level < len(mults) - 1:
-            both(f"input_blocks.{(level + 1) * (count + 1)}.0.op", f"{block}.downsamplers.0.conv")
-            skips.append(width)
-    both("init_attn.0", "transformer_in", _TRANSFORMER)
-
-    resnet("middle_block.0", "mid_block", 0, False)
-    attention("middle_block", 1, "mid_block", 0)
-    resnet("middle_block.3", "mid_block", 1, False)
-
-    for up, level in enumerate(reversed(range(len(mults)))):
-        block = f"up_blocks.{up}"
-        for j in range(count + 1):
-            ours = f"output_blocks.{up * (count + 1) + j}"
-            resnet(f"{ours}.0", block, j, width + skips.pop() != mults[level])
-            if attended[level]:
-                attention(ours, 1, block, j)
-            width = mults[level]
-        if level:
-            both(f"{ours}.{3 if attended[level] else 1}.conv", f"{block}.upsamplers.0.conv")
-    both("out.0", "conv_norm_out")
-    both("out.2", "conv_out")
-    return names
+WHERE = (
+    "VideoCrafter publishes it on the Hugging Face hub; download it with "
+    "`hf download VideoCrafter/VideoCrafter2 model.ckpt --local-dir .` and give its path"
+)
 
 
 def with_extras(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -240,8 +116,7 @@ def load_unet(
         GuidedCDError: A key or a shape does not match.
     """
     config = with_extras(config, state)
-    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int) or fps < 1):
-        raise GuidedCDError(f"fps must be a whole number of frames per second, at least 1: {fps!r}")
+    fps = None if fps is None else check_fps(fps)
     arguments, rename = unet_arguments(config), rename_unet(config)
     channels, width = arguments["block_out_channels"][0], 4 * arguments["block_out_channels"][0]
 
@@ -258,7 +133,7 @@ def load_unet(
     unet = skeleton(build)
     folded = config["fps_cond"] and fps is not None
     kept = {key: state[key] for key in FPS_KEYS} if folded else {}
-    hidden = _Without(state, kept) if folded else state
+    hidden = View(state, hidden=tuple(kept)) if folded else state
     place(
         unet,
         {key: name for key, name in rename.items() if key not in kept},
@@ -274,7 +149,7 @@ def load_unet(
 
 
 def lvdm_name(config: Mapping[str, Any]) -> dict[str, str]:
-    """From every diffusers name to its lvdm key, the inverse of `rename_unet`; names gradients as the official code does."""
+    """From every diffusers name to its lvdm key, the inverse of `rename_unet`; for gradients under official names."""
     return {name: key for key, name in rename_unet(config).items()}
 
 
@@ -329,17 +204,108 @@ def _temporal(key: str) -> bool:
     return parts[1 if parts[0] == "middle_block" else 2] == "2"
 
 
-class _Without(Mapping):
-    """A mapping with some keys hidden, without reading its values."""
+def load_vae(
+    arch: Architecture,
+    state: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> AutoencoderKL:
+    """A stock autoencoder with the weights of a latent-diffusion one (keys without prefix), in eval mode."""
+    vae = skeleton(lambda: AutoencoderKL(**vae_arguments(arch.ddconfig, arch.embed_dim, arch.scale)))
+    place(vae, rename_vae(arch.ddconfig), state, what="videocrafter2 autoencoder", dtype=dtype, device=device)
+    return vae.eval()
 
-    def __init__(self, whole: Mapping[str, Tensor], hidden: Mapping[str, Tensor]) -> None:
-        self._whole, self._keys = whole, [key for key in whole if key not in hidden]
 
-    def __getitem__(self, key: str) -> Tensor:
-        return self._whole[key]
+def load_text(
+    arch: Architecture,
+    state: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """A stock `CLIPTextModel` with the weights of open_clip's text tower (keys without prefix), in eval mode.
 
-    def __iter__(self):
-        return iter(self._keys)
+    Its `last_hidden_state` is the penultimate block's output after the final norm, when called with token ids only.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel
 
-    def __len__(self) -> int:
-        return len(self._keys)
+    config = CLIPTextConfig(**text_arguments(arch.text, arch.layer), attn_implementation="sdpa")
+    model = skeleton(lambda: CLIPTextModel(config))
+    prefix = "text_model." if any(key.startswith("text_model.") for key in model.state_dict()) else ""
+    rename, unused = rename_text(arch.text, arch.layer, prefix)
+    unused = [*unused, "attn_mask"]
+    place(model, rename, state, what="videocrafter2 text tower", dtype=dtype, device=device, unused=unused)
+    return model.eval()
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class VideoCrafter2:
+    """The parts of a checkpoint."""
+
+    arch: Architecture
+    unet: UNet3DConditionModel
+    vae: AutoencoderKL
+    text: nn.Module
+    """A `CLIPTextModel`; `guidedcd.checkpoints.tokens` has its tokens."""
+    schedule: NoiseSchedule
+
+
+def load(
+    path: str | Path,
+    *,
+    fps: int | None,
+    arch: Architecture | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    student: Mapping[str, Tensor] | None = None,
+) -> VideoCrafter2:
+    """Read a `model.ckpt`, one tensor at a time.
+
+    Args:
+        path: The file, as published or as safetensors with the same keys.
+        fps: Frame rate to fold in; None keeps it an input, see `load_unet`.
+        arch: What it was built with; None is VideoCrafter2 as published.
+        dtype: Of all parameters.
+        device: Where they are put.
+        student: Another state dict for the UNet (keys without prefix) to load in place of the file's own.
+
+    Raises:
+        GuidedCDError: The file is missing, damaged, or something else.
+    """
+    arch = arch or Architecture()
+    state = open_state(exists(path, "VideoCrafter2's model.ckpt", WHERE))
+    views = split(state)
+    kept = {"dtype": dtype, "device": device}
+    unet = load_unet(arch.unet, views["unet"] if student is None else student, fps=fps, **kept)
+    vae = load_vae(arch, views["vae"], **kept)
+    text = load_text(arch, views["text"], **kept)
+    return VideoCrafter2(arch=arch, unet=unet, vae=vae, text=text, schedule=schedule(arch, state))
+
+
+def split(state: Mapping[str, Tensor]) -> dict[str, View]:
+    """The three networks of a whole checkpoint.
+
+    Raises:
+        GuidedCDError: A part is missing, or there are keys that belong to none.
+    """
+    views = {part: View(state, prefix) for part, prefix in PARTS.items()}
+    missing = [prefix + "*" for part, prefix in PARTS.items() if not views[part]]
+    stray = [key for key in state if key not in BUFFERS and not key.startswith(tuple(PARTS.values()))]
+    if missing or stray:
+        raise GuidedCDError(wrong_keys("videocrafter2", missing, stray, state))
+    return views
+
+
+def schedule(arch: Architecture, state: Mapping[str, Tensor]) -> NoiseSchedule:
+    """The noise schedule of the architecture, checked against the table in the file if there is one."""
+    made = NoiseSchedule.scaled_linear(arch.timesteps, arch.beta_start, arch.beta_end)
+    if "alphas_cumprod" in state:
+        stored = state["alphas_cumprod"].float()
+        if stored.shape != made.alphas_cumprod.shape or not torch.allclose(stored, made.alphas_cumprod, atol=1e-3):
+            raise GuidedCDError(
+                "videocrafter2: the file's alphas_cumprod is not the schedule of the architecture "
+                f"(linear_start {arch.beta_start}, linear_end {arch.beta_end}, {arch.timesteps} timesteps); "
+                "give the architecture that the file was made with (--arch config.json)"
+            )
+    return made

@@ -1,0 +1,148 @@
+"""What a latent-diffusion video checkpoint was built with: read from its published config, or from a smaller one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from guidedcd.checkpoints.names import PUBLISHED, unet_config
+from guidedcd.errors import GuidedCDError
+
+DDCONFIG: dict[str, Any] = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 512,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
+"""The published autoencoder."""
+
+TEXT: dict[str, Any] = {"context_length": 77, "vocab_size": 49408, "width": 1024, "heads": 16, "layers": 24}
+"""The text tower of open_clip's ViT-H-14."""
+
+
+@attrs.frozen(kw_only=True)
+class Architecture:
+    """Sizes of the three networks and the constants between them; the defaults are VideoCrafter2 as published."""
+
+    unet: dict[str, Any] = attrs.field(factory=lambda: dict(PUBLISHED))
+    """Constructor arguments of lvdm's UNetModel."""
+    ddconfig: dict[str, Any] = attrs.field(factory=lambda: dict(DDCONFIG))
+    """Constructor arguments of the autoencoder's halves."""
+    embed_dim: int = 4
+    """Latent channels."""
+    text: dict[str, Any] = attrs.field(factory=lambda: dict(TEXT))
+    """open_clip's text config."""
+    layer: str = "penultimate"
+    """Which block's output is the text embedding."""
+    scale: float = 0.18215
+    """Latents are the autoencoder's, times this."""
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    timesteps: int = 1000
+
+    @property
+    def multiple(self) -> int:
+        """Height and width in pixels must be multiples of this: the autoencoder's and the UNet's halvings."""
+        return 2 ** (len(self.ddconfig["ch_mult"]) - 1 + len(self.unet["channel_mult"]) - 1)
+
+    @property
+    def compression(self) -> int:
+        """Pixels per latent along height and width."""
+        return 2 ** (len(self.ddconfig["ch_mult"]) - 1)
+
+    @classmethod
+    def read(cls, path: str | Path | None) -> Architecture:
+        """From a JSON or YAML file in the published config's structure; None is VideoCrafter2 as published.
+
+        Raises:
+            GuidedCDError: The file cannot be read or lacks a part.
+        """
+        if path is None:
+            return cls()
+        path = Path(path).expanduser()
+        try:
+            text = path.read_text(encoding="utf-8")
+            if path.suffix in {".yaml", ".yml"}:
+                import yaml
+
+                config = yaml.safe_load(text)
+            else:
+                config = json.loads(text)
+        except FileNotFoundError:
+            raise GuidedCDError(f"the architecture file {path} does not exist") from None
+        except (OSError, ValueError) as error:
+            raise GuidedCDError(f"the architecture file {path} cannot be read: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # yaml's own errors are no ValueErrors
+            raise GuidedCDError(f"the architecture file {path} is no YAML: {str(error).splitlines()[0]}") from None
+        if not isinstance(config, Mapping):
+            raise GuidedCDError(f"the architecture file {path} must hold an object")
+        return cls.from_config(config)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Architecture:
+        """From a config in the published structure, or from the UNet's arguments alone.
+
+        A text tower that is not one of open_clip's is given as its own config under `open_clip_arch`.
+        """
+        given: dict[str, Any] = {"unet": unet_config(config)}
+        model = config.get("model", {})
+        params = model.get("params", {}) if isinstance(model, Mapping) else {}
+        first = params.get("first_stage_config", {}).get("params", {})
+        if "ddconfig" in first:
+            given |= {"ddconfig": {**DDCONFIG, **first["ddconfig"]}, "embed_dim": first.get("embed_dim", 4)}
+        condition = params.get("cond_stage_config", {}).get("params", {})
+        given["layer"] = condition.get("layer", "penultimate")
+        if "open_clip_arch" in config:
+            given["text"] = {**TEXT, **config["open_clip_arch"]["text_cfg"]}
+        elif condition.get("arch", "ViT-H-14") != "ViT-H-14":
+            given["text"] = {**TEXT, **_open_clip_text(condition["arch"])}
+        names = {
+            "scale_factor": "scale",
+            "linear_start": "beta_start",
+            "linear_end": "beta_end",
+            "timesteps": "timesteps",
+        }
+        return cls(**given, **{new: params[old] for old, new in names.items() if old in params})
+
+    def check_size(self, frames: int, height: int, width: int) -> None:
+        """Refuse a video size that the networks cannot take.
+
+        Raises:
+            GuidedCDError: Says which number and what is accepted.
+        """
+        if frames < 1:
+            raise GuidedCDError(f"frames must be at least 1: {frames}")
+        if height < 1 or width < 1 or height % self.multiple or width % self.multiple:
+            raise GuidedCDError(f"height and width must be multiples of {self.multiple}: {height}x{width}")
+
+
+def check_fps(fps: Any) -> int:
+    """A frame rate the network was built for: a whole number of frames per second.
+
+    Raises:
+        GuidedCDError: It is not.
+    """
+    if isinstance(fps, bool) or not isinstance(fps, (int, float)) or fps != int(fps) or not 1 <= fps <= 1000:
+        raise GuidedCDError(f"fps must be a whole number from 1 to 1000: {fps}")
+    return int(fps)
+
+
+def _open_clip_text(arch: str) -> dict[str, Any]:
+    import open_clip
+
+    config = open_clip.get_model_config(arch)
+    if config is None:
+        raise GuidedCDError(
+            f"open_clip has no architecture '{arch}'; put its text_cfg into the architecture file as open_clip_arch"
+        )
+    return config["text_cfg"]

@@ -1,0 +1,322 @@
+"""Names: lvdm's UNet, VAE and text tower against the stock diffusers and transformers classes. No tensors here.
+
+Every function takes the published constructor arguments, so that any size of the same architecture can be read.
+The UNet's table lists the keys in the order of the original state dict, which T2V-Turbo v1's file relies on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from guidedcd.errors import GuidedCDError
+
+PUBLISHED: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "attention_resolutions": [4, 2, 1],
+    "num_res_blocks": 2,
+    "channel_mult": [1, 2, 4, 4],
+    "num_head_channels": 64,
+    "transformer_depth": 1,
+    "context_dim": 1024,
+    "use_linear": True,
+    "temporal_conv": True,
+    "temporal_attention": True,
+    "temporal_selfatt_only": True,
+    "use_relative_position": False,
+    "use_causal_attention": False,
+    "temporal_length": 16,
+    "addition_attention": True,
+    "fps_cond": True,
+}
+"""Constructor arguments of the published UNet, names as in lvdm."""
+
+FPS_KEYS = tuple(f"fps_embedding.{layer}.{leaf}" for layer in (0, 2) for leaf in ("weight", "bias"))
+"""The frame-rate MLP."""
+
+_FIXED = {
+    "use_relative_position": False,
+    "use_causal_attention": False,
+    "use_scale_shift_norm": False,
+    "resblock_updown": False,
+    "tempspatial_aware": False,
+    "use_image_attention": False,
+    "conv_resample": True,
+    "temporal_conv": True,
+    "temporal_attention": True,
+    "temporal_selfatt_only": True,
+    "addition_attention": True,
+    "transformer_depth": 1,
+    "temporal_transformer_depth": 1,
+    "dims": 2,
+}
+
+
+def unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The UNet's constructor arguments inside any of the shapes in which a config is written down."""
+    for key in ("model", "params", "unet_config", "unet_params"):
+        inner = config.get(key)
+        if isinstance(inner, Mapping):
+            return unet_config(inner)
+    if "model_channels" not in config:
+        raise GuidedCDError("the architecture file has no model_channels: it must hold lvdm's UNetModel arguments")
+    return dict(config)
+
+
+def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor arguments of `UNet3DConditionModel` from those of lvdm's `UNetModel`.
+
+    Raises:
+        GuidedCDError: The config asks for a layer that the stock class does not have.
+    """
+    config = unet_config(config)
+    for name, wanted in _FIXED.items():
+        if config.get(name, wanted) != wanted:
+            raise GuidedCDError(f"the architecture has {name} = {config[name]!r}; only {wanted!r} can be read")
+    head = config.get("num_head_channels", -1)
+    channels = [config["model_channels"] * mult for mult in config["channel_mult"]]
+    if config["channel_mult"][0] != 1:
+        raise GuidedCDError(f"channel_mult must begin with 1: {list(config['channel_mult'])}")
+    if head < 1 or any(width % head for width in channels):
+        raise GuidedCDError(f"num_head_channels = {head} must divide the block widths {channels}")
+    if any(width % 32 for width in channels):
+        raise GuidedCDError(f"the block widths {channels} must be multiples of 32")
+    attended = [2**level in config["attention_resolutions"] for level in range(len(channels))]
+    return {
+        "in_channels": config.get("in_channels", 4),
+        "out_channels": config.get("out_channels", 4),
+        "block_out_channels": tuple(channels),
+        "layers_per_block": config["num_res_blocks"],
+        "cross_attention_dim": config["context_dim"],
+        "attention_head_dim": head,
+        "norm_num_groups": 32,
+        "norm_eps": 1e-5,
+        "down_block_types": tuple("CrossAttnDownBlock3D" if a else "DownBlock3D" for a in attended),
+        "up_block_types": tuple("CrossAttnUpBlock3D" if a else "UpBlock3D" for a in reversed(attended)),
+    }
+
+
+def _leaves(*names: str) -> list[str]:
+    return [f"{name}.{leaf}" for name in names for leaf in ("weight", "bias")]
+
+
+_ATTENTION = [f"to_{part}.weight" for part in "qkv"] + _leaves("to_out.0")
+_TRANSFORMER = [
+    *_leaves("norm", "proj_in"),
+    *(f"transformer_blocks.0.attn1.{leaf}" for leaf in _ATTENTION),
+    *(f"transformer_blocks.0.{leaf}" for leaf in _leaves("ff.net.0.proj", "ff.net.2")),
+    *(f"transformer_blocks.0.attn2.{leaf}" for leaf in _ATTENTION),
+    *(f"transformer_blocks.0.{leaf}" for leaf in _leaves("norm1", "norm2", "norm3")),
+    *_leaves("proj_out"),
+]
+_RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+}
+
+
+def rename_unet(config: Mapping[str, Any]) -> dict[str, str]:
+    """From every lvdm key of the config's UNet to the diffusers name, frame rate and guidance inputs included."""
+    config = unet_config(config)
+    count, mults = config["num_res_blocks"], list(config["channel_mult"])
+    attended = [2**level in config["attention_resolutions"] for level in range(len(mults))]
+    names: dict[str, str] = {}
+
+    def both(ours: str, theirs: str, leaves: tuple[str, ...] | list[str] = ("weight", "bias")) -> None:
+        names.update({f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf in leaves})
+
+    def resnet(ours: str, block: str, j: int, widens: bool) -> None:
+        for old, new in _RESNET.items():
+            both(f"{ours}.{old}", f"{block}.resnets.{j}.{new}")
+        if widens:
+            both(f"{ours}.skip_connection", f"{block}.resnets.{j}.conv_shortcut")
+        for k in range(1, 5):
+            for i in (0, 2 if k == 1 else 3):
+                both(f"{ours}.temopral_conv.conv{k}.{i}", f"{block}.temp_convs.{j}.conv{k}.{i}")
+
+    def attention(ours: str, first: int, block: str, j: int) -> None:
+        both(f"{ours}.{first}", f"{block}.attentions.{j}", _TRANSFORMER)
+        both(f"{ours}.{first + 1}", f"{block}.temp_attentions.{j}", _TRANSFORMER)
+
+    both("time_embed.0", "time_embedding.linear_1")
+    both("time_embed.2", "time_embedding.linear_2")
+    if config.get("fps_cond", True):
+        both("fps_embedding.0", "time_embedding.post_act.linear_1")
+        both("fps_embedding.2", "time_embedding.post_act.linear_2")
+    if config.get("time_cond_proj_dim"):
+        both("time_cond_proj", "time_embedding.cond_proj.time_cond_proj", ["weight"])
+    if config.get("motion_cond_proj_dim"):
+        both("motion_cond_proj", "time_embedding.cond_proj.motion_cond_proj", ["weight"])
+        both("combine_proj", "time_embedding.cond_proj.combine_proj", ["weight"])
+    both("input_blocks.0.0", "conv_in")
+
+    skips, width = [1], 1  # widths of the skip connections and of the current layer, in units of model_channels
+    for level, mult in enumerate(mults):
+        block = f"down_blocks.{level}"
+        for j in range(count):
+            ours = f"input_blocks.{1 + level * (count + 1) + j}"
+            resnet(f"{ours}.0", block, j, width != mult)
+            if attended[level]:
+                attention(ours, 1, block, j)
+            width = mult
+            skips.append(width)
+        if level < len(mults) - 1:
+            both(f"input_blocks.{(level + 1) * (count + 1)}.0.op", f"{block}.downsamplers.0.conv")
+            skips.append(width)
+    both("init_attn.0", "transformer_in", _TRANSFORMER)
+
+    resnet("middle_block.0", "mid_block", 0, False)
+    attention("middle_block", 1, "mid_block", 0)
+    resnet("middle_block.3", "mid_block", 1, False)
+
+    for up, level in enumerate(reversed(range(len(mults)))):
+        block = f"up_blocks.{up}"
+        for j in range(count + 1):
+            ours = f"output_blocks.{up * (count + 1) + j}"
+            resnet(f"{ours}.0", block, j, width + skips.pop() != mults[level])
+            if attended[level]:
+                attention(ours, 1, block, j)
+            width = mults[level]
+        if level:
+            both(f"{ours}.{3 if attended[level] else 1}.conv", f"{block}.upsamplers.0.conv")
+    both("out.0", "conv_norm_out")
+    both("out.2", "conv_out")
+    return names
+
+
+def vae_arguments(ddconfig: Mapping[str, Any], embed_dim: int, scale: float) -> dict[str, Any]:
+    """Constructor arguments of `AutoencoderKL` from those of the latent-diffusion autoencoder.
+
+    Raises:
+        GuidedCDError: The config asks for a layer that the stock class does not have.
+    """
+    for name, wanted in {"attn_resolutions": [], "double_z": True, "z_channels": embed_dim}.items():
+        if ddconfig.get(name, wanted) != wanted:
+            raise GuidedCDError(f"the autoencoder has {name} = {ddconfig[name]!r}; only {wanted!r} can be read")
+    widths = tuple(ddconfig["ch"] * mult for mult in ddconfig["ch_mult"])
+    return {
+        "in_channels": ddconfig.get("in_channels", 3),
+        "out_channels": ddconfig.get("out_ch", 3),
+        "block_out_channels": widths,
+        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+        "layers_per_block": ddconfig["num_res_blocks"],
+        "latent_channels": embed_dim,
+        "norm_num_groups": 32,
+        "sample_size": ddconfig.get("resolution", 512),
+        "scaling_factor": scale,
+    }
+
+
+def rename_vae(ddconfig: Mapping[str, Any]) -> dict[str, str]:
+    """From every key of the latent-diffusion autoencoder to its diffusers name."""
+    count, mults = ddconfig["num_res_blocks"], list(ddconfig["ch_mult"])
+    last = len(mults) - 1
+    names: dict[str, str] = {}
+
+    def both(ours: str, theirs: str) -> None:
+        names.update({f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf in ("weight", "bias")})
+
+    def resnet(ours: str, theirs: str, widens: bool) -> None:
+        for part in ("norm1", "conv1", "norm2", "conv2"):
+            both(f"{ours}.{part}", f"{theirs}.{part}")
+        if widens:
+            both(f"{ours}.nin_shortcut", f"{theirs}.conv_shortcut")
+
+    def middle(half: str) -> None:
+        resnet(f"{half}.mid.block_1", f"{half}.mid_block.resnets.0", False)
+        for old, new in {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}.items():
+            both(f"{half}.mid.attn_1.{old}", f"{half}.mid_block.attentions.0.{new}")
+        resnet(f"{half}.mid.block_2", f"{half}.mid_block.resnets.1", False)
+
+    both("encoder.conv_in", "encoder.conv_in")
+    width = 1
+    for level, mult in enumerate(mults):
+        for j in range(count):
+            resnet(f"encoder.down.{level}.block.{j}", f"encoder.down_blocks.{level}.resnets.{j}", width != mult)
+            width = mult
+        if level < last:
+            both(f"encoder.down.{level}.downsample.conv", f"encoder.down_blocks.{level}.downsamplers.0.conv")
+    middle("encoder")
+    middle("decoder")
+    both("decoder.conv_in", "decoder.conv_in")
+    for level in reversed(range(len(mults))):  # the original counts the decoder's levels from the finest
+        up = f"decoder.up_blocks.{last - level}"
+        for j in range(count + 1):
+            resnet(f"decoder.up.{level}.block.{j}", f"{up}.resnets.{j}", width != mults[level])
+            width = mults[level]
+        if level:
+            both(f"decoder.up.{level}.upsample.conv", f"{up}.upsamplers.0.conv")
+    for half in ("encoder", "decoder"):
+        both(f"{half}.norm_out", f"{half}.conv_norm_out")
+        both(f"{half}.conv_out", f"{half}.conv_out")
+    both("quant_conv", "quant_conv")
+    both("post_quant_conv", "post_quant_conv")
+    return names
+
+
+def text_arguments(text_cfg: Mapping[str, Any], layer: str) -> dict[str, Any]:
+    """Arguments of `CLIPTextConfig` from an open_clip text config; `layer` is "penultimate" or "last"."""
+    for name, wanted in {"quick_gelu": False, "hf_model_name": None, "embed_cls": False}.items():
+        if text_cfg.get(name, wanted) != wanted:
+            raise GuidedCDError(f"the text tower has {name} = {text_cfg[name]!r}; only {wanted!r} can be read")
+    if layer not in {"penultimate", "last"}:
+        raise GuidedCDError(f"the text tower is read at layer {layer!r}; only 'penultimate' and 'last' are known")
+    vocabulary = text_cfg.get("vocab_size", 49408)
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": text_cfg["width"],
+        "intermediate_size": 4 * text_cfg["width"],
+        "num_hidden_layers": text_cfg["layers"] - (layer == "penultimate"),
+        "num_attention_heads": text_cfg["heads"],
+        "max_position_embeddings": text_cfg.get("context_length", 77),
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "pad_token_id": 0,
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
+    }
+
+
+def rename_text(text_cfg: Mapping[str, Any], layer: str, prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+    """From every key of open_clip's text tower to its transformers name or, for fused ones, the names of its parts.
+
+    Args:
+        text_cfg: open_clip's text config.
+        layer: The output that is used, "penultimate" or "last".
+        prefix: "text_model." for the transformers versions that have it.
+
+    Returns:
+        The table, and the keys that are not used: the blocks after `layer`, the projection, the temperature.
+    """
+    leaves = ("weight", "bias")
+    names: dict[str, Any] = {
+        "positional_embedding": f"{prefix}embeddings.position_embedding.weight",
+        "token_embedding.weight": f"{prefix}embeddings.token_embedding.weight",
+    }
+    unused = ["text_projection", "logit_scale"]
+    used = text_cfg["layers"] - (layer == "penultimate")
+    parts = {
+        "ln_1": "layer_norm1",
+        "attn.out_proj": "self_attn.out_proj",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
+    for i in range(text_cfg["layers"]):
+        ours, theirs = f"transformer.resblocks.{i}", f"{prefix}encoder.layers.{i}"
+        block: dict[str, Any] = {}
+        for leaf in leaves:
+            block[f"{ours}.attn.in_proj_{leaf}"] = tuple(f"{theirs}.self_attn.{part}_proj.{leaf}" for part in "qkv")
+            block |= {f"{ours}.{old}.{leaf}": f"{theirs}.{new}.{leaf}" for old, new in parts.items()}
+        if i < used:
+            names |= block
+        else:
+            unused += block
+    names |= {f"ln_final.{leaf}": f"{prefix}final_layer_norm.{leaf}" for leaf in leaves}
+    return names, unused
