@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from guidedcd.configs import EnergyConfig
+from guidedcd.guidance import guided_from
 from guidedcd.routes import Route, RoutingRule, Sample, route
-from guidedcd.schedule import first_index
 from guidedcd.store import Draw, LatentStore
 
 SLIDER_OFF = 0.1
@@ -127,7 +127,7 @@ class Batches:
         index = torch.tensor([draw.index for draw in draws])
         active = torch.from_numpy(strengths).float()
         for column, config in enumerate(self.energies.values()):
-            active[:, column] *= index >= first_index(self.store.identity["steps"], config.fraction)
+            active[:, column] *= index >= guided_from(config.fraction, self.store.identity["steps"])
         active *= torch.tensor([[float(found.guided)] for _, found in routed])
         z0 = torch.stack([draw.z0 for draw in draws])
         blank = torch.zeros_like(z0[0])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing
@@ -21,7 +22,8 @@ def save(folder: Path, step: int, student: Any, optimizer: torch.optim.Optimizer
         with replacing(target) as part:
             part.mkdir(parents=True)
             student.save(part)
-            torch.save({"step": step, "optimizer": optimizer.state_dict()}, part / "optimizer.pt")
+            averaged = student.averaged.state_dict() if student.averaged is not None else None
+            torch.save({"step": step, "optimizer": optimizer.state_dict(), "averaged": averaged}, part / "state.pt")
     for old in found(folder)[:-KEPT]:
         shutil.rmtree(old)
     return target
@@ -39,12 +41,12 @@ def load(path: Path, student: Any, optimizer: torch.optim.Optimizer) -> int:
         GuidedCDError: A file is damaged.
     """
     try:
-        student.load(path)
-        state = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        student.network.load_state_dict(load_file(path / "model.safetensors"), strict=student.config.kind == "full")
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
+        if student.averaged is not None:
+            student.averaged.load_state_dict(state["averaged"])
         return int(state["step"])
-    except GuidedCDError:
-        raise
     except Exception as error:
         raise GuidedCDError(
             f"checkpoint {path} is damaged ({error}). Delete it: the run continues from the one before, or anew."

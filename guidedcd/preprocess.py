@@ -22,11 +22,11 @@ from guidedcd.data import Clip
 from guidedcd.devices import device, part
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, locked
+from guidedcd.guidance import guided_from
 from guidedcd.mixture import Mixture
 from guidedcd.noise import noise
 from guidedcd.routes import Sample
 from guidedcd.run import Run
-from guidedcd.schedule import first_index
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ADVICE = "Lower --preprocess.batch-size"
@@ -156,7 +156,7 @@ class Worker:
         self.grid = self.schedule.grid(run.solver.steps)
         self.energies = run.build("energy")
         self.needs = tuple(dict.fromkeys(need for energy in self.energies.values() for need in energy.needs))
-        self.first = first_index(run.solver.steps, run.preprocess.window) if self.energies else run.solver.steps
+        self.first = guided_from(run.preprocess.window, run.solver.steps) if self.energies else run.solver.steps
         self.batch = run.preprocess.batch_size
 
     def shard(self, clips: Sequence[Clip], advance: Callable[[float], None]) -> tuple[list[Sample], dict[str, Tensor]]:

@@ -26,7 +26,6 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import locked, write_json
 from guidedcd.preprocess import run_preprocess
 from guidedcd.rewards import Rewards
-from guidedcd.routes import Reader
 from guidedcd.run import Run
 from guidedcd.runs import Log, run_folder
 from guidedcd.store import LatentStore
@@ -91,10 +90,15 @@ class Trainer:
                 self.student.enable_gradient_checkpointing()
         with part("the rewards", "Use fewer --rewards"):
             modules = {name: module.to(teacher.device) for name, module in run.build("reward").items()}
-            self.rewards = Rewards({name: (modules[name], config) for name, config in run.rewards.items()}, teacher)
+            self.rewards = Rewards(
+                {name: (modules[name], config) for name, config in run.rewards.items()},
+                teacher,
+                whose={name: str(run.component("reward", name)) for name in modules},
+                low_memory=settings.gradient_checkpointing,
+            )
         self.batches = Batches(
             store,
-            readers={n: Reader(max_tokens=m.max_tokens, count=m.count_tokens) for n, m in modules.items()},
+            readers=self.rewards.readers,
             rules=list(run.build("route").values()),
             energies=run.energies,
             size=settings.batch_size,
@@ -103,9 +107,8 @@ class Trainer:
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
-        trained = [p for p in self.student.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            trained,
+            self.student.trainable,
             lr=settings.lr,
             weight_decay=settings.weight_decay,
             fused=teacher.device.type == "cuda",
@@ -164,7 +167,7 @@ class Trainer:
                     self.accelerator.backward(loss / settings.accumulate)
             for key, value in numbers.items():
                 total[key] = total.get(key, 0.0) + value / settings.accumulate
-        norm = self.accelerator.clip_grad_norm_(self.student.parameters(), settings.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(self.student.trainable, settings.max_grad_norm)
         self._must_be_finite(norm, "the gradient", step, batch)
         with part("the optimiser", "Use --student.kind lora"):
             self.optimizer.step()
