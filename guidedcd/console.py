@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 console = Console(highlight=False, soft_wrap=True)
 """Results and messages: standard output."""
@@ -31,7 +30,8 @@ def progress(description: str, total: int, *, start: int = 0, unit: str = "") ->
         unit: What a step is, e.g. "videos".
 
     Yields:
-        advance(n=1, note=""): tell that `n` more are done, with an optional short note such as "loss 0.12".
+        advance(n=1, note=""): tell that `n` more (whole or in part) are done, with an optional note such as
+            "loss 0.12".
     """
     show = _bar if console.is_terminal else _lines
     with show(description, total, start, unit) as advance:
@@ -40,12 +40,12 @@ def progress(description: str, total: int, *, start: int = 0, unit: str = "") ->
 
 @contextmanager
 def _bar(description: str, total: int, start: int, unit: str) -> Iterator[Callable[..., None]]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # 10 ms that help does without
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TaskProgressColumn(show_speed=True, text_format=""),
+        TextColumn("{task.completed:.0f}/{task.total} " + unit),
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
     )
@@ -54,9 +54,9 @@ def _bar(description: str, total: int, start: int, unit: str) -> Iterator[Callab
         began = time.monotonic()
         done = start
 
-        def advance(n: int = 1, note: str = "") -> None:
+        def advance(n: float = 1, note: str = "") -> None:
             nonlocal done
-            done += n
+            done = _whole(done + n)
             rate = _rate(done - start, time.monotonic() - began, unit)
             bar.update(task, completed=done, note=f"{rate}  {note}".rstrip())
 
@@ -68,9 +68,9 @@ def _lines(description: str, total: int, start: int, unit: str) -> Iterator[Call
     began = last = time.monotonic()
     done = start
 
-    def advance(n: int = 1, note: str = "") -> None:
+    def advance(n: float = 1, note: str = "") -> None:
         nonlocal done, last
-        done += n
+        done = _whole(done + n)
         now = time.monotonic()
         if done < total and now - last < QUIET_SECONDS:
             return
@@ -78,13 +78,18 @@ def _lines(description: str, total: int, start: int, unit: str) -> Iterator[Call
         rate = _rate(done - start, now - began, unit)
         left = (total - done) * (now - began) / max(done - start, 1)
         remaining = f", about {_duration(left)} left" if done < total else f", {_duration(now - began)}"
-        line = f"{description}: {done}/{total}{' ' + unit if unit else ''}, {rate}{remaining}"
+        line = f"{description}: {done:.0f}/{total}{' ' + unit if unit else ''}, {rate}{remaining}"
         print(f"{line}, {note}" if note else line, file=sys.stdout, flush=True)
 
     yield advance
 
 
-def _rate(count: int, seconds: float, unit: str) -> str:
+def _whole(done: float) -> float:
+    """`done` without the rounding of a sum of shares: 7.9999999 is 8."""
+    return round(done) if abs(done - round(done)) < 1e-6 else done
+
+
+def _rate(count: float, seconds: float, unit: str) -> str:
     """E.g. "2.5 videos/s" or "4.1 s each", whichever is easier to read."""
     if count <= 0 or seconds <= 0:
         return ""

@@ -239,6 +239,8 @@ def _choose(key: str, layers: Sequence[Layer], registry: Registry) -> list[Chose
             # A file may list a dataset several times, each with its own options; one table serves all of that name.
             tables += mine[place : place + 1] if len(mine) > 1 else mine
         given = _merged(tables)
+        if kind == "energy" and "scale" in given and "relative" in given:
+            _drop_older(given, tables)
         if value is not None:
             field = positional(component.config)
             if field is None:
@@ -246,3 +248,10 @@ def _choose(key: str, layers: Sequence[Layer], registry: Registry) -> list[Chose
             given[field.name] = Value(value, f"{where} {name}:{value}")
         found.append(Chosen(name, structure(component.config, given, f"{kind} '{name}'")))
     return found
+
+
+def _drop_older(given: dict[str, Value], tables: Sequence[Mapping[str, Value]]) -> None:
+    """Of `scale` and `relative`, which exclude each other, the one of the higher layer; a run.json has both."""
+    newest = [table for table in tables if "scale" in table or "relative" in table][-1]
+    if "relative" not in newest:
+        del given["relative"]

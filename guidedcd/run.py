@@ -115,9 +115,10 @@ class Run:
         """What a plugin offers as `name`."""
         return (registry or load_plugins()).get(kind, name)
 
-    def build(self, kind: str, name: str, registry: Registry | None = None) -> Any:
-        """The selected component of this name, built from its options."""
-        return next(one for one in self.chosen(kind) if one.name == name).build(registry)
+    def build(self, kind: str, registry: Registry | None = None) -> dict[str, Any]:
+        """The built components of one kind by name (datasets may repeat a name: use `chosen`)."""
+        registry = registry or load_plugins()
+        return {chosen.name: chosen.build(registry) for chosen in self.chosen(kind)}
 
     def to_dict(self) -> dict[str, Any]:
         """The run as JSON values, in the layout of a `--config` file, with every option."""

@@ -190,6 +190,24 @@ def docs_of(cls: type) -> dict[str, str]:
     return found
 
 
+def limits(field: attrs.Attribute) -> str:
+    """What a field accepts, read from attrs' own validators: "one of a, b", ">= 0", or nothing."""
+    return ", ".join(_limits(field.validator))
+
+
+def _limits(validator: Any) -> list[str]:
+    match type(validator).__name__:
+        case "_OptionalValidator":
+            return _limits(validator.validator)
+        case "_AndValidator":
+            return [text for one in validator._validators for text in _limits(one)]
+        case "_InValidator":
+            return [f"one of {', '.join(map(str, validator.options))}"]
+        case "_NumberValidator":
+            return [f"{validator.compare_op} {validator.bound}"]
+    return []
+
+
 def positional(cls: type) -> attrs.Attribute | None:
     """The field that the VALUE in NAME:VALUE fills, marked with metadata={"positional": True}."""
     return next((field for field in attrs.fields(cls) if field.metadata.get("positional")), None)

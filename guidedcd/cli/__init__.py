@@ -1,0 +1,72 @@
+"""The command line: flags, files and errors. The work is done elsewhere, and imported only when a command runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from cyclopts import App, CycloptsError
+
+import guidedcd
+from guidedcd.cli import evaluate, plugins, preprocess, report, sample, train
+from guidedcd.cli.flags import run_flags, same_words
+from guidedcd.cli.mistakes import explain
+from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import Registry, load_plugins
+from guidedcd.resolve import profiles
+
+COMMANDS = {
+    "train": train,
+    "preprocess": preprocess,
+    "sample": sample,
+    "evaluate": evaluate,
+    "report": report,
+    "plugins": plugins,
+}
+"""Each module adds its command with `add(app, registry, flags_class)`."""
+
+
+def build(registry: Registry, command: str = "", profile: str = "shapes") -> App:
+    """The application, with a flag for every option of every plugin in `registry`.
+
+    Args:
+        registry: The installed plugins.
+        command: The one that will run: the others need no flags of a run, which take 0.1 s to make.
+        profile: Whose defaults help shows.
+    """
+    app = App(
+        name="guidedcd",
+        version=guidedcd.__version__,
+        help="Distil a text-to-video model into a few-step student, guided by energies and trained on rewards.",
+        help_format="plaintext",
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+    )
+    for name, module in COMMANDS.items():
+        module.add(app, registry, run_flags(registry, profile) if name == command else Any)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `guidedcd` and exit: 0 done, 1 something was found wrong, 2 a mistake of the user, 130 interrupted."""
+    tokens = same_words(sys.argv[1:] if argv is None else argv)
+    registry = Registry()
+    try:
+        registry = load_plugins()
+        sys.exit(build(registry, tokens[0] if tokens else "", _profile(tokens))(tokens))
+    except (GuidedCDError, CycloptsError, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:
+        status = explain(error, tokens, registry)
+        if status is None:
+            raise
+        sys.exit(status)
+
+
+def _profile(tokens: Sequence[str]) -> str:
+    """The profile whose defaults help shows; a wrong name is reported when the run is put together."""
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=False):
+        name = following if token == "--profile" else token.removeprefix("--profile=")
+        if token.startswith("--profile") and name in profiles():
+            return name
+    return "shapes"

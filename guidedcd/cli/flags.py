@@ -1,0 +1,186 @@
+"""A flag for every option of a run and of every plugin's components, made from the config classes."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import attrs
+from cyclopts import Group, Parameter, Token
+
+from guidedcd.plugins import Registry
+from guidedcd.resolve import ALIASES, Layer, profiles, read_config, read_profile, resolve, split_names
+from guidedcd.run import KINDS, SECTIONS, Run
+from guidedcd.structure import Value, docs_of, flag, limits, types_of
+
+SELECTORS = {
+    "teacher": "The pretrained model, NAME[:VALUE].",
+    "data": "Datasets, NAME[:VALUE]; may be repeated.",
+    "energy": "Energies that guide the teacher, NAME[,NAME]; `none` for none.",
+    "rewards": "Rewards that train the student, NAME[,NAME]; `none` for none.",
+    "routes": "Rules that choose each sample's rewards and caption, NAME[,NAME]; `none` for none.",
+    "metrics": "Metrics of the evaluation, NAME[,NAME]; `none` for none.",
+}
+
+
+class _Unset:
+    """The flag was not given (None would be a value)."""
+
+    def __repr__(self) -> str:
+        return "unset"
+
+
+UNSET = _Unset()
+
+
+def as_written(type_: Any, tokens: Sequence[Token]) -> str:
+    """Keep a flag's text: it is converted together with the files' values, with the same errors."""
+    return tokens[0].value
+
+
+def _flag(hint: Any, text: str, default: Any, group: Group) -> attrs.Attribute:
+    """One flag: the type as help shows it, and the default that holds when it is not given."""
+    options = {"help": text, "show_default": _shown(default), "group": group}
+    if hint is bool:
+        return attrs.field(default=UNSET, type=Annotated[bool, Parameter(**options)])
+    shape = _shape(hint)
+    return attrs.field(default=UNSET, type=Annotated[shape, Parameter(converter=as_written, n_tokens=1, **options)])
+
+
+def _shown(default: Any) -> Callable[[Any], str] | bool:
+    """What help shows as the default, if anything."""
+    return False if default in (None, (), [], "") else lambda _: _spelled(default)
+
+
+def _shape(hint: Any) -> type:
+    """The type that help shows: FLOAT, INT, PATH or STR (lists are one text, separated by commas)."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next((h for h in typing.get_args(hint) if h is not type(None)), str)
+    return hint if hint in (float, int, Path) else str
+
+
+def _spelled(value: Any) -> str:
+    """A default as one would type it."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(_spelled, value))
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _options(cls: type, name: str, given: Mapping[str, Value], group: Group) -> type:
+    """A class with one flag for every field of the config class `cls`."""
+    hints, docs = types_of(cls), docs_of(cls)
+    fields = {
+        f.name: _flag(hints[f.name], _text(docs.get(f.name, ""), limits(f)), _default(f, given), group)
+        for f in attrs.fields(cls)
+        if f.init
+    }
+    return attrs.make_class(name, fields, frozen=True, kw_only=True)
+
+
+def _text(doc: str, accepts: str) -> str:
+    return f"{doc} ({accepts})" if accepts else doc
+
+
+def _default(field: attrs.Attribute, given: Mapping[str, Value]) -> Any:
+    if field.name in given:
+        return given[field.name].value
+    return field.default.factory() if isinstance(field.default, attrs.Factory) else field.default
+
+
+def run_flags(registry: Registry, profile: str) -> type:
+    """The class that holds every flag describing a run; help shows the defaults of `profile`."""
+    layer = read_profile(profile)
+    fields: dict[str, attrs.Attribute] = {}
+    main = Group("Run", sort_key=0)
+    for name, text in {
+        "profile": f"Where the defaults come from: {', '.join(sorted(profiles()))}. Those shown here are of this one.",
+        "config": "A TOML file, or another run's run.json, with the names of the flags; a flag wins.",
+        "seed": "Seed of everything random.",
+        "device": "Where tensors live: auto, cpu, cuda, cuda:N or mps.",
+        "name": "Part of the run folder's name; the profile's name if not given.",
+    }.items():
+        default = {"profile": profile, "seed": 0, "device": "auto"}.get(name)
+        hint = {"seed": int, "config": Path}.get(name, str)
+        fields[name] = _flag(hint, text, default, main)
+    for key, text in SELECTORS.items():
+        names = [name if value is None else f"{name}:{value}" for name, value, _ in layer.select.get(key, [])]
+        known = ", ".join(sorted(registry.of_kind(KINDS[key]))) or "none"
+        help_ = f"{text} Installed: {known}."
+        select = Parameter(name=f"--{key}", help=help_, show_default=_shown(",".join(names)), negative="", group=main)
+        fields[key] = attrs.field(default=None, type=Annotated[list[str] | None, select])
+    for order, (key, kind) in enumerate(KINDS.items(), 1):
+        components = {}
+        for component in registry.of_kind(kind).values():
+            if not attrs.fields(component.config):
+                continue
+            given = {}
+            for name, options in layer.options.get(key, []):
+                given |= options if name == component.name else {}
+            group = Group(f"{kind.capitalize()} {component.name}", sort_key=100 + order)
+            cls = _options(component.config, component.name.replace("-", "_"), given, group)
+            components[component.name.replace("-", "_")] = attrs.field(default=UNSET, type=cls)
+        if components:
+            cls = attrs.make_class(key, components, frozen=True, kw_only=True)
+            fields[f"{key}_options"] = attrs.field(default=UNSET, type=Annotated[cls, Parameter(name=f"--{key}")])
+    for order, (key, cls) in enumerate(SECTIONS.items()):
+        group = Group(key.capitalize(), sort_key=1 + order)
+        section = _options(cls, key, layer.sections.get(key, {}), group)
+        fields[key] = attrs.field(default=UNSET, type=Annotated[section, Parameter(name=f"--{key}")])
+    return attrs.make_class("RunFlags", fields, frozen=True, kw_only=True)
+
+
+def read_run(flags: Any, registry: Registry) -> Run:
+    """The run that profile, config file and flags describe together."""
+    written = _given(flags) if flags is not None else {}
+    layers = []
+    if "config" in written:
+        layers.append(read_config(Path(written["config"]).expanduser()))
+    profile = Value(written["profile"], "--profile") if "profile" in written else None
+    for layer in layers:
+        profile = profile or layer.scalars.get("profile")
+    layers.insert(0, read_profile(profile.value if profile else "shapes"))
+    return resolve([*layers, _layer(written)], registry)
+
+
+def _layer(written: Mapping[str, Any]) -> Layer:
+    """What the flags say."""
+    options: dict[str, list[tuple[str, dict[str, Value]]]] = {}
+    for key in KINDS:
+        for component, given in written.get(f"{key}_options", {}).items():
+            name = component.replace("_", "-")
+            values = {n: Value(v, f"--{key}.{name}.{flag(n)}") for n, v in given.items()}
+            options.setdefault(key, []).append((name, values))
+    return Layer(
+        scalars={n: Value(written[n], f"--{n}") for n in ("profile", "name", "seed", "device") if n in written},
+        sections={
+            key: {n: Value(v, f"--{key}.{flag(n)}") for n, v in written[key].items()}
+            for key in SECTIONS
+            if key in written
+        },
+        options=options,
+        select={key: split_names(written[key], f"--{key}") for key in KINDS if written.get(key) is not None},
+        adds=True,
+    )
+
+
+def _given(flags: Any) -> dict[str, Any]:
+    """What was given, nested as the flags are."""
+    found = {}
+    for field in attrs.fields(type(flags)):
+        value = getattr(flags, field.name)
+        if value is not UNSET and value is not None:
+            found[field.name] = _given(value) if attrs.has(type(value)) else value
+    return found
+
+
+def same_words(tokens: Sequence[str]) -> list[str]:
+    """Singular and plural are the same: `--reward hps` is `--rewards hps`."""
+    found = []
+    for token in tokens:
+        head, dot, rest = token.partition(".") if "." in token.split("=")[0] else token.partition("=")
+        word = head.removeprefix("--")
+        found.append(f"--{ALIASES[word]}{dot}{rest}" if head.startswith("--") and word in ALIASES else token)
+    return found

@@ -1,0 +1,80 @@
+"""Errors as one line and an exit status; what is not a mistake of the user keeps its traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts import CycloptsError, UnknownOptionError, UnusedCliTokensError
+
+from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import Registry
+
+SMALLER = {
+    "train": "Lower --train.batch-size or --train.reward-batch, or set --train.gradient-checkpointing "
+    "or --student.kind lora.",
+    "preprocess": "Lower --preprocess.batch-size.",
+    "evaluate": "Close what else uses the memory, or use --device cpu.",
+    "sample": "Give fewer prompts at once, or use --device cpu.",
+}
+"""What makes a command fit into less memory."""
+
+
+def explain(error: BaseException, tokens: Sequence[str], registry: Registry) -> int | None:
+    """Print `error` as one line if it is the user's to mend; its exit status, or None for a bug."""
+    command = next((token for token in tokens if not token.startswith("-")), "")
+    if isinstance(error, KeyboardInterrupt):
+        more = ": the same command continues where this one stopped" if command in ("train", "preprocess") else ""
+        _say(f"interrupted{more}.", prefix="")
+        return 130
+    if isinstance(error, CycloptsError):
+        _say(_usage(error, command, registry))
+    elif isinstance(error, GuidedCDError):
+        _say(str(error))
+    elif _is_out_of_memory(error):
+        where = " ".join(getattr(error, "__notes__", []))
+        _say(f"out of memory{' ' + where if where else ''}. {SMALLER.get(command, 'Use a smaller batch.')}")
+    elif isinstance(error, BrokenPipeError):  # the reader of a pipe has gone; say nothing, also not at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    elif isinstance(error, OSError) and error.errno in _EXPLAINED:
+        from guidedcd.files import explained
+
+        _say(str(explained(error, Path(error.filename or "a file"))))
+    else:
+        return None
+    return 2
+
+
+_EXPLAINED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _say(text: str, prefix: str = "error: ") -> None:
+    """One line on standard error, however the text was broken."""
+    sys.stdout.flush()
+    print(prefix + " ".join(text.split()), file=sys.stderr, flush=True)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    if not isinstance(error, RuntimeError) or "torch" not in sys.modules:
+        return False
+    from guidedcd.devices import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+def _usage(error: CycloptsError, command: str, registry: Registry) -> str:
+    """What was wrong with the words of the command line."""
+    text = str(error).strip()
+    if isinstance(error, UnusedCliTokensError):
+        words = ", ".join(f"'{token}'" for token in error.unused_tokens or ())
+        text = f"{words} is not expected here. See `guidedcd {command} --help`."
+    elif isinstance(error, UnknownOptionError) and registry.failures and text.count(".") > 1:
+        broken = ", ".join(failure.plugin for failure in registry.failures)
+        text += f" Not loaded: {broken}. See `guidedcd plugins doctor`."
+    return text

@@ -1,0 +1,155 @@
+"""`guidedcd plugins`: what is installed, what it offers, what is wrong with it, and a new one."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import attrs
+from cyclopts import App, Parameter
+from rich.markup import escape
+
+from guidedcd.console import console
+from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import Component, Registry, suggest
+from guidedcd.run import KINDS
+from guidedcd.structure import docs_of, flag, positional
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def add(app: App, registry: Registry, flags_class: Any) -> None:
+    """Add the commands to `app`."""
+    plugins = App(name="plugins", help="See, check and write plugins.")
+    app.command(plugins)
+
+    @plugins.command(name="list")
+    def list_() -> None:
+        """List everything the installed plugins offer, without importing it."""
+        table = _table("kind", "name", "summary", "plugin", "version")
+        for c in sorted(registry.components, key=lambda c: (list(KINDS.values()).index(c.kind), c.name, c.plugin)):
+            table.add_row(c.kind, c.name, escape(c.summary), c.plugin, c.version)
+        _print(table)
+        for failure in registry.failures:
+            console.print(f"[dim]{failure.plugin} {failure.version} did not load; see `guidedcd plugins doctor`[/]")
+
+    @plugins.command
+    def show(name: str, /) -> None:
+        """Show one component: where it is from, and every option with default and meaning.
+
+        Parameters
+        ----------
+        name
+            The component's name, such as `pta`.
+        """
+        found = [component for component in registry.components if component.name == name]
+        if not found:
+            names = sorted({component.name for component in registry.components})
+            raise GuidedCDError(
+                f"no component named '{name}'.{suggest(name, names)} Known: {', '.join(names) or 'none'}."
+            )
+        for component in found:
+            _show(component)
+
+    @plugins.command
+    def doctor(
+        name: str | None = None,
+        /,
+        *,
+        verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+    ) -> int:
+        """Check the plugins: that each loads, is light, and was installed with what it requires; exit 1 if not.
+
+        Parameters
+        ----------
+        name
+            Check only this component, and its behaviour too, as its own tests would.
+        verbose
+            Show tracebacks.
+        """
+        from guidedcd.testing import checks, requirements
+
+        wrong = 0
+        for failure in registry.failures if name is None else ():
+            wrong += 1
+            _wrong(f"{failure.plugin} {failure.version}", failure.error, verbose)
+        found = [c for c in registry.components if name in (None, c.name)]
+        if not found and name is not None:
+            names = sorted({component.name for component in registry.components})
+            raise GuidedCDError(
+                f"no component named '{name}'.{suggest(name, names)} Known: {', '.join(names) or 'none'}."
+            )
+        for component in found:
+            passed = 0
+            for check in [*checks(component, behaviour=name is not None), *requirements(component)]:
+                try:
+                    check()
+                    passed += 1
+                except (Exception, SystemExit) as error:
+                    wrong += 1
+                    _wrong(f"{component}: {check.says}", error, verbose)
+            console.print(f"[green]ok[/]    {escape(str(component))}: {passed} checks passed")
+        return int(wrong > 0)
+
+    @plugins.command
+    def new(kind: Literal["energy", "reward", "route"], name: str, /, *, out: Path | None = None) -> None:
+        """Write a new package that offers one component, with a test that checks it.
+
+        Parameters
+        ----------
+        kind
+            What it offers.
+        name
+            How users will call it: lower-case words joined by "-".
+        out
+            Where; by default the folder guidedcd-NAME.
+        """
+        from guidedcd.template import write
+
+        folder = write(kind, name, out)
+        console.print(f"wrote    {folder}")
+        console.print(f"next     pip install -e {folder} && guidedcd plugins list")
+
+
+def _wrong(what: str, error: BaseException, verbose: bool) -> None:
+    text = " ".join(str(error).split()) or "no message"
+    console.print(f"[red]wrong[/] {escape(what)}: {type(error).__name__}: {escape(text)}")
+    if verbose:
+        console.print("".join(traceback.format_exception(error)), markup=False, style="dim")
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=column not in ("summary", "meaning"))
+    return table
+
+
+def _print(table: Table) -> None:
+    """Print a table; off a terminal nothing is wrapped, so that lines can be searched."""
+    console.print(table, width=None if console.is_terminal else 1000)
+
+
+def _show(component: Component) -> None:
+    key = next(key for key, kind in KINDS.items() if kind == component.kind)
+    value = positional(component.config)
+    console.print(f"[bold]{component.kind} {component.name}[/]  {escape(component.summary)}")
+    console.print(f"  plugin    {component.plugin} {component.version}")
+    console.print(f"  target    {component.target}")
+    spelled = f"{component.name}[:{value.name.upper()}]" if value else component.name
+    console.print(f"  select    --{key} {spelled}   or   [{key}.{component.name}] in a --config file", markup=False)
+    if not attrs.fields(component.config):
+        console.print("  options   none\n")
+        return
+    table = _table("  option", "default", "meaning")
+    docs = docs_of(component.config)
+    for field in attrs.fields(component.config):
+        default = getattr(component.config(), field.name)
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        table.add_row(f"  --{key}.{component.name}.{flag(field.name)}", escape(shown), escape(docs.get(field.name, "")))
+    _print(table)
+    console.print()

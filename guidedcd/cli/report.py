@@ -1,0 +1,30 @@
+"""`guidedcd report`: write the report of a run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+
+from guidedcd.cli.folders import existing
+from guidedcd.plugins import Registry
+
+
+def add(app: App, registry: Registry, flags_class: Any) -> None:
+    """Add the command to `app`."""
+
+    @app.command
+    def report(run: Path, /) -> None:
+        """Write a run's report: one HTML file with curves, scores and videos, readable without a network.
+
+        Parameters
+        ----------
+        run
+            The run's folder.
+        """
+        folder = existing(run)
+        from guidedcd.console import console
+        from guidedcd.report import write_report
+
+        console.print(f"report   {write_report(folder)}")

@@ -1,0 +1,48 @@
+"""`guidedcd train`: distil, evaluate, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from guidedcd.cli.flags import read_run
+from guidedcd.plugins import Registry
+
+
+def add(app: App, registry: Registry, flags_class: Any) -> None:
+    """Add the command to `app`."""
+
+    def train(*, flags: Any = None, out: Path | None = None, store: Path | None = None, new: bool = False) -> None:
+        """Distil a teacher: compute the latent store, train the student, evaluate it, write the report.
+
+        Interrupt it at any time: the same command continues where it stopped.
+
+        Parameters
+        ----------
+        out
+            The run's folder; by default the newest unfinished run of this configuration, else runs/DATE-NAME.
+        store
+            The latent store's folder; by default runs/stores/FINGERPRINT, shared by runs that need the same.
+        new
+            Start a new run even if an unfinished one could be continued.
+        """
+        run = read_run(flags, registry)
+        usable(run.device)
+        from guidedcd.train import run_training
+
+        run_training(run, out=out, store=store, new=new)
+
+    train.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
+    plain = Parameter(negative="")
+    train.__annotations__ |= {"new": Annotated[bool, plain], "out": Path | None, "store": Path | None}
+    app.command(train)
+
+
+def usable(device: str) -> None:
+    """Fail now, before anything is written, if this machine has no such device."""
+    if device not in ("auto", "cpu"):
+        from guidedcd.devices import device as find
+
+        find(device)
