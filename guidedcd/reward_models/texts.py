@@ -36,6 +36,13 @@ class ClipTokens:
         self.max_tokens = max_tokens
         self._tokenizer = SimpleTokenizer(context_length=max_tokens)
 
+    @property
+    def special(self) -> dict[str, int]:
+        """Ids of start, end and padding, and how many ids there are."""
+        tokenizer = self._tokenizer
+        size = {"vocab_size": tokenizer.vocab_size}
+        return {"sot": tokenizer.sot_token_id, "eot": tokenizer.eot_token_id, "pad": 0, **size}
+
     def count(self, text: str) -> int:
         """Tokens of `text`, start and end included."""
         return len(self._tokenizer.encode(text)) + 2
