@@ -1,0 +1,152 @@
+"""Sampling to files: a trained student's videos of prompts, with their metadata, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+import guidedcd
+from guidedcd import media, prompts
+from guidedcd.console import console, progress
+from guidedcd.data import Prompt
+from guidedcd.devices import part
+from guidedcd.errors import GuidedCDError
+from guidedcd.files import file_digest, read_json
+from guidedcd.trained import batch_size, load, strengths, student_videos
+
+COPY_SEED = 1_000_003
+"""Seeds of a prompt's further videos lie this far apart."""
+
+
+def run_sample(
+    folder: Path,
+    prompts_: str | Path | Sequence[str | Prompt],
+    *,
+    out: Path | None = None,
+    steps: int | None = None,
+    omega: float | None = None,
+    scale: float | Mapping[str, float] | None = None,
+    seed: int = 0,
+    per_prompt: int = 1,
+    gif: bool = False,
+    enlarge: int | None = None,
+    vbench_names: bool = False,
+    batch: int | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+) -> list[Path]:
+    """Make videos of prompts with a trained student; what is finished already is not made again.
+
+    Args:
+        folder: A run's or a student's folder.
+        prompts_: A text, several, or a file (a Path, or "@FILE").
+        out: Where the videos go; `samples` in the run's folder by default.
+        steps: Sampling steps, by default as the run's evaluation.
+        omega: Guidance strength that the student is told, by default as the run's evaluation.
+        scale: Strength of the student's energies, see `strengths`.
+        seed: Prompt number i (from 0) starts from seed + i, so that one video can be made again alone.
+        per_prompt: Videos of each prompt, each from another seed.
+        gif: Also write a gif of each.
+        enlarge: Repeat every pixel so often; by default small videos are shown at about 256 pixels.
+        vbench_names: Name files "PROMPT-N.mp4" at their true size, the layout that VBench reads.
+        batch: Videos per batch.
+        device: Where tensors live, by default as the run says.
+        dtype: "float32", "bfloat16" or "float16".
+
+    Returns:
+        The mp4 files, in the order of the prompts, each prompt's videos together.
+    """
+    wanted = prompts.given(prompts_)
+    if per_prompt < 1:
+        raise GuidedCDError(f"--per-prompt must be at least 1, not {per_prompt}.")
+    trained = load(folder, device=device, dtype=dtype)
+    teacher, run = trained.teacher, trained.run
+    geometry = teacher.geometry
+    scales = strengths(trained, scale)
+    if enlarge is None:
+        enlarge = 1 if vbench_names else media.viewing_factor(geometry.height, geometry.width)
+    settings = {
+        "steps": run.evaluate.steps if steps is None else steps,
+        "omega": run.evaluate.omega if omega is None else omega,
+        "scale": scales,
+        "dtype": dtype,
+        "enlarge": enlarge,
+        "student": file_digest(trained.weights / "model.safetensors")[:16],
+    }
+    out = trained.folder / "samples" if out is None else Path(out)
+    jobs = [
+        _job(out, number, copy, prompt.text, seed, vbench_names)
+        for number, prompt in enumerate(wanted)
+        for copy in range(per_prompt)
+    ]
+    todo = [job for job in jobs if not _finished(job, settings, gif)]
+    if len(todo) < len(jobs):
+        console.print(f"sample   {len(jobs) - len(todo)} of {len(jobs)} videos are finished already in {out}")
+    size = batch or batch_size(teacher)
+    about = {"teacher": run.teacher.name, "run": run.name, "guidedcd": guidedcd.__version__}
+    with progress("sample", len(jobs), start=len(jobs) - len(todo), unit="videos") as advance:
+        for some in _chunks(todo, size):
+            with part("sampling", f"It needs less with --batch {max(1, size // 2)}."):
+                videos = student_videos(
+                    trained,
+                    [job.prompt for job in some],
+                    [job.seed for job in some],
+                    steps=settings["steps"],
+                    omega=settings["omega"],
+                    scales=scales,
+                )
+            for job, video in zip(some, videos, strict=True):
+                if gif:
+                    media.write_video(job.path.with_suffix(".gif"), video, fps=geometry.fps, enlarge=enlarge)
+                metadata = {"prompt": job.prompt, "seed": job.seed, **settings, **about}
+                media.write_video(job.path, video, fps=geometry.fps, enlarge=enlarge, metadata=metadata)
+            advance(len(some))
+    shown = jobs[:24]
+    sheet = [media.read_video(job.path)[0] for job in shown]
+    media.contact_sheet(out / "contact_sheet.png", sheet, [job.prompt for job in shown])
+    console.print(f"sample   {len(jobs)} videos and contact_sheet.png in {out}")
+    return [job.path for job in jobs]
+
+
+@attrs.frozen
+class _Job:
+    """One video to make."""
+
+    path: Path
+    prompt: str
+    seed: int
+
+
+def _job(out: Path, number: int, copy: int, prompt: str, seed: int, vbench_names: bool) -> _Job:
+    if vbench_names:
+        name = f"{prompt.replace('/', ' ')}-{copy}.mp4"
+    else:
+        name = f"{number:04d}-{media.slug(prompt)}" + (f"-{copy}" if copy else "") + ".mp4"
+    return _Job(out / name, prompt, seed + number + COPY_SEED * copy)
+
+
+def _finished(job: _Job, settings: Mapping[str, Any], gif: bool) -> bool:
+    """Whether the video is there.
+
+    Raises:
+        GuidedCDError: A video of other settings has its name.
+    """
+    about = media.sidecar(job.path)
+    if not (about.is_file() and job.path.is_file()):
+        return False
+    found = read_json(about)
+    for key, value in {"prompt": job.prompt, "seed": job.seed, **settings}.items():
+        if found.get(key) != value:
+            raise GuidedCDError(
+                f"{job.path} is there with another {key} ({found.get(key)} there, {value} here). "
+                "Choose another --out, or delete it."
+            )
+    return not gif or job.path.with_suffix(".gif").is_file()
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,190 @@
+"""A trained student with all that its samples depend on, and batches of videos from it and from its teacher.
+
+Every video has a seed of its own, from which all its noise follows: it does not depend on the batch it is made in, and
+student and teacher start a seed's video from the same noise.
+Legend: B videos of a batch, C latent channels, F frames, H/W pixels, h/w latent size, E energies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from guidedcd.configs import EnergyConfig
+from guidedcd.devices import device as find_device
+from guidedcd.devices import part
+from guidedcd.errors import GuidedCDError
+from guidedcd.files import read_json
+from guidedcd.guidance import lambda_input
+from guidedcd.noise import noise
+from guidedcd.run import Run
+from guidedcd.sample import sample, teacher_sample
+from guidedcd.student import Student
+
+FIRST_DRAW = 2**48
+"""Draws of the noise generator from here on are for finished videos: none of them was trained on."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Trained:
+    """A student with all that its samples depend on."""
+
+    run: Run
+    teacher: Any
+    student: Student
+    folder: Path
+    """The run's folder."""
+    weights: Path
+    """The folder of the student's weights."""
+
+
+def load(path: Path, *, device: str | None = None, dtype: str = "float32") -> Trained:
+    """The student of a run folder, or of a student or checkpoint folder inside one, ready to sample.
+
+    Args:
+        path: The folder.
+        device: Where tensors live; by default as the run says.
+        dtype: "float32", "bfloat16" or "float16".
+
+    Raises:
+        GuidedCDError: There is no student, or the run that it belongs to cannot be found.
+    """
+    path = Path(path)
+    folder = next((f for f in (path, *path.parents[:2]) if (f / "run.json").is_file()), None)
+    weights = path if (path / "student.json").is_file() else path / "student"
+    if not (weights / "student.json").is_file():
+        if folder is None:
+            raise GuidedCDError(f"{path} is neither a run's folder (run.json) nor a student's (student.json).")
+        raise GuidedCDError(f"{folder} has no student yet. `guidedcd train --out {folder}` finishes it.")
+    if folder is None:
+        raise GuidedCDError(
+            f"{path} holds a student, but neither it nor the folders around it have the run.json that names its "
+            "teacher. Copy that file beside student.json."
+        )
+    if dtype not in DTYPES:
+        raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
+    run = Run.from_dict(read_json(folder / "run.json"))
+    where = find_device(device or run.device)
+    with part("the teacher"):
+        teacher = run.teacher.build().to(where)
+        student = Student.load(weights, teacher).to(where)
+        if dtype != "float32":
+            teacher.to(where, DTYPES[dtype])
+            student.to(dtype=DTYPES[dtype])
+    return Trained(run=run, teacher=teacher, student=student, folder=folder, weights=weights)
+
+
+def strengths(trained: Trained, scale: float | Mapping[str, float] | None = None) -> dict[str, float]:
+    """How strongly each of the student's energies acts, by name.
+
+    Args:
+        trained: The student.
+        scale: One number for the only energy, or numbers by name; None takes what it was trained with. The number is
+            the `scale` of the energy, or its `relative` where the run has that.
+
+    Raises:
+        GuidedCDError: The student has no such energy, or was not trained with that scale.
+    """
+    energies = trained.run.energies
+    names = trained.student.energies
+    wanted: Mapping[str, float] = {}
+    if scale is not None:
+        if not names:
+            raise GuidedCDError(f"{trained.folder}: this student was trained without energies, so it has no scale.")
+        if not isinstance(scale, Mapping) and len(names) > 1:
+            options = " ".join(f"{name}=..." for name in names)
+            raise GuidedCDError(f"{trained.folder}: this student has {len(names)} energies; give --scale {options}")
+        wanted = scale if isinstance(scale, Mapping) else {names[0]: scale}
+        if unknown := sorted(set(wanted) - set(names)):
+            raise GuidedCDError(
+                f"{trained.folder}: no energy '{unknown[0]}' in this student. It has {', '.join(names)}."
+            )
+    return {name: _strength(name, energies[name], wanted.get(name), trained.folder) for name in names}
+
+
+def _strength(name: str, config: EnergyConfig, wanted: float | None, folder: Path) -> float:
+    trained = config.scale if config.relative is None else config.relative
+    if config.scale_range is None:
+        if wanted not in (None, 0, trained):
+            raise GuidedCDError(
+                f"{folder}: this student knows {name} off (0) and at {trained:g} only, not at {wanted:g}. "
+                f"A student trained with --energy.{name}.scale-range LOW,HIGH has a slider."
+            )
+        return trained if wanted is None else float(wanted)
+    low, high = config.scale_range
+    if wanted is not None and wanted != 0 and not low <= wanted <= high:
+        raise GuidedCDError(
+            f"{folder}: this student was trained with {name} from {low:g} to {high:g} (or 0), not at {wanted:g}."
+        )
+    return min(max(trained, low), high) if wanted is None else float(wanted)
+
+
+def batch_size(teacher: Any) -> int:
+    """Videos per batch that a laptop's memory, or a GPU's, surely holds."""
+    room = 2**16 if teacher.device.type == "cpu" else 2**19
+    channels, frames, height, width = teacher.geometry.latent_shape
+    return max(1, min(128, room // (channels * frames * height * width)))
+
+
+def initial(teacher: Any, seeds: Sequence[int], draw: int = 0) -> Tensor:
+    """Noise (B, C, F, h, w) of videos by their seeds; draw 0 is where sampling starts, draw i is step i's."""
+    shape = teacher.geometry.latent_shape
+    return torch.stack([noise(seed, FIRST_DRAW + draw, shape) for seed in seeds]).to(teacher.device)
+
+
+@torch.no_grad()
+def student_videos(
+    trained: Trained,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    omega: float,
+    scales: Mapping[str, float] | None = None,
+) -> Tensor:
+    """One batch of the student's videos (B, F, 3, H, W) in [0, 1], one network call per step.
+
+    Args:
+        trained: The student.
+        texts: Prompts (B,).
+        seeds: Seeds (B,).
+        steps: Sampling steps.
+        omega: Guidance strength that the student is told.
+        scales: As `strengths` returns; None takes what it was trained with.
+    """
+    teacher = trained.teacher
+    scales = strengths(trained) if scales is None else scales
+    configs = [trained.run.energies[name] for name in trained.student.energies]
+    told = [
+        lambda_input(torch.tensor(scales[name]), relative=config.relative is not None)
+        for name, config in zip(trained.student.energies, configs, strict=True)
+    ]
+    z = sample(
+        trained.student,
+        teacher,
+        teacher.embed(texts),
+        initial(teacher, seeds),
+        steps,
+        omega,
+        torch.stack(told) if told else None,
+        [config.fraction for config in configs],
+        noises=[initial(teacher, seeds, 1 + step) for step in range(steps)],
+    )
+    return teacher.decode(z).float()
+
+
+@torch.no_grad()
+def teacher_videos(
+    teacher: Any, texts: Sequence[str], seeds: Sequence[int], *, steps: int, omega: float, solver: str = "ddim"
+) -> Tensor:
+    """One batch of the teacher's videos (B, F, 3, H, W) in [0, 1], from the same initial noise as the student's."""
+    z = teacher_sample(
+        teacher, teacher.embed(texts), teacher.null(len(texts)), initial(teacher, seeds), steps, omega, solver
+    )
+    return teacher.decode(z).float()

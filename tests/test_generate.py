@@ -1,0 +1,196 @@
+"""Sampling to files: reproducible one by one, resumable, and honest about what a student was trained for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+import torch
+
+from guidedcd import media, trained
+from guidedcd.errors import GuidedCDError
+from guidedcd.generate import run_sample
+
+PROMPTS = ["a red circle moving left", "a small blue star", "a green ring"]
+
+
+@pytest.fixture(autouse=True)
+def plugin(install):
+    """The tiny teacher's plugin, installed."""
+    install("tiny-plugin", tiny.PLUGIN)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run without energies."""
+    return tiny.run_folder(tmp_path / "run")
+
+
+def content(folder) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_videos_lie_in_the_run_with_their_metadata(run):
+    """Each prompt gives an mp4 and its JSON, all prompts one contact sheet."""
+    paths = run_sample(run, PROMPTS)
+
+    assert [p.name for p in paths] == [
+        "0000-a-red-circle-moving-left.mp4",
+        "0001-a-small-blue-star.mp4",
+        "0002-a-green-ring.mp4",
+    ]
+    assert (run / "samples" / "contact_sheet.png").is_file()
+    about = json.loads(media.sidecar(paths[1]).read_text())
+    assert about["prompt"] == "a small blue star"
+    assert (about["seed"], about["steps"], about["omega"], about["scale"]) == (1, 2, 7.5, {})
+    assert (about["frames"], about["fps"], about["enlarge"], about["height"]) == (4, 8, 16, 256)
+
+
+def test_a_video_does_not_depend_on_its_batch(run):
+    """A prompt's video is the same alone, with its own seed, as in the middle of a batch."""
+    loaded = trained.load(run)
+    together = trained.student_videos(loaded, PROMPTS, [5, 6, 7], steps=2, omega=2.0)
+    alone = trained.student_videos(loaded, PROMPTS[1:2], [6], steps=2, omega=2.0)
+
+    torch.testing.assert_close(together[1:2], alone)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def test_one_video_can_be_made_again(run, tmp_path):
+    """The seed in the metadata, with its prompt alone, gives the same video."""
+    path = run_sample(run, PROMPTS, seed=10, out=tmp_path / "all")[2]
+    seed = json.loads(media.sidecar(path).read_text())["seed"]
+    (again,) = run_sample(run, PROMPTS[2], seed=seed, out=tmp_path / "one")
+
+    torch.testing.assert_close(media.read_video(path)[0], media.read_video(again)[0], atol=0.02, rtol=0)
+
+
+def test_finished_videos_are_not_made_again(run, monkeypatch, capsys):
+    """A second run makes what is missing only; a half-written video without metadata counts as missing."""
+    paths = run_sample(run, PROMPTS)
+    before = content(run / "samples")
+    media.sidecar(paths[1]).unlink()
+    made = []
+    real = trained.student_videos
+    monkeypatch.setattr("guidedcd.generate.student_videos", lambda t, x, s, **k: made.append(x) or real(t, x, s, **k))
+    run_sample(run, PROMPTS)
+
+    assert made == [[PROMPTS[1]]]
+    assert content(run / "samples") == before
+    assert "2 of 3 videos are finished already" in capsys.readouterr().out
+
+
+def test_other_settings_do_not_mix(run):
+    """Videos of other settings in the same folder are an error that names the setting, not a silent mixture."""
+    run_sample(run, PROMPTS[:1])
+    with pytest.raises(GuidedCDError, match=r"another steps \(2 there, 4 here\).*--out"):
+        run_sample(run, PROMPTS[:1], steps=4)
+
+
+def test_a_gif_can_lie_beside(run):
+    """With gif=True every mp4 has a gif of the same name, also where the mp4 was there before."""
+    run_sample(run, PROMPTS[:1])
+    (path,) = run_sample(run, PROMPTS[:1], gif=True)
+
+    assert path.with_suffix(".gif").is_file()
+
+
+def test_vbench_finds_its_names(run, tmp_path):
+    """VBench reads "PROMPT-N.mp4" at true size; every copy has another seed."""
+    paths = run_sample(run, ["a red circle, moving"], per_prompt=2, vbench_names=True, out=tmp_path / "v")
+
+    assert [p.name for p in paths] == ["a red circle, moving-0.mp4", "a red circle, moving-1.mp4"]
+    videos = [media.read_video(p)[0] for p in paths]
+    assert videos[0].shape == (4, 3, 16, 16)
+    assert (videos[0] - videos[1]).abs().max() > 0.02
+
+
+def test_prompts_come_from_files(run, tmp_path):
+    """A text file has a prompt a line, JSON a list as VBench's; "@FILE" stands for its prompts."""
+    (tmp_path / "p.txt").write_text("a red circle\n\n  a blue star \n")
+    (tmp_path / "p.json").write_text(json.dumps([{"prompt_en": "a ring"}, "a cross"]))
+    paths = run_sample(run, [f"@{tmp_path / 'p.txt'}", "one more", f"@{tmp_path / 'p.json'}"])
+
+    assert [p.stem[5:] for p in paths] == ["a-red-circle", "a-blue-star", "one-more", "a-ring", "a-cross"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [("none.txt", None, "no prompts file"), ("e.txt", "\n", "holds no prompts"), ("b.json", "{", "malformed")],
+)
+def test_a_bad_prompts_file_is_a_clear_error(run, tmp_path, name, text, match):
+    """A file that is missing, empty or malformed says so."""
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(GuidedCDError, match=match):
+        run_sample(run, tmp_path / name)
+
+
+def test_a_folder_without_student_says_what_to_do(tmp_path, run):
+    """Neither run nor student, a run that is not trained yet, and a student without its run are told apart."""
+    with pytest.raises(GuidedCDError, match="neither a run's folder"):
+        trained.load(tmp_path / "nothing")
+    (run / "student").rename(tmp_path / "lonely")
+    with pytest.raises(GuidedCDError, match="guidedcd train --out"):
+        trained.load(run)
+    lonely = tmp_path / "a" / "b" / "c" / "d"
+    lonely.parent.mkdir(parents=True)
+    (tmp_path / "lonely").rename(lonely)
+    with pytest.raises(GuidedCDError, match=r"names its\s+teacher"):
+        trained.load(lonely)
+
+
+def test_a_student_folder_finds_its_run(run):
+    """The student's folder inside a run is as good as the run's."""
+    assert trained.load(run / "student").folder == run
+
+
+def test_a_scale_without_energies_is_refused(run):
+    """A student without energies has no slider."""
+    with pytest.raises(GuidedCDError, match="without energies"):
+        trained.strengths(trained.load(run), 0.3)
+
+
+def test_a_fixed_scale_is_all_that_a_student_knows(tmp_path):
+    """A student trained at one scale takes that and 0; the error tells how to train a slider."""
+    loaded = trained.load(tiny.run_folder(tmp_path / "r", energies={"calm": {"relative": 0.3}}))
+
+    assert trained.strengths(loaded) == {"calm": 0.3}
+    assert trained.strengths(loaded, 0) == {"calm": 0}
+    with pytest.raises(GuidedCDError, match=r"off \(0\) and at 0\.3 only.*--energy\.calm\.scale-range"):
+        trained.strengths(loaded, 0.2)
+
+
+def test_a_slider_has_its_range(tmp_path):
+    """A student trained on a range takes any scale in it, and its energies by name."""
+    energies = {"calm": {"scale_range": (100.0, 800.0)}}
+    loaded = trained.load(tiny.run_folder(tmp_path / "r", energies=energies))
+
+    assert trained.strengths(loaded) == {"calm": 500.0}
+    assert trained.strengths(loaded, {"calm": 200}) == {"calm": 200}
+    with pytest.raises(GuidedCDError, match="from 100 to 800"):
+        trained.strengths(loaded, 900)
+    with pytest.raises(GuidedCDError, match="no energy 'pta'"):
+        trained.strengths(loaded, {"pta": 200})
+
+
+def test_the_scale_changes_the_video(tmp_path):
+    """The student is told the scale: off and on give different videos from the same noise."""
+    loaded = trained.load(tiny.run_folder(tmp_path / "r", energies={"calm": {"scale": 500.0}}))
+    on, off = (
+        trained.student_videos(loaded, PROMPTS[:1], [0], steps=2, omega=2.0, scales=trained.strengths(loaded, s))
+        for s in (None, 0)
+    )
+
+    assert (on - off).abs().max() > 1e-4
+
+
+def test_teacher_and_student_start_from_the_same_noise(run):
+    """A fresh student is its teacher: one consistency step of it equals the teacher's prediction from that noise."""
+    loaded = trained.load(run)
+
+    assert torch.equal(trained.initial(loaded.teacher, [3]), trained.initial(loaded.teacher, [3]))
+    assert not torch.equal(trained.initial(loaded.teacher, [3]), trained.initial(loaded.teacher, [3], draw=1))
