@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
@@ -31,6 +32,11 @@ def device(name: str) -> torch.device:
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise GuidedCDError("--device mps: this machine has no usable Apple GPU. Use --device cpu or auto.")
     return found
+
+
+def process() -> tuple[int, int]:
+    """(rank, number of processes) of this launch, as torchrun and `accelerate launch` tell it; (0, 1) alone."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

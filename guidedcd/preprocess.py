@@ -5,6 +5,7 @@ Legend: B pairs of a forward pass, C, F, H, W latents, S solver steps.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from guidedcd import references, store
 from guidedcd.configs import EnergyConfig, Preprocess
 from guidedcd.console import console, progress
 from guidedcd.data import Clip
-from guidedcd.devices import device, part
+from guidedcd.devices import device, part, process
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, locked
 from guidedcd.guidance import guided_from
@@ -64,10 +65,16 @@ def run_preprocess(run: Run, *, store_folder: Path | None = None, teacher: Any =
     if (folder / "store.json").exists():
         store.begin(folder, identity)
     missing = [n for n in range(identity["shards"]) if not (folder / f"{store.shard_name(n)}.json").exists()]
+    rank, world = process()
     if missing:
-        with locked(folder, "the store"):
-            store.begin(folder, identity)
-            _fill(run, teacher, folder, missing)
+        # Every process takes its part; the first one holds the lock for all that were launched together.
+        with locked(folder, "the store") if rank == 0 else contextlib.nullcontext():
+            if rank == 0:
+                store.begin(folder, identity)
+            if missing[rank::world]:
+                _fill(run, teacher, folder, missing[rank::world])
+            while not all((folder / f"{store.shard_name(n)}.json").exists() for n in missing):
+                time.sleep(0.5)
     return _checked(run, folder)
 
 

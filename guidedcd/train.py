@@ -9,12 +9,13 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from guidedcd import checkpoint
@@ -52,19 +53,25 @@ def run_training(run: Run, *, out: Path | None = None, store: Path | None = None
     from guidedcd.report import write_report
 
     where = device(run.device)
-    folder = run_folder(run, out, new=new)
+    accelerator = Accelerator(mixed_precision=run.train.precision, cpu=where.type == "cpu")
+    if where.type == "cuda" and accelerator.num_processes > 1:
+        where = accelerator.device
+    main = accelerator.is_main_process
+    # One process chooses the folder: the others would see the one that it has just begun.
+    (folder,) = broadcast_object_list([run_folder(run, out, new=new) if main else None])
     with part("the teacher"):
         teacher = run.teacher.build().to(where)
     latents = LatentStore(run_preprocess(run, store_folder=store, teacher=teacher))
-    with locked(folder, "the run"):
-        if not (folder / "run.json").exists():
+    with locked(folder, "the run") if main else nullcontext():
+        if main and not (folder / "run.json").exists():
             write_json(folder / "run.json", run.to_dict())
         if not (folder / "student" / "student.json").exists():
-            Trainer(run, folder, latents, teacher).fit()
-        if not (folder / "evaluation.json").exists():
-            run_evaluate(folder)
-        report = write_report(folder)
-    console.print(f"report   {report}")
+            Trainer(run, folder, latents, teacher, accelerator).fit()
+        if main:
+            if not (folder / "evaluation.json").exists():
+                run_evaluate(folder)
+            console.print(f"report   {write_report(folder)}")
+        accelerator.wait_for_everyone()
     return folder
 
 
@@ -75,12 +82,15 @@ class Trainer:
     Every process computes every objective on its own part of the batch.
     """
 
-    def __init__(self, run: Run, folder: Path, store: LatentStore, teacher: Any) -> None:
+    def __init__(
+        self, run: Run, folder: Path, store: LatentStore, teacher: Any, accelerator: Accelerator | None = None
+    ) -> None:
         self.run, self.folder, self.teacher = run, folder, teacher
         settings = run.train
         if teacher.device.type == "cuda":
             torch.cuda.set_device(teacher.device)
-        self.accelerator = Accelerator(mixed_precision=settings.precision, cpu=teacher.device.type == "cpu")
+        cpu = teacher.device.type == "cpu"
+        self.accelerator = accelerator or Accelerator(mixed_precision=settings.precision, cpu=cpu)
         self.schedule = teacher.schedule
         self.grid = self.schedule.grid(run.solver.steps)
         with part("the student", "Use --student.kind lora"):
@@ -160,7 +170,7 @@ class Trainer:
             number = (step - 1) * settings.accumulate + micro
             batch = self.batches(number).to(self.teacher.device)
             last = micro + 1 == settings.accumulate
-            with _nothing() if last else self.accelerator.no_sync(model):
+            with nullcontext() if last else self.accelerator.no_sync(model):
                 loss, numbers = self.losses(model, batch, number)
                 self._must_be_finite(loss, f"the loss ({numbers})", step, batch)
                 with part("the backward pass", self._advice()):
@@ -194,7 +204,7 @@ class Trainer:
                 huber_c=run.train.huber_c,
                 target=self.student.target,
             )
-        numbers = {"cd_loss": float(loss)}
+        numbers = {"cd_loss": loss.item()}
         if self.rewards.names:
             generator = torch.Generator().manual_seed((self.run.seed * 1_000_003 + number) % 2**63)
             with part("the rewards", "Use --train.reward-batch 1"):
@@ -205,13 +215,13 @@ class Trainer:
                     count = self.accelerator.reduce(count, "sum")
                 numbers[f"routed/{name}"] = len(scores) / len(batch.ids)
                 if len(scores):
-                    numbers[f"reward/{name}"] = float(scores.mean())
+                    numbers[f"reward/{name}"] = scores.mean().item()
                     # DDP averages gradients over processes: times their number, over the samples of all of them.
                     loss = loss - run.rewards[name].weight * scores.sum() * processes / count
-        return loss, {"loss": float(loss)} | numbers
+        return loss, {"loss": loss.item()} | numbers
 
     def _must_be_finite(self, value: Tensor, what: str, step: int, batch: Batch) -> None:
-        if math.isfinite(float(value)):
+        if math.isfinite(value.item()):
             return
         saved = checkpoint.found(self.checkpoints)
         good = f"The last good checkpoint is {saved[-1]}" if saved else "There is no checkpoint yet"
@@ -289,8 +299,3 @@ def _interruptible() -> Iterator[_Stop]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
