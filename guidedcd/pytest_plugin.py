@@ -1,10 +1,11 @@
-"""Fixtures for plugin authors. Only pytest is imported here."""
+"""Fixtures for plugin authors: `install` and `tiny_teacher`. Only pytest is imported here."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,3 +45,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     for name in set(sys.modules) - before:
         if str(site) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
+
+
+@pytest.fixture
+def tiny_teacher() -> Any:
+    """A teacher with random weights: 5 frames of 16 x 12 pixels, milliseconds on a CPU; see `guidedcd.tiny`."""
+    from guidedcd.tiny import tiny_teacher
+
+    return tiny_teacher()

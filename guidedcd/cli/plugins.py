@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from unittest import SkipTest
 
 import attrs
 from cyclopts import App, Parameter
@@ -69,28 +70,31 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         verbose
             Show tracebacks.
         """
-        from guidedcd.testing import checks, requirements
+        from guidedcd.testing import checks_of, requirements
 
         wrong = 0
         for failure in registry.failures if name is None else ():
             wrong += 1
             _wrong(f"{failure.plugin} {failure.version}", failure.error, verbose)
-        found = [c for c in registry.components if name in (None, c.name)]
-        if not found and name is not None:
-            names = sorted({component.name for component in registry.components})
-            raise GuidedCDError(
-                f"no component named '{name}'.{suggest(name, names)} Known: {', '.join(names) or 'none'}."
-            )
+        found = registry.components if name is None else _named(name, registry)
+        for distribution, missing in requirements(c.plugin for c in found).items():
+            for text in missing:
+                wrong += 1
+                console.print(f"[red]wrong[/] {distribution}: {escape(text)}")
         for component in found:
-            passed = 0
-            for check in [*checks(component, behaviour=name is not None), *requirements(component)]:
+            passed, skipped, failed = 0, "", 0
+            for check in checks_of(component, behaviour=name is not None):
                 try:
                     check()
                     passed += 1
+                except SkipTest as reason:
+                    skipped = f"; not tried: {reason}"
                 except (Exception, SystemExit) as error:
-                    wrong += 1
+                    failed += 1
                     _wrong(f"{component}: {check.says}", error, verbose)
-            console.print(f"[green]ok[/]    {escape(str(component))}: {passed} checks passed")
+            if not failed:
+                console.print(f"[green]ok[/]    {component}: {passed} checks passed{escape(skipped)}")
+            wrong += failed
         return int(wrong > 0)
 
     @plugins.command
@@ -113,6 +117,15 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         console.print(f"next     pip install -e {folder} && guidedcd plugins list")
 
 
+def _named(name: str, registry: Registry) -> list[Component]:
+    """The components of any kind called `name`."""
+    found = [component for component in registry.components if component.name == name]
+    if not found:
+        names = sorted({component.name for component in registry.components})
+        raise GuidedCDError(f"no component named '{name}'.{suggest(name, names)} Known: {', '.join(names) or 'none'}.")
+    return found
+
+
 def _wrong(what: str, error: BaseException, verbose: bool) -> None:
     text = " ".join(str(error).split()) or "no message"
     console.print(f"[red]wrong[/] {escape(what)}: {type(error).__name__}: {escape(text)}")
@@ -131,7 +144,16 @@ def _table(*columns: str) -> Table:
 
 def _print(table: Table) -> None:
     """Print a table; off a terminal nothing is wrapped, so that lines can be searched."""
-    console.print(table, width=None if console.is_terminal else 1000)
+    if console.is_terminal:
+        console.print(table)
+        return
+    from rich.console import Console
+
+    wide = Console(width=1000, color_system=None)
+    with wide.capture() as captured:
+        wide.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
 
 
 def _show(component: Component) -> None:

@@ -29,7 +29,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         usable(run.device)
         from guidedcd.preprocess import run_preprocess
 
-        run_preprocess(run, store=store)
+        run_preprocess(run, store_folder=store)
 
     preprocess.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
     preprocess.__annotations__["store"] = Path | None

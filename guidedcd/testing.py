@@ -1,0 +1,160 @@
+"""Checks that every component must pass, as plain functions: for plugin authors' tests and for `plugins doctor`.
+
+@pytest.mark.parametrize("check", checks("energy", "jerk"), ids=str)
+def test_conformance(check):
+    check()
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from importlib import metadata
+from typing import Any
+from unittest import SkipTest
+
+import attrs
+
+from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import Component, load_plugins
+from guidedcd.structure import docs_of
+
+HEAVY = ("torch", "diffusers", "transformers", "open_clip")
+"""What offering a component must not import: `guidedcd --help` waits for every plugin."""
+
+
+class Subject:
+    """One component under test, built once for all its checks."""
+
+    def __init__(self, component: Component, config: Any = None) -> None:
+        """Take a component, and the options to test it with (default: its defaults)."""
+        self.component, self.config = component, config
+
+    @cached_property
+    def built(self) -> Any:
+        """The component, made from its config.
+
+        Raises:
+            SkipTest: It cannot be made from its defaults, for want of a file.
+        """
+        try:
+            return self.component.build(self.config)
+        except GuidedCDError as error:
+            if self.config is not None:
+                raise
+            raise SkipTest(f"needs options to be built: {error}") from error
+
+    @cached_property
+    def options(self) -> Any:
+        """The config it is built from."""
+        return self.component.config() if self.config is None else self.config
+
+    @cached_property
+    def teacher(self) -> Any:
+        """A tiny teacher, shared by the checks."""
+        from guidedcd.tiny import tiny_teacher
+
+        return tiny_teacher()
+
+
+@attrs.frozen
+class Check:
+    """A function of no argument that fails, with a sentence, when a component breaks a rule."""
+
+    subject: Subject
+    rule: Callable[[Subject], None]
+
+    def __call__(self) -> None:
+        """Check it."""
+        self.rule(self.subject)
+
+    def __str__(self) -> str:
+        return f"{self.subject.component.name}-{self.rule.__name__}"
+
+    @property
+    def says(self) -> str:
+        """The rule, in words."""
+        return (self.rule.__doc__ or self.rule.__name__).splitlines()[0].rstrip(".")
+
+
+def checks(kind: str, name: str, *, config: Any = None) -> list[Check]:
+    """Everything to check of one installed component.
+
+    Args:
+        kind: "energy", "reward", "route", "teacher", "dataset" or "metric".
+        name: What users type.
+        config: The options to test it with, if its defaults need files that a test has not.
+    """
+    return checks_of(load_plugins().get(kind, name), config=config)
+
+
+def checks_of(component: Component, *, config: Any = None, behaviour: bool = True) -> list[Check]:
+    """As `checks`; without `behaviour`, only those that run no model."""
+    subject = Subject(component, config)
+    rules: list[Callable[[Subject], None]] = [offering_is_light, config_is_sound, target_is_importable]
+    if behaviour:
+        from guidedcd import behaviour as behaviours
+
+        rules += behaviours.RULES[component.kind]
+    return [Check(subject, rule) for rule in rules]
+
+
+def offering_is_light(subject: Subject) -> None:
+    """Offering it imports nothing heavy."""
+    module = subject.component.config.__module__
+    code = f"import sys, {module}; sys.exit(' '.join(m for m in {HEAVY!r} if m in sys.modules) or None)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+    assert done.returncode == 0, (
+        f"importing {module} imports {done.stderr.strip()}; move that code to the module named in the target"
+    )
+
+
+def config_is_sound(subject: Subject) -> None:
+    """Its config is a frozen attrs class; every field has a default and a docstring."""
+    cls = subject.component.config
+    config = cls()
+    docs = docs_of(cls)
+    for field in attrs.fields(cls):
+        try:
+            setattr(config, field.name, getattr(config, field.name))
+        except attrs.exceptions.FrozenInstanceError:
+            pass
+        else:
+            raise AssertionError(f"{cls.__name__} is not frozen: use @attrs.frozen(kw_only=True)")
+        assert docs.get(field.name), f"{cls.__name__}.{field.name} has no docstring: the command line's help shows it"
+
+
+def target_is_importable(subject: Subject) -> None:
+    """Its target can be imported and called."""
+    target = subject.component.load()
+    assert callable(target), f"{subject.component.target} is no class or function"
+
+
+def requirements(plugins: Iterable[str]) -> dict[str, list[str]]:
+    """By distribution, what it requires but this environment has not, for the ids of some plugins."""
+    from packaging.requirements import Requirement
+
+    found: dict[str, list[str]] = {}
+    for distribution in dict.fromkeys(plugin.partition("/")[0] for plugin in plugins):
+        missing = []
+        for text in metadata.requires(distribution) or []:
+            requirement = Requirement(text)
+            if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+                continue
+            try:
+                installed = metadata.version(requirement.name)
+            except metadata.PackageNotFoundError:
+                missing.append(f"{requirement.name} is not installed")
+                continue
+            if not requirement.specifier.contains(installed, prereleases=True):
+                missing.append(f"{requirement.name} {installed} is installed, {requirement.specifier} is required")
+        found[distribution] = missing
+    return found

@@ -1,0 +1,67 @@
+"""A teacher small enough for a test: stock diffusers classes, random weights, milliseconds on a CPU."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from guidedcd.schedule import NoiseSchedule
+from guidedcd.teachers.protocol import Cond, Geometry, LatentTeacher
+
+WIDTH = 16
+"""Width of the text embedding."""
+
+
+def tiny_teacher(*, frames: int = 5, prediction: str = "eps", seed: int = 0) -> LatentTeacher:
+    """A `UNet3DConditionModel`, an `AutoencoderKL` and hashed words, on the CPU, float32.
+
+    Args:
+        frames: Frames per video; height and width are 16 and 12 pixels, latents 8 and 6.
+        prediction: "eps" or "v".
+        seed: Of the weights; torch's global generator is left as it was.
+    """
+    from diffusers import AutoencoderKL, UNet3DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # More channels than groups everywhere: with one channel per group, normalisation removes the time embedding.
+        network = UNet3DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=WIDTH,
+            attention_head_dim=8,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+            latent_channels=4,
+        )
+    return LatentTeacher(
+        network=network,
+        vae=vae,
+        text=hashed_words,
+        schedule=NoiseSchedule(torch.linspace(0.9999, 0.005, 1000), prediction),
+        geometry=Geometry(frames=frames, height=16, width=12, fps=8, compression=2),
+    )
+
+
+def hashed_words(captions: Sequence[str], length: int = 8) -> Cond:
+    """A text encoder without weights: every word is a fixed random vector, the same in every process."""
+    return {"prompt_embeds": torch.stack([_words(caption.split()[:length], length) for caption in captions])}
+
+
+def _words(words: Sequence[str], length: int) -> Tensor:
+    rows = [
+        torch.randn(WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(word.encode())))
+        for word in [*words, *[""] * (length - len(words))]
+    ]
+    return torch.stack(rows)
