@@ -127,7 +127,7 @@ class Registry:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """ " Did you mean 'x'?" for the closest of `known`, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name.lower(), list(known), n=1)
     return f" Did you mean '{near[0]}'?" if near else ""
 
 

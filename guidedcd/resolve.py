@@ -70,10 +70,9 @@ class Layer:
                 for kind, names in _table(value, where).items():
                     if ALIASES.get(kind, kind) not in KINDS:
                         raise GuidedCDError(f"{source}: no kind '{kind}' to select.{suggest(kind, KINDS)}")
-                    parts = [names] if isinstance(names, str) else names
-                    if not isinstance(parts, list):
+                    if not isinstance(names, str | list):
                         raise GuidedCDError(f"select.{kind} in {source} must be a list of names (got {names!r})")
-                    select[ALIASES.get(kind, kind)] = split_names(parts, f"select.{kind} in {source}")
+                    select[ALIASES.get(kind, kind)] = _names(names, f"select.{kind} in {source}")
             elif key not in ("guidedcd", "command", "summary"):
                 known = [*SCALARS, *SECTIONS, *KINDS, "select"]
                 raise GuidedCDError(
@@ -92,7 +91,7 @@ def _components(value: Any, key: str, source: str) -> tuple[list[tuple[str, dict
     """Options by component, and the selection where names stand alone: `energy = "pta"`, `rewards = ["hps"]`."""
     where = f"{key} in {source}"
     if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
-        return [], split_names([value] if isinstance(value, str) else value, where)
+        return [], _names(value, where)
     found = []
     for table in value if isinstance(value, list) else [value]:
         for name, options in _table(table, where).items():
@@ -101,15 +100,22 @@ def _components(value: Any, key: str, source: str) -> tuple[list[tuple[str, dict
     return found, None
 
 
+def _names(value: str | list[str], where: str) -> Names:
+    """Names in a file: a list has one in each place, a text is split as a flag's."""
+    if isinstance(value, str):
+        return split_names([value], where)
+    return [one for text in value for one in _name(str(text), where)]
+
+
 def split_names(texts: Iterable[str], where: str) -> Names:
     """NAME[:VALUE] lists, split at commas; a comma inside a VALUE stays if no new name can begin after it."""
-    found: Names = []
-    for text in texts:
-        for part in re.split(r",(?=\s*[a-z][a-z0-9-]*\s*(?:[:,]|$))", str(text)):
-            name, colon, value = part.strip().partition(":")
-            if name and name != "none":
-                found.append((name, value if colon else None, where))
-    return found
+    parts = [part for text in texts for part in re.split(r",(?=\s*[a-z][a-z0-9-]*\s*(?:[:,]|$))", text)]
+    return [one for part in parts for one in _name(part, where)]
+
+
+def _name(text: str, where: str) -> Names:
+    name, colon, value = text.strip().partition(":")
+    return [(name, value if colon else None, where)] if name and name != "none" else []
 
 
 def profiles() -> dict[str, Any]:

@@ -1,0 +1,229 @@
+"""The run: what flags, files and profiles say together, and what is said about what they say wrongly."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import load_plugins
+from guidedcd.resolve import Layer, profiles, read_config, read_profile, resolve, split_names
+from guidedcd.run import Chosen, Run
+
+BASE = {"teacher": "toy", "data": ["toy"]}
+
+
+@pytest.fixture
+def registry(toys):
+    """The installed plugins and the toys."""
+    return load_plugins()
+
+
+def of(registry, *layers: dict) -> Run:
+    """The run of some files over a minimal one."""
+    return resolve([Layer.of_file(layer, f"file{i}") for i, layer in enumerate([BASE, *layers])], registry)
+
+
+def test_a_run_survives_json(registry):
+    """to_dict and from_dict are inverse, through JSON text, with every kind of value."""
+    run = of(
+        registry,
+        {
+            "teacher": {"toy": {"path": "weights.ckpt"}},
+            "data": [{"toy": {"path": "a", "captions": ["x", "y"], "mirror": True}}, {"toy": {"path": "b"}}],
+            "energy": {"shake": {"scale_range": [1, 2], "top": 3}},
+            "rewards": {"smile": {"weight": 0.5}},
+            "routes": {"keep": {}},
+            "metrics": {"count": {}},
+            "train": {"lr": 3e-5, "reward_batch": 2},
+            "seed": 7,
+        },
+    )
+
+    assert Run.from_dict(json.loads(json.dumps(run.to_dict())), registry) == run
+
+
+def test_a_written_run_says_which_version_wrote_it(registry):
+    """run.json names the version, and is read as a --config file."""
+    described = of(registry).to_dict()
+
+    assert described["guidedcd"]
+    assert resolve([Layer.of_file(described, "run.json")], registry) == of(registry)
+
+
+def test_a_component_mentioned_in_a_file_is_selected(registry):
+    """A table of a component selects it, and replaces what was selected below."""
+    assert list(of(registry, {"energy": {"shake": {"top": 2}}}).energies) == ["shake"]
+    assert list(of(registry, {"energy": "shake"}, {"energy": {"rattle": {}}}).energies) == ["rattle"]
+    assert of(registry, {"energy": "shake"}, {"energy": {}}).energies == {}
+
+
+def test_options_in_a_profile_wait_for_selection(registry):
+    """A profile's table gives defaults to a component, and its select table chooses."""
+    profile = Layer.of_file(
+        {
+            "select": {"teacher": "toy", "data": ["toy"], "rewards": ["smile"]},
+            "energy": {"shake": {"top": 5}, "none-such": {}},
+        },
+        "profile",
+        profile=True,
+    )
+
+    plain = resolve([profile], registry)
+    shaken = resolve([profile, Layer.of_file({"energy": "shake"}, "file")], registry)
+
+    assert plain.energies == {}
+    assert list(plain.rewards) == ["smile"]
+    assert shaken.energies["shake"].top == 5
+
+
+def test_flags_add_to_a_selection_or_replace_it(registry):
+    """An option alone adds its component; naming components replaces the selection."""
+    from guidedcd.structure import Value
+
+    below = Layer.of_file(BASE | {"energy": {"rattle": {"fraction": 0.25}}}, "file")
+    option = [("shake", {"top": Value("4", "--energy.shake.top")})]
+    added = resolve([below, Layer(options={"energy": option}, adds=True)], registry)
+    named = resolve([below, Layer(select={"energy": split_names(["shake"], "--energy")}, adds=True)], registry)
+    none = resolve([below, Layer(select={"energy": split_names(["none"], "--energy")}, adds=True)], registry)
+
+    assert {name: type(config).__name__ for name, config in added.energies.items()} == {
+        "rattle": "EnergyConfig",
+        "shake": "Shake",
+    }
+    assert added.energies["shake"].top == 4
+    assert added.energies["rattle"].fraction == 0.25
+    assert list(named.energies) == ["shake"]
+    assert none.energies == {}
+
+
+def test_a_scale_replaces_a_relative_scale_below(registry):
+    """Whoever asks for an absolute scale gets it, whatever the profile prefers; a file with both keeps both."""
+    relative = {"energy": {"shake": {"relative": 0.3}}}
+
+    assert of(registry, relative, {"energy": {"shake": {"scale": 9}}}).energies["shake"].relative is None
+    assert of(registry, {"energy": {"shake": {"scale": 9}}}, relative).energies["shake"].relative == 0.3
+    both = of(registry, {"energy": {"shake": {"scale": 9, "relative": 0.2}}}).energies["shake"]
+    assert (both.scale, both.relative) == (9, 0.2)
+
+
+def test_value_after_a_colon_fills_the_positional_field(registry):
+    """NAME:VALUE is short for one option; a colon in the value is kept."""
+    run = of(registry, {"teacher": "toy:weights.ckpt", "data": ["toy:s3://bucket/a,b", "toy:c"]})
+
+    assert str(run.teacher.config.path) == "weights.ckpt"
+    assert [chosen.config.path for chosen in run.data] == ["s3://bucket/a,b", "c"]
+
+
+def test_names_are_split_where_a_name_can_begin():
+    """Commas separate names, but may occur in values."""
+    names = [(name, value) for name, value, _ in split_names(["pta, jerk", "reward:hps,x:/a,b/c,y"], "flag")]
+
+    assert names == [("pta", None), ("jerk", None), ("reward", "hps"), ("x", "/a,b/c"), ("y", None)]
+
+
+def test_an_alias_is_the_same_word(registry):
+    """Singular and plural are one."""
+    assert of(registry, {"reward": "smile", "energies": "shake", "route": "keep"}) == of(
+        registry, {"rewards": "smile", "energy": "shake", "routes": "keep"}
+    )
+
+
+WRONG = {
+    "unknown-key": ({"trian": {}}, "file1: unknown key 'trian'. Did you mean 'train'"),
+    "unknown-option": ({"train": {"lrr": 1}}, "train.lrr in file1: .*Did you mean 'lr'"),
+    "unknown-component": ({"energy": {"shakee": {}}}, "no energy named 'shakee'. Did you mean 'shake'"),
+    "option-of-component": ({"energy": {"shake": {"topp": 1}}}, "energy.shake.topp in file1: .*Did you mean 'top'"),
+    "out-of-range": ({"energy": {"shake": {"fraction": 1.5}}}, "energy.shake.fraction in file1 must be <= 1: 1.5"),
+    "not-a-choice": ({"student": {"kind": "big"}}, "student.kind in file1 must be in"),
+    "not-a-number": ({"train": {"lr": "fast"}}, "train.lr in file1 must be a number .got 'fast'"),
+    "not-finite": ({"train": {"lr": float("nan")}}, "train.lr in file1 must be a finite number"),
+    "not-whole": ({"train": {"steps": 1.5}}, "train.steps in file1 must be a whole number"),
+    "a-boolean-is-no-number": ({"train": {"steps": True}}, "train.steps in file1 must be a whole number"),
+    "not-a-boolean": ({"train": {"gradient_checkpointing": 3}}, "must be true or false"),
+    "not-text": ({"name": 3}, "name in file1 must be text"),
+    "too-many": ({"solver": {"omega": [1, 2, 3]}}, "solver.omega in file1 must be 2 values"),
+    "descending": ({"solver": {"omega": [5, 1]}}, "solver.omega in file1 must be two numbers, 0 <= low <= high"),
+    "not-a-table": ({"train": 3}, "train in file1 must be a table"),
+    "of-a-plugin": ({"energy": {"shake": {"top": 13}}}, "energy 'shake': an unlucky number"),
+    "negative-seed": ({"seed": -1}, "seed in file1 must be >= 0: -1"),
+    "name-with-a-slash": ({"name": "../x"}, "name in file1 must be letters"),
+    "device": ({"device": "gpu"}, "device in file1 must be auto, cpu, cuda"),
+    "no-value-taken": ({"routes": ["keep:x"]}, "route 'keep' takes no value after ':'"),
+    "twice": ({"energy": ["shake", "shake"]}, "energy 'shake' is named twice"),
+    "window": ({"energy": {"shake": {"fraction": 0.9}}}, "Set --preprocess.window 0.9"),
+    "two-teachers": ({"teacher": {"toy": {}, "shapes": {}}}, "teacher"),
+    "select": ({"select": {"engines": []}}, "no kind 'engines' to select"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), WRONG.values(), ids=WRONG)
+def test_a_mistake_is_told_where_it_is(registry, content, message):
+    """The message names file and key, the value and what is accepted."""
+    with pytest.raises(GuidedCDError, match=message):
+        of(registry, content)
+
+
+@pytest.mark.parametrize("name", sorted(profiles()))
+def test_a_profile_names_only_what_exists(name):
+    """Every shipped profile is valid: its components are installed and take its options."""
+    registry = load_plugins()
+    layer = read_profile(name)
+    given = {key for key in ("teacher", "data") if not layer.select.get(key)}
+    more = Layer.of_file({key: "shapes" for key in given}, "file")
+    mentioned = Layer.of_file(
+        {"select": {key: [n for n, _ in options] for key, options in layer.options.items()}}, "file"
+    )
+
+    run = resolve([layer, more, mentioned], registry)
+
+    assert Run.from_dict(run.to_dict(), registry) == run
+
+
+def test_the_papers_numbers(registry):
+    """The profile of the paper has lambda 500 on the mean energy, tau 0.5, 0.2/0.2/0.5 and 200 solver steps."""
+    run = resolve([read_profile("t2v-turbo-v2"), Layer.of_file({"data": ["toy"]}, "f")], registry)
+
+    assert (run.energies["pta"].scale, run.energies["pta"].relative, run.energies["pta"].fraction) == (500, None, 0.5)
+    assert [run.rewards[name].weight for name in ("hps", "clip", "internv2")] == [0.2, 0.2, 0.5]
+    assert [run.rewards[name].frames for name in ("hps", "clip", "internv2")] == [2, 2, 4]
+    assert (run.solver.steps, run.solver.omega, run.train.steps, run.train.lr) == (200, (5, 15), 8000, 1e-5)
+
+
+def test_an_unknown_profile_is_corrected():
+    """A misspelt profile gets a suggestion."""
+    with pytest.raises(GuidedCDError, match="no profile named 'shape'. Did you mean 'shapes'"):
+        read_profile("shape")
+
+
+def test_a_malformed_file_is_reported_with_its_line(tmp_path):
+    """The message names file, line and column."""
+    toml, json_ = tmp_path / "a.toml", tmp_path / "a.json"
+    toml.write_text("seed = 1\n[train\nlr = 1\n")
+    json_.write_text('{"seed": 1,\n}')
+
+    with pytest.raises(GuidedCDError, match=r"a\.toml is malformed: .*line 2"):
+        read_config(toml)
+    with pytest.raises(GuidedCDError, match=r"a\.json is malformed: .*line 2"):
+        read_config(json_)
+    with pytest.raises(GuidedCDError, match="no such file"):
+        read_config(tmp_path / "b.toml")
+
+
+def test_a_run_folder_can_be_the_config(tmp_path, registry):
+    """--config accepts the folder of a run, and repeats it exactly."""
+    run = of(registry, {"seed": 3, "rewards": {"smile": {"weight": 0}}})
+    (tmp_path / "run.json").write_text(json.dumps(run.to_dict()))
+
+    assert resolve([read_profile("shapes"), read_config(tmp_path)], registry) == run
+
+
+def test_a_chosen_component_knows_its_kind_and_builds(registry):
+    """From a run to an object in one call; options arrive."""
+    run = of(registry, {"energy": {"shake": {"top": 4}}})
+
+    assert run.teacher.kind == "teacher"
+    assert run.build("energy", registry)["shake"].config.top == 4
+    assert [chosen.build(registry).config.path for chosen in run.chosen("dataset")] == ["here"]
+    assert isinstance(run.data[0], Chosen)
