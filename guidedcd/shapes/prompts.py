@@ -1,0 +1,56 @@
+"""Evaluation prompts with their ground truth; seeds and a fifth of the combinations never occur in training."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import attrs
+from torch import Tensor
+
+from guidedcd.data import Prompt
+from guidedcd.errors import GuidedCDError
+from guidedcd.shapes import captions, world
+from guidedcd.shapes.world import Scene
+
+KINDS = ("full", "no-motion", "dense", "mixed")
+NAMED = ("color", "shape", "size", "background", "second")
+"""What every prompt names; all but "no-motion" ones add "motion"."""
+
+
+def evaluation_prompts(n: int, seed: int = 0, kind: str = "mixed", two: float = 0.15) -> list[Prompt]:
+    """Prompts of the proving ground.
+
+    Args:
+        n: How many; the first ones of a longer list are the same.
+        seed: Disjoint from training for every value.
+        kind: `full` names everything, `no-motion` everything but motion and has one object, `dense` is long,
+            `mixed` alternates `full` and `no-motion`.
+        two: Share of `full` and `dense` prompts with two objects.
+    """
+    if kind not in KINDS:
+        raise GuidedCDError(f"there are no '{kind}' prompts; choose one of {', '.join(KINDS)}.")
+    return [_prompt(i, seed, kind, two) for i in range(n)]
+
+
+def _prompt(index: int, seed: int, kind: str, two: float) -> Prompt:
+    rng = random.Random(f"evaluation {seed} {index}")
+    kind = ("full", "no-motion")[index % 2] if kind == "mixed" else kind
+    still = kind == "no-motion"
+    scene = world.sample_scene(rng, "uniform", two=0.0 if still else two, unseen=rng.random() < 0.2)
+    write = captions.dense_caption if kind == "dense" else captions.full_caption
+    text = captions.full_caption(scene, rng, motion=False) if still else write(scene, rng)
+    return Prompt(
+        text=text,
+        scene=attrs.asdict(scene),
+        named=NAMED if still else (*NAMED, "motion"),
+        id=f"{kind}-{seed}-{index:03d}",
+    )
+
+
+def truth(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """The prompts' scenes, packed for the oracle."""
+    unknown = [p.text for p in prompts if p.scene is None]
+    if unknown:
+        raise GuidedCDError(f"the oracle needs prompts with a known scene; '{unknown[0]}' has none.")
+    return world.pack([Scene(**{k: tuple(v) if isinstance(v, list) else v for k, v in p.scene.items()}) for p in prompts])

@@ -1,0 +1,151 @@
+"""What the stages `clip`, `hps` and `internv2` share: images to judge, hard negatives, who agrees with whom.
+
+The judges are trained on clean labels, and on pictures as students make them: decoded latents and the teacher's
+predictions from one step. Legend: N captions, B images or videos, L tokens, A attribute values.
+"""
+
+from __future__ import annotations
+
+import attrs
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from guidedcd.shapes import captions, models, world
+from guidedcd.shapes.recipe import pool
+from guidedcd.shapes.recipe.sampling import Sampler
+from guidedcd.shapes.recipe.session import Session
+from guidedcd.shapes.recipe.text import states
+from guidedcd.shapes.text import INDEX, VOCABULARY
+
+QUALITIES = ("clean", "web", "decoded", "predicted")
+GROUPS = {
+    "color": world.COLORS,
+    "shape": world.SHAPES,
+    "size": world.SIZES,
+    "background": world.BACKGROUNDS,
+    "motion": world.MOTIONS[1:5],
+}
+"""Words that are exchanged for another one of their group to make a caption wrong."""
+_FORMS = {
+    **{word: [word] for words in list(GROUPS.values())[:4] for word in words},
+    **{motion: [motion] for motion in world.MOTIONS[:5]},
+    "orbit": ["orbiting", "orbits"],
+    **dict(zip(world.SPEEDS, map(list, captions.ADVERBS), strict=True)),
+}
+VALUES = tuple(_FORMS)
+LOOKS = len(VALUES) - len(world.MOTIONS) - len(world.SPEEDS)
+"""The first VALUES show in a single frame; the rest are motion and speed."""
+
+
+@attrs.define
+class Gallery:
+    """Videos and captions on the device."""
+
+    video: Tensor
+    """(N, F, 3, H, W), uint8."""
+    tokens: Tensor
+    """(N, 128)."""
+    values: Tensor
+    """(N, A + 1) bool, what is true of the video; the last column is unused."""
+    quality: Tensor
+    """(N,), index of QUALITIES."""
+    truth: dict[str, Tensor]
+
+
+@torch.no_grad()
+def gallery(session: Session, count: int, seed: int) -> Gallery:
+    """Scenes of all combinations in all qualities."""
+    scenes = pool.make(session, count, "uniform", (0.4, 0.45, 0.15), seed, None)
+    generator = session.generator(seed)
+    vae, text = session.load("vae").to(session.dtype), session.load("text").to(session.dtype)
+    sampler = Sampler(session, session.load("unet"))
+    quality = choose((0.25, 0.2, 0.15, 0.4), torch.rand(len(scenes), device=session.device, generator=generator))
+    videos = []
+    for index in torch.arange(len(scenes), device=session.device).split(512):
+        kind = quality[index]
+        video = world.render(world.subset(scenes.truth, index), kind == 1, generator)
+        z = models.encode(vae, video)
+        t = torch.randint(80, 800, (len(index),), device=session.device, generator=generator)
+        abar = sampler.abar[t].view(-1, 1, 1, 1, 1)
+        noisy = abar.sqrt() * z + (1 - abar).sqrt() * torch.randn(z.shape, device=z.device, generator=generator)
+        guess, _ = sampler.split(noisy, sampler.run(noisy, t, states(text, scenes.tokens[index])), abar)
+        z = torch.where((kind == 3).view(-1, 1, 1, 1, 1), guess, z)
+        video = torch.where((kind >= 2).view(-1, 1, 1, 1, 1), models.decode(vae, z), video)
+        videos.append((video * 255 + 0.5).to(torch.uint8))
+    return Gallery(torch.cat(videos), scenes.tokens.long(), _true_values(scenes.truth), quality, scenes.truth)
+
+
+def choose(weights: tuple[float, ...], rand: Tensor) -> Tensor:
+    """Indices drawn with these weights, which sum to 1, from uniform numbers of any shape."""
+    edges = torch.tensor(weights[:-1], device=rand.device).cumsum(0)
+    return (rand[..., None] >= edges).sum(-1)
+
+
+def _true_values(truth: dict[str, Tensor]) -> Tensor:
+    device = truth["objects"].device
+    hot = torch.zeros(len(truth["objects"]), len(VALUES) + 1, dtype=torch.bool, device=device)
+    rows, two = torch.arange(len(hot), device=device), truth["objects"] == 2
+
+    def mark(words: tuple[str, ...], which: Tensor, where: Tensor | None = None) -> None:
+        column = torch.tensor([VALUES.index(word) for word in words], device=device)[which]
+        hot[rows, column if where is None else torch.where(where, column, len(VALUES))] = True
+
+    for name, words in (("color", world.COLORS), ("shape", world.SHAPES), ("size", world.SIZES)):
+        mark(words, truth[name][:, 0])
+        mark(words, truth[name][:, 1], two)
+    mark(world.BACKGROUNDS, truth["background"])
+    mark(world.MOTIONS, truth["motion"])
+    mark(world.SPEEDS, truth["speed"], truth["motion"] > 0)
+    hot[:, -1] = False
+    return hot
+
+
+class Words:
+    """Lookup tables from tokens to attribute values, on one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.value = torch.full((len(VOCABULARY),), len(VALUES), device=device)
+        for i, value in enumerate(VALUES):
+            for form in _FORMS[value]:
+                self.value[INDEX[form]] = i
+        self.group = torch.full((len(VOCABULARY),), -1, device=device)
+        self.place = torch.zeros(len(VOCABULARY), dtype=torch.long, device=device)
+        self.member = torch.zeros(len(GROUPS), 6, dtype=torch.long, device=device)
+        for g, words in enumerate(GROUPS.values()):
+            for i, word in enumerate(words):
+                self.group[INDEX[word]], self.place[INDEX[word]], self.member[g, i] = g, i, INDEX[word]
+        self.count = torch.tensor([len(words) for words in GROUPS.values()], device=device)
+
+    def said(self, ids: Tensor) -> Tensor:
+        """Which values a caption (N, L) names: (N, A + 1) float, the last column 0."""
+        hot = torch.zeros(len(ids), len(VALUES) + 1, device=ids.device)
+        hot.scatter_(1, self.value[ids], 1.0)
+        hot[:, -1] = 0
+        return hot
+
+    def wrong(self, ids: Tensor, group: Tensor) -> Tensor:
+        """Captions (N, L) with the words of one group per row (N,) exchanged at random; unchanged if they name none."""
+        shift = 1 + (torch.rand(len(ids), device=ids.device) * (self.count[group] - 1)).long()
+        other = (self.place[ids] + shift[:, None]) % self.count[group][:, None]
+        return torch.where(self.group[ids] == group[:, None], self.member[group[:, None], other], ids)
+
+
+def contrast(
+    picture: Tensor, caption: Tensor, negative: Tensor, usable: Tensor, agree: Tensor, scale: float
+) -> Tensor:
+    """Contrastive loss with hard negatives.
+
+    Args:
+        picture: Unit vectors (B, E).
+        caption: Unit vectors (B, E) of their captions.
+        negative: Unit vectors (B, K, E) of wrong captions.
+        usable: (B, K) bool, false where the negative is not wrong.
+        agree: (B, B) bool, caption j (column) says nothing false of picture i (row).
+        scale: Inverse temperature.
+    """
+    eye = torch.eye(len(picture), dtype=torch.bool, device=picture.device)
+    logits = (scale * picture @ caption.T).masked_fill(agree & ~eye, -1e4)
+    hard = (scale * (picture[:, None] * negative).sum(-1)).masked_fill(~usable, -1e4)
+    goal = torch.arange(len(picture), device=picture.device)
+    return nnf.cross_entropy(torch.cat([logits, hard], 1), goal) + nnf.cross_entropy(logits.T, goal)

@@ -1,0 +1,145 @@
+"""Stages `clip`, `hps` and `internv2`: judges of alignment and quality, real architectures in small sizes."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from guidedcd.shapes import captions, models, world
+from guidedcd.shapes.recipe import judges
+from guidedcd.shapes.recipe.judges import GROUPS, LOOKS, Words
+from guidedcd.shapes.recipe.pool import cut
+from guidedcd.shapes.recipe.session import Session
+from guidedcd.shapes.recipe.training import Trainer, cosine
+from guidedcd.shapes.text import PAD, WorldTokenizer
+
+SCALE, NEGATIVES = 12.0, 3
+RATES = {"clip": 1e-3, "hps": 3e-4, "internv2": 1e-3}
+PICK = {"clip": (0.3, 0.3, 0.2, 0.2, 0.0), "hps": (0.3, 0.3, 0.2, 0.2, 0.0), "internv2": (0.2, 0.15, 0.15, 0.15, 0.35)}
+"""How often each of GROUPS is made wrong in a negative."""
+_galleries: dict[int, judges.Gallery] = {}
+
+
+def look(name: str, model: nn.Module, video: Tensor) -> Tensor:
+    """Unit vectors (B, E) of frames (B, T, 3, H, W) in [0, 1]; image judges are shown T = 1."""
+    device, dtype = video.device, next(model.parameters()).dtype
+    mean, std = (world.constant(x, device)[:, None, None] for x in models.NORMALISE["internv2" if name == "internv2" else "clip"])
+    pixels = ((video - mean) / std).to(dtype)
+    features = model.encode_video(pixels) if name == "internv2" else model.encode_image(pixels[:, 0])
+    return nnf.normalize(features.float(), dim=-1)
+
+
+def read(name: str, model: nn.Module, ids: Tensor) -> Tensor:
+    """Unit vectors (N, E) of ids (N, L)."""
+    features = model.encode_text(ids, (ids != PAD).long()) if name == "internv2" else model.encode_text(ids)
+    return nnf.normalize(features.float(), dim=-1)
+
+
+def run(session: Session, name: str) -> None:
+    """Train one judge; `hps` starts from `clip` and also learns to prefer good pictures."""
+    torch.manual_seed(session.seed)
+    if 0 not in _galleries:
+        with session.timed(name, "gallery"):
+            _galleries[0] = judges.gallery(session, session.size(48000, 32), 5000)
+    shown, words = _galleries[0], Words(session.device)
+    model = (session.load("clip") if name == "hps" else models.build(name).to(session.device)).requires_grad_(True)
+    if name != "internv2":
+        model.logit_scale.requires_grad_(False).fill_(torch.tensor(SCALE).log())
+    live = copy.deepcopy(model).to(session.dtype)
+    context, edges = models.CONTEXT[name], torch.tensor(PICK[name][:-1], device=session.device).cumsum(0)
+    batch = session.size(256, 4)
+    visible = torch.arange(len(judges.VALUES) + 1, device=session.device) < (len(judges.VALUES) if name == "internv2" else LOOKS)
+
+    def loss() -> Tensor:
+        index = torch.randint(0, len(shown.video), (batch,), device=session.device)
+        if name == "internv2":
+            start = torch.randint(0, 2, (batch, 1), device=session.device)
+            frames = start + 2 * torch.arange(4, device=session.device)
+        else:
+            frames = torch.randint(0, world.FRAMES, (batch, 1), device=session.device)
+        video = shown.video[index[:, None], frames].float() / 255
+        ids = cut(shown.tokens[index], context)
+        group = (torch.rand(NEGATIVES * batch, 1, device=session.device) >= edges).sum(1)
+        wrong = words.wrong(ids.repeat(NEGATIVES, 1), group)
+        usable = (wrong != ids.repeat(NEGATIVES, 1)).any(1).view(NEGATIVES, batch).T
+        text = read(name, live, torch.cat([ids, wrong]))
+        negative = text[batch:].view(NEGATIVES, batch, -1).transpose(0, 1)
+        false = words.said(ids) * visible @ (~shown.values[index]).float().T
+        picture = look(name, live, video)
+        result = judges.contrast(picture, text[:batch], negative, usable, false.T < 0.5, SCALE)
+        return result + preference(live, video, picture, text[:batch]) if name == "hps" else result
+
+    trainer = Trainer([live], loss, graph=name != "internv2")
+    for fraction in session.ticks(name):
+        trainer.step(cosine(fraction, trainer.steps, RATES[name]))
+        if trainer.steps % 500 == 0:
+            session.log(name, steps=trainer.steps, loss=round(trainer.last.item(), 4))
+    trainer.finish(model)
+    model.eval().requires_grad_(False)
+    models.save(name, model, session.out)
+    quality = measure(session, name, model)
+    session.log(name, steps=trainer.steps, **quality)
+    session.record(name, {"steps": trainer.steps, "scale": SCALE, "pairs": quality})
+
+
+def preference(model: nn.Module, video: Tensor, picture: Tensor, text: Tensor) -> Tensor:
+    """Loss of preferring a frame to a degraded or ghosted copy of it, given the caption."""
+    worse = world.degrade(video)
+    ghost = 0.5 * (video + video.roll(5, -1))
+    pick = torch.rand(len(video), device=video.device).view(-1, 1, 1, 1, 1)
+    worse = torch.where(pick < 0.7, worse, ghost)
+    gap = ((picture - look("hps", model, worse)) * text).sum(-1)
+    return nnf.softplus(-2 * SCALE * gap).mean()
+
+
+@cache
+def minimal_pairs(count: int, attribute: str, dense: bool) -> tuple[list[world.Scene], list[str], list[str]]:
+    """Scenes, true captions, and captions in which one attribute is wrong; seeds that no training uses."""
+    rng = random.Random(f"pairs {attribute} {dense}")
+    scenes, right, wrong = [], [], []
+    values = GROUPS[attribute]
+    while len(scenes) < count:
+        scene = world.sample_scene(rng, "uniform", two=0.0, unseen=None)
+        if attribute == "motion" and not 1 <= scene.motion <= 4:
+            continue
+        caption = captions.dense_caption(scene, rng) if dense else captions.full_caption(scene, rng)
+        true = next(word for word in values if f" {word} " in f" {caption} ")
+        other = rng.choice([word for word in values if word != true])
+        scenes.append(scene)
+        right.append(caption)
+        wrong.append(" ".join(other if word == true else word for word in caption.split()))
+    return scenes, right, wrong
+
+
+@torch.no_grad()
+def measure(session: Session, name: str, model: nn.Module) -> dict[str, dict[str, float]]:
+    """Pairwise accuracy by attribute: clean short, decoded short, and dense captions; ties count one half."""
+    vae, tokenize, table = session.load("vae"), WorldTokenizer(models.CONTEXT[name]), {}
+    every = slice(0, None, 2) if name == "internv2" else slice(3, 4)
+
+    def accuracy(good: Tensor, bad: Tensor) -> float:
+        return round(((good > bad).float() + 0.5 * (good == bad).float()).mean().item(), 4)
+
+    for attribute in GROUPS:
+        for dense in (False, True):
+            scenes, right, wrong = minimal_pairs(session.size(400, 4), attribute, dense)
+            video = world.render(world.to(world.pack(scenes), session.device), generator=session.generator(11))
+            texts = [read(name, model, tokenize(t).to(session.device)) for t in (right, wrong)]
+            kinds: dict[str, Callable[[Tensor], Tensor]] = {"dense": lambda v: v}
+            if not dense:
+                kinds = {"clean": lambda v: v, "decoded": lambda v: models.decode(vae, models.encode(vae, v))}
+            for kind, change in kinds.items():
+                picture = look(name, model, change(video)[:, every])
+                good, bad = ((picture * t).sum(-1) for t in texts)
+                table.setdefault(kind, {})[attribute] = accuracy(good, bad)
+            if not dense and attribute == "shape":
+                worse = look(name, model, world.degrade(video, generator=session.generator(12))[:, every])
+                table["quality"] = {"clean over web": accuracy((look(name, model, video[:, every]) * texts[0]).sum(-1), (worse * texts[0]).sum(-1))}
+                table["score"] = {"right": round(good.mean().item(), 3), "wrong shape": round(bad.mean().item(), 3)}
+    return table

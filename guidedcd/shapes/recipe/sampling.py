@@ -1,0 +1,141 @@
+"""The teacher as a sampler: guided DDIM and DPM-Solver++ in batches, on the grid t_i = (i + 1) (1000 // steps) - 1."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from guidedcd.data import Prompt
+from guidedcd.shapes import fast, models, prompts, world
+from guidedcd.shapes.oracle import ATTRIBUTES, Oracle, demand, summarise
+from guidedcd.shapes.recipe.session import Session
+from guidedcd.shapes.recipe.training import Graphed
+from guidedcd.shapes.text import WorldTokenizer
+
+LOOK = tuple(name for name in ATTRIBUTES if name not in ("motion", "second"))
+
+
+class Sampler:
+    """Samples a UNet; `guidance` is g in u + g (c - u)."""
+
+    def __init__(self, session: Session, network: nn.Module) -> None:
+        self.session = session
+        self.abar = models.alphas_cumprod().to(session.device)
+        self.network = copy.deepcopy(network).to(session.dtype).eval().requires_grad_(False)
+        fast.speed_up(self.network, world.FRAMES)
+        self._graphs: dict[tuple, Graphed] = {}
+
+    def run(self, z: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
+        """The network's v, float32."""
+        return self.network(z.to(self.session.dtype), t, prompt.to(self.session.dtype), return_dict=False)[0].float()
+
+    def split(self, z: Tensor, v: Tensor, abar: Tensor) -> tuple[Tensor, Tensor]:
+        """x0 and eps of v at noise level `abar`, broadcastable to z."""
+        alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+        return alpha * z - sigma * v, alpha * v + sigma * z
+
+    def graph(self, key: str, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """`function(*inputs)`, captured once per key and batch size."""
+        full = (key, len(inputs[0]))
+        if full not in self._graphs:
+            self._graphs[full] = Graphed(function, *inputs)
+        return self._graphs[full](*inputs)
+
+    @torch.no_grad()
+    def v(self, z: Tensor, t: int, prompt: Tensor, null: Tensor | None = None, guidance: float = 1.0) -> Tensor:
+        """Guided v at one timestep for all."""
+        times = torch.full((len(z),), t, device=z.device)
+        if guidance == 1.0:
+            return self.graph("one", self.run, z, times, prompt)
+        both = torch.cat([z, z]), torch.cat([times, times]), torch.cat([prompt, null])
+        c, u = self.graph("both", self.run, *both).chunk(2)
+        return u + guidance * (c - u)
+
+    def noise(self, count: int, seed: int) -> Tensor:
+        """Initial noise (count, C, F, h, w)."""
+        return torch.randn(count, *models.LATENT, device=self.session.device, generator=self.session.generator(seed))
+
+    def ddim(
+        self,
+        z: Tensor,
+        prompt: Tensor,
+        null: Tensor,
+        steps: int,
+        guidance: float,
+        push: Callable[[Tensor, int, int], Tensor | None] | None = None,
+    ) -> Tensor:
+        """From noise to clean latents; `push(z, t, index)` may add to eps, index 0 is the noisiest step."""
+        k = 1000 // steps
+        for index, t in enumerate(range(k * steps - 1, -1, -k)):
+            x0, eps = self.split(z, self.v(z, t, prompt, null, guidance), self.abar[t])
+            extra = None if push is None else push(z, t, index)
+            if extra is not None:
+                eps = eps + extra
+                x0 = (z - (1 - self.abar[t]).sqrt() * eps) / self.abar[t].sqrt()
+            after = self.abar[t - k] if t >= k else torch.ones_like(self.abar[0])
+            z = after.sqrt() * x0 + (1 - after).sqrt() * eps
+        return z
+
+    def dpm(self, z: Tensor, prompt: Tensor, null: Tensor, steps: int, guidance: float) -> Tensor:
+        """The same with diffusers' second-order DPM-Solver++."""
+        from diffusers import DPMSolverMultistepScheduler
+
+        solver = DPMSolverMultistepScheduler(**models.SCHEDULER, timestep_spacing="trailing", final_sigmas_type="zero")
+        solver.set_timesteps(steps)
+        for t in solver.timesteps.tolist():
+            z = solver.step(self.v(z, t, prompt, null, guidance), t, z, return_dict=False)[0]
+        return z
+
+    def invert(self, z: Tensor, prompt: Tensor, steps: int) -> dict[int, Tensor]:
+        """DDIM inversion of clean latents: the noisy ones by timestep."""
+        k, before, found = 1000 // steps, self.abar[0], {}
+        for t in range(k - 1, k * steps, k):
+            x0, eps = self.split(z, self.v(z, t, prompt), before)
+            z = self.abar[t].sqrt() * x0 + (1 - self.abar[t]).sqrt() * eps
+            found[t], before = z, self.abar[t]
+        return found
+
+
+@torch.no_grad()
+def embed(session: Session, text: nn.Module, wanted: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    """Embeddings (B, L, D) of the prompts and of the empty one, repeated."""
+    tokens = WorldTokenizer(models.CONTEXT["text"])([p.text for p in wanted] + [""]).to(session.device)
+    hidden = text(input_ids=tokens).last_hidden_state
+    return hidden[:-1].contiguous(), hidden[-1:].expand(len(wanted), -1, -1).contiguous()
+
+
+def partner(truth: dict[str, Tensor], pair: Sequence[str]) -> tuple[str, Tensor, dict[str, Tensor]]:
+    """Which attribute two confused words belong to, whose scenes show either, and the scenes with them exchanged."""
+    names = {"color": world.COLORS, "shape": world.SHAPES, "background": world.BACKGROUNDS, "size": world.SIZES}
+    attribute = next(name for name, words in names.items() if pair[0] in words)
+    a, b = (names[attribute].index(word) for word in pair)
+    value = truth[attribute]
+    other = torch.where(value == a, b, torch.where(value == b, a, value))
+    first, changed = (x if x.ndim == 1 else x[:, 0] for x in (value, other))
+    return attribute, first != changed, truth | {attribute: other}
+
+
+def guided_quality(
+    session: Session, sampler: Sampler, vae: nn.Module, text: nn.Module, pairs: Sequence[Sequence[str]]
+) -> dict[str, dict[str, float]]:
+    """Oracle means by guidance, in the middle of training; for each pair how often the right one of the two is drawn."""
+    wanted = prompts.evaluation_prompts(session.size(256, 2), 7, "full")
+    truth, oracle = world.to(prompts.truth(wanted), session.device), Oracle(session.device)
+    prompt, null = embed(session, text, wanted)
+    steps, table = session.size(25, 2), {}
+    for guidance in (2.0, 3.5, 6.0):
+        z = sampler.ddim(sampler.noise(len(wanted), 7), prompt, null, steps, guidance)
+        with torch.no_grad():
+            video = models.decode(vae, z)
+        scores = oracle.score(video, truth)
+        row = summarise(scores | {"look": demand(scores, LOOK)})
+        for pair in pairs:
+            attribute, either, exchanged = partner(truth, pair)
+            right = scores[attribute][either].sum()
+            both = right + oracle.score(video, exchanged)[attribute][either].sum()
+            row["/".join(pair)] = round((right / both.clamp_min(1)).item(), 4)
+        table[str(guidance)] = row
+    return table

@@ -1,0 +1,103 @@
+"""Optimisation by replaying one captured step: bfloat16 weights at work, float32 masters, an average of them at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def on_side_stream(function: Callable[[], object], times: int) -> None:
+    """Warm up before a capture, as CUDA graphs demand."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(times):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+
+
+class Trainer:
+    """AdamW on float32 masters of `modules`; `loss()` draws its own batch on the device and returns a scalar."""
+
+    def __init__(self, modules: Sequence[nn.Module], loss: Callable[[], Tensor], graph: bool = True) -> None:
+        self.live = [p for m in modules for p in m.parameters() if p.requires_grad]
+        device = self.live[0].device
+        self.master = [p.detach().float().clone() for p in self.live]
+        self.average = [p.clone() for p in self.master]
+        for p in self.master:
+            p.grad = torch.zeros_like(p)
+        self.rate, self.last = torch.zeros((), device=device), torch.zeros((), device=device)
+        cuda = device.type == "cuda"
+        options = {"fused": True, "capturable": True} if cuda else {}
+        self.optimiser = torch.optim.AdamW(
+            self.master, lr=self.rate if cuda else 0.0, betas=(0.9, 0.99), weight_decay=1e-3, **options
+        )
+        self.loss, self.steps, self.graph = loss, 0, None
+        if cuda and graph:
+            on_side_stream(self._step, 3)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self._step()
+
+    def _step(self) -> None:
+        loss = self.loss()
+        gradients = torch.autograd.grad(loss, self.live, allow_unused=True)
+        with torch.no_grad():
+            for p, g in zip(self.master, gradients, strict=True):
+                p.grad.zero_() if g is None else p.grad.copy_(g)
+            held = [p.grad for p in self.master]
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(held)))
+            torch._foreach_mul_(held, (1 / (norm + 1e-6)).clamp(max=1.0))
+            self.optimiser.step()
+            torch._foreach_copy_(self.live, self.master)
+            self.last.copy_(loss.detach())
+
+    def step(self, rate: float) -> None:
+        """One optimiser step at this learning rate."""
+        self.rate.fill_(rate)
+        if not self.rate.is_cuda:
+            self.optimiser.param_groups[0]["lr"] = rate
+        self._step() if self.graph is None else self.graph.replay()
+        self.steps += 1
+        if self.steps % 8 == 0:
+            decay = min(0.999, (1 + self.steps) / (60 + self.steps))
+            torch._foreach_lerp_(self.average, self.master, 1 - decay**8)
+
+    @torch.no_grad()
+    def finish(self, *modules: nn.Module) -> None:
+        """Copy the averaged weights into `modules`, built like those that were trained."""
+        source = self.average if self.steps >= 8 else self.master
+        targets = [p for m in modules for p in m.parameters() if p.requires_grad]
+        for p, value in zip(targets, source, strict=True):
+            p.copy_(value)
+
+
+def cosine(fraction: float, step: int, peak: float, warmup: int = 200, hold: float = 0.0) -> float:
+    """Learning rate: linear warm-up, `peak` until `hold`, then half a cosine down to zero at fraction 1."""
+    decay = 1.0 if fraction < hold else 0.5 + 0.5 * math.cos(math.pi * (fraction - hold) / (1 - hold))
+    return peak * min(1.0, (step + 1) / warmup) * decay + 1e-6
+
+
+class Graphed:
+    """A function of tensors of fixed shapes, captured on the GPU, called plainly elsewhere."""
+
+    def __init__(self, function: Callable[..., Tensor], *example: Tensor) -> None:
+        self.function, self.graph = function, None
+        if example[0].is_cuda:
+            self.inputs = [e.clone() for e in example]
+            on_side_stream(lambda: function(*self.inputs), 2)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.output = function(*self.inputs)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self.graph is None:
+            return self.function(*inputs)
+        for held, value in zip(self.inputs, inputs, strict=True):
+            held.copy_(value)
+        self.graph.replay()
+        return self.output.clone()

@@ -1,0 +1,51 @@
+"""One word vocabulary for all embedded models, behind a tokenizer per context length."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from guidedcd.shapes.captions import words
+
+PAD, UNKNOWN = 0, 1
+VOCABULARY: tuple[str, ...] = ("<pad>", "<unk>", *words(), "<bos>", "<eos>")
+"""<eos> has the highest id, where CLIP text towers look for it."""
+BEGIN, END = len(VOCABULARY) - 2, len(VOCABULARY) - 1
+INDEX = {word: i for i, word in enumerate(VOCABULARY)}
+_WORD = re.compile(r"[a-z]+|[.,]")
+
+
+class WorldTokenizer:
+    """Texts to padded ids; too long texts are cut and still end in <eos>."""
+
+    def __init__(self, context: int) -> None:
+        """`context`: tokens read at most, <bos> and <eos> included."""
+        self.context = context
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Ids (B, context), int64, padded with 0."""
+        ids = torch.full((len(texts), self.context), PAD, dtype=torch.long)
+        for row, text in zip(ids, texts, strict=True):
+            tokens = [BEGIN, *self.encode(text)[: self.context - 2], END]
+            row[: len(tokens)] = torch.tensor(tokens)
+        return ids
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the words alone, uncut; case and unknown punctuation do not matter."""
+        return [INDEX.get(word, UNKNOWN) for word in _WORD.findall(text.lower())]
+
+    def count(self, text: str) -> int:
+        """Tokens of the uncut text, <bos> and <eos> included."""
+        return len(self.encode(text)) + 2
+
+    def mask(self, ids: Tensor) -> Tensor:
+        """1 where `ids` (B, context) hold a token, 0 at the padding; int64."""
+        return (ids != PAD).long()
+
+    def position(self, text: str, word: str) -> int | None:
+        """1-based position of the last `word` in the uncut text, <bos> counted; None if absent."""
+        tokens = _WORD.findall(text.lower())
+        return max((i + 2 for i, token in enumerate(tokens) if token == word), default=None)
