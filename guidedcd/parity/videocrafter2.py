@@ -1,0 +1,229 @@
+"""Parity of the checkpoint readers: whole VideoCrafter2 files, T2V-Turbo students, tokens, schedules.
+
+Networks run in float64 on weights upcast from the file: what is left is the rounding of the reference numbers.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidedcd.checkpoints import t2v_turbo, videocrafter2
+from guidedcd.checkpoints.architecture import Architecture
+from guidedcd.checkpoints.files import View, open_state
+from guidedcd.checkpoints.lvdm_sampler import guidance_embedding
+from guidedcd.checkpoints.names import unet_config
+from guidedcd.checkpoints.tokens import tokenizer
+from guidedcd.conditioning import set_fps
+from guidedcd.errors import GuidedCDError
+from guidedcd.files import read_json
+from guidedcd.parity import Results, Tolerance
+from guidedcd.parity.inputs import Tensors
+from guidedcd.parity.recipe import generated
+from guidedcd.parity.sampler_tables import schedules, schedules_json
+
+WHOLE = ("model.safetensors", "model.ckpt", "model.pt")
+STUDENT = ("unet.safetensors", "unet.pt", "unet_mg.pt", "unet_no_mg.pt")
+LORA = ("unet_lora.pt",)
+PRECISE = torch.float64
+
+
+def compute(folder: Path) -> Results:
+    """Everything that this family knows to compute from the inputs in `folder`."""
+    found: Results = {}
+    if (tokens := folder / "tokenizer_golden.json").is_file():
+        found[tokens.name] = _tokens(read_json(tokens))
+    if (tables := folder / "schedules.safetensors").is_file():
+        found[tables.name] = schedules(Tensors(tables))
+    if (tables := folder / "schedules.json").is_file():
+        found[tables.name] = schedules_json(read_json(tables))
+    if (folder / "io.safetensors").is_file() and (folder / "config.json").is_file():
+        io, config = Tensors(folder / "io.safetensors"), read_json(folder / "config.json")
+        with torch.no_grad():
+            values = _networks(folder, config, io)
+        if values:
+            kept = {key: io[key] for key in io.keys if not key.startswith("out.") and key not in values}
+            found["io.safetensors"] = {**kept, **{key: _single(value) for key, value in values.items()}}
+    return found
+
+
+def tolerance(file: str, key: str) -> Tolerance | None:
+    """How closely a key must agree; None for inputs."""
+    if file.endswith("io.safetensors"):
+        if key.startswith("out."):
+            return Tolerance(relative=0, absolute=5e-5 if "lora" in file else 2e-5)
+        return Tolerance(relative=0, absolute=1e-6) if key.endswith("_embedding") else None
+    if file.endswith("schedules.safetensors"):
+        if key.startswith("vc2_ddim") and key.endswith("sample"):
+            return Tolerance(relative=1e-4, absolute=0)
+        return Tolerance(relative=0, absolute=1e-5 if ".step" in key else 1e-6)
+    return Tolerance(relative=0, absolute=1e-6 if file.endswith("schedules.json") else 0)
+
+
+def _networks(folder: Path, config: Mapping[str, Any], io: Tensors) -> dict[str, Tensor]:
+    if "unet.x" in io and (state := _whole(folder, config)) is not None:
+        return _checkpoint(state, config, io)
+    if (path := _first(folder, LORA)) is not None:
+        return _low_rank(path, config, io)
+    if (path := _first(folder, STUDENT)) is not None:
+        return _student(open_state(path), config, io)
+    return {}
+
+
+def _whole(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
+    if (path := _first(folder, WHOLE)) is not None:
+        return open_state(path)
+    if (folder / "keys.json").is_file():
+        return generated(read_json(folder / "keys.json"), config)
+    return None
+
+
+def _checkpoint(state: Mapping[str, Tensor], config: Mapping[str, Any], io: Tensors) -> dict[str, Tensor]:
+    """UNet, autoencoder and text tower of a whole file."""
+    arch, views = Architecture.from_config(config), videocrafter2.split(state)
+    videocrafter2.schedule(arch, state)
+    out: dict[str, Tensor] = {}
+    x, context = io["unet.x"].to(PRECISE), io["unet.context"].to(PRECISE)
+    t_pair, fps_pair = io["unet.t_pair"], io["unet.fps_pair"]
+    live = videocrafter2.load_unet(arch.unet, views["unet"], fps=None, dtype=PRECISE)
+
+    for t in _numbers(t_pair, io.keys, r"out\.unet\.time_embed_t(\d+)"):
+        times = torch.full((len(x),), t)
+        embedding = live.time_embedding
+        sinusoid = live.time_proj(times).to(PRECISE)
+        out[f"unet.time_embed_t{t}"] = embedding.linear_2(embedding.act(embedding.linear_1(sinusoid)))
+    for fps in _numbers(fps_pair, io.keys, r"out\.unet\.fps_embed_fps(\d+)"):
+        out[f"unet.fps_embed_fps{fps}"] = live.time_embedding.post_act.embed(torch.full((len(x),), fps))
+    set_fps(live, fps_pair)
+    out["unet.eps_tmixed_fpsmixed"] = live(x, t_pair, context).sample
+    del live
+
+    cases: dict[int, dict[str, Tensor]] = {}
+    for t, fps in _pairs(t_pair, fps_pair, io.keys):
+        cases.setdefault(fps, {})[f"eps_t{t}_fps{fps}"] = torch.tensor(t)
+    for fps in _numbers([16], io.keys, r"out\.unet\.eps_tmixed_fps(\d+)"):
+        cases.setdefault(fps, {})[f"eps_tmixed_fps{fps}"] = t_pair
+    for fps in dict.fromkeys([int(fps_pair[0]), *cases]):
+        folded = videocrafter2.load_unet(arch.unet, views["unet"], fps=fps, dtype=PRECISE)
+        if fps == int(fps_pair[0]):
+            out["unet.eps_1frame"] = folded(x[:1, :, :1], t_pair[:1], context[:1]).sample
+        for name, t in cases.get(fps, {}).items():
+            out[f"unet.{name}"] = folded(x, t.expand(len(x)), context).sample
+
+    vae = videocrafter2.load_vae(arch, views["vae"], dtype=PRECISE)
+    posterior = vae.encode(io["vae.image"].to(PRECISE)).latent_dist
+    out["vae.mean"], out["vae.logvar"] = posterior.mean, posterior.logvar
+    out["vae.decode_z"] = vae.decode(io["vae.z"].to(PRECISE)).sample
+    video = io["vae.video_latent_scaled"].to(PRECISE) / arch.scale
+    frames = vae.decode(video.transpose(1, 2).flatten(0, 1)).sample
+    out["vae.video_decoded"] = frames.unflatten(0, (video.shape[0], video.shape[2])).transpose(1, 2)
+
+    text = videocrafter2.load_text(arch, views["text"], dtype=PRECISE)
+    out["text.embedding"] = text(input_ids=io["text.tokens"]).last_hidden_state
+    return {f"out.{key}": value for key, value in out.items()}
+
+
+def _student(state: Mapping[str, Tensor], config: Mapping[str, Any], io: Tensors) -> dict[str, Tensor]:
+    """The four conditioning paths of a v2 student, as far as it has them."""
+    x, t, context = io["x"].to(PRECISE), io["t"], io["context"].to(PRECISE)
+    out = _embeddings(io)
+    omega = _given(io, "omega_embedding", out)
+    paths: dict[str, Tensor | None] = {"no_motion_arg": omega, "teacher_path": None}
+    if "motion_cond_proj.weight" in state:
+        paths["motion"] = torch.cat([omega, _given(io, "lambda_embedding", out)], dim=1)
+        paths["motion_zero"] = torch.cat([omega, _given(io, "lambda_zero_embedding", out)], dim=1)
+    used = [int(fps) for fps in config.get("fps_used", [8, 16])]
+    named = {m.groups() for key in io.keys if (m := re.fullmatch(r"out\.eps_(\w+?)_fps(\d+)", key))}
+    for number, fps in enumerate(dict.fromkeys([*used, *(int(f) for _, f in named)])):
+        network = videocrafter2.load_unet(config, state, fps=fps, dtype=PRECISE)
+        for path, cond in paths.items():
+            if number == 0 or path == "motion" or (path, str(fps)) in named:
+                out[f"out.eps_{path}_fps{fps}"] = network(x, t, context, timestep_cond=cond).sample
+        if number == 0 and "motion" in paths:
+            alone = paths["motion"][:1]
+            out["out.eps_motion_b1"] = network(x[:1], t[:1], context[:1], timestep_cond=alone).sample
+    live = videocrafter2.load_unet(config, state, fps=None, dtype=PRECISE)
+    embedding = live.time_embedding
+    for path, cond in paths.items():
+        into = live.time_proj(t).to(PRECISE)
+        into = into if cond is None else into + embedding.cond_proj(cond)
+        out[f"out.time_embed_in_{path}"] = into
+        out[f"out.time_embed_out_{path}"] = embedding.linear_2(embedding.act(embedding.linear_1(into)))
+    return out
+
+
+def _low_rank(path: Path, config: Mapping[str, Any], io: Tensors) -> dict[str, Tensor]:
+    """A v1 list on its base, merged and not."""
+    said = re.match(r"\S+", config.get("base_checkpoint", "../vc2_tiny/model.safetensors"))[0]
+    base = path.parent / said
+    if not base.is_file():
+        raise GuidedCDError(f"{path} needs its base model, which {path.parent / 'config.json'} says is {said}")
+    state: Any = View(open_state(base), videocrafter2.PARTS["unet"])
+    if t2v_turbo.OMEGA in io:
+        state = {**state, t2v_turbo.OMEGA: io[t2v_turbo.OMEGA]}
+    state = {key: value.to(PRECISE) for key, value in state.items()}
+    x, t, context = io["x"].to(PRECISE), io["t"], io["context"].to(PRECISE)
+    out = _embeddings(io)
+    cond = _given(io, "omega_embedding", out)
+    fps = config.get("fps_used", 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged = t2v_turbo.read_student(path, unet_config(config), state)
+    for key, weights in {"out.eps_merged": merged, "out.eps_base_without_lora": state}.items():
+        network = videocrafter2.load_unet(config, weights, fps=fps, dtype=PRECISE)
+        has_omega = t2v_turbo.OMEGA in weights
+        out[key] = network(x, t, context, timestep_cond=cond if has_omega else None).sample
+    out["out.eps_unmerged_eval"] = out["out.eps_merged"]
+    return out
+
+
+def _embeddings(io: Tensors) -> dict[str, Tensor]:
+    """The embeddings of the guidance inputs, float32; the one in half precision is what the released pipeline used."""
+    out = {"omega_embedding": guidance_embedding(io["omega"])}
+    if "lambda" in io:
+        out["lambda_embedding"] = guidance_embedding(io["lambda"])
+        out["lambda_zero_embedding"] = guidance_embedding(torch.zeros_like(io["lambda"]))
+        out["lambda_embedding_bf16"] = guidance_embedding(io["lambda"], dtype=torch.bfloat16).float()
+    return out
+
+
+def _given(io: Tensors, name: str, computed: Mapping[str, Tensor]) -> Tensor:
+    """An embedding as the fixture gives it to the network, or as computed where it does not."""
+    return (io[name] if name in io else computed[name]).to(PRECISE)
+
+
+def _tokens(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Token ids of every prompt."""
+    tokens = tokenizer()
+    cases = config["cases"]
+    ids = tokens([case["prompt"] for case in cases], context_length=len(cases[0].get("ids", [0] * 77)))
+    special = {"sot": tokens.sot_token_id, "eot": tokens.eot_token_id, "pad": 0}
+    made = [{"prompt": case["prompt"], "ids": row.tolist()} for case, row in zip(cases, ids, strict=True)]
+    return {**special, "cases": made}
+
+
+def _numbers(given: Iterable[Any], keys: Iterable[str], pattern: str) -> list[int]:
+    """The given numbers, and those in key names that match `pattern`."""
+    named = (int(m[1]) for key in keys if (m := re.fullmatch(pattern, key)))
+    return list(dict.fromkeys([*(int(n) for n in given), *named]))
+
+
+def _pairs(times: Tensor, rates: Tensor, keys: Iterable[str]) -> list[tuple[int, int]]:
+    """Every timestep with every frame rate, and what key names ask for."""
+    named = (m.groups() for key in keys if (m := re.fullmatch(r"out\.unet\.eps_t(\d+)_fps(\d+)", key)))
+    every = [(int(t), int(fps)) for t in times for fps in rates]
+    return list(dict.fromkeys([*every, *((int(t), int(fps)) for t, fps in named)]))
+
+
+def _first(folder: Path, names: Iterable[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _single(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value

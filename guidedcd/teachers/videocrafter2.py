@@ -1,0 +1,86 @@
+"""VideoCrafter2 as a teacher: the published file behind the interface of every other teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidedcd.checkpoints import videocrafter2
+from guidedcd.checkpoints.architecture import Architecture, check_fps
+from guidedcd.checkpoints.files import View, exists, open_state
+from guidedcd.checkpoints.tokens import ClipTokens
+from guidedcd.teachers.protocol import Geometry, LatentTeacher
+
+
+class VideoCrafter2Teacher(LatentTeacher):
+    """A `LatentTeacher` that remembers what exports need: the architecture and the frame-rate MLP that was folded."""
+
+    def __init__(
+        self, *, arch: Architecture, path: Path | None, fps: int, fps_weights: dict[str, Tensor], **parts: Any
+    ) -> None:
+        """Take the parts of a `LatentTeacher` and where they come from."""
+        super().__init__(**parts)
+        self.arch, self.path, self.fps, self.fps_weights = arch, path, fps, fps_weights
+
+    def base_state(self) -> View:
+        """The UNet's state dict in the file, under its original keys."""
+        return videocrafter2.split(open_state(exists(self.path, "VideoCrafter2's model.ckpt", videocrafter2.WHERE)))[
+            "unet"
+        ]
+
+
+def load_videocrafter2(
+    path: str | Path,
+    *,
+    arch: Architecture | str | Path | None = None,
+    fps: int = 8,
+    frames: int = 16,
+    height: int = 320,
+    width: int = 512,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> VideoCrafter2Teacher:
+    """Read `model.ckpt` as published.
+
+    Args:
+        path: The file.
+        arch: What it was built with, or a JSON file that says so; None is VideoCrafter2 as published.
+        fps: Frame rate that the network is told, whole frames per second.
+        frames: Frames per video.
+        height: Pixels, a multiple of 64 for the published network.
+        width: Pixels, likewise.
+        dtype: Of all weights.
+        device: Where they are put.
+
+    Raises:
+        GuidedCDError: The file is missing, damaged or something else, or the size or frame rate cannot be taken.
+    """
+    if not isinstance(arch, Architecture):
+        arch = Architecture.read(arch)
+    fps = check_fps(fps)
+    arch.check_size(frames, height, width)
+    parts = videocrafter2.load(path, fps=fps, arch=arch, dtype=dtype, device=device)
+    path = Path(path).expanduser()
+    unet = videocrafter2.split(open_state(path))["unet"]
+    kept = {key: unet[key].float().clone() for key in videocrafter2.FPS_KEYS if key in unet}
+    return VideoCrafter2Teacher(
+        arch=arch,
+        path=path,
+        fps=fps,
+        fps_weights=kept,
+        network=parts.unet,
+        vae=parts.vae,
+        text=ClipTokens(parts.text),
+        schedule=parts.schedule,
+        geometry=Geometry(
+            frames=frames,
+            height=height,
+            width=width,
+            fps=fps,
+            channels=arch.embed_dim,
+            compression=arch.compression,
+        ),
+    )

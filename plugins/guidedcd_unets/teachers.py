@@ -1,0 +1,51 @@
+"""From options to teachers."""
+
+from __future__ import annotations
+
+import torch
+
+from guidedcd.checkpoints.tokens import START, ClipTokens
+from guidedcd.reward_models.weights import Published, find
+from guidedcd.teachers.animatediff import load_animatediff
+from guidedcd.teachers.protocol import LatentTeacher
+from guidedcd.teachers.unet3d import load_unet3d
+from guidedcd.teachers.videocrafter2 import load_videocrafter2
+from guidedcd_unets import AnimateDiffConfig, UNet3DConfig, VideoCrafter2Config
+
+VIDEOCRAFTER2 = Published(repo="VideoCrafter/VideoCrafter2", files=("model.ckpt",), size="7.4 GB")
+
+
+def videocrafter2(config: VideoCrafter2Config) -> LatentTeacher:
+    """VideoCrafter2 from its published file."""
+    path = find(config.path, VIDEOCRAFTER2, "videocrafter2") if config.path == "auto" else config.path
+    return load_videocrafter2(
+        path,
+        arch=config.arch,
+        fps=config.fps,
+        frames=config.frames,
+        height=config.height,
+        width=config.width,
+        dtype=getattr(torch, config.dtype),
+    )
+
+
+def unet3d(config: UNet3DConfig) -> LatentTeacher:
+    """Any folder of the 3D UNet family."""
+    teacher = load_unet3d(config.path, frames=config.frames, height=config.height, width=config.width, fps=config.fps)
+    if teacher.text.tokenizer.bos_token == START:  # a folder that was converted here: same text, same tokens
+        teacher.text = ClipTokens(teacher.text.model)
+    return teacher.to("cpu", getattr(torch, config.dtype))
+
+
+def animatediff(config: AnimateDiffConfig) -> LatentTeacher:
+    """AnimateDiff from a pipeline folder, or from an image model and an adapter."""
+    return load_animatediff(
+        config.path,
+        adapter=config.adapter,
+        frames=config.frames,
+        height=config.height,
+        width=config.width,
+        fps=config.fps,
+        betas=config.betas,
+        dtype=getattr(torch, config.dtype),
+    )
