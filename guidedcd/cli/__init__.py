@@ -43,6 +43,7 @@ def build(registry: Registry, command: str = "", profile: str = "shapes") -> App
         result_action="return_value",
         exit_on_error=False,
         print_error=False,
+        suppress_keyboard_interrupt=False,
     )
     for name, module in COMMANDS.items():
         module.add(app, registry, run_flags(registry, profile) if name == command else Any)
