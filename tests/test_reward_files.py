@@ -94,6 +94,13 @@ def test_a_missing_file_says_how_to_get_it(name, config, publisher, file, path, 
     assert message.startswith(f"{name}: ")
 
 
+def test_a_missing_vocabulary_says_how_to_get_it(files, tmp_path, monkeypatch):
+    """InternVideo2 also needs BERT's vocabulary, and says so separately."""
+    _offline(tmp_path, monkeypatch)
+    with pytest.raises(GuidedCDError, match=r"vocabulary: .*hf download google-bert/bert-large-uncased vocab\.txt"):
+        InternV2(InternV2Config(path=str(files / "video.pt"), arch=str(files / "video.json")))
+
+
 def test_auto_finds_the_cache_folder_and_customary_places(files, tmp_path, monkeypatch):
     """`auto` takes the file from GUIDEDCD_CACHE first, then from where the model's own code keeps it."""
     _offline(tmp_path, monkeypatch)

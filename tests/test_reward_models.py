@@ -20,8 +20,10 @@ from tiny_rewards import BUILDERS, CAPTIONS, image_text, video, video_text, writ
 from guidedcd.checkpoints.placing import skeleton
 from guidedcd.parity import rewards as parity
 from guidedcd.parity.__main__ import _compared, _results
+from guidedcd.plugins import Component
 from guidedcd.reward_models import weights
 from guidedcd.reward_models.image_text import build_clip, load_clip
+from guidedcd.testing import checks_of
 
 each = pytest.mark.parametrize("name", BUILDERS)
 
@@ -171,14 +173,14 @@ def test_captions_are_encoded_once_and_alone(files, name):
     """A caption's features are computed once, without gradient, and do not depend on its company."""
     reward = BUILDERS[name](files)
     calls = []
-    encode = reward._text._encode
-    reward._text._encode = lambda caption: calls.append(caption) or encode(caption)
+    encode = reward.remembered._encode
+    reward.remembered._encode = lambda caption: calls.append(caption) or encode(caption)
     reward(video(), CAPTIONS)
     reward(video(), CAPTIONS[::-1])
     assert calls == CAPTIONS
-    assert torch.equal(reward._text(CAPTIONS)[1], BUILDERS[name](files)._text(CAPTIONS[1:])[0])
+    assert torch.equal(reward.remembered(CAPTIONS)[1], BUILDERS[name](files).remembered(CAPTIONS[1:])[0])
     reward.double()
-    assert not reward._text._features
+    assert not reward.remembered._features
 
 
 def test_image_rewards_are_means_over_frames(files):
@@ -229,7 +231,7 @@ def test_the_tanh_form_of_gelu_differs_a_little(files):
 def test_padding_does_not_change_text_features(files):
     """InternVideo2's text features ignore padding."""
     reward = video_text(files)
-    ids, mask = reward._tokenizer(["a red cat"])
+    ids, mask = reward.tokenizer(["a red cat"])
     cut = int(mask.sum())
     short = reward.text_features(ids[:, :cut], mask[:, :cut])
     torch.testing.assert_close(reward.text_features(ids, mask), short, atol=1e-6, rtol=0)
@@ -249,3 +251,20 @@ def test_embedded_models_work(name):
     assert scores.isfinite().all() and scores.shape == (2,)
     assert reward.max_tokens == {"internv2": 40}.get(name, 77)
     assert reward.count_tokens("a red circle") >= 3
+
+
+OFFERED = {
+    "hps": ("guidedcd_hps.reward:HPS", HPSConfig, "clip"),
+    "clip": ("guidedcd_clip.reward:CLIPScore", CLIPConfig, "clip"),
+    "internv2": ("guidedcd_internv2.reward:InternV2", InternV2Config, "video"),
+}
+
+
+@each
+def test_the_conformance_kit_passes(files, name):
+    """Every rule for rewards holds, for the tiny models as for any third party's."""
+    target, config, stem = OFFERED[name]
+    texts = {"vocab": str(files / "vocab.txt")} if name == "internv2" else {}
+    options = config(path=str(files / f"{stem}.pt"), arch=str(files / f"{stem}.json"), **texts)
+    for check in checks_of(Component("reward", name, target, config, "guidedcd/test"), config=options):
+        check()

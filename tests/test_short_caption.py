@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guidedcd import Route, Sample
+from guidedcd.plugins import Component
 from guidedcd.routes import Reader, route
+from guidedcd.testing import checks_of
 
 READERS = {name: Reader(length, lambda text: len(text.split()) + 2) for name, length in (("long", 77), ("short", 10))}
 texts = st.lists(st.sampled_from("abc"), max_size=100).map(" ".join)
@@ -58,3 +60,11 @@ def test_offering_imports_no_torch():
         "sys.exit('torch' in sys.modules or 'open_clip' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_conformance_kit_passes():
+    """Every rule for routes holds."""
+    for name, target, config in (("short-caption", "ShortCaption", ShortCaptionConfig), ("all", "All", AllConfig)):
+        component = Component("route", name, f"guidedcd_short_caption.route:{target}", config, "guidedcd/test")
+        for check in checks_of(component):
+            check()

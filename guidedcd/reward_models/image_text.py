@@ -5,19 +5,19 @@ Legend: B videos, F frames, E width of the shared space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as nnf
 from open_clip.model import CLIP, convert_weights_to_lp
-from torch import Tensor, nn
+from torch import Tensor
 
 from guidedcd.checkpoints.placing import skeleton
-from guidedcd.errors import GuidedCDError
 from guidedcd.reward_models import RewardModelConfig
-from guidedcd.reward_models.texts import ClipTokens, Remembered, Tokenizer, WorldTokens
+from guidedcd.reward_models.frozen import FrozenReward
+from guidedcd.reward_models.texts import ClipTokens, Tokenizer, WorldTokens
 from guidedcd.reward_models.weights import DTYPES, Published, architecture, embedded, fill, find, open_weights
 
 Prepare = Callable[[Tensor, int, bool], Tensor]
@@ -48,8 +48,8 @@ def load_clip(
     return model
 
 
-class ImageTextReward(nn.Module):
-    """Scores frames one by one against the video's caption; logit_scale takes no part.
+class ImageTextReward(FrozenReward):
+    """Scores frames one by one against the video's caption, in [-1, 1]; logit_scale takes no part.
 
     Args:
         config: Which weights, and how to compute.
@@ -63,62 +63,34 @@ class ImageTextReward(nn.Module):
     def __init__(
         self, config: RewardModelConfig, *, what: str, published: Published, prepare: Prepare, tiled: bool = False
     ) -> None:
-        super().__init__()
-        self.config, self.prepare, self.tiled = config, prepare, tiled
-        sizes, path, tokens = self._source(config, what, published)
-        self._tokenizer = tokens
-        self.model = load_clip(sizes, open_weights(path, what), what, DTYPES[config.dtype])
-        self.model.set_grad_checkpointing(config.gradient_checkpointing)
-        self._text = Remembered(lambda caption: self.text_features(self._tokenizer([caption])[0])[0])
-
-    @staticmethod
-    def _source(config: RewardModelConfig, what: str, published: Published) -> tuple[dict, Any, Tokenizer]:
         if config.path == "shapes":
             path, sizes = embedded(what)
-            return sizes, path, WorldTokens(sizes.get("context") or sizes["text_cfg"]["context_length"])
-        sizes = architecture(config.arch, open_clip.get_model_config("ViT-H-14"), what)
-        return sizes, find(config.path, published, what), ClipTokens(sizes["text_cfg"].get("context_length", 77))
+            tokenizer: Tokenizer = WorldTokens(sizes.get("context") or sizes["text_cfg"]["context_length"])
+        else:
+            sizes = architecture(config.arch, open_clip.get_model_config("ViT-H-14"), what)
+            path = find(config.path, published, what)
+            tokenizer = ClipTokens(sizes["text_cfg"].get("context_length", 77))
+        super().__init__(load_clip(sizes, open_weights(path, what), what, DTYPES[config.dtype]), tokenizer)
+        self.model.set_grad_checkpointing(config.gradient_checkpointing)
+        self.config, self.prepare, self.tiled = config, prepare, tiled
 
     @property
     def image_size(self) -> int:
         """Height and width of the image tower's input, pixels."""
         return self.model.visual.image_size[0]
 
-    @property
-    def max_tokens(self) -> int:
-        """Context length, special tokens included."""
-        return self._tokenizer.max_tokens
-
-    def count_tokens(self, text: str) -> int:
-        """Tokens of `text` before truncation, special tokens included."""
-        return self._tokenizer.count(text)
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> ImageTextReward:
-        self._text.clear()  # remembered features stay where they were computed
-        return super()._apply(fn, recurse)
-
-    def train(self, mode: bool = True) -> ImageTextReward:
-        """A reward is never trained: stays in eval mode whatever `mode` says."""
-        return super().train(False)
-
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """Prepared images (N, 3, S, S) -> unit vectors (N, E), float32."""
         dtype = self.model.visual.conv1.weight.dtype
         return nnf.normalize(self.model.encode_image(pixel_values.to(dtype)).float(), dim=-1)
 
-    def text_features(self, ids: Tensor) -> Tensor:
-        """Token ids (N, L) -> unit vectors (N, E), float32, without gradient."""
-        device = self.model.positional_embedding.device
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            return nnf.normalize(self.model.encode_text(ids.to(device)).float(), dim=-1)
+    def text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids (B, L) -> unit vectors (B, E), float32; attention is causal, so the mask does not matter."""
+        return nnf.normalize(self.model.encode_text(ids).float(), dim=-1)
 
-    def forward(self, video: Tensor, captions: Sequence[str]) -> Tensor:
-        """Frames (B, F, 3, H, W) in [0, 1] and B captions -> scores (B,) in [-1, 1], higher is better, float32."""
-        if len(captions) != len(video):
-            raise GuidedCDError(f"{len(video)} videos need as many captions, not {len(captions)}")
+    def scores(self, video: Tensor, text: Tensor) -> Tensor:
+        """Frames (B, F, 3, H, W) in [0, 1] and caption features (B, E) -> mean cosine over frames (B,)."""
         batch, frames = video.shape[:2]
-        with torch.autocast(video.device.type, enabled=False):
-            pixels = self.prepare(video.flatten(0, 1), self.image_size, self.config.antialias)
-            text = self._text(captions)
-            text = text.repeat(frames, 1) if self.tiled else text.repeat_interleave(frames, dim=0)
-            return (self.image_features(pixels) * text).sum(-1).view(batch, frames).mean(1)
+        pixels = self.prepare(video.flatten(0, 1), self.image_size, self.config.antialias)
+        text = text.repeat(frames, 1) if self.tiled else text.repeat_interleave(frames, dim=0)
+        return (self.image_features(pixels) * text).sum(-1).view(batch, frames).mean(1)

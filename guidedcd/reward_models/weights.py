@@ -51,7 +51,7 @@ def find(path: str, published: Published, what: str) -> Path:
     Args:
         path: "auto" or a file.
         published: Where the file comes from.
-        what: Name of the component, for errors.
+        what: Whose file it is, for errors.
 
     Raises:
         GuidedCDError: There is no such file; says how to get it.
@@ -59,7 +59,7 @@ def find(path: str, published: Published, what: str) -> Path:
     if path != "auto":
         found = Path(path).expanduser()
         if not found.is_file():
-            raise GuidedCDError(f"{what}: there is no file {path}. {advice(published, what)}")
+            raise GuidedCDError(f"{what}: there is no file {path}. {advice(published)}; then `auto` finds it.")
         return found
     folders = [cache_folder(), *(Path(place).expanduser() for place in published.places)]
     for candidate in (folder / name for folder in folders for name in published.files):
@@ -68,12 +68,12 @@ def find(path: str, published: Published, what: str) -> Path:
     return _from_hub(published, what)
 
 
-def advice(published: Published, what: str) -> str:
-    """How to get a published file, in one sentence."""
+def advice(published: Published) -> str:
+    """How to get a published file, in one sentence without its full stop."""
     name = published.files[0]
     return (
         f"To get {name} ({published.size}, published by {published.repo} on huggingface.co): {published.note}"
-        f"hf download {published.repo} {name} --local-dir {cache_folder()}; then use {what}:auto."
+        f"hf download {published.repo} {name} --local-dir {cache_folder()}"
     )
 
 
@@ -91,7 +91,7 @@ def _from_hub(published: Published, what: str) -> Path:
                 return Path(hf_hub_download(published.repo, name))
             except Exception as error:  # whatever went wrong on the way, the remedy is the same
                 reason = f"downloading failed ({type(error).__name__})"
-    raise GuidedCDError(f"{what}: {published.files[0]} is not on this machine and {reason}. {advice(published, what)}")
+    raise GuidedCDError(f"{what}: {published.files[0]} is not on this machine and {reason}. {advice(published)}.")
 
 
 def embedded(name: str) -> tuple[Path, dict[str, Any]]:

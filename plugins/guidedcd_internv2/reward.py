@@ -5,16 +5,16 @@ Legend: B videos, T frames, E width of the shared space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from guidedcd import pixels
 from guidedcd.checkpoints.placing import assign, skeleton
-from guidedcd.errors import GuidedCDError
-from guidedcd.reward_models.texts import BertTokens, Remembered, Tokenizer, WorldTokens
+from guidedcd.reward_models.frozen import FrozenReward
+from guidedcd.reward_models.texts import BertTokens, Tokenizer, WorldTokens
 from guidedcd.reward_models.weights import DTYPES, Published, architecture, embedded, fill, find, open_weights
 from guidedcd_internv2 import InternV2Config
 from guidedcd_internv2.model import FULL, InternVideo2, complete, is_unused
@@ -52,65 +52,36 @@ def _constants(model: InternVideo2) -> None:
             assign(model, name, torch.zeros(buffer.shape, dtype=torch.long))
 
 
-class InternV2(nn.Module):
-    """Scores all given frames together, as one clip; any number of frames is read."""
+class InternV2(FrozenReward):
+    """Scores all given frames together, as one clip, in [-1, 1]; any number of frames is read."""
 
-    generator: torch.Generator | None
+    generator: torch.Generator | None = None
     """Draws the crop when set, which the engine does in training; None crops in the centre."""
 
     def __init__(self, config: InternV2Config) -> None:
-        super().__init__()
-        self.config, self.generator = config, None
-        sizes, path, self._tokenizer = self._source(config)
-        self.model = load_internvideo2(
-            sizes, open_weights(path, "internv2"), "internv2", DTYPES[config.dtype], config.gelu
-        )
-        self.model.gradient_checkpointing(config.gradient_checkpointing)
-        self._text = Remembered(lambda caption: self.text_features(*self._tokenizer([caption]))[0])
-
-    @staticmethod
-    def _source(config: InternV2Config) -> tuple[dict, Any, Tokenizer]:
         if config.path == "shapes":
             path, sizes = embedded("internv2")
-            return sizes, path, WorldTokens(sizes.get("context") or complete(sizes)["max_txt_l"])
-        sizes = architecture(config.arch, FULL, "internv2")
-        path, vocab = find(config.path, PUBLISHED, "internv2"), find(config.vocab, VOCAB, "internv2")
-        return sizes, path, BertTokens(vocab, complete(sizes)["max_txt_l"])
+            tokenizer: Tokenizer = WorldTokens(sizes.get("context") or complete(sizes)["max_txt_l"])
+        else:
+            sizes = architecture(config.arch, FULL, "internv2")
+            path, vocab = find(config.path, PUBLISHED, "internv2"), find(config.vocab, VOCAB, "internv2's vocabulary")
+            tokenizer = BertTokens(vocab, complete(sizes)["max_txt_l"])
+        state = open_weights(path, "internv2")
+        super().__init__(load_internvideo2(sizes, state, "internv2", DTYPES[config.dtype], config.gelu), tokenizer)
+        self.model.gradient_checkpointing(config.gradient_checkpointing)
+        self.config = config
 
     @property
     def image_size(self) -> int:
         """Height and width of the video tower's input, pixels."""
         return self.model.image_size
 
-    @property
-    def max_tokens(self) -> int:
-        """Context length, special tokens included."""
-        return self._tokenizer.max_tokens
-
-    def count_tokens(self, text: str) -> int:
-        """Tokens of `text` before truncation, special tokens included."""
-        return self._tokenizer.count(text)
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> InternV2:
-        self._text.clear()  # remembered features stay where they were computed
-        return super()._apply(fn, recurse)
-
-    def train(self, mode: bool = True) -> InternV2:
-        """A reward is never trained: stays in eval mode whatever `mode` says."""
-        return super().train(False)
-
     def text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Token ids and mask (N, L) -> unit vectors (N, E), float32, without gradient."""
-        device = self.model.text_proj.weight.device
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            return self.model.encode_text(ids.to(device), mask.to(device))
+        """Token ids and mask (B, L) -> unit vectors (B, E), float32."""
+        return self.model.encode_text(ids, mask)
 
-    def forward(self, video: Tensor, captions: Sequence[str]) -> Tensor:
-        """Frames (B, T, 3, H, W) in [0, 1] and B captions -> scores (B,) in [-1, 1], higher is better, float32."""
-        if len(captions) != len(video):
-            raise GuidedCDError(f"{len(video)} videos need as many captions, not {len(captions)}")
+    def scores(self, video: Tensor, text: Tensor) -> Tensor:
+        """Frames (B, T, 3, H, W) in [0, 1] and caption features (B, E) -> cosines (B,)."""
         generator = self.generator if self.config.crop == "random" else None
-        with torch.autocast(video.device.type, enabled=False):
-            clip = pixels.internvideo2(video, self.image_size, self.config.antialias, generator=generator)
-            features = self.model.encode_video(clip.to(self.model.vision_proj.weight.dtype))
-            return (features * self._text(captions)).sum(-1)
+        clip = pixels.internvideo2(video, self.image_size, self.config.antialias, generator=generator)
+        return (self.model.encode_video(clip.to(self.model.vision_proj.weight.dtype)) * text).sum(-1)
