@@ -61,6 +61,33 @@ def noise_factor(schedule: NoiseSchedule, t: Tensor, name: str, like: Tensor) ->
     raise ValueError(f"noise_factor must be 'official' or 'sqrt-one-minus': {name!r}")
 
 
+def guided_prediction(
+    schedule: NoiseSchedule,
+    z: Tensor,
+    o_c: Tensor,
+    o_u: Tensor,
+    omega: Tensor,
+    t: Tensor,
+    terms: Sequence[Term] = (),
+    rule: str = "official",
+    factor: str = "official",
+) -> tuple[Tensor, Tensor]:
+    """The guided (x0, eps), each like `z`, that a solver step combines; "paper-literal" leaves both alone.
+
+    Arguments as in `guided_step`.
+    """
+    x0, eps = schedule.to_x0_eps(z, combine(o_c, o_u, omega), t)
+    if not terms or rule == "paper-literal":
+        return x0, eps
+    push = noise_factor(schedule, t, factor, z) * _push(z, terms)
+    if rule == "official":
+        return x0, eps - push
+    if rule == "eps":
+        alpha, sigma = (expand(v, z) for v in schedule.alpha_sigma(t))
+        return x0 - sigma / alpha.clamp(min=SMALLEST_ALPHA) * push, eps + push
+    raise ValueError(f"rule must be 'official', 'eps' or 'paper-literal': {rule!r}")
+
+
 def guided_step(
     schedule: NoiseSchedule,
     z: Tensor,
@@ -90,20 +117,13 @@ def guided_step(
     Returns:
         Latents at `t_next`, like `z`.
     """
-    x0, eps = schedule.to_x0_eps(z, combine(o_c, o_u, omega), t)
-    if not terms:
-        return schedule.step(x0, eps, t_next)
+    z_next = schedule.step(*guided_prediction(schedule, z, o_c, o_u, omega, t, terms, rule, factor), t_next)
+    return z_next + _push(z, terms) if terms and rule == "paper-literal" else z_next
+
+
+def _push(z: Tensor, terms: Sequence[Term]) -> Tensor:
     # `where` rather than a product: a masked score may hold anything, infinities included.
-    push = sum(torch.where(expand(s, z) != 0, expand(s, z) * score.to(z.dtype), 0.0) for score, s in terms)
-    if rule == "paper-literal":
-        return schedule.step(x0, eps, t_next) + push
-    push = noise_factor(schedule, t, factor, z) * push
-    if rule == "official":
-        return schedule.step(x0, eps - push, t_next)
-    if rule == "eps":
-        alpha, sigma = (expand(v, z) for v in schedule.alpha_sigma(t))
-        return schedule.step(x0 - sigma / alpha.clamp(min=SMALLEST_ALPHA) * push, eps + push, t_next)
-    raise ValueError(f"rule must be 'official', 'eps' or 'paper-literal': {rule!r}")
+    return sum(torch.where(expand(s, z) != 0, expand(s, z) * score.to(z.dtype), 0.0) for score, s in terms)
 
 
 def strength_from_relative(

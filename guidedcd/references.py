@@ -47,7 +47,7 @@ def invert(
 
 def inverse_step(schedule: NoiseSchedule, z: Tensor, eps: Tensor, t: Tensor, t_previous: Tensor) -> Tensor:
     """From latents at `t_previous` (B,) to latents at the noisier `t` (B,), given `eps` like `z`."""
-    x0, _ = to_x0_eps(z, eps, *schedule.alpha_sigma(t_previous), "eps")
+    x0, _ = to_x0_eps(z, eps, *schedule.alpha_sigma(t_previous, z.dtype), "eps")
     return schedule.add_noise(x0, eps, t)
 
 

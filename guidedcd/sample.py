@@ -80,7 +80,16 @@ def multistep(
 
 
 @torch.no_grad()
-def sample(
+def sample(student: Any, teacher: Any, *args: Any, **options: Any) -> Tensor:
+    """Sample with a student, one network call per step: clean latents like `latents`, not clipped.
+
+    Arguments as in `sample_steps`.
+    """
+    *_, last = sample_steps(student, teacher, *args, **options)
+    return last.denoised
+
+
+def sample_steps(
     student: Any,
     teacher: Any,
     cond: dict[str, Tensor],
@@ -92,8 +101,8 @@ def sample(
     *,
     noises: Sequence[Tensor] | Tensor | torch.Generator | None = None,
     origin: int = 200,
-) -> Tensor:
-    """Sample with a student, one network call per step.
+) -> Iterator[Step]:
+    """Sample with a student, step by step; the last step's `denoised` is the result.
 
     Args:
         student: Called as student(z, t, cond, omega, lambdas).
@@ -106,9 +115,6 @@ def sample(
         fraction: Noisiest fraction of the timesteps where lambdas are told, one or one per energy; 0 is told elsewhere.
         noises: Noise of each step (S, B, ...), or a generator; None uses torch's global one.
         origin: Points of the grid that the timesteps are taken from.
-
-    Returns:
-        Clean latents like `latents`, not clipped.
     """
     schedule = teacher.schedule
     batch, device = latents.shape[0], latents.device
@@ -123,10 +129,11 @@ def sample(
         fractions = [fraction] * lambdas.shape[1] if isinstance(fraction, int | float) else list(fraction)
 
     def say(z: Tensor, t: Tensor) -> Tensor:
-        if lambdas is None:
-            return student(z, t, cond, omega, None)
-        kept = [float(lambda_kept(int(t[0]), f, len(schedule))) for f in fractions]
-        return student(z, t, cond, omega, lambdas * torch.tensor(kept, device=device))
+        with torch.no_grad():
+            if lambdas is None:
+                return student(z, t, cond, omega, None)
+            kept = [float(lambda_kept(int(t[0]), f, len(schedule))) for f in fractions]
+            return student(z, t, cond, omega, lambdas * torch.tensor(kept, device=device))
 
     def noise(i: int) -> Tensor:
         if noises is None or isinstance(noises, torch.Generator):
@@ -134,8 +141,7 @@ def sample(
             return torch.randn(latents.shape, generator=noises, device=where, dtype=latents.dtype).to(device)
         return noises[i]
 
-    *_, last = multistep(say, schedule, latents, timesteps, noise)
-    return last.denoised
+    yield from multistep(say, schedule, latents, timesteps, noise)
 
 
 @attrs.frozen(kw_only=True, eq=False)

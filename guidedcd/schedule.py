@@ -96,14 +96,17 @@ class NoiseSchedule:
             setattr(self, name, getattr(self, name).to(device))
         return self
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise level (B,), (B,) in float32, of timesteps (B,)."""
+    def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Signal and noise level (B,), (B,) of timesteps (B,); float32, or the roots of the same table in float64."""
         index = t.to(self.alpha.device)
+        if dtype == torch.float64 and self.prediction != "flow":
+            abar = self.alphas_cumprod[index].double()
+            return abar.sqrt(), (1 - abar).sqrt()
         return self.alpha[index], self.sigma[index]
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Noisy latents at `t` (B,), like `x0`."""
-        alpha, sigma = self.alpha_sigma(t)
+        alpha, sigma = self.alpha_sigma(t, x0.dtype)
         return expand(alpha, x0) * x0 + expand(sigma, x0) * eps
 
     def to_x0_eps(self, z: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

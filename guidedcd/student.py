@@ -30,7 +30,8 @@ FORMAT = 1
 def guidance_scale_embedding(w: Tensor, dim: int = EMBEDDING, dtype: torch.dtype = torch.float32) -> Tensor:
     """Sinusoids of 1000 w, sines first, frequencies 1e4^(-j / (dim // 2 - 1)); (B,) to (B, dim), zero-padded if odd.
 
-    Computed in `dtype`, float32 by default whatever the network's: bfloat16 phases would be another embedding.
+    Computed in `dtype`, float32 by default whatever the network's: bfloat16 phases would be another embedding. A last
+    bit of a frequency moves a phase by 1e-3, so frequencies come from the CPU wherever `w` is, the same on any device.
     """
     half = dim // 2
     rate = torch.log(torch.tensor(10000.0, dtype=dtype)) / max(half - 1, 1)

@@ -15,7 +15,12 @@ which a family module may define; `file` is the path relative to the folder's pa
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+# MKL's float32 functions round differently on different CPUs; its compatible mode, which it takes by itself on CPUs of
+# other makers, is how the goldens were computed. MKL reads this once, before its first use.
+os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 import attrs
 from torch import Tensor

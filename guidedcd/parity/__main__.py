@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import sys
@@ -104,13 +105,19 @@ def _compared(golden: Path, values: Any, family: ModuleType) -> list[Row]:
 
 
 def _print(rows: list[Row], root: Path) -> None:
+    """The table: every tensor, the worst number of every JSON file, and whatever fails."""
     table = Table("file", "key", "max error", "golden max", "tolerance", "ok", box=None, pad_edge=False)
-    for row in rows:
-        mark = "[green]yes" if row.ok else "[bold red]NO"
-        numbers = (f"{row.error:.3g}", f"{row.largest:.3g}", f"{row.limit:.3g}")
-        table.add_row(
-            str(row.file.relative_to(root)), row.key, *(numbers if not row.note else (row.note, "", "")), mark
-        )
+    for file, group in itertools.groupby(rows, key=lambda row: row.file):
+        shown = list(group)
+        if file.suffix == ".json":
+            good = [row for row in shown if row.ok and not row.note]
+            worst = max(good, key=lambda row: row.error / row.limit if row.limit else 0.0, default=None)
+            shown = [row for row in shown if row is worst or not row.ok]
+        for row in shown:
+            numbers = (f"{row.error:.3g}", f"{row.largest:.3g}", f"{row.limit:.3g}")
+            mark = "[green]yes" if row.ok else "[bold red]NO"
+            name = str(row.file.relative_to(root))
+            table.add_row(name, row.key, *(numbers if not row.note else (row.note, "", "")), mark)
     console.print(table)
 
 

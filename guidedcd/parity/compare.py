@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class Row:
 
 
 def compare_tensors(golden: Path, values: dict[str, Tensor], allowed: Allowed) -> list[Row]:
-    """One row per tensor of a golden file; a tensor that was not computed, or has another shape, fails."""
+    """One row per tensor of a golden file; one that was not computed or has another shape fails, integers must be equal."""
     rows = []
     with safe_open(golden, "pt") as file:
         for key in sorted(file.keys()):
@@ -47,14 +48,13 @@ def compare_tensors(golden: Path, values: dict[str, Tensor], allowed: Allowed) -
                     Row(golden, key, ok=False, note=f"shape {tuple(values[key].shape)}, not {tuple(wanted.shape)}")
                 )
             else:
-                rows.append(_row(golden, key, values[key].cpu().double(), wanted.double(), tolerance))
+                exact = not wanted.is_floating_point()
+                rows.append(_row(golden, key, values[key].cpu().double(), wanted.double(), tolerance, exact))
     return rows
 
 
 def compare_json(golden: Path, values: Any, allowed: Allowed) -> list[Row]:
     """One row per number, truth value or list of them that was computed; other entries of the golden are left out."""
-    import torch
-
     wanted = dict(_leaves(json.loads(golden.read_text(encoding="utf-8"))))
     rows = []
     for key, value in _leaves(values):
@@ -69,16 +69,21 @@ def compare_json(golden: Path, values: Any, allowed: Allowed) -> list[Row]:
         if ours.shape != theirs.shape:
             rows.append(Row(golden, key, ok=False, note=f"{ours.numel()} values, not {theirs.numel()}"))
         else:
-            rows.append(_row(golden, key, ours, theirs, tolerance))
+            exact = not any(isinstance(v, float) for v in _flat(wanted[key]))
+            rows.append(_row(golden, key, ours, theirs, tolerance, exact))
     return rows
 
 
-def _row(file: Path, key: str, ours: Tensor, theirs: Tensor, tolerance: Tolerance) -> Row:
+def _row(file: Path, key: str, ours: Tensor, theirs: Tensor, tolerance: Tolerance, exact: bool) -> Row:
     if not theirs.numel():
         return Row(file, key, 0.0, 0.0, 0.0)
     error, largest = float((ours - theirs).abs().max()), float(theirs.abs().max())
-    limit = tolerance.limit(largest)
+    limit = 0.0 if exact else tolerance.limit(largest)
     return Row(file, key, error, largest, limit, ok=error <= limit)
+
+
+def _flat(value: Any) -> list[Any]:
+    return [leaf for v in value for leaf in _flat(v)] if isinstance(value, list) else [value]
 
 
 def _plain(value: Any) -> Any:

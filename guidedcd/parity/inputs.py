@@ -1,0 +1,121 @@
+"""Reading fixtures: names and shapes of everything, values of inputs only."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from guidedcd.conditioning import set_fps
+from guidedcd.errors import GuidedCDError
+from guidedcd.files import read_json
+from guidedcd.schedule import NoiseSchedule
+from guidedcd.student import Student
+from guidedcd.teachers.protocol import Geometry, LatentTeacher
+
+
+class Tensors:
+    """A safetensors file whose names and shapes may be looked at; values are read only by name."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`."""
+        self.path, self.name = path, path.name
+        try:
+            self._file = safe_open(path, "pt")
+        except (SafetensorError, OSError) as error:
+            raise GuidedCDError(f"{path} cannot be read as safetensors: {error}.") from error
+        self.keys = tuple(self._file.keys())
+
+    def __contains__(self, key: str) -> bool:
+        """Whether there is such a tensor."""
+        return key in self.keys
+
+    def __getitem__(self, key: str) -> Tensor:
+        """Read one input."""
+        if key not in self.keys:
+            raise GuidedCDError(f"{self.path} has no '{key}'; found {', '.join(self.keys)}.")
+        return self._file.get_tensor(key)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of any tensor, without its values."""
+        return tuple(self._file.get_slice(key).get_shape())
+
+
+def files(folder: Path) -> list[Tensors]:
+    """The safetensors files directly in `folder`."""
+    return [Tensors(path) for path in sorted(folder.glob("*.safetensors"))]
+
+
+def settings(path: Path) -> dict[str, Any]:
+    """A JSON file's object, {} when there is no such file."""
+    return read_json(path) if path.is_file() else {}
+
+
+class TinyUNet:
+    """The fixtures' small network, in lvdm layout: config.json, teacher*.safetensors, student_extra.safetensors."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the files."""
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.config = config.get("teacher", config)
+        self.state: dict[str, Tensor] = {}
+        for file in files(folder):
+            if file.name.startswith("teacher"):
+                self.state |= {key: file[key] for key in file.keys}
+        extra = [file for file in files(folder) if file.name.startswith("student_extra")]
+        self.extra = {key: file[key].float() for file in extra for key in file.keys}
+
+    @classmethod
+    def find(cls, folder: Path) -> TinyUNet:
+        """The network that a fixture in `folder` uses: there, beside it, or above.
+
+        Raises:
+            GuidedCDError: There is none.
+        """
+        folder = folder.resolve()
+        above = [folder, *list(folder.parents)[:2]]
+        known = Path(os.environ.get("GUIDEDCD_FIXTURES") or Path(__file__).parents[2].parent / "shared" / "fixtures")
+        places = [child for place in above for child in (place, *sorted(place.glob("*/")))] + [
+            known / "method/tiny_unet"
+        ]
+        for place in places:
+            if (place / "config.json").is_file() and any(place.glob("teacher*.safetensors")):
+                return cls(place)
+        raise GuidedCDError(
+            f"{folder} needs the small UNet (config.json and teacher*.safetensors), e.g. in ../tiny_unet."
+        )
+
+    def teacher(self, dtype: torch.dtype, fps: int, latent: tuple[int, ...]) -> LatentTeacher:
+        """A teacher without VAE and text for latents (B, C, F, h, w), in `dtype`, with its frame-rate input live."""
+        from guidedcd.checkpoints.videocrafter2 import load_unet
+
+        network = load_unet(self.config, self.state, fps=None, dtype=dtype)
+        set_fps(network, fps)
+        channels, frames, height, width = latent[-4:]
+        geometry = Geometry(frames=frames, height=height * 8, width=width * 8, fps=fps, channels=channels)
+        schedule = NoiseSchedule.scaled_linear()
+        return LatentTeacher(network=network, vae=None, text=None, schedule=schedule, geometry=geometry)
+
+    def student(self, teacher: LatentTeacher) -> Student:
+        """The student: the teacher's weights and the extra guidance projections."""
+        energies = ("motion",) if "motion_cond_proj.weight" in self.extra else ()
+        student = Student(teacher, None, energies).eval()
+        student.network.time_embedding.cond_proj.load_state_dict(self.extra)
+        return student
+
+    def originals(self, student: Student) -> dict[str, str]:
+        """From the names of the student's parameters to the lvdm keys."""
+        from guidedcd.checkpoints.videocrafter2 import lvdm_name, with_extras
+
+        return lvdm_name(with_extras(self.config, self.all))
+
+    @property
+    def all(self) -> Mapping[str, Tensor]:
+        """The student's weights under their lvdm keys."""
+        return {**self.state, **self.extra}

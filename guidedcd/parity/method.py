@@ -1,0 +1,111 @@
+"""Parity of the method: which fixture a folder holds, and what is computed from it.
+
+Recognised by content, not by name: tables and timesteps of the schedule, DDIM steps, attention maps, Algorithm 1,
+training steps, sampling, and forward passes of the small UNet.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from guidedcd.files import read_json
+from guidedcd.parity import Results, Tolerance, attention, networks, tables
+from guidedcd.parity.inputs import Tensors, files, settings
+
+
+def compute(folder: Path) -> Results:
+    """Everything that the inputs directly in `folder` define, by golden file name."""
+    found: Results = {}
+    for file in files(folder):
+        keys = set(file.keys)
+        if _any(keys, r"(ddim\d+\.|emb\.|scalings\.|alphas_cumprod_).*"):
+            found[file.name] = tables.tables(file)
+        elif {"x_init", "model_outputs"} <= keys:
+            found[file.name] = tables.trajectory(file)
+        elif _any(keys, r"N\d+\.z_t"):
+            found[file.name] = tables.ddim(file)
+        elif _any(keys, r".*\.ref") and _any(keys, r".*\.gen"):
+            found[file.name], found[f"{file.path.stem}.json"] = attention.pta(file)
+        elif "batch.z_t" in keys:
+            _training_step(found, folder, file)
+        elif {"x", "timesteps", "context"} <= keys:
+            found[file.name] = networks.forward(file)
+        elif {"latents", "noise", "prompt_embeds", "uncond_prompt_embeds"} <= keys:
+            runs = {path.stem: settings(path) for path in sorted(folder.glob("golden*.json"))}
+            found |= networks.algorithm1(folder, file, runs or {"golden_f64": {}})
+        elif {"latents", "prompt_embeds"} <= keys and _options(folder, file, {"steps", "origin", "w"}) is not None:
+            options = _options(folder, file, {"steps", "origin", "w"})
+            found[file.name], numbers = networks.sampling(file, options)
+            found.setdefault("golden.json", {})[file.path.stem] = numbers
+    for path in sorted(folder.glob("*.json")):
+        value = read_json(path)
+        if not isinstance(value, dict) or path.name in found:
+            continue
+        if value and all(re.fullmatch(r"origin\d+\.steps\d+", key) for key in value):
+            found[path.name] = tables.few_step_timesteps(value)
+        elif isinstance(value.get("thresholds", value.get("inference")), dict):
+            found[path.name] = tables.windows(value)
+    return found
+
+
+def tolerance(file: str, key: str) -> Tolerance | None:
+    """The tolerances of the fixtures' descriptions."""
+    folder, _, name = file.rpartition("/")
+    if key in ("w_emb", "w_embedding", "motion_emb", "motion_embedding"):
+        return Tolerance(0.0, 2e-3)  # a last bit of a frequency, times 1000 omega rad
+    match folder:
+        case "pta":
+            if "tie" in name and ("official" in key or "topk" in key or "motionclone" in key):
+                return None  # which of equal entries a sort returns is implementation-defined
+            return Tolerance(1e-12, 1e-15)
+        case "ddim":
+            return Tolerance(1e-6, 0.0)
+        case "schedule":
+            if key.startswith("emb.dim"):
+                return Tolerance(0.0, 0.03)  # float32 phases of up to 5e5 rad; 2e-3 for omega up to 15
+            if key.endswith("_f64_ref"):
+                return Tolerance(1e-9, 0.0)
+            return Tolerance(1e-5, 1e-6)
+        case "algorithm1":
+            return _algorithm1(name, key)
+        case "cd_step":
+            if "grad" in key or "grad_norms" in name:
+                return Tolerance(2e-3, 1e-6)
+            return Tolerance(1e-4, 1e-6)
+        case "tiny_unet":
+            return Tolerance(0.0, 1e-6 if key.endswith("f64") else 2e-5)
+    return Tolerance(1e-4, 1e-6)
+
+
+def _algorithm1(name: str, key: str) -> Tolerance | None:
+    if "max_abs_f32_minus_f64" in key:
+        return None  # rounding noise, a measure of its size only
+    if "sign_test" in key and "first_order" not in key:
+        return Tolerance(1e-4 if "f32" in name else 1e-6, 0.0)
+    if "f64" in name:
+        return Tolerance(1e-6, 0.0)
+    literal = "literal" in key
+    return Tolerance(2e-3 if "score" in key or "grad" in key or literal else 1e-3, 1e-5)
+
+
+def _training_step(found: Results, folder: Path, file: Tensors) -> None:
+    options = _options(folder, file, {"N", "topk"}) or {}
+    name = file.path.stem
+    found[file.name], numbers, norms = networks.cd_step(file, options)
+    found.setdefault("golden.json", {})[name] = numbers
+    for loss, values in norms.items():
+        found[f"{name}_{loss}_param_grad_norms.json"] = values
+
+
+def _options(folder: Path, file: Tensors, wanted: set[str]) -> dict | None:
+    """The settings of one case: its entry in golden.json, or in any other JSON file of the folder."""
+    for path in [folder / "golden.json", *sorted(folder.glob("*.json"))]:
+        entry = settings(path).get(file.path.stem)
+        if isinstance(entry, dict) and wanted & set(entry):
+            return entry
+    return None
+
+
+def _any(keys: set[str], pattern: str) -> bool:
+    return any(re.fullmatch(pattern, key) for key in keys)

@@ -1,0 +1,143 @@
+"""Parity of the schedule, the solver grids, the samplers' timesteps and the DDIM steps."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidedcd.guidance import guided_from
+from guidedcd.parity.inputs import Tensors
+from guidedcd.references import inverse_step
+from guidedcd.sample import lambda_kept, multistep, multistep_timesteps
+from guidedcd.schedule import SIGMA_DATA, TIMESTEP_SCALING, NoiseSchedule, to_x0_eps
+from guidedcd.student import guidance_scale_embedding
+
+GRIDS, WIDTHS = (20, 25, 50, 100, 200), (7, 64, 256, 512)
+"""Grids and embedding widths that are computed when a file of tables does not name any."""
+
+
+def tables(file: Tensors) -> dict[str, Tensor]:
+    """Noise levels, grids, boundary scalings and guidance embeddings."""
+    length = next((file.shape(key)[0] for key in file.keys if key.startswith(("alphas_cumprod", "betas"))), 1000)
+    schedule = NoiseSchedule.scaled_linear(length)
+    abar = schedule.alphas_cumprod
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, length, dtype=torch.float64) ** 2
+    found: dict[str, Tensor] = {
+        "alphas_cumprod_official_f32": abar,
+        "alphas_cumprod_f64_ref": torch.cumprod(1 - betas, 0),
+        "betas_official_f32": torch.linspace(0.00085**0.5, 0.012**0.5, length) ** 2,
+    }
+    for steps in _numbers(file, r"ddim(\d+)\.") or GRIDS:
+        grid = schedule.grid(steps)
+        found[f"ddim{steps}.timesteps"] = grid
+        found[f"ddim{steps}.alphas_cumprod"] = abar[grid]
+        found[f"ddim{steps}.alphas_cumprod_prev"] = abar[schedule.previous(grid, steps)].double()
+    if "scalings.t" in file:
+        t = found["scalings.t"] = file["scalings.t"]
+        c_skip, c_out = schedule.boundary(t)
+        scaled = t.double() * TIMESTEP_SCALING
+        total = scaled**2 + SIGMA_DATA**2
+        exact = {"c_skip": SIGMA_DATA**2 / total, "c_out": scaled / total.sqrt()}
+        for name, value in (("c_skip", c_skip), ("c_out", c_out)):
+            found[f"scalings.{name}_train_f32"] = found[f"scalings.{name}_sched_f32"] = value
+            found[f"scalings.{name}_f64_ref"] = exact[name]
+    if "emb.w" in file:
+        w = found["emb.w"] = file["emb.w"]
+        for dim in _numbers(file, r"emb\.dim(\d+)") or WIDTHS:
+            found[f"emb.dim{dim}"] = guidance_scale_embedding(w, dim)
+            found[f"emb.dim{dim}_f64_ref"] = guidance_scale_embedding(w, dim, torch.float64)
+    return found
+
+
+def trajectory(file: Tensors) -> dict[str, Tensor]:
+    """The few-step sampler on given network outputs and noises."""
+    inputs = {key: file[key] for key in ("x_init", "model_outputs", "noises") if key in file}
+    outputs = inputs["model_outputs"]
+    named = re.search(r"steps(\d+)_origin(\d+)", file.name)
+    if named:
+        times = multistep_timesteps(int(named[1]), int(named[2]))
+    elif "timesteps" in file:
+        times = file["timesteps"].tolist()
+    else:
+        times = multistep_timesteps(len(outputs))
+    said = iter(outputs)
+    steps = list(
+        multistep(
+            lambda z, t: next(said),
+            NoiseSchedule.scaled_linear(),
+            inputs["x_init"],
+            times,
+            lambda i: inputs["noises"][i],
+        )
+    )
+    return {
+        **inputs,
+        "timesteps": torch.tensor(times),
+        "x_after_step": torch.stack([step.z for step in steps]),
+        "denoised": torch.stack([step.denoised for step in steps]),
+    }
+
+
+def few_step_timesteps(wanted: dict[str, Any]) -> dict[str, list[int]]:
+    """The sampler's timesteps for every key "originO.stepsS"."""
+    found = {}
+    for key in wanted:
+        origin, steps = (int(n) for n in re.fullmatch(r"origin(\d+)\.steps(\d+)", key).groups())
+        found[key] = multistep_timesteps(steps, origin)
+    return found
+
+
+def windows(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Which steps are guided, by sampling step ("stepsS.pP") and by solver grid ("NN.pP")."""
+    found: dict[str, Any] = {}
+    if "inference" in wanted:
+        found["inference"] = {}
+        for key in wanted["inference"]:
+            origin, steps, p = re.fullmatch(r"(?:origin(\d+)\.)?steps(\d+)\.p([-+.\de]+)", key).groups()
+            times = multistep_timesteps(int(steps), int(origin or 200))
+            found["inference"][key] = [lambda_kept(t, float(p)) for t in times]
+    if "thresholds" in wanted:
+        found["thresholds"] = {}
+        for key in wanted["thresholds"]:
+            n, p = re.fullmatch(r"N(\d+)\.p([-+.\de]+)", key).groups()
+            steps, fraction = int(n), float(p)
+            found["thresholds"][key] = {
+                "train_first_guided_index": guided_from(fraction, steps),
+                "preprocess_min_index": int(steps * (1 - fraction)),
+                "sample_script_first_guided": next((i for i in range(steps) if i > steps - fraction * steps), steps),
+            }
+    return found
+
+
+def ddim(file: Tensors) -> dict[str, Tensor]:
+    """DDIM steps, inversion steps, noising and v-prediction, for every grid "NN" in the file."""
+    schedule = NoiseSchedule.scaled_linear()
+    found: dict[str, Tensor] = {}
+    for steps in _numbers(file, r"N(\d+)\."):
+        z, eps, index = (file[f"N{steps}.{key}"] for key in ("z_t", "eps", "index"))
+        t = schedule.grid(steps)[index]
+        before = schedule.previous(t, steps)
+        x0, _ = schedule.to_x0_eps(z, eps, t)
+        x0_v, eps_v = to_x0_eps(z, eps, *schedule.alpha_sigma(t), "v")
+        values = {
+            "z_t": z,
+            "eps": eps,
+            "index": index,
+            "timesteps": t,
+            "pred_x0": x0,
+            "ddim_step": schedule.step(x0, eps, before),
+            "ddim_reverse_step": inverse_step(schedule, z, eps, t, before),
+            "add_noise": schedule.add_noise(z, eps, t),
+            "pred_x0_v": x0_v,
+            "pred_eps_v": eps_v,
+        }
+        found |= {f"N{steps}.{key}": value for key, value in values.items()}
+    return found
+
+
+def _numbers(file: Tensors, pattern: str) -> list[int]:
+    """The distinct numbers that follow a prefix in the file's keys."""
+    return sorted({int(m[1]) for key in file.keys if (m := re.match(pattern, key))})
