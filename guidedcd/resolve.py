@@ -88,7 +88,7 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _components(value: Any, key: str, source: str) -> tuple[list[tuple[str, dict[str, Value]]], Names | None]:
-    """Options by component, and the selection where names stand alone: `energy = "pta"`, `rewards = ["hps"]`."""
+    """Options by component, and the selection where names stand alone: `energy = "a,b"`, `rewards = ["c"]`."""
     where = f"{key} in {source}"
     if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
         return [], _names(value, where)

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from typing import Any
 from unittest import SkipTest
@@ -105,16 +105,17 @@ def checks_of(component: Component, *, config: Any = None, behaviour: bool = Tru
 def offering_is_light(subject: Subject) -> None:
     """Offering it imports nothing heavy."""
     module = subject.component.config.__module__
+    heavy = _imported_with(module, os.pathsep.join(p for p in sys.path if p))
+    assert not heavy, f"importing {module} imports {heavy}; move that code to the module named in the target"
+
+
+@cache
+def _imported_with(module: str, path: str) -> str:
+    """What heavy things a fresh Python has imported after `module`; one answer serves all of a plugin's components."""
     code = f"import sys, {module}; sys.exit(' '.join(m for m in {HEAVY!r} if m in sys.modules) or None)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )
-    assert done.returncode == 0, (
-        f"importing {module} imports {done.stderr.strip()}; move that code to the module named in the target"
-    )
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    return done.stderr.strip()
 
 
 def config_is_sound(subject: Subject) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -124,3 +125,29 @@ def toys(install: Callable[..., None]) -> Callable[..., None]:
     """A plugin with a component of every kind: teacher toy, data toy, energy shake and rattle, reward smile, ..."""
     install("acme-toys", TOYS)
     return install
+
+
+def build_wheel(source: Path, folder: Path) -> Path:
+    """The wheel of a package, built without a network."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+        str(source),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this repository."""
+    return build_wheel(REPOSITORY, tmp_path_factory.mktemp("wheel"))

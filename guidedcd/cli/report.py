@@ -15,16 +15,18 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the command to `app`."""
 
     @app.command
-    def report(run: Path, /) -> None:
+    def report(run: Path, /, *, out: Path | None = None) -> None:
         """Write a run's report: one HTML file with curves, scores and videos, readable without a network.
 
         Parameters
         ----------
         run
             The run's folder.
+        out
+            The HTML file; by default report.html in that folder.
         """
         folder = existing(run)
         from guidedcd.console import console
         from guidedcd.report import write_report
 
-        console.print(f"report   {write_report(folder)}")
+        console.print(f"report   {write_report(folder, out=out)}")

@@ -1,0 +1,38 @@
+# make train   distil the embedded teacher on this machine: a store, a student, an evaluation, a report
+# make test    the tests
+# make slow    the tests that train, and those that install packages
+# make lint    style
+#
+# The first call makes .venv and installs guidedcd into it; later calls start at once, until pyproject.toml changes.
+# ARGS adds flags to train or options to pytest; PIP_ARGS adds options to pip, such as an index of CPU-only wheels.
+
+PYTHON   ?= python3
+VENV     ?= .venv
+ARGS     ?=
+PIP_ARGS ?= -q
+
+# Programs are started as modules of Python: their own scripts fail in a folder whose path has a space.
+PY := $(VENV)/bin/python
+
+.PHONY: train test slow lint clean
+
+train: $(VENV)/.installed
+	$(PY) -m guidedcd train --energy pta --rewards hps,clip,internv2 $(ARGS)
+
+test: $(VENV)/.installed
+	$(PY) -m pytest $(ARGS)
+
+slow: $(VENV)/.installed
+	$(PY) -m pytest -m "slow and not gpu" $(ARGS)
+
+lint: $(VENV)/.installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install $(PIP_ARGS) -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV)
