@@ -174,15 +174,15 @@ def _preparation(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     shapes, results = config.get("shapes", {}), dict(inputs)
     for key, value in inputs.items():
         kind, _, image = key.partition(".")
-        size = 224 if image == "real" else config["S"]
+        size = shapes.get(f"clip.{image}", [224 if image == "real" else config["S"]])[-1]
         made = _from_bytes(value, image, size) if kind == "input_u8" else _from_floats(value, image, size, config)
         results.update({name: one for name, one in made.items() if not shapes or name in shapes})
     return results
 
 
 def _from_floats(images: Tensor, image: str, size: int, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    # Images named "quirk_..." record that the reference neither pads nor crops when one side already fits.
-    quirk = image.startswith("quirk_")
+    # Images named "quirk..." record that the reference neither pads nor crops when one side already fits.
+    quirk = image.startswith("quirk")
     made: dict[str, Tensor] = {}
     for antialias, suffix in ((True, ""), (False, "_noaa")):
         made[f"hpsv2{suffix}.{image}"] = pixels.hps(images, size, antialias, always_pad=not quirk)
@@ -211,13 +211,15 @@ def _from_bytes(image_u8: Tensor, image: str, size: int) -> dict[str, Tensor]:
 
 def _tokens(given: Mapping[str, Any]) -> dict[str, Any]:
     """Ids and counts of the captions in given["rows"], by each of the CLIP tokenizers."""
-    from guidedcd.parity.tokenizers import HuggingFaceClip, ViClip
+    from guidedcd.parity.tokenizers import ViClip
+    from guidedcd.reward_models.texts import TransformersClipTokens
 
     length = given.get("context_length", 77)
-    ours, short, long, other = ClipTokens(length), ViClip(32), ViClip(length), HuggingFaceClip(length)
+    ours, short, long, other = ClipTokens(length), ViClip(32), ViClip(length), TransformersClipTokens(length)
     rows = []
     for caption in (row["caption"] for row in given["rows"]):
         ids, count = ours([caption])[0][0].tolist(), ours.count(caption)
+        others, mask = other([caption])
         rows.append(
             {
                 "caption": caption,
@@ -227,7 +229,7 @@ def _tokens(given: Mapping[str, Any]) -> dict[str, Any]:
                 "hpsv2_same": True,  # the reward `hps` reads with this same tokenizer
                 "viclip32_ids": short(caption),
                 f"viclip_same_at_{length}": long(caption) == ids,
-                "hf_clip_same": other(caption) == ids,
+                "hf_clip_same": (others * mask)[0].tolist() == ids,
             }
         )
     described = {key: value for key, value in given.items() if key != "rows"}

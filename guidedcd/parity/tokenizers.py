@@ -1,10 +1,6 @@
-"""Two more tokenizers over CLIP's merges, which the reference tokens are held against."""
+"""ViCLIP's tokenizer, which the reference tokens are held against."""
 
 from __future__ import annotations
-
-import json
-import tempfile
-from pathlib import Path
 
 import regex
 from open_clip.tokenizer import SimpleTokenizer
@@ -28,26 +24,3 @@ class ViClip:
     def __call__(self, caption: str) -> list[int]:
         """Ids, padded with 0."""
         return self._tokenizer(caption)[0].tolist()
-
-
-class HuggingFaceClip:
-    """transformers' CLIPTokenizer over the same merges, its padding replaced by 0."""
-
-    def __init__(self, length: int) -> None:
-        from transformers import CLIPTokenizer
-
-        base = SimpleTokenizer()
-        vocab = dict(base.encoder)
-        vocab["<|startoftext|>"] = vocab.pop("<start_of_text>")
-        vocab["<|endoftext|>"] = vocab.pop("<end_of_text>")
-        merges = [" ".join(pair) for pair in sorted(base.bpe_ranks, key=base.bpe_ranks.get)]
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
-            (Path(folder) / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-            self._tokenizer = CLIPTokenizer.from_pretrained(folder)
-        self._length = length
-
-    def __call__(self, caption: str) -> list[int]:
-        """Ids, padded with 0."""
-        ids = self._tokenizer(caption, truncation=True, max_length=self._length)["input_ids"]
-        return ids + [0] * (self._length - len(ids))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +54,35 @@ class ClipTokens:
         ids = self._tokenizer(list(texts))
         places = torch.arange(ids.shape[1])
         return ids, (places <= ids.argmax(-1, keepdim=True)).long()
+
+
+class TransformersClipTokens:
+    """CLIP's encoding as transformers has it: broken Unicode and HTML entities stay; padded with the end token."""
+
+    def __init__(self, max_tokens: int = 77) -> None:
+        from open_clip.tokenizer import SimpleTokenizer
+        from transformers import CLIPTokenizerFast
+
+        self.max_tokens = max_tokens
+        base = SimpleTokenizer()  # the same merges; its two special tokens have other names
+        vocab = dict(base.encoder)
+        vocab["<|startoftext|>"], vocab["<|endoftext|>"] = vocab.pop("<start_of_text>"), vocab.pop("<end_of_text>")
+        merges = [" ".join(pair) for pair in sorted(base.bpe_ranks, key=base.bpe_ranks.get)]
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+            (Path(folder) / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+            self._tokenizer = CLIPTokenizerFast.from_pretrained(folder)
+
+    def count(self, text: str) -> int:
+        """Tokens of `text`, start and end included."""
+        return len(self._tokenizer.tokenize(text)) + 2
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, max_tokens)."""
+        found = self._tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        return found["input_ids"], found["attention_mask"]
 
 
 class BertTokens:
