@@ -1,7 +1,7 @@
 """Prompts: from the command line, from files, and a list for evaluations of teachers that bring none. No torch.
 
-A teacher or dataset brings its own evaluation prompts with a function `prompts(split, count)`, where split is "motion"
-(each names a movement), "no-motion" (none does) or "validation" (to choose settings on; no prompt is in two splits).
+A teacher brings its own evaluation prompts with a method `prompts(split, count)`, where split is "motion" (each names a
+movement), "no-motion" (none does) or "validation" (to choose settings on). The proving ground's are in guidedcd.shapes.
 """
 
 from __future__ import annotations
@@ -74,23 +74,36 @@ def _prompt(text: Any, where: str) -> Prompt:
     return Prompt(text=text.strip())
 
 
-def evaluation(sources: Iterable[Any], count: int) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
-    """Prompts to measure on by split, and others to choose settings on.
+def evaluation(teacher: Any, name: str, count: int) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
+    """Prompts to measure on by split, and others to choose settings on: no text is in both.
 
     Args:
-        sources: Teacher and datasets; the first with a function `prompts` is asked.
-        count: How many are measured: two thirds name a motion, one third does not. A fourth as many are for choosing,
-            at least 8.
+        teacher: Asked for its own prompts where it has some.
+        name: Its registered name; "shapes" has the proving ground's prompts.
+        count: How many are measured: two thirds name a motion, one third does not. A quarter as many, at least 8, are
+            for choosing.
     """
+    ask = getattr(teacher, "prompts", shapes if name == "shapes" else general)
     still = count // 3
-    wanted = {"motion": count - still, "no-motion": still, "validation": max(8, count // 4)}
-    source = next((s.prompts for s in sources if callable(getattr(s, "prompts", None))), general)
-    found = {split: list(source(split, number)) for split, number in wanted.items() if number}
-    return {split: found[split] for split in SPLITS if split in found}, found["validation"]
+    splits = {
+        name: list(ask(name, number)) for name, number in (("motion", count - still), ("no-motion", still)) if number
+    }
+    measured = {prompt.text for split in splits.values() for prompt in split}
+    choosing = max(8, count // 4)
+    others = [prompt for prompt in ask("validation", 2 * choosing) if prompt.text not in measured]
+    return splits, others[:choosing]
+
+
+def shapes(split: str, count: int) -> list[Prompt]:
+    """The proving ground's prompts, whose true scenes the oracle knows."""
+    from guidedcd.shapes.prompts import evaluation_prompts
+
+    seed, kind = {"motion": (0, "full"), "no-motion": (0, "no-motion"), "validation": (1, "full")}[split]
+    return evaluation_prompts(count, seed, kind)
 
 
 def general(split: str, count: int) -> list[Prompt]:
-    """Everyday prompts for teachers of natural video, the first `count` of a split."""
+    """Everyday prompts for teachers of natural video, the first `count` of a split, fewer where there are no more."""
     text = (resources.files("guidedcd") / "prompts.txt").read_text(encoding="utf-8")
     sections = {part.partition("\n")[0].strip(): part.splitlines()[1:] for part in text.split("# ")[1:]}
     return [_prompt(line, "prompts.txt") for line in sections[split] if line.strip()][:count]

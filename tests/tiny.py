@@ -1,11 +1,10 @@
-"""A whole trained run in a few seconds of nothing: tiny random networks behind a plugin, and a run folder around them."""
+"""A whole trained run in no time: tiny random networks behind a plugin, and a run folder around them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import attrs
 import torch
 
 PLUGIN = '''

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ class Flicker:
     VBench applies it to videos of static scenes only: real motion counts as flicker, so compare videos that move
     alike. A video of one frame has no value (NaN), as in VBench.
     """
+
+    titles: ClassVar = {"temporal_flickering": "temporal flickering (VBench; 1 is none)"}
+    better: ClassVar = {"temporal_flickering": "higher"}
 
     def __init__(self, config: FlickerConfig) -> None:
         """Take the config; there is nothing to set."""

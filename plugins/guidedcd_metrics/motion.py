@@ -8,6 +8,7 @@ and the two must not be compared. Legend: P pairs of frames, H and W their size 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,11 @@ from guidedcd_metrics import DynamicDegreeConfig
 
 class DynamicDegree:
     """`dynamic_degree`: 1 where a video moves enough by VBench's rule, else 0; `flow_px`: its flow in pixels."""
+
+    titles: ClassVar = {
+        "dynamic_degree": "share of videos that are dynamic (VBench's rule, classical flow)",
+        "flow_px": "optical flow in pixels per frame",
+    }
 
     def __init__(self, config: DynamicDegreeConfig) -> None:
         """Keep the config."""

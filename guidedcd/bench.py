@@ -1,0 +1,155 @@
+"""What an evaluation measures on: prompts, metrics, seeds, and the choice of the few-step teacher's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from guidedcd import prompts, scoreboard
+from guidedcd.data import Prompt
+from guidedcd.measure import Arm, Measured, Metric, best, build_metrics, headline, measure
+from guidedcd.plugins import load_plugins
+from guidedcd.statistics import estimate
+from guidedcd.trained import Trained, teacher_videos
+
+CHOOSING_SEED, CHOOSING_SPLIT = 99, 9
+"""Where the noise comes from that settings are chosen on."""
+
+Baselines = dict[tuple, Measured]
+"""What a teacher scored: shared by the runs of one comparison, which then measure it once."""
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What is measured; None takes what the run says."""
+
+    prompts: int | str | Path | Sequence[str | Prompt] | None = None
+    """How many of the teacher's evaluation prompts, or prompts of one's own (texts, a file)."""
+    seeds: tuple[int, ...] = (0,)
+    """Repetitions of every prompt; intervals are over prompts, whose seeds are averaged."""
+    steps: int | None = None
+    """Sampling steps of the student and of the few-step teacher."""
+    omega: float | None = None
+    """Guidance strength that the student is told."""
+    teacher_omega: tuple[float, ...] | None = None
+    """Guidance strengths tried for the few-step teacher."""
+    scale: float | Mapping[str, float] | None = None
+    """Strength of the student's energies."""
+    videos: int | None = None
+    """How many videos the report shows."""
+    batch: int | None = None
+    """Videos made at once."""
+    device: str | None = None
+    """Where tensors live."""
+    dtype: str = "float32"
+    """"float32", "bfloat16" or "float16"."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Bench:
+    """What every arm is measured on."""
+
+    trained: Trained
+    asked: Settings
+    splits: dict[str, list[Prompt]]
+    choosing: list[Prompt]
+    metrics: list[Metric]
+    baselines: Baselines
+    shown: dict[str, list[int]]
+    """By split, the prompts whose videos the report shows."""
+    tried: list[dict[str, Any]] = attrs.field(factory=list)
+    """Every setting of the few-step teacher that was tried, with its score."""
+
+    @classmethod
+    def build(cls, trained: Trained, asked: Settings, baselines: Baselines) -> Bench:
+        """Prompts and metrics as asked."""
+        registry = load_plugins()
+        if isinstance(asked.prompts, int):
+            splits, choosing = prompts.evaluation(trained.teacher, trained.run.teacher.name, asked.prompts)
+        else:
+            splits, choosing = {"prompts": prompts.given(asked.prompts)}, []
+        metrics = build_metrics(trained.run.metrics, registry, trained.teacher.geometry.fps)
+        names = list(splits)
+        shown: dict[str, list[int]] = {name: [] for name in names}
+        for place in range(asked.videos):  # two of the first split, then one of the second, and so on
+            name = names[1] if len(names) > 1 and place % 3 == 2 else names[0]
+            if len(shown[name]) < len(splits[name]):
+                shown[name].append(len(shown[name]))
+        return cls(
+            trained=trained,
+            asked=asked,
+            splits=splits,
+            choosing=choosing,
+            metrics=[m for m in metrics if all(m.applies(split) for split in splits.values())],
+            baselines=baselines,
+            shown=shown,
+        )
+
+    def work(self, steps: int) -> int:
+        """How many videos will be made at most."""
+        rounds = len({steps, max(1, steps // 2)})
+        videos = sum(map(len, self.splits.values())) * len(self.asked.seeds)
+        choosing = len(self.choosing) * len(self._candidates(steps)) * rounds
+        return videos * (1 + rounds) + choosing + sum(map(len, self.shown.values()))
+
+    def teacher(self, steps: int, omega: float, solver: str) -> Arm:
+        """The teacher with `steps` guided steps."""
+        make = partial(teacher_videos, self.trained.teacher, steps=steps, omega=omega, solver=solver)
+        return Arm(
+            name=f"teacher-{steps}",
+            label=f"teacher, {steps_of(steps)}",
+            steps=steps,
+            evaluations=steps * (2 if omega else 1),
+            omega=omega,
+            solver=solver,
+            make=make,
+        )
+
+    def _candidates(self, steps: int) -> list[Arm]:
+        solvers = ("ddim",) if self.trained.teacher.schedule.prediction == "flow" else ("ddim", "dpm++")
+        return [self.teacher(steps, omega, solver) for solver in solvers for omega in self.asked.teacher_omega]
+
+    def choose(self, steps: int, advance: Any) -> Arm:
+        """The best few-step teacher by the headline score on the prompts for choosing; without such, the first."""
+        candidates = self._candidates(steps)
+        if len(candidates) == 1 or not self.choosing:
+            return candidates[0]
+        results = [
+            self._measured(arm, self.choosing, (CHOOSING_SEED,), CHOOSING_SPLIT, (), advance) for arm in candidates
+        ]
+        by = headline(self.metrics, results[0].values)
+        if by is None:
+            return candidates[0]
+        chosen = best(results, *by)
+        for place, (arm, result) in enumerate(zip(candidates, results, strict=True)):
+            score = estimate(result.by_prompt()[by[0]])
+            self.tried.append({**arm.about(), "score": by[0], **score.to_dict(), "chosen": place == chosen})
+        return candidates[chosen]
+
+    def measure(self, arm: Arm, advance: Any) -> dict[str, Measured]:
+        """The arm's scores by split."""
+        return {
+            name: self._measured(arm, split, self.asked.seeds, number, self.shown[name], advance)
+            for number, (name, split) in enumerate(self.splits.items())
+        }
+
+    def _measured(
+        self, arm: Arm, some: Sequence[Prompt], seeds: Sequence[int], split: int, keep: Sequence[int], advance: Any
+    ) -> Measured:
+        key = (self.trained.teacher.fingerprint(), arm.steps, arm.omega, arm.solver, split, tuple(seeds))
+        key += (tuple(p.text for p in some), tuple(keep), tuple(m.name for m in self.metrics), self.asked.dtype)
+        if arm.name != scoreboard.OURS and key in self.baselines:
+            advance(self.baselines[key].count)
+            return self.baselines[key]
+        found = measure(arm, some, seeds, self.metrics, split=split, batch=self.asked.batch, keep=keep, advance=advance)
+        if arm.name != scoreboard.OURS:
+            self.baselines[key] = found
+        return found
+
+
+def steps_of(count: int) -> str:
+    return f"{count} step" + ("s" if count != 1 else "")

@@ -1,0 +1,83 @@
+"""Several runs side by side: the same evaluation of each, paired with the first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from guidedcd import scoreboard
+from guidedcd.bench import Baselines
+from guidedcd.console import console
+from guidedcd.errors import GuidedCDError
+from guidedcd.evaluate import run_evaluate
+from guidedcd.files import file_digest, read_json
+from guidedcd.statistics import paired
+
+
+def compare(folders: Sequence[Path], **options: Any) -> list[dict[str, Any]]:
+    """Several runs' students in one table, each against the first, paired by prompt and noise.
+
+    Runs that were evaluated with the same settings already are read, not measured again; a teacher that several share
+    is measured once.
+
+    Args:
+        folders: Run folders; the first is what the others are compared with.
+        **options: The fields of `Settings`.
+
+    Returns:
+        Each run's evaluation.
+
+    Raises:
+        GuidedCDError: As `run_evaluate`; or runs that cannot be paired, because their prompts, seeds or steps differ.
+    """
+    baselines: Baselines = {}
+    found = []
+    for folder in folders:
+        evaluation = read_json(folder / "evaluation.json") if (folder / "evaluation.json").is_file() else None
+        if evaluation is None or not _current(evaluation, folder, options):
+            evaluation = run_evaluate(folder, baselines=baselines, quiet=True, **options)
+        found.append(evaluation)
+    names = _distinct([e["run"] for e in found], folders)
+    first = found[0]
+    for name, other in zip(names[1:], found[1:], strict=True):
+        for key in ("splits", "seeds", "steps"):
+            if other[key] != first[key]:
+                raise GuidedCDError(
+                    f"{names[0]} and {name} were evaluated with other {key}, so they cannot be paired. "
+                    "Give --prompts, --seeds and --steps, and both are measured alike."
+                )
+    apart = {}
+    for name, other in zip(names[1:], found[1:], strict=True):
+        for split, scores in _values(first).items():
+            for key, theirs in scores.items():
+                mine = _values(other)[split].get(key)
+                if mine is not None:
+                    apart[name, split, key] = paired(mine, theirs).to_dict()
+    for table in scoreboard.comparison(list(zip(names, found, strict=True)), apart):
+        console.print(table)
+    return found
+
+
+def _current(evaluation: Mapping[str, Any], folder: Path, options: Mapping[str, Any]) -> bool:
+    """Whether an evaluation is of the run's present student and of these settings."""
+    student = folder / "student" / "model.safetensors"
+    given = {key: value for key, value in options.items() if value is not None and key not in ("batch", "device")}
+    asked = {key: evaluation["asked"].get(key) for key in given}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    return student.is_file() and evaluation["student"] == file_digest(student)[:16] and asked == plain
+
+
+def _distinct(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """The runs' names, or their folders' where several are called the same."""
+    return list(names) if len(set(names)) == len(names) else [folder.name or str(folder) for folder in folders]
+
+
+def _values(evaluation: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """The student's scores by split, score and prompt."""
+    row = next(row for row in evaluation["rows"] if row["name"] == scoreboard.OURS)
+    return {
+        split: {key: [math.nan if v is None else v for v in score["values"]] for key, score in scores.items()}
+        for split, scores in row["scores"].items()
+    }

@@ -1,0 +1,237 @@
+"""What an evaluation says, for readers: tables for the terminal, and one sentence computed from the figures. No torch.
+
+The argument `evaluation` is always the content of an evaluation.json, see `guidedcd.evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+Evaluation = Mapping[str, Any]
+OURS = "student"
+"""Name of the row that is compared with the others."""
+COLORS = {"good": "green", "bad": "red"}
+"""Of differences that are certain and whose sense is known."""
+LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "title_justify": "left", "title_style": "bold"}
+
+
+def figure(value: float | None) -> str:
+    """A score with three digits after the point, or "-" where there is none."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign."""
+    return "-" if value is None else f"{value:+.3f}"
+
+
+def interval(score: Mapping[str, Any] | None, form: Any = figure) -> str:
+    """E.g. "0.812 to 0.943", or nothing where there is no interval."""
+    return "" if not score or score.get("low") is None else f"{form(score['low'])} to {form(score['high'])}"
+
+
+def scores_of(evaluation: Evaluation, split: str) -> list[str]:
+    """The scores that some row has on this split, the headline first."""
+    known: dict[str, None] = {}
+    for row in evaluation["rows"]:
+        for key, score in row["scores"].get(split, {}).items():
+            if score["mean"] is not None:
+                known[key] = None
+    first = evaluation.get("headline")
+    return sorted(known, key=lambda key: key != first)
+
+
+def title(evaluation: Evaluation, key: str) -> str:
+    """What a score is called."""
+    return evaluation["metrics"].get(key, {}).get("title", key)
+
+
+def sense(evaluation: Evaluation, key: str) -> str:
+    """ "higher is better", "lower is better", or nothing where that is not known."""
+    better = evaluation["metrics"].get(key, {}).get("better", "")
+    return f"{better} is better" if better else ""
+
+
+def short_title(evaluation: Evaluation, key: str) -> str:
+    """What a score is called in a narrow column."""
+    arrow = {"higher": " ↑", "lower": " ↓"}.get(evaluation["metrics"].get(key, {}).get("better", ""), "")
+    return key.replace("_", " ") + arrow
+
+
+def settings(row: Mapping[str, Any]) -> str:
+    """How a row's videos were made, in a few words."""
+    parts = []
+    if row.get("evaluations"):
+        parts.append(f"{row['evaluations']} network calls")
+    if row.get("solver"):
+        parts.append(row["solver"])
+    if row.get("omega") is not None:
+        parts.append(f"omega {row['omega']:g}")
+    parts += [f"{name} {value:g}" for name, value in (row.get("scales") or {}).items()]
+    if row.get("seconds") is not None:
+        parts.append(f"{seconds(row['seconds'])} a video")
+    if row.get("source", "measured") != "measured":
+        parts.append(row["source"])
+    return ", ".join(parts)
+
+
+def seconds(value: float) -> str:
+    """A duration: "12 ms", "0.34 s", "25 s"."""
+    return f"{value * 1000:.0f} ms" if value < 0.1 else f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
+
+
+def difference(evaluation: Evaluation, against: str, split: str, key: str) -> Mapping[str, Any] | None:
+    """The paired difference of the student and the row `against`."""
+    for found in evaluation["differences"]:
+        if (found["row"], found["against"], found["split"], found["score"]) == (OURS, against, split, key):
+            return found
+    return None
+
+
+def verdict(evaluation: Evaluation, found: Mapping[str, Any] | None, key: str) -> str:
+    """ "good" or "bad" where a difference is certain and its direction known, else nothing."""
+    better = evaluation["metrics"].get(key, {}).get("better")
+    if not found or found["low"] is None or not better or not (found["low"] > 0 or found["high"] < 0):
+        return ""
+    return "good" if (found["low"] > 0) == (better == "higher") else "bad"
+
+
+def tables(evaluation: Evaluation) -> list[Table]:
+    """One table per split: scores down, ways of making videos across, the paired difference last."""
+    rows, against = evaluation["rows"], evaluation["against"]
+    few = next(row for row in rows if row["name"] == against)
+    found = []
+    for split, about in evaluation["splits"].items():
+        seeds = len(evaluation["seeds"])
+        table = Table(
+            title=f"{about['title']}: {len(about['prompts'])}" + (f", {seeds} seeds each" if seeds > 1 else ""),
+            **LOOK,
+        )
+        table.add_column("")
+        for row in rows:
+            table.add_column(row["label"].replace(", ", "\n"), justify="right")
+        table.add_column("student -\n" + few["label"].replace(", ", " "), justify="right")
+        if not found:
+            for name, texts in _settings_down(rows):
+                table.add_row(f"[dim]{name}[/]", *(f"[dim]{text}[/]" for text in texts), "")
+            table.add_section()
+        for key in scores_of(evaluation, split):
+            cells = [_cell(row["scores"].get(split, {}).get(key)) for row in rows]
+            apart = difference(evaluation, against, split, key)
+            table.add_row(short_title(evaluation, key), *cells, _cell(apart, signed, verdict(evaluation, apart, key)))
+        found.append(table)
+    return found
+
+
+def _settings_down(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """How each row's videos were made, one line per setting that some row has."""
+    energies = dict.fromkeys(name for row in rows for name in row.get("scales") or {})
+    lines: dict[str, list[str]] = {
+        "network calls": [str(row.get("evaluations") or "") for row in rows],
+        "solver": [row.get("solver") or "" for row in rows],
+        "omega": ["" if row.get("omega") is None else f"{row['omega']:g}" for row in rows],
+        **{name: [f"{(row.get('scales') or {}).get(name, '')}" for row in rows] for name in energies},
+        "time a video": ["" if row.get("seconds") is None else seconds(row["seconds"]) for row in rows],
+    }
+    return [(name, texts) for name, texts in lines.items() if any(texts)]
+
+
+def _cell(score: Mapping[str, Any] | None, form: Any = figure, sense: str = "") -> str:
+    """A mean above its interval."""
+    if not score or score["mean"] is None:
+        return "-"
+    mean = f"[{COLORS[sense]}]{form(score['mean'])}[/]" if sense else form(score["mean"])
+    sign = "+" if form is signed else ""
+    return mean if score["low"] is None else f"{mean}\n[dim]{score['low']:{sign}.2f}..{score['high']:{sign}.2f}[/]"
+
+
+def summary(evaluation: Evaluation) -> str:
+    """The figures of the headline score on the first split, and of motion where no prompt asks for any, in words."""
+    rows = {row["name"]: row for row in evaluation["rows"]}
+    ours, few = rows[OURS], rows[evaluation["against"]]
+    key, split, still = evaluation.get("headline"), next(iter(evaluation["splits"])), "no-motion"
+    if key and ours["scores"][split].get(key, {}).get("mean") is not None:
+        sentences = [_against(evaluation, rows, split, key)]
+    else:
+        slower = f" and the {_called(few)} {seconds(few['seconds'])}" if few.get("seconds") is not None else ""
+        took = seconds(ours["seconds"]) if ours.get("seconds") is not None else "-"
+        sentences = [f"A video takes the {_called(ours)} {took}{slower}."]
+    apart = difference(evaluation, few["name"], still, "flow_px")
+    if apart and apart["mean"] is not None:
+        mine, theirs = (row["scores"][still]["flow_px"]["mean"] for row in (ours, few))
+        sentences.append(
+            f"Where the prompt names no motion, the student's videos move by {mine:.2f} pixels a frame, "
+            f"the teacher's by {theirs:.2f} ({_apart(apart, 2)})."
+        )
+    return " ".join(sentences)
+
+
+def _against(evaluation: Evaluation, rows: Mapping[str, Mapping[str, Any]], split: str, key: str) -> str:
+    ours, few = rows[OURS], rows[evaluation["against"]]
+    name = evaluation["metrics"].get(key, {}).get("title", key)
+    count = ours["scores"][split][key]["n"]
+    said = (
+        f"{name[:1].upper()}{name[1:]}, on {count} prompts: {figure(ours['scores'][split][key]['mean'])} for the "
+        f"{_called(ours)}, {figure(few['scores'][split][key]['mean'])} for the {_called(few)}"
+    )
+    apart = difference(evaluation, few["name"], split, key)
+    if apart is None or apart["mean"] is None:
+        return said + "."
+    meaning = {"good": "better", "bad": "worse"}.get(verdict(evaluation, apart, key), "no certain difference")
+    return f"{said}: {meaning} ({_apart(apart)})."
+
+
+def _called(row: Mapping[str, Any]) -> str:
+    """E.g. "student (4 steps, 4 network calls)"."""
+    who, _, steps = row["label"].partition(", ")
+    return f"{who} ({steps}, {row['evaluations']} network calls)"
+
+
+def _apart(found: Mapping[str, Any], digits: int = 3) -> str:
+    """A difference in words."""
+    mean, low, high = (f"{found[key]:+.{digits}f}" for key in ("mean", "low", "high"))
+    return f"{mean}, 95 % interval {low} to {high}"
+
+
+def comparison(
+    evaluations: Sequence[tuple[str, Evaluation]], differences: Mapping[tuple[str, str, str], Mapping[str, Any]]
+) -> list[Table]:
+    """Several runs' students side by side, one table per split of the first.
+
+    Args:
+        evaluations: (run's name, evaluation).
+        differences: Each run's student minus the first run's, by (run, split, score).
+    """
+    first = evaluations[0][1]
+    few = next(row for row in first["rows"] if row["name"] == first["against"])
+    rows = [next(row for row in e["rows"] if row["name"] == OURS) for _, e in evaluations] + [few]
+    found = []
+    for split, about in first["splits"].items():
+        table = Table(
+            title=f"{about['title']}: {len(about['prompts'])}",
+            caption=f"below each: paired difference from {evaluations[0][0]} with its 95 % interval",
+            caption_justify="left",
+            **LOOK,
+        )
+        table.add_column("")
+        for name, _ in evaluations:
+            table.add_column(name, justify="right")
+        table.add_column(few["label"].replace(", ", "\n"), justify="right")
+        for name, texts in _settings_down(rows):
+            table.add_row(f"[dim]{name}[/]", *(f"[dim]{text}[/]" for text in texts))
+        table.add_section()
+        for key in scores_of(first, split):
+            cells = []
+            for (name, _), row in zip(evaluations, rows, strict=False):
+                score = row["scores"].get(split, {}).get(key)
+                apart = differences.get((name, split, key))
+                mean = figure(score and score["mean"])
+                cells.append(f"{mean}\n{_cell(apart, signed, verdict(first, apart, key))}" if apart else mean)
+            score = few["scores"].get(split, {}).get(key)
+            table.add_row(short_title(first, key), *cells, figure(score and score["mean"]))
+        found.append(table)
+    return found

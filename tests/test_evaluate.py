@@ -1,0 +1,263 @@
+"""Evaluation: intervals against known answers, honest pairing, and settings chosen on prompts that are not measured."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import tiny
+
+from guidedcd import measure, prompts, scoreboard
+from guidedcd.compare import compare
+from guidedcd.data import Prompt
+from guidedcd.errors import GuidedCDError
+from guidedcd.evaluate import run_evaluate
+from guidedcd.statistics import estimate, over_seeds, paired
+
+
+@pytest.fixture
+def run(tmp_path, install):
+    """A finished run with an energy; prompts 3, steps 2, and two guidance strengths to choose from."""
+    install("tiny-plugin", tiny.PLUGIN)
+    energies = {"calm": {"relative": 0.3}}
+    return tiny.run_folder(tmp_path / "run", energies=energies, evaluate={"teacher_omega": (1.0, 4.0)})
+
+
+# Statistics
+
+
+def test_the_interval_is_the_bootstrap_distribution_itself():
+    """For three values the interval agrees with all 27 equally likely resamples."""
+    values = [0.0, 1.0, 5.0]
+    means = sorted(np.mean(some) for some in itertools.product(values, repeat=3))
+    found = estimate(values, resamples=100_000)
+
+    assert found.mean == pytest.approx(2.0)
+    assert found.low == pytest.approx(means[int(0.025 * 27)], abs=0.34)
+    assert found.high == pytest.approx(means[math.ceil(0.975 * 27) - 1], abs=0.34)
+
+
+def test_the_interval_of_many_values_is_the_normal_one():
+    """For 400 normal values it is mean ± 1.96 standard errors, within a tenth of an error."""
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    error = values.std() / 20
+    found = estimate(values)
+
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    """Of 200 samples of 40 prompts, about 95 % of the intervals hold the true mean."""
+    random = np.random.default_rng(1)
+    held = 0
+    for number in range(200):
+        found = estimate(random.normal(0.5, 1, 40), resamples=600, seed=number)
+        held += found.low <= 0.5 <= found.high
+
+    assert 0.88 <= held / 200 <= 0.98
+
+
+def test_pairing_removes_what_prompts_have_in_common():
+    """Easy and hard prompts differ much, student and teacher by 0.1: paired, the difference is certain."""
+    difficulty = np.random.default_rng(2).normal(0, 5, 30)
+    theirs, ours = difficulty, difficulty + 0.1
+    found = paired(ours, theirs)
+
+    assert (found.mean, found.n) == (pytest.approx(0.1), 30)
+    assert found.certain
+    assert not estimate(ours).certain
+
+
+def test_values_that_do_not_apply_are_left_out_of_both_sides():
+    """NaN on either side drops the prompt; with none left there is no estimate."""
+    nan = math.nan
+    found = paired([1.0, nan, 3.0, 5.0], [0.0, 7.0, nan, 2.0])
+
+    assert (found.mean, found.n) == (2.0, 2)
+    assert paired([nan], [1.0]).to_dict() == {"mean": None, "low": None, "high": None, "n": 0}
+    with pytest.raises(ValueError, match="same prompts"):
+        paired([1.0], [1.0, 2.0])
+
+
+def test_seeds_are_repetitions_not_prompts():
+    """A prompt's seeds are averaged, those without a value left out, before prompts are resampled."""
+    found = over_seeds([[0.0, 1.0, math.nan], [1.0, 1.0, math.nan]])
+
+    assert found[:2] == [0.5, 1.0]
+    assert math.isnan(found[2])
+
+
+# Prompts
+
+
+def test_prompts_for_choosing_are_not_measured():
+    """No text is in both; two thirds of the measured ones name a motion."""
+    splits, choosing = prompts.evaluation(object(), "other", 24)
+    measured = {prompt.text for split in splits.values() for prompt in split}
+
+    assert [len(split) for split in splits.values()] == [16, 8]
+    assert len(measured) == 24
+    assert len(choosing) == 8
+    assert not measured & {prompt.text for prompt in choosing}
+
+
+def test_the_proving_ground_has_prompts_with_scenes():
+    """Its prompts tell the oracle what must be seen; those without motion words do not name the motion."""
+    splits, choosing = prompts.evaluation(object(), "shapes", 30)
+
+    assert all(prompt.scene for prompt in [*splits["motion"], *splits["no-motion"], *choosing])
+    assert all("motion" in prompt.named for prompt in splits["motion"])
+    assert not any("motion" in prompt.named for prompt in splits["no-motion"])
+
+
+def test_a_teacher_may_bring_its_own_prompts():
+    """A method `prompts(split, count)` is asked instead."""
+
+    class Own:
+        def prompts(self, split: str, count: int) -> list[Prompt]:
+            return [Prompt(text=f"{split} {i}") for i in range(count)]
+
+    splits, choosing = prompts.evaluation(Own(), "own", 6)
+
+    assert [p.text for p in splits["no-motion"]] == ["no-motion 0", "no-motion 1"]
+    assert choosing[0].text == "validation 0"
+
+
+# The whole
+
+
+def test_an_evaluation_pairs_student_and_teacher(run, capsys):
+    """Same prompts and seeds for every row; differences are the means of the differences prompt by prompt."""
+    found = run_evaluate(run, seeds=(0, 1))
+
+    assert json.loads((run / "evaluation.json").read_text()) == found
+    assert [row["name"] for row in found["rows"]] == ["student", "teacher-2", "teacher-1"]
+    assert [row["evaluations"] for row in found["rows"]] == [2, 4, 2]
+    assert found["rows"][0]["scales"] == {"calm": 0.3}
+    ours, few = (row["scores"]["motion"]["brightness"]["values"] for row in found["rows"][:2])
+    apart = scoreboard.difference(found, "teacher-2", "motion", "brightness")
+    assert apart["mean"] == pytest.approx(np.mean(np.subtract(ours, few)), abs=1e-5)
+    assert apart["low"] <= apart["mean"] <= apart["high"]
+    shown = capsys.readouterr().out
+    assert "prompts without motion words" in shown
+    assert found["summary"] in shown.replace("\n", " ")
+
+
+def test_settings_are_chosen_on_other_prompts(run):
+    """Both solvers and all strengths are tried on validation prompts; the row is the best of them there."""
+    found = run_evaluate(run, quiet=True)
+    tried = [one for one in found["choice"]["tried"] if one["steps"] == 2]
+
+    assert {(one["solver"], one["omega"]) for one in tried} == set(itertools.product(("ddim", "dpm++"), (1.0, 4.0)))
+    (chosen,) = [one for one in tried if one["chosen"]]
+    assert chosen["mean"] == max(one["mean"] for one in tried)
+    row = found["rows"][1]
+    assert (row["solver"], row["omega"]) == (chosen["solver"], chosen["omega"])
+
+
+def test_the_same_evaluation_gives_the_same_figures(run):
+    """Nothing but the time depends on when, or in which batches, it ran."""
+    one, two = (run_evaluate(run, quiet=True, batch=batch) for batch in (1, 64))
+    for first, second in zip(one["rows"], two["rows"], strict=True):
+        for split, scores in first["scores"].items():
+            for key, score in scores.items():
+                values = [math.nan if v is None else v for v in score["values"]]
+                others = [math.nan if v is None else v for v in second["scores"][split][key]["values"]]
+                assert values == pytest.approx(others, abs=2e-3, nan_ok=True), key
+
+
+def test_the_report_gets_videos_of_every_way(run):
+    """Each shown prompt has a video of the slow teacher, the few-step teacher and the student, with its seed."""
+    found = run_evaluate(run, quiet=True, videos=2)
+
+    assert [[pane["row"] for pane in entry["panes"]] for entry in found["videos"]] == [
+        ["teacher-3", "teacher-2", "student"]
+    ] * 2
+    for entry in found["videos"]:
+        for pane in entry["panes"]:
+            about = json.loads((run / pane["file"]).with_suffix(".json").read_text())
+            assert (about["prompt"], about["seed"]) == (entry["prompt"], entry["seed"])
+
+
+def test_own_prompts_are_one_split(run):
+    """Texts given by hand are measured as they are; nothing can be chosen on others, so the first setting is taken."""
+    found = run_evaluate(run, prompts=["a red ball", "a blue box"], quiet=True, videos=0)
+
+    assert list(found["splits"]) == ["prompts"]
+    assert found["choice"] == {"prompts": 0, "tried": []}
+    assert found["videos"] == []
+
+
+def test_a_metric_that_cannot_judge_is_left_out():
+    """A metric with `applies` is asked about each prompt; one that can judge none is not used."""
+
+    class Oracle:
+        def applies(self, prompt: Prompt) -> bool:
+            return prompt.scene is not None
+
+    metric = measure.Metric("oracle", Oracle())
+
+    assert not metric.applies([Prompt(text="a dog")])
+    assert metric.applies([Prompt(text="a dog"), Prompt(text="a circle", scene={"shape": 0})])
+
+
+def test_repeated_seeds_are_refused(run):
+    """The same seed twice would count the same video twice."""
+    with pytest.raises(GuidedCDError, match="--seeds"):
+        run_evaluate(run, seeds=(1, 1))
+
+
+def test_runs_are_compared_in_one_table(run, tmp_path, capsys, monkeypatch):
+    """Another run with the same teacher: paired with the first, the teacher measured once, evaluations used again."""
+    other = tiny.run_folder(tmp_path / "other", evaluate={"teacher_omega": (1.0, 4.0)}, name="cd-only")
+    made = []
+    real = measure.measure
+    monkeypatch.setattr("guidedcd.bench.measure", lambda arm, *a, **k: made.append(arm.name) or real(arm, *a, **k))
+    first, second = compare([run, other])
+
+    assert made.count("student") == 4
+    assert made.count("teacher-2") == 2 + 4
+    assert first["splits"] == second["splits"]
+    shown = capsys.readouterr().out
+    assert "cd-only" in shown
+    assert "paired difference from run" in shown
+
+    made.clear()
+    compare([run, other])
+    assert made == []
+
+
+def test_runs_that_differ_in_prompts_are_not_paired(run, tmp_path):
+    """Runs evaluated on other prompts are an error that says how to measure both alike."""
+    other = tiny.run_folder(tmp_path / "other", evaluate={"prompts": 4}, name="other")
+    with pytest.raises(GuidedCDError, match=r"other splits.*--prompts"):
+        compare([run, other])
+
+
+def test_the_summary_says_what_is_certain():
+    """Better or worse only where the interval leaves zero out and the direction is known."""
+
+    def evaluation(low: float, high: float, better: str = "higher") -> dict:
+        row = {"label": "student, 4 steps", "evaluations": 4, "seconds": 0.1, "omega": 1.0, "solver": ""}
+        score = {"motion": {"all": {"mean": 0.7, "low": 0.6, "high": 0.8, "n": 32}}}
+        rows = [{**row, "name": "student", "scores": score}]
+        rows.append({**row, "name": "teacher-4", "label": "teacher, 4 steps", "evaluations": 8, "scores": score})
+        apart = {"row": "student", "against": "teacher-4", "split": "motion", "score": "all"}
+        return {
+            "rows": rows,
+            "against": "teacher-4",
+            "splits": {"motion": {"title": "t", "prompts": ["p"]}},
+            "metrics": {"all": {"title": "all right", "better": better}},
+            "headline": "all",
+            "differences": [{**apart, "mean": (low + high) / 2, "low": low, "high": high, "n": 32}],
+        }
+
+    assert "better (+0.200, 95 % interval +0.100 to +0.300)" in scoreboard.summary(evaluation(0.1, 0.3))
+    assert "worse" in scoreboard.summary(evaluation(-0.3, -0.1))
+    assert "no certain difference" in scoreboard.summary(evaluation(-0.1, 0.3))
+    assert "worse" in scoreboard.summary(evaluation(0.1, 0.3, "lower"))

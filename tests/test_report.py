@@ -1,0 +1,273 @@
+"""The report: one valid page that loads nothing from elsewhere and holds every prompt and figure."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from guidedcd import media, scoreboard
+from guidedcd.errors import GuidedCDError
+from guidedcd.report import read_log, write_report
+from guidedcd.report.charts import line_chart, ticks
+
+EMPTY = {"meta", "link", "img", "br", "hr", "input", "source", "line", "polyline", "circle", "path"}
+HOSTILE = 'a "red" circle & <script>alert(1)</script>'
+
+
+class Page(HTMLParser):
+    """Reads a page, and fails where tags are not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attributes)) == len(attributes), f"attribute given twice in {tag}"
+        self.tags.append((tag, dict(attributes)))
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.text += data
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        """The attributes of every such tag."""
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def score(mean: float) -> dict:
+    """A score with an interval."""
+    return {"mean": mean, "low": mean - 0.111, "high": mean + 0.122, "n": 2, "values": [mean, mean]}
+
+
+def evaluation(folder: Path) -> dict:
+    """An evaluation of two prompts, with videos, as `guidedcd evaluate` writes it."""
+    rows = []
+    for name, label, mean, calls in (
+        ("student", "student, 4 steps", 0.712, 4),
+        ("teacher-4", "teacher, 4 steps", 0.534, 8),
+    ):
+        scores = {"motion": {"all": score(mean), "flow_px": score(1 + mean)}, "no-motion": {"flow_px": score(2 + mean)}}
+        row = {"name": name, "label": label, "steps": 4, "evaluations": calls, "omega": 2.0, "solver": "ddim"}
+        rows.append({**row, "scales": {}, "source": "measured", "seconds": 0.25, "scores": scores})
+    card = {"motion": {"all": {"mean": 0.876, "low": None, "high": None, "n": None}}}
+    more = {"steps": 50, "evaluations": 100, "omega": 2.0, "solver": "ddim", "scales": {}, "seconds": None}
+    rows.append({"name": "card-50", "label": "teacher, 50 steps", "source": "model card", **more, "scores": card})
+    differences = [
+        {
+            "row": "student",
+            "against": "teacher-4",
+            "split": s,
+            "score": k,
+            "mean": 0.178,
+            "low": 0.033,
+            "high": 0.295,
+            "n": 2,
+        }
+        for s, k in (("motion", "all"), ("motion", "flow_px"), ("no-motion", "flow_px"))
+    ]
+    panes = []
+    for name, label in (
+        ("teacher-50", "teacher, 50 steps"),
+        ("teacher-4", "teacher, 4 steps"),
+        ("student", "student, 4 steps"),
+    ):
+        file = f"videos/{name}.mp4"
+        media.write_video(folder / file, torch.rand(3, 3, 16, 16), fps=8, enlarge=4)
+        panes.append({"row": name, "label": label, "file": file})
+    found = {
+        "guidedcd": "0.1.0",
+        "run": "run",
+        "machine": "abacus with 7 beads",
+        "seeds": [0],
+        "splits": {
+            "motion": {"title": "prompts that name a motion", "prompts": [HOSTILE, "a blue star moving up"]},
+            "no-motion": {"title": "prompts without motion words", "prompts": ["a green ring"]},
+        },
+        "choice": {
+            "prompts": 8,
+            "tried": [
+                {
+                    "label": "teacher, 4 steps",
+                    "solver": "ddim",
+                    "omega": 3.5,
+                    "score": "all",
+                    "chosen": True,
+                    **score(0.4),
+                }
+            ],
+        },
+        "metrics": {"all": {"title": "all right", "better": "higher"}, "flow_px": {"title": "flow", "better": ""}},
+        "headline": "all",
+        "against": "teacher-4",
+        "rows": rows,
+        "differences": differences,
+        "videos": [{"prompt": HOSTILE, "split": "motion", "seed": 0, "panes": panes}],
+    }
+    found["summary"] = scoreboard.summary(found)
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run folder with everything that a report can show."""
+    run = {"name": "run", "guidedcd": "0.0.9", "seed": 3, "teacher": {"shapes": {}}, "data": [{"shapes": {}}]}
+    run |= {"energy": {"pta": {"relative": 0.3}}, "rewards": {"hps": {"weight": 1.0}}, "routes": {}}
+    run |= {"command": ["guidedcd", "train", "--energy", "pta", "--name", "two words"]}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    tiny.log(tmp_path)
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation(tmp_path)))
+    return tmp_path
+
+
+def read(folder: Path) -> tuple[str, Page]:
+    """The report's source, and the page."""
+    text = write_report(folder).read_text()
+    return text, Page(text)
+
+
+def test_the_page_is_valid_and_complete(folder):
+    """Tags nest, names are unique, language and title are there, and every section."""
+    text, page = read(folder)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+
+    assert text.startswith("<!DOCTYPE html>")
+    assert page.of("html") == [{"lang": "en"}]
+    assert len(ids) == len(set(ids))
+    assert {a["aria-labelledby"] for a in page.of("section")} <= set(ids)
+    for title in ("Videos", "Evaluation", "Training", "Model card of the teacher", "Configuration", "Environment"):
+        assert title in page.text
+
+
+def test_the_page_asks_for_nothing(folder):
+    """No address of another file or server: every source is inside."""
+    text, page = read(folder)
+
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", text)
+    for _, attributes in page.tags:
+        for name in ("src", "href", "poster", "data", "srcset"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+
+
+def test_every_prompt_and_figure_is_there(folder):
+    """Prompts, means, intervals, differences, what was tried and the model card's figures are in the text."""
+    _, page = read(folder)
+
+    for prompt in (HOSTILE, "a blue star moving up", "a green ring"):
+        assert prompt in page.text
+    for figure in ("0.712", "0.601 to 0.834", "0.534", "+0.178", "+0.033 to +0.295", "0.400", "omega 3.5", "0.876"):
+        assert figure in page.text
+    assert "better (+0.178, 95 % interval +0.033 to +0.295)" in page.text
+    assert "abacus with 7 beads" in page.text
+
+
+def test_what_was_typed_is_shown_as_text(folder):
+    """Prompts cannot put tags on the page, and the command is quoted so that it can be pasted."""
+    text, page = read(folder)
+
+    assert "<script>alert" not in text
+    assert len(page.of("script")) == 1
+    assert "guidedcd train --energy pta --name 'two words'" in page.text
+
+
+def test_without_a_command_there_is_an_equivalent(folder):
+    """A run made from Python is repeated with its run.json."""
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({k: v for k, v in run.items() if k != "command"}))
+    _, page = read(folder)
+
+    assert f"guidedcd train --config {folder}/run.json --new" in page.text
+
+
+def test_videos_are_inside_and_named(folder):
+    """Every way's video is an mp4 in the page, can be played without the script, and says what it is."""
+    _, page = read(folder)
+    videos = page.of("video")
+
+    assert [v["aria-label"] for v in videos] == [
+        f"{label}: {HOSTILE}" for label in ("teacher, 50 steps", "teacher, 4 steps", "student, 4 steps")
+    ]
+    for video in videos:
+        assert "controls" in video
+        assert base64.b64decode(video["src"].partition("base64,")[2])[4:8] == b"ftyp"
+    (player,) = [a for a in page.of("div") if a.get("class") == "player"]
+    assert (player["data-frames"], player["data-fps"]) == ("3", "8")
+    assert "hidden" in player
+
+
+def test_curves_are_drawn_and_said(folder):
+    """Loss, each reward, gradient norm and routed shares have a chart whose text says its first and last value."""
+    _, page = read(folder)
+    said = [a["aria-label"] for a in page.of("svg")]
+
+    assert any(label.startswith("Loss: total: 0.8 at step 1, -0.15 at step 20") for label in said)
+    assert any(label.startswith("Reward hps") and "0.21 at step 1, 0.4 at step 20" in label for label in said)
+    assert any(label.startswith("Reward clip") and "0.3 at step 1, 0.3 at step 19" in label for label in said)
+    assert any(label.startswith("Norm of the gradient") for label in said)
+    assert any(label.startswith("Share of samples") and "hps: 0.75" in label for label in said)
+
+
+def test_a_run_that_was_not_evaluated_has_a_report(folder):
+    """Without evaluation and log the page says so, and with which command to go on."""
+    (folder / "evaluation.json").unlink()
+    (folder / "log.jsonl").unlink()
+    _, page = read(folder)
+
+    assert "has not been evaluated yet" in page.text
+    assert f"guidedcd evaluate {folder}" in page.text
+    assert "no training log" in page.text
+    assert page.of("video") == []
+
+
+def test_a_missing_video_is_left_out(folder):
+    """A video that was deleted leaves its place, not the report."""
+    (folder / "videos" / "teacher-4.mp4").unlink()
+
+    assert len(read(folder)[1].of("video")) == 2
+
+
+def test_another_folder_is_refused(tmp_path):
+    """A folder without run.json is no run."""
+    with pytest.raises(GuidedCDError, match=r"no run\.json"):
+        write_report(tmp_path)
+
+
+def test_a_half_written_log_is_read(tmp_path):
+    """The last line of a killed process, and numbers that are none, are left out."""
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": NaN, "lr": 1}\n{"step": 2, "loss": 0.5}\n{"step": 3, "lo')
+
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 1, "lr": 1}, {"step": 2, "loss": 0.5}]
+
+
+def test_ticks_are_round_and_cover():
+    """Ticks are multiples of 1, 2 or 5, and enclose the values, also of a constant."""
+    assert ticks(0.13, 0.87, 4) == pytest.approx([0.0, 0.5, 1.0])
+    assert ticks(0, 100, 5, whole=True) == [0, 50, 100]
+    low, *_, high = ticks(0.3, 0.3, 4)
+    assert low < 0.3 < high
+
+
+def test_a_chart_of_nothing_is_nothing():
+    """A curve without finite points has no chart; one point is a dot."""
+    assert line_chart("x", {"a": [(1, float("nan"))]}) == ""
+    assert "<circle" in line_chart("x", {"a": [(1, 2.0)]})
