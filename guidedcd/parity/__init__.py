@@ -15,7 +15,10 @@ which a family module may define; `file` is the path relative to the folder's pa
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # MKL's float32 functions round differently on different CPUs; its compatible mode, which it takes by itself on CPUs of
@@ -24,6 +27,8 @@ os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 import attrs
 from torch import Tensor
+
+from guidedcd.errors import GuidedCDError
 
 FAMILIES = ("method", "rewards", "videocrafter2")
 
@@ -41,3 +46,16 @@ class Tolerance:
     def limit(self, largest: float) -> float:
         """The largest error that passes."""
         return self.absolute + self.relative * largest
+
+
+FAILURES: list[str] = []
+"""What could not be computed; the command goes on with the rest and ends with status 1."""
+
+
+@contextlib.contextmanager
+def going_on(path: Path) -> Iterator[None]:
+    """Note a failure inside the block as one about `path`, and go on after the block."""
+    try:
+        yield
+    except Exception as error:
+        FAILURES.append(f"{path}: {error if isinstance(error, GuidedCDError) else f'{type(error).__name__}: {error}'}")

@@ -33,7 +33,7 @@ class Row:
 
 
 def compare_tensors(golden: Path, values: dict[str, Tensor], allowed: Allowed) -> list[Row]:
-    """One row per tensor of a golden file; one that was not computed or has another shape fails, integers must be equal."""
+    """One row per tensor of a golden file; not computed or of another shape fails, integers must be equal."""
     rows = []
     with safe_open(golden, "pt") as file:
         for key in sorted(file.keys()):

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from guidedcd.files import read_json
-from guidedcd.parity import Results, Tolerance, attention, networks, tables
+from guidedcd.parity import Results, Tolerance, attention, going_on, networks, tables
 from guidedcd.parity.inputs import Tensors, files, settings
 
 
@@ -18,35 +18,46 @@ def compute(folder: Path) -> Results:
     """Everything that the inputs directly in `folder` define, by golden file name."""
     found: Results = {}
     for file in files(folder):
-        keys = set(file.keys)
-        if _any(keys, r"(ddim\d+\.|emb\.|scalings\.|alphas_cumprod_).*"):
-            found[file.name] = tables.tables(file)
-        elif {"x_init", "model_outputs"} <= keys:
-            found[file.name] = tables.trajectory(file)
-        elif _any(keys, r"N\d+\.z_t"):
-            found[file.name] = tables.ddim(file)
-        elif _any(keys, r".*\.ref") and _any(keys, r".*\.gen"):
-            found[file.name], found[f"{file.path.stem}.json"] = attention.pta(file)
-        elif "batch.z_t" in keys:
-            _training_step(found, folder, file)
-        elif {"x", "timesteps", "context"} <= keys:
-            found[file.name] = networks.forward(file)
-        elif {"latents", "noise", "prompt_embeds", "uncond_prompt_embeds"} <= keys:
-            runs = {path.stem: settings(path) for path in sorted(folder.glob("golden*.json"))}
-            found |= networks.algorithm1(folder, file, runs or {"golden_f64": {}})
-        elif {"latents", "prompt_embeds"} <= keys and _options(folder, file, {"steps", "origin", "w"}) is not None:
-            options = _options(folder, file, {"steps", "origin", "w"})
+        with going_on(file.path):
+            _tensors(found, folder, file)
+    for path in sorted(folder.glob("*.json")):
+        if path.name not in found:
+            with going_on(path):
+                _numbers(found, path)
+    return found
+
+
+def _tensors(found: Results, folder: Path, file: Tensors) -> None:
+    keys = set(file.keys)
+    if _any(keys, r"(ddim\d+\.|emb\.|scalings\.|alphas_cumprod_).*"):
+        found[file.name] = tables.tables(file)
+    elif {"x_init", "model_outputs"} <= keys:
+        found[file.name] = tables.trajectory(file)
+    elif _any(keys, r"N\d+\.z_t"):
+        found[file.name] = tables.ddim(file)
+    elif _any(keys, r".*\.ref") and _any(keys, r".*\.gen"):
+        found[file.name], found[f"{file.path.stem}.json"] = attention.pta(file)
+    elif "batch.z_t" in keys:
+        _training_step(found, folder, file)
+    elif {"x", "timesteps", "context"} <= keys:
+        found[file.name] = networks.forward(file)
+    elif {"latents", "noise", "prompt_embeds", "uncond_prompt_embeds"} <= keys:
+        runs = {path.stem: settings(path) for path in sorted(folder.glob("golden*.json"))}
+        found |= networks.algorithm1(folder, file, runs or {"golden_f64": {}})
+    elif {"latents", "prompt_embeds"} <= keys:
+        options = _options(folder, file, {"steps", "origin", "w"})
+        if options is not None:
             found[file.name], numbers = networks.sampling(file, options)
             found.setdefault("golden.json", {})[file.path.stem] = numbers
-    for path in sorted(folder.glob("*.json")):
-        value = read_json(path)
-        if not isinstance(value, dict) or path.name in found:
-            continue
-        if value and all(re.fullmatch(r"origin\d+\.steps\d+", key) for key in value):
+
+
+def _numbers(found: Results, path: Path) -> None:
+    value = read_json(path)
+    if isinstance(value, dict) and value:
+        if all(re.fullmatch(r"origin\d+\.steps\d+", key) for key in value):
             found[path.name] = tables.few_step_timesteps(value)
         elif isinstance(value.get("thresholds", value.get("inference")), dict):
             found[path.name] = tables.windows(value)
-    return found
 
 
 def tolerance(file: str, key: str) -> Tolerance | None:
