@@ -9,7 +9,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 import guidedcd
-from guidedcd.cli import evaluate, plugins, preprocess, report, sample, train
+from guidedcd.cli import convert, evaluate, plugins, preprocess, report, sample, train
 from guidedcd.cli.flags import run_flags, same_words
 from guidedcd.cli.mistakes import explain
 from guidedcd.errors import GuidedCDError
@@ -22,6 +22,7 @@ COMMANDS = {
     "sample": sample,
     "evaluate": evaluate,
     "report": report,
+    "convert": convert,
     "plugins": plugins,
 }
 """Each module adds its command with `add(app, registry, flags_class)`."""

@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from guidedcd.cli.folders import counted, existing, numbers, scales
-from guidedcd.cli.train import usable
+from guidedcd.cli.folders import trained
+from guidedcd.cli.sample import scales
+from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import Registry
-
-Listed = Annotated[list[str] | None, Parameter(negative="")]
 
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:
@@ -21,69 +20,89 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     def evaluate(
         run: Path,
         /,
-        *runs: Path,
+        *more: Path,
         prompts: str | None = None,
-        seeds: Listed = None,
+        seeds: int = 1,
         steps: int | None = None,
         omega: float | None = None,
-        teacher_omega: Listed = None,
-        scale: Listed = None,
+        teacher_omega: str | None = None,
+        scale: Annotated[list[str] | None, Parameter(negative="")] = None,
         videos: int | None = None,
         batch: int | None = None,
         device: str | None = None,
-        dtype: str = "float32",
+        dtype: str | None = None,
     ) -> None:
-        """Measure a trained student against its teacher on the same prompts and initial noise.
+        """Measure a student against its teacher on the same prompts and initial noise; several runs: compare them.
 
-        Several runs are compared with the first.
+        Of one run it writes evaluation.json, videos and the report anew. Several runs are put into one table, paired
+        with the first; those that were measured with the same options before are not measured again.
 
         Parameters
         ----------
         run
             The run's folder.
-        runs
-            More runs.
+        more
+            Further runs to compare with it.
         prompts
-            How many of the teacher's evaluation prompts, or a text, or @FILE.
+            How many prompts, e.g. 256, or a file of prompts; by default as the run says.
         seeds
-            Repetitions of every prompt, such as 0,1,2; by default 0.
+            How many seeds per prompt.
         steps
-            Sampling steps of the student and of the few-step teacher; by default as the run says.
+            Sampling steps of the student and the few-step teacher; by default as the run says.
         omega
             Guidance strength that the student is told; by default as the run says.
         teacher_omega
-            Guidance strengths tried for the few-step teacher, such as 2,4; the best is reported.
+            Guidance strengths to try for the few-step teacher, e.g. 1,2,4; the best on other prompts is measured.
         scale
-            Strength of the student's energies, NUMBER or NAME=NUMBER; by default as trained.
+            Strength of the student's energy, within what it was trained for; NAME=NUMBER where it has several.
         videos
-            How many videos the report shows.
+            How many prompts the report shows; by default as the run says.
         batch
             Videos made at once.
         device
-            Where tensors live; by default as the run says.
+            auto, cpu, cuda, cuda:N or mps; by default as the run.
         dtype
             float32, bfloat16 or float16.
         """
-        folders = [existing(folder) for folder in (run, *runs)]
-        counted(steps=steps, batch=batch)
+        folders = [trained(one) for one in (run, *more)]
         options = {
-            "prompts": int(prompts) if prompts and prompts.isdecimal() else prompts,
-            "seeds": numbers(seeds or (), int, "--seeds") or (0,),
+            "prompts": _prompts(prompts),
+            "seeds": tuple(range(seeds)) if seeds != 1 else None,
             "steps": steps,
             "omega": omega,
-            "teacher_omega": numbers(teacher_omega or (), float, "--teacher-omega"),
-            "scale": scales(scale or ()),
+            "teacher_omega": _numbers(teacher_omega),
+            "scale": scales(scale),
             "videos": videos,
             "batch": batch,
             "device": device,
             "dtype": dtype,
         }
-        usable(device or "auto")
-        if len(folders) > 1:
+        options = {name: value for name, value in options.items() if value is not None}
+        if more:
             from guidedcd.compare import compare
 
             compare(folders, **options)
-        else:
-            from guidedcd.evaluate import run_evaluate
+            return
+        from guidedcd.console import console
+        from guidedcd.evaluate import run_evaluate
+        from guidedcd.report import write_report
+        from guidedcd.trained import home
 
-            run_evaluate(run, **options)
+        run_evaluate(folders[0], **options)
+        console.print(f"report   {write_report(home(folders[0]))}")
+
+
+def _prompts(text: str | None) -> int | Path | None:
+    """A count, or a file."""
+    if text is None:
+        return None
+    return int(text) if text.isdigit() else Path(text.removeprefix("@")).expanduser()
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise GuidedCDError(f"--teacher-omega must be numbers separated by commas, not '{text}'.") from None
