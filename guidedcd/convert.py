@@ -1,0 +1,223 @@
+"""`guidedcd convert`: a published checkpoint as a diffusers folder."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import guidedcd
+from guidedcd.card import write_card
+from guidedcd.checkpoints import videocrafter2
+from guidedcd.checkpoints.architecture import Architecture, check_fps
+from guidedcd.checkpoints.files import exists, open_state
+from guidedcd.checkpoints.tokens import clean, tokenizer, write_tokenizer
+from guidedcd.console import console
+from guidedcd.errors import GuidedCDError
+from guidedcd.files import replacing, write_json
+from guidedcd.reload import compare, repeated
+
+PROMPTS = ("", "A cat! plays the piano, 4k -- (masterpiece)", "two red balls roll down a hill " * 30)
+
+_SCRIPT = """
+from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+dtype = getattr(torch, options["dtype"])
+unet = UNet3DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
+out["unet"] = unet(given["z"].to(dtype), given["t"], given["context"].to(dtype)).sample
+del unet
+vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
+out["vae.encode"] = vae.encode(given["image"].to(dtype)).latent_dist.mode()
+out["vae.decode"] = vae.decode(given["latent"].to(dtype)).sample
+text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", torch_dtype=dtype)
+tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+length = text.config.max_position_embeddings
+ids = tokenizer(options["prompts"], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+out["ids"] = ids.input_ids
+out["text"] = text(input_ids=ids.input_ids).last_hidden_state
+out["alphas_cumprod"] = DDIMScheduler.from_pretrained(folder, subfolder="scheduler").alphas_cumprod
+"""
+
+
+def convert_videocrafter2(
+    path: str | Path,
+    out: str | Path,
+    *,
+    fps: int = 8,
+    arch: str | Path | None = None,
+    dtype: str = "float32",
+) -> Path:
+    """Write VideoCrafter2's `model.ckpt` as a folder that diffusers reads, whole or not at all.
+
+    One network is in memory at a time. Ends with a self-test: a fresh process loads the folder without this package
+    and repeats each network's output.
+
+    Args:
+        path: The published file, or its tensors as safetensors.
+        out: The folder; must not exist yet.
+        fps: Frame rate to fold into the UNet, frames per second.
+        arch: JSON or YAML with the architecture; None is the published one.
+        dtype: "float32", "float16" or "bfloat16".
+
+    Returns:
+        `out`.
+
+    Raises:
+        GuidedCDError: The file is missing, damaged or something else, `out` exists, or the self-test fails.
+    """
+    out = Path(out).expanduser()
+    free(out)
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise GuidedCDError(f"--dtype must be float32, float16 or bfloat16: {dtype}")
+    fps, architecture = check_fps(fps), Architecture.read(arch)
+    state = open_state(exists(path, "VideoCrafter2's model.ckpt", videocrafter2.WHERE))
+    views = videocrafter2.split(state)
+    schedule = videocrafter2.schedule(architecture, state)
+    kept: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    given = _inputs(architecture)
+    expected: dict[str, Tensor] = {}
+
+    with replacing(out) as folder, torch.no_grad():
+        folder.mkdir()
+        unet = videocrafter2.load_unet(architecture.unet, views["unet"], fps=fps, **kept)
+        expected["unet"] = unet(given["z"].to(unet.dtype), given["t"], given["context"].to(unet.dtype)).sample
+        save_module(unet, folder / "unet")
+        del unet
+        gc.collect()
+        vae = videocrafter2.load_vae(architecture, views["vae"], **kept)
+        expected["vae.encode"] = vae.encode(given["image"].to(vae.dtype)).latent_dist.mode()
+        expected["vae.decode"] = vae.decode(given["latent"].to(vae.dtype)).sample
+        save_module(vae, folder / "vae")
+        del vae
+        text = videocrafter2.load_text(architecture, views["text"], **kept)
+        config = text.config
+        expected["ids"] = tokenizer(config.vocab_size)(list(PROMPTS), context_length=config.max_position_embeddings)
+        expected["text"] = text(input_ids=expected["ids"]).last_hidden_state
+        save_text(text, folder / "text_encoder")
+        write_tokenizer(folder / "tokenizer", config.vocab_size, config.max_position_embeddings)
+        del text
+        gc.collect()
+        write_scheduler(folder / "scheduler", architecture)
+        expected["alphas_cumprod"] = schedule.alphas_cumprod
+        write_index(folder)
+        about = {"source": Path(path).name, "fps": fps, "dtype": dtype, "guidedcd": guidedcd.__version__}
+        write_json(folder / "conversion.json", about)
+        write_card(
+            folder,
+            title="VideoCrafter2 for diffusers",
+            base="VideoCrafter/VideoCrafter2",
+            text=f"Converted from `{Path(path).name}`. The network is told {fps} frames per second: that input is "
+            "folded into its weights. Every other weight is the published one. Texts were cleaned during training "
+            "(ftfy, HTML entities, lower case); clean unusual ones before you tokenize them.",
+            usage=_USAGE,
+            settings=about,
+        )
+        options = {"dtype": dtype, "prompts": [clean(prompt) for prompt in PROMPTS]}
+        found = repeated(_SCRIPT, folder, given, options)
+        error = compare(expected, found, 1e-4 if dtype == "float32" else 5e-2)
+    console.print(f"convert  {out}: loads in a fresh process, largest error {error:.1g} of the magnitude")
+    return out
+
+
+def free(out: Path) -> None:
+    """Refuse a folder that is there already.
+
+    Raises:
+        GuidedCDError: It is, and is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise GuidedCDError(f"{out} exists already; choose another folder, or delete it")
+
+
+def write_scheduler(folder: Path, arch: Architecture) -> None:
+    """The DDIM scheduler that samples as VideoCrafter's script does, without its scaling of clean latents."""
+    from diffusers import DDIMScheduler
+
+    DDIMScheduler(
+        num_train_timesteps=arch.timesteps,
+        beta_start=arch.beta_start,
+        beta_end=arch.beta_end,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="leading",
+        prediction_type="epsilon",
+    ).save_pretrained(folder)
+
+
+def write_index(folder: Path) -> None:
+    """`model_index.json` of a text-to-video pipeline."""
+    import diffusers
+
+    write_json(
+        folder / "model_index.json",
+        {
+            "_class_name": "TextToVideoSDPipeline",
+            "_diffusers_version": diffusers.__version__,
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet3DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+    )
+
+
+def save_module(module: nn.Module, folder: Path) -> None:
+    """Write a diffusers model's configuration and weights."""
+    module.save_pretrained(folder, safe_serialization=True)
+    readable(folder)
+
+
+def save_text(model: nn.Module, folder: Path) -> None:
+    """Write a `CLIPTextModel` under the names that every version of transformers reads."""
+    folder.mkdir()
+    model.config.architectures = ["CLIPTextModel"]
+    model.config.save_pretrained(folder)
+    prefix = "text_model."
+    state = {prefix + key.removeprefix(prefix): value.contiguous() for key, value in model.state_dict().items()}
+    state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    readable(folder)
+
+
+def readable(folder: Path) -> None:
+    """Give files the permissions of any new file; safetensors makes them private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~mask)
+
+
+def _inputs(arch: Architecture) -> dict[str, Tensor]:
+    """Small inputs for the three networks."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    side, pixels = 2 ** (len(arch.unet["channel_mult"]) - 1), 4 * arch.compression
+    channels = arch.unet.get("in_channels", 4)
+    return {
+        "z": normal(1, channels, 2, side, 2 * side),
+        "t": torch.tensor([500]),
+        "context": normal(1, 7, arch.unet["context_dim"]),
+        "image": normal(1, arch.ddconfig.get("in_channels", 3), pixels, 2 * pixels).clamp(-1, 1),
+        "latent": normal(1, arch.embed_dim, 4, 8),
+    }
+
+
+_USAGE = """
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("FOLDER", torch_dtype=torch.float16).to("cuda")
+frames = pipe("a red panda eats bamboo", num_frames=16, height=320, width=512, num_inference_steps=50,
+              guidance_scale=12.0).frames
+"""
