@@ -6,6 +6,7 @@ Safetensors and PyTorch zip files are mapped: a tensor costs memory when it is c
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -111,7 +112,7 @@ def read_object(path: str | Path) -> Any:
         raise GuidedCDError(f"{path} may not be read by this user") from None
     except Exception as error:
         size = path.stat().st_size if path.is_file() else 0
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        reason = re.split(r"[.:]\s", str(error).strip())[0][:120] or type(error).__name__
         raise GuidedCDError(
             f"{path} is truncated or is no checkpoint ({size:,} bytes; {reason}): download it again"
         ) from None
@@ -176,11 +177,43 @@ def _torch_object(path: Path) -> Any:
 
 
 def _refused(path: Path, text: str) -> str:
-    named = re.search(r"(?:GLOBAL|global|class)\s+`?([\w.]+)`?", text) or re.search(r"`([\w.]+)`", text)
-    if named or "Unsupported" in text:
-        what = f" ({named.group(1)})" if named else ""
-        return (
-            f"{path} holds code{what} beside its tensors: refused, and nothing of it was run; "
-            "ask its publisher for a safetensors file or a plain state dict"
-        )
-    return f"{path} is truncated or is no checkpoint ({text.splitlines()[0][:120]}): download it again"
+    """Why PyTorch's restricted unpickler stopped: the file holds code, or it ends too early."""
+    named = re.search(r"GLOBAL ([\w.]+)", text)
+    name = named[1] if named else None
+    if not zipfile.is_zipfile(path):
+        try:
+            name = _first_global(path) or name
+        except (ValueError, IndexError, UnicodeDecodeError):
+            name = None
+    if name is None:
+        reason = text.strip().splitlines()[0][:120]
+        return f"{path} is truncated or is no checkpoint ({path.stat().st_size:,} bytes; {reason}): download it again"
+    return (
+        f"{path} holds code ({name}) beside its tensors: refused, and nothing of it was run; "
+        "ask its publisher for a safetensors file or a plain state dict"
+    )
+
+
+def _first_global(path: Path) -> str | None:
+    """The first name outside torch and collections that a bare pickle would import; it is read, never run.
+
+    Raises:
+        ValueError: The pickle ends too early.
+    """
+    strings: list[str] = []
+    size = path.stat().st_size
+    with open(path, "rb") as handle:
+        for _ in range(4):  # PyTorch before 1.6 wrote three short pickles before the tensors' one
+            if handle.tell() == size:
+                break
+            for opcode, argument, _ in pickletools.genops(handle):
+                found = None
+                if opcode.name == "GLOBAL":
+                    found = argument.replace(" ", ".")
+                elif opcode.name == "STACK_GLOBAL":
+                    found = ".".join(strings[-2:])
+                elif isinstance(argument, str):
+                    strings.append(argument)
+                if found and not found.startswith(("torch.", "collections.")):
+                    return found
+    return None
