@@ -75,7 +75,12 @@ def run(session: Session, name: str) -> None:
         result = judges.contrast(picture, text[:batch], negative, usable, false.T < 0.5, SCALE)
         return result + preference(live, video, picture, text[:batch]) if name == "hps" else result
 
-    trainer = Trainer([live], loss, graph=name != "internv2")
+    try:
+        trainer = Trainer([live], loss)
+    except RuntimeError as problem:  # a library's mask code may refuse to be captured
+        session.log(name, eager=str(problem)[:200])
+        session.synchronize()
+        trainer = Trainer([live], loss, graph=False)
     for fraction in session.ticks(name):
         trainer.step(cosine(fraction, trainer.steps, RATES[name]))
         if trainer.steps % 500 == 0:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from guidedcd.data import Prompt
-from guidedcd.shapes import fast, models, prompts, world
+from guidedcd.shapes import models, prompts, world
 from guidedcd.shapes.oracle import ATTRIBUTES, Oracle, demand, summarise
-from guidedcd.shapes.recipe.session import Session
+from guidedcd.shapes.recipe.session import Session, speed_up
 from guidedcd.shapes.recipe.training import Graphed
 from guidedcd.shapes.text import WorldTokenizer
 
@@ -25,7 +25,7 @@ class Sampler:
         self.session = session
         self.abar = models.alphas_cumprod().to(session.device)
         self.network = copy.deepcopy(network).to(session.dtype).eval().requires_grad_(False)
-        fast.speed_up(self.network, world.FRAMES)
+        speed_up(session, self.network)
         self._graphs: dict[tuple, Graphed] = {}
 
     def run(self, z: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def guided_quality(
     truth, oracle = world.to(prompts.truth(wanted), session.device), Oracle(session.device)
     prompt, null = embed(session, text, wanted)
     steps, table = session.size(25, 2), {}
-    for guidance in (2.0, 3.5, 6.0):
+    for guidance in (2.5, 5.0):
         z = sampler.ddim(sampler.noise(len(wanted), 7), prompt, null, steps, guidance)
         with torch.no_grad():
             video = models.decode(vae, z)

@@ -13,10 +13,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from guidedcd.shapes import fast, models, world
+from guidedcd.shapes import models, world
 from guidedcd.shapes.recipe import pool
 from guidedcd.shapes.recipe.sampling import Sampler, guided_quality
-from guidedcd.shapes.recipe.session import Session
+from guidedcd.shapes.recipe.session import Session, speed_up
 from guidedcd.shapes.recipe.text import states
 from guidedcd.shapes.recipe.training import Trainer, cosine
 from guidedcd.shapes.text import INDEX, WorldTokenizer
@@ -109,7 +109,7 @@ def run(session: Session) -> None:
         data.confuse(shares, 0)
     abar = models.alphas_cumprod().to(session.device)
     network = models.build("unet").to(session.device)
-    live = fast.speed_up(copy.deepcopy(network).to(session.dtype), world.FRAMES)
+    live = speed_up(session, copy.deepcopy(network).to(session.dtype))
     batch = session.size(128, 2)
     with session.timed("teacher", "capture of the step"):
         trainer = Trainer([live], lambda: objective(live, data, batch, abar))
