@@ -1,0 +1,102 @@
+"""The four arms of the proving ground - distillation alone, with the energy, with the rewards, with both - over seeds.
+
+    python benchmarks/arms.py --seeds 0,1,2 --device cuda --parallel 6 --out runs/arms -- --train.steps 600
+
+Everything after `--` goes to every `guidedcd train`. Runs are continued where they stopped. At the end every student is
+measured on the same prompts, and a table of means over seeds is written to OUT/arms.json and printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ARMS = {
+    "cd": [],
+    "energy": ["--energy", "pta"],
+    "rewards": ["--rewards", "hps,clip,internv2"],
+    "both": ["--energy", "pta", "--rewards", "hps,clip,internv2"],
+}
+
+
+def parse() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--parallel", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each run")
+    parser.add_argument("--prompts", default="256", help="evaluation prompts per split; 0 leaves the runs' own")
+    parser.add_argument("--evaluation-seeds", default="1")
+    parser.add_argument("--teacher-omega", default=None, help="guidance strengths tried for the few-step teacher")
+    parser.add_argument("--out", type=Path, default=Path("runs/arms"))
+    parser.add_argument("rest", nargs="*")
+    return parser.parse_args()
+
+
+def call(arguments: list[str], log: Path, threads: int) -> float:
+    """Run guidedcd with its output in `log`; returns the seconds it took."""
+    began = time.perf_counter()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with open(log, "a") as handle:
+        code = subprocess.call(
+            [sys.executable, "-m", "guidedcd", *arguments], stdout=handle, stderr=handle, env=environment
+        )
+    if code:
+        raise SystemExit(f"guidedcd {' '.join(arguments)} ended with {code}; see {log}:\n{log.read_text()[-2000:]}")
+    return time.perf_counter() - began
+
+
+def one(options: argparse.Namespace, arm: str, seed: int) -> tuple[str, int, float]:
+    """Train one arm with one seed, unless it is finished, and measure it."""
+    folder, log = options.out / f"{arm}-{seed}", options.out / f"{arm}-{seed}.log"
+    seconds = 0.0
+    if not (folder / "report.html").exists():
+        flags = ["train", *ARMS[arm], "--seed", str(seed), "--device", options.device, "--out", str(folder)]
+        seconds = call([*flags, "--name", f"{arm}-{seed}", *options.rest], log, options.threads)
+    if options.prompts != "0":
+        extra = ["--teacher-omega", options.teacher_omega] if options.teacher_omega else []
+        measure = ["evaluate", str(folder), "--prompts", options.prompts, "--seeds", options.evaluation_seeds, *extra]
+        call([*measure, "--device", options.device], log, options.threads)
+    return arm, seed, seconds
+
+
+def main() -> None:
+    """Train, measure, tabulate."""
+    options = parse()
+    options.out.mkdir(parents=True, exist_ok=True)
+    jobs = [(arm, int(seed)) for seed in options.seeds.split(",") for arm in options.arms.split(",")]
+    with ThreadPoolExecutor(options.parallel) as pool:
+        done = list(pool.map(lambda job: one(options, *job), jobs))
+    table: dict[str, dict[str, list[float]]] = {}
+    for arm, seed, _ in done:
+        found = json.loads((options.out / f"{arm}-{seed}" / "evaluation.json").read_text())
+        for row in found["rows"]:
+            if row["source"] != "measured":
+                continue
+            name = arm if row["name"] == "student" else f"{arm}: {row['label']}"
+            for split, scores in row["scores"].items():
+                for key, value in scores.items():
+                    if value["mean"] is not None:
+                        table.setdefault(name, {}).setdefault(f"{split}/{key}", []).append(value["mean"])
+    (options.out / "arms.json").write_text(json.dumps({"seconds": done, "table": table}, indent=1))
+    columns = sorted({key for scores in table.values() for key in scores})
+    for name, scores in table.items():
+        print(f"\n{name}")
+        for key in columns:
+            if values := scores.get(key):
+                spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                print(f"  {key:44s} {statistics.mean(values):8.3f} +- {spread:.3f}  ({len(values)} seeds)")
+    print("\nseconds", {f"{arm}-{seed}": round(seconds) for arm, seed, seconds in done})
+
+
+if __name__ == "__main__":
+    main()
