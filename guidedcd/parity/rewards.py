@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from guidedcd import pixels
-from guidedcd.parity import Results, Tolerance
+from guidedcd.parity import Results, Tolerance, going_on
 from guidedcd.reward_models.texts import ClipTokens
 from guidedcd.reward_models.weights import open_weights
 
@@ -31,19 +31,21 @@ TOKENS = "tokens.json"
 def compute(folder: Path) -> Results:
     """Everything that the inputs in `folder` define, by file name."""
     results: Results = {}
-    config = _config(folder)
     if (folder / TOKENS).is_file():
-        results[TOKENS] = _tokens(json.loads((folder / TOKENS).read_text(encoding="utf-8")))
-    if not (folder / CASES).is_file():
-        return results
-    if config.get("kind") in ("hpsv2", "clip"):
-        results[CASES] = _image_text(folder, config)
-    elif "vision" in config and "bert" in config:
-        results[CASES] = _video_text(folder, config)
-        if (folder / POSITIONS).is_file():
+        with going_on(folder / TOKENS):
+            results[TOKENS] = _tokens(json.loads((folder / TOKENS).read_text(encoding="utf-8")))
+    if (folder / POSITIONS).is_file():
+        with going_on(folder / POSITIONS):
             results[POSITIONS] = _positions(folder / POSITIONS)
-    elif "crops" in config:
-        results[CASES] = _preparation(folder, config)
+    if (folder / CASES).is_file():
+        with going_on(folder / CASES):
+            config = _config(folder)
+            if config.get("kind") in ("hpsv2", "clip"):
+                results[CASES] = _image_text(folder, config)
+            elif "vision" in config and "bert" in config:
+                results[CASES] = _video_text(folder, config)
+            elif "crops" in config:
+                results[CASES] = _preparation(folder, config)
     return results
 
 
@@ -94,30 +96,37 @@ def _image_text(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     size, antialias = config.get("image_size") or model.visual.image_size[0], config.get("antialias", True)
     results: dict[str, Tensor] = {}
     for case, given in _inputs(folder / CASES, ("images", "tokens")).items():
-        captions = config.get("captions", {}).get(case)
-        tokens = ClipTokens(model.context_length)(captions)[0] if captions else given["tokens"]
-        images = given["images"].clone().requires_grad_()
-        prepared = prepare(images, size, antialias)
-        image_raw = model.encode_image(prepared)
-        with torch.no_grad():
-            text_raw = model.encode_text(tokens)
-        image, text = nnf.normalize(image_raw, dim=-1), nnf.normalize(text_raw, dim=-1)
-        score = (image * text.repeat(len(image) // len(text), 1)).sum(-1)  # captions tiled, as in the reference
-        (grad,) = torch.autograd.grad(score.mean(), images)
-        found = {
-            "images": images,
-            "tokens": tokens,
-            "pixel_values": prepared,
-            "image_features_raw": image_raw,
-            "image_features": image,
-            "text_features_raw": text_raw,
-            "text_features": text,
-            "score": score,
-            "score_x_logit_scale": score * model.logit_scale.exp(),
-            "grad_images": grad,
-        }
-        results.update({f"{case}.{name}": value.detach() for name, value in found.items()})
+        with going_on(folder / CASES / case):
+            captions = config.get("captions", {}).get(case)
+            tokens = ClipTokens(model.context_length)(captions)[0] if captions else given["tokens"]
+            found = _images_scored(model, given["images"], tokens, lambda images: prepare(images, size, antialias))
+            results.update({f"{case}.{name}": value.detach() for name, value in found.items()})
     return results
+
+
+def _images_scored(
+    model: Any, images: Tensor, tokens: Tensor, prepare: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    images = images.clone().requires_grad_()
+    prepared = prepare(images)
+    image_raw = model.encode_image(prepared)
+    with torch.no_grad():
+        text_raw = model.encode_text(tokens)
+    image, text = nnf.normalize(image_raw, dim=-1), nnf.normalize(text_raw, dim=-1)
+    score = (image * text.repeat(len(image) // len(text), 1)).sum(-1)  # captions tiled, as in the reference
+    (grad,) = torch.autograd.grad(score.mean(), images)
+    return {
+        "images": images,
+        "tokens": tokens,
+        "pixel_values": prepared,
+        "image_features_raw": image_raw,
+        "image_features": image,
+        "text_features_raw": text_raw,
+        "text_features": text,
+        "score": score,
+        "score_x_logit_scale": score * model.logit_scale.exp(),
+        "grad_images": grad,
+    }
 
 
 def _video_text(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -125,35 +134,43 @@ def _video_text(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
 
     gelu = "tanh" if "tanh" in str(config["vision"].get("act", "")) else "erf"
     model = load_internvideo2(config, _weights(folder), gelu=gelu)
-    tower, size = model.vision_encoder, config["vision"]["img_size"]
+    size, antialias = config["vision"]["img_size"], config.get("antialias", True)
     results: dict[str, Tensor] = {}
     for case, given in _inputs(folder / CASES, ("video", "input_ids", "attention_mask")).items():
-        video = given["video"].clone().requires_grad_()
-        prepared = pixels.internvideo2(video, size, config.get("antialias", True))
-        tokens = tower.tokens(prepared)
-        pooled = tower.clip_projector(tokens)
-        projected = model.vision_proj(pooled)
-        features = projected / projected.norm(dim=-1, keepdim=True)
-        with torch.no_grad():
-            text_tokens = model.text_encoder(given["input_ids"], given["attention_mask"])
-            text = model.encode_text(given["input_ids"], given["attention_mask"])
-        score = (features * text).sum(-1)
-        (grad,) = torch.autograd.grad(score.mean(), video)
-        found = {
-            **given,
-            "pixel_values": prepared,
-            "vision_tokens": tokens,
-            "vision_pooled": pooled,
-            "video_features": features,
-            "text_tokens": text_tokens,
-            "text_pooled": text_tokens[:, 0],
-            "text_features": text,
-            "score": score,
-            "grad_video": grad,
-            "pos_embed_used": tower.positions(video.shape[1]),
-        }
-        results.update({f"{case}.{name}": value.detach() for name, value in found.items()})
+        with going_on(folder / CASES / case):
+            found = given | _video_scored(
+                model, **given, prepare=lambda video: pixels.internvideo2(video, size, antialias)
+            )
+            results.update({f"{case}.{name}": value.detach() for name, value in found.items()})
     return results
+
+
+def _video_scored(
+    model: Any, video: Tensor, input_ids: Tensor, attention_mask: Tensor, prepare: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    tower, video = model.vision_encoder, video.clone().requires_grad_()
+    prepared = prepare(video)
+    tokens = tower.tokens(prepared)
+    pooled = tower.clip_projector(tokens)
+    projected = model.vision_proj(pooled)
+    features = projected / projected.norm(dim=-1, keepdim=True)
+    with torch.no_grad():
+        text_tokens = model.text_encoder(input_ids, attention_mask)
+        text = model.encode_text(input_ids, attention_mask)
+    score = (features * text).sum(-1)
+    (grad,) = torch.autograd.grad(score.mean(), video)
+    return {
+        "pixel_values": prepared,
+        "vision_tokens": tokens,
+        "vision_pooled": pooled,
+        "video_features": features,
+        "text_tokens": text_tokens,
+        "text_pooled": text_tokens[:, 0],
+        "text_features": text,
+        "score": score,
+        "grad_video": grad,
+        "pos_embed_used": tower.positions(video.shape[1]),
+    }
 
 
 def _positions(path: Path) -> dict[str, Tensor]:
