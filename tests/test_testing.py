@@ -1,0 +1,166 @@
+"""The conformance kit: what is right passes, and each way of being wrong is caught by its rule."""
+
+from __future__ import annotations
+
+import pytest
+
+from guidedcd.testing import checks, requirements
+
+HEAD = """
+import attrs
+import torch
+from guidedcd import *
+"""
+OFFER = """
+@attrs.frozen(kw_only=True)
+class Config({kind}Config):
+    "Options."
+
+@hookimpl
+def register_{hook}(register):
+    register("odd", "acme_odd:Odd", config=Config)
+"""
+ENERGIES = {
+    "ascends": ("return -(seen.x0 - reference.x0).square().flatten(1).mean(1)", "energy_is_least_at_its_reference"),
+    "wrong-gradient": (
+        "x = (seen.x0 - reference.x0).square().flatten(1).mean(1); return 2 * x.detach() - x",
+        "energy_falls_along_its_score",
+    ),
+    "detached": ("return (seen.x0.detach() - reference.x0).square().flatten(1).mean(1)", "energy_has_a_gradient"),
+    "scalar": ("return (seen.x0 - reference.x0).square().mean()", "energy_is_one_number_per_sample"),
+    "mixes": (
+        "return (seen.x0.mean(0, keepdim=True) - reference.x0).square().flatten(1).mean(1)",
+        "energy_treats_samples_alone",
+    ),
+    "draws": (
+        "torch.rand(1); return (seen.x0 - reference.x0).square().flatten(1).mean(1)",
+        "energy_is_one_number_per_sample",
+    ),
+    "not-finite": ("return (seen.x0 / 0).flatten(1).sum(1)", "energy_is_one_number_per_sample"),
+}
+REWARDS = {
+    "detached": ("return video.detach().flatten(1).mean(1)", "reward_has_a_gradient"),
+    "mixes": ("return video.flatten(1).mean(1) - video.mean()", "reward_treats_samples_alone"),
+    "scalar": ("return video.mean()", "reward_is_one_number_per_sample"),
+}
+ROUTES = {
+    "nothing": ("return None", "route_is_total"),
+    "unknown-reward": ("return attrs.evolve(route, rewards=frozenset({'zzz'}))", "route_is_total"),
+    "invents": ("return attrs.evolve(route, caption='a masterpiece')", "route_invents_no_caption"),
+    "remembers": (
+        "self.n = getattr(self, 'n', 0) + 1; return attrs.evolve(route, guided=self.n % 2 == 0)",
+        "route_is_pure",
+    ),
+}
+
+
+def failing(kind: str) -> set[str]:
+    """Names of the rules that the installed component `odd` breaks."""
+    found = set()
+    for check in checks(kind, "odd"):
+        if check.rule.__name__ == "offering_is_light":
+            continue  # these components lie beside their offers
+        try:
+            check()
+        except Exception:
+            found.add(check.rule.__name__)
+    return found
+
+
+@pytest.mark.parametrize(("body", "rule"), ENERGIES.values(), ids=ENERGIES)
+def test_a_wrong_energy_is_caught(install, body, rule):
+    """Each rule of energies finds its fault."""
+    code = (
+        f"class Odd:\n    def __init__(self, config): ...\n    def __call__(self, seen, reference):\n        {body}\n"
+    )
+    install("acme-odd", HEAD + OFFER.format(kind="Energy", hook="energies") + code)
+
+    assert rule in failing("energy")
+
+
+def test_an_energy_on_latents_passes(install):
+    """The template's energy breaks no rule."""
+    body = "return (seen.x0 - reference.x0).square().flatten(1).mean(1)"
+    code = (
+        f"class Odd:\n    def __init__(self, config): ...\n    def __call__(self, seen, reference):\n        {body}\n"
+    )
+    install("acme-odd", HEAD + OFFER.format(kind="Energy", hook="energies") + code)
+
+    assert failing("energy") == set()
+
+
+REWARD = """
+class Odd(torch.nn.Module):
+    max_tokens = 9
+
+    def __init__(self, config):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+        self.eval()
+
+    def count_tokens(self, text):
+        return len(text.split()) + 2
+
+    def forward(self, video, captions):
+        {body}
+"""
+
+
+@pytest.mark.parametrize(("body", "rule"), REWARDS.values(), ids=REWARDS)
+def test_a_wrong_reward_is_caught(install, body, rule):
+    """Each rule of rewards finds its fault."""
+    code = REWARD.format(body=body)
+    install("acme-odd", HEAD + OFFER.format(kind="Reward", hook="rewards") + code)
+
+    assert rule in failing("reward")
+
+
+def test_a_reward_that_would_be_trained_is_caught(install):
+    """Parameters that gather gradients, and dropout left on, are faults."""
+    code = REWARD.format(body="return video.flatten(1).mean(1)").replace(", requires_grad=False", "")
+    install("acme-odd", HEAD + OFFER.format(kind="Reward", hook="rewards") + code)
+
+    assert failing("reward") == {"reward_is_frozen"}
+
+
+@pytest.mark.parametrize(("body", "rule"), ROUTES.values(), ids=ROUTES)
+def test_a_wrong_route_is_caught(install, body, rule):
+    """Each rule of routes finds its fault."""
+    code = f"class Odd:\n    def __init__(self, config): ...\n    def __call__(self, sample, route):\n        {body}\n"
+    install("acme-odd", HEAD + OFFER.format(kind="Route", hook="routes") + code)
+
+    assert rule in failing("route")
+
+
+def test_an_offer_that_imports_torch_is_caught(install):
+    """Help must not wait for a plugin."""
+    install("acme-odd", HEAD + OFFER.format(kind="Route", hook="routes") + "class Odd: ...")
+    light = next(check for check in checks("route", "odd") if check.rule.__name__ == "offering_is_light")
+
+    with pytest.raises(AssertionError, match="acme_odd imports torch"):
+        light()
+
+
+def test_an_option_without_docstring_is_caught(install):
+    """Every option shows up in help, so it must say what it is."""
+    offer = OFFER.format(kind="Route", hook="routes").replace('"Options."', "many: int = 1")
+    install("acme-odd", HEAD + offer + "class Odd: ...")
+    sound = next(check for check in checks("route", "odd") if check.rule.__name__ == "config_is_sound")
+
+    with pytest.raises(AssertionError, match="Config.many has no docstring"):
+        sound()
+
+
+@pytest.mark.parametrize(
+    "check", [*checks("energy", "pta"), *checks("route", "short-caption"), *checks("route", "all")], ids=str
+)
+def test_shipped_components_conform(check):
+    """What we ship keeps the rules we ask of others."""
+    check()
+
+
+def test_requirements_are_those_of_the_distribution(install):
+    """Missing and too old packages are found; extras and other platforms do not count."""
+    install("acme-odd", "", requires="no-such-package\nRequires-Dist: attrs>=1\nRequires-Dist: x; extra == 'y'")
+
+    assert requirements(["acme-odd/acme_odd"]) == {"acme-odd": ["no-such-package is not installed"]}
