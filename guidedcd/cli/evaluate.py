@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from guidedcd.cli.folders import trained
-from guidedcd.cli.sample import scales
+from guidedcd.cli.sample import scales, trained
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import Registry
 

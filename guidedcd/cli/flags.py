@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter, Token
 from guidedcd.plugins import Registry
 from guidedcd.resolve import ALIASES, Layer, profiles, read_config, read_profile, resolve, split_names
 from guidedcd.run import KINDS, SECTIONS, Run
-from guidedcd.structure import Value, docs_of, flag, limits, types_of
+from guidedcd.structure import Value, convert, docs_of, flag, limits, types_of
 
 SELECTORS = {
     "teacher": "The pretrained model, NAME[:VALUE].",
@@ -141,7 +141,7 @@ def read_run(flags: Any, registry: Registry) -> Run:
     profile = Value(written["profile"], "--profile") if "profile" in written else None
     for layer in layers:
         profile = profile or layer.scalars.get("profile")
-    layers.insert(0, read_profile(profile.value if profile else "shapes"))
+    layers.insert(0, read_profile(convert(profile.value, str, profile.where) if profile else "shapes"))
     return resolve([*layers, _layer(written)], registry)
 
 

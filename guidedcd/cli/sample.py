@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from guidedcd.cli.folders import trained
+from guidedcd.cli.folders import existing
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import Registry
 
@@ -87,6 +87,15 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             device=device,
             dtype=dtype,
         )
+
+
+def trained(folder: Path) -> Path:
+    """`folder`, if it is a run's or holds a student.
+
+    Raises:
+        GuidedCDError: There is none, or it is something else.
+    """
+    return folder if (folder / "student.json").is_file() else existing(folder)
 
 
 def scales(given: list[str] | None) -> float | dict[str, float] | None:
