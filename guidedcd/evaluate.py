@@ -89,8 +89,9 @@ def _asked(trained: Trained, settings: Settings) -> Settings:
         if getattr(settings, name) is None
     }
     settings = attrs.evolve(settings, **filled, batch=settings.batch or batch_size(trained.teacher))
-    if settings.steps < 1 or settings.batch < 1 or settings.videos < 0 or not settings.teacher_omega:
-        raise GuidedCDError("an evaluation needs at least one step, one video a batch and one teacher omega.")
+    few = isinstance(settings.prompts, int) and settings.prompts < 1
+    if few or settings.steps < 1 or settings.batch < 1 or settings.videos < 0 or not settings.teacher_omega:
+        raise GuidedCDError("an evaluation needs at least one prompt, step, video a batch and teacher omega.")
     return settings
 
 

@@ -60,8 +60,9 @@ def run_sample(
         The mp4 files, in the order of the prompts, each prompt's videos together.
     """
     wanted = prompts.given(prompts_)
-    if per_prompt < 1:
-        raise GuidedCDError(f"--per-prompt must be at least 1, not {per_prompt}.")
+    for name, value in {"per-prompt": per_prompt, "enlarge": enlarge, "batch": batch, "steps": steps}.items():
+        if value is not None and value < 1:
+            raise GuidedCDError(f"--{name} must be at least 1, not {value}.")
     trained = load(folder, device=device, dtype=dtype)
     teacher, run = trained.teacher, trained.run
     geometry = teacher.geometry

@@ -44,6 +44,11 @@ class Trained:
     """The folder of the student's weights."""
 
 
+def home(path: Path) -> Path | None:
+    """The run's folder of a run, student or checkpoint folder; None where none has a run.json."""
+    return next((f for f in (path, *path.parents[:2]) if (f / "run.json").is_file()), None)
+
+
 def load(path: Path, *, device: str | None = None, dtype: str = "float32") -> Trained:
     """The student of a run folder, or of a student or checkpoint folder inside one, ready to sample.
 
@@ -56,7 +61,7 @@ def load(path: Path, *, device: str | None = None, dtype: str = "float32") -> Tr
         GuidedCDError: There is no student, or the run that it belongs to cannot be found.
     """
     path = Path(path)
-    folder = next((f for f in (path, *path.parents[:2]) if (f / "run.json").is_file()), None)
+    folder = home(path)
     weights = path if (path / "student.json").is_file() else path / "student"
     if not (weights / "student.json").is_file():
         if folder is None:

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from guidedcd import measure, prompts, scoreboard
+from guidedcd.cli import main
 from guidedcd.compare import compare
 from guidedcd.data import Prompt
 from guidedcd.errors import GuidedCDError
@@ -261,3 +262,26 @@ def test_the_summary_says_what_is_certain():
     assert "worse" in scoreboard.summary(evaluation(-0.3, -0.1))
     assert "no certain difference" in scoreboard.summary(evaluation(-0.1, 0.3))
     assert "worse" in scoreboard.summary(evaluation(0.1, 0.3, "lower"))
+
+
+def test_the_command_evaluates_and_compares(run, tmp_path, capsys):
+    """`guidedcd evaluate RUN` writes figures and report; with more runs it prints one table."""
+    with pytest.raises(SystemExit) as done:
+        main(["evaluate", str(run), "--prompts", "3", "--seeds", "2", "--teacher-omega", "1,2", "--videos", "0"])
+
+    assert not done.value.code
+    found = json.loads((run / "evaluation.json").read_text())
+    assert (found["seeds"], len(found["choice"]["tried"])) == ([0, 1], 8)
+    assert (run / "report.html").is_file()
+
+    other = tiny.run_folder(tmp_path / "other", name="other")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as done:
+        main(["evaluate", str(run), str(other), "--prompts", "3", "--seeds", "2", "--teacher-omega", "1,2"])
+    assert not done.value.code
+    assert "paired difference from run" in capsys.readouterr().out
+
+    for wrong in (["--teacher-omega", "a"], ["--seeds", "0"], ["--prompts", "0"], ["--prompts", "none.txt"]):
+        with pytest.raises(SystemExit) as done:
+            main(["evaluate", str(run), *wrong])
+        assert (done.value.code, capsys.readouterr().err.count("\n")) == (2, 1), wrong

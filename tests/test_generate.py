@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from guidedcd import media, trained
+from guidedcd.cli import main
 from guidedcd.errors import GuidedCDError
 from guidedcd.generate import run_sample
 
@@ -194,3 +195,20 @@ def test_teacher_and_student_start_from_the_same_noise(run):
 
     assert torch.equal(trained.initial(loaded.teacher, [3]), trained.initial(loaded.teacher, [3]))
     assert not torch.equal(trained.initial(loaded.teacher, [3]), trained.initial(loaded.teacher, [3], draw=1))
+
+
+def test_the_command_makes_videos(run, capsys):
+    """`guidedcd sample` takes prompts, files and options, and exits 2 with one line on a mistake."""
+    with pytest.raises(SystemExit) as done:
+        main(["sample", str(run), "a red dot", "--steps", "1", "--omega", "3", "--gif"])
+
+    assert not done.value.code
+    about = json.loads((run / "samples" / "0000-a-red-dot.json").read_text())
+    assert (about["steps"], about["omega"]) == (1, 3.0)
+    assert (run / "samples" / "0000-a-red-dot.gif").is_file()
+
+    for wrong in (["--scale", "x"], ["--scale", "0.3"], ["--per-prompt", "0"], ["--steps", "2"], ["--dtype", "int"]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as done:
+            main(["sample", str(run), "a red dot", *wrong])
+        assert (done.value.code, capsys.readouterr().err.count("\n")) == (2, 1), wrong

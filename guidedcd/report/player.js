@@ -42,7 +42,11 @@
     video.addEventListener("loadeddata", () => { if (!playing) video.currentTime = middle(wished); }, { once: true });
   }
   slider.max = frames - 1;
-  slider.addEventListener("input", () => { if (playing) set(false); seek(Number(slider.value)); });
+  slider.addEventListener("input", () => {
+    const frame = Number(slider.value);
+    if (playing) set(false);
+    seek(frame);
+  });
   button.addEventListener("click", () => set(!playing));
   const follow = () => {
     if (playing && leader.readyState >= 2) {
