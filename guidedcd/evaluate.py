@@ -18,7 +18,7 @@ import attrs
 import torch
 
 import guidedcd
-from guidedcd import media, prompts, scoreboard
+from guidedcd import media, prompts, published, scoreboard
 from guidedcd.bench import Baselines, Bench, Settings, steps_of
 from guidedcd.console import console, progress
 from guidedcd.errors import GuidedCDError
@@ -130,7 +130,8 @@ def _described(
         "metrics": about,
         "headline": first[0] if first else None,
         "against": arms[1].name,
-        "rows": [_row(arm, measured[arm.name], by_prompt[arm.name]) for arm in arms] + card(trained.teacher, keys),
+        "rows": [_row(arm, measured[arm.name], by_prompt[arm.name]) for arm in arms]
+        + published.rows(trained.teacher, trained.run.teacher.name, keys),
         "differences": [
             {"row": arms[0].name, "against": arm.name, "split": split, "score": key, **paired(mine, theirs).to_dict()}
             for arm in arms[1:]
@@ -158,27 +159,6 @@ def _row(arm: Arm, measured: Mapping[str, Measured], by_prompt: Mapping[str, Map
             for split, scores in by_prompt.items()
         },
     }
-
-
-def card(teacher: Any, keys: Any) -> list[dict[str, Any]]:
-    """Rows of the teacher's own model card: figures that were measured when it was made, on other prompts and noise.
-
-    A teacher that has some offers `card()`: a list of {"label", "steps", "evaluations", "omega", "solver", "scores"},
-    scores by split and name.
-    """
-    rows = teacher.card() if callable(getattr(teacher, "card", None)) else []
-    found = []
-    for row in rows:
-        scores = {
-            split: {
-                key: {"mean": value, "low": None, "high": None, "n": None} for key, value in some.items() if key in keys
-            }
-            for split, some in row["scores"].items()
-        }
-        found.append(
-            {"name": f"card-{row.get('steps')}", "source": "model card", "seconds": None, **row, "scores": scores}
-        )
-    return found
 
 
 def _write_videos(

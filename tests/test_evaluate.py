@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from guidedcd import measure, prompts, scoreboard
+from guidedcd import measure, prompts, published, scoreboard
 from guidedcd.cli import main
 from guidedcd.compare import compare
 from guidedcd.data import Prompt
@@ -163,7 +163,7 @@ def test_settings_are_chosen_on_other_prompts(run):
 
 def test_the_same_evaluation_gives_the_same_figures(run):
     """Nothing but the time depends on when, or in which batches, it ran."""
-    one, two = (run_evaluate(run, quiet=True, batch=batch) for batch in (1, 64))
+    one, two = (run_evaluate(run, quiet=True, batch=b, videos=0, teacher_omega=(1.0,)) for b in (3, 64))
     for first, second in zip(one["rows"], two["rows"], strict=True):
         for split, scores in first["scores"].items():
             for key, score in scores.items():
@@ -205,6 +205,31 @@ def test_a_metric_that_cannot_judge_is_left_out():
 
     assert not metric.applies([Prompt(text="a dog")])
     assert metric.applies([Prompt(text="a dog"), Prompt(text="a circle", scene={"shape": 0})])
+
+
+def test_the_embedded_teacher_has_a_card(monkeypatch):
+    """Its figures at most steps and best guidance become a row; scores that are not measured here are left out."""
+    steps = {
+        "full ddim 50 steps g 3.0": {"all": 0.8, "color": 0.9, "misfit": 0.1},
+        "full ddim 4 steps g 3.0": {"all": 0.95},
+    }
+    steps |= {
+        "full ddim 50 steps g 1.0": {"all": 0.5},
+        "no-motion ddim 50 steps g 3.0": {"all": 0.7, "all-unseen": None},
+    }
+    models = "guidedcd.shapes.models"
+    monkeypatch.setattr(f"{models}.meta", lambda: {"stages": {"evaluation": {"steps": steps}}})
+    (row,) = published.rows(object(), "shapes", {"all", "color"})
+
+    assert (row["label"], row["evaluations"], row["omega"], row["source"]) == (
+        "teacher, 50 steps",
+        100,
+        2.0,
+        "model card",
+    )
+    assert {k: v["mean"] for k, v in row["scores"]["motion"].items()} == {"all": 0.8, "color": 0.9}
+    assert row["scores"]["no-motion"]["all"] == {"mean": 0.7, "low": None, "high": None, "n": None}
+    assert published.rows(object(), "other", {"all"}) == []
 
 
 def test_repeated_seeds_are_refused(run):

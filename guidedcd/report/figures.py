@@ -92,7 +92,7 @@ def choices(evaluation: Mapping[str, Any]) -> str:
 
 
 def cards(evaluation: Mapping[str, Any]) -> str:
-    """Figures from the teacher's model card, measured when it was made, on other prompts and noise."""
+    """Figures from the teacher's model card, measured when it was made, from other noise."""
     rows = [row for row in evaluation["rows"] if row.get("source") == "model card"]
     keys = list(dict.fromkeys(k for row in rows for scores in row["scores"].values() for k in scores))
     if not rows or not keys:
@@ -108,6 +108,6 @@ def cards(evaluation: Mapping[str, Any]) -> str:
     )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Model card"><table><caption>Measured when the '
-        "teacher was made, on other prompts and noise</caption>"
+        "teacher was made, from other noise</caption>"
         f'<thead><tr><th scope="col">teacher</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
