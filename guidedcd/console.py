@@ -66,15 +66,15 @@ def _bar(description: str, total: int, start: int, unit: str) -> Iterator[Callab
 @contextmanager
 def _lines(description: str, total: int, start: int, unit: str) -> Iterator[Callable[..., None]]:
     began = last = time.monotonic()
-    done = start
+    done, finished = start, False
 
     def advance(n: float = 1, note: str = "") -> None:
-        nonlocal done, last
+        nonlocal done, last, finished
         done = _whole(done + n)
         now = time.monotonic()
-        if done < total and now - last < QUIET_SECONDS:
+        if finished or (done < total and now - last < QUIET_SECONDS):
             return
-        last = now
+        last, finished = now, done >= total
         rate = _rate(done - start, now - began, unit)
         left = (total - done) * (now - began) / max(done - start, 1)
         remaining = f", about {_duration(left)} left" if done < total else f", {_duration(now - began)}"
