@@ -96,6 +96,12 @@ class Bench:
         choosing = len(self.choosing) * len(self._candidates(steps)) * rounds
         return videos * (1 + rounds) + choosing + sum(map(len, self.shown.values()))
 
+    def warm_up(self, arm: Arm) -> None:
+        """Make one batch that counts for nothing: a GPU's first batch prepares its kernels."""
+        if self.trained.teacher.device.type == "cuda":
+            texts = [prompt.text for split in self.splits.values() for prompt in split][: self.asked.batch]
+            arm.make(texts, range(len(texts)))
+
     def teacher(self, steps: int, omega: float, solver: str) -> Arm:
         """The teacher with `steps` guided steps."""
         make = partial(teacher_videos, self.trained.teacher, steps=steps, omega=omega, solver=solver)

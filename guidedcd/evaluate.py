@@ -63,6 +63,7 @@ def run_evaluate(folder: Path, *, baselines: Baselines | None = None, quiet: boo
         scales=scales,
     )
     with progress("evaluate", bench.work(steps), unit="videos") as advance:
+        bench.warm_up(ours)
         arms = [ours, *(bench.choose(n, advance) for n in dict.fromkeys((steps, max(1, steps // 2))))]
         measured = {arm.name: bench.measure(arm, advance) for arm in arms}
         slow = bench.teacher(trained.run.evaluate.teacher_steps, asked.omega, "ddim")

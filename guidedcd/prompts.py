@@ -80,7 +80,7 @@ def evaluation(teacher: Any, name: str, count: int) -> tuple[dict[str, list[Prom
     Args:
         teacher: Asked for its own prompts where it has some.
         name: Its registered name; "shapes" has the proving ground's prompts.
-        count: How many are measured: two thirds name a motion, one third does not. A quarter as many, at least 8, are
+        count: How many are measured: two thirds name a motion, one third does not. A sixth as many, at least 8, are
             for choosing.
     """
     ask = getattr(teacher, "prompts", shapes if name == "shapes" else general)
@@ -89,7 +89,7 @@ def evaluation(teacher: Any, name: str, count: int) -> tuple[dict[str, list[Prom
         name: list(ask(name, number)) for name, number in (("motion", count - still), ("no-motion", still)) if number
     }
     measured = {prompt.text for split in splits.values() for prompt in split}
-    choosing = max(8, count // 4)
+    choosing = max(8, count // 6)
     others = [prompt for prompt in ask("validation", 2 * choosing) if prompt.text not in measured]
     return splits, others[:choosing]
 

@@ -160,9 +160,10 @@ def summary(evaluation: Evaluation) -> str:
         slower = f" and the {_called(few)} {seconds(few['seconds'])}" if few.get("seconds") is not None else ""
         took = seconds(ours["seconds"]) if ours.get("seconds") is not None else "-"
         sentences = [f"A video takes the {_called(ours)} {took}{slower}."]
-    apart = difference(evaluation, few["name"], still, "flow_px")
+    moves = "speed" if "speed" in ours["scores"].get(still, {}) else "flow_px"
+    apart = difference(evaluation, few["name"], still, moves)
     if apart and apart["mean"] is not None:
-        mine, theirs = (row["scores"][still]["flow_px"]["mean"] for row in (ours, few))
+        mine, theirs = (row["scores"][still][moves]["mean"] for row in (ours, few))
         sentences.append(
             f"Where the prompt names no motion, the student's videos move by {mine:.2f} pixels a frame, "
             f"the teacher's by {theirs:.2f} ({_apart(apart, 2)})."

@@ -197,6 +197,17 @@ def test_teacher_and_student_start_from_the_same_noise(run):
     assert not torch.equal(trained.initial(loaded.teacher, [3]), trained.initial(loaded.teacher, [3], draw=1))
 
 
+def test_half_precision_gives_nearly_the_same_video(run):
+    """Networks in bfloat16, noise and solver in float32: the video stays the same to the eye."""
+    full, half = (
+        trained.student_videos(trained.load(run, dtype=dtype), PROMPTS[:2], [0, 1], steps=2, omega=2.0)
+        for dtype in ("float32", "bfloat16")
+    )
+
+    assert full.dtype == half.dtype == torch.float32
+    assert 0 < (full - half).abs().mean() < 0.02
+
+
 def test_the_command_makes_videos(run, capsys):
     """`guidedcd sample` takes prompts, files and options, and exits 2 with one line on a mistake."""
     with pytest.raises(SystemExit) as done:
