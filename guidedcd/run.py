@@ -31,6 +31,9 @@ KINDS = {
 SECTIONS = {"solver": Solver, "preprocess": Preprocess, "student": Student, "train": Train, "evaluate": Evaluate}
 """The engine's own options."""
 
+SCALARS = ("profile", "name", "seed", "device")
+"""Options of the run itself."""
+
 
 def _is_device(instance: object, attribute: attrs.Attribute, value: str) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
@@ -144,6 +147,7 @@ class Run:
         Raises:
             GuidedCDError: A component is not installed, or an option is unknown or out of range.
         """
-        from guidedcd.resolve import Layer, resolve
+        from guidedcd.layers import Layer
+        from guidedcd.resolve import resolve
 
         return resolve([Layer.of_file(described, "run.json")], registry or load_plugins())

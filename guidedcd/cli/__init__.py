@@ -9,12 +9,12 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 import guidedcd
-from guidedcd.cli import convert, evaluate, plugins, preprocess, report, sample, train
+from guidedcd.cli import convert, evaluate, export, plugins, preprocess, report, sample, train
 from guidedcd.cli.flags import run_flags, same_words
 from guidedcd.cli.mistakes import explain
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import Registry, load_plugins
-from guidedcd.resolve import profiles
+from guidedcd.layers import profiles
 
 COMMANDS = {
     "train": train,
@@ -22,6 +22,7 @@ COMMANDS = {
     "sample": sample,
     "evaluate": evaluate,
     "report": report,
+    "export": export,
     "convert": convert,
     "plugins": plugins,
 }

@@ -1,0 +1,23 @@
+"""What a component of each kind must do, checked on a tiny teacher: the rules that `guidedcd.testing` hands out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from guidedcd.behaviour import energies, others, rewards, routes
+
+if TYPE_CHECKING:
+    from guidedcd.testing import Subject
+
+Rule = Callable[["Subject"], None]
+
+RULES: dict[str, list[Rule]] = {
+    "energy": energies.RULES,
+    "reward": rewards.RULES,
+    "route": routes.RULES,
+    "teacher": [others.teacher_keeps_its_shapes, others.teacher_has_one_fingerprint],
+    "dataset": [others.dataset_yields_clips],
+    "metric": [others.metric_scores_each_video],
+}
+"""By kind, every rule of behaviour."""

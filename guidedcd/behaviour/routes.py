@@ -1,0 +1,58 @@
+"""What a route must do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from guidedcd.routes import Reader, Route, Sample
+
+if TYPE_CHECKING:
+    from guidedcd.testing import Subject
+
+
+def samples() -> list[Sample]:
+    """Samples with and without a short caption, one of them too long for every reward."""
+    readers = {"one": Reader(max_tokens=4, count=_words), "two": Reader(max_tokens=12, count=_words)}
+    long = "word " * 40
+    return [
+        Sample(id="1", dataset="d", caption="a ball", readers=readers),
+        Sample(id="2", dataset="d", caption=long, readers=readers, motion=3.0, tags=frozenset({"web"})),
+        Sample(id="3", dataset="e", caption=long, short_caption="a boat drifts", readers=readers, motion=0.0),
+        Sample(id="4", dataset="e", caption="", readers={}),
+    ]
+
+
+def _words(text: str) -> int:
+    return len(text.split()) + 2
+
+
+def _routed(subject: Subject) -> Iterator[tuple[Sample, Route, Route]]:
+    for sample in samples():
+        before = Route(caption=sample.caption, rewards=frozenset(sample.readers))
+        after = subject.built(sample, before)
+        assert isinstance(after, Route), f"sample {sample.id} got {after!r}, not a Route"
+        yield sample, before, after
+
+
+def route_is_total(subject: Subject) -> None:
+    """Every sample gets a route, to rewards of the run."""
+    for sample, _, after in _routed(subject):
+        unknown = after.rewards - set(sample.readers)
+        assert not unknown, f"sample {sample.id} is routed to {sorted(unknown)}, which the run has not"
+
+
+def route_is_pure(subject: Subject) -> None:
+    """The same sample and route give the same route, time and again."""
+    for sample, before, after in _routed(subject):
+        assert subject.built(sample, before) == after, f"sample {sample.id} took another route the second time"
+
+
+def route_invents_no_caption(subject: Subject) -> None:
+    """The caption it chooses is one of the sample's."""
+    for sample, before, after in _routed(subject):
+        known = {sample.caption, sample.short_caption, before.caption}
+        assert after.caption in known, f"sample {sample.id} is given a caption that is not its own: {after.caption!r}"
+
+
+RULES = [route_is_total, route_is_pure, route_invents_no_caption]

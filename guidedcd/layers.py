@@ -1,0 +1,160 @@
+"""What one source says about a run: a profile, a config file, or the flags. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import suggest
+from guidedcd.run import KINDS, SCALARS, SECTIONS
+from guidedcd.structure import Value
+
+ALIASES = {"energies": "energy", "reward": "rewards", "route": "routes", "metric": "metrics", "dataset": "data"}
+"""Other number, same word; accepted everywhere."""
+
+Names = list[tuple[str, str | None, str]]
+"""Selected components: (name, VALUE or None, where it was written)."""
+
+
+@attrs.frozen
+class Layer:
+    """What one source says: a profile, a file or the flags."""
+
+    scalars: dict[str, Value] = attrs.field(factory=dict)
+    sections: dict[str, dict[str, Value]] = attrs.field(factory=dict)
+    """By section, by option."""
+    options: dict[str, list[tuple[str, dict[str, Value]]]] = attrs.field(factory=dict)
+    """By kind's key, (component's name, its options); only `data` may repeat a name."""
+    select: dict[str, Names] = attrs.field(factory=dict)
+    """By kind's key, what is selected; a missing key leaves the selection of the layers below."""
+    adds: bool = False
+    """Whether a component that only has options is added to the selection (flags)."""
+    optional: bool = False
+    """Whether options of unknown components are passed over (profiles)."""
+
+    @classmethod
+    def of_file(cls, content: Mapping[str, Any], source: str, *, profile: bool = False) -> Layer:
+        """The layer of a TOML or run.json file; in a profile, options do not select.
+
+        Raises:
+            GuidedCDError: A key that does not exist, with a suggestion.
+        """
+        scalars: dict[str, Value] = {}
+        sections: dict[str, dict[str, Value]] = {}
+        options: dict[str, list[tuple[str, dict[str, Value]]]] = {}
+        select: dict[str, Names] = {}
+        for given, value in content.items():
+            key, where = ALIASES.get(given, given), f"{given} in {source}"
+            if key in SCALARS:
+                scalars[key] = Value(value, where)
+            elif key in SECTIONS:
+                table = _table(value, where)
+                sections[key] = {name: Value(one, f"{given}.{name} in {source}") for name, one in table.items()}
+            elif key in KINDS:
+                found, selects = _components(value, given, source)
+                options[key] = found
+                if selects is not None:
+                    select[key] = selects
+                elif not profile:
+                    select.setdefault(key, [(name, None, f"{given}.{name} in {source}") for name, _ in found])
+            elif key == "select":
+                for kind, names in _table(value, where).items():
+                    if ALIASES.get(kind, kind) not in KINDS:
+                        raise GuidedCDError(f"{source}: no kind '{kind}' to select.{suggest(kind, KINDS)}")
+                    if not isinstance(names, str | list):
+                        raise GuidedCDError(f"select.{kind} in {source} must be a list of names (got {names!r})")
+                    select[ALIASES.get(kind, kind)] = _names(names, f"select.{kind} in {source}")
+            elif key not in ("guidedcd", "command", "summary"):
+                known = [*SCALARS, *SECTIONS, *KINDS, "select"]
+                raise GuidedCDError(
+                    f"{source}: unknown key '{given}'.{suggest(given, known)} Known: {', '.join(known)}."
+                )
+        return cls(scalars, sections, options, select, optional=profile)
+
+
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise GuidedCDError(f"{where} must be a table (got {value!r})")
+    return value
+
+
+def _components(value: Any, key: str, source: str) -> tuple[list[tuple[str, dict[str, Value]]], Names | None]:
+    """Options by component, and the selection where names stand alone: `energy = "a,b"`, `rewards = ["c"]`."""
+    where = f"{key} in {source}"
+    if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
+        return [], _names(value, where)
+    found = []
+    for table in value if isinstance(value, list) else [value]:
+        for name, options in _table(table, where).items():
+            known = _table(options, f"{key}.{name} in {source}")
+            found.append((name, {k: Value(v, f"{key}.{name}.{k} in {source}") for k, v in known.items()}))
+    return found, None
+
+
+def _names(value: str | list[str], where: str) -> Names:
+    """Names in a file: a list has one in each place, a text is split as a flag's."""
+    if isinstance(value, str):
+        return split_names([value], where)
+    return [one for text in value for one in _name(str(text), where)]
+
+
+def split_names(texts: Iterable[str], where: str) -> Names:
+    """NAME[:VALUE] lists, split at commas; a comma inside a VALUE stays if no new name can begin after it."""
+    parts = [part for text in texts for part in re.split(r",(?=\s*[a-z][a-z0-9-]*\s*(?:[:,]|$))", text)]
+    return [one for part in parts for one in _name(part, where)]
+
+
+def _name(text: str, where: str) -> Names:
+    name, colon, value = text.strip().partition(":")
+    return [(name, value if colon else None, where)] if name and name != "none" else []
+
+
+def profiles() -> dict[str, Any]:
+    """The shipped profiles: name -> file."""
+    folder = resources.files("guidedcd") / "profiles"
+    return {file.name.removesuffix(".toml"): file for file in folder.iterdir() if file.name.endswith(".toml")}
+
+
+def read_profile(name: str) -> Layer:
+    """The layer of a shipped profile.
+
+    Raises:
+        GuidedCDError: There is none of this name.
+    """
+    known = profiles()
+    if name not in known:
+        raise GuidedCDError(f"no profile named '{name}'.{suggest(name, known)} Known: {', '.join(sorted(known))}.")
+    content = tomllib.loads(known[name].read_text(encoding="utf-8"))
+    return Layer.of_file(content, f"profile {name}", profile=True)
+
+
+def read_config(path: Path) -> Layer:
+    """The layer of a user's TOML file or run.json (or of a run folder that has one).
+
+    Raises:
+        GuidedCDError: It cannot be read, with the line where it is malformed.
+    """
+    if path.is_dir() and (path / "run.json").is_file():
+        path = path / "run.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError:
+        raise GuidedCDError(f"--config {path}: there is no such file.") from None
+    except UnicodeDecodeError:
+        raise GuidedCDError(f"--config {path} is no text file.") from None
+    except OSError as error:
+        raise GuidedCDError(f"--config {path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:  # both decoders' errors derive from it and name line and column
+        raise GuidedCDError(f"--config {path} is malformed: {error}.") from None
+    if not isinstance(content, dict):
+        raise GuidedCDError(f"--config {path} must hold a table of options.")
+    return Layer.of_file(content, str(path))
