@@ -7,9 +7,9 @@ import json
 import pytest
 
 from guidedcd.errors import GuidedCDError
+from guidedcd.layers import Layer, profiles, read_config, read_profile, split_names
 from guidedcd.plugins import load_plugins
 from guidedcd.resolve import resolve
-from guidedcd.layers import Layer, profiles, read_config, read_profile, split_names
 from guidedcd.run import Chosen, Run
 
 BASE = {"teacher": "toy", "data": ["toy"]}

@@ -13,8 +13,8 @@ from guidedcd.cli import convert, evaluate, export, plugins, preprocess, report,
 from guidedcd.cli.flags import run_flags, same_words
 from guidedcd.cli.mistakes import explain
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import Registry, load_plugins
 from guidedcd.layers import profiles
+from guidedcd.plugins import Registry, load_plugins
 
 COMMANDS = {
     "train": train,
