@@ -171,7 +171,15 @@ def write_index(folder: Path) -> None:
 
 def save_module(module: nn.Module, folder: Path) -> None:
     """Write a diffusers model's configuration and weights."""
-    module.save_pretrained(folder, safe_serialization=True)
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        module.save_pretrained(folder, safe_serialization=True)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     readable(folder)
 
 

@@ -19,7 +19,8 @@ from guidedcd.errors import GuidedCDError
 
 _BEFORE = """
 import json, sys, warnings
-sys.modules["guidedcd"] = None  # importing it fails, as where it is not installed
+if {alone}:
+    sys.modules["guidedcd"] = None  # importing it fails, as where it is not installed
 warnings.simplefilter("ignore")
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,7 +36,9 @@ TOLERANCE = 1e-4
 """Largest error that passes, relative to the largest magnitude; rounding of float32 is 100 times smaller."""
 
 
-def repeated(script: str, folder: Path, inputs: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Tensor]:
+def repeated(
+    script: str, folder: Path, inputs: Mapping[str, Tensor], options: Mapping[str, Any], *, alone: bool = True
+) -> dict[str, Tensor]:
     """What `script` puts into `out` in a process of its own.
 
     Args:
@@ -43,12 +46,13 @@ def repeated(script: str, folder: Path, inputs: Mapping[str, Tensor], options: M
         folder: What was written.
         inputs: Tensors for `given`.
         options: JSON values.
+        alone: Whether this package is out of reach there.
 
     Raises:
         GuidedCDError: The process failed; its last line of output is quoted.
     """
     body = "\n".join("    " + line for line in script.strip().splitlines())
-    program = _BEFORE.format(threads=torch.get_num_threads()) + body + _AFTER
+    program = _BEFORE.format(threads=torch.get_num_threads(), alone=alone) + body + _AFTER
     with tempfile.TemporaryDirectory() as scratch:
         given, result = Path(scratch, "given.safetensors"), Path(scratch, "result.safetensors")
         save_file({key: value.detach().cpu().contiguous().clone() for key, value in inputs.items()}, given)

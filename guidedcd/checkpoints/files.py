@@ -186,8 +186,7 @@ def _refused(path: Path, text: str) -> str:
         except (ValueError, IndexError, UnicodeDecodeError):
             name = None
     if name is None:
-        reason = text.strip().splitlines()[0][:120]
-        return f"{path} is truncated or is no checkpoint ({path.stat().st_size:,} bytes; {reason}): download it again"
+        return f"{path} is truncated or is no checkpoint ({path.stat().st_size:,} bytes): download it again"
     return (
         f"{path} holds code ({name}) beside its tensors: refused, and nothing of it was run; "
         "ask its publisher for a safetensors file or a plain state dict"

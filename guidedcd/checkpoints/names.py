@@ -81,8 +81,9 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         raise GuidedCDError(f"channel_mult must begin with 1: {list(config['channel_mult'])}")
     if head < 1 or any(width % head for width in channels):
         raise GuidedCDError(f"num_head_channels = {head} must divide the block widths {channels}")
-    if any(width % 32 for width in channels):
-        raise GuidedCDError(f"the block widths {channels} must be multiples of 32")
+    groups = config.get("norm_num_groups", 32)  # the original code knows 32 only; our own exports may say otherwise
+    if any(width % groups for width in channels):
+        raise GuidedCDError(f"the block widths {channels} must be multiples of {groups}")
     attended = [2**level in config["attention_resolutions"] for level in range(len(channels))]
     return {
         "in_channels": config.get("in_channels", 4),
@@ -91,11 +92,43 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "layers_per_block": config["num_res_blocks"],
         "cross_attention_dim": config["context_dim"],
         "attention_head_dim": head,
-        "norm_num_groups": 32,
+        "norm_num_groups": groups,
         "norm_eps": 1e-5,
         "down_block_types": tuple("CrossAttnDownBlock3D" if a else "DownBlock3D" for a in attended),
         "up_block_types": tuple("CrossAttnUpBlock3D" if a else "UpBlock3D" for a in reversed(attended)),
     }
+
+
+def lvdm_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """lvdm's constructor arguments of a `UNet3DConditionModel` with these; the inverse of `unet_arguments`.
+
+    Raises:
+        GuidedCDError: lvdm's UNet cannot have that shape.
+    """
+    widths, down, up = (list(arguments[k]) for k in ("block_out_channels", "down_block_types", "up_block_types"))
+    head = arguments["attention_head_dim"]
+    same = [kind.replace("Down", "Up") for kind in reversed(down)] == up
+    if any(width % widths[0] for width in widths) or not same or not isinstance(head, int):
+        raise GuidedCDError("this network is not symmetric as VideoCrafter2's is, so it has no T2V-Turbo layout")
+    config = {
+        "in_channels": arguments["in_channels"],
+        "out_channels": arguments["out_channels"],
+        "model_channels": widths[0],
+        "channel_mult": [width // widths[0] for width in widths],
+        "num_res_blocks": arguments["layers_per_block"],
+        "attention_resolutions": [2**level for level, kind in enumerate(down) if kind.startswith("CrossAttn")],
+        "num_head_channels": head,
+        "context_dim": arguments["cross_attention_dim"],
+        "norm_num_groups": arguments["norm_num_groups"],
+    }
+    made = unet_arguments(config)
+    for name, value in made.items():
+        given = arguments.get(name, value)
+        if (list(given) if isinstance(given, (list, tuple)) else given) != (
+            list(value) if isinstance(value, tuple) else value
+        ):
+            raise GuidedCDError(f"this network has {name} = {given}; T2V-Turbo's layout has no place for that")
+    return {**PUBLISHED, **config}
 
 
 def _leaves(*names: str) -> list[str]:

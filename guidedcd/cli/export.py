@@ -1,0 +1,33 @@
+"""`guidedcd export`: a trained student in a format that others read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+
+from guidedcd.plugins import Registry
+
+
+def add(app: App, registry: Registry, flags_class: Any) -> None:
+    """Add the command to `app`."""
+
+    @app.command
+    def export(run: Path, out: Path, /, *, format: str = "diffusers", rank: int | None = None) -> None:
+        """Write a trained student in another format, and test it in a fresh process.
+
+        Parameters
+        ----------
+        run
+            The run's folder, or a student's or checkpoint's inside it.
+        out
+            The folder to make.
+        format
+            diffusers (a folder with a pipeline file), t2v-turbo-v2 (that project's state dict), or lora (PEFT).
+        rank
+            lora only: extract an adapter of this rank; by default a trained one as it is, or rank 64.
+        """
+        from guidedcd.export import run_export
+
+        run_export(run, out, format=format, rank=rank)

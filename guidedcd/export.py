@@ -1,0 +1,75 @@
+"""`guidedcd export`: a trained student in a format that others read, tested in a fresh process before it appears."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+
+import guidedcd
+from guidedcd.card import write_card
+from guidedcd.console import console
+from guidedcd.convert import free
+from guidedcd.errors import GuidedCDError
+from guidedcd.exports import folder as diffusers_folder
+from guidedcd.exports import lora, turbo
+from guidedcd.files import replacing
+from guidedcd.trained import Trained, load
+
+FORMATS = ("diffusers", "t2v-turbo-v2", "lora")
+
+
+def run_export(run: str | Path, out: str | Path, *, format: str = "diffusers", rank: int | None = None) -> Path:
+    """Write a run's student; the folder appears only when the self-test has passed.
+
+    Args:
+        run: The run's folder, or a student's or checkpoint's inside it.
+        out: The folder to make; must not exist yet.
+        format: "diffusers": a folder with a pipeline file that samples without this package;
+            "t2v-turbo-v2": that project's state dict; "lora": a PEFT adapter of the teacher.
+        rank: Of the adapter (lora only): extracts one of this rank from the change of the weights. None keeps a trained
+            adapter as it is, and extracts rank 64 from a fully trained student.
+
+    Returns:
+        `out`.
+
+    Raises:
+        GuidedCDError: There is no student, the format cannot hold it, `out` exists, or the self-test fails.
+    """
+    if format not in FORMATS:
+        raise GuidedCDError(f"--format must be {', '.join(FORMATS)}: {format}")
+    if rank is not None and (format != "lora" or rank < 1):
+        raise GuidedCDError(f"--rank is a number of at least 1 and belongs to --format lora: {rank}")
+    out = Path(out).expanduser()
+    free(out)
+    trained = load(Path(run), device="cpu")
+    with replacing(out) as folder:
+        folder.mkdir()
+        if format == "diffusers":
+            result, usage = diffusers_folder.write_folder(trained, folder), diffusers_folder.USAGE
+        elif format == "t2v-turbo-v2":
+            result, usage = turbo.write_turbo(trained, folder), turbo.USAGE
+        else:
+            result, usage = lora.write_lora(trained, folder, rank), lora.usage(trained)
+        write_card(
+            folder,
+            title=f"{trained.run.name}: a few-step student",
+            base=base_of(trained),
+            text=f"Distilled with guidedcd {guidedcd.__version__} from the teacher `{trained.run.teacher.name}`. "
+            f"{result[0].upper()}{result[1:]}.",
+            usage=usage,
+            settings=trained.run.to_dict(),
+        )
+    console.print(f"export   {out}: {result}")
+    return out
+
+
+def base_of(trained: Trained) -> str:
+    """The model that the student derives from, as its card names it."""
+    chosen = trained.run.teacher
+    if chosen.name == "shapes":
+        return "guidedcd-shapes"
+    if chosen.name == "videocrafter2":
+        return "VideoCrafter/VideoCrafter2"
+    path = attrs.asdict(chosen.config).get("path")
+    return str(path) if path else chosen.name

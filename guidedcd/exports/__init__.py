@@ -1,0 +1,1 @@
+"""Formats in which a trained student leaves this package; `guidedcd.export` chooses among them."""

@@ -1,0 +1,169 @@
+"""A student as a diffusers folder, with the pipeline file that samples from it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidedcd import fewstep
+from guidedcd.checkpoints.tokens import ClipTokens, write_tokenizer
+from guidedcd.convert import readable, save_module, save_text
+from guidedcd.errors import GuidedCDError
+from guidedcd.exports import parts
+from guidedcd.files import write_json
+from guidedcd.reload import compare, repeated
+from guidedcd.schedule import NoiseSchedule
+from guidedcd.trained import Trained
+
+_SCRIPT = """
+sys.path.insert(0, folder)
+from pipeline import FewStepPipeline
+pipe = FewStepPipeline.from_pretrained(folder)
+pipe.set_progress_bar_config(disable=True)
+shared = {"latents": given["latents"], "noises": given["noises"], "steps": options["steps"], "output_type": "latent"}
+out["latents"] = pipe(options["prompts"], **shared).frames
+out["prompt_embeds"] = pipe.encode_text(options["prompts"])
+"""
+
+USAGE = """
+from diffusers import DiffusionPipeline           # pipeline.py needs torch, diffusers and transformers; read it first
+
+pipe = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER/pipeline.py", trust_remote_code=True)
+video = pipe("a red ball rolls to the right", steps=4, omega=7.5).frames[0]     # (F, H, W, 3) in [0, 1]
+"""
+
+
+def write_folder(trained: Trained, folder: Path) -> str:
+    """Write the folder and test it; a line about the result.
+
+    Raises:
+        GuidedCDError: The teacher has parts that this format cannot hold, or the self-test fails.
+    """
+    teacher = trained.teacher
+    network = parts.plain(trained.student)
+    unet = parts.stock(network, parts.composite(parts.projection(network)))
+    save_module(unet, folder / "unet")
+    if teacher.vae is None:
+        raise GuidedCDError("this teacher has no autoencoder, which a diffusers folder needs")
+    save_module(teacher.vae, folder / "vae")
+    tokenizer, cleaned = write_text(teacher.text, folder)
+    write_schedule(teacher.schedule, folder / "scheduler")
+    settings = {**parts.defaults(trained), "clean_text": cleaned}
+    import diffusers
+
+    write_json(
+        folder / "model_index.json",
+        {
+            "_class_name": "FewStepPipeline",
+            "_diffusers_version": diffusers.__version__,
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", tokenizer],
+            "unet": ["diffusers", type(unet).__name__],
+            "vae": ["diffusers", type(teacher.vae).__name__],
+            **settings,
+        },
+    )
+    shutil.copyfile(fewstep.__file__, folder / "pipeline.py")
+    made = parts.short_sample(trained)
+    found = repeated(_SCRIPT, folder, made.inputs, {"prompts": list(parts.TEXTS), "steps": parts.STEPS})
+    error = compare({"latents": made.result, "prompt_embeds": made.prompt_embeds}, found, 1e-3)
+    return f"a fresh process without guidedcd samples the same latents, largest error {error:.1g} of the magnitude"
+
+
+def write_text(text: Any, folder: Path) -> tuple[str, bool]:
+    """Write the text encoder and its tokenizer.
+
+    Returns:
+        The tokenizer's class, and whether prompts are to be cleaned first.
+
+    Raises:
+        GuidedCDError: The text side is no CLIP text model.
+    """
+    model = getattr(text, "model", None)
+    if type(model).__name__ != "CLIPTextModel":
+        raise GuidedCDError(
+            "a diffusers folder needs a CLIP text model, which this teacher has not; "
+            "export it with --format t2v-turbo-v2 or --format lora"
+        )
+    save_text(model, folder / "text_encoder")
+    length = model.config.max_position_embeddings
+    if isinstance(text, ClipTokens):
+        write_tokenizer(folder / "tokenizer", model.config.vocab_size, length)
+        return "CLIPTokenizer", True
+    tokenizer = text.tokenizer
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder / "tokenizer")
+        return type(tokenizer).__name__, False
+    from guidedcd.shapes.text import WorldTokenizer
+
+    if not isinstance(tokenizer, WorldTokenizer):
+        raise GuidedCDError(f"the tokenizer {type(tokenizer).__name__} cannot be written as a file")
+    world_tokenizer(length).save_pretrained(folder / "tokenizer")
+    return "PreTrainedTokenizerFast", False
+
+
+def world_tokenizer(length: int) -> Any:
+    """The proving ground's words as a tokenizer of transformers."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    from guidedcd.shapes.text import BEGIN, END, PAD, UNKNOWN, VOCABULARY
+
+    pad, unknown, begin, end = (VOCABULARY[i] for i in (PAD, UNKNOWN, BEGIN, END))
+    # Captions never spell special tokens: "<pad>" in a text is the unknown word "pad".
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=unknown))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[a-z]+|[.,]"), behavior="removed", invert=True)
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}", special_tokens=[(begin, BEGIN), (end, END)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        model_max_length=length,
+        bos_token=begin,
+        eos_token=end,
+        unk_token=unknown,
+        pad_token=pad,
+        split_special_tokens=True,
+    )
+
+
+def write_schedule(schedule: NoiseSchedule, folder: Path) -> None:
+    """Write a DDIM scheduler with the schedule's noise levels, by formula where one gives the same numbers.
+
+    Raises:
+        GuidedCDError: It is no schedule that a DDIM scheduler has.
+    """
+    from diffusers import DDIMScheduler
+
+    kinds = {"eps": "epsilon", "v": "v_prediction"}
+    if schedule.prediction not in kinds:
+        raise GuidedCDError(f"a diffusers folder cannot hold a student of {schedule.prediction} prediction yet")
+    common = {
+        "num_train_timesteps": len(schedule),
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "prediction_type": kinds[schedule.prediction],
+    }
+    wanted = schedule.alphas_cumprod.cpu()
+    for options in _formulas(wanted):
+        made = DDIMScheduler(**common, **options)
+        if torch.equal(made.alphas_cumprod, wanted):
+            break
+    made.save_pretrained(folder)
+    readable(folder)
+
+
+def _formulas(abar: Tensor) -> list[dict[str, Any]]:
+    """Ways to describe a table, the plainest first; the last always fits, up to rounding."""
+    exact = abar.double()
+    betas = 1 - torch.cat([exact[:1], exact[1:] / exact[:-1]])
+    ends = {"beta_start": float(f"{float(betas[0]):.3g}"), "beta_end": float(f"{float(betas[-1]):.3g}")}
+    formulas: list[dict[str, Any]] = [{"beta_schedule": kind, **ends} for kind in ("scaled_linear", "linear")]
+    return [*formulas, {"trained_betas": betas.tolist()}]

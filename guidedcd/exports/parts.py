@@ -1,0 +1,170 @@
+"""What every format starts from: the student as one plain network, its defaults, and a short sample to compare with.
+
+Legend: B batch, C channels, F frames, h/w latent size, S steps, E energies.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from guidedcd.conditioning import GuidanceProjection
+from guidedcd.errors import GuidedCDError
+from guidedcd.guidance import lambda_input
+from guidedcd.noise import noise
+from guidedcd.sample import sample
+from guidedcd.student import EMBEDDING
+from guidedcd.trained import Trained, strengths
+
+TEXTS = ("a red ball rolls to the right", "")
+STEPS = 4
+SMALL = 2**15
+"""Latent values of a sample that a laptop makes in seconds."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Sample:
+    """A short sample, everything given, so that another process can repeat it."""
+
+    prompt_embeds: Tensor
+    """(B, L, D)"""
+    latents: Tensor
+    """Initial noise (B, C, F, h, w)."""
+    noises: Tensor
+    """(S, B, C, F, h, w)"""
+    result: Tensor
+    """What the student makes of it, like `latents`."""
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """Without the result."""
+        return {"prompt_embeds": self.prompt_embeds, "latents": self.latents, "noises": self.noises}
+
+
+def plain(student: Any) -> nn.Module:
+    """A copy of the student's network on the CPU in float32 with its adapters merged, in eval mode."""
+    network = copy.deepcopy(student.network).cpu().float()
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(network.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(parent), leaf, module.get_base_layer())
+    return network.eval().requires_grad_(False)
+
+
+def projection(network: nn.Module) -> GuidanceProjection:
+    """The network's guidance inputs.
+
+    Raises:
+        GuidedCDError: It has none, or a frame-rate input that formats cannot hold.
+    """
+    found = network.time_embedding.cond_proj
+    if not isinstance(found, GuidanceProjection):
+        raise GuidedCDError("this student has no guidance inputs, so it cannot be exported")
+    if network.time_embedding.post_act is not None:
+        raise GuidedCDError("this student's frame rate is an input; only one with a fixed frame rate can be exported")
+    return found
+
+
+def composite(found: GuidanceProjection) -> Tensor:
+    """The matrix (channels, 256 (1 + E)) that does what the projections do when every lambda is given."""
+    omega = found.time_cond_proj.weight.double()
+    if not found.lambda_width:
+        return omega.float()
+    first, second = found.combine_proj.weight.double().split(omega.shape[0], dim=1)
+    return torch.cat([first @ omega, second @ found.motion_cond_proj.weight.double()], dim=1).float()
+
+
+def stock(network: nn.Module, weight: Tensor) -> nn.Module:
+    """The network as a stock diffusers class, its guidance inputs as the one linear layer that class has."""
+    config = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    made = type(network)(**{**config, "time_cond_proj_dim": weight.shape[1]})
+    state = {k: v for k, v in network.state_dict().items() if not k.startswith("time_embedding.cond_proj.")}
+    made.load_state_dict({**state, "time_embedding.cond_proj.weight": weight})
+    return made.eval().requires_grad_(False)
+
+
+def defaults(trained: Trained) -> dict[str, Any]:
+    """What the student was trained with, as arguments of `guidedcd.fewstep.FewStepPipeline`."""
+    run, teacher = trained.run, trained.teacher
+    energies = list(trained.student.energies)
+    known = strengths(trained)
+    configs = [run.energies[name] for name in energies]
+    geometry = teacher.geometry
+    return {
+        "energies": energies,
+        "strengths": [float(known[name]) for name in energies],
+        "strength_scale": [1 / 6 if config.relative is not None else 1e-4 for config in configs],
+        "fractions": [float(config.fraction) for config in configs],
+        "omega": float(run.evaluate.omega),
+        "steps": int(run.evaluate.steps),
+        "frames": geometry.frames,
+        "height": geometry.height,
+        "width": geometry.width,
+        "fps": float(geometry.fps),
+        "repeat_text": type(trained.student.network).__name__ == "UNetMotionModel",
+    }
+
+
+@torch.no_grad()
+def short_sample(trained: Trained, network: nn.Module | None = None) -> Sample:
+    """A few-step sample at the trained size, or at the smallest one where that would take long.
+
+    Args:
+        trained: The student.
+        network: Another network to use in place of the student's.
+    """
+    teacher, student = trained.teacher, trained.student
+    channels, frames, height, width = teacher.geometry.latent_shape
+    if channels * frames * height * width > SMALL:
+        side = 2 ** (len(student.network.config.block_out_channels) - 1)
+        frames, height, width = min(frames, 2), side, 2 * side
+    shape = (channels, frames, height, width)
+    given = [torch.stack([noise(seed, draw, shape) for seed in range(len(TEXTS))]) for draw in range(1 + STEPS)]
+    run, energies = trained.run, student.energies
+    told = [
+        lambda_input(torch.tensor(strengths(trained)[name]), relative=run.energies[name].relative is not None)
+        for name in energies
+    ]
+    cond = teacher.embed(TEXTS)
+    made = sample(
+        student if network is None else _Replaced(student, network),
+        teacher,
+        cond,
+        given[0].to(teacher.device),
+        STEPS,
+        run.evaluate.omega,
+        torch.stack(told) if told else None,
+        [run.energies[name].fraction for name in energies],
+        noises=[value.to(teacher.device) for value in given[1:]],
+    )
+    return Sample(
+        prompt_embeds=cond["prompt_embeds"].cpu().float(),
+        latents=given[0],
+        noises=torch.stack(given[1:]),
+        result=made.cpu().float(),
+    )
+
+
+class _Replaced:
+    """A student with another network."""
+
+    def __init__(self, student: Any, network: nn.Module) -> None:
+        self._student, self._network, self.energies = student, network, student.energies
+
+    def __call__(self, z: Tensor, t: Tensor, cond: dict, omega: Tensor, lambdas: Tensor | None) -> Tensor:
+        from guidedcd.student import guidance_embedding
+
+        told = guidance_embedding(omega, lambdas)
+        return self._student.teacher.net(z, t, cond, timestep_cond=told, network=self._network)
+
+
+def embedding_width(trained: Trained) -> int:
+    """Width of the guidance embedding, 256 (1 + E)."""
+    return EMBEDDING * (1 + len(trained.student.energies))

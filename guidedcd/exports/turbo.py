@@ -1,0 +1,89 @@
+"""A student in T2V-Turbo-v2's layout: one PyTorch file with the UNet's original names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from guidedcd.checkpoints.names import lvdm_config
+from guidedcd.checkpoints.videocrafter2 import lvdm_state
+from guidedcd.console import console
+from guidedcd.errors import GuidedCDError
+from guidedcd.exports import parts
+from guidedcd.files import write_json
+from guidedcd.reload import compare, repeated
+from guidedcd.trained import Trained
+
+_SCRIPT = """
+from pathlib import Path
+from guidedcd.checkpoints.files import open_state
+from guidedcd.checkpoints.videocrafter2 import load_unet
+from guidedcd.fewstep import FewStepPipeline
+from diffusers import DDIMScheduler
+unet = load_unet(options["config"], open_state(Path(folder, options["file"])), fps=options["fps"])
+unet.time_embedding.cond_proj.requires_grad_(False)
+scheduler = DDIMScheduler(trained_betas=options["betas"], prediction_type=options["prediction"], clip_sample=False)
+pipe = FewStepPipeline(unet, None, None, None, scheduler, **options["settings"])
+pipe.set_progress_bar_config(disable=True)
+out["latents"] = pipe(steps=options["steps"], output_type="latent", **given).frames
+"""
+
+USAGE = """
+# guidedcd sample --student FOLDER/unet_mg.pt --teacher videocrafter2:model.ckpt "a prompt"
+import torch
+
+state = torch.load("FOLDER/unet_mg.pt", weights_only=True)      # load_state_dict(state) of T2V-Turbo's UNetModel
+"""
+
+
+def write_turbo(trained: Trained, folder: Path) -> str:
+    """Write `unet_mg.pt` (or `unet_no_mg.pt` without energies) and test it; a line about the result.
+
+    Raises:
+        GuidedCDError: The network is no 3D UNet, or the self-test fails.
+    """
+    teacher, student = trained.teacher, trained.student
+    network = parts.plain(student)
+    parts.projection(network)
+    if type(network).__name__ != "UNet3DConditionModel":
+        raise GuidedCDError(f"T2V-Turbo's layout holds 3D UNets only, not {type(network).__name__}")
+    arch = getattr(teacher, "arch", None)
+    config = dict(arch.unet) if arch is not None else lvdm_config(network.config)
+    weights = getattr(teacher, "fps_weights", None)
+    fps = getattr(teacher, "fps", None)
+    state = lvdm_state(config, network, fps=fps, fps_weights=weights or None)
+    widths = {f"{name}.weight": f"{name}_dim" for name in ("time_cond_proj", "motion_cond_proj")}
+    config |= {name: state[key].shape[1] for key, name in widths.items() if key in state}
+    name = "unet_mg.pt" if student.energies else "unet_no_mg.pt"
+    torch.save(state, folder / name)
+    fps = fps or max(1, round(teacher.geometry.fps))
+    write_json(folder / "config.json", {"params": config, "fps_used": [fps], "energies": list(student.energies)})
+    differs = [
+        *([f"{network.config.norm_num_groups} norm groups"] if network.config.norm_num_groups != 32 else []),
+        *([f"{teacher.schedule.prediction} prediction"] if teacher.schedule.prediction != "eps" else []),
+    ]
+    if differs:
+        console.print(
+            f"export   note: the original code knows only 32 norm groups and eps prediction; this student has "
+            f"{' and '.join(differs)}, so it loads here but not there"
+        )
+    made = parts.short_sample(trained)
+    betas = _betas(teacher.schedule.alphas_cumprod)
+    options = {
+        "config": config,
+        "file": name,
+        "fps": fps,
+        "steps": parts.STEPS,
+        "settings": parts.defaults(trained),
+        "betas": betas,
+        "prediction": {"eps": "epsilon", "v": "v_prediction"}[teacher.schedule.prediction],
+    }
+    found = repeated(_SCRIPT, folder, made.inputs, options, alone=False)
+    error = compare({"latents": made.result}, found, 1e-3)
+    return f"a fresh process reads {name} back and samples the same latents, largest error {error:.1g} of the magnitude"
+
+
+def _betas(abar: torch.Tensor) -> list[float]:
+    exact = abar.cpu().double()
+    return (1 - torch.cat([exact[:1], exact[1:] / exact[:-1]])).tolist()

@@ -1,0 +1,264 @@
+"""Few-step text-to-video sampling of a distilled student. Needs torch, diffusers and transformers, nothing else.
+
+This file lies in the model's folder as pipeline.py:
+
+    pipe = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER/pipeline.py", trust_remote_code=True)
+    video = pipe("a red ball rolls to the right", steps=4, omega=7.5).frames[0]      # (F, H, W, 3) in [0, 1]
+
+`omega` is the guidance strength in c + omega (c - u), which is diffusers' guidance_scale - 1. A student of motion
+guidance has one `strength` per energy, as it was trained or 0; guidance needs no second network call.
+Legend: B videos, C latent channels, F frames, H/W pixels, h/w latent size, E energies.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+
+@dataclass
+class FewStepOutput(BaseOutput):
+    """What the pipeline returns."""
+
+    frames: Any
+    """Videos (B, F, H, W, 3) in [0, 1] as a numpy array ("np") or tensor ("pt"), or latents ("latent")."""
+
+
+class FewStepPipeline(DiffusionPipeline):
+    """Multistep consistency sampling with guidance inputs."""
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+
+    def __init__(
+        self,
+        unet: Any,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        scheduler: Any,
+        energies: list = (),
+        strengths: list = (),
+        strength_scale: list = (),
+        fractions: list = (),
+        omega: float = 7.5,
+        steps: int = 4,
+        origin: int = 200,
+        frames: int = 16,
+        height: int = 320,
+        width: int = 512,
+        fps: float = 8,
+        clean_text: bool = False,
+        repeat_text: bool = False,
+    ) -> None:
+        """Take the models and what the student was trained with.
+
+        Args:
+            unet: With `time_cond_proj_dim` = 256 (1 + E).
+            vae: `AutoencoderKL`.
+            text_encoder: `CLIPTextModel`.
+            tokenizer: Its tokenizer.
+            scheduler: Any diffusers scheduler with `alphas_cumprod`; only that table and its prediction type are used.
+            energies: Names (E,).
+            strengths: Default strength of each.
+            strength_scale: What a strength is multiplied with before it is embedded.
+            fractions: Noisiest fraction of the timesteps at which each strength is told; 0 is told elsewhere.
+            omega: Default guidance strength.
+            steps: Default number of network calls.
+            origin: Points of the grid that the timesteps are taken from.
+            frames: Default number of frames.
+            height: Default pixels.
+            width: Default pixels.
+            fps: Frames per second of the result.
+            clean_text: Whether prompts are repaired as during training.
+            repeat_text: Whether the UNet wants the text once per frame.
+        """
+        super().__init__()
+        self.register_modules(unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
+        self.register_to_config(
+            energies=list(energies),
+            strengths=list(strengths),
+            strength_scale=list(strength_scale),
+            fractions=list(fractions),
+            omega=omega,
+            steps=steps,
+            origin=origin,
+            frames=frames,
+            height=height,
+            width=width,
+            fps=fps,
+            clean_text=clean_text,
+            repeat_text=repeat_text,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] = "",
+        *,
+        steps: int | None = None,
+        omega: float | None = None,
+        strength: float | Sequence[float] | None = None,
+        frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        generator: torch.Generator | None = None,
+        latents: Tensor | None = None,
+        noises: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+    ) -> Any:
+        """Make videos.
+
+        Args:
+            prompt: One text or several (B).
+            steps: Network calls.
+            omega: Guidance strength the student is told, usually 5 to 15.
+            strength: Of the energies, one number or one per energy; 0 is off.
+            frames: Number of frames.
+            height: Pixels.
+            width: Pixels.
+            generator: Of the noise.
+            latents: Initial noise (B, C, F, h, w) instead.
+            noises: Noise of each step (S, B, C, F, h, w) instead.
+            prompt_embeds: Text embeddings (B, L, D) in place of `prompt`.
+            output_type: "np", "pt" or "latent".
+            return_dict: Whether to return a `FewStepOutput` or a tuple.
+        """
+        config = self.config
+        device, dtype = self._execution_device, self.unet.dtype
+        steps = config.steps if steps is None else steps
+        if prompt_embeds is None:
+            prompt_embeds = self.encode_text([prompt] if isinstance(prompt, str) else prompt)
+        text, batch = prompt_embeds.to(device, dtype), len(prompt_embeds)
+        if latents is None:
+            shape = self._latent_shape(batch, frames, height, width)
+            latents = torch.randn(shape, generator=generator, device=generator.device if generator else "cpu")
+        z = latents.to(device, torch.float32)
+        times = self.timesteps(steps)
+        if config.repeat_text:
+            text = text.repeat_interleave(z.shape[2], dim=0)
+        told = torch.full((batch,), float(config.omega if omega is None else omega))
+        wanted = self._strengths(strength)
+        with self.progress_bar(total=steps) as bar:
+            for i, t in enumerate(times):
+                parts = [told] + [
+                    torch.full_like(told, value if torch.tensor(t) >= len(self.alphas) * (1 - fraction) else 0.0)
+                    for value, fraction in zip(wanted, config.fractions, strict=True)
+                ]
+                cond = torch.cat([embed(part) for part in parts], dim=1).to(device, dtype)
+                output = self.unet(
+                    z.to(dtype),
+                    torch.full((batch,), t, device=device),
+                    encoder_hidden_states=text,
+                    timestep_cond=cond,
+                    return_dict=False,
+                )[0].float()
+                z = self.consistency(z, output, t)
+                if i < steps - 1:
+                    if noises is None:
+                        where = generator.device if generator else "cpu"
+                        noise = torch.randn(z.shape, generator=generator, device=where)
+                    else:
+                        noise = noises[i]
+                    alpha, sigma = self.levels(times[i + 1])
+                    z = alpha * z + sigma * noise.to(z)
+                bar.update()
+        found: Any = z
+        if output_type != "latent":
+            found = self.decode(z)
+            found = found.numpy() if output_type == "np" else found
+        return FewStepOutput(frames=found) if return_dict else (found,)
+
+    @property
+    def alphas(self) -> Tensor:
+        """alpha^2 of every training timestep (T,)."""
+        return self.scheduler.alphas_cumprod
+
+    def levels(self, t: int) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at a timestep: z = alpha x0 + sigma eps."""
+        abar = self.alphas[t].float()
+        return abar.sqrt(), (1 - abar).sqrt()
+
+    def timesteps(self, steps: int) -> list[int]:
+        """Descending: every (origin // steps)-th point of a grid of `origin` (not LCMScheduler's spacing)."""
+        total, origin = len(self.alphas), self.config.origin
+        if not 1 <= steps <= origin:
+            raise ValueError(f"steps must be 1 to {origin}: {steps}")
+        grid = [(i + 1) * (total // origin) - 1 for i in range(origin)]
+        return grid[:: -(origin // steps)][:steps]
+
+    def consistency(self, z: Tensor, output: Tensor, t: int) -> Tensor:
+        """The consistency function c_skip z + c_out x0, with the timestep scaled by 10 and sigma_data 0.5."""
+        alpha, sigma = self.levels(t)
+        kind = self.scheduler.config.prediction_type
+        if kind == "epsilon":
+            x0 = (z - sigma * output) / alpha
+        elif kind == "v_prediction":
+            x0 = alpha * z - sigma * output
+        else:
+            raise ValueError(f"unknown prediction type {kind}")
+        total = torch.tensor((10.0 * t) ** 2 + 0.25)
+        return 0.25 / total * z + 10.0 * t / total.sqrt() * x0
+
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings (B, L, D); padding is attended to."""
+        prompts = [clean(text) for text in prompts] if self.config.clean_text else list(prompts)
+        length = self.text_encoder.config.max_position_embeddings
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        embeddings = self.text_encoder(input_ids=tokens.input_ids.to(self._execution_device)).last_hidden_state
+        return embeddings.to(self.unet.dtype)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Videos (B, F, H, W, 3) in [0, 1], on the CPU, of latents (B, C, F, h, w)."""
+        flat = z.transpose(1, 2).flatten(0, 1) / self.vae.config.scaling_factor
+        flat = flat + (getattr(self.vae.config, "shift_factor", None) or 0.0)
+        pixels = torch.cat([self.vae.decode(part.to(self.vae.dtype)).sample for part in flat.split(16)])
+        pixels = (pixels.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        return pixels.unflatten(0, (z.shape[0], z.shape[2])).cpu()
+
+    def _latent_shape(self, batch: int, frames: int | None, height: int | None, width: int | None) -> tuple[int, ...]:
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        height, width = height or self.config.height, width or self.config.width
+        if height % factor or width % factor:
+            raise ValueError(f"height and width must be multiples of {factor}: {height}x{width}")
+        channels = self.unet.config.in_channels
+        return batch, channels, frames or self.config.frames, height // factor, width // factor
+
+    def _strengths(self, strength: float | Sequence[float] | None) -> list[float]:
+        """What each energy's input is told (E,)."""
+        config = self.config
+        if strength is None:
+            strength = config.strengths
+        elif isinstance(strength, (int, float)):
+            strength = [strength] * len(config.energies)
+        if len(strength) != len(config.energies):
+            raise ValueError(f"this student has the energies {list(config.energies)}; give one strength for each")
+        return [float(value) * scale for value, scale in zip(strength, config.strength_scale, strict=True)]
+
+
+def embed(w: Tensor, width: int = 256) -> Tensor:
+    """Sinusoids (B, width) of 1000 w, sines first, float32; exponentials rounded alike on every machine."""
+    half = width // 2
+    rate = torch.log(torch.tensor(10000.0)) / (half - 1)
+    frequencies = torch.exp((torch.arange(half, dtype=torch.float32) * -rate).double()).float()
+    phase = (w.float() * 1000.0)[:, None] * frequencies[None]
+    return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+def clean(text: str) -> str:
+    """A prompt as during training: repaired (with ftfy, where it is installed), unescaped, lower case."""
+    try:
+        from ftfy import fix_text
+    except ImportError:
+        fixed = text
+    else:
+        fixed = fix_text(text)
+    return " ".join(html.unescape(html.unescape(fixed)).split()).lower()
