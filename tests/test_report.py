@@ -112,6 +112,7 @@ def evaluation(folder: Path) -> dict:
                     "solver": "ddim",
                     "omega": 3.5,
                     "score": "all",
+                    "steps": 4,
                     "chosen": True,
                     **score(0.4),
                 }

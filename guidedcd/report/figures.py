@@ -15,15 +15,14 @@ def score_tables(evaluation: Mapping[str, Any]) -> str:
     """A table per split: scores down, ways of making videos across, then the paired differences."""
     rows = [row for row in evaluation["rows"] if row.get("source", "measured") == "measured"]
     few = next(row for row in rows if row["name"] == evaluation["against"])
-    others = [row for row in rows if row["name"] != OURS]
+    ours, others = rows[0], [row for row in rows if row["name"] != OURS]
     seeds = len(evaluation["seeds"])
+    tried = sum(one["steps"] == few["steps"] for one in evaluation["choice"]["tried"])
+    on = evaluation["choice"]["prompts"]
+    chosen = f"The few-step teacher is the best of {tried} settings, chosen on {on} other prompts. " if tried else ""
     found = [
-        f"<p>Student and teacher get the same prompts and the same initial noise. The few-step teacher is the best of "
-        f"{len(evaluation['choice']['tried']) or 'one'} settings, chosen on {evaluation['choice']['prompts']} other "
-        f"prompts. Small figures are 95 % intervals by the bootstrap over prompts; differences are paired.</p>"
-        if evaluation["choice"]["tried"]
-        else "<p>Student and teacher get the same prompts and the same initial noise. Small figures are 95 % intervals "
-        "by the bootstrap over prompts; differences are paired.</p>"
+        f"<p>Student and teacher get the same prompts and the same initial noise. {chosen}Small figures are 95 % "
+        "intervals by the bootstrap over prompts, each score's on its own; differences are paired.</p>"
     ]
     for split, about in evaluation["splits"].items():
         count = f"{len(about['prompts'])} {about['title']}" + (f", {seeds} seeds each" if seeds > 1 else "")
@@ -31,8 +30,7 @@ def score_tables(evaluation: Mapping[str, Any]) -> str:
             f'<th scope="col">{escape(row["label"])}<br><small>{escape(settings(row))}</small></th>' for row in rows
         )
         head += "".join(
-            f'<th scope="col">student minus {escape(row["label"])}'
-            f"<br><small>{'same steps' if row is few else 'same calls'}</small></th>"
+            f'<th scope="col">student minus {escape(row["label"])}<br><small>{_sameness(ours, row)}</small></th>'
             for row in others
         )
         body = []
@@ -50,6 +48,12 @@ def score_tables(evaluation: Mapping[str, Any]) -> str:
             f"{_prompts(about)}"
         )
     return "\n".join(found)
+
+
+def _sameness(ours: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """What a row has in common with the student's."""
+    both = {"steps": "same steps", "evaluations": "same network calls"}
+    return " and ".join(words for key, words in both.items() if ours.get(key) == row.get(key))
 
 
 def _score(score: Mapping[str, Any] | None) -> str:
