@@ -1,58 +1,87 @@
-"""A teacher's published figures: measured when it was made, for an evaluation's table to show beside its own."""
+"""Students that others published, ready to sample: T2V-Turbo v1 and v2 on VideoCrafter2.
+
+Their energy input is called `pta`, as in this package: the official lambda 0.05 is scale 500.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from guidedcd import configs
+from guidedcd.checkpoints.t2v_turbo import read_student
+from guidedcd.checkpoints.videocrafter2 import load_unet
+from guidedcd.conditioning import GuidanceProjection
+from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import load_plugins
+from guidedcd.run import Chosen, Run
+from guidedcd.student import Student
+from guidedcd.teachers.videocrafter2 import VideoCrafter2Teacher
+from guidedcd.trained import DTYPES, Trained
 
-SPLITS = {"full": "motion", "no-motion": "no-motion"}
-"""The proving ground's kinds of prompts, as evaluations call them."""
+ENERGY = "pta"
 
 
-def rows(teacher: Any, name: str, keys: Collection[str]) -> list[dict[str, Any]]:
-    """Rows of the model card with the scores among `keys`; they have no intervals, and no pairs.
+class PublishedStudent(Student):
+    """A `Student` around a network that was read from a file, without a copy of the teacher's."""
+
+    def __init__(self, teacher: Any, network: nn.Module, energies: tuple[str, ...]) -> None:
+        """Take the network; `teacher` adapts calls."""
+        nn.Module.__init__(self)
+        self._teacher = (teacher,)
+        self.config, self.energies = configs.Student(), energies
+        self.network, self.averaged = network.requires_grad_(False), None
+
+
+def load_student(path: str | Path, teacher: VideoCrafter2Teacher) -> PublishedStudent:
+    """Read `unet_mg.pt`, `unet_no_mg.pt` or `unet_lora.pt`, in eval mode, at the teacher's frame rate and place.
 
     Args:
-        teacher: Asked for `card()`, a list of {"label", "steps", "evaluations", "omega", "solver", "scores"}, where
-            scores are numbers by split and name.
-        name: Its registered name; "shapes" has the proving ground's card.
-        keys: The scores of the evaluation.
+        path: The file.
+        teacher: VideoCrafter2, whose architecture the file has; v1's low-rank file is added to its published weights.
+
+    Raises:
+        GuidedCDError: The file is missing, damaged or something else, or the teacher is another model.
     """
-    card = getattr(teacher, "card", shapes if name == "shapes" else list)
-    found = []
-    for row in card():
-        scores = {
-            split: {k: {"mean": v, "low": None, "high": None, "n": None} for k, v in some.items() if k in keys}
-            for split, some in row["scores"].items()
-        }
-        if any(scores.values()):
-            place = {"name": f"card-{row['steps']}", "source": "model card", "seconds": None, "scales": {}}
-            found.append({**place, **row, "scores": scores})
-    return found
+    if not isinstance(teacher, VideoCrafter2Teacher):
+        raise GuidedCDError(
+            f"{path}: published T2V-Turbo students belong to VideoCrafter2; give --teacher videocrafter2:model.ckpt"
+        )
+    state = read_student(path, teacher.arch.unet, teacher.base_state())
+    network = load_unet(teacher.arch.unet, state, fps=teacher.fps, dtype=teacher.dtype, device=teacher.device)
+    projection = network.time_embedding.cond_proj
+    if not isinstance(projection, GuidanceProjection):
+        raise GuidedCDError(
+            f"{path} has no guidance input (time_cond_proj), so it is a teacher's UNet and no student: "
+            "use --teacher videocrafter2:FILE"
+        )
+    student = PublishedStudent(teacher, network, (ENERGY,) if projection.lambda_width else ())
+    return student.eval()
 
 
-def shapes() -> list[dict[str, Any]]:
-    """The embedded teacher at its most steps, with the guidance that served it best."""
-    from guidedcd.shapes.models import meta
+def load_published(path: str | Path, teacher: Chosen, *, device: str | None = None, dtype: str = "float32") -> Trained:
+    """A published student as `guidedcd.trained.load` gives one of ours; `weights` is the file itself.
 
-    try:
-        measured: Mapping[str, Any] = meta()["stages"]["evaluation"]["steps"]
-    except (OSError, KeyError, GuidedCDError):
-        return []
-    pattern = re.compile(r"(full|no-motion) ddim (\d+) steps g ([\d.]+)")
-    settings = {key: (m[1], int(m[2]), float(m[3])) for key in measured if (m := pattern.fullmatch(key))}
-    most = max((steps for _, steps, _ in settings.values()), default=0)
-    full = {g: measured[key] for key, (kind, steps, g) in settings.items() if (kind, steps) == ("full", most)}
-    if not full:
-        return []
-    best = max(full, key=lambda g: full[g].get("all", 0.0))
-    scores = {
-        SPLITS[kind]: {name: value for name, value in measured[key].items() if value is not None}
-        for key, (kind, steps, g) in settings.items()
-        if (steps, g) == (most, best)
-    }
-    about = {"steps": most, "evaluations": 2 * most, "omega": best - 1, "solver": "ddim"}
-    return [{"label": f"teacher, {most} steps", **about, "scores": scores}]
+    Args:
+        path: The student's file.
+        teacher: The component `videocrafter2` with its options.
+        device: Where tensors live; by default the best there is.
+        dtype: "float32", "bfloat16" or "float16".
+    """
+    if dtype not in DTYPES:
+        raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
+    path = Path(path).expanduser()
+    where = find_device(device or "auto")
+    built = teacher.build().to(where, DTYPES[dtype] if dtype != "float32" else None)
+    student = load_student(path, built)
+    energies = {name: load_plugins().get("energy", name).config() for name in student.energies}
+    run = Run(teacher=teacher, data=(), energies=energies, device=str(where), name=path.stem)
+    return Trained(run=run, teacher=built, student=student, folder=path.parent, weights=path)
+
+
+def is_published(path: Path) -> bool:
+    """Whether a path is a file that a published student may be in, and not a folder of ours."""
+    return path.is_file() and path.suffix in {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}

@@ -17,7 +17,7 @@ FORMATS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ),
     (
         "a T2V-Turbo-v2 student (unet_mg.pt, unet_no_mg.pt)",
-        ("time_cond_proj.", "fps_embedding.", "init_attn."),
+        ("time_cond_proj.", "input_blocks.", "init_attn."),
         "--student FILE",
     ),
     ("a bare VideoCrafter2 UNet", ("init_attn.", "input_blocks.", "time_embed."), "--teacher videocrafter2:FILE"),
@@ -81,10 +81,8 @@ def wrong_keys(what: str, missing: Sequence[str], unexpected: Sequence[str], key
     found = sniff(keys)
     if found is None:
         hint = "the file has another architecture or format"
-    elif what.split()[0] in found[1]:
-        hint = (
-            f"this looks like {found[0]} of another size: give the architecture it was made with (--arch config.json)"
-        )
+    elif what.split()[0] in found[1] or (what.endswith("UNet") and found[1].startswith("--student")):
+        hint = "this is the right format in another size: give the architecture it was made with (--arch config.json)"
     else:
         hint = f"this looks like {found[0]}: use {found[1]}"
     return f"{what}: the keys do not match: {'; '.join([*parts, hint])}"
