@@ -52,7 +52,7 @@ def test_the_small_numbers_agree(family):
 
 @pytest.mark.parametrize("family", ["schedule", "ddim", "pta"])
 def test_the_tables_agree(shared, family):
-    """Attention maps, noise levels, grids, scalings, embeddings, few-step trajectories and DDIM steps of the published set."""
+    """Attention maps, noise levels, grids, scalings, embeddings, few-step trajectories and DDIM steps all agree."""
     agrees(shared("method", family))
 
 

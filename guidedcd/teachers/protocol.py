@@ -237,7 +237,8 @@ class LatentTeacher(nn.Module):
                         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
                         digest.update(_bytes(value))
             digest.update(f"{self.schedule.prediction} {attrs.asdict(self.geometry)}".encode())
-            digest.update(_bytes(self.schedule.alpha) + _bytes(self.schedule.sigma))
+            digest.update(_bytes(self.schedule.alpha))
+            digest.update(_bytes(self.schedule.sigma))
             self._digest = digest.hexdigest()
         return self._digest
 
@@ -246,5 +247,6 @@ class LatentTeacher(nn.Module):
         return getattr(self.vae.config, "shift_factor", None) or 0.0
 
 
-def _bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+def _bytes(value: Tensor) -> Any:
+    """The tensor's bytes as a buffer, without another copy of it."""
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
