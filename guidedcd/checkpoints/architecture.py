@@ -132,7 +132,8 @@ def check_fps(fps: Any) -> int:
     Raises:
         GuidedCDError: It is not.
     """
-    if isinstance(fps, bool) or not isinstance(fps, (int, float)) or fps != int(fps) or not 1 <= fps <= 1000:
+    number = not isinstance(fps, bool) and isinstance(fps, (int, float))
+    if not number or not float(fps).is_integer() or not 1 <= fps <= 1000:
         raise GuidedCDError(f"fps must be a whole number from 1 to 1000: {fps}")
     return int(fps)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from guidedcd.errors import GuidedCDError
 
-START, END, PAD = "<start_of_text>", "<end_of_text>", "<pad>"
+START, END, PAD = "<start_of_text>", "<end_of_text>", "<PAD>"  # clean text is lower case and never has the last
 _BYTES = 256
 
 

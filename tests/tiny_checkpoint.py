@@ -1,0 +1,115 @@
+"""A whole VideoCrafter2 checkpoint of random weights in its published layout, small enough for a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidedcd.checkpoints.architecture import Architecture
+from guidedcd.checkpoints.names import (
+    FPS_KEYS,
+    rename_text,
+    rename_vae,
+    text_arguments,
+    unet_arguments,
+    vae_arguments,
+)
+from guidedcd.checkpoints.videocrafter2 import BUFFERS, PARTS, lvdm_state
+from guidedcd.conditioning import GuidanceProjection
+
+UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "attention_resolutions": [1],
+    "num_res_blocks": 1,
+    "channel_mult": [1, 2],
+    "num_head_channels": 8,
+    "context_dim": 16,
+    "use_linear": True,
+    "addition_attention": True,
+    "fps_cond": True,
+}
+CONFIG: dict[str, Any] = {
+    "model": {
+        "params": {
+            "linear_start": 0.00085,
+            "linear_end": 0.012,
+            "timesteps": 1000,
+            "scale_factor": 0.18215,
+            "unet_config": {"params": UNET},
+            "first_stage_config": {
+                "params": {"embed_dim": 4, "ddconfig": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1}}
+            },
+            "cond_stage_config": {"params": {"layer": "penultimate"}},
+        }
+    },
+    "open_clip_arch": {"text_cfg": {"vocab_size": 600, "context_length": 12, "width": 16, "heads": 2, "layers": 3}},
+}
+"""In the structure of the published config."""
+
+
+def unet_state(config: dict[str, Any] = UNET, *, student: int | None = None, seed: int = 0) -> dict[str, Tensor]:
+    """A UNet's state dict under lvdm keys.
+
+    Args:
+        config: lvdm's constructor arguments.
+        student: None for a teacher; else the number of energies whose inputs it has.
+        seed: Of the weights.
+    """
+    from diffusers import UNet3DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet3DConditionModel(**unet_arguments(config))
+        channels = config["model_channels"]
+        if student is not None:
+            unet.time_embedding.cond_proj = GuidanceProjection(channels, 256, 256 * student)
+        for parameter in unet.parameters():  # layers that start at zero would hide mistakes
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        width = 4 * channels
+        shapes = ((width, channels), (width,), (width, width), (width,))
+        state = lvdm_state(config, unet)
+        state |= {key: 0.2 * torch.randn(shape) for key, shape in zip(FPS_KEYS, shapes, strict=True)}
+    return state
+
+
+def whole_state(config: dict[str, Any] = CONFIG, seed: int = 0) -> dict[str, Tensor]:
+    """Every key of a model.ckpt, schedule tables included."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    arch = Architecture.from_config(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = AutoencoderKL(**vae_arguments(arch.ddconfig, arch.embed_dim, arch.scale)).state_dict()
+        text = CLIPTextModel(CLIPTextConfig(**text_arguments(arch.text, arch.layer))).state_dict()
+        text = {key.removeprefix("text_model."): value for key, value in text.items()}
+        used, unused = rename_text(arch.text, arch.layer)
+        parts = {
+            "unet": unet_state(arch.unet, seed=seed),
+            "vae": {key: vae[name] for key, name in rename_vae(arch.ddconfig).items()},
+            "text": {
+                key: text[names] if isinstance(names, str) else torch.cat([text[name] for name in names])
+                for key, names in used.items()
+            }
+            | {key: torch.randn(2) for key in unused},
+        }
+    for key in [key for key in parts["vae"] if ".attn_1." in key and "norm" not in key and key.endswith("weight")]:
+        parts["vae"][key] = parts["vae"][key][..., None, None]
+    state = {PARTS[part] + key: value for part, values in parts.items() for key, value in values.items()}
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    state |= {key: torch.zeros(1000) for key in BUFFERS}
+    return {**state, "alphas_cumprod": torch.cumprod(1 - betas, 0).float()}
+
+
+def write(folder: Path, *, wrapped: bool = True) -> tuple[Path, Path]:
+    """Write model.ckpt and config.json; their paths."""
+    state = {key: value.contiguous() for key, value in whole_state().items()}
+    torch.save({"state_dict": state} if wrapped else state, folder / "model.ckpt")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder / "model.ckpt", folder / "config.json"
