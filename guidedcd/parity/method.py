@@ -29,7 +29,7 @@ def compute(folder: Path) -> Results:
 
 def _tensors(found: Results, folder: Path, file: Tensors) -> None:
     keys = set(file.keys)
-    if _any(keys, r"(ddim\d+\.|emb\.|scalings\.|alphas_cumprod_).*"):
+    if _any(keys, r"ddim\d+\..+|emb\.w|scalings\.t|alphas_cumprod_official_f32"):
         found[file.name] = tables.tables(file)
     elif {"x_init", "model_outputs"} <= keys:
         found[file.name] = tables.trajectory(file)
