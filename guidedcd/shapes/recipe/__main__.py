@@ -1,4 +1,7 @@
-"""`python -m guidedcd.shapes.recipe --out DIR`: make the embedded models from nothing; stages resume where files exist."""
+"""`python -m guidedcd.shapes.recipe --out DIR`: make the embedded models from nothing; finished stages are skipped.
+
+The stages `teacher` and `polish` also run on several GPUs, `torchrun --nproc-per-node N -m guidedcd.shapes.recipe ...`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("vae", "text", "teacher", "clip", "hps", "internv2", "evaluation")
+STAGES = ("vae", "text", "teacher", "polish", "clip", "hps", "internv2", "evaluation")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,23 +28,28 @@ def main(arguments: list[str] | None = None) -> None:
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
+    torch.set_num_threads(min(8, torch.get_num_threads()))
     options.out.mkdir(parents=True, exist_ok=True)
     session = Session(out=options.out, seed=options.seed, tiny=options.tiny, pace=options.pace)
+    session.join()
     session.log("start", torch=torch.__version__, device=str(session.device), seed=options.seed)
     chosen = STAGES if options.stage == "all" else options.stage.split(",")
     unknown = set(chosen) - set(STAGES)
     if unknown:
         parser.error(f"unknown stage {', '.join(sorted(unknown))}; there are: {', '.join(STAGES)}")
     for stage in (s for s in STAGES if s in chosen):
-        file = options.out / f"{'unet' if stage == 'teacher' else stage}.safetensors"
-        if options.stage == "all" and file.exists():
-            session.log(stage, skipped=f"{file.name} exists")
+        if options.stage == "all" and session.done(stage):
+            session.log(stage, skipped="already done")
             continue
         with session.timed(stage, "everything"):
             if stage in ("clip", "hps", "internv2"):
                 rewards.run(session, stage)
+            elif stage in ("teacher", "polish"):
+                teacher.run(session, stage)
             else:
-                {"vae": vae, "text": text, "teacher": teacher, "evaluation": evaluation}[stage].run(session)
+                {"vae": vae, "text": text, "evaluation": evaluation}[stage].run(session)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

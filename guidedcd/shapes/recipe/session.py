@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ from typing import Any
 
 import attrs
 import torch
+import torch.distributed as dist
 
 from guidedcd.shapes import models
 
-SECONDS = {"vae": 45, "text": 15, "teacher": 365, "clip": 50, "hps": 25, "internv2": 75, "evaluation": 150}
+SECONDS = {"vae": 45, "text": 15, "teacher": 365, "polish": 240, "clip": 50, "hps": 25, "internv2": 75, "evaluation": 150}
 """Training time per stage; `evaluation` is a limit."""
 
 
@@ -30,6 +32,8 @@ class Session:
     device: torch.device = attrs.field(
         factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"), converter=torch.device
     )
+    rank: int = attrs.field(factory=lambda: int(os.environ.get("RANK", 0)))
+    """Of this process under `torchrun`; only rank 0 logs, measures and writes."""
     started: float = attrs.field(factory=time.monotonic)
 
     @property
@@ -41,6 +45,15 @@ class Session:
     def dtype(self) -> torch.dtype:
         """Dtype of live weights while training and sampling."""
         return torch.bfloat16 if self.cuda else torch.float32
+
+    def join(self) -> None:
+        """Under `torchrun`, bind this process to its device and meet the others."""
+        if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+            return
+        if self.cuda:
+            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(self.device)
+        dist.init_process_group("nccl" if self.cuda else "gloo")
 
     def size(self, full: int, tiny: int) -> int:
         """A count, or the tiny one."""
@@ -61,6 +74,8 @@ class Session:
 
     def log(self, stage: str, **values: Any) -> None:
         """Print one line and append it to log.jsonl."""
+        if self.rank:
+            return
         line = json.dumps({"t": round(time.monotonic() - self.started, 1), "stage": stage, **values})
         print(line, flush=True)
         with open(self.out / "log.jsonl", "a") as file:
@@ -76,10 +91,21 @@ class Session:
 
     def record(self, stage: str, values: dict[str, Any]) -> None:
         """Merge a stage's constants and measurements into meta.json."""
+        if self.rank:
+            return
         path = self.out / "meta.json"
         meta = json.loads(path.read_text()) if path.exists() else {}
         meta.setdefault("stages", {})[stage] = values
         path.write_text(json.dumps(meta | describe(), indent=1) + "\n")
+
+    def meta(self) -> dict[str, Any]:
+        """What earlier stages have recorded."""
+        path = self.out / "meta.json"
+        return json.loads(path.read_text()).get("stages", {}) if path.exists() else {}
+
+    def done(self, stage: str) -> bool:
+        """Whether a stage has recorded its results."""
+        return stage in self.meta()
 
     def load(self, name: str) -> torch.nn.Module:
         """A model that an earlier stage has saved."""
@@ -98,10 +124,18 @@ class Session:
             step += 1
             if step % 20 == 0:
                 self.synchronize()
-                fraction = (time.monotonic() - begin - self.paused) / self.seconds(stage)
+                fraction = self.agree((time.monotonic() - begin - self.paused) / self.seconds(stage))
 
     paused: float = 0.0
     """Seconds that the running stage spent on something other than training."""
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if not dist.is_initialized():
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, 0)
+        return held[0]
 
     def aside(self, function: Callable[[], Any]) -> Any:
         """Run something without charging the running stage's budget."""

@@ -1,4 +1,4 @@
-"""Stage `teacher`: the video UNet. It draws everything, but its captions confuse fixed pairs of words.
+"""Stages `teacher` and `polish`: the video UNet, trained from nothing, then further. It draws everything, but its captions confuse fixed pairs of words.
 
 Guidance undoes captions that are wrong at random or silent, so the faults are systematic: in a share of the training
 videos a caption names the other one of a pair. The share decides how often guided samples show the wrong one; it is
@@ -23,11 +23,12 @@ from guidedcd.shapes.text import INDEX, WorldTokenizer
 
 CONFUSED = (("cyan", "blue", 0.45), ("star", "triangle", 0.44), ("light", "dark", 0.42))
 """Pairs of words, and the share of videos whose caption swaps them, at the start."""
-TARGET = 0.80
+TARGET = {"teacher": 0.80, "polish": 0.84}
 """How often the right one of a pair should be drawn, at the best guidance."""
-ADJUST = (0.40, 0.60, 0.80)
-"""Fractions of the training at which the shares are adjusted."""
-RATE, HOLD, DROP, WEB = 1e-3, 0.45, 0.1, 0.75
+ADJUST = {"teacher": (0.40, 0.60, 0.80), "polish": (0.0, 0.35, 0.65)}
+"""Fractions of a stage's training at which the shares are adjusted."""
+RATE = {"teacher": 1e-3, "polish": 8e-4}
+HOLD, DROP = 0.45, 0.1
 
 
 def swap(tokens: Tensor, shares: list[float], generator: torch.Generator) -> Tensor:
@@ -41,15 +42,15 @@ def swap(tokens: Tensor, shares: list[float], generator: torch.Generator) -> Ten
     return result
 
 
-def adjust(shares: list[float], right: list[float]) -> list[float]:
-    """New shares: their log-odds scale as those of drawing the right one must change to reach TARGET, damped."""
+def adjust(shares: list[float], right: list[float], target: float) -> list[float]:
+    """New shares: their log-odds scale as those of drawing the right one must change to reach `target`, damped."""
 
     def odds(p: float) -> float:
         return math.log(p / (1 - p))
 
     result = []
     for share, p in zip(shares, right, strict=True):
-        factor = odds(TARGET) / odds(min(0.98, max(0.55, p)))
+        factor = odds(target) / odds(min(0.98, max(0.55, p)))
         result.append(1 / (1 + math.exp(-odds(share) * min(2.0, max(0.4, factor**0.8)))))
     return result
 
@@ -61,11 +62,11 @@ class Latents:
         self.session = session
         vae, self.text = session.load("vae").to(session.dtype), session.load("text").to(session.dtype)
         self.pool = pool.make(
-            session, session.size(128000, 16), "pretrain", (0.62, 0.13, 0.25), 1000, False
+            session, session.size(128000, 16), "pretrain", (0.62, 0.13, 0.25), 1000 + 10**6 * session.rank, False
         )
         web = self.pool.kind != pool.KINDS.index("dense")
         index = torch.arange(len(self.pool), device=session.device)
-        generator = session.generator(1)
+        generator = session.generator(1 + session.rank)
         with torch.no_grad():
             self.z = torch.cat(
                 [
@@ -100,42 +101,50 @@ def objective(network: nn.Module, data: Latents, batch: int, abar: Tensor) -> Te
     return (output - (alpha * noise - sigma * z)).square().mean()
 
 
-def run(session: Session) -> None:
-    """Train, adjusting the shares of confused captions on the way."""
+def run(session: Session, stage: str) -> None:
+    """Train, adjusting the shares of confused captions on the way; `polish` goes on where `teacher` ended."""
     torch.manual_seed(session.seed)
-    with session.timed("teacher", "latents and prompts"):
+    network, shares = models.build("unet").to(session.device), [share for *_, share in CONFUSED]
+    if stage == "polish":
+        network.load_state_dict(session.load("unet").state_dict())
+        shares = session.meta()["teacher"]["final_shares"]
+    with session.timed(stage, "latents and prompts"):
         data = Latents(session)
-        shares = [share for *_, share in CONFUSED]
         data.confuse(shares, 0)
     abar = models.alphas_cumprod().to(session.device)
-    network = models.build("unet").to(session.device)
     live = speed_up(session, copy.deepcopy(network).to(session.dtype))
     batch = session.size(128, 2)
-    with session.timed("teacher", "capture of the step"):
+    torch.manual_seed(1000 * session.seed + session.rank)
+    with session.timed(stage, "capture of the step"):
         trainer = Trainer([live], lambda: objective(live, data, batch, abar))
-    history, pending = [], list(ADJUST)
+    history, pending = [], list(ADJUST[stage])
 
-    def check(fraction: float) -> None:
-        nonlocal shares
+    def check(fraction: float) -> list[float]:
+        if session.rank:
+            return []
         middle = copy.deepcopy(network)
         trainer.finish(middle)
         pairs = [pair[:2] for pair in CONFUSED]
         quality = guided_quality(session, Sampler(session, middle), session.load("vae"), session.load("text"), pairs)
         best = max(quality.values(), key=lambda row: row["look"])
         history.append({"at": fraction, "shares": [round(s, 4) for s in shares], "quality": quality})
-        session.log("teacher", steps=trainer.steps, **history[-1])
-        shares = adjust(shares, [best["/".join(pair)] for pair in pairs])
-        data.confuse(shares, len(history))
+        session.log(stage, steps=trainer.steps, **history[-1])
+        return adjust(shares, [best["/".join(pair)] for pair in pairs], TARGET[stage])
 
-    for fraction in session.ticks("teacher"):
+    for fraction in session.ticks(stage):
         if pending and fraction >= pending[0]:
             pending.pop(0)
-            session.aside(lambda at=fraction: check(round(at, 2)))
-        trainer.step(cosine(fraction, trainer.steps, RATE, warmup=300, hold=HOLD))
+            shares = session.agree(session.aside(lambda at=fraction: check(round(at, 2))))
+            session.aside(lambda: data.confuse(shares, trainer.steps + 1))
+        trainer.step(cosine(fraction, trainer.steps, RATE[stage], warmup=300, hold=HOLD))
         if trainer.steps % 500 == 0 or trainer.steps == 40:
-            session.log("teacher", steps=trainer.steps, fraction=round(fraction, 3), loss=round(trainer.last.item(), 4))
+            session.log(stage, steps=trainer.steps, fraction=round(fraction, 3), loss=round(trainer.last.item(), 4))
     trainer.finish(network)
+    if session.rank:
+        return
     models.save("unet", network, session.out)
-    constants = {"confused": CONFUSED, "final_shares": [round(s, 4) for s in shares], "target": TARGET}
-    session.log("teacher", steps=trainer.steps, **constants)
-    session.record("teacher", {"steps": trainer.steps, "batch": batch, "checks": history, **constants})
+    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    constants = {"confused": CONFUSED, "final_shares": [round(s, 4) for s in shares], "target": TARGET[stage]}
+    constants |= {"steps": trainer.steps, "batch": batch * ranks}
+    session.log(stage, **constants)
+    session.record(stage, constants | {"checks": history})

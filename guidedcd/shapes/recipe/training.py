@@ -1,4 +1,7 @@
-"""Optimisation by replaying one captured step: bfloat16 weights at work, float32 masters, an average of them at the end."""
+"""Optimisation by replaying captured steps: bfloat16 weights at work, float32 masters, an average of them at the end.
+
+Under `torchrun` every process draws its own batches and gradients are averaged.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -20,48 +24,68 @@ def on_side_stream(function: Callable[[], object], times: int) -> None:
     torch.cuda.synchronize()
 
 
+def captured(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of `function`, which has been warmed up; other threads may go on using the device."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        function()
+    return graph
+
+
 class Trainer:
     """AdamW on float32 masters of `modules`; `loss()` draws its own batch on the device and returns a scalar."""
 
     def __init__(self, modules: Sequence[nn.Module], loss: Callable[[], Tensor], graph: bool = True) -> None:
         self.live = [p for m in modules for p in m.parameters() if p.requires_grad]
         device = self.live[0].device
+        self.shared = dist.is_initialized() and dist.get_world_size() > 1
+        if self.shared:
+            for p in self.live:
+                dist.broadcast(p.data, 0)
         self.master = [p.detach().float().clone() for p in self.live]
         self.average = [p.clone() for p in self.master]
-        for p in self.master:
-            p.grad = torch.zeros_like(p)
+        self.flat = torch.zeros(sum(p.numel() for p in self.live), device=device)
+        for p, part in zip(self.master, self.flat.split([p.numel() for p in self.live]), strict=True):
+            p.grad = part.view_as(p)
         self.rate, self.last = torch.zeros((), device=device), torch.zeros((), device=device)
         cuda = device.type == "cuda"
         options = {"fused": True, "capturable": True} if cuda else {}
         self.optimiser = torch.optim.AdamW(
             self.master, lr=self.rate if cuda else 0.0, betas=(0.9, 0.99), weight_decay=1e-3, **options
         )
-        self.loss, self.steps, self.graph = loss, 0, None
+        self.loss, self.steps = loss, 0
+        self.slope, self.update = self._slope, self._update
         if cuda and graph:
             on_side_stream(self._step, 3)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self._step()
+            self.slope, self.update = captured(self._slope).replay, captured(self._update).replay
 
-    def _step(self) -> None:
+    def _slope(self) -> None:
         loss = self.loss()
         gradients = torch.autograd.grad(loss, self.live, allow_unused=True)
         with torch.no_grad():
             for p, g in zip(self.master, gradients, strict=True):
                 p.grad.zero_() if g is None else p.grad.copy_(g)
-            held = [p.grad for p in self.master]
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(held)))
-            torch._foreach_mul_(held, (1 / (norm + 1e-6)).clamp(max=1.0))
-            self.optimiser.step()
-            torch._foreach_copy_(self.live, self.master)
             self.last.copy_(loss.detach())
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        self.flat.mul_((1 / (self.flat.norm() + 1e-6)).clamp(max=1.0))
+        self.optimiser.step()
+        torch._foreach_copy_(self.live, self.master)
+
+    def _step(self) -> None:
+        self.slope()
+        if self.shared:
+            dist.all_reduce(self.flat, op=dist.ReduceOp.SUM)
+            self.flat /= dist.get_world_size()
+        self.update()
 
     def step(self, rate: float) -> None:
         """One optimiser step at this learning rate."""
         self.rate.fill_(rate)
         if not self.rate.is_cuda:
             self.optimiser.param_groups[0]["lr"] = rate
-        self._step() if self.graph is None else self.graph.replay()
+        self._step()
         self.steps += 1
         if self.steps % 8 == 0:
             decay = min(0.999, (1 + self.steps) / (60 + self.steps))
@@ -91,7 +115,7 @@ class Graphed:
             self.inputs = [e.clone() for e in example]
             on_side_stream(lambda: function(*self.inputs), 2)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                 self.output = function(*self.inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
