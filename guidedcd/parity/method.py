@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from guidedcd.files import read_json
-from guidedcd.parity import Results, Tolerance, attention, going_on, networks, tables
+from guidedcd.parity import Results, Tolerance, algorithm, attention, going_on, networks, tables
 from guidedcd.parity.inputs import Tensors, files, settings
 
 
@@ -43,7 +43,7 @@ def _tensors(found: Results, folder: Path, file: Tensors) -> None:
         found[file.name] = networks.forward(file)
     elif {"latents", "noise", "prompt_embeds", "uncond_prompt_embeds"} <= keys:
         runs = {path.stem: settings(path) for path in sorted(folder.glob("golden*.json"))}
-        found |= networks.algorithm1(folder, file, runs or {"golden_f64": {}})
+        found |= algorithm.algorithm1(folder, file, runs or {"golden_f64": {}})
     elif {"latents", "prompt_embeds"} <= keys:
         options = _options(folder, file, {"steps", "origin", "w"})
         if options is not None:
