@@ -48,7 +48,11 @@ def motion_phrase(scene: Scene, rng: random.Random, speed: bool = True, gerund: 
     if scene.motion == STILL:
         return "staying still" if gerund else "stays still"
     form = 0 if gerund else 1
-    verb = ("orbiting", "orbits")[form] if scene.motion == ORBIT else f"{rng.choice(VERBS)[form]} {world.MOTIONS[scene.motion]}"
+    verb = (
+        ("orbiting", "orbits")[form]
+        if scene.motion == ORBIT
+        else f"{rng.choice(VERBS)[form]} {world.MOTIONS[scene.motion]}"
+    )
     return f"{rng.choice(ADVERBS[scene.speed])} {verb}" if speed else verb
 
 

@@ -65,17 +65,20 @@ def convolve(self: TemporalConvLayer, hidden_states: Tensor, num_frames: int = 1
     return (x + y).transpose(1, 2).reshape(n, c, h, w)
 
 
-def speed_up(network: nn.Module, frames: int, temporal: object | None = None) -> nn.Module:
-    """Switch a UNet3DConditionModel to the fast paths, in place; for inference, or training without dropout.
+def speed_up(network: nn.Module, frames: int, temporal: object | None = None, convolutions: bool = True) -> nn.Module:
+    """Switch a UNet3DConditionModel to the fast paths, in place; the output equals the stock one up to rounding.
 
-    The output equals that of the stock network in eval mode up to rounding. `temporal` may replace the processor
-    of the attention over frames.
+    Args:
+        network: In eval mode, or trained without dropout.
+        frames: Per video.
+        temporal: Another processor for the attention over frames.
+        convolutions: Also the temporal convolutions, which then have no dropout; a gain on GPUs only.
     """
     for name, module in network.named_modules():
         if isinstance(module, Attention):
             over_frames = "temp_attentions" in name or "transformer_in" in name
             module.set_processor((temporal or Temporal()) if over_frames else Spatial(frames))
-        elif isinstance(module, TemporalConvLayer):
+        elif convolutions and isinstance(module, TemporalConvLayer):
             module.forward = types.MethodType(convolve, module)
     return network
 

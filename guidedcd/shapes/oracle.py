@@ -182,7 +182,9 @@ class Oracle:
             "size": ((size == truth["size"][:, 0]) & main.present).float(),
             "background": (background == truth["background"]).float(),
             "motion": ((main.motion == truth["motion"]) & main.present).float(),
-            "speed-class": torch.where(truth["motion"] > 0, ((pace == truth["speed"]) & (main.motion > 0)).float(), nan),
+            "speed-class": torch.where(
+                truth["motion"] > 0, ((pace == truth["speed"]) & (main.motion > 0)).float(), nan
+            ),
             "second": torch.where(two, also.float(), nan),
             "direction": torch.where(straight & main.present, direction, nan),
             "speed": torch.where(main.present, main.speed, 0.0),

@@ -53,4 +53,6 @@ def truth(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     unknown = [p.text for p in prompts if p.scene is None]
     if unknown:
         raise GuidedCDError(f"the oracle needs prompts with a known scene; '{unknown[0]}' has none.")
-    return world.pack([Scene(**{k: tuple(v) if isinstance(v, list) else v for k, v in p.scene.items()}) for p in prompts])
+    return world.pack(
+        [Scene(**{k: tuple(v) if isinstance(v, list) else v for k, v in p.scene.items()}) for p in prompts]
+    )

@@ -26,7 +26,14 @@ BACKGROUNDS = ("light", "gray", "dark", "gradient", "striped")
 RELATIONS = ("beside", "above")
 STILL, ORBIT = 0, 5
 
-RGB = ((0.90, 0.12, 0.12), (0.95, 0.90, 0.10), (0.10, 0.72, 0.20), (0.10, 0.80, 0.85), (0.15, 0.28, 0.95), (0.95, 0.20, 0.80))
+RGB = (
+    (0.90, 0.12, 0.12),
+    (0.95, 0.90, 0.10),
+    (0.10, 0.72, 0.20),
+    (0.10, 0.80, 0.85),
+    (0.15, 0.28, 0.95),
+    (0.95, 0.20, 0.80),
+)
 RADII = (6.5, 9.5)
 VELOCITY = (0.8, 1.8, 3.0)
 """Pixels per frame, by speed."""
@@ -66,9 +73,7 @@ def constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.flo
     return torch.tensor(values, device=device, dtype=dtype)
 
 
-def sample_scene(
-    rng: random.Random, bias: str = "pretrain", two: float = 0.2, unseen: bool | None = False
-) -> Scene:
+def sample_scene(rng: random.Random, bias: str = "pretrain", two: float = 0.2, unseen: bool | None = False) -> Scene:
     """Draw a scene.
 
     Args:
@@ -187,9 +192,7 @@ def trajectories(truth: dict[str, Tensor], generator: torch.Generator | None = N
     return torch.stack([start[:, None] + offset, rest[:, None].expand(b, FRAMES, 2)], 1), r
 
 
-def render(
-    truth: dict[str, Tensor], web: bool | Tensor = False, generator: torch.Generator | None = None
-) -> Tensor:
+def render(truth: dict[str, Tensor], web: bool | Tensor = False, generator: torch.Generator | None = None) -> Tensor:
     """Draw packed scenes.
 
     Args:
@@ -207,7 +210,9 @@ def render(
 
     center, r = trajectories(truth, generator)
     cover = masks(truth["shape"][:, :, None].expand(b, 2, FRAMES), r[:, :, None].expand(b, 2, FRAMES), center)
-    cover = cover * torch.stack([torch.ones(b, device=device), (truth["objects"] == 2).float()], 1)[:, :, None, None, None]
+    cover = (
+        cover * torch.stack([torch.ones(b, device=device), (truth["objects"] == 2).float()], 1)[:, :, None, None, None]
+    )
     background = truth["background"]
     level = constant(LEVEL, device)[background] + 0.05 * (rand(b) * 2 - 1)
     amplitude = constant(AMPLITUDE, device)[background] * (1 + 0.1 * (rand(b) * 2 - 1))

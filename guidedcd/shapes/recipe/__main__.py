@@ -17,7 +17,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(prog="python -m guidedcd.shapes.recipe", description=__doc__)
     parser.add_argument("--stage", default="all", help=f"all, or some of {', '.join(STAGES)}, joined by commas")
-    parser.add_argument("--out", type=Path, required=True, help="folder for weights, meta.json, log.jsonl and sheet.png")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for weights, meta.json, log.jsonl and sheet.png"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pace", type=float, default=1.0, help="multiplies every stage's training time")
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything, on any machine")

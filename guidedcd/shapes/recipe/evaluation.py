@@ -22,8 +22,15 @@ SCALES = (0.0, 0.03, 0.1, 0.2, 0.3, 0.5, 0.8)
 def grid() -> list[tuple[str, str, int, float]]:
     """Prompt kind, solver, steps, guidance."""
     rows = [("full", "ddim", 50, g) for g in (3.0, 1.0, 2.0, 5.0, 7.5)]
-    rows += [("full", solver, s, g) for s in (8, 4, 2, 1) for solver in ("ddim", "dpm") for g in (1.0, 2.0, 3.0, 5.0, 7.5)]
-    rows += [("full", "dpm", 50, 3.0), ("dense", "ddim", 50, 3.0), ("no-motion", "ddim", 50, 3.0), ("no-motion", "ddim", 4, 3.0)]
+    rows += [
+        ("full", solver, s, g) for s in (8, 4, 2, 1) for solver in ("ddim", "dpm") for g in (1.0, 2.0, 3.0, 5.0, 7.5)
+    ]
+    rows += [
+        ("full", "dpm", 50, 3.0),
+        ("dense", "ddim", 50, 3.0),
+        ("no-motion", "ddim", 50, 3.0),
+        ("no-motion", "ddim", 4, 3.0),
+    ]
     return rows
 
 

@@ -131,9 +131,7 @@ class Words:
         return torch.where(self.group[ids] == group[:, None], self.member[group[:, None], other], ids)
 
 
-def contrast(
-    picture: Tensor, caption: Tensor, negative: Tensor, usable: Tensor, agree: Tensor, scale: float
-) -> Tensor:
+def contrast(picture: Tensor, caption: Tensor, negative: Tensor, usable: Tensor, agree: Tensor, scale: float) -> Tensor:
     """Contrastive loss with hard negatives.
 
     Args:

@@ -49,9 +49,7 @@ def _part(job: tuple[int, int, str, tuple[float, ...], bool | None]) -> tuple[di
     return truth, tokens.to(torch.int16).numpy(), torch.tensor(kinds).numpy()
 
 
-def make(
-    session: Session, count: int, bias: str, shares: tuple[float, ...], seed: int, unseen: bool | None
-) -> Pool:
+def make(session: Session, count: int, bias: str, shares: tuple[float, ...], seed: int, unseen: bool | None) -> Pool:
     """Draw scenes and captions.
 
     Args:

@@ -29,7 +29,9 @@ _galleries: dict[int, judges.Gallery] = {}
 def look(name: str, model: nn.Module, video: Tensor) -> Tensor:
     """Unit vectors (B, E) of frames (B, T, 3, H, W) in [0, 1]; image judges are shown T = 1."""
     device, dtype = video.device, next(model.parameters()).dtype
-    mean, std = (world.constant(x, device)[:, None, None] for x in models.NORMALISE["internv2" if name == "internv2" else "clip"])
+    mean, std = (
+        world.constant(x, device)[:, None, None] for x in models.NORMALISE["internv2" if name == "internv2" else "clip"]
+    )
     pixels = ((video - mean) / std).to(dtype)
     features = model.encode_video(pixels) if name == "internv2" else model.encode_image(pixels[:, 0])
     return nnf.normalize(features.float(), dim=-1)
@@ -54,7 +56,9 @@ def run(session: Session, name: str) -> None:
     live = copy.deepcopy(model).to(session.dtype)
     context, edges = models.CONTEXT[name], torch.tensor(PICK[name][:-1], device=session.device).cumsum(0)
     batch = session.size(256, 4)
-    visible = torch.arange(len(judges.VALUES) + 1, device=session.device) < (len(judges.VALUES) if name == "internv2" else LOOKS)
+    visible = torch.arange(len(judges.VALUES) + 1, device=session.device) < (
+        len(judges.VALUES) if name == "internv2" else LOOKS
+    )
 
     def loss() -> Tensor:
         index = torch.randint(0, len(shown.video), (batch,), device=session.device)
@@ -145,6 +149,10 @@ def measure(session: Session, name: str, model: nn.Module) -> dict[str, dict[str
                 table.setdefault(kind, {})[attribute] = accuracy(good, bad)
             if not dense and attribute == "shape":
                 worse = look(name, model, world.degrade(video, generator=session.generator(12))[:, every])
-                table["quality"] = {"clean over web": accuracy((look(name, model, video[:, every]) * texts[0]).sum(-1), (worse * texts[0]).sum(-1))}
+                table["quality"] = {
+                    "clean over web": accuracy(
+                        (look(name, model, video[:, every]) * texts[0]).sum(-1), (worse * texts[0]).sum(-1)
+                    )
+                }
                 table["score"] = {"right": round(good.mean().item(), 3), "wrong shape": round(bad.mean().item(), 3)}
     return table

@@ -16,7 +16,16 @@ import torch.distributed as dist
 
 from guidedcd.shapes import models
 
-SECONDS = {"vae": 45, "text": 15, "teacher": 365, "polish": 240, "clip": 50, "hps": 25, "internv2": 75, "evaluation": 150}
+SECONDS = {
+    "vae": 45,
+    "text": 15,
+    "teacher": 365,
+    "polish": 240,
+    "clip": 50,
+    "hps": 25,
+    "internv2": 75,
+    "evaluation": 150,
+}
 """Training time per stage; `evaluation` is a limit."""
 
 
@@ -166,7 +175,7 @@ def describe() -> dict[str, Any]:
     from guidedcd.shapes import text, world
 
     return {
-        "models": models.CONFIGS,
+        **models.CONFIGS,
         "scheduler": models.SCHEDULER,
         "context": models.CONTEXT,
         "vocabulary": list(text.VOCABULARY),

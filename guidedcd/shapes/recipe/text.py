@@ -25,7 +25,9 @@ def targets(truth: dict[str, Tensor]) -> Tensor:
     rows = [truth[name][:, 0] for name in ("color", "shape", "size")]
     rows += [truth["motion"], torch.where(truth["motion"] > 0, truth["speed"], nothing), truth["background"]]
     rows += [truth["objects"] - 1]
-    rows += [torch.where(two, value, nothing) for value in (truth["relation"], truth["color"][:, 1], truth["shape"][:, 1])]
+    rows += [
+        torch.where(two, value, nothing) for value in (truth["relation"], truth["color"][:, 1], truth["shape"][:, 1])
+    ]
     return torch.stack(rows, 1)
 
 

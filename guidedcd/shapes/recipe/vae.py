@@ -84,7 +84,9 @@ def measure(session: Session, vae: nn.Module) -> dict[str, dict[str, float]]:
     """The oracle's means on ground truth and on reconstructions, clean and degraded."""
     rng, oracle = random.Random(5), Oracle(session.device)
     count = session.size(512, 4)
-    truth = world.to(world.pack([world.sample_scene(rng, "uniform", unseen=None) for _ in range(count)]), session.device)
+    truth = world.to(
+        world.pack([world.sample_scene(rng, "uniform", unseen=None) for _ in range(count)]), session.device
+    )
     result = {}
     for name, web in (("clean", False), ("web", True)):
         video = world.render(truth, web, session.generator(5))

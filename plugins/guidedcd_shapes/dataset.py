@@ -1,0 +1,71 @@
+"""Clips of moving shapes, drawn on demand: clip i of a seed is always the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import attrs
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from guidedcd.data import Clip
+from guidedcd.shapes import captions, world
+from guidedcd.teachers.protocol import Geometry
+from guidedcd_shapes import ShapesDataConfig
+
+
+class Shapes:
+    """The dataset `shapes`."""
+
+    def __init__(self, config: ShapesDataConfig) -> None:
+        """Keep the config."""
+        self.config = config
+
+    def open(self, geometry: Geometry) -> Sequence[Clip]:
+        """All clips, in the teacher's size."""
+        return Clips(self.config, geometry)
+
+
+class Clips(Sequence[Clip]):
+    """The clips of one config and geometry."""
+
+    def __init__(self, config: ShapesDataConfig, geometry: Geometry) -> None:
+        """Draw nothing yet."""
+        self.config, self.geometry = config, geometry
+
+    def __len__(self) -> int:
+        """How many clips."""
+        return self.config.size
+
+    def __getitem__(self, index: int) -> Clip:
+        """Draw clip `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        config = self.config
+        kind = ("web", "dense")[index % 2] if config.set == "mix" else config.set
+        rng = random.Random(f"clip {config.seed} {kind} {config.motion} {index}")
+        scene = world.sample_scene(rng, config.motion)
+        generator = torch.Generator().manual_seed(rng.getrandbits(62))
+        truth = world.pack([scene])
+        video = world.render(truth, kind == "web", generator)[0]
+        caption = (captions.short_caption if kind == "web" else captions.dense_caption)(scene, rng)
+        return Clip(
+            id=f"{kind}-{config.seed}-{index:06d}",
+            dataset="shapes",
+            caption=caption,
+            short_caption=caption if kind == "web" else None,
+            tags={"set": kind, "scene": attrs.asdict(scene)},
+            motion=0.0 if scene.motion == world.STILL else world.VELOCITY[scene.speed],
+            video=fit(video, self.geometry),
+        )
+
+
+def fit(video: Tensor, geometry: Geometry) -> Tensor:
+    """A video (F, 3, H, W) in another teacher's size: frames by the nearest time, pixels bilinearly."""
+    if video.shape[0] != geometry.frames:
+        video = video[torch.linspace(0, len(video) - 1, geometry.frames).round().long()]
+    if video.shape[-2:] != (geometry.height, geometry.width):
+        video = nnf.interpolate(video, (geometry.height, geometry.width), mode="bilinear", antialias=True)
+    return video

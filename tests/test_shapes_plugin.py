@@ -1,0 +1,130 @@
+"""The proving ground as components: teacher, dataset and metric."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from guidedcd.data import Clip, ClipError, Prompt
+from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import load_plugins
+from guidedcd.shapes import fast, models, prompts, world
+from guidedcd.teachers.protocol import Geometry
+
+GEOMETRY = Geometry(frames=8, height=48, width=48, fps=8.0, compression=4)
+needs_weights = pytest.mark.skipif(not (models.WEIGHTS / "unet.safetensors").exists(), reason="no embedded weights")
+
+
+def component(kind: str, name: str, **options):
+    """A built component."""
+    found = load_plugins().get(kind, name)
+    return found.build(found.config(**options))
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """The embedded teacher."""
+    return component("teacher", "shapes")
+
+
+@needs_weights
+def test_the_teacher_is_stock_and_small(teacher):
+    """Stock classes, weights of a few megabytes, latents of the stated shape, prompts of 128 tokens."""
+    files = {path.name: path.stat().st_size / 2**20 for path in models.WEIGHTS.glob("*.safetensors")}
+    video = world.render(world.pack([world.Scene(**prompts.evaluation_prompts(1)[0].scene)]))
+    z = teacher.encode(video)
+
+    assert type(teacher.network).__name__ == "UNet3DConditionModel"
+    assert max(files.values()) < 16 and sum(files.values()) < 20
+    assert tuple(z.shape[1:]) == teacher.geometry.latent_shape == models.LATENT
+    assert (teacher.decode(z, [0, 5]) - video[:, [0, 5]]).abs().mean() < 0.02
+    assert teacher.embed(["a red star"])["prompt_embeds"].shape == (1, 128, models.WIDTH)
+    assert teacher.schedule.prediction == "v"
+
+
+@needs_weights
+def test_fast_paths_are_exact(teacher):
+    """Processors and convolutions give the stock network's output, also in a deep copy, and change no key."""
+    stock, z = models.load("unet"), torch.randn(1, *models.LATENT, generator=torch.Generator().manual_seed(0))
+    inputs = z, torch.tensor([500]), teacher.embed(["a red star moving left"])["prompt_embeds"]
+    keys = list(stock.state_dict())
+    with torch.no_grad():
+        expected = stock(*inputs, return_dict=False)[0]
+        mine = teacher.net(z, inputs[1], {"prompt_embeds": inputs[2]})
+    quick = copy.deepcopy(fast.speed_up(stock, 8))
+    with torch.no_grad():
+        again = quick(*inputs, return_dict=False)[0]
+        torch.nn.init.zeros_(stock.conv_out.weight)
+
+    assert (mine - expected).abs().max() < 1e-5
+    assert (again - expected).abs().max() < 1e-5
+    assert list(quick.state_dict()) == keys
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    """The message names the missing files and the way to make them."""
+    with pytest.raises(GuidedCDError, match=r"lacks vae.safetensors.*guidedcd.shapes.recipe"):
+        component("teacher", "shapes", path=str(tmp_path))
+
+
+def test_clips_are_the_same_at_every_reading():
+    """Clip i depends on seed and set alone; the mixture alternates between its halves."""
+    mix, longer, other = (
+        component("dataset", "shapes", **o).open(GEOMETRY) for o in ({}, {"size": 30000}, {"seed": 1})
+    )
+    first, again = mix[3], longer[3]
+
+    assert torch.equal(first.video, again.video) and first.caption == again.caption
+    assert other[3].caption != first.caption
+    assert [mix[i].tags["set"] for i in range(4)] == ["web", "dense", "web", "dense"]
+    with pytest.raises(IndexError):
+        mix[len(mix)]
+
+
+@pytest.mark.parametrize("kind", ["web", "dense"])
+def test_clips_say_what_they_are(kind):
+    """Web clips have a short caption that equals their caption, dense ones only a long one; motion is their speed."""
+    clips = component("dataset", "shapes", set=kind).open(GEOMETRY)
+    read = [clips[i] for i in range(40)]
+
+    assert all(clip.video.shape == GEOMETRY.pixel_shape for clip in read)
+    assert all((clip.short_caption == clip.caption) == (kind == "web") for clip in read)
+    assert all((len(clip.caption.split()) > 77) == (kind == "dense") for clip in read)
+    assert len({clip.id for clip in read}) == len(read)
+    assert 2 < sum(clip.motion for clip in read) / len(read) < 3
+
+
+def test_clips_fit_other_teachers():
+    """A geometry with other frames and sizes gets resampled clips."""
+    geometry = Geometry(frames=5, height=32, width=64, fps=8.0)
+    video = component("dataset", "shapes").open(geometry)[0].video
+
+    assert video.shape == geometry.pixel_shape
+    assert -0.01 <= video.min() and video.max() <= 1.01
+
+
+def test_broken_videos_are_clip_errors():
+    """A clip refuses videos of another layout or dtype, and says which clip it was."""
+    for video in (torch.zeros(8, 48, 48, 3), torch.zeros(8, 3, 4, 4, dtype=torch.uint8)):
+        with pytest.raises(ClipError, match="clip 'a1'"):
+            Clip(id="a1", dataset="d", caption="c", video=video)
+
+
+def test_the_metric_judges_only_what_is_named():
+    """True videos score 1; unnamed motion is NaN and cannot spoil `all`; unknown prompts are NaN throughout."""
+    asked = [
+        *prompts.evaluation_prompts(6, 2, "full"),
+        *prompts.evaluation_prompts(6, 2, "no-motion"),
+        Prompt(text="a dog"),
+    ]
+    video = world.render(prompts.truth(asked[:-1]), generator=torch.Generator().manual_seed(0))
+    video[6:] = video[6:, :1]  # still, whatever the scene says
+    metric = component("metric", "shapes-oracle")
+    scores = metric(torch.cat([video, video[:1]]), asked)
+
+    assert scores["all"][:12].tolist() == [1.0] * 12
+    assert scores["motion"][6:].isnan().all() and not scores["motion"][:6].isnan().any()
+    assert all(value[12].isnan() for value in scores.values())
+    assert metric.applies(asked[0]) and not metric.applies(asked[-1])
