@@ -18,7 +18,7 @@ import attrs
 import torch
 
 import guidedcd
-from guidedcd import media, prompts, published, scoreboard
+from guidedcd import media, prompts, scoreboard, teacher_figures
 from guidedcd.bench import Baselines, Bench, Settings, steps_of
 from guidedcd.console import console, progress
 from guidedcd.errors import GuidedCDError
@@ -132,7 +132,7 @@ def _described(
         "headline": first[0] if first else None,
         "against": arms[1].name,
         "rows": [_row(arm, measured[arm.name], by_prompt[arm.name]) for arm in arms]
-        + published.rows(trained.teacher, trained.run.teacher.name, keys),
+        + teacher_figures.rows(trained.teacher, trained.run.teacher.name, keys),
         "differences": [
             {"row": arms[0].name, "against": arm.name, "split": split, "score": key, **paired(mine, theirs).to_dict()}
             for arm in arms[1:]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from guidedcd import measure, prompts, published, scoreboard
+from guidedcd import measure, prompts, scoreboard, teacher_figures
 from guidedcd.cli import main
 from guidedcd.compare import compare
 from guidedcd.data import Prompt
@@ -219,7 +219,7 @@ def test_the_embedded_teacher_has_a_card(monkeypatch):
     }
     models = "guidedcd.shapes.models"
     monkeypatch.setattr(f"{models}.meta", lambda: {"stages": {"evaluation": {"steps": steps}}})
-    (row,) = published.rows(object(), "shapes", {"all", "color"})
+    (row,) = teacher_figures.rows(object(), "shapes", {"all", "color"})
 
     assert (row["label"], row["evaluations"], row["omega"], row["source"]) == (
         "teacher, 50 steps",
@@ -229,7 +229,7 @@ def test_the_embedded_teacher_has_a_card(monkeypatch):
     )
     assert {k: v["mean"] for k, v in row["scores"]["motion"].items()} == {"all": 0.8, "color": 0.9}
     assert row["scores"]["no-motion"]["all"] == {"mean": 0.7, "low": None, "high": None, "n": None}
-    assert published.rows(object(), "other", {"all"}) == []
+    assert teacher_figures.rows(object(), "other", {"all"}) == []
 
 
 def test_repeated_seeds_are_refused(run):
