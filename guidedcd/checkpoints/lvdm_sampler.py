@@ -1,7 +1,7 @@
 """What the publishers' own scripts compute and this package does otherwise, to compare with them.
 
 VideoCrafter's DDIM sampler scales the clean latents, as the model was trained; T2V-Turbo distils without, as do we.
-T2V-Turbo's guidance embedding takes exponentials in float32, whose last bit depends on the machine.
+T2V-Turbo-v2's pipeline embeds the energy input in half precision; training did not.
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ def sample(
     return z
 
 
-def guidance_embedding(w: Tensor, width: int = 256, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The released code's embedding (B, width) of guidance strengths (B,), as its pipeline computes it in `dtype`.
+def half_embedding(w: Tensor, width: int = 256, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """The energy input's embedding (B, width) as T2V-Turbo-v2's pipeline computes it in half precision.
 
-    `guidedcd.student.guidance_scale_embedding` is the same function with exponentials that every machine rounds alike.
+    Phases are rounded before the sine, so it is another embedding than the one of training, which is
+    `guidedcd.student.guidance_scale_embedding`.
     """
     half = width // 2
     rate = torch.log(torch.tensor(10000.0)) / (half - 1)

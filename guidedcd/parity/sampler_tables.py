@@ -15,6 +15,7 @@ from guidedcd.conditioning import FpsEmbedding
 from guidedcd.parity.inputs import Tensors
 from guidedcd.sample import multistep, multistep_timesteps
 from guidedcd.schedule import NoiseSchedule
+from guidedcd.student import guidance_scale_embedding
 
 START, END, STEPS = 0.00085, 0.012, 1000
 
@@ -36,7 +37,7 @@ def schedules(file: Tensors) -> dict[str, Tensor]:
     if "guidance_embedding.w" in file:
         w = found["guidance_embedding.w"] = file["guidance_embedding.w"]
         for width in _numbers(file, r"guidance_embedding\.dim(\d+)") or [256]:
-            found[f"guidance_embedding.dim{width}"] = lvdm_sampler.guidance_embedding(w, width)
+            found[f"guidance_embedding.dim{width}"] = guidance_scale_embedding(w, width)
     if "sinusoid.t" in file:
         t = found["sinusoid.t"] = file["sinusoid.t"]
         for width in _numbers(file, r"sinusoid\.dim(\d+)") or [320]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from guidedcd.checkpoints import t2v_turbo, videocrafter2
 from guidedcd.checkpoints.architecture import Architecture
 from guidedcd.checkpoints.files import View, open_state
-from guidedcd.checkpoints.lvdm_sampler import guidance_embedding
+from guidedcd.checkpoints.lvdm_sampler import half_embedding
 from guidedcd.checkpoints.names import unet_config
 from guidedcd.checkpoints.tokens import tokenizer
 from guidedcd.conditioning import set_fps
@@ -27,6 +27,7 @@ from guidedcd.parity import Results, Tolerance
 from guidedcd.parity.inputs import Tensors
 from guidedcd.parity.recipe import generated
 from guidedcd.parity.sampler_tables import schedules, schedules_json
+from guidedcd.student import guidance_scale_embedding
 
 WHOLE = ("model.safetensors", "model.ckpt", "model.pt")
 STUDENT = ("unet.safetensors", "unet.pt", "unet_mg.pt", "unet_no_mg.pt")
@@ -185,11 +186,11 @@ def _low_rank(path: Path, config: Mapping[str, Any], io: Tensors) -> dict[str, T
 
 def _embeddings(io: Tensors) -> dict[str, Tensor]:
     """The embeddings of the guidance inputs, float32; the one in half precision is what the released pipeline used."""
-    out = {"omega_embedding": guidance_embedding(io["omega"])}
+    out = {"omega_embedding": guidance_scale_embedding(io["omega"])}
     if "lambda" in io:
-        out["lambda_embedding"] = guidance_embedding(io["lambda"])
-        out["lambda_zero_embedding"] = guidance_embedding(torch.zeros_like(io["lambda"]))
-        out["lambda_embedding_bf16"] = guidance_embedding(io["lambda"], dtype=torch.bfloat16).float()
+        out["lambda_embedding"] = guidance_scale_embedding(io["lambda"])
+        out["lambda_zero_embedding"] = guidance_scale_embedding(torch.zeros_like(io["lambda"]))
+        out["lambda_embedding_bf16"] = half_embedding(io["lambda"]).float()
     return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -61,7 +60,13 @@ def load_animatediff(
             motion = MotionAdapter.from_pretrained(path, subfolder="motion_adapter", **kept)
         else:
             motion = MotionAdapter.from_pretrained(adapter, **kept) if separate else None
-        if motion is None or _is_motion(path):
+        whole = UNetMotionModel.load_config(path, subfolder="unet").get("_class_name") == "UNetMotionModel"
+        if motion is None and not whole:
+            raise GuidedCDError(
+                f"{path} has no motion adapter; give one with --teacher.animatediff.adapter, "
+                "for example guoyww/animatediff-motion-adapter-v1-5-2"
+            )
+        if whole:
             unet = UNetMotionModel.from_pretrained(path, subfolder="unet", **kept)
             if motion is not None:
                 unet.load_motion_modules(motion)
@@ -98,9 +103,3 @@ def load_animatediff(
             compression=compression,
         ),
     )
-
-
-def _is_motion(path: str | Path) -> bool:
-    """Whether a local folder's UNet already has motion modules."""
-    config = Path(path, "unet", "config.json")
-    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("_class_name") == "UNetMotionModel"

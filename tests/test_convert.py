@@ -1,0 +1,145 @@
+"""From a published checkpoint to a diffusers folder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from guidedcd_unets import UNet3DConfig
+from guidedcd_unets.teachers import unet3d
+from safetensors.torch import load_file
+from tiny_checkpoint import write
+
+from guidedcd import convert
+from guidedcd.checkpoints.architecture import Architecture
+from guidedcd.checkpoints.videocrafter2 import load
+from guidedcd.cli import main
+from guidedcd.errors import GuidedCDError
+from guidedcd.reload import compare, repeated
+from guidedcd.teachers.videocrafter2 import load_videocrafter2
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """model.ckpt and config.json."""
+    return write(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(scope="module")
+def converted(checkpoint, tmp_path_factory):
+    """The folder that the command wrote, its self-test passed."""
+    out = tmp_path_factory.mktemp("converted") / "out"
+    with pytest.raises(SystemExit) as status:
+        main(["convert", "videocrafter2", str(checkpoint[0]), str(out), "--arch", str(checkpoint[1]), "--fps", "16"])
+    assert not status.value.code
+    return out
+
+
+def test_the_folder_is_complete(converted):
+    """Every part of a text-to-video pipeline, a card with the base's licence, nothing half-written beside it."""
+    index = json.loads((converted / "model_index.json").read_text())
+    card = (converted / "README.md").read_text()
+
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        assert part in index
+        assert any((converted / part).iterdir())
+    assert "VideoCrafter2" in card
+    assert "license_link: https://github.com/AILab-CVC/VideoCrafter" in card
+    assert [path.name for path in converted.parent.iterdir()] == ["out"]
+
+
+def test_the_folder_is_the_same_teacher(converted, checkpoint):
+    """Read as any diffusers folder it gives the checkpoint's outputs, text included."""
+    size = {"frames": 2, "height": 8, "width": 8}
+    ours = load_videocrafter2(checkpoint[0], arch=checkpoint[1], fps=16, **size)
+    theirs = unet3d(UNet3DConfig(path=str(converted), **size))
+    z, t = torch.randn(2, 4, 2, 8, 8), torch.tensor([20, 700])
+    cond, again = (teacher.embed(["A “red” cat!", ""]) for teacher in (ours, theirs))
+
+    torch.testing.assert_close(again["prompt_embeds"], cond["prompt_embeds"], atol=1e-6, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.net(z, t, again), ours.net(z, t, cond), atol=1e-5, rtol=0)
+        torch.testing.assert_close(theirs.decode(z), ours.decode(z), atol=1e-5, rtol=0)
+    assert torch.equal(theirs.schedule.alphas_cumprod, ours.schedule.alphas_cumprod)
+
+
+def test_text_encoders_have_the_names_that_every_transformers_reads(converted):
+    """Keys begin with text_model., which transformers 4 needs and 5 accepts."""
+    assert all(key.startswith("text_model.") for key in load_file(converted / "text_encoder" / "model.safetensors"))
+
+
+def test_a_folder_that_exists_is_never_overwritten(converted, checkpoint):
+    """The message names it; its files stay."""
+    with pytest.raises(GuidedCDError, match="exists already"):
+        convert.convert_videocrafter2(checkpoint[0], converted, arch=checkpoint[1])
+
+
+def test_a_failed_self_test_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    """A folder that does not repeat the numbers does not appear."""
+    monkeypatch.setattr(convert, "repeated", lambda *_: {k: torch.zeros(1) for k in ("unet",)})
+
+    with pytest.raises(GuidedCDError, match="self-test failed"):
+        convert.convert_videocrafter2(checkpoint[0], tmp_path / "out", arch=checkpoint[1])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["videocrafter", "FILE", "OUT"], "Did you mean 'videocrafter2'"),
+        (["videocrafter2", "NOWHERE", "OUT"], "hf download VideoCrafter/VideoCrafter2"),
+        (["videocrafter2", "FILE", "OUT"], "--arch"),
+        (["videocrafter2", "FILE", "OUT", "--fps", "7.5"], "fps must be a whole number"),
+        (["videocrafter2", "FILE", "OUT", "--fps", "0"], "fps must be a whole number"),
+        (["videocrafter2", "FILE", "OUT", "--dtype", "int8"], "--dtype"),
+        (["videocrafter2", "FILE", "OUT", "--arch", "NOWHERE"], "architecture file"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(checkpoint, tmp_path, capsys, words, message):
+    """Bad words, files, rates."""
+    places = {"FILE": str(checkpoint[0]), "OUT": str(tmp_path / "out"), "NOWHERE": str(tmp_path / "nowhere")}
+    with pytest.raises(SystemExit) as status:
+        main(["convert", *(places.get(word, word) for word in words)])
+    said = capsys.readouterr().err
+
+    assert status.value.code == 2
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_precision_folders_hold_half_precision(checkpoint, tmp_path, monkeypatch):
+    """--dtype reaches every weight."""
+    monkeypatch.setattr(convert, "repeated", lambda *_: {})
+    monkeypatch.setattr(convert, "compare", lambda *_: 0.0)
+    convert.convert_videocrafter2(checkpoint[0], tmp_path / "out", arch=checkpoint[1], dtype="bfloat16")
+
+    weights = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.bfloat16}
+
+
+def test_the_fresh_process_cannot_import_this_package(tmp_path):
+    """A self-test that needs guidedcd would prove nothing; its failure is one line."""
+    with pytest.raises(GuidedCDError, match=r"does not load in a fresh process \(.*guidedcd"):
+        repeated("import guidedcd", tmp_path, {"x": torch.zeros(1)}, {})
+
+
+def test_comparing_finds_numbers_shapes_and_ids_that_differ():
+    """Within the tolerance passes, beyond it, a wrong shape or a wrong id fails."""
+    wanted = {"a": torch.tensor([1.0, -2.0]), "ids": torch.tensor([1, 2])}
+
+    assert compare(wanted, {**wanted, "a": torch.tensor([1.0001, -2.0])}) == pytest.approx(5e-5, rel=0.01)
+    for wrong in ({"a": torch.tensor([1.1, -2.0])}, {"a": torch.zeros(3)}, {"ids": torch.tensor([1, 3])}):
+        with pytest.raises(GuidedCDError, match="self-test failed"):
+            compare(wanted, {**wanted, **wrong})
+    with pytest.raises(GuidedCDError, match="self-test failed"):
+        compare(wanted, {**wanted, "a": torch.tensor([float("nan"), -2.0])})
+
+
+def test_loading_reads_the_file_that_conversion_reads(checkpoint):
+    """A whole checkpoint of another size loads with its architecture."""
+    parts = load(checkpoint[0], fps=None, arch=Architecture.read(checkpoint[1]))
+
+    assert parts.unet.time_embedding.post_act is not None
+    assert len(parts.schedule) == 1000
