@@ -9,12 +9,13 @@ from typing import Any
 import attrs
 
 import guidedcd
-from guidedcd import media, prompts
+from guidedcd import media
 from guidedcd.console import console, progress
 from guidedcd.data import Prompt
 from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest, read_json
+from guidedcd.prompts import given
 from guidedcd.trained import batch_size, load, strengths, student_videos
 
 COPY_SEED = 1_000_003
@@ -23,7 +24,7 @@ COPY_SEED = 1_000_003
 
 def run_sample(
     folder: Path,
-    prompts_: str | Path | Sequence[str | Prompt],
+    prompts: str | Path | Sequence[str | Prompt],
     *,
     out: Path | None = None,
     steps: int | None = None,
@@ -42,7 +43,7 @@ def run_sample(
 
     Args:
         folder: A run's or a student's folder.
-        prompts_: A text, several, or a file (a Path, or "@FILE").
+        prompts: A text, several, or a file (a Path, or "@FILE").
         out: Where the videos go; `samples` in the run's folder by default.
         steps: Sampling steps, by default as the run's evaluation.
         omega: Guidance strength that the student is told, by default as the run's evaluation.
@@ -59,7 +60,7 @@ def run_sample(
     Returns:
         The mp4 files, in the order of the prompts, each prompt's videos together.
     """
-    wanted = prompts.given(prompts_)
+    wanted = given(prompts)
     for name, value in {"per-prompt": per_prompt, "enlarge": enlarge, "batch": batch, "steps": steps}.items():
         if value is not None and value < 1:
             raise GuidedCDError(f"--{name} must be at least 1, not {value}.")

@@ -18,8 +18,7 @@ class Flicker:
     alike. A video of one frame has no value (NaN), as in VBench.
     """
 
-    titles: ClassVar = {"temporal_flickering": "temporal flickering (VBench; 1 is none)"}
-    better: ClassVar = {"temporal_flickering": "higher"}
+    titles: ClassVar = {"temporal_flickering": "temporal flickering (VBench; 1 is none, but motion lowers it too)"}
 
     def __init__(self, config: FlickerConfig) -> None:
         """Take the config; there is nothing to set."""
