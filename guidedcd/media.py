@@ -165,13 +165,6 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def png_bytes(frame: np.ndarray) -> bytes:
-    """Encode one frame (H, W, 3) uint8 as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
 def contact_sheet(
     path: Path, videos: Sequence[Tensor], captions: Sequence[str], *, frames: int = 8, size: int = 96
 ) -> Path:

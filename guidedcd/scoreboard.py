@@ -14,6 +14,8 @@ from rich.table import Table
 Evaluation = Mapping[str, Any]
 OURS = "student"
 """Name of the row that is compared with the others."""
+FEWEST = 10
+"""Of fewer prompts no difference is called certain: their resamples are too much alike."""
 COLORS = {"good": "green", "bad": "red"}
 """Of differences that are certain and whose sense is known."""
 LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "title_justify": "left", "title_style": "bold"}
@@ -95,7 +97,9 @@ def difference(evaluation: Evaluation, against: str, split: str, key: str) -> Ma
 def verdict(evaluation: Evaluation, found: Mapping[str, Any] | None, key: str) -> str:
     """ "good" or "bad" where a difference is certain and its direction known, else nothing."""
     better = evaluation["metrics"].get(key, {}).get("better")
-    if not found or found["low"] is None or not better or not (found["low"] > 0 or found["high"] < 0):
+    if not found or found["low"] is None or not better or found["n"] < FEWEST:
+        return ""
+    if found["low"] <= 0 <= found["high"]:
         return ""
     return "good" if (found["low"] > 0) == (better == "higher") else "bad"
 

@@ -266,9 +266,9 @@ def test_runs_that_differ_in_prompts_are_not_paired(run, tmp_path):
 
 
 def test_the_summary_says_what_is_certain():
-    """Better or worse only where the interval leaves zero out and the direction is known."""
+    """Better or worse only where the interval leaves zero out, on enough prompts, and the direction is known."""
 
-    def evaluation(low: float, high: float, better: str = "higher") -> dict:
+    def evaluation(low: float, high: float, better: str = "higher", n: int = 32) -> dict:
         row = {"label": "student, 4 steps", "evaluations": 4, "seconds": 0.1, "omega": 1.0, "solver": ""}
         score = {"motion": {"all": {"mean": 0.7, "low": 0.6, "high": 0.8, "n": 32}}}
         rows = [{**row, "name": "student", "scores": score}]
@@ -280,13 +280,14 @@ def test_the_summary_says_what_is_certain():
             "splits": {"motion": {"title": "t", "prompts": ["p"]}},
             "metrics": {"all": {"title": "all right", "better": better}},
             "headline": "all",
-            "differences": [{**apart, "mean": (low + high) / 2, "low": low, "high": high, "n": 32}],
+            "differences": [{**apart, "mean": (low + high) / 2, "low": low, "high": high, "n": n}],
         }
 
     assert "better (+0.200, 95 % interval +0.100 to +0.300)" in scoreboard.summary(evaluation(0.1, 0.3))
     assert "worse" in scoreboard.summary(evaluation(-0.3, -0.1))
     assert "no certain difference" in scoreboard.summary(evaluation(-0.1, 0.3))
     assert "worse" in scoreboard.summary(evaluation(0.1, 0.3, "lower"))
+    assert "no certain difference" in scoreboard.summary(evaluation(0.1, 0.3, n=4))
 
 
 def test_the_command_evaluates_and_compares(run, tmp_path, capsys):

@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 def score(mean: float) -> dict:
     """A score with an interval."""
-    return {"mean": mean, "low": mean - 0.111, "high": mean + 0.122, "n": 2, "values": [mean, mean]}
+    return {"mean": mean, "low": mean - 0.111, "high": mean + 0.122, "n": 32, "values": [mean, mean]}
 
 
 def evaluation(folder: Path) -> dict:
@@ -82,7 +82,7 @@ def evaluation(folder: Path) -> dict:
             "mean": 0.178,
             "low": 0.033,
             "high": 0.295,
-            "n": 2,
+            "n": 32,
         }
         for s, k in (("motion", "all"), ("motion", "flow_px"), ("no-motion", "flow_px"))
     ]
