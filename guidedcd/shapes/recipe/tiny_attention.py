@@ -98,6 +98,7 @@ class Temporal:
         return attn.to_out[0](TinyAttention.apply(q, k, v, attn.heads, attn.scale))
 
 
+@torch.enable_grad()
 def error(device: torch.device, heads: int = 2, width: int = 32) -> float:
     """Largest difference to plain attention in float64, values and gradients, on random float32 input."""
     q, k, v, g = torch.randn(4, 301, 8, width, device=device).unbind()
