@@ -16,7 +16,7 @@ from guidedcd.card import write_card
 from guidedcd.checkpoints import videocrafter2
 from guidedcd.checkpoints.architecture import Architecture, check_fps
 from guidedcd.checkpoints.files import exists, open_state
-from guidedcd.checkpoints.tokens import clean, tokenizer, write_tokenizer
+from guidedcd.checkpoints.tokens import clean, possible, tokenizer, write_tokenizer
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing, write_json
@@ -35,11 +35,12 @@ vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
 out["vae.encode"] = vae.encode(given["image"].to(dtype)).latent_dist.mode()
 out["vae.decode"] = vae.decode(given["latent"].to(dtype)).sample
 text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", torch_dtype=dtype)
-tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-length = text.config.max_position_embeddings
-ids = tokenizer(options["prompts"], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-out["ids"] = ids.input_ids
-out["text"] = text(input_ids=ids.input_ids).last_hidden_state
+out["text"] = text(input_ids=given["ids"]).last_hidden_state
+if options["prompts"]:
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    length = text.config.max_position_embeddings
+    ids = tokenizer(options["prompts"], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    out["ids"] = ids.input_ids
 out["alphas_cumprod"] = DDIMScheduler.from_pretrained(folder, subfolder="scheduler").alphas_cumprod
 """
 
@@ -96,15 +97,22 @@ def convert_videocrafter2(
         del vae
         text = videocrafter2.load_text(architecture, views["text"], **kept)
         config = text.config
-        expected["ids"] = tokenizer(config.vocab_size)(list(PROMPTS), context_length=config.max_position_embeddings)
-        expected["text"] = text(input_ids=expected["ids"]).last_hidden_state
+        length, readable_words = config.max_position_embeddings, possible(config.vocab_size)
+        if readable_words:
+            expected["ids"] = tokenizer(config.vocab_size)(list(PROMPTS), context_length=length)
+            write_tokenizer(folder / "tokenizer", config.vocab_size, length)
+        else:
+            console.print(
+                f"convert  note: {config.vocab_size} tokens are no vocabulary of open_clip's, so no tokenizer is written"
+            )
+        given["ids"] = expected.get("ids", torch.arange(2 * length).reshape(2, -1) % config.vocab_size)
+        expected["text"] = text(input_ids=given["ids"]).last_hidden_state
         save_text(text, folder / "text_encoder")
-        write_tokenizer(folder / "tokenizer", config.vocab_size, config.max_position_embeddings)
         del text
         gc.collect()
         write_scheduler(folder / "scheduler", architecture)
         expected["alphas_cumprod"] = schedule.alphas_cumprod
-        write_index(folder)
+        write_index(folder, tokenizer=readable_words)
         about = {"source": Path(path).name, "fps": fps, "dtype": dtype, "guidedcd": guidedcd.__version__}
         write_json(folder / "conversion.json", about)
         write_card(
@@ -117,7 +125,7 @@ def convert_videocrafter2(
             usage=_USAGE,
             settings=about,
         )
-        options = {"dtype": dtype, "prompts": [clean(prompt) for prompt in PROMPTS]}
+        options = {"dtype": dtype, "prompts": [clean(prompt) for prompt in PROMPTS] if readable_words else []}
         found = repeated(_SCRIPT, folder, given, options)
         error = compare(expected, found, 1e-4 if dtype == "float32" else 5e-2)
     console.print(f"convert  {out}: loads in a fresh process, largest error {error:.1g} of the magnitude")
@@ -151,8 +159,8 @@ def write_scheduler(folder: Path, arch: Architecture) -> None:
     ).save_pretrained(folder)
 
 
-def write_index(folder: Path) -> None:
-    """`model_index.json` of a text-to-video pipeline."""
+def write_index(folder: Path, *, tokenizer: bool = True) -> None:
+    """`model_index.json` of a text-to-video pipeline, with or without a tokenizer."""
     import diffusers
 
     write_json(
@@ -162,7 +170,7 @@ def write_index(folder: Path) -> None:
             "_diffusers_version": diffusers.__version__,
             "scheduler": ["diffusers", "DDIMScheduler"],
             "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "tokenizer": ["transformers", "CLIPTokenizer"] if tokenizer else [None, None],
             "unet": ["diffusers", "UNet3DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
         },

@@ -10,8 +10,6 @@ guidance has one `strength` per energy, as it was trained or 0; guidance needs n
 Legend: B videos, C latent channels, F frames, H/W pixels, h/w latent size, E energies.
 """
 
-from __future__ import annotations
-
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -36,13 +34,14 @@ class FewStepPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
 
+    # Annotations are classes, not strings: older diffusers look them up when a folder is loaded.
     def __init__(
         self,
-        unet: Any,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        scheduler: Any,
+        unet: nn.Module,
+        vae: nn.Module,
+        text_encoder: nn.Module,
+        tokenizer: object,
+        scheduler: object,
         energies: list = (),
         strengths: list = (),
         strength_scale: list = (),

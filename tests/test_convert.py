@@ -9,7 +9,7 @@ import torch
 from guidedcd_unets import UNet3DConfig
 from guidedcd_unets.teachers import unet3d
 from safetensors.torch import load_file
-from tiny_checkpoint import write
+from tiny_checkpoint import CONFIG, whole_state, write
 
 from guidedcd import convert
 from guidedcd.checkpoints.architecture import Architecture
@@ -73,6 +73,19 @@ def test_a_folder_that_exists_is_never_overwritten(converted, checkpoint):
     """The message names it; its files stay."""
     with pytest.raises(GuidedCDError, match="exists already"):
         convert.convert_videocrafter2(checkpoint[0], converted, arch=checkpoint[1])
+
+
+def test_a_foreign_vocabulary_is_converted_without_a_tokenizer(tmp_path, capsys):
+    """A text tower whose tokens are not open_clip's keeps its weights; the note says what is missing."""
+    config = json.loads(json.dumps(CONFIG))
+    config["open_clip_arch"]["text_cfg"]["vocab_size"] = 300
+    torch.save({key: value.contiguous() for key, value in whole_state(config).items()}, tmp_path / "model.ckpt")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    out = convert.convert_videocrafter2(tmp_path / "model.ckpt", tmp_path / "out", arch=tmp_path / "config.json")
+
+    assert "no tokenizer" in capsys.readouterr().out
+    assert json.loads((out / "model_index.json").read_text())["tokenizer"] == [None, None]
+    assert not (out / "tokenizer").exists()
 
 
 def test_a_failed_self_test_leaves_nothing(checkpoint, tmp_path, monkeypatch):

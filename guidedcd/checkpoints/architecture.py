@@ -102,10 +102,11 @@ class Architecture:
             given |= {"ddconfig": {**DDCONFIG, **first["ddconfig"]}, "embed_dim": first.get("embed_dim", 4)}
         condition = params.get("cond_stage_config", {}).get("params", {})
         given["layer"] = condition.get("layer", "penultimate")
-        if "open_clip_arch" in config:
-            given["text"] = {**TEXT, **config["open_clip_arch"]["text_cfg"]}
-        elif condition.get("arch", "ViT-H-14") != "ViT-H-14":
-            given["text"] = {**TEXT, **_open_clip_text(condition["arch"])}
+        known = config.get("open_clip_arch")
+        if known is None and condition.get("arch", "ViT-H-14") != "ViT-H-14":
+            known = _open_clip(condition["arch"])
+        if known is not None:
+            given["text"] = {**TEXT, "quick_gelu": known.get("quick_gelu", False), **known["text_cfg"]}
         names = {
             "scale_factor": "scale",
             "linear_start": "beta_start",
@@ -138,7 +139,7 @@ def check_fps(fps: Any) -> int:
     return int(fps)
 
 
-def _open_clip_text(arch: str) -> dict[str, Any]:
+def _open_clip(arch: str) -> dict[str, Any]:
     import open_clip
 
     config = open_clip.get_model_config(arch)
@@ -146,4 +147,4 @@ def _open_clip_text(arch: str) -> dict[str, Any]:
         raise GuidedCDError(
             f"open_clip has no architecture '{arch}'; put its text_cfg into the architecture file as open_clip_arch"
         )
-    return config["text_cfg"]
+    return config

@@ -295,7 +295,7 @@ def rename_vae(ddconfig: Mapping[str, Any]) -> dict[str, str]:
 
 def text_arguments(text_cfg: Mapping[str, Any], layer: str) -> dict[str, Any]:
     """Arguments of `CLIPTextConfig` from an open_clip text config; `layer` is "penultimate" or "last"."""
-    for name, wanted in {"quick_gelu": False, "hf_model_name": None, "embed_cls": False}.items():
+    for name, wanted in {"hf_model_name": None, "embed_cls": False}.items():
         if text_cfg.get(name, wanted) != wanted:
             raise GuidedCDError(f"the text tower has {name} = {text_cfg[name]!r}; only {wanted!r} can be read")
     if layer not in {"penultimate", "last"}:
@@ -304,11 +304,11 @@ def text_arguments(text_cfg: Mapping[str, Any], layer: str) -> dict[str, Any]:
     return {
         "vocab_size": vocabulary,
         "hidden_size": text_cfg["width"],
-        "intermediate_size": 4 * text_cfg["width"],
+        "intermediate_size": int(text_cfg.get("mlp_ratio", 4.0) * text_cfg["width"]),
         "num_hidden_layers": text_cfg["layers"] - (layer == "penultimate"),
         "num_attention_heads": text_cfg["heads"],
         "max_position_embeddings": text_cfg.get("context_length", 77),
-        "hidden_act": "gelu",
+        "hidden_act": "quick_gelu" if text_cfg.get("quick_gelu") else "gelu",
         "layer_norm_eps": 1e-5,
         "pad_token_id": 0,
         "bos_token_id": vocabulary - 2,

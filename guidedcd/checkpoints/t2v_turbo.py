@@ -60,7 +60,12 @@ def targets(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[str]
 
     `init_attn`'s projections are 1-D convolutions and not among them.
     """
-    config = {**unet_config(config), "fps_cond": True, "time_cond_proj_dim": OMEGA_WIDTH, "motion_cond_proj_dim": None}
+    config = {
+        **unet_config(config),
+        "fps_cond": True,
+        "time_cond_proj_dim": _width(config),
+        "motion_cond_proj_dim": None,
+    }
     keys = [key for key in rename_unet(config) if key.endswith(".weight")]
     return [key for key in keys if key == OMEGA or (key in state and state[key].ndim in {2, 4, 5})]
 
@@ -117,7 +122,7 @@ def merge(factors: Sequence[Tensor], config: Mapping[str, Any], base: Mapping[st
     pairs = dict(zip(names, zip(factors[::2], factors[1::2], strict=True), strict=True))
     channels = base["input_blocks.0.0.weight"].shape[0]
     for name, (up, down) in pairs.items():
-        shape = base[name].shape if name in base else torch.Size([channels, OMEGA_WIDTH])
+        shape = base[name].shape if name in base else torch.Size([channels, _width(config)])
         if up.shape[0] != shape[0] or down.shape[1:] != shape[1:] or up.flatten(1).shape[1] != down.shape[0]:
             raise GuidedCDError(
                 f"T2V-Turbo v1's list does not fit {name} {list(shape)}: up {list(up.shape)}, down {list(down.shape)}; "
@@ -130,6 +135,11 @@ def merge(factors: Sequence[Tensor], config: Mapping[str, Any], base: Mapping[st
             stacklevel=2,
         )
     return Merged(base, pairs)
+
+
+def _width(config: Mapping[str, Any]) -> int:
+    """Width of the omega embedding."""
+    return unet_config(config).get("time_cond_proj_dim") or OMEGA_WIDTH
 
 
 def factorise(delta: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:

@@ -24,6 +24,11 @@ START, END, PAD = "<start_of_text>", "<end_of_text>", "<PAD>"  # clean text is l
 _BYTES = 256
 
 
+def possible(vocabulary: int) -> bool:
+    """Whether open_clip's vocabulary begins with one of that many tokens: all single bytes, and whole merges."""
+    return 2 * _BYTES + 2 <= vocabulary <= 49408
+
+
 @functools.cache
 def tokenizer(vocabulary: int = 49408) -> Any:
     """open_clip's tokenizer with the first merges of its vocabulary, so that it has `vocabulary` tokens.
@@ -38,7 +43,7 @@ def tokenizer(vocabulary: int = 49408) -> Any:
     if vocabulary == 49408:
         return SimpleTokenizer()
     merges = vocabulary - 2 * _BYTES - 2
-    if not 0 <= merges <= 48894:
+    if not possible(vocabulary):
         raise GuidedCDError(f"a vocabulary of {vocabulary} tokens is not open_clip's: it has 514 to 49408")
     with gzip.open(default_bpe()) as handle:
         lines = handle.read().decode("utf-8").split("\n")[: merges + 1]

@@ -14,7 +14,7 @@ from guidedcd.checkpoints.tokens import ClipTokens, write_tokenizer
 from guidedcd.convert import readable, save_module, save_text
 from guidedcd.errors import GuidedCDError
 from guidedcd.exports import parts
-from guidedcd.files import write_json
+from guidedcd.files import read_json, write_json
 from guidedcd.reload import compare, repeated
 from guidedcd.schedule import NoiseSchedule
 from guidedcd.trained import Trained
@@ -104,6 +104,9 @@ def write_text(text: Any, folder: Path) -> tuple[str, bool]:
     if not isinstance(tokenizer, WorldTokenizer):
         raise GuidedCDError(f"the tokenizer {type(tokenizer).__name__} cannot be written as a file")
     world_tokenizer(length).save_pretrained(folder / "tokenizer")
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    # transformers 5 writes a class name that 4 does not know; both know this one.
+    write_json(config, {**read_json(config), "tokenizer_class": "PreTrainedTokenizerFast"})
     return "PreTrainedTokenizerFast", False
 
 

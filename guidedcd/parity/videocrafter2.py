@@ -163,9 +163,12 @@ def _low_rank(path: Path, config: Mapping[str, Any], io: Tensors) -> dict[str, T
     """A v1 list on its base, merged and not."""
     said = re.match(r"\S+", config.get("base_checkpoint", "../vc2_tiny/model.safetensors"))[0]
     base = path.parent / said
-    if not base.is_file():
+    whole = open_state(base) if base.is_file() else None
+    if whole is None and (base.parent / "config.json").is_file():
+        whole = _whole(base.parent, read_json(base.parent / "config.json"))
+    if whole is None:
         raise GuidedCDError(f"{path} needs its base model, which {path.parent / 'config.json'} says is {said}")
-    state: Any = View(open_state(base), videocrafter2.PARTS["unet"])
+    state: Any = View(whole, videocrafter2.PARTS["unet"])
     if t2v_turbo.OMEGA in io:
         state = {**state, t2v_turbo.OMEGA: io[t2v_turbo.OMEGA]}
     state = {key: value.to(PRECISE) for key, value in state.items()}
@@ -186,11 +189,16 @@ def _low_rank(path: Path, config: Mapping[str, Any], io: Tensors) -> dict[str, T
 
 def _embeddings(io: Tensors) -> dict[str, Tensor]:
     """The embeddings of the guidance inputs, float32; the one in half precision is what the released pipeline used."""
-    out = {"omega_embedding": guidance_scale_embedding(io["omega"])}
+
+    def width(name: str) -> int:
+        return io.shape(name)[1] if name in io else 256
+
+    out = {"omega_embedding": guidance_scale_embedding(io["omega"], width("omega_embedding"))}
     if "lambda" in io:
-        out["lambda_embedding"] = guidance_scale_embedding(io["lambda"])
-        out["lambda_zero_embedding"] = guidance_scale_embedding(torch.zeros_like(io["lambda"]))
-        out["lambda_embedding_bf16"] = half_embedding(io["lambda"]).float()
+        strength, wide = io["lambda"], width("lambda_embedding")
+        out["lambda_embedding"] = guidance_scale_embedding(strength, wide)
+        out["lambda_zero_embedding"] = guidance_scale_embedding(torch.zeros_like(strength), wide)
+        out["lambda_embedding_bf16"] = half_embedding(strength, wide).float()
     return out
 
 
