@@ -103,7 +103,7 @@ def convert_videocrafter2(
             write_tokenizer(folder / "tokenizer", config.vocab_size, length)
         else:
             console.print(
-                f"convert  note: {config.vocab_size} tokens are no vocabulary of open_clip's, so no tokenizer is written"
+                f"convert  note: open_clip has no vocabulary of {config.vocab_size} tokens, so no tokenizer is written"
             )
         given["ids"] = expected.get("ids", torch.arange(2 * length).reshape(2, -1) % config.vocab_size)
         expected["text"] = text(input_ids=given["ids"]).last_hidden_state

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from guidedcd.errors import GuidedCDError
@@ -178,9 +177,3 @@ def write_tokenizer(folder: Path, vocabulary: int, length: int) -> None:
 
 def _write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=None) + "\n", encoding="utf-8")
-
-
-def padded(ids: Sequence[Sequence[int]], length: int, end: int) -> Tensor:
-    """Token ids (B, length): cut to `length` with `end` as the last, or filled with 0."""
-    rows = [list(row) if len(row) <= length else [*row[: length - 1], end] for row in ids]
-    return torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.long)
