@@ -13,6 +13,7 @@ from guidedcd.configs import Student as StudentConfig
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import load_plugins
 from guidedcd.student import Student
+from guidedcd.testing import checks
 
 SIZE = {"frames": 4, "height": 8, "width": 12}
 
@@ -218,6 +219,20 @@ def test_half_precision_teachers_compute_in_half_precision(tmp_path):
     assert teacher.dtype == torch.bfloat16
     assert next(teacher.vae.parameters()).dtype == torch.bfloat16
     assert said.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["videocrafter2", "unet3d", "animatediff"])
+def test_conformance(name, folders, tmp_path):
+    """Each passes every check of the kit that third parties use."""
+    path, arch = write(tmp_path)
+    config = {
+        "videocrafter2": lambda: VideoCrafter2Config(path=str(path), arch=str(arch), **SIZE),
+        "unet3d": lambda: UNet3DConfig(path=str(folders / "unet3d"), **SIZE),
+        "animatediff": lambda: AnimateDiffConfig(path=str(folders / "motion"), **SIZE),
+    }[name]()
+
+    for check in checks("teacher", name, config=config):
+        check()
 
 
 def test_the_plugin_offers_three_teachers():
