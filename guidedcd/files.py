@@ -43,6 +43,18 @@ def replacing(path: Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Make `folder`, so that a place that cannot be written is found out before the work and not after it.
+
+    Raises:
+        GuidedCDError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explained(error, folder) from error
+
+
 def explained(error: OSError, path: Path) -> GuidedCDError:
     """The user's sentence for a failed write; other operating system errors keep their own text."""
     match error.errno:

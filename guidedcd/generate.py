@@ -14,9 +14,11 @@ from guidedcd.console import console, progress
 from guidedcd.data import Prompt
 from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import file_digest, read_json
+from guidedcd.files import check_writable, file_digest, read_json
 from guidedcd.prompts import given
-from guidedcd.trained import batch_size, load, strengths, student_videos
+from guidedcd.run import Chosen
+from guidedcd.sample import multistep_timesteps
+from guidedcd.trained import Trained, batch_size, load, strengths, student_videos, with_options
 
 COPY_SEED = 1_000_003
 """Seeds of a prompt's further videos lie this far apart."""
@@ -38,13 +40,15 @@ def run_sample(
     batch: int | None = None,
     device: str | None = None,
     dtype: str = "float32",
+    teacher: Chosen | None = None,
+    size: Mapping[str, int] | None = None,
 ) -> list[Path]:
     """Make videos of prompts with a trained student; what is finished already is not made again.
 
     Args:
-        folder: A run's or a student's folder.
+        folder: A run's or a student's folder, or the file of a student that others published.
         prompts: A text, several, or a file (a Path, or "@FILE").
-        out: Where the videos go; `samples` in the run's folder by default.
+        out: Where the videos go; `samples` in the run's folder by default, for a published student in this one.
         steps: Sampling steps, by default as the run's evaluation.
         omega: Guidance strength that the student is told, by default as the run's evaluation.
         scale: Strength of the student's energies, see `strengths`.
@@ -56,6 +60,8 @@ def run_sample(
         batch: Videos per batch.
         device: Where tensors live, by default as the run says.
         dtype: "float32", "bfloat16" or "float16".
+        teacher: What a published student was distilled from; a run knows its own.
+        size: Other `frames`, `height` or `width` (pixels) than the teacher has.
 
     Returns:
         The mp4 files, in the order of the prompts, each prompt's videos together.
@@ -64,7 +70,9 @@ def run_sample(
     for name, value in {"per-prompt": per_prompt, "enlarge": enlarge, "batch": batch, "steps": steps}.items():
         if value is not None and value < 1:
             raise GuidedCDError(f"--{name} must be at least 1, not {value}.")
-    trained = load(folder, device=device, dtype=dtype)
+    if steps is not None:
+        multistep_timesteps(steps)  # refuses too many before anything is loaded
+    trained = _load(Path(folder), teacher, device, dtype, size or {})
     teacher, run = trained.teacher, trained.run
     geometry = teacher.geometry
     scales = strengths(trained, scale)
@@ -76,9 +84,18 @@ def run_sample(
         "scale": scales,
         "dtype": dtype,
         "enlarge": enlarge,
-        "student": file_digest(trained.weights / "model.safetensors")[:16],
+        "frames": geometry.frames,
+        "height": geometry.height * enlarge,
+        "width": geometry.width * enlarge,
+        "fps": geometry.fps,
+        "student": file_digest(trained.file)[:16],
     }
-    out = trained.folder / "samples" if out is None else Path(out)
+    if published := trained.weights.is_file():
+        settings["base"] = file_digest(teacher.path)[:16]
+    if out is None:
+        out = Path("samples") if published else trained.folder / "samples"
+    out = Path(out)
+    check_writable(out)
     jobs = [
         _job(out, number, copy, prompt.text, seed, vbench_names)
         for number, prompt in enumerate(wanted)
@@ -111,6 +128,26 @@ def run_sample(
     media.contact_sheet(out / "contact_sheet.png", sheet, [job.prompt for job in shown])
     console.print(f"sample   {len(jobs)} videos and contact_sheet.png in {out}")
     return [job.path for job in jobs]
+
+
+def _load(path: Path, teacher: Chosen | None, device: str | None, dtype: str, size: Mapping[str, int]) -> Trained:
+    """A run's student or a published one.
+
+    Raises:
+        GuidedCDError: It cannot be read, or the teacher is missing or superfluous.
+    """
+    if path.is_dir():
+        if teacher is not None:
+            raise GuidedCDError(f"{path} is a folder of a run, which knows its teacher: leave --teacher out.")
+        return load(path, device=device, dtype=dtype, size=size)
+    if teacher is None:
+        raise GuidedCDError(
+            f"{path} is no folder of a run. A published student needs its base model as well: "
+            "--student FILE --teacher videocrafter2:model.ckpt."
+        )
+    from guidedcd.published import load_published
+
+    return load_published(path, with_options(teacher, size), device=device, dtype=dtype)
 
 
 @attrs.frozen

@@ -11,10 +11,12 @@ from typing import Any
 from torch import nn
 
 from guidedcd import configs
-from guidedcd.checkpoints.t2v_turbo import read_student
+from guidedcd.checkpoints.files import exists
+from guidedcd.checkpoints.t2v_turbo import WHERE, read_student
 from guidedcd.checkpoints.videocrafter2 import load_unet
 from guidedcd.conditioning import GuidanceProjection
 from guidedcd.devices import device as find_device
+from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import load_plugins
 from guidedcd.run import Chosen, Run
@@ -70,13 +72,19 @@ def load_published(path: str | Path, teacher: Chosen, *, device: str | None = No
         teacher: The component `videocrafter2` with its options.
         device: Where tensors live; by default the best there is.
         dtype: "float32", "bfloat16" or "float16".
+
+    Raises:
+        GuidedCDError: A file is missing, damaged or of another model.
     """
     if dtype not in DTYPES:
         raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
     path = Path(path).expanduser()
+    exists(path, "the student", WHERE)  # before minutes go into the teacher
     where = find_device(device or "auto")
-    built = teacher.build().to(where, DTYPES[dtype] if dtype != "float32" else None)
-    student = load_student(path, built)
+    with part("the teacher"):
+        built = teacher.build().to(where, DTYPES[dtype] if dtype != "float32" else None)
+    with part("the student"):
+        student = load_student(path, built)
     energies = {name: load_plugins().get("energy", name).config() for name in student.energies}
     run = Run(teacher=teacher, data=(), energies=energies, device=str(where), name=path.stem)
     return Trained(run=run, teacher=built, student=student, folder=path.parent, weights=path)

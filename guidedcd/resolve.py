@@ -8,7 +8,7 @@ import attrs
 
 from guidedcd.errors import GuidedCDError
 from guidedcd.layers import Layer, Names
-from guidedcd.plugins import Registry
+from guidedcd.plugins import Component, Registry
 from guidedcd.run import KINDS, SCALARS, SECTIONS, Chosen, Run
 from guidedcd.structure import Value, positional, structure
 
@@ -99,13 +99,29 @@ def _choose(key: str, layers: Sequence[Layer], registry: Registry) -> list[Chose
         given = _merged(tables)
         if kind == "energy" and "scale" in given and "relative" in given:
             _drop_older(given, tables)
-        if value is not None:
-            field = positional(component.config)
-            if field is None:
-                raise GuidedCDError(f"{where}: {kind} '{name}' takes no value after ':' (got {value!r}).")
-            given[field.name] = Value(value, f"{where} {name}:{value}")
-        found.append(Chosen(name, structure(component.config, given, f"{kind} '{name}'")))
+        found.append(_built(component, value, given, where))
     return found
+
+
+def choose(kind: str, text: str, options: Mapping[str, Value], where: str, registry: Registry) -> Chosen:
+    """The one component that `text`, NAME[:VALUE], names, with `options`.
+
+    Raises:
+        GuidedCDError: A name, option or value that does not exist.
+    """
+    name, colon, value = text.strip().partition(":")
+    return _built(registry.get(kind, name), value if colon else None, dict(options), where)
+
+
+def _built(component: Component, value: str | None, given: dict[str, Value], where: str) -> Chosen:
+    """A component with its options; `value` is the text after the ":"."""
+    kind, name = component.kind, component.name
+    if value is not None:
+        field = positional(component.config)
+        if field is None:
+            raise GuidedCDError(f"{where}: {kind} '{name}' takes no value after ':' (got {value!r}).")
+        given[field.name] = Value(value, f"{where} {name}:{value}")
+    return Chosen(name, structure(component.config, given, f"{kind} '{name}'"))
 
 
 def _drop_older(given: dict[str, Value], tables: Sequence[Mapping[str, Value]]) -> None:

@@ -22,8 +22,9 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.guidance import lambda_input
 from guidedcd.noise import noise
-from guidedcd.run import Run
+from guidedcd.run import Chosen, Run
 from guidedcd.sample import sample, teacher_sample
+from guidedcd.structure import Value, structure
 from guidedcd.student import Student
 
 FIRST_DRAW = 2**48
@@ -39,9 +40,19 @@ class Trained:
     teacher: Any
     student: Student
     folder: Path
-    """The run's folder."""
+    """The run's folder, or that of a published student's file."""
     weights: Path
-    """The folder of the student's weights."""
+    """The folder of the student's weights, or a published student's file."""
+
+    @property
+    def file(self) -> Path:
+        """The file of the student's weights."""
+        return self.weights / "model.safetensors" if self.weights.is_dir() else self.weights
+
+    @property
+    def place(self) -> Path:
+        """What to call it in messages: the run's folder, or the file."""
+        return self.folder if self.weights.is_dir() else self.weights
 
 
 def home(path: Path) -> Path | None:
@@ -49,16 +60,19 @@ def home(path: Path) -> Path | None:
     return next((f for f in (path, *path.parents[:2]) if (f / "run.json").is_file()), None)
 
 
-def load(path: Path, *, device: str | None = None, dtype: str = "float32") -> Trained:
+def load(
+    path: Path, *, device: str | None = None, dtype: str = "float32", size: Mapping[str, int] | None = None
+) -> Trained:
     """The student of a run folder, or of a student or checkpoint folder inside one, ready to sample.
 
     Args:
         path: The folder.
         device: Where tensors live; by default as the run says.
         dtype: "float32", "bfloat16" or "float16".
+        size: Other `frames`, `height` or `width` (pixels) than the student was trained with.
 
     Raises:
-        GuidedCDError: There is no student, or the run that it belongs to cannot be found.
+        GuidedCDError: There is no student, the run that it belongs to cannot be found, or the size cannot be had.
     """
     path = Path(path)
     folder = home(path)
@@ -77,12 +91,29 @@ def load(path: Path, *, device: str | None = None, dtype: str = "float32") -> Tr
     run = Run.from_dict(read_json(folder / "run.json"))
     where = find_device(device or run.device)
     with part("the teacher"):
-        teacher = run.teacher.build().to(where)
+        teacher = with_options(run.teacher, size or {}).build().to(where)
+        # Adapters know their teacher by its fingerprint, which the size of its videos belongs to.
+        asked = teacher.geometry
+        trained_with = {name: getattr(run.teacher.config, name) for name in size or {}}
+        teacher.geometry = attrs.evolve(asked, **trained_with)
         student = Student.load(weights, teacher).to(where)
+        teacher.geometry = asked
         if dtype != "float32":
             teacher.to(where, DTYPES[dtype])
             student.to(dtype=DTYPES[dtype])
     return Trained(run=run, teacher=teacher, student=student, folder=folder, weights=weights)
+
+
+def with_options(teacher: Chosen, options: Mapping[str, Any]) -> Chosen:
+    """The teacher with other options, such as the `frames`, `height`, `width` and `fps` of its videos.
+
+    Raises:
+        GuidedCDError: This teacher has no such option, or the value is out of range.
+    """
+    config = teacher.config
+    given = {field.name: Value(getattr(config, field.name), "run.json") for field in attrs.fields(type(config))}
+    given |= {name: Value(value, f"--{name}") for name, value in options.items()}
+    return Chosen(teacher.name, structure(type(config), given, f"teacher '{teacher.name}'"))
 
 
 def strengths(trained: Trained, scale: float | Mapping[str, float] | None = None) -> dict[str, float]:
@@ -101,31 +132,31 @@ def strengths(trained: Trained, scale: float | Mapping[str, float] | None = None
     wanted: Mapping[str, float] = {}
     if scale is not None:
         if not names:
-            raise GuidedCDError(f"{trained.folder}: this student was trained without energies, so it has no scale.")
+            raise GuidedCDError(f"{trained.place}: this student was trained without energies, so it has no scale.")
         if not isinstance(scale, Mapping) and len(names) > 1:
             options = " ".join(f"{name}=..." for name in names)
-            raise GuidedCDError(f"{trained.folder}: this student has {len(names)} energies; give --scale {options}")
+            raise GuidedCDError(f"{trained.place}: this student has {len(names)} energies; give --scale {options}")
         wanted = scale if isinstance(scale, Mapping) else {names[0]: scale}
         if unknown := sorted(set(wanted) - set(names)):
             raise GuidedCDError(
-                f"{trained.folder}: no energy '{unknown[0]}' in this student. It has {', '.join(names)}."
+                f"{trained.place}: no energy '{unknown[0]}' in this student. It has {', '.join(names)}."
             )
-    return {name: _strength(name, energies[name], wanted.get(name), trained.folder) for name in names}
+    return {name: _strength(name, energies[name], wanted.get(name), trained.place) for name in names}
 
 
-def _strength(name: str, config: EnergyConfig, wanted: float | None, folder: Path) -> float:
+def _strength(name: str, config: EnergyConfig, wanted: float | None, place: Path) -> float:
     trained = config.scale if config.relative is None else config.relative
     if config.scale_range is None:
         if wanted not in (None, 0, trained):
             raise GuidedCDError(
-                f"{folder}: this student knows {name} off (0) and at {trained:g} only, not at {wanted:g}. "
+                f"{place}: this student knows {name} off (0) and at {trained:g} only, not at {wanted:g}. "
                 f"A student trained with --energy.{name}.scale-range LOW,HIGH has a slider."
             )
         return trained if wanted is None else float(wanted)
     low, high = config.scale_range
     if wanted is not None and wanted != 0 and not low <= wanted <= high:
         raise GuidedCDError(
-            f"{folder}: this student was trained with {name} from {low:g} to {high:g} (or 0), not at {wanted:g}."
+            f"{place}: this student was trained with {name} from {low:g} to {high:g} (or 0), not at {wanted:g}."
         )
     return min(max(trained, low), high) if wanted is None else float(wanted)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError
@@ -58,12 +61,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     registry = Registry()
     try:
         registry = load_plugins()
-        sys.exit(build(registry, tokens[0] if tokens else "", _profile(tokens))(tokens))
+        with _plain_warnings():
+            sys.exit(build(registry, tokens[0] if tokens else "", _profile(tokens))(tokens))
     except (GuidedCDError, CycloptsError, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:
         status = explain(error, tokens, registry)
         if status is None:
             raise
         sys.exit(status)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show this package's own warnings as one line each, without the line of code that gave them."""
+    usual, ours = warnings.formatwarning, Path(guidedcd.__file__).parent
+
+    def plain(message: Warning | str, category: type[Warning], filename: str, *where: Any) -> str:
+        if ours in Path(filename).parents:
+            return f"warning: {message}\n"
+        return usual(message, category, filename, *where)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _profile(tokens: Sequence[str]) -> str:

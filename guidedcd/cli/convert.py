@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from cyclopts import App
 
+from guidedcd.cli.values import NUMBER
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import Registry, suggest
 
@@ -18,7 +19,14 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
 
     @app.command
     def convert(
-        kind: str, file: Path, out: Path, /, *, fps: float = 8, arch: Path | None = None, dtype: str = "float32"
+        kind: str,
+        file: Path,
+        out: Path,
+        /,
+        *,
+        fps: Annotated[float, NUMBER] = 8,
+        arch: Path | None = None,
+        dtype: str = "float32",
     ) -> None:
         """Write a published checkpoint as a folder that diffusers reads, and test that it does.
 

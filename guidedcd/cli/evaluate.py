@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from guidedcd.cli.sample import scales, trained
+from guidedcd.cli.values import NUMBER, WHOLE
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import Registry
 
@@ -21,13 +22,13 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         /,
         *more: Path,
         prompts: str | None = None,
-        seeds: int = 1,
-        steps: int | None = None,
-        omega: float | None = None,
+        seeds: Annotated[int, WHOLE] = 1,
+        steps: Annotated[int | None, WHOLE] = None,
+        omega: Annotated[float | None, NUMBER] = None,
         teacher_omega: str | None = None,
         scale: Annotated[list[str] | None, Parameter(negative="")] = None,
-        videos: int | None = None,
-        batch: int | None = None,
+        videos: Annotated[int | None, WHOLE] = None,
+        batch: Annotated[int | None, WHOLE] = None,
         device: str | None = None,
         dtype: str | None = None,
     ) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from cyclopts import App
 
+from guidedcd.cli.values import WHOLE
 from guidedcd.plugins import Registry
 
 
@@ -14,7 +15,9 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the command to `app`."""
 
     @app.command
-    def export(run: Path, out: Path, /, *, format: str = "diffusers", rank: int | None = None) -> None:
+    def export(
+        run: Path, out: Path, /, *, format: str = "diffusers", rank: Annotated[int | None, WHOLE] = None
+    ) -> None:
         """Write a trained student in another format, and test it in a fresh process.
 
         Parameters

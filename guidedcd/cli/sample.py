@@ -8,8 +8,12 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from guidedcd.cli.folders import existing
+from guidedcd.cli.values import NUMBER, WHOLE
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import Registry
+from guidedcd.resolve import choose
+from guidedcd.run import Chosen
+from guidedcd.structure import Value
 
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:
@@ -17,19 +21,26 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
 
     @app.command
     def sample(
-        run: Path,
+        run: str | None = None,
         /,
         *prompts: str,
+        student: Path | None = None,
+        teacher: str | None = None,
+        arch: Path | None = None,
+        frames: Annotated[int | None, WHOLE] = None,
+        height: Annotated[int | None, WHOLE] = None,
+        width: Annotated[int | None, WHOLE] = None,
+        fps: Annotated[int | None, WHOLE] = None,
         out: Path | None = None,
-        steps: int | None = None,
-        omega: float | None = None,
+        steps: Annotated[int | None, WHOLE] = None,
+        omega: Annotated[float | None, NUMBER] = None,
         scale: Annotated[list[str] | None, Parameter(negative="")] = None,
-        seed: int = 0,
-        per_prompt: int = 1,
+        seed: Annotated[int, WHOLE] = 0,
+        per_prompt: Annotated[int, WHOLE] = 1,
         gif: Annotated[bool, Parameter(negative="")] = False,
-        enlarge: int | None = None,
+        enlarge: Annotated[int | None, WHOLE] = None,
         vbench_names: Annotated[bool, Parameter(negative="")] = False,
-        batch: int | None = None,
+        batch: Annotated[int | None, WHOLE] = None,
         device: str | None = None,
         dtype: str = "float32",
     ) -> None:
@@ -40,11 +51,25 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         Parameters
         ----------
         run
-            The run's folder, or a student's or checkpoint's inside it.
+            The run's folder, or a student's or checkpoint's inside it; left out with --student.
         prompts
             What to show, each prompt one argument; @FILE takes a file's, one a line or as a JSON list.
+        student
+            Instead of a run, the file of a published student: T2V-Turbo's unet_mg.pt, unet_no_mg.pt or unet_lora.pt.
+        teacher
+            What a published student was distilled from, e.g. videocrafter2:model.ckpt; a run knows its own.
+        arch
+            JSON or YAML with the teacher's architecture, for a published student of another size.
+        frames
+            Frames per video; by default, as for height, width and fps, the teacher's.
+        height
+            Pixels.
+        width
+            Pixels.
+        fps
+            Frames per second that a published student is told.
         out
-            Where the videos go; by default `samples` in the run's folder.
+            Where the videos go; by default `samples` in the run's folder, or here for a published student.
         steps
             Sampling steps, one network call each; by default as the run's evaluation.
         omega
@@ -68,11 +93,24 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         dtype
             float32, bfloat16 or float16.
         """
-        folder = trained(run)
+        size = {"frames": frames, "height": height, "width": width}
+        size = {name: value for name, value in size.items() if value is not None}
+        options = {name: value for name, value in {"arch": arch, "fps": fps}.items() if value is not None}
+        chosen = None
+        if student is not None:
+            prompts = prompts if run is None else (run, *prompts)
+            source, chosen = _published(student, teacher, options, registry)
+        elif run is None:
+            raise GuidedCDError("no student: give a run's folder, or --student FILE --teacher videocrafter2:FILE.")
+        else:
+            source = trained(Path(run))
+            for name, value in {"teacher": teacher, **options}.items():
+                if value is not None:
+                    raise GuidedCDError(f"--{name} belongs to a published student (--student); a run knows its own.")
         from guidedcd.generate import run_sample
 
         run_sample(
-            folder,
+            source,
             list(prompts),
             out=out,
             steps=steps,
@@ -86,7 +124,24 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             batch=batch,
             device=device,
             dtype=dtype,
+            teacher=chosen,
+            size=size,
         )
+
+
+def _published(student: Path, teacher: str | None, options: dict[str, Any], registry: Registry) -> tuple[Path, Chosen]:
+    """A published student's file, and its teacher with `options`.
+
+    Raises:
+        GuidedCDError: It is a folder, or the teacher or one of its options does not exist.
+    """
+    student = student.expanduser()
+    if student.is_dir():
+        raise GuidedCDError(f"--student takes a published student's file, but {student} is a folder: give it first.")
+    if teacher is None:
+        raise GuidedCDError("a published student needs its base model: --teacher videocrafter2:model.ckpt.")
+    given = {name: Value(str(v) if isinstance(v, Path) else v, f"--{name}") for name, v in options.items()}
+    return student, choose("teacher", teacher, given, "--teacher", registry)
 
 
 def trained(folder: Path) -> Path:
@@ -95,6 +150,11 @@ def trained(folder: Path) -> Path:
     Raises:
         GuidedCDError: There is none, or it is something else.
     """
+    if folder.is_file():
+        raise GuidedCDError(
+            f"{folder} is a file and no run folder. A published student is given with its base model: "
+            f"--student {folder} --teacher videocrafter2:model.ckpt."
+        )
     return folder if (folder / "student.json").is_file() else existing(folder)
 
 

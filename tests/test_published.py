@@ -1,0 +1,196 @@
+"""Students that others published, sampled by the command, and videos of another size than a student was trained on."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import attrs
+import pytest
+import tiny
+import torch
+from tiny_checkpoint import unet_state, write
+
+import guidedcd
+from guidedcd import media, trained
+from guidedcd.cli import _plain_warnings, main
+from guidedcd.errors import GuidedCDError
+from guidedcd.files import read_json, write_json
+from guidedcd.generate import run_sample
+from guidedcd.plugins import load_plugins
+from guidedcd.published import load_published
+from guidedcd.run import Chosen, Run
+from guidedcd.sample import sample_steps
+from guidedcd.student import Student
+
+SMALL = {"frames": 2, "height": 4, "width": 8}
+
+
+@pytest.fixture
+def base(tmp_path) -> list[str]:
+    """Flags of a tiny VideoCrafter2."""
+    path, config = write(tmp_path)
+    sizes = [text for name, value in SMALL.items() for text in (f"--{name}", str(value))]
+    return ["--teacher", f"videocrafter2:{path}", "--arch", str(config), *sizes]
+
+
+@pytest.fixture
+def student(tmp_path):
+    """A file like unet_mg.pt."""
+    torch.save(unet_state(student=1), tmp_path / "unet_mg.pt")
+    return tmp_path / "unet_mg.pt"
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """Run `guidedcd sample`: its exit status and what it said on standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as done:
+            main(["sample", *map(str, argv)])
+        return done.value.code or 0, capsys.readouterr().err
+
+    return run
+
+
+def teacher(path, config, **options) -> Chosen:
+    """The component with its options."""
+    known = load_plugins().get("teacher", "videocrafter2").config
+    return Chosen("videocrafter2", known(path=str(path), arch=str(config), **{**SMALL, **options}))
+
+
+def test_the_published_files_are_sampled_by_the_command(shared, command, tmp_path):
+    """T2V-Turbo's own files with their base: videos and their metadata, and the policy for the missing matrix said."""
+    base, file = shared("videocrafter2", "vc2_tiny"), shared("videocrafter2", "t2v_turbo_v1_lora_tiny", "unet_lora.pt")
+    named = ["--teacher", f"videocrafter2:{base / 'model.safetensors'}", "--arch", base / "config.json"]
+    size = ["--frames", 3, "--height", 32, "--width", 48, "--fps", 16]
+    with pytest.warns(UserWarning, match="T2V-Turbo v1's file does not hold the matrix"):
+        assert command("--student", file, *named, *size, "--steps", 8, "a prompt", "another") == (0, "")
+
+    about = json.loads((tmp_path / "samples" / "0001-another.json").read_text())
+    assert (about["frames"], about["fps"], about["height"], about["steps"]) == (3, 16, 256, 8)
+    assert (about["run"], about["teacher"], about["scale"], about["seed"]) == ("unet_lora", "videocrafter2", {}, 1)
+
+
+@pytest.mark.parametrize("steps", [4, 8, 16])
+def test_a_published_student_is_told_what_it_was_trained_with(command, base, student, tmp_path, steps):
+    """omega 7.5, lambda 500/1e4 in the noisier half and 0 below, on the released sampler's grid."""
+    status, said = command("--student", student, *base, "--steps", steps, "a cat")
+    assert status == 0, said
+
+    loaded = load_published(student, teacher(tmp_path / "model.ckpt", tmp_path / "config.json"))
+    told = []
+    network = loaded.student.forward
+    loaded.student.forward = lambda z, t, cond, omega, lambdas: (
+        told.append((int(t[0]), float(omega[0]), round(float(lambdas[0, 0]), 6))) or network(z, t, cond, omega, lambdas)
+    )
+    video = trained.student_videos(loaded, ["a cat"], [0], steps=steps, omega=7.5)[0]
+
+    grid = [4 + 5 * i for i in range(200)][:: -(200 // steps)][:steps]
+    assert told == [(t, 7.5, 0.05 if t >= 500 else 0.0) for t in grid]
+    shown = media.read_video(tmp_path / "samples" / "0000-a-cat.mp4")[0][:, :, 32::64, 32::64]
+    assert (shown - video).abs().mean() < 0.05
+
+
+def test_noise_is_given_again_between_the_steps(student, base, tmp_path):
+    """Every step but the first starts from the last one's prediction, noised to its timestep with noise of its own."""
+    loaded = load_published(student, teacher(tmp_path / "model.ckpt", tmp_path / "config.json"))
+    first, noises = (
+        trained.initial(loaded.teacher, [0]),
+        [trained.initial(loaded.teacher, [0], i) for i in (1, 2, 3, 4)],
+    )
+    cond, schedule = loaded.teacher.embed(["a cat"]), loaded.teacher.schedule
+    steps = list(sample_steps(loaded.student, loaded.teacher, cond, first, 4, 7.5, [0.05], noises=noises))
+
+    for step, after, noise in zip(steps, steps[1:], noises, strict=False):
+        assert torch.equal(step.z, schedule.add_noise(step.denoised, noise, torch.tensor([after.t])))
+    assert [step.t for step in steps] == [999, 749, 499, 249]
+
+
+def test_our_warnings_are_one_line():
+    """The user reads what is the matter and not which line of code said so; other packages' warnings stay as usual."""
+    with _plain_warnings():
+        ours, theirs = (warnings.formatwarning("zero is used", UserWarning, f, 1) for f in (guidedcd.__file__, "x.py"))
+
+    assert ours == "warning: zero is used\n"
+    assert "x.py:1: UserWarning" in theirs and "UserWarning" in warnings.formatwarning("a", UserWarning, "y", 1)
+
+
+def test_a_scale_is_off_or_as_published(command, base, student):
+    """0 and 500 are what the student has seen; anything else names the file and both."""
+    assert command("--student", student, *base, "--scale", "0", "a cat")[0] == 0
+    status, said = command("--student", student, *base, "--scale", "200", "a cat", "--out", "other")
+
+    assert (status, said.count("\n")) == (2, 1)
+    assert "unet_mg.pt: this student knows pta off (0) and at 500 only" in said
+
+
+def test_mistakes_are_one_line_and_leave_nothing(command, base, student, tmp_path):
+    """Missing, truncated, foreign and unsafe files, wrong numbers and missing flags: one line, exit 2, no folder."""
+    whole = student.read_bytes()
+    (tmp_path / "short.pt").write_bytes(whole[: len(whole) // 2])
+    torch.save(unet_state(), tmp_path / "plain.pt")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    (tmp_path / "code.pt").write_bytes(b"cposix\nsystem\n(S'touch run-by-mistake'\ntR.")
+    alone = ["--student", student, "a cat"]
+    for wrong, text in [
+        (["--student", "none.pt", *base, "a cat"], "hf download"),
+        (["--student", "short.pt", *base, "a cat"], "short.pt is truncated"),
+        (["--student", "plain.pt", *base, "a cat"], "no student"),
+        (["--student", "other.pt", *base, "a cat"], "missing"),
+        (["--student", "code.pt", *base, "a cat"], "holds code"),
+        (["--student", tmp_path, *base, "a cat"], "is a folder"),
+        (alone, "needs its base model"),
+        ([*alone, "--teacher", "videocrafter"], "Did you mean 'videocrafter2'"),
+        ([*alone, "--teacher", "shapes", "--arch", "x.json"], "no option 'arch'"),
+        ([*alone, *base, "--fps", "0"], "--fps must be >= 1"),
+        ([*alone, *base, "--fps", "8.5"], "--fps must be a whole number"),
+        ([*alone, *base, "--steps", "201"], "1 to 200 steps"),
+        ([*alone[:2], *base], "no prompts"),
+        ([student, "a cat"], "--student"),
+        ([], "give a run's folder"),
+    ]:
+        status, said = command(*wrong)
+        assert (status, said.count("\n")) == (2, 1), (wrong, said)
+        assert text in said
+    height = base.index("--height") + 1
+    assert "multiples of" in command(*alone, *base[:height], "5", *base[height + 1 :])[1]
+    assert not (tmp_path / "samples").exists() and not (tmp_path / "run-by-mistake").exists()
+
+
+@pytest.fixture(params=["full", "lora"])
+def run(request, install, tmp_path, base):
+    """A run of a tiny VideoCrafter2."""
+    install("tiny-plugin", tiny.PLUGIN)
+    folder = tiny.run_folder(tmp_path / "run")
+    described = Run.from_dict(read_json(folder / "run.json"))
+    chosen = teacher(tmp_path / "model.ckpt", tmp_path / "config.json")
+    described = attrs.evolve(
+        described, teacher=chosen, student=attrs.evolve(described.student, kind=request.param, rank=2)
+    )
+    write_json(folder / "run.json", described.to_dict())
+    Student(chosen.build(), described.student).save(folder / "student")
+    return folder
+
+
+def test_a_student_makes_videos_of_another_size(run, tmp_path):
+    """Frames, height and width can be chosen where the teacher has them as options; also with adapters."""
+    (path,) = run_sample(run, "a cat", steps=1, size={"frames": 3, "height": 8}, out=tmp_path / "s")
+
+    about = json.loads(media.sidecar(path).read_text())
+    assert (about["frames"], about["height"] // about["enlarge"], about["width"] // about["enlarge"]) == (3, 8, 8)
+    with pytest.raises(GuidedCDError, match=r"another frames \(3 there, 2 here\)"):
+        run_sample(run, "a cat", steps=1, size={"height": 8}, out=tmp_path / "s")
+    with pytest.raises(GuidedCDError, match="--frames must be >= 1"):
+        run_sample(run, "a cat", size={"frames": 0})
+
+
+def test_a_teacher_of_one_size_says_so(install, command, tmp_path):
+    """A teacher without such options, and flags of published students, are refused by name."""
+    install("tiny-plugin", tiny.PLUGIN)
+    folder = tiny.run_folder(tmp_path / "run")
+
+    assert "teacher 'tiny' has no option 'frames'" in command(folder, "a cat", "--frames", 2)[1]
+    assert "--fps belongs to a published student" in command(folder, "a cat", "--fps", 2)[1]
+    assert "--teacher belongs to a published student" in command(folder, "a cat", "--teacher", "shapes")[1]
