@@ -70,7 +70,7 @@ def test_a_folder_without_weights_is_refused(tmp_path):
 
 
 def test_clips_are_the_same_at_every_reading():
-    """Clip i depends on seed and set alone; the mixture alternates between its halves."""
+    """Clip i depends on seed and set alone; the mixture has three web clips for each dense one."""
     mix, longer, other = (
         component("dataset", "shapes", **o).open(GEOMETRY) for o in ({}, {"size": 30000}, {"seed": 1})
     )
@@ -78,7 +78,7 @@ def test_clips_are_the_same_at_every_reading():
 
     assert torch.equal(first.video, again.video) and first.caption == again.caption
     assert other[3].caption != first.caption
-    assert [mix[i].tags["set"] for i in range(4)] == ["web", "dense", "web", "dense"]
+    assert [mix[i].tags["set"] for i in range(4)] == ["web", "web", "web", "dense"]
     with pytest.raises(IndexError):
         mix[len(mix)]
 

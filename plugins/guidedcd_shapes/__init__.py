@@ -22,7 +22,8 @@ class ShapesDataConfig(DatasetConfig):
     """Options of the dataset `shapes`."""
 
     set: str = attrs.field(default="mix", validator=in_(("mix", "web", "dense")), metadata={"positional": True})
-    """`web` (short honest captions, degraded videos), `dense` (clean videos, captions longer than rewards read) or both."""
+    """`web` (short honest captions, degraded videos), `dense` (clean videos, captions longer than rewards read), or `mix`:
+    three web clips for each dense one."""
     size: int = attrs.field(default=20000, validator=ge(1))
     """How many clips; the first ones of a longer set are the same."""
     seed: int = 0

@@ -44,7 +44,7 @@ class Clips(Sequence[Clip]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         config = self.config
-        kind = ("web", "dense")[index % 2] if config.set == "mix" else config.set
+        kind = ("web", "web", "web", "dense")[index % 4] if config.set == "mix" else config.set
         rng = random.Random(f"clip {config.seed} {kind} {config.motion} {index}")
         scene = world.sample_scene(rng, config.motion)
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
