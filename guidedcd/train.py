@@ -33,7 +33,9 @@ from guidedcd.store import LatentStore
 from guidedcd.student import Student
 
 
-def run_training(run: Run, *, out: Path | None = None, store: Path | None = None, new: bool = False) -> Path:
+def run_training(
+    run: Run, *, out: Path | None = None, store: Path | None = None, new: bool = False, command: str | None = None
+) -> Path:
     """Distil `run`'s teacher: preprocess what is missing, train or continue, evaluate, and write the report.
 
     Args:
@@ -41,6 +43,7 @@ def run_training(run: Run, *, out: Path | None = None, store: Path | None = None
         out: The run's folder; by default the newest unfinished run of the same configuration, or a new folder.
         store: The latent store; by default the one of the run's fingerprint.
         new: Start a new run even where an unfinished one could be continued.
+        command: The command line that asks for it; a new run keeps it in its run.json.
 
     Returns:
         The run's folder, with `student/`, `log.jsonl`, `evaluation.json` and `report.html`.
@@ -64,7 +67,7 @@ def run_training(run: Run, *, out: Path | None = None, store: Path | None = None
     latents = LatentStore(run_preprocess(run, store_folder=store, teacher=teacher))
     with locked(folder, "the run") if main else nullcontext():
         if main and not (folder / "run.json").exists():
-            write_json(folder / "run.json", run.to_dict())
+            write_json(folder / "run.json", ({"command": command} if command else {}) | run.to_dict())
         if not (folder / "student" / "student.json").exists():
             Trainer(run, folder, latents, teacher, accelerator).fit()
         if main:

@@ -119,6 +119,14 @@ def test_where_and_whether_anew_reach_the_training(command, toys):
     assert "('new', True)" in done.out
 
 
+def test_the_command_is_told_as_it_was_typed(command, toys):
+    """The training gets the exact words, quoted for a shell, to keep beside its results."""
+    done = command("train", *TOYS, "--out", "my runs/a", "--reward", "smile")
+
+    typed = "guidedcd train --teacher toy --data toy --routes none --metrics none --out 'my runs/a' --reward smile"
+    assert f"('command', {typed!r})" in done.out
+
+
 MISTAKES = {
     "component": (["--energy", "shakee"], "no energy named 'shakee'. Did you mean 'shake'?"),
     "reward": (["--rewards", "smil"], "no reward named 'smil'. Did you mean 'smile'?"),

@@ -22,7 +22,7 @@ from guidedcd.files import read_json, write_json
 from guidedcd.preprocess import run_preprocess
 from guidedcd.run import Run
 from guidedcd.store import LatentStore, shard_name
-from guidedcd.train import Trainer
+from guidedcd.train import Trainer, run_training
 
 HERE = Path(__file__).parent
 
@@ -51,6 +51,30 @@ def trained(run: Run, folder: Path, store: Path) -> list[dict]:
     return [
         {k: v for k, v in line.items() if k not in ("seconds", "samples_per_second", "memory_gb")} for line in lines
     ]
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Training without evaluation and report, which tests of their own have."""
+
+    def report(folder: Path) -> Path:
+        (folder / "report.html").write_text("done")
+        return folder / "report.html"
+
+    monkeypatch.setattr("guidedcd.evaluate.run_evaluate", lambda folder: None)
+    monkeypatch.setattr("guidedcd.report.write_report", report)
+
+
+def test_a_run_keeps_the_command_that_made_it(toy, unmeasured, tmp_path):
+    """run.json has the command line of the first call; another command line continues the same run."""
+    run = make()
+    folder = run_training(run, command="guidedcd train --name 'a b'")
+    (folder / "report.html").unlink()
+
+    assert read_json(folder / "run.json")["command"] == "guidedcd train --name 'a b'"
+    assert run_training(run, command="guidedcd train") == folder
+    assert read_json(folder / "run.json") == {"command": "guidedcd train --name 'a b'", **run.to_dict()}
+    assert "command" not in read_json(run_training(run, new=True) / "run.json")
 
 
 def test_store_is_the_same_however_it_was_interrupted(toy, tmp_path, monkeypatch):
@@ -240,7 +264,7 @@ from guidedcd.run import Run
 from guidedcd.files import read_json
 from guidedcd.preprocess import run_preprocess
 from guidedcd.store import LatentStore
-from guidedcd.train import Trainer
+from guidedcd.train import Trainer, run_training
 run = Run.from_dict(read_json(Path(sys.argv[1])))
 folder = Path(sys.argv[2]); folder.mkdir(exist_ok=True)
 teacher = run.teacher.build()

@@ -12,7 +12,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 import guidedcd
-from guidedcd.cli import convert, evaluate, export, plugins, preprocess, report, sample, train
+from guidedcd.cli import convert, evaluate, export, plugins, preprocess, report, sample, train, typed
 from guidedcd.cli.flags import run_flags, same_words
 from guidedcd.cli.mistakes import explain
 from guidedcd.errors import GuidedCDError
@@ -57,7 +57,9 @@ def build(registry: Registry, command: str = "", profile: str = "shapes") -> App
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `guidedcd` and exit: 0 done, 1 something was found wrong, 2 a mistake of the user, 130 interrupted."""
-    tokens = same_words(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    typed.note(argv)
+    tokens = same_words(argv)
     registry = Registry()
     try:
         registry = load_plugins()

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from guidedcd.cli.flags import read_run
+from guidedcd.cli.typed import command
 from guidedcd.plugins import Registry
 
 
@@ -32,7 +33,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         usable(run.device)
         from guidedcd.train import run_training
 
-        run_training(run, out=out, store=store, new=new)
+        run_training(run, out=out, store=store, new=new, command=command())
 
     train.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
     plain = Parameter(negative="")
