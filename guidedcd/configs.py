@@ -34,7 +34,7 @@ class EnergyConfig(ComponentConfig):
     fraction: float = attrs.field(default=0.5, validator=_between(0, 1))
     """Fraction tau of the noisiest solver steps that are guided, in [0, 1]."""
     reference: str = attrs.field(default="inversion", validator=in_(("inversion", "single-step", "clean")))
-    """What the energy compares against: DDIM inversion (as in the paper), one noising step (30x cheaper), clean latents."""
+    """What the energy compares against: DDIM inversion (the paper), one noising step (30x cheaper), clean latents."""
 
 
 @attrs.frozen(kw_only=True)

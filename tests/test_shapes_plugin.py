@@ -102,7 +102,7 @@ def test_clips_fit_other_teachers():
     video = component("dataset", "shapes").open(geometry)[0].video
 
     assert video.shape == geometry.pixel_shape
-    assert -0.01 <= video.min() and video.max() <= 1.01
+    assert video.min() >= -0.01 and video.max() <= 1.01
 
 
 def test_broken_videos_are_clip_errors():

@@ -27,7 +27,7 @@ def test_the_oracle_knows_the_truth(web, bar):
     means = summarise(Oracle().score(video, truth))
 
     assert video.shape == (96, world.FRAMES, 3, world.SIZE, world.SIZE)
-    assert 0 <= video.min() and video.max() <= 1
+    assert video.min() >= 0 and video.max() <= 1
     assert all(means[name] >= bar for name in (*ATTRIBUTES, "speed-class", "all", "direction")), means
 
 
@@ -108,7 +108,7 @@ def test_the_tokenizer_cuts_and_pads():
 
 
 def test_prompts_are_paired_and_named():
-    """Prompts repeat with their seed; longer lists begin with shorter ones; some kinds name no motion; some are unseen."""
+    """Prompts repeat with their seed; longer lists begin with shorter ones; some name no motion; some are unseen."""
     few, many = (prompts.evaluation_prompts(n, 3, "mixed") for n in (4, 60))
     fresh = [(p.scene["color"][0], p.scene["shape"][0]) in world.UNSEEN for p in many]
 

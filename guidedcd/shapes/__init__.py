@@ -1,1 +1,1 @@
-"""The embedded proving ground: captioned videos of moving shapes, an oracle that measures them, and small trained models."""
+"""The embedded proving ground: captioned videos of moving shapes, an oracle of them, and small trained models."""

@@ -1,6 +1,6 @@
-"""Captions of scenes: short honest ones, long dense ones, and prompts. Every attribute value is one word of one vocabulary.
+"""Captions of scenes: short honest ones, long dense ones, and prompts. Every attribute value is one word.
 
-Dense captions exceed 77 tokens: half of them name the object after the 40th token, all of them the motion after the 77th.
+Dense captions exceed 77 tokens: half of them name the object after the 40th, all of them the motion after the 77th.
 """
 
 from __future__ import annotations
@@ -15,21 +15,42 @@ ADVERBS = (("slowly", "gently"), ("steadily", "smoothly"), ("quickly", "rapidly"
 VERBS = (("moving", "moves"), ("drifting", "drifts"), ("gliding", "glides"))
 OPENINGS = ("", "", "", "footage of ", "video of ", "animation of ")
 INTRO = (
-    "the video presents a calm and carefully composed scene recorded with a fixed camera , clean tones , sharp focus and no visible noise .",
-    "this clip shows a simple and elegant composition filmed by a steady camera with even exposure , vivid tones and very sharp detail .",
-    "the footage captures a minimal scene with professional equipment , a locked camera , rich tones and an impressive level of detail .",
+    (
+        "the video presents a calm and carefully composed scene recorded with a fixed camera , clean tones , "
+        "sharp focus and no visible noise ."
+    ),
+    (
+        "this clip shows a simple and elegant composition filmed by a steady camera with even exposure , "
+        "vivid tones and very sharp detail ."
+    ),
+    (
+        "the footage captures a minimal scene with professional equipment , a locked camera , rich tones and "
+        "an impressive level of detail ."
+    ),
 )
 PLACE = (
-    "the background is a {background} surface that fills the whole frame and remains unchanged from the first frame to the last frame without any visible change .",
-    "behind everything there is a {background} backdrop which covers the entire frame and does not change in tone or texture at any point in the whole clip .",
+    (
+        "the background is a {background} surface that fills the whole frame and remains unchanged from the "
+        "first frame to the last frame without any visible change ."
+    ),
+    (
+        "behind everything there is a {background} backdrop which covers the entire frame and does not "
+        "change in tone or texture at any point in the whole clip ."
+    ),
 )
 SUBJECT = (
     "the main subject is a {object} with crisp edges that stands out clearly against all that surrounds it .",
     "at the center of attention there is a {object} with clean edges and one uniform color all over it .",
 )
 ACTION = (
-    "over the course of the whole clip it {motion} while keeping the same size and color , and this is easy to follow .",
-    "as the seconds of the clip pass the subject {motion} without changing size or color , and the path is clear and continuous .",
+    (
+        "over the course of the whole clip it {motion} while keeping the same size and color , and this is "
+        "easy to follow ."
+    ),
+    (
+        "as the seconds of the clip pass the subject {motion} without changing size or color , and the path "
+        "is clear and continuous ."
+    ),
 )
 SECOND = ("a second object , a {object} , rests {relation} it and does not move at all .",)
 END = ("overall the mood is quiet and minimal .", "overall the atmosphere is modern and relaxed .")

@@ -132,7 +132,7 @@ class Oracle:
 
     @torch.no_grad()
     def background(self, video: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-        """Index of world.BACKGROUNDS (B,), and mean brightness change between frames (B,), on pixels `free` of objects."""
+        """Index of world.BACKGROUNDS (B,) and mean brightness change between frames (B,), where `free` of objects."""
         light = video.float().clamp(0, 1).mean(2)
         mean = (light * free).sum((-1, -2)) / free.sum((-1, -2)).clamp_min(1)
         flicker = (mean[:, 1:] - mean[:, :-1]).abs().mean(1)
@@ -159,9 +159,9 @@ class Oracle:
         """Compare videos with packed scenes.
 
         Returns:
-            Float tensors (B,), NaN where an attribute does not apply: 1 or 0 for `color`, `shape`, `size`, `background`,
-            `motion`, `speed-class`, `second`; `speed` (pixels per frame), `direction` (cosine with the true one),
-            `flicker`, `misfit`; and `all`, the product of ATTRIBUTES that apply.
+            Float tensors (B,), NaN where an attribute does not apply: 1 or 0 for `color`, `shape`, `size`,
+            `background`, `motion`, `speed-class`, `second`; `speed` (pixels per frame), `direction` (cosine with the
+            true one), `flicker`, `misfit`; and `all`, the product of ATTRIBUTES that apply.
         """
         first, second, free = self.objects(video)
         background, flicker = self.background(video, free)

@@ -240,7 +240,7 @@ def stamp(device: torch.device, size: int = SIZE) -> Tensor:
 
 
 def degrade(video: Tensor, strength: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Low contrast, blur, brightness flicker, sensor noise and a stamp, of `strength` (B,), by default drawn from [0.35, 1]."""
+    """Low contrast, blur, flicker, sensor noise and a stamp, of `strength` (B,), by default drawn from [0.35, 1]."""
     b, f, c, h, w = video.shape
     device = video.device
 

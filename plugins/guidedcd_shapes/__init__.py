@@ -1,4 +1,4 @@
-"""The proving ground as components: a small trained teacher, an endless dataset, and an oracle that measures the truth."""
+"""The proving ground as components: a small trained teacher, an endless dataset, and an oracle of the truth."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ShapesDataConfig(DatasetConfig):
     """Options of the dataset `shapes`."""
 
     set: str = attrs.field(default="mix", validator=in_(("mix", "web", "dense")), metadata={"positional": True})
-    """`web` (short honest captions, degraded videos), `dense` (clean videos, captions longer than rewards read), or `mix`:
-    three web clips for each dense one."""
+    """`web` (short honest captions, degraded videos), `dense` (clean videos, captions longer than rewards read), or
+    `mix`: three web clips for each dense one."""
     size: int = attrs.field(default=20000, validator=ge(1))
     """How many clips; the first ones of a longer set are the same."""
     seed: int = 0

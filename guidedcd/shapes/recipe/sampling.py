@@ -121,7 +121,7 @@ def partner(truth: dict[str, Tensor], pair: Sequence[str]) -> tuple[str, Tensor,
 def guided_quality(
     session: Session, sampler: Sampler, vae: nn.Module, text: nn.Module, pairs: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, float]]:
-    """Oracle means by guidance, in the middle of training; for each pair how often the right one of the two is drawn."""
+    """Oracle means by guidance, in mid-training; for each pair how often the right one of the two is drawn."""
     wanted = prompts.evaluation_prompts(session.size(256, 2), 7, "full")
     truth, oracle = world.to(prompts.truth(wanted), session.device), Oracle(session.device)
     prompt, null = embed(session, text, wanted)

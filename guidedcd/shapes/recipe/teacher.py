@@ -1,4 +1,6 @@
-"""Stages `teacher` and `polish`: the video UNet, trained from nothing, then further. It draws everything, but its captions confuse fixed pairs of words.
+"""Stages `teacher` and `polish`: the video UNet, trained from nothing, then further.
+
+It draws everything, but its captions confuse fixed pairs of words.
 
 Guidance undoes captions that are wrong at random or silent, so the faults are systematic: in a share of the training
 videos a caption names the other one of a pair. The share decides how often guided samples show the wrong one; it is
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +138,7 @@ def run(session: Session, stage: str) -> None:
         if pending and fraction >= pending[0]:
             pending.pop(0)
             shares = session.agree(session.aside(lambda at=fraction: check(round(at, 2))))
-            session.aside(lambda: data.confuse(shares, trainer.steps + 1))
+            session.aside(partial(data.confuse, shares, trainer.steps + 1))
         trainer.step(cosine(fraction, trainer.steps, RATE[stage], warmup=300, hold=HOLD))
         if trainer.steps % 500 == 0 or trainer.steps == 40:
             session.log(stage, steps=trainer.steps, fraction=round(fraction, 3), loss=round(trainer.last.item(), 4))

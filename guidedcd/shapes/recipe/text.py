@@ -1,4 +1,4 @@
-"""Stage `text`: the teacher's text encoder learns to say all attributes, at <eos> and at the padding after it; then frozen."""
+"""Stage `text`: the teacher's text encoder learns to say all attributes, at <eos> and the padding after it."""
 
 from __future__ import annotations
 
