@@ -50,11 +50,30 @@ def test_the_wheel_carries_every_file(names, repository):
     assert sorted(str(file) for file in wanted if str(file) not in names) == []
 
 
-def test_every_package_is_typed(names):
+def test_the_wheel_carries_the_embedded_models(names):
+    """Networks, reward models and what describes them: without a network, `guidedcd train` works from the wheel."""
+    models = ("clip", "hps", "internv2", "text", "unet", "vae")
+
+    assert {f"guidedcd/shapes/weights/{name}.safetensors" for name in models} <= names
+    assert "guidedcd/shapes/weights/meta.json" in names
+
+
+def test_weights_are_small(repository):
+    """All weights in the repository together stay below 20 MB: a clone and an installation take seconds."""
+    folders = [repository / name for name in ("guidedcd", "plugins", "tests", "examples")]
+    kinds = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz")
+    sizes = {file: file.stat().st_size for folder in folders for file in folder.rglob("*") if file.suffix in kinds}
+
+    assert len(sizes) >= 6
+    assert sum(sizes.values()) < 20e6, sizes
+
+
+def test_every_package_is_typed(names, repository):
     """Type checkers read a package's annotations only if it says so."""
     packages = {name.split("/")[0] for name in names if name.endswith("/__init__.py") and name.count("/") == 1}
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
 
-    assert {"guidedcd", "guidedcd_pta"} <= packages
+    assert packages == {"guidedcd", *project["entry-points"]["guidedcd"].values()}
     assert [package for package in packages if f"{package}/py.typed" not in names] == []
 
 
