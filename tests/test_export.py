@@ -50,7 +50,7 @@ def trained(teacher, kind: str = "full", energies: tuple[str, ...] = ("pta",)) -
         student = Student(built, run.student, energies).eval()
         for parameter in student.trainable:
             parameter.data += 0.05 * torch.randn_like(parameter)
-    return Trained(run=run, teacher=built, student=student, folder=None, weights=None)
+    return Trained(run=run, teacher=built, student=student, folder=Path("run"), weights=Path("run"))
 
 
 def outputs(network, width: int):
