@@ -87,7 +87,7 @@ class Batches:
         self.store, self.readers, self.rules, self.energies = store, readers, rules, energies
         self.size, self.omega, self.seed = size, omega, seed
         self.process, self.processes = process, processes
-        self._routes: dict[str, tuple[Sample, Route]] = {}
+        self._routes: dict[tuple, tuple[Sample, Route]] = {}
 
     def __call__(self, number: int) -> Batch:
         """Batch `number` of the run (from 0) for this process."""
@@ -148,7 +148,9 @@ class Batches:
 
     def routed(self, sample: Sample) -> tuple[Sample, Route]:
         """The sample with this run's readers, and its route; remembered, because it never changes."""
-        if sample.id not in self._routes:
+        # Two datasets may number their clips alike.
+        key = (sample.dataset, sample.id, sample.caption, sample.short_caption)
+        if key not in self._routes:
             known = attrs.evolve(sample, readers=self.readers)
-            self._routes[sample.id] = (known, route(known, self.rules))
-        return self._routes[sample.id]
+            self._routes[key] = (known, route(known, self.rules))
+        return self._routes[key]

@@ -12,13 +12,16 @@ from guidedcd.errors import GuidedCDError
 
 
 def device(name: str) -> torch.device:
-    """The device called `name`; "auto" takes a GPU when there is one.
+    """The device called `name`; "auto" takes a GPU when there is one, of several processes each its own.
 
     Raises:
         GuidedCDError: This machine has no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        place = int(os.environ.get("LOCAL_RANK", 0)) if process()[1] > 1 else 0
+        return torch.device("cuda", place) if 0 < place < torch.cuda.device_count() else torch.device("cuda")
     try:
         found = torch.device(name)
     except RuntimeError:

@@ -8,7 +8,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,15 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if temporary.is_file():
-            with open(temporary, "rb+") as handle:
-                os.fsync(handle.fileno())
+        for written in [temporary] if temporary.is_file() else [f for f in temporary.rglob("*") if f.is_file()]:
+            _settle(written)
         os.replace(temporary, path)
-    except OSError as error:
-        raise explained(error, path) from error
+    except GuidedCDError:
+        raise
+    except Exception as error:
+        if (cause := _os_error(error)) is None:
+            raise
+        raise explained(cause, path) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -43,16 +48,47 @@ def replacing(path: Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def _settle(path: Path) -> None:
+    """Put a file's bytes on the disk, and let others read it as they may any new file: safetensors forbids it."""
+    with open(path, "rb+") as handle:
+        os.fsync(handle.fileno())
+        mask = os.umask(0o077)
+        os.umask(mask)
+        os.fchmod(handle.fileno(), os.fstat(handle.fileno()).st_mode | (0o666 & ~mask))
+
+
+def _os_error(error: Exception) -> OSError | None:
+    """The operating system's error behind a failed write: safetensors and torch.save hide it in a text or behind."""
+    if isinstance(error, OSError):
+        return error
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    behind = error.__cause__ or error.__context__
+    return behind if isinstance(behind, OSError) and behind.errno in (errno.ENOSPC, errno.EDQUOT) else None
+
+
+def leftovers(folder: Path, *, seconds: float = 0) -> None:
+    """Remove what killed processes left half-written in `folder`, if it is older than so many seconds.
+
+    Only for a folder that no other process writes, or with an age at which none can still be writing.
+    """
+    for path in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime >= seconds:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def check_writable(folder: Path) -> None:
-    """Make `folder`, so that a place that cannot be written is found out before the work and not after it.
+    """Find out before the work, and not after it, that a folder cannot be written or made; nothing is made.
 
     Raises:
-        GuidedCDError: It cannot be made.
+        GuidedCDError: It cannot.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explained(error, folder) from error
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise explained(OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), folder)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise explained(OSError(errno.EACCES, os.strerror(errno.EACCES)), folder)
 
 
 def explained(error: OSError, path: Path) -> GuidedCDError:
@@ -65,7 +101,7 @@ def explained(error: OSError, path: Path) -> GuidedCDError:
             )
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return GuidedCDError(f"no permission to write {path}. Choose another folder with --out or --store.")
-        case errno.ENOTDIR | errno.EEXIST:
+        case errno.ENOTDIR | errno.EEXIST | errno.ENOTEMPTY:
             return GuidedCDError(f"{path} cannot be written because a file is in the way. Choose another folder.")
     return GuidedCDError(f"{path} could not be written: {error.strerror or error}.")
 
@@ -123,7 +159,11 @@ def locked(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
                 f"{what} {folder} is being written by another process ({handle.read().strip() or 'unknown'}). "
                 "Wait for it, or choose another folder."
             ) from None
-        handle.truncate(0)
-        handle.write(f"pid {os.getpid()}")
-        handle.flush()
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise explained(error, folder / name) from error
+            # A file system without locks, as some clusters have: then nobody can be refused.
+        with contextlib.suppress(OSError):  # on a full disk the note is missing, the lock holds
+            handle.truncate(0)
+            os.write(handle.fileno(), f"pid {os.getpid()}".encode())
         yield

@@ -70,6 +70,9 @@ def run_sample(
     for name, value in {"per-prompt": per_prompt, "enlarge": enlarge, "batch": batch, "steps": steps}.items():
         if value is not None and value < 1:
             raise GuidedCDError(f"--{name} must be at least 1, not {value}.")
+    for name, value in {"seed": seed, "omega": omega}.items():
+        if value is not None and value < 0:
+            raise GuidedCDError(f"--{name} must be at least 0, not {value}.")
     if steps is not None:
         multistep_timesteps(steps)  # refuses too many before anything is loaded
     trained = _load(Path(folder), teacher, device, dtype, size or {})

@@ -22,12 +22,13 @@ from guidedcd.console import console, progress
 from guidedcd.data import Clip
 from guidedcd.devices import device, part, process
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import digest, locked
+from guidedcd.files import digest, leftovers, locked
 from guidedcd.guidance import guided_from
 from guidedcd.mixture import Mixture
 from guidedcd.noise import noise
 from guidedcd.routes import Sample
 from guidedcd.run import Run
+from guidedcd.structure import plain
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ADVICE = "Lower --preprocess.batch-size"
@@ -64,18 +65,28 @@ def run_preprocess(run: Run, *, store_folder: Path | None = None, teacher: Any =
     folder = store_folder or Path("runs/stores") / digest(identity)
     if (folder / "store.json").exists():
         store.begin(folder, identity)
-    missing = [n for n in range(identity["shards"]) if not (folder / f"{store.shard_name(n)}.json").exists()]
     rank, world = process()
-    if missing:
+    console.quiet = rank > 0
+    if _missing(folder, identity):
+        filler = _Filler(run, teacher)  # mistakes in the data and the energies show before anything is written
         # Every process takes its part; the first one holds the lock for all that were launched together.
         with locked(folder, "the store") if rank == 0 else contextlib.nullcontext():
             if rank == 0:
-                store.begin(folder, identity)
-            if missing[rank::world]:
-                _fill(run, teacher, folder, missing[rank::world])
-            while not all((folder / f"{store.shard_name(n)}.json").exists() for n in missing):
-                time.sleep(0.5)
+                leftovers(folder, seconds=600)
+            while rank and not (folder / "store.json").exists():
+                time.sleep(0.1)
+            store.begin(folder, identity)
+            # By number, not by place in the list: a process that comes later finds fewer missing.
+            if mine := [n for n in _missing(folder, identity) if n % world == rank]:
+                filler.fill(folder, mine)
+            while _missing(folder, identity):
+                time.sleep(0.1)
     return _checked(run, folder)
+
+
+def _missing(folder: Path, identity: dict[str, Any]) -> list[int]:
+    """The shards that are not there yet."""
+    return [n for n in range(identity["shards"]) if not (folder / f"{store.shard_name(n)}.json").exists()]
 
 
 def identify(run: Run, teacher: Any) -> dict[str, Any]:
@@ -86,10 +97,9 @@ def identify(run: Run, teacher: Any) -> dict[str, Any]:
         "format": store.FORMAT,
         "teacher": {"name": run.teacher.name, "fingerprint": teacher.fingerprint()},
         "geometry": attrs.asdict(teacher.geometry),
-        "data": [{"name": chosen.name} | attrs.asdict(chosen.config) for chosen in run.data],
+        "data": [{"name": chosen.name} | plain(chosen.config) for chosen in run.data],
         "energies": {
-            name: {k: v for k, v in attrs.asdict(config).items() if k not in engine}
-            for name, config in run.energies.items()
+            name: {k: v for k, v in plain(config).items() if k not in engine} for name, config in run.energies.items()
         },
         "steps": run.solver.steps,
         "window": settings.window if run.energies else None,
@@ -103,27 +113,33 @@ def identify(run: Run, teacher: Any) -> dict[str, Any]:
     }
 
 
-def _fill(run: Run, teacher: Any, folder: Path, missing: Sequence[int]) -> None:
-    datasets = [(chosen.name, chosen.build().open(teacher.geometry)) for chosen in run.data]
-    mixture = Mixture(datasets, [chosen.config.weight for chosen in run.data], run.preprocess.videos)
-    worker = Worker(run, teacher)
-    size = run.preprocess.shard_size
-    began, draws = time.perf_counter(), 0
-    parts = [range(n * size, min((n + 1) * size, len(mixture))) for n in missing]
-    whole = sum(len(places) for places in parts) * run.preprocess.draws_per_video
-    with progress("preprocess", whole, unit="draws") as advance:
-        for number, places in zip(missing, parts, strict=True):
-            clips, skipped = mixture.read(places)
-            tell = _Shares(advance, len(places) * run.preprocess.draws_per_video)
-            if clips:
-                samples, tensors = worker.shard(clips, tell)
-            else:
-                samples, tensors = [], {"z0": torch.zeros(0)}
-            store.save_shard(folder, number, samples, tensors, skipped)
-            tell(1)
-            draws += len(clips) * run.preprocess.draws_per_video
-    seconds = time.perf_counter() - began
-    console.print(f"store    {folder}: {draws} draws in {seconds:.0f} s, {draws / seconds * 3600:,.0f} per hour")
+class _Filler:
+    """Computes shards of a run's store."""
+
+    def __init__(self, run: Run, teacher: Any) -> None:
+        datasets = [(chosen.name, chosen.build().open(teacher.geometry)) for chosen in run.data]
+        self.settings: Preprocess = run.preprocess
+        self.mixture = Mixture(datasets, [chosen.config.weight for chosen in run.data], self.settings.videos)
+        self.worker = Worker(run, teacher)
+
+    def fill(self, folder: Path, missing: Sequence[int]) -> None:
+        """Compute and write the shards `missing`."""
+        size, per_video = self.settings.shard_size, self.settings.draws_per_video
+        began, draws = time.perf_counter(), 0
+        parts = [range(n * size, min((n + 1) * size, len(self.mixture))) for n in missing]
+        with progress("preprocess", sum(map(len, parts)) * per_video, unit="draws") as advance:
+            for number, places in zip(missing, parts, strict=True):
+                clips, skipped = self.mixture.read(places)
+                tell = _Shares(advance, len(places) * per_video)
+                if clips:
+                    samples, tensors = self.worker.shard(clips, tell)
+                else:
+                    samples, tensors = [], {"z0": torch.zeros(0)}
+                store.save_shard(folder, number, samples, tensors, skipped)
+                tell(1)
+                draws += len(clips) * per_video
+        seconds = time.perf_counter() - began
+        console.print(f"store    {folder}: {draws} draws in {seconds:.0f} s, {draws / seconds * 3600:,.0f} per hour")
 
 
 class _Shares:
@@ -149,6 +165,8 @@ def _checked(run: Run, folder: Path) -> Path:
             f"{lost} of {lost + used} clips could not be used (the first, {first['id']}: {first['reason']}), more than "
             f"the share of {run.preprocess.max_skipped:.0%} allowed. Mend the data or raise --preprocess.max-skipped."
         )
+    if not used:
+        raise GuidedCDError(f"none of {lost} clips could be used (the first: {opened.skipped[0]['reason']}).")
     note = f", {lost} clips skipped" if lost else ""
     console.print(f"store    {folder}: {used} videos, {len(opened)} draws{note}")
     return folder

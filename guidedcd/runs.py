@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import digest, explained, read_json, replacing
+from guidedcd.files import check_writable, digest, explained, locked, read_json, replacing, write_json
 from guidedcd.run import Run
 
 RUNS = Path("runs")
@@ -35,23 +37,61 @@ def run_folder(run: Run, out: Path | None, *, new: bool) -> Path:
                 raise GuidedCDError(f"{out} holds a run with another configuration ({other}). Choose another --out.")
             if new:
                 raise GuidedCDError(f"--new starts a new run, but {out} holds one already. Choose another --out.")
-        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        elif out.is_dir() and any(not entry.name.startswith(".") for entry in out.iterdir()):
             raise GuidedCDError(f"{out} is not empty and is no run folder. Choose another --out.")
+        check_writable(out)
         return out
-    if not new:
-        for folder in sorted(RUNS.glob("*/run.json"), key=lambda p: p.stat().st_mtime, reverse=True):
-            if not (folder.parent / DONE).exists() and _same(read_json(folder), described):
-                console.print(f"run      continuing {folder.parent} (--new starts another)")
-                return folder.parent
+    check_writable(RUNS)
+    if not new and (folder := _unfinished(described)):
+        return folder
     date, number = datetime.date.today().isoformat(), 1
     while (folder := RUNS / (f"{date}-{run.name}" + (f"-{number}" if number > 1 else ""))).exists():
         number += 1
     return folder
 
 
+def _unfinished(described: dict[str, Any]) -> Path | None:
+    """The newest unfinished run of this configuration; folders that cannot be read are no concern of ours."""
+    newest: list[tuple[float, Path]] = []
+    for path in RUNS.glob("*/run.json"):
+        with contextlib.suppress(GuidedCDError, OSError):
+            if not (path.parent / DONE).exists() and _same(read_json(path), described):
+                newest.append((path.stat().st_mtime, path.parent))
+    return max(newest)[1] if newest else None
+
+
+@contextlib.contextmanager
+def claimed(run: Run, out: Path | None, *, new: bool, command: str | None = None) -> Iterator[Path]:
+    """Hold the run's folder as its only writer, with its run.json in it.
+
+    Two runs that started together may have seen the same name free: the second one to come then takes another.
+
+    Raises:
+        GuidedCDError: As `run_folder`, or another process writes this very run.
+    """
+    folder = run_folder(run, out, new=new)
+    while True:
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(folder, "the run"))
+                begun = (folder / "run.json").exists()
+                other = run_folder(run, out, new=new) if begun else folder
+            except GuidedCDError:
+                if (other := run_folder(run, out, new=new)) == folder:
+                    raise
+            if other == folder:
+                if begun and not (folder / DONE).exists():
+                    console.print(f"run      continuing {folder} (--new starts another)")
+                if not begun:
+                    write_json(folder / "run.json", ({"command": command} if command else {}) | run.to_dict())
+                yield folder
+                return
+        folder = other
+
+
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two runs would compute the same; the version that wrote them and the command line do not count."""
-    return digest(_essence(one)) == digest(_essence(other))
+    return isinstance(one, dict) and digest(_essence(one)) == digest(_essence(other))
 
 
 def _essence(described: dict[str, Any]) -> dict[str, Any]:
@@ -72,24 +112,28 @@ class Log:
 
     def __init__(self, path: Path, *, resumed_at: int) -> None:
         self.path = path
+        self.seconds = 0.0
+        """What the runs before this one took."""
         if path.exists():
             kept = [line for line in _lines(path) if line["step"] <= resumed_at]
+            self.seconds = max((line.get("seconds", 0.0) for line in kept), default=0.0)
             with replacing(path) as part:
                 part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line, at once on disk."""
+        finite = {key: value for key, value in line.items() if math.isfinite(value)}
         try:
             with open(self.path, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps(line) + "\n")
+                handle.write(json.dumps(finite) + "\n")
         except OSError as error:
             raise explained(error, self.path) from error
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a log; one that a killed process left half-written is dropped."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                yield line

@@ -69,11 +69,16 @@ class LatentStore:
                 f"this one reads {FORMAT}). Remove it, and it is computed again."
             )
         self.shards: list[dict[str, Any]] = []
-        for number in range(self.identity["shards"]):
-            if not (folder / f"{shard_name(number)}.json").exists():
-                raise GuidedCDError(f"{folder} is unfinished: run the same `guidedcd preprocess` command again.")
-            self.shards.append(read_json(folder / f"{shard_name(number)}.json"))
         self._open: dict[int, Any] = {}
+        for number in range(self.identity["shards"]):
+            path = folder / f"{shard_name(number)}.json"
+            if not path.exists():
+                raise GuidedCDError(f"{folder} is unfinished: run the same `guidedcd preprocess` command again.")
+            try:
+                self.shards.append(read_json(path))
+            except GuidedCDError as error:
+                raise _damaged(folder, number, error) from error
+            self._tensors(number)  # a truncated shard is better found now than in the middle of the training
         self.draws = [
             (shard, video, draw)
             for shard, about in enumerate(self.shards)
@@ -178,7 +183,7 @@ def begin(folder: Path, identity: dict[str, Any]) -> None:
     """
     path = folder / "store.json"
     if not path.exists():
-        if folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
+        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise GuidedCDError(f"{folder} is not empty and is no latent store. Choose another folder with --store.")
         write_json(path, identity)
         return
@@ -208,26 +213,12 @@ def save_shard(
     """Write one finished shard: tensors first, then the JSON that makes it count."""
     path = folder / f"{shard_name(number)}.safetensors"
     with replacing(path) as part:
-        try:
-            save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, part)
-        except SafetensorError as error:
-            _raise_os_error(error)
+        save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, part)
     about = [attrs.asdict(s, filter=lambda a, _: a.name != "readers") for s in samples]
     write_json(
         folder / f"{shard_name(number)}.json",
         {"samples": about, "skipped": list(skipped), "sha256": file_digest(path)},
     )
-
-
-def _raise_os_error(error: SafetensorError) -> None:
-    """safetensors hides the operating system's error number in its text; the user needs to know a full disk."""
-    import errno
-
-    if "No space left" in str(error) or "os error 28" in str(error):
-        raise OSError(errno.ENOSPC, str(error)) from error
-    if "Permission denied" in str(error):
-        raise OSError(errno.EACCES, str(error)) from error
-    raise error
 
 
 def packed(score: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -179,7 +180,13 @@ class Student(nn.Module):
                 f"{folder} holds adapters of another teacher. Give the teacher that it was trained with."
             )
         student = cls(teacher, attrs.evolve(config, ema=None), meta["energies"])
-        weights = load_file(folder / "model.safetensors")
+        try:
+            weights = load_file(folder / "model.safetensors")
+        except (SafetensorError, OSError) as error:
+            raise GuidedCDError(
+                f"{folder / 'model.safetensors'} is damaged ({error}). Delete {folder}: the command that trained it "
+                "makes it again from the newest checkpoint."
+            ) from error
         learned = {name for name, p in student.network.named_parameters() if p.requires_grad}
         own = student.network.state_dict()
         expected = own if config.kind == "full" else learned

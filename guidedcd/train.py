@@ -24,11 +24,11 @@ from guidedcd.console import console, progress
 from guidedcd.devices import device, part
 from guidedcd.distil import consistency
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import locked, write_json
+from guidedcd.files import leftovers, replacing
 from guidedcd.preprocess import run_preprocess
 from guidedcd.rewards import Rewards
 from guidedcd.run import Run
-from guidedcd.runs import Log, run_folder
+from guidedcd.runs import Log, claimed, run_folder
 from guidedcd.store import LatentStore
 from guidedcd.student import Student
 
@@ -56,26 +56,35 @@ def run_training(
     from guidedcd.report import write_report
 
     where = device(run.device)
-    accelerator = Accelerator(mixed_precision=run.train.precision, cpu=where.type == "cpu")
+    accelerator = _accelerator(run, where)
     if where.type == "cuda" and accelerator.num_processes > 1:
         where = accelerator.device
     main = accelerator.is_main_process
-    # One process chooses the folder: the others would see the one that it has just begun.
-    (folder,) = broadcast_object_list([run_folder(run, out, new=new) if main else None])
+    console.quiet = not main
+    if main:
+        run_folder(run, out, new=new)  # a wrong --out is better said now than after the preprocessing
     with part("the teacher"):
         teacher = run.teacher.build().to(where)
     latents = LatentStore(run_preprocess(run, store_folder=store, teacher=teacher))
-    with locked(folder, "the run") if main else nullcontext():
-        if main and not (folder / "run.json").exists():
-            write_json(folder / "run.json", ({"command": command} if command else {}) | run.to_dict())
+    with claimed(run, out, new=new, command=command) if main else nullcontext() as folder:
+        (folder,) = broadcast_object_list([folder])
         if not (folder / "student" / "student.json").exists():
             Trainer(run, folder, latents, teacher, accelerator).fit()
+        # The evaluation loads what it needs; the other processes are done, and must not wait for it in a collective.
+        accelerator.free_memory()
+        del teacher, latents
         if main:
             if not (folder / "evaluation.json").exists():
                 run_evaluate(folder)
             console.print(f"report   {write_report(folder)}")
-        accelerator.wait_for_everyone()
     return folder
+
+
+def _accelerator(run: Run, where: torch.device) -> Accelerator:
+    precision = run.train.precision
+    if precision == "fp16" and where.type != "cuda":
+        raise GuidedCDError("--train.precision fp16 needs an NVIDIA GPU. Use bf16 or no.")
+    return Accelerator(mixed_precision=precision, cpu=where.type == "cpu")
 
 
 class Trainer:
@@ -92,8 +101,7 @@ class Trainer:
         settings = run.train
         if teacher.device.type == "cuda":
             torch.cuda.set_device(teacher.device)
-        cpu = teacher.device.type == "cpu"
-        self.accelerator = accelerator or Accelerator(mixed_precision=settings.precision, cpu=cpu)
+        self.accelerator = accelerator or _accelerator(run, teacher.device)
         self.schedule = teacher.schedule
         self.grid = self.schedule.grid(run.solver.steps)
         with part("the student", "Use --student.kind lora"):
@@ -130,12 +138,15 @@ class Trainer:
 
     def fit(self) -> Path:
         """Train from the newest checkpoint, or from the start, to the end; returns the student's folder."""
-        settings, done = self.run.train, 0
+        settings, done, main = self.run.train, 0, self.accelerator.is_main_process
         if saved := checkpoint.found(self.checkpoints):
-            done = checkpoint.load(saved[-1], self.student, self.optimizer)
+            done = checkpoint.load(saved[-1], self.student, self.optimizer, self.accelerator.scaler)
             console.print(f"train    continuing after step {done} ({saved[-1]})")
         model, self.optimizer = self.accelerator.prepare(self.student, self.optimizer)
-        log = Log(self.folder / "log.jsonl", resumed_at=done)
+        if main:
+            leftovers(self.folder)
+            leftovers(self.checkpoints)
+            log = Log(self.folder / "log.jsonl", resumed_at=done)
         began = time.perf_counter()
         with _interruptible() as stop, progress("train", settings.steps, start=done, unit="steps") as advance:
             for step in range(done + 1, settings.steps + 1):
@@ -144,20 +155,22 @@ class Trainer:
                     seconds = time.perf_counter() - began
                     seen = (step - done) * settings.batch_size * settings.accumulate * self.accelerator.num_processes
                     line = self._everywhere(line)
-                    line |= {"step": step, "seconds": round(seconds, 2), "samples_per_second": round(seen / seconds, 3)}
+                    line |= {"step": step, "samples_per_second": round(seen / seconds, 3)}
                     if torch.cuda.is_available():
                         line["memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-                    if self.accelerator.is_main_process:
-                        log.write(line)
+                    if main:
+                        log.write(line | {"seconds": round(log.seconds + seconds, 2)})
                 advance(1, f"loss {line['loss']:.3f}")
                 if (step % settings.save_every == 0 or stop.is_set) and step < settings.steps:
                     self._save(step)
-                if stop.is_set:
+                if stop.is_set and step < settings.steps:
                     raise KeyboardInterrupt
         target = self.folder / "student"
-        if self.accelerator.is_main_process:
+        if main:
             self._finish(target)
         self.accelerator.wait_for_everyone()
+        if stop.is_set:
+            raise KeyboardInterrupt
         return target
 
     def _step(self, model: Any, step: int) -> dict[str, float]:
@@ -168,7 +181,7 @@ class Trainer:
         self.student.train()
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * min(1.0, step / max(settings.warmup, 1))
-        total: dict[str, float] = {}
+        seen: dict[str, list[float]] = {}
         for micro in range(settings.accumulate):
             number = (step - 1) * settings.accumulate + micro
             batch = self.batches(number).to(self.teacher.device)
@@ -179,14 +192,18 @@ class Trainer:
                 with part("the backward pass", self._advice()):
                     self.accelerator.backward(loss / settings.accumulate)
             for key, value in numbers.items():
-                total[key] = total.get(key, 0.0) + value / settings.accumulate
+                seen.setdefault(key, []).append(value)
         norm = self.accelerator.clip_grad_norm_(self.student.trainable, settings.max_grad_norm)
-        self._must_be_finite(norm, "the gradient", step, batch)
+        scaler = self.accelerator.scaler
+        if scaler is None or scaler.get_scale() <= 1:  # half precision overflows at first: its scaler skips such steps
+            self._must_be_finite(norm, "the gradient", step, batch)
         with part("the optimiser", "Use --student.kind lora"):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.student.update_average()
-        return total | {"grad_norm": float(norm), "lr": self.optimizer.param_groups[0]["lr"]}
+        # A reward without samples in one of the batches has its mean over the others.
+        means = {key: sum(values) / len(values) for key, values in seen.items()}
+        return means | {"grad_norm": float(norm), "lr": self.optimizer.param_groups[0]["lr"]}
 
     def losses(self, model: Any, batch: Batch, number: int) -> tuple[Tensor, dict[str, float]]:
         """The total loss of one batch, and its parts for the log.
@@ -264,12 +281,10 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         if self.accelerator.is_main_process:
-            checkpoint.save(self.checkpoints, step, self.student, self.optimizer)
+            checkpoint.save(self.checkpoints, step, self.student, self.optimizer, self.accelerator.scaler)
         self.accelerator.wait_for_everyone()
 
     def _finish(self, target: Path) -> None:
-        from guidedcd.files import replacing
-
         with replacing(target) as temporary:
             temporary.mkdir(parents=True)
             self.student.save(temporary)

@@ -218,7 +218,14 @@ def test_the_command_makes_videos(run, capsys):
     assert (about["steps"], about["omega"]) == (1, 3.0)
     assert (run / "samples" / "0000-a-red-dot.gif").is_file()
 
-    for wrong in (["--scale", "x"], ["--scale", "0.3"], ["--per-prompt", "0"], ["--steps", "2"], ["--dtype", "int"]):
+    for wrong in (
+        ["--scale", "x"],
+        ["--scale", "0.3"],
+        ["--per-prompt", "0"],
+        ["--seed", "-1"],
+        ["--steps", "2"],
+        ["--dtype", "int"],
+    ):
         capsys.readouterr()
         with pytest.raises(SystemExit) as done:
             main(["sample", str(run), "a red dot", *wrong])

@@ -39,6 +39,18 @@ def shaken(student: Student, size: float = 0.05) -> Student:
     return student
 
 
+def test_a_damaged_student_is_named(teacher, tmp_path):
+    """Truncated or missing weights give one sentence with the file and what to do."""
+    Student(teacher).save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(GuidedCDError, match=r"model\.safetensors is damaged .*Delete"):
+        Student.load(tmp_path, teacher)
+    path.unlink()
+    with pytest.raises(GuidedCDError, match=r"model\.safetensors is damaged .*Delete"):
+        Student.load(tmp_path, teacher)
+
+
 @pytest.mark.parametrize("config", [configs.Student(), LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("energies", [(), ("pta",), ("pta", "jerk")], ids=len)
 def test_a_fresh_student_is_its_teacher(teacher, inputs, config, energies):

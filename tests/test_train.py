@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,13 @@ import torch
 from safetensors.torch import load_file
 from toy import CONFIG, PLUGIN
 
-from guidedcd import checkpoint
+from guidedcd import checkpoint, devices, runs
+from guidedcd.batches import Batches
+from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json, write_json
 from guidedcd.preprocess import run_preprocess
+from guidedcd.routes import Sample
 from guidedcd.run import Run
 from guidedcd.store import LatentStore, shard_name
 from guidedcd.train import Trainer, run_training
@@ -204,11 +208,17 @@ def test_damaged_shard_is_named_and_mended(toy, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
 
-    with pytest.raises(GuidedCDError, match=r"shard-00001\.safetensors is damaged"):
-        LatentStore(folder)[7]
-    with pytest.raises(GuidedCDError, match=r"shard-00001\.safetensors is damaged"):
+    for ask in (lambda: LatentStore(folder), lambda: run_preprocess(run, store_folder=folder)):
+        with pytest.raises(GuidedCDError, match=r"shard-00001\.safetensors is damaged"):
+            ask()
+    path.write_bytes(whole[:-1] + b"?")
+    with pytest.raises(GuidedCDError, match=r"shard-00001\.safetensors is damaged \(its checksum differs"):
         LatentStore(folder).verify()
+    (folder / f"{shard_name(2)}.json").write_text("{")
+    with pytest.raises(GuidedCDError, match=r"shard-00002\.safetensors is damaged .*Delete shard-00002\.json"):
+        LatentStore(folder)
 
+    (folder / f"{shard_name(2)}.json").unlink()
     (folder / f"{shard_name(1)}.json").unlink()
     run_preprocess(run, store_folder=folder)
     assert path.read_bytes() == whole
@@ -254,12 +264,197 @@ def test_out_of_memory_names_the_component(toy, tmp_path, monkeypatch):
         Trainer(run, tmp_path, LatentStore(store), run.teacher.build()).fit()
 
 
+def test_runs_that_start_together_do_not_share_a_folder(toy, tmp_path, monkeypatch):
+    """A run that saw a name free that another run took meanwhile takes another name, also if that one is finished."""
+    one, other = make(), make(seed=1)
+    real = runs.run_folder
+
+    def late(run, out, *, new, seen=[]):  # noqa: B006 - remembers that it was asked
+        seen.append(run)
+        return first if len(seen) == 1 else real(run, out, new=new)
+
+    with runs.claimed(one, None, new=False, command="a") as first:
+        monkeypatch.setattr(runs, "run_folder", late)
+        with runs.claimed(other, None, new=False) as second:
+            assert (first.name, second.name) == (first.name, f"{first.name}-2")
+        monkeypatch.setattr(runs, "run_folder", real)
+        with pytest.raises(GuidedCDError, match="being written by another process"), runs.claimed(one, None, new=False):
+            pass
+        with runs.claimed(one, None, new=True) as third:
+            assert third.name == f"{first.name}-3"
+    (first / runs.DONE).touch()
+    monkeypatch.setattr(runs, "run_folder", lambda *args, seen=[], **how: late(*args, seen=seen, **how))
+    with runs.claimed(make(seed=2), None, new=False) as fourth:
+        assert fourth.name == f"{first.name}-4"
+    assert [read_json(folder / "run.json")["seed"] for folder in (first, second, fourth)] == [0, 1, 2]
+
+
+def test_a_damaged_run_is_no_concern_of_others(toy, tmp_path):
+    """A run.json that cannot be read stops no other run, and does not count as one to continue."""
+    for number, text in enumerate(("{", "[1]")):
+        (tmp_path / "runs" / str(number)).mkdir(parents=True)
+        (tmp_path / "runs" / str(number) / "run.json").write_text(text)
+
+    with runs.claimed(make(), None, new=False) as folder:
+        assert folder.name.endswith("-shapes")
+
+
+def test_a_folder_that_cannot_be_written_is_told_first(toy, tmp_path):
+    """--out below a file is refused before anything is computed, in one sentence."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(GuidedCDError, match="a file is in the way"):
+        run_training(make(), out=tmp_path / "file" / "run")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_log_goes_on_where_it_was(tmp_path):
+    """A resumed run drops the lines it writes again and odd ones, adds to the time taken, and keeps JSON valid."""
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "seconds": 2.5}\nodd\n3\n{"step": 2, "seconds": 4.0}\n{"step": 3, "seco')
+    log = runs.Log(path, resumed_at=1)
+    log.write({"step": 2, "loss": float("nan")})
+
+    assert log.seconds == 2.5
+    assert path.read_text() == '{"step": 1, "seconds": 2.5}\n{"step": 2}\n'
+
+
+def test_a_reward_is_logged_as_its_mean(toy, tmp_path, monkeypatch):
+    """With several batches a step, a reward that scored no sample in one of them has its mean over the others."""
+    losses = Trainer.losses
+
+    def sparse(self, model, batch, number):
+        loss, _ = losses(self, model, batch, number)
+        return loss, {"cd_loss": float(number % 2), "loss": 1.0} | ({"reward/toy": 3.0} if number % 2 else {})
+
+    monkeypatch.setattr(Trainer, "losses", sparse)
+    line = trained(make(train={"steps": 1, "accumulate": 2}), tmp_path / "a", tmp_path / "s")[0]
+
+    assert (line["reward/toy"], line["cd_loss"]) == (3.0, 0.5)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_ctrl_c_keeps_what_is_done(toy, tmp_path, monkeypatch, last):
+    """The first Ctrl-C ends the step, saves and stops: a checkpoint, or after the last step the student."""
+    step = Trainer._step
+
+    def asked(self, model, number):
+        if number == (6 if last else 3):
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, model, number)
+
+    monkeypatch.setattr(Trainer, "_step", asked)
+    with pytest.raises(KeyboardInterrupt):
+        trained(make(), tmp_path / "a", tmp_path / "s")
+
+    assert (tmp_path / "a" / "student" / "student.json").exists() is last
+    assert checkpoint.found(tmp_path / "a" / "checkpoints")[-1].name == ("step-000004" if last else "step-000003")
+
+
+def test_what_a_killed_run_left_is_removed(toy, tmp_path):
+    """Half-written checkpoints and files of a killed process do not stay beside the whole ones."""
+    left = tmp_path / "a" / "checkpoints" / ".step-000002.1.part"
+    left.mkdir(parents=True)
+    (tmp_path / "a" / ".log.jsonl.1.part").touch()
+    trained(make(), tmp_path / "a", tmp_path / "s")
+
+    assert not [*(tmp_path / "a").rglob(".*.part")]
+
+
+def test_checkpoints_are_ordered_by_step(tmp_path):
+    """A million steps come after 999,999; other folders do not count."""
+    for name in ("step-1000000", "step-999999", "step-x", ".step-000001.1.part"):
+        (tmp_path / name).mkdir()
+
+    assert [path.name for path in checkpoint.found(tmp_path)] == ["step-999999", "step-1000000"]
+
+
+def test_a_damaged_checkpoint_is_named_and_can_be_left_out(toy, tmp_path, monkeypatch):
+    """The message names the checkpoint; without it the run continues from the one before, to the same result."""
+    run, store = make(), tmp_path / "s"
+    straight = trained(run, tmp_path / "a", store)
+    monkeypatch.setattr(Trainer, "_finish", lambda self, target: None)
+    trained(run, tmp_path / "b", store)
+    newest = checkpoint.found(tmp_path / "b" / "checkpoints")[-1]
+    for name in ("state.pt", "model.safetensors"):
+        whole = (newest / name).read_bytes()
+        (newest / name).write_bytes(whole[:100])
+        with pytest.raises(GuidedCDError, match=r"checkpoint .*step-000004 is damaged.*Delete it"):
+            trained(run, tmp_path / "b", store)
+        (newest / name).write_bytes(whole)
+    shutil.rmtree(newest)
+
+    assert trained(run, tmp_path / "b", store) == straight
+
+
+def test_half_precision_needs_a_gpu(toy, tmp_path):
+    """fp16 without its loss scaler would train on zeros; the message says what to use."""
+    with pytest.raises(GuidedCDError, match="needs an NVIDIA GPU. Use bf16"):
+        run_training(make(train={"precision": "fp16"}))
+
+
+def test_mistakes_in_the_data_leave_nothing(toy, tmp_path):
+    """A dataset that is too small is found out before a store is begun."""
+    with pytest.raises(GuidedCDError, match="dataset 'toy' has 50 clips"):
+        run_preprocess(make(preprocess={"videos": 60}), store_folder=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_no_usable_clip_is_an_error(toy, tmp_path):
+    """However many clips may be skipped, none at all is too few."""
+    run = make(data=[{"toy": {"broken": 1}}], preprocess={"max_skipped": 1.0})
+    with pytest.raises(GuidedCDError, match="none of 5 clips could be used"):
+        run_preprocess(run, store_folder=tmp_path / "s")
+
+
+def test_processes_share_shards_by_number(toy, tmp_path, monkeypatch):
+    """A process that comes later, when others have finished shards, takes none that belongs to another."""
+    run = make()
+    folder = run_preprocess(run, store_folder=tmp_path / "s")
+    for number in (1, 2):
+        (folder / f"{shard_name(number)}.json").unlink()
+
+    def wait(seconds):
+        raise TimeoutError
+
+    monkeypatch.setattr("guidedcd.preprocess.process", lambda: (1, 2))
+    monkeypatch.setattr("guidedcd.preprocess.time.sleep", wait)
+    with pytest.raises(TimeoutError):
+        run_preprocess(run, store_folder=folder)
+    console.quiet = False
+
+    assert [(folder / f"{shard_name(n)}.json").exists() for n in range(3)] == [True, True, False]
+
+
+def test_every_process_has_its_gpu(monkeypatch):
+    """Of several processes on one machine each takes the GPU of its own number; one alone takes the first."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    alone = devices.device("auto")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    assert (str(alone), str(devices.device("auto"))) == ("cuda", "cuda:1")
+
+
+def test_clips_of_two_datasets_may_have_one_number(toy, tmp_path):
+    """A route belongs to the clip and its caption, not to the number that a dataset gave it."""
+    run = make()
+    store = LatentStore(run_preprocess(run, store_folder=tmp_path / "s"))
+    rule = {"readers": {}, "rules": [], "energies": run.energies, "size": 2, "omega": (1.0, 4.0), "seed": 0}
+    batches = Batches(store, **rule)
+    routes = [batches.routed(Sample(id="0", dataset=name, caption=name))[1] for name in ("one", "other", "one")]
+
+    assert [found.caption for found in routes] == ["one", "other", "one"]
+
+
 SCRIPT = """
 import json, sys
 sys.path[:0] = json.loads(sys.argv[4])
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
+from guidedcd.routes import Sample
 from guidedcd.run import Run
 from guidedcd.files import read_json
 from guidedcd.preprocess import run_preprocess

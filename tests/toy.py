@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import attrs
 import torch
 from diffusers import AutoencoderKL, UNet3DConditionModel
@@ -50,6 +52,8 @@ class ToyData(DatasetConfig):
 
     broken: int = 0
     """Every so-manieth clip cannot be read; 0 means none."""
+    folder: Path = Path("clips")
+    """Where the clips would be."""
 
 
 @attrs.frozen(kw_only=True)
