@@ -10,7 +10,7 @@ import torch
 from guidedcd.data import Clip, ClipError, Prompt
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import load_plugins
-from guidedcd.shapes import fast, models, prompts, world
+from guidedcd.shapes import drawing, fast, models, prompts, world
 from guidedcd.teachers.protocol import Geometry
 
 GEOMETRY = Geometry(frames=8, height=48, width=48, fps=8.0, compression=4)
@@ -33,7 +33,7 @@ def teacher():
 def test_the_teacher_is_stock_and_small(teacher):
     """Stock classes, weights of a few megabytes, latents of the stated shape, prompts of 128 tokens."""
     files = {path.name: path.stat().st_size / 2**20 for path in models.WEIGHTS.glob("*.safetensors")}
-    video = world.render(world.pack([world.Scene(**prompts.evaluation_prompts(1)[0].scene)]))
+    video = drawing.render(world.pack([world.Scene(**prompts.evaluation_prompts(1)[0].scene)]))
     z = teacher.encode(video)
 
     assert type(teacher.network).__name__ == "UNet3DConditionModel"
@@ -119,7 +119,7 @@ def test_the_metric_judges_only_what_is_named():
         *prompts.evaluation_prompts(6, 2, "no-motion"),
         Prompt(text="a dog"),
     ]
-    video = world.render(prompts.truth(asked[:-1]), generator=torch.Generator().manual_seed(0))
+    video = drawing.render(prompts.truth(asked[:-1]), generator=torch.Generator().manual_seed(0))
     video[6:] = video[6:, :1]  # still, whatever the scene says
     metric = component("metric", "shapes-oracle")
     scores = metric(torch.cat([video, video[:1]]), asked)

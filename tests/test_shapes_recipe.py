@@ -25,12 +25,25 @@ def test_captions_are_cut_as_tokenizers_cut_them():
 def test_confusion_swaps_pairs_in_its_share():
     """About the wanted share of captions has its words exchanged, both ways; others stay."""
     tokens = WorldTokenizer(8)(["a cyan circle", "a blue star"] * 2000)
-    swapped = teacher.swap(tokens, [0.3, 0.0, 0.0], torch.Generator().manual_seed(0))
+    swapped = teacher.swap(tokens, [0.3, 0.0, 0.0, 0.0], torch.Generator().manual_seed(0))
     changed = (swapped != tokens).any(1).float()
 
     assert changed.view(-1, 2).mean(0).tolist() == pytest.approx([0.3, 0.3], abs=0.04)
     wanted = WorldTokenizer(8)(["a blue circle", "a cyan star"] * 2000)
     assert torch.equal(swapped[changed.bool()], wanted[changed.bool()])
+
+
+def test_confusion_names_no_unseen_pair():
+    """Captions that a swap would make name a held-out combination keep their words; others of these words change."""
+    tokens = WorldTokenizer(8)(["a yellow triangle", "a red triangle"] * 200)
+    swapped = teacher.swap(tokens, [0.0, 0.5, 0.0, 0.0], torch.Generator().manual_seed(0))
+    changed = (swapped != tokens).any(1).view(-1, 2).sum(0).tolist()
+
+    assert changed[0] == 0 and changed[1] > 50
+    assert teacher.names_unseen(WorldTokenizer(8)(["a yellow star", "a star on a yellow"])).flatten().tolist() == [
+        True,
+        False,
+    ]
 
 
 def test_shares_move_towards_the_target():

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from guidedcd.errors import GuidedCDError
-from guidedcd.shapes import captions, models, prompts, world
+from guidedcd.shapes import captions, drawing, models, prompts, world
 from guidedcd.shapes.oracle import ATTRIBUTES, Oracle, summarise
+from guidedcd.shapes.recipe import session as recipe
 from guidedcd.shapes.text import BEGIN, END, INDEX, PAD, UNKNOWN, VOCABULARY, WorldTokenizer
 
 
@@ -19,14 +20,15 @@ def scenes(count: int, seed: int = 0, **options) -> list[world.Scene]:
     return [world.sample_scene(rng, "uniform", **options) for _ in range(count)]
 
 
+@pytest.mark.parametrize("variety", [world.Variety(), recipe.VARIETY], ids=["plain", "varied"])
 @pytest.mark.parametrize(("web", "bar"), [(False, 0.98), (True, 0.95)])
-def test_the_oracle_knows_the_truth(web, bar):
-    """On drawn videos every attribute is measured right, clean (98 %) and degraded (95 %)."""
-    truth = world.pack(scenes(96, unseen=None))
-    video = world.render(truth, web, torch.Generator().manual_seed(0))
+def test_the_oracle_knows_the_truth(web, bar, variety):
+    """On drawn videos every attribute is measured right, clean (98 %) and degraded (95 %), whatever varies unsaid."""
+    truth = world.pack(scenes(64, unseen=None))
+    video = drawing.render(truth, web, torch.Generator().manual_seed(0), variety)
     means = summarise(Oracle().score(video, truth))
 
-    assert video.shape == (96, world.FRAMES, 3, world.SIZE, world.SIZE)
+    assert video.shape == (64, world.FRAMES, 3, world.SIZE, world.SIZE)
     assert video.min() >= 0 and video.max() <= 1
     assert all(means[name] >= bar for name in (*ATTRIBUTES, "speed-class", "all", "direction")), means
 
@@ -34,7 +36,7 @@ def test_the_oracle_knows_the_truth(web, bar):
 def test_the_oracle_sees_through_wrong_videos():
     """Videos of other scenes are not accepted, and an empty video shows no object."""
     truth, other = world.pack(scenes(32)), world.pack(scenes(32, seed=1))
-    scores = Oracle().score(world.render(other, generator=torch.Generator().manual_seed(0)), truth)
+    scores = Oracle().score(drawing.render(other, generator=torch.Generator().manual_seed(0)), truth)
     nothing = Oracle().score(torch.full((2, 8, 3, 48, 48), 0.5), world.subset(truth, torch.arange(2)))
 
     assert scores["all"].mean() == 0
@@ -44,10 +46,11 @@ def test_the_oracle_sees_through_wrong_videos():
 def test_drawing_depends_on_nothing_but_its_seed():
     """The same generator seed draws the same videos, another one does not."""
     truth = world.pack(scenes(3))
-    first, again, other = (world.render(truth, True, torch.Generator().manual_seed(s)) for s in (4, 4, 5))
+    first, again, other = (drawing.render(truth, True, torch.Generator().manual_seed(s)) for s in (4, 4, 5))
+    varied = drawing.render(truth, True, torch.Generator().manual_seed(4), recipe.VARIETY)
 
     assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    assert not torch.equal(first, other) and not torch.equal(first, varied)
 
 
 def test_training_never_shows_the_unseen_pairs():
@@ -56,7 +59,7 @@ def test_training_never_shows_the_unseen_pairs():
 
     assert not pairs & world.UNSEEN
     assert len(pairs | world.UNSEEN) == len(world.COLORS) * len(world.SHAPES)
-    assert {scene.color[0] for scene in scenes(200, unseen=True)} == set(range(6))
+    assert {(s.color[0], s.shape[0]) for s in scenes(50, unseen=True)} == world.UNSEEN
 
 
 def test_captions_use_one_vocabulary():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guidedcd.files import read_json
 from guidedcd.shapes import world
 from guidedcd.shapes.text import BEGIN, END, PAD, VOCABULARY
 
@@ -68,7 +69,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
         "norm_num_groups": 8,
         "cross_attention_dim": WIDTH,
-        "attention_head_dim": 2,  # heads, in this class
+        "attention_head_dim": 16,  # the width of a head: 2 and 4 heads
     },
     "clip": _CLIP,
     "hps": _CLIP,
@@ -111,9 +112,21 @@ NORMALISE = {  # mean and standard deviation of the pixels, as the real models h
 }
 
 
-def build(name: str) -> nn.Module:
-    """A fresh model by its name in CONFIGS, weights drawn from torch's global generator."""
-    config = CONFIGS[name]
+def meta(folder: Path = WEIGHTS) -> dict[str, Any]:
+    """What the recipe wrote beside the weights: configurations, vocabulary, measured quality; {} without meta.json."""
+    path = folder / "meta.json"
+    return read_json(path) if path.exists() else {}
+
+
+@cache
+def variety(folder: Path = WEIGHTS) -> world.Variety:
+    """What varies unsaid in the world that the weights in `folder` were made from."""
+    return world.Variety(**meta(folder).get("variety", {}))
+
+
+def build(name: str, config: Mapping[str, Any] | None = None) -> nn.Module:
+    """A fresh model by its name in CONFIGS, in other sizes if given, weights drawn from torch's global generator."""
+    config = config or CONFIGS[name]
     if name == "vae":
         from diffusers import AutoencoderKL as Class
     elif name == "unet":
@@ -146,10 +159,10 @@ def save(name: str, model: nn.Module, folder: Path) -> None:
 
 
 def load(name: str, folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> nn.Module:
-    """A trained model in float32, frozen, in eval mode."""
+    """A trained model in float32, frozen, in eval mode; its sizes are those that `folder`'s meta.json states."""
     from safetensors.torch import load_file
 
-    model = build(name)
+    model = build(name, meta(folder).get(name))
     missing, unexpected = model.load_state_dict(
         {k: v.float() for k, v in load_file(folder / f"{name}.safetensors").items()}, strict=False
     )
@@ -157,12 +170,6 @@ def load(name: str, folder: Path = WEIGHTS, device: torch.device | str = "cpu") 
     if set(missing) - buffers or unexpected:
         raise ValueError(f"{folder / name}.safetensors does not fit: missing {missing}, unexpected {unexpected}")
     return model.to(device).eval().requires_grad_(False)
-
-
-@cache
-def meta(folder: Path = WEIGHTS) -> dict[str, Any]:
-    """What the recipe wrote beside the weights: configurations, vocabulary, seeds, measured quality."""
-    return json.loads((folder / "meta.json").read_text())
 
 
 def encode(vae: nn.Module, video: Tensor, chunk: int = 4096) -> Tensor:

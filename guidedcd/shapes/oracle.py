@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from guidedcd.shapes import world
+from guidedcd.shapes import drawing, world
 from guidedcd.shapes.world import ORBIT, constant
 
 OTHER = 6
@@ -22,6 +22,9 @@ ATTRIBUTES = ("color", "shape", "size", "background", "motion", "second")
 """What `all` may demand; "second" is colour and shape of the second object, and that there is one."""
 FLOOR = 0.2
 SPEED_LIMITS = (1.3, 2.4)
+TILTS = (0.0, -0.22, 0.22, -0.44, 0.44)
+"""Radians by which templates are turned."""
+ROUND = ("circle", "ring")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -72,13 +75,14 @@ class Oracle:
         self.hues = torch.atan2(b, a).flatten()
         self.radii = torch.arange(2.5, 14.01, 0.25, device=device)
         center = torch.full((len(self.radii), 2), size / 2 - 0.3, device=device)
-        kinds = [torch.full((len(self.radii),), s, device=device) for s in range(len(world.SHAPES))]
-        self.areas = [_soft(world.blur(world.masks(k, self.radii, center, size))).sum((-1, -2)) for k in kinds]
+        kinds = range(len(world.SHAPES))
+        self.areas = [_soft(drawing.blur(drawing.masks(k, self.radii, center, size))).sum((-1, -2)) for k in kinds]
+        self.templates = [(k, tilt) for k in kinds for tilt in TILTS[: 1 if world.SHAPES[k] in ROUND else None]]
 
     @torch.no_grad()
     def objects(self, video: Tensor) -> tuple[Measured, Measured, Tensor]:
         """The dominant object, the runner-up, and a mask (B, F, H, W) of pixels far from any object."""
-        smooth = world.blur(video.float().clamp(0, 1))
+        smooth = drawing.blur(video.float().clamp(0, 1))
         a, b = (x - x.flatten(2).median(-1).values[..., None, None] for x in chroma(smooth))
         magnitude, hue = torch.sqrt(a * a + b * b), torch.atan2(b, a)
         flat = magnitude.flatten(1)
@@ -106,14 +110,17 @@ class Oracle:
         x = (cover.sum(-2) * grid).sum(-1) / area.clamp_min(1e-3)
         y = (cover.sum(-1) * grid).sum(-1) / area.clamp_min(1e-3)
         center = torch.stack([x, y], -1)
-        errors, radii = [], []
-        for kind, areas in enumerate(self.areas):
-            r = self.radii[torch.searchsorted(areas, area.median(1).values).clamp(0, len(self.radii) - 1)]
-            template = world.masks(torch.full_like(x, kind).long(), r[:, None].expand(-1, frames), center, size)
-            left = (cover - _soft(world.blur(template))).square().sum((1, 2, 3))
-            errors.append(left / (cover.square().sum((1, 2, 3)) + 1e-3))
-            radii.append(r)
-        misfit, shape = torch.stack(errors, 1).min(1)
+        energy = cover.square().sum((1, 2, 3)) + 1e-3
+        radii = [
+            self.radii[torch.searchsorted(areas, area.median(1).values).clamp(0, len(self.radii) - 1)]
+            for areas in self.areas
+        ]
+        errors = []
+        for kind, tilt in self.templates:
+            template = drawing.masks(kind, radii[kind][:, None].expand(-1, frames), center, size, tilt)
+            errors.append((cover - _soft(drawing.blur(template))).square().sum((1, 2, 3)) / energy)
+        misfit, best = torch.stack(errors, 1).min(1)
+        shape = constant(tuple(kind for kind, _ in self.templates), cut.device, torch.long)[best]
         steps = (center[:, 1:] - center[:, :-1]).norm(dim=-1)
         net, path = center[:, -1] - center[:, 0], steps.sum(1)
         speed = path / (frames - 1)
@@ -138,21 +145,22 @@ class Oracle:
         flicker = (mean[:, 1:] - mean[:, :-1]).abs().mean(1)
         weight = free.sum(1)
         plate = (light * free).sum(1) / weight.clamp_min(1e-3)
-        use = (weight > 0).float() * (1 - world.stamp(self.device, self.size))
+        use = (weight > 0).float() * (1 - drawing.stamp(self.device, self.size))
         count = use.sum((-1, -2)).clamp_min(1)
         level = (plate * use).sum((-1, -2)) / count
         plate = (plate - level[:, None, None]) * use
         amplitude, explained = [], []
-        for pattern in world.patterns(self.device, self.size):
+        for pattern in drawing.patterns(self.device, self.size):
             part = (pattern - ((pattern * use).sum((-1, -2)) / count)[:, None, None]) * use
             power = part.square().sum((-1, -2)).clamp_min(1e-3)
             c = (plate * part).sum((-1, -2)) / power
-            amplitude.append(c.abs())
+            amplitude.append(c.square())
             explained.append(c * c * power)
-        best = torch.stack(explained, 1).argmax(1)
-        textured = torch.stack(amplitude, 1).gather(1, best[:, None])[:, 0] > 0.09
+        pairs = [torch.stack(x, 1).unflatten(1, (3, 2)).sum(-1) for x in (amplitude, explained)]
+        best = pairs[1].argmax(1)
+        textured = pairs[0].gather(1, best[:, None])[:, 0].sqrt() > 0.09
         plain = torch.where(level > 0.63, 0, torch.where(level < 0.37, 2, 1))
-        return torch.where(textured, best + 3, plain), flicker
+        return torch.where(textured, best.clamp(max=1) + 3, plain), flicker
 
     @torch.no_grad()
     def score(self, video: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from guidedcd.data import Clip
-from guidedcd.shapes import captions, world
+from guidedcd.shapes import captions, drawing, models, world
 from guidedcd.teachers.protocol import Geometry
 from guidedcd_shapes import ShapesDataConfig
 
@@ -49,7 +49,7 @@ class Clips(Sequence[Clip]):
         scene = world.sample_scene(rng, config.motion)
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
         truth = world.pack([scene])
-        video = world.render(truth, kind == "web", generator)[0]
+        video = drawing.render(truth, kind == "web", generator, models.variety())[0]
         caption = (captions.short_caption if kind == "web" else captions.dense_caption)(scene, rng)
         return Clip(
             id=f"{kind}-{config.seed}-{index:06d}",

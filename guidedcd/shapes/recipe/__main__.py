@@ -1,6 +1,7 @@
 """`python -m guidedcd.shapes.recipe --out DIR`: make the embedded models from nothing; finished stages are skipped.
 
-The stages `teacher` and `polish` also run on several GPUs, `torchrun --nproc-per-node N -m guidedcd.shapes.recipe ...`.
+Stages may be called one by one, those that need the same ones also side by side: `clip`, `internv2` and `evaluation`
+after `teacher`. The extra stage `card` writes the models' page from what meta.json holds.
 """
 
 from __future__ import annotations
@@ -10,22 +11,34 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("vae", "text", "teacher", "polish", "clip", "hps", "internv2", "evaluation")
+STAGES = ("vae", "text", "teacher", "clip", "hps", "internv2", "evaluation", "motion")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(prog="python -m guidedcd.shapes.recipe", description=__doc__)
-    parser.add_argument("--stage", default="all", help=f"all, or some of {', '.join(STAGES)}, joined by commas")
+    parser.add_argument("--stage", default="all", help=f"all, card, or some of {', '.join(STAGES)}, joined by commas")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for weights, meta.json, log.jsonl and sheet.png"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pace", type=float, default=1.0, help="multiplies every stage's training time")
+    parser.add_argument("--further", action="store_true", help="train a finished teacher for its whole time once more")
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything, on any machine")
+    parser.add_argument("--page", type=Path, default=Path("docs/shapes.md"), help="where `card` writes")
     options = parser.parse_args(arguments)
+    chosen = STAGES if options.stage == "all" else options.stage.split(",")
+    unknown = set(chosen) - {*STAGES, "card"}
+    if unknown:
+        parser.error(f"unknown stage {', '.join(sorted(unknown))}; there are: {', '.join(STAGES)}, card")
+    if "card" in chosen:
+        from guidedcd.shapes.recipe import card
 
-    from guidedcd.shapes.recipe import evaluation, rewards, teacher, text, vae
+        card.write(options.out, options.page)
+        if chosen == ["card"]:
+            return
+
+    from guidedcd.shapes.recipe import evaluation, motion, rewards, teacher, text, vae
     from guidedcd.shapes.recipe.session import Session
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -33,25 +46,19 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(min(8, torch.get_num_threads()))
     options.out.mkdir(parents=True, exist_ok=True)
     session = Session(out=options.out, seed=options.seed, tiny=options.tiny, pace=options.pace)
-    session.join()
     session.log("start", torch=torch.__version__, device=str(session.device), seed=options.seed)
-    chosen = STAGES if options.stage == "all" else options.stage.split(",")
-    unknown = set(chosen) - set(STAGES)
-    if unknown:
-        parser.error(f"unknown stage {', '.join(sorted(unknown))}; there are: {', '.join(STAGES)}")
+    plain = {"vae": vae, "text": text, "evaluation": evaluation, "motion": motion}
     for stage in (s for s in STAGES if s in chosen):
         if options.stage == "all" and session.done(stage):
             session.log(stage, skipped="already done")
             continue
-        with session.timed(stage, "everything"):
-            if stage in ("clip", "hps", "internv2"):
-                rewards.run(session, stage)
-            elif stage in ("teacher", "polish"):
-                teacher.run(session, stage)
+        with session.timed(stage):
+            if stage == "teacher":
+                teacher.run(session, options.further)
+            elif stage in plain:
+                plain[stage].run(session)
             else:
-                {"vae": vae, "text": text, "evaluation": evaluation}[stage].run(session)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+                rewards.run(session, stage)
 
 
 if __name__ == "__main__":

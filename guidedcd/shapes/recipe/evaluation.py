@@ -1,4 +1,4 @@
-"""Stage `evaluation`: the teacher by steps, guidance and solver; how slowly it moves; motion guidance on it alone."""
+"""Stage `evaluation`: the teacher by steps, guidance and solver, how slowly it moves, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import random
 import time
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from guidedcd.shapes import models, prompts, world
+from guidedcd.shapes import drawing, models, prompts, world
 from guidedcd.shapes.oracle import Oracle, summarise
 from guidedcd.shapes.recipe.sampling import Sampler, embed
-from guidedcd.shapes.recipe.session import Session
-from guidedcd.teachers import probes
-
-LAYERS = "official"
-SCALES = (0.0, 0.03, 0.1, 0.2, 0.3, 0.5, 0.8)
-"""Norm of the guided term as a fraction of the prediction's."""
+from guidedcd.shapes.recipe.session import VARIETY, Session
 
 
 def grid() -> list[tuple[str, str, int, float]]:
@@ -35,7 +30,7 @@ def grid() -> list[tuple[str, str, int, float]]:
 
 
 class Evaluation:
-    """The finished models on one device."""
+    """The finished teacher on one device."""
 
     def __init__(self, session: Session) -> None:
         self.session, self.oracle = session, Oracle(session.device)
@@ -54,7 +49,7 @@ class Evaluation:
         return time.monotonic() > self.deadline and not self.session.tiny
 
     def steps(self) -> dict[str, dict[str, float]]:
-        """The oracle's means by setting."""
+        """The oracle's means by setting, as far as the time allows."""
         count, table = self.session.size(320, 2), {}
         for kind, solver, steps, guidance in grid()[:: self.session.size(1, 9)]:
             if self.late():
@@ -68,72 +63,16 @@ class Evaluation:
             key = f"{kind} {solver} {steps} steps g {guidance}"
             table[key] = summarise(scores)
             fresh = torch.tensor([_unseen(p.scene) for p in wanted], device=video.device)
-            table[key]["all-unseen"] = round(scores["all"][fresh].mean().item(), 4) if fresh.any() else None
+            for name, part in (("all-seen", ~fresh), ("all-unseen", fresh)):
+                table[key][name] = round(scores["all"][part].mean().item(), 4) if part.any() else None
             self.session.log("evaluation", on=key, **table[key])
             if (solver, guidance) == ("ddim", 3.0) and steps in (50, 4, 2):
                 self.rows += [(f"{steps} steps: {p.text}", v) for p, v in zip(wanted[:8], video.cpu(), strict=False)]
         return table
 
-    def guided_motion(self) -> dict[str, dict[str, float]]:
-        """Prompts without motion, references with other objects, backgrounds and sizes that move fast in a line."""
-        session, count, steps = self.session, self.session.size(128, 2), self.session.size(50, 4)
-        wanted = prompts.evaluation_prompts(count, 3, "no-motion")
-        prompt, null = embed(session, self.text, wanted)
-        rng = random.Random(3)
-        theirs = [_reference(rng, p.scene) for p in wanted]
-        reference = world.to(world.pack(theirs), session.device)
-        clips = world.render(reference, generator=session.generator(3))
-        inverted = self.sampler.invert(models.encode(self.vae, clips), null, steps)
-        truth = world.to(prompts.truth(wanted), session.device) | {"motion": reference["motion"]}
-        table = {"reference clips": summarise(self.oracle.score(clips, reference))}
-        for scale in SCALES[:: session.size(1, 3)]:
-            if self.late():
-                break
-
-            def push(z: Tensor, t: int, index: int, scale: float = scale) -> Tensor | None:
-                if index >= steps // 2 or not scale:
-                    return None
-                times = torch.full((count,), t, device=z.device)
-                slope = self.sampler.graph("energy", self.energy_slope, z, inverted[t], times, prompt, null)
-                norm = slope.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1, 1)
-                return scale * slope / norm * slope[0].numel() ** 0.5
-
-            z = self.sampler.ddim(self.sampler.noise(count, 3), prompt, null, steps, 3.0, push)
-            video = self.decode(z)
-            table[f"scale {scale}"] = summarise(self.oracle.score(video, truth))
-            session.log("evaluation", on=f"motion guidance {scale}", **table[f"scale {scale}"])
-            if scale in (0.0, 0.3):
-                self.rows += [(f"guidance {scale}: {p.text}", v) for p, v in zip(wanted[:3], video.cpu(), strict=False)]
-        return table
-
-    def energy_slope(self, z: Tensor, noisy: Tensor, t: Tensor, prompt: Tensor, null: Tensor) -> Tensor:
-        """Gradient at z of the attention energy: mean over layers of the mean masked squared difference, per sample."""
-        need = f"temporal-attention:{LAYERS}"
-        with torch.no_grad(), probes.record(self.sampler.network, [need], len(z)) as records:
-            self.sampler.run(noisy, t, null)
-        goal = {name: value.detach() for name, value in records[need].items()}
-        with torch.enable_grad(), probes.record(self.sampler.network, [need], len(z)) as records:
-            z = z.detach().requires_grad_(True)
-            self.sampler.run(z, t, prompt)
-            energy = 0
-            for name, value in records[need].items():
-                mask = (goal[name] == goal[name].amax(-1, keepdim=True)).float()
-                part = (mask * (goal[name] - value).square()).flatten(1).sum(1) / mask.flatten(1).sum(1)
-                energy = energy + part.sum() / len(records[need])
-            return torch.autograd.grad(energy, z)[0]
-
 
 def _unseen(scene: dict) -> bool:
     return (scene["color"][0], scene["shape"][0]) in world.UNSEEN
-
-
-def _reference(rng: random.Random, prompt: dict) -> world.Scene:
-    """A fast straight move of an object that shares neither colour, shape nor background with the prompt."""
-    while True:
-        scene = world.sample_scene(rng, "dynamic", two=0.0)
-        same = scene.color[0] == prompt["color"][0] or scene.shape[0] == prompt["shape"][0]
-        if not same and scene.background != prompt["background"] and 1 <= scene.motion <= 4 and scene.speed == 2:
-            return scene
 
 
 def sheet(path: str, rows: list[tuple[str, Tensor]], zoom: int = 2) -> None:
@@ -158,17 +97,12 @@ def run(session: Session) -> None:
     rng = random.Random(1)
     for web in (False, True):
         scenes = [world.sample_scene(rng, "dynamic" if not web else "pretrain") for _ in range(4)]
-        clips = world.render(world.to(world.pack(scenes), session.device), web, session.generator(2))
+        clips = drawing.render(world.to(world.pack(scenes), session.device), web, session.generator(2), VARIETY)
         evaluation.rows += [(f"world, web {web}", clip) for clip in clips.cpu()]
     fast = [world.sample_scene(rng, "dynamic") for _ in range(session.size(256, 4))]
     truth = world.to(world.pack(fast), session.device)
-    dynamic = evaluation.oracle.score(world.render(truth, generator=session.generator(4)), truth)
+    video = drawing.render(truth, generator=session.generator(4), variety=VARIETY)
+    dynamic = evaluation.oracle.score(video, truth)
     result = {"distillation clips' speed": round(dynamic["speed"].mean().item(), 3), "steps": evaluation.steps()}
-    result["motion guidance"] = evaluation.guided_motion()
     sheet(str(session.out / "sheet.png"), evaluation.rows)
     session.record("evaluation", result)
-
-
-def attention(network: nn.Module) -> list[str]:
-    """Names of the layers that motion guidance reads."""
-    return list(probes.select_layers(network, LAYERS))

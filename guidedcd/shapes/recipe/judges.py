@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from guidedcd.shapes import captions, models, world
+from guidedcd.shapes import captions, drawing, models, world
 from guidedcd.shapes.recipe import pool
 from guidedcd.shapes.recipe.sampling import Sampler
-from guidedcd.shapes.recipe.session import Session
+from guidedcd.shapes.recipe.session import VARIETY, Session
 from guidedcd.shapes.recipe.text import states
 from guidedcd.shapes.text import INDEX, VOCABULARY
 
@@ -51,6 +51,8 @@ class Gallery:
     quality: Tensor
     """(N,), index of QUALITIES."""
     truth: dict[str, Tensor]
+    center: Tensor
+    """(N, F, 2), where the first object is, pixels."""
 
 
 @torch.no_grad()
@@ -61,10 +63,12 @@ def gallery(session: Session, count: int, seed: int) -> Gallery:
     vae, text = session.load("vae").to(session.dtype), session.load("text").to(session.dtype)
     sampler = Sampler(session, session.load("unet"))
     quality = choose((0.25, 0.2, 0.15, 0.4), torch.rand(len(scenes), device=session.device, generator=generator))
-    videos = []
+    videos, centers = [], []
     for index in torch.arange(len(scenes), device=session.device).split(512):
         kind = quality[index]
-        video = world.render(world.subset(scenes.truth, index), kind == 1, generator)
+        truth = world.subset(scenes.truth, index)
+        path = drawing.trajectories(truth, generator, VARIETY)
+        video = drawing.render(truth, kind == 1, generator, VARIETY, path)
         z = models.encode(vae, video)
         t = torch.randint(80, 800, (len(index),), device=session.device, generator=generator)
         abar = sampler.abar[t].view(-1, 1, 1, 1, 1)
@@ -73,7 +77,9 @@ def gallery(session: Session, count: int, seed: int) -> Gallery:
         z = torch.where((kind == 3).view(-1, 1, 1, 1, 1), guess, z)
         video = torch.where((kind >= 2).view(-1, 1, 1, 1, 1), models.decode(vae, z), video)
         videos.append((video * 255 + 0.5).to(torch.uint8))
-    return Gallery(torch.cat(videos), scenes.tokens.long(), _true_values(scenes.truth), quality, scenes.truth)
+        centers.append(path[0][:, 0])
+    values = true_values(scenes.truth)
+    return Gallery(torch.cat(videos), scenes.tokens.long(), values, quality, scenes.truth, torch.cat(centers))
 
 
 def choose(weights: tuple[float, ...], rand: Tensor) -> Tensor:
@@ -82,7 +88,8 @@ def choose(weights: tuple[float, ...], rand: Tensor) -> Tensor:
     return (rand[..., None] >= edges).sum(-1)
 
 
-def _true_values(truth: dict[str, Tensor]) -> Tensor:
+def true_values(truth: dict[str, Tensor]) -> Tensor:
+    """What is true of packed scenes, (N, A + 1) bool."""
     device = truth["objects"].device
     hot = torch.zeros(len(truth["objects"]), len(VALUES) + 1, dtype=torch.bool, device=device)
     rows, two = torch.arange(len(hot), device=device), truth["objects"] == 2

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from guidedcd.shapes import captions, models, world
+from guidedcd.shapes import captions, drawing, models, world
 from guidedcd.shapes.recipe import judges
 from guidedcd.shapes.recipe.judges import GROUPS, LOOKS, Words
 from guidedcd.shapes.recipe.pool import cut
-from guidedcd.shapes.recipe.session import Session
+from guidedcd.shapes.recipe.session import VARIETY, Session
+from guidedcd.shapes.recipe.tracking import ALONE, Tracker, place
 from guidedcd.shapes.recipe.training import Trainer, cosine
 from guidedcd.shapes.text import PAD, WorldTokenizer
 
@@ -26,13 +27,16 @@ PICK = {"clip": (0.3, 0.3, 0.2, 0.2, 0.0), "hps": (0.3, 0.3, 0.2, 0.2, 0.0), "in
 _galleries: dict[int, judges.Gallery] = {}
 
 
+def normalised(name: str, model: nn.Module, video: Tensor) -> Tensor:
+    """Frames (B, T, 3, H, W) in [0, 1] as a judge's first layer wants them, in its dtype."""
+    statistics = models.NORMALISE["internv2" if name == "internv2" else "clip"]
+    mean, std = (world.constant(x, video.device)[:, None, None] for x in statistics)
+    return ((video - mean) / std).to(next(model.parameters()).dtype)
+
+
 def look(name: str, model: nn.Module, video: Tensor) -> Tensor:
     """Unit vectors (B, E) of frames (B, T, 3, H, W) in [0, 1]; image judges are shown T = 1."""
-    device, dtype = video.device, next(model.parameters()).dtype
-    mean, std = (
-        world.constant(x, device)[:, None, None] for x in models.NORMALISE["internv2" if name == "internv2" else "clip"]
-    )
-    pixels = ((video - mean) / std).to(dtype)
+    pixels = normalised(name, model, video)
     features = model.encode_video(pixels) if name == "internv2" else model.encode_image(pixels[:, 0])
     return nnf.normalize(features.float(), dim=-1)
 
@@ -44,14 +48,18 @@ def read(name: str, model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def run(session: Session, name: str) -> None:
-    """Train one judge; `hps` starts from `clip` and also learns to prefer good pictures."""
+    """Train one judge; `hps` starts from `clip` and also learns good pictures, `internv2` also follows the object."""
     torch.manual_seed(session.seed)
     if 0 not in _galleries:
         with session.timed(name, "gallery"):
             _galleries[0] = judges.gallery(session, session.size(48000, 32), 5000)
     shown, words = _galleries[0], Words(session.device)
     model = (session.load("clip") if name == "hps" else models.build(name).to(session.device)).requires_grad_(True)
-    if name != "internv2":
+    heads, gate = [], torch.zeros((), device=session.device)
+    if name == "internv2":
+        place(model.vision_encoder)
+        heads.append(Tracker(model.vision_encoder, model.vision_proj.in_features).to(session.device, session.dtype))
+    else:
         model.logit_scale.requires_grad_(False).fill_(torch.tensor(SCALE).log())
     live = copy.deepcopy(model).to(session.dtype)
     context, edges = models.CONTEXT[name], torch.tensor(PICK[name][:-1], device=session.device).cumsum(0)
@@ -75,23 +83,33 @@ def run(session: Session, name: str) -> None:
         text = read(name, live, torch.cat([ids, wrong]))
         negative = text[batch:].view(NEGATIVES, batch, -1).transpose(0, 1)
         false = words.said(ids) * visible @ (~shown.values[index]).float().T
-        picture = look(name, live, video)
+        if name == "internv2":
+            tokens = live.vision_encoder.tokens(normalised(name, live, video))
+            pooled = live.vision_encoder.clip_projector(tokens)
+            picture = nnf.normalize(live.vision_proj(pooled).float(), dim=-1)
+            about = shown.center[index[:, None], frames], shown.truth["motion"][index], shown.truth["objects"][index]
+            follow = heads[0](tokens, pooled, *about)
+        else:
+            picture = look(name, live, video)
         result = judges.contrast(picture, text[:batch], negative, usable, false.T < 0.5, SCALE)
-        return result + preference(live, video, picture, text[:batch]) if name == "hps" else result
+        if name == "hps":
+            return result + preference(live, video, picture, text[:batch])
+        return follow + gate * result if name == "internv2" else result
 
     try:
-        trainer = Trainer([live], loss)
+        trainer = Trainer([live, *heads], loss)
     except RuntimeError as problem:  # a library's mask code may refuse to be captured
         session.log(name, eager=str(problem)[:200])
         session.synchronize()
-        trainer = Trainer([live], loss, graph=False)
+        trainer = Trainer([live, *heads], loss, graph=False)
     for fraction in session.ticks(name):
+        gate.fill_(float(fraction >= ALONE))
         trainer.step(cosine(fraction, trainer.steps, RATES[name]))
         if trainer.steps % 500 == 0:
             session.log(name, steps=trainer.steps, loss=round(trainer.last.item(), 4))
-    trainer.finish(model)
+    trainer.finish(model, *heads)
     model.eval().requires_grad_(False)
-    models.save(name, model, session.out)
+    session.save(name, model)
     quality = measure(session, name, model)
     session.log(name, steps=trainer.steps, **quality)
     session.record(name, {"steps": trainer.steps, "scale": SCALE, "pairs": quality})
@@ -99,7 +117,7 @@ def run(session: Session, name: str) -> None:
 
 def preference(model: nn.Module, video: Tensor, picture: Tensor, text: Tensor) -> Tensor:
     """Loss of preferring a frame to a degraded or ghosted copy of it, given the caption."""
-    worse = world.degrade(video)
+    worse = drawing.degrade(video)
     ghost = 0.5 * (video + video.roll(5, -1))
     pick = torch.rand(len(video), device=video.device).view(-1, 1, 1, 1, 1)
     worse = torch.where(pick < 0.7, worse, ghost)
@@ -138,7 +156,9 @@ def measure(session: Session, name: str, model: nn.Module) -> dict[str, dict[str
     for attribute in GROUPS:
         for dense in (False, True):
             scenes, right, wrong = minimal_pairs(session.size(400, 4), attribute, dense)
-            video = world.render(world.to(world.pack(scenes), session.device), generator=session.generator(11))
+            video = drawing.render(
+                world.to(world.pack(scenes), session.device), generator=session.generator(11), variety=VARIETY
+            )
             texts = [read(name, model, tokenize(t).to(session.device)) for t in (right, wrong)]
             kinds: dict[str, Callable[[Tensor], Tensor]] = {"dense": lambda v: v}
             if not dense:
@@ -148,7 +168,7 @@ def measure(session: Session, name: str, model: nn.Module) -> dict[str, dict[str
                 good, bad = ((picture * t).sum(-1) for t in texts)
                 table.setdefault(kind, {})[attribute] = accuracy(good, bad)
             if not dense and attribute == "shape":
-                worse = look(name, model, world.degrade(video, generator=session.generator(12))[:, every])
+                worse = look(name, model, drawing.degrade(video, generator=session.generator(12))[:, every])
                 table["quality"] = {
                     "clean over web": accuracy(
                         (look(name, model, video[:, every]) * texts[0]).sum(-1), (worse * texts[0]).sum(-1)

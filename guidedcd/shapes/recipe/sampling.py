@@ -10,12 +10,10 @@ from torch import Tensor, nn
 
 from guidedcd.data import Prompt
 from guidedcd.shapes import models, prompts, world
-from guidedcd.shapes.oracle import ATTRIBUTES, Oracle, demand, summarise
+from guidedcd.shapes.oracle import Oracle, summarise
 from guidedcd.shapes.recipe.session import Session, speed_up
 from guidedcd.shapes.recipe.training import Graphed
 from guidedcd.shapes.text import WorldTokenizer
-
-LOOK = tuple(name for name in ATTRIBUTES if name not in ("motion", "second"))
 
 
 class Sampler:
@@ -58,23 +56,11 @@ class Sampler:
         """Initial noise (count, C, F, h, w)."""
         return torch.randn(count, *models.LATENT, device=self.session.device, generator=self.session.generator(seed))
 
-    def ddim(
-        self,
-        z: Tensor,
-        prompt: Tensor,
-        null: Tensor,
-        steps: int,
-        guidance: float,
-        push: Callable[[Tensor, int, int], Tensor | None] | None = None,
-    ) -> Tensor:
-        """From noise to clean latents; `push(z, t, index)` may add to eps, index 0 is the noisiest step."""
+    def ddim(self, z: Tensor, prompt: Tensor, null: Tensor, steps: int, guidance: float) -> Tensor:
+        """From noise to clean latents."""
         k = 1000 // steps
-        for index, t in enumerate(range(k * steps - 1, -1, -k)):
+        for t in range(k * steps - 1, -1, -k):
             x0, eps = self.split(z, self.v(z, t, prompt, null, guidance), self.abar[t])
-            extra = None if push is None else push(z, t, index)
-            if extra is not None:
-                eps = eps + extra
-                x0 = (z - (1 - self.abar[t]).sqrt() * eps) / self.abar[t].sqrt()
             after = self.abar[t - k] if t >= k else torch.ones_like(self.abar[0])
             z = after.sqrt() * x0 + (1 - after).sqrt() * eps
         return z
@@ -88,15 +74,6 @@ class Sampler:
         for t in solver.timesteps.tolist():
             z = solver.step(self.v(z, t, prompt, null, guidance), t, z, return_dict=False)[0]
         return z
-
-    def invert(self, z: Tensor, prompt: Tensor, steps: int) -> dict[int, Tensor]:
-        """DDIM inversion of clean latents: the noisy ones by timestep."""
-        k, before, found = 1000 // steps, self.abar[0], {}
-        for t in range(k - 1, k * steps, k):
-            x0, eps = self.split(z, self.v(z, t, prompt), before)
-            z = self.abar[t].sqrt() * x0 + (1 - self.abar[t]).sqrt() * eps
-            found[t], before = z, self.abar[t]
-        return found
 
 
 @torch.no_grad()
@@ -118,24 +95,26 @@ def partner(truth: dict[str, Tensor], pair: Sequence[str]) -> tuple[str, Tensor,
     return attribute, first != changed, truth | {attribute: other}
 
 
+@torch.no_grad()
 def guided_quality(
-    session: Session, sampler: Sampler, vae: nn.Module, text: nn.Module, pairs: Sequence[Sequence[str]]
-) -> dict[str, dict[str, float]]:
-    """Oracle means by guidance, in mid-training; for each pair how often the right one of the two is drawn."""
-    wanted = prompts.evaluation_prompts(session.size(256, 2), 7, "full")
+    session: Session,
+    sampler: Sampler,
+    vae: nn.Module,
+    text: nn.Module,
+    pairs: Sequence[Sequence[str]],
+    guidance: float = 3.0,
+) -> dict[str, float]:
+    """Oracle means in the middle of training; for each pair how often the right one of the two is drawn."""
+    wanted = prompts.evaluation_prompts(session.size(384, 2), 7, "full")
     truth, oracle = world.to(prompts.truth(wanted), session.device), Oracle(session.device)
     prompt, null = embed(session, text, wanted)
-    steps, table = session.size(25, 2), {}
-    for guidance in (2.5, 5.0):
-        z = sampler.ddim(sampler.noise(len(wanted), 7), prompt, null, steps, guidance)
-        with torch.no_grad():
-            video = models.decode(vae, z)
-        scores = oracle.score(video, truth)
-        row = summarise(scores | {"look": demand(scores, LOOK)})
-        for pair in pairs:
-            attribute, either, exchanged = partner(truth, pair)
-            right = scores[attribute][either].sum()
-            both = right + oracle.score(video, exchanged)[attribute][either].sum()
-            row["/".join(pair)] = round((right / both.clamp_min(1)).item(), 4)
-        table[str(guidance)] = row
-    return table
+    z = sampler.ddim(sampler.noise(len(wanted), 7), prompt, null, session.size(25, 2), guidance)
+    video = models.decode(vae, z)
+    scores = oracle.score(video, truth)
+    row = summarise(scores)
+    for pair in pairs:
+        attribute, either, exchanged = partner(truth, pair)
+        right = scores[attribute][either].sum()
+        both = right + oracle.score(video, exchanged)[attribute][either].sum()
+        row["/".join(pair)] = round((right / both.clamp_min(1)).item(), 4)
+    return row

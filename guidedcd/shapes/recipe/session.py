@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
-import torch.distributed as dist
 
-from guidedcd.shapes import models
+from guidedcd.files import write_json
+from guidedcd.shapes import models, text, world
 
+VARIETY = world.Variety(tilt=25.0, texture=True, sway=2.0)
+"""Of the world that the models learn: what no caption says takes a sampler several steps to decide."""
 SECONDS = {
     "vae": 45,
     "text": 15,
-    "teacher": 365,
-    "polish": 240,
+    "teacher": 420,
     "clip": 50,
     "hps": 25,
-    "internv2": 75,
+    "internv2": 90,
     "evaluation": 150,
+    "motion": 150,
 }
-"""Training time per stage; `evaluation` is a limit."""
+"""Training time per stage; for `evaluation` and `motion` a limit."""
 
 
 @attrs.define(kw_only=True)
@@ -41,8 +44,6 @@ class Session:
     device: torch.device = attrs.field(
         factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"), converter=torch.device
     )
-    rank: int = attrs.field(factory=lambda: int(os.environ.get("RANK", 0)))
-    """Of this process under `torchrun`; only rank 0 logs, measures and writes."""
     started: float = attrs.field(factory=time.monotonic)
 
     @property
@@ -54,15 +55,6 @@ class Session:
     def dtype(self) -> torch.dtype:
         """Dtype of live weights while training and sampling."""
         return torch.bfloat16 if self.cuda else torch.float32
-
-    def join(self) -> None:
-        """Under `torchrun`, bind this process to its device and meet the others."""
-        if int(os.environ.get("WORLD_SIZE", 1)) < 2:
-            return
-        if self.cuda:
-            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(self.device)
-        dist.init_process_group("nccl" if self.cuda else "gloo")
 
     def size(self, full: int, tiny: int) -> int:
         """A count, or the tiny one."""
@@ -83,68 +75,74 @@ class Session:
 
     def log(self, stage: str, **values: Any) -> None:
         """Print one line and append it to log.jsonl."""
-        if self.rank:
-            return
         line = json.dumps({"t": round(time.monotonic() - self.started, 1), "stage": stage, **values})
         print(line, flush=True)
         with open(self.out / "log.jsonl", "a") as file:
             file.write(line + "\n")
 
     @contextmanager
-    def timed(self, stage: str, what: str) -> Iterator[None]:
-        """Log how long a block took."""
-        begin = time.monotonic()
+    def timed(self, stage: str, what: str = "everything") -> Iterator[None]:
+        """Log how long a block took; "everything" is the whole stage, which is then done."""
+        whole, begin = what == "everything", time.monotonic()
+        if whole:
+            self.record(stage, {"seconds": None})
         yield
         self.synchronize()
-        self.log(stage, did=what, seconds=round(time.monotonic() - begin, 1))
+        seconds = round(time.monotonic() - begin, 1)
+        self.log(stage, did=what, seconds=seconds)
+        if whole:
+            self.record(stage, {"seconds": seconds})
 
-    def record(self, stage: str, values: dict[str, Any]) -> None:
-        """Merge a stage's constants and measurements into meta.json."""
-        if self.rank:
-            return
-        path = self.out / "meta.json"
-        meta = json.loads(path.read_text()) if path.exists() else {}
-        meta.setdefault("stages", {})[stage] = values
-        path.write_text(json.dumps(meta | describe(), indent=1) + "\n")
+    def record(self, stage: str, values: Mapping[str, Any]) -> None:
+        """Add a stage's constants and measurements to meta.json."""
+        self._merge(lambda meta: meta.setdefault("stages", {}).setdefault(stage, {}).update(values))
+
+    def save(self, name: str, model: torch.nn.Module) -> None:
+        """Write a model's weights, and its sizes to meta.json; with the teacher's, what varies in its world."""
+        models.save(name, model, self.out)
+        about = {name: models.CONFIGS[name]} | ({"variety": attrs.asdict(VARIETY)} if name == "unet" else {})
+        self._merge(lambda meta: meta.update(about))
+
+    def _merge(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Change meta.json while no other process does; stages may run side by side in one folder."""
+        folder = os.open(self.out, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            meta = models.meta(self.out) | describe()
+            change(meta)
+            write_json(self.out / "meta.json", meta)
+        finally:
+            os.close(folder)
 
     def meta(self) -> dict[str, Any]:
-        """What earlier stages have recorded."""
-        path = self.out / "meta.json"
-        return json.loads(path.read_text()).get("stages", {}) if path.exists() else {}
+        """What stages have recorded, by their names."""
+        return models.meta(self.out).get("stages", {})
 
     def done(self, stage: str) -> bool:
-        """Whether a stage has recorded its results."""
-        return stage in self.meta()
+        """Whether a stage came to its end."""
+        return self.meta().get(stage, {}).get("seconds") is not None
 
     def load(self, name: str) -> torch.nn.Module:
         """A model that an earlier stage has saved."""
         return models.load(name, self.out, self.device)
 
-    def ticks(self, stage: str, limit: int = 2) -> Iterator[float]:
-        """Fractions in [0, 1) of a stage's budget, one per step; in a tiny session `limit` steps."""
+    def ticks(self, stage: str, start: float = 0.0, limit: int = 2) -> Iterator[float]:
+        """Fractions in [`start`, 1) of a stage's budget, one per step; in a tiny session `limit` steps."""
         if self.tiny:
-            yield from (i / limit for i in range(limit))
+            yield from (start + (1 - start) * i / limit for i in range(limit))
             return
         self.synchronize()
-        begin, step, fraction = time.monotonic(), 0, 0.0
+        begin, step, fraction = time.monotonic(), 0, start
         self.paused = 0.0
         while fraction < 1:
             yield fraction
             step += 1
             if step % 20 == 0:
                 self.synchronize()
-                fraction = self.agree((time.monotonic() - begin - self.paused) / self.seconds(stage))
+                fraction = start + (time.monotonic() - begin - self.paused) / self.seconds(stage)
 
     paused: float = 0.0
     """Seconds that the running stage spent on something other than training."""
-
-    def agree(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        if not dist.is_initialized():
-            return value
-        held = [value]
-        dist.broadcast_object_list(held, 0)
-        return held[0]
 
     def aside(self, function: Callable[[], Any]) -> Any:
         """Run something without charging the running stage's budget."""
@@ -158,7 +156,7 @@ class Session:
 
 def speed_up(session: Session, network: torch.nn.Module) -> torch.nn.Module:
     """The fastest exact paths for this device, in place."""
-    from guidedcd.shapes import fast, world
+    from guidedcd.shapes import fast
 
     temporal = None
     if session.cuda:
@@ -171,11 +169,8 @@ def speed_up(session: Session, network: torch.nn.Module) -> torch.nn.Module:
 
 
 def describe() -> dict[str, Any]:
-    """What every reader of the weights needs."""
-    from guidedcd.shapes import text, world
-
+    """What every reader of the weights needs beside a model's sizes."""
     return {
-        **models.CONFIGS,
         "scheduler": models.SCHEDULER,
         "context": models.CONTEXT,
         "vocabulary": list(text.VOCABULARY),

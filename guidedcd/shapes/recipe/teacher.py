@@ -1,6 +1,4 @@
-"""Stages `teacher` and `polish`: the video UNet, trained from nothing, then further.
-
-It draws everything, but its captions confuse fixed pairs of words.
+"""Stage `teacher`: the video UNet, trained from nothing; it draws everything, but its captions confuse some words.
 
 Guidance undoes captions that are wrong at random or silent, so the faults are systematic: in a share of the training
 videos a caption names the other one of a pair. The share decides how often guided samples show the wrong one; it is
@@ -16,36 +14,48 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from guidedcd.shapes import models, world
+from guidedcd.shapes import drawing, models, world
 from guidedcd.shapes.recipe import pool
 from guidedcd.shapes.recipe.sampling import Sampler, guided_quality
-from guidedcd.shapes.recipe.session import Session, speed_up
+from guidedcd.shapes.recipe.session import VARIETY, Session, speed_up
 from guidedcd.shapes.recipe.text import states
 from guidedcd.shapes.recipe.training import Trainer, cosine
-from guidedcd.shapes.text import INDEX, WorldTokenizer
+from guidedcd.shapes.text import INDEX, VOCABULARY, WorldTokenizer
 
-CONFUSED = (("cyan", "blue", 0.45), ("star", "triangle", 0.44), ("light", "dark", 0.42))
+CONFUSED = (("cyan", "blue", 0.14), ("star", "triangle", 0.08), ("light", "dark", 0.16), ("small", "large", 0.14))
 """Pairs of words, and the share of videos whose caption swaps them, at the start."""
-TARGET = {"teacher": 0.80, "polish": 0.84}
-"""How often the right one of a pair should be drawn, at the best guidance."""
-ADJUST = {"teacher": (0.40, 0.60, 0.80), "polish": (0.0, 0.35, 0.65)}
-"""Fractions of a stage's training at which the shares are adjusted."""
-RATE = {"teacher": 1e-3, "polish": 8e-4}
-HOLD, DROP = 0.45, 0.1
+TARGET = 0.87
+"""How often the right one of a pair should be drawn."""
+ADJUST = (0.45, 0.6, 0.72, 0.84)
+"""Fractions of the training at which the shares are adjusted, and the weights saved."""
+RATE, HOLD, DROP = 1e-3, 0.55, 0.1
 
 
 def swap(tokens: Tensor, shares: list[float], generator: torch.Generator) -> Tensor:
-    """Exchange the words of each CONFUSED pair in a share of the rows of `tokens` (N, L)."""
+    """Exchange the words of each CONFUSED pair in a share of the rows of `tokens` (N, L).
+
+    A row that would then name an unseen combination stays as it was: as the only captions of that kind, such rows would
+    teach that its words mean something else.
+    """
     result = tokens
     for (one, other, _), share in zip(CONFUSED, shares, strict=True):
         a, b = INDEX[one], INDEX[other]
         hit = torch.rand(len(tokens), 1, device=tokens.device, generator=generator) < share
         exchanged = torch.where(result == a, b, torch.where(result == b, a, result)).to(tokens.dtype)
-        result = torch.where(hit, exchanged, result)
+        result = torch.where(hit & ~names_unseen(exchanged), exchanged, result)
     return result
 
 
-def adjust(shares: list[float], right: list[float], target: float) -> list[float]:
+def names_unseen(tokens: Tensor) -> Tensor:
+    """Which rows of `tokens` (N, L) hold one of world.UNSEEN, colour and shape in a row; (N, 1) bool."""
+    table = torch.zeros(len(VOCABULARY), len(VOCABULARY), dtype=torch.bool)
+    for color, shape in world.UNSEEN:
+        table[INDEX[world.COLORS[color]], INDEX[world.SHAPES[shape]]] = True
+    ids = tokens.long()
+    return table.to(tokens.device)[ids[:, :-1], ids[:, 1:]].any(1, keepdim=True)
+
+
+def adjust(shares: list[float], right: list[float], target: float = TARGET) -> list[float]:
     """New shares: their log-odds scale as those of drawing the right one must change to reach `target`, damped."""
 
     def odds(p: float) -> float:
@@ -64,19 +74,17 @@ class Latents:
     def __init__(self, session: Session) -> None:
         self.session = session
         vae, self.text = session.load("vae").to(session.dtype), session.load("text").to(session.dtype)
-        self.pool = pool.make(
-            session, session.size(128000, 16), "pretrain", (0.62, 0.13, 0.25), 1000 + 10**6 * session.rank, False
-        )
+        self.pool = pool.make(session, session.size(128000, 16), "pretrain", (0.62, 0.13, 0.25), 1000, False)
         web = self.pool.kind != pool.KINDS.index("dense")
         index = torch.arange(len(self.pool), device=session.device)
-        generator = session.generator(1 + session.rank)
+        generator = session.generator(1)
+
+        def latents(i: Tensor) -> Tensor:
+            video = drawing.render(world.subset(self.pool.truth, i), web[i], generator, VARIETY)
+            return models.encode(vae, video).half()
+
         with torch.no_grad():
-            self.z = torch.cat(
-                [
-                    models.encode(vae, world.render(world.subset(self.pool.truth, i), web[i], generator)).half()
-                    for i in index.split(1024)
-                ]
-            )
+            self.z = torch.cat([latents(i) for i in index.split(1024)])
         self.prompts: Tensor | None = None
         with torch.no_grad():
             self.null = states(self.text, WorldTokenizer(models.CONTEXT["text"])([""]).to(session.device))
@@ -104,50 +112,53 @@ def objective(network: nn.Module, data: Latents, batch: int, abar: Tensor) -> Te
     return (output - (alpha * noise - sigma * z)).square().mean()
 
 
-def run(session: Session, stage: str) -> None:
-    """Train, adjusting the shares of confused captions on the way; `polish` goes on where `teacher` ended."""
+def run(session: Session, further: bool = False) -> None:
+    """Train, adjusting the shares of confused captions on the way; an interrupted training goes on where it was saved.
+
+    Args:
+        session: Where, and for how long.
+        further: Give a finished teacher the whole budget once more.
+    """
     torch.manual_seed(session.seed)
-    network, shares = models.build("unet").to(session.device), [share for *_, share in CONFUSED]
-    if stage == "polish":
+    network, past = models.build("unet").to(session.device), session.meta().get("teacher", {})
+    start = past.get("at", 0.0)
+    again = further or 0 < start < 1
+    if again:
         network.load_state_dict(session.load("unet").state_dict())
-        shares = session.meta()["teacher"]["final_shares"]
-    with session.timed(stage, "latents and prompts"):
+    start = 0.0 if further or not again else start
+    shares = past["shares"] if again else [share for *_, share in CONFUSED]
+    steps, history = (past["steps"], past["checks"]) if again else (0, [])
+    with session.timed("teacher", "latents and prompts"):
         data = Latents(session)
-        data.confuse(shares, 0)
+        data.confuse(shares, steps)
     abar = models.alphas_cumprod().to(session.device)
     live = speed_up(session, copy.deepcopy(network).to(session.dtype))
     batch = session.size(128, 2)
-    torch.manual_seed(1000 * session.seed + session.rank)
-    with session.timed(stage, "capture of the step"):
+    with session.timed("teacher", "capture of the step"):
         trainer = Trainer([live], lambda: objective(live, data, batch, abar))
-    history, pending = [], list(ADJUST[stage])
 
-    def check(fraction: float) -> list[float]:
-        if session.rank:
-            return []
-        middle = copy.deepcopy(network)
-        trainer.finish(middle)
+    def keep(at: float) -> None:
+        trainer.finish(network)
+        session.save("unet", network)
+        about = {"at": at, "steps": steps + trainer.steps, "batch": batch, "target": TARGET, "confused": CONFUSED}
+        session.record("teacher", about | {"shares": [round(s, 4) for s in shares], "checks": history})
+
+    def check(at: float) -> None:
+        trainer.finish(network)
         pairs = [pair[:2] for pair in CONFUSED]
-        quality = guided_quality(session, Sampler(session, middle), session.load("vae"), session.load("text"), pairs)
-        best = max(quality.values(), key=lambda row: row["look"])
-        history.append({"at": fraction, "shares": [round(s, 4) for s in shares], "quality": quality})
-        session.log(stage, steps=trainer.steps, **history[-1])
-        return adjust(shares, [best["/".join(pair)] for pair in pairs], TARGET[stage])
+        quality = guided_quality(session, Sampler(session, network), session.load("vae"), session.load("text"), pairs)
+        history.append({"at": at, "shares": [round(s, 4) for s in shares], "quality": quality})
+        session.log("teacher", steps=trainer.steps, **history[-1])
+        shares[:] = adjust(shares, [quality["/".join(pair)] for pair in pairs])
+        data.confuse(shares, steps + trainer.steps)
+        keep(at)
 
-    for fraction in session.ticks(stage):
+    pending = [at for at in ADJUST if at > start]
+    for fraction in session.ticks("teacher", start):
         if pending and fraction >= pending[0]:
-            pending.pop(0)
-            shares = session.agree(session.aside(lambda at=fraction: check(round(at, 2))))
-            session.aside(partial(data.confuse, shares, trainer.steps + 1))
-        trainer.step(cosine(fraction, trainer.steps, RATE[stage], warmup=300, hold=HOLD))
+            session.aside(partial(check, pending.pop(0)))
+        trainer.step(cosine(fraction, trainer.steps, RATE, warmup=300, hold=HOLD))
         if trainer.steps % 500 == 0 or trainer.steps == 40:
-            session.log(stage, steps=trainer.steps, fraction=round(fraction, 3), loss=round(trainer.last.item(), 4))
-    trainer.finish(network)
-    if session.rank:
-        return
-    models.save("unet", network, session.out)
-    ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    constants = {"confused": CONFUSED, "final_shares": [round(s, 4) for s in shares], "target": TARGET[stage]}
-    constants |= {"steps": trainer.steps, "batch": batch * ranks}
-    session.log(stage, **constants)
-    session.record(stage, constants | {"checks": history})
+            session.log("teacher", steps=trainer.steps, fraction=round(fraction, 3), loss=round(trainer.last.item(), 4))
+    keep(1.0)
+    session.log("teacher", steps=steps + trainer.steps, shares=[round(s, 4) for s in shares])

@@ -68,7 +68,7 @@ def run(session: Session) -> None:
         trainer.step(cosine(fraction, trainer.steps, RATE, warmup=100))
     trainer.finish(text, head)
     text.eval().requires_grad_(False)
-    models.save("text", text, session.out)
+    session.save("text", text)
     index = torch.arange(min(4096, len(captions)), device=session.device)
     quality = {}
     with torch.no_grad():

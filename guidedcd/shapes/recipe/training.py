@@ -1,7 +1,4 @@
-"""Optimisation by replaying captured steps: bfloat16 weights at work, float32 masters, an average of them at the end.
-
-Under `torchrun` every process draws its own batches and gradients are averaged.
-"""
+"""Optimisation by replaying one captured step: bfloat16 weights at work, float32 masters, an average at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -38,10 +34,6 @@ class Trainer:
     def __init__(self, modules: Sequence[nn.Module], loss: Callable[[], Tensor], graph: bool = True) -> None:
         self.live = [p for m in modules for p in m.parameters() if p.requires_grad]
         device = self.live[0].device
-        self.shared = dist.is_initialized() and dist.get_world_size() > 1
-        if self.shared:
-            for p in self.live:
-                dist.broadcast(p.data, 0)
         self.master = [p.detach().float().clone() for p in self.live]
         self.average = [p.clone() for p in self.master]
         self.flat = torch.zeros(sum(p.numel() for p in self.live), device=device)
@@ -54,38 +46,28 @@ class Trainer:
             self.master, lr=self.rate if cuda else 0.0, betas=(0.9, 0.99), weight_decay=1e-3, **options
         )
         self.loss, self.steps = loss, 0
-        self.slope, self.update = self._slope, self._update
+        self.replay = self._step
         if cuda and graph:
             on_side_stream(self._step, 3)
-            self.slope, self.update = captured(self._slope).replay, captured(self._update).replay
+            self.replay = captured(self._step).replay
 
-    def _slope(self) -> None:
+    def _step(self) -> None:
         loss = self.loss()
         gradients = torch.autograd.grad(loss, self.live, allow_unused=True)
         with torch.no_grad():
             for p, g in zip(self.master, gradients, strict=True):
                 p.grad.zero_() if g is None else p.grad.copy_(g)
             self.last.copy_(loss.detach())
-
-    @torch.no_grad()
-    def _update(self) -> None:
-        self.flat.mul_((1 / (self.flat.norm() + 1e-6)).clamp(max=1.0))
-        self.optimiser.step()
-        torch._foreach_copy_(self.live, self.master)
-
-    def _step(self) -> None:
-        self.slope()
-        if self.shared:
-            dist.all_reduce(self.flat, op=dist.ReduceOp.SUM)
-            self.flat /= dist.get_world_size()
-        self.update()
+            self.flat.mul_((1 / (self.flat.norm() + 1e-6)).clamp(max=1.0))
+            self.optimiser.step()
+            torch._foreach_copy_(self.live, self.master)
 
     def step(self, rate: float) -> None:
         """One optimiser step at this learning rate."""
         self.rate.fill_(rate)
         if not self.rate.is_cuda:
             self.optimiser.param_groups[0]["lr"] = rate
-        self._step()
+        self.replay()
         self.steps += 1
         if self.steps % 8 == 0:
             decay = min(0.999, (1 + self.steps) / (60 + self.steps))

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from guidedcd.shapes import models, world
+from guidedcd.shapes import drawing, models, world
 from guidedcd.shapes.oracle import Oracle, summarise
 from guidedcd.shapes.recipe import pool
-from guidedcd.shapes.recipe.session import Session
+from guidedcd.shapes.recipe.session import VARIETY, Session
 from guidedcd.shapes.recipe.training import Trainer, cosine
 
 RATE, KL = 2e-3, 2e-5
@@ -39,7 +39,7 @@ def run(session: Session) -> None:
     trainer.finish(vae)
     vae.eval().requires_grad_(False)
     normalise(vae, frames[torch.randint(0, len(frames), (min(len(frames), 8192),), device=session.device)])
-    models.save("vae", vae, session.out)
+    session.save("vae", vae)
     session.log("vae", steps=trainer.steps, loss=trainer.last.item())
     session.record("vae", {"steps": trainer.steps, **measure(session, vae)})
 
@@ -47,7 +47,7 @@ def run(session: Session) -> None:
 def _frames(truth: dict[str, Tensor]) -> Tensor:
     """Half clean, half degraded frames (N, 3, H, W), uint8."""
     web = torch.arange(len(truth["objects"]), device=truth["objects"].device) % 2 == 0
-    return (world.render(truth, web)[:, ::3].flatten(0, 1) * 255 + 0.5).to(torch.uint8)
+    return (drawing.render(truth, web, variety=VARIETY)[:, ::3].flatten(0, 1) * 255 + 0.5).to(torch.uint8)
 
 
 def objective(vae: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,7 +89,7 @@ def measure(session: Session, vae: nn.Module) -> dict[str, dict[str, float]]:
     )
     result = {}
     for name, web in (("clean", False), ("web", True)):
-        video = world.render(truth, web, session.generator(5))
+        video = drawing.render(truth, web, session.generator(5), VARIETY)
         with torch.no_grad():
             again = models.decode(vae, models.encode(vae, video))
         psnr = -10 * (again - video).square().mean((1, 2, 3, 4)).log10()

@@ -1,0 +1,78 @@
+"""Stage `motion`: motion guidance on the teacher alone, by rule, strength and window, with the package's own sampler.
+
+Prompts name no motion; their references show other objects, backgrounds and sizes that move fast in a straight line.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+import attrs
+
+from guidedcd.shapes import captions, drawing, prompts, world
+from guidedcd.shapes.oracle import Oracle, summarise
+from guidedcd.shapes.recipe.session import VARIETY, Session
+
+SETTINGS = (
+    ("official", 0.0, 0.5, 2.0),
+    *(("official", relative, 0.5, 2.0) for relative in (0.03, 0.1, 0.05, 0.02, 0.01, 0.2)),
+    *(("eps", relative, 0.5, 2.0) for relative in (0.1, 0.3, 0.2, 0.03, 0.5)),
+    *(("official", relative, 0.3, 2.0) for relative in (0.05, 0.1)),
+    *(("eps", relative, 0.3, 2.0) for relative in (0.3, 0.5)),
+    *(("official", relative, 0.7, 2.0) for relative in (0.02, 0.05)),
+    *(("eps", relative, 0.7, 2.0) for relative in (0.1, 0.2)),
+    ("official", 0.05, 0.5, 4.0),
+    ("eps", 0.2, 0.5, 4.0),
+)
+"""Rule, norm of the guided term as a fraction of the prediction's, share of the steps that are guided, omega.
+
+One official step moves the latents several times as far as one of "eps" with the same fraction."""
+
+
+def reference(rng: random.Random, prompt: dict) -> world.Scene:
+    """A fast straight move of an object that shares neither colour, shape nor background with the prompt."""
+    while True:
+        scene = world.sample_scene(rng, "dynamic", two=0.0)
+        same = scene.color[0] == prompt["color"][0] or scene.shape[0] == prompt["shape"][0]
+        if not same and scene.background != prompt["background"] and 1 <= scene.motion <= 4 and scene.speed == 2:
+            return scene
+
+
+def run(session: Session) -> None:
+    """Measure setting after setting, as far as the time allows."""
+    from guidedcd_pta import PTAConfig
+    from guidedcd_pta.energy import PTA
+    from guidedcd_shapes import ShapesTeacherConfig
+    from guidedcd_shapes.teacher import load
+
+    from guidedcd.noise import noise
+    from guidedcd.teacher_sampling import Guide, teacher_sample
+
+    count, steps, oracle = session.size(128, 2), session.size(50, 4), Oracle(session.device)
+    teacher = load(ShapesTeacherConfig(path=str(session.out))).to(session.device)
+    wanted, rng = prompts.evaluation_prompts(count, 3, "no-motion"), random.Random(3)
+    theirs = [reference(rng, p.scene) for p in wanted]
+    truth = world.to(world.pack(theirs), session.device)
+    clips = drawing.render(truth, generator=session.generator(3), variety=VARIETY)
+    guide = Guide(
+        energy=PTA(PTAConfig()),
+        config=PTAConfig(),
+        z0=teacher.encode(clips),
+        cond=teacher.embed([captions.full_caption(scene, rng) for scene in theirs]),
+    )
+    asked = world.to(prompts.truth(wanted), session.device) | {"motion": truth["motion"]}
+    cond, null = teacher.embed([p.text for p in wanted]), teacher.null(count)
+    latents = noise(session.seed, 3, guide.z0.shape).to(session.device)
+    table = {"reference clips": summarise(oracle.score(clips, truth))}
+    deadline = time.monotonic() + session.seconds("motion")
+    for rule, relative, fraction, omega in SETTINGS[:: session.size(1, 9)]:
+        if time.monotonic() > deadline and not session.tiny:
+            break
+        config = PTAConfig(relative=relative, fraction=fraction if relative else 0.0)
+        guides = [attrs.evolve(guide, config=config)]
+        z = teacher_sample(teacher, cond, null, latents, steps, omega, energies=guides, rule=rule)
+        key = f"{rule} relative {relative} fraction {fraction} omega {omega}" if relative else f"none omega {omega}"
+        table[key] = summarise(oracle.score(teacher.decode(z), asked))
+        session.log("motion", on=key, **table[key])
+        session.record("motion", {"settings": table})
