@@ -73,7 +73,7 @@ def masks(shape: Tensor | int, r: Tensor, center: Tensor, size: int = world.SIZE
 
 @cache
 def patterns(device: torch.device, size: int = world.SIZE) -> Tensor:
-    """Textures (6, size, size), mean 0, in [-0.5, 0.5]: ramps down and across, upright and level stripes, two phases."""
+    """Textures (6, size, size), mean 0, in [-0.5, 0.5]: ramps down and across, upright and level stripes, 2 phases."""
     grid = torch.arange(size, device=device, dtype=torch.float32)
     ramp, wave = grid / (size - 1) - 0.5, 2 * math.pi * (grid + 0.5) * 4 / size
     even, odd = 0.5 * wave.cos(), 0.5 * wave.sin()
