@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,22 @@ def digest(value: Any) -> str:
     """A short fingerprint of a JSON value: 16 hexadecimal digits of SHA-256."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Where two JSON objects first differ: "train.lr: 0.1 there, 0.2 here"."""
+    for key in sorted({*one, *other}):
+        mine, theirs = one.get(key), other.get(key)
+        if digest(mine) != digest(theirs):
+            if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+                return f"{key}.{difference(mine, theirs)}"
+            return f"{key}: {_short(mine)} there, {_short(theirs)} here"
+    return "nothing"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def file_digest(path: Path) -> str:

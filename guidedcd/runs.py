@@ -12,12 +12,12 @@ from typing import Any
 
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import check_writable, digest, explained, locked, read_json, replacing, write_json
+from guidedcd.files import check_writable, difference, digest, explained, locked, read_json, replacing, write_json
 from guidedcd.run import Run
 
 RUNS = Path("runs")
-DONE = "report.html"
-"""The last file that a training run writes: a folder that has it is finished."""
+RESULTS = ("student/student.json", "evaluation.json", "report.html")
+"""What a training run leaves: a folder that has all of it is finished. A report alone may be of an unfinished run."""
 
 
 def run_folder(run: Run, out: Path | None, *, new: bool) -> Path:
@@ -33,7 +33,7 @@ def run_folder(run: Run, out: Path | None, *, new: bool) -> Path:
         if (out / "run.json").exists():
             found = read_json(out / "run.json")
             if not _same(found, described):
-                other = _difference(found, described)
+                other = difference(_essence(found), _essence(described)) if isinstance(found, dict) else "no run"
                 raise GuidedCDError(f"{out} holds a run with another configuration ({other}). Choose another --out.")
             if new:
                 raise GuidedCDError(f"--new starts a new run, but {out} holds one already. Choose another --out.")
@@ -55,9 +55,14 @@ def _unfinished(described: dict[str, Any]) -> Path | None:
     newest: list[tuple[float, Path]] = []
     for path in RUNS.glob("*/run.json"):
         with contextlib.suppress(GuidedCDError, OSError):
-            if not (path.parent / DONE).exists() and _same(read_json(path), described):
+            if not finished(path.parent) and _same(read_json(path), described):
                 newest.append((path.stat().st_mtime, path.parent))
     return max(newest)[1] if newest else None
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run has left all its results."""
+    return all((folder / name).exists() for name in RESULTS)
 
 
 @contextlib.contextmanager
@@ -80,7 +85,7 @@ def claimed(run: Run, out: Path | None, *, new: bool, command: str | None = None
                 if (other := run_folder(run, out, new=new)) == folder:
                     raise
             if other == folder:
-                if begun and not (folder / DONE).exists():
+                if begun and not finished(folder):
                     console.print(f"run      continuing {folder} (--new starts another)")
                 if not begun:
                     write_json(folder / "run.json", ({"command": command} if command else {}) | run.to_dict())
@@ -96,15 +101,6 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def _essence(described: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in described.items() if k not in ("guidedcd", "command", "device")}
-
-
-def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
-    for key in sorted({*one, *other} - {"guidedcd", "command", "device"}):
-        if digest(one.get(key)) != digest(other.get(key)):
-            if isinstance(one.get(key), dict) and isinstance(other.get(key), dict):
-                return f"{key}.{_difference(one[key], other[key])}"
-            return f"{key}: {one.get(key)} there, {other.get(key)} here"
-    return "same"
 
 
 class Log:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import digest, file_digest, read_json, replacing, write_json
+from guidedcd.files import difference, digest, file_digest, read_json, replacing, write_json
 from guidedcd.noise import noise
 from guidedcd.routes import Sample
 
@@ -187,20 +187,15 @@ def begin(folder: Path, identity: dict[str, Any]) -> None:
             raise GuidedCDError(f"{folder} is not empty and is no latent store. Choose another folder with --store.")
         write_json(path, identity)
         return
-    found = read_json(path)
+    try:
+        found = dict(read_json(path))
+    except (GuidedCDError, TypeError, ValueError) as error:
+        raise GuidedCDError(f"{path} is damaged: delete the folder, or choose another --store.") from error
     if digest(found) != digest(identity):
-        differing = sorted(k for k in {*found, *identity} if digest(found.get(k)) != digest(identity.get(k)))
-        first = differing[0]
         raise GuidedCDError(
-            f"the store {folder} belongs to another run: {', '.join(differing)} differ "
-            f"({first}: {_short(found.get(first))} there, {_short(identity.get(first))} here). "
+            f"the store {folder} belongs to another run ({difference(found, identity)}). "
             "Choose another --store, or none to let guidedcd find or make the right one."
         )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def save_shard(

@@ -62,7 +62,8 @@ def run_training(
     main = accelerator.is_main_process
     console.quiet = not main
     if main:
-        run_folder(run, out, new=new)  # a wrong --out is better said now than after the preprocessing
+        run_folder(run, out, new=new)
+        _rehearse(run)
     with part("the teacher"):
         teacher = run.teacher.build().to(where)
     latents = LatentStore(run_preprocess(run, store_folder=store, teacher=teacher))
@@ -78,6 +79,16 @@ def run_training(
                 run_evaluate(folder)
             console.print(f"report   {write_report(folder)}")
     return folder
+
+
+def _rehearse(run: Run) -> None:
+    """Find out now, and not after the preprocessing, that a plugin cannot be imported or a reward's file is missing."""
+    for kind in ("energy", "metric"):
+        for chosen in run.chosen(kind):
+            chosen.component().load()
+    with part("the rewards", "Use fewer --rewards"):
+        run.build("reward")
+    run.build("route")
 
 
 def _accelerator(run: Run, where: torch.device) -> Accelerator:
@@ -272,12 +283,12 @@ class Trainer:
             "loss",
             "cd_loss",
             "grad_norm",
-            "lr",
             *(f"{k}/{n}" for n in self.rewards.names for k in ("reward", "routed")),
         ]
         values = torch.tensor([line.get(key, math.nan) for key in keys], device=self.teacher.device)
         gathered = self.accelerator.gather(values[None])
-        return {k: float(v) for k, v in zip(keys, gathered.nanmean(0), strict=True) if not math.isnan(float(v))}
+        means = {k: float(v) for k, v in zip(keys, gathered.nanmean(0), strict=True) if not math.isnan(float(v))}
+        return means | {"lr": line["lr"]}
 
     def _save(self, step: int) -> None:
         if self.accelerator.is_main_process:

@@ -65,7 +65,7 @@ def unmeasured(monkeypatch):
         (folder / "report.html").write_text("done")
         return folder / "report.html"
 
-    monkeypatch.setattr("guidedcd.evaluate.run_evaluate", lambda folder: None)
+    monkeypatch.setattr("guidedcd.evaluate.run_evaluate", lambda folder: (folder / "evaluation.json").write_text("{}"))
     monkeypatch.setattr("guidedcd.report.write_report", report)
 
 
@@ -194,7 +194,7 @@ def test_foreign_store_is_refused(toy, tmp_path):
     folder = run_preprocess(make(), store_folder=tmp_path / "s")
     before = sorted((p.name, p.stat().st_mtime_ns) for p in folder.iterdir())
 
-    with pytest.raises(GuidedCDError, match="belongs to another run: steps differ"):
+    with pytest.raises(GuidedCDError, match=r"belongs to another run \(steps: 10 there, 20 here\)"):
         run_preprocess(make(solver={"steps": 20}), store_folder=folder)
 
     assert sorted((p.name, p.stat().st_mtime_ns) for p in folder.iterdir()) == before
@@ -282,11 +282,23 @@ def test_runs_that_start_together_do_not_share_a_folder(toy, tmp_path, monkeypat
             pass
         with runs.claimed(one, None, new=True) as third:
             assert third.name == f"{first.name}-3"
-    (first / runs.DONE).touch()
+    for name in runs.RESULTS:
+        (first / name).parent.mkdir(exist_ok=True)
+        (first / name).touch()
     monkeypatch.setattr(runs, "run_folder", lambda *args, seen=[], **how: late(*args, seen=seen, **how))
     with runs.claimed(make(seed=2), None, new=False) as fourth:
         assert fourth.name == f"{first.name}-4"
     assert [read_json(folder / "run.json")["seed"] for folder in (first, second, fourth)] == [0, 1, 2]
+
+
+def test_a_report_does_not_finish_a_run(toy, unmeasured, tmp_path):
+    """A run whose report was written before its time is continued; one with all its results is not."""
+    run = make()
+    with runs.claimed(run, None, new=False) as folder:
+        (folder / "report.html").touch()
+
+    assert run_training(run) == folder
+    assert run_training(run) != folder
 
 
 def test_a_damaged_run_is_no_concern_of_others(toy, tmp_path):
@@ -305,6 +317,18 @@ def test_a_folder_that_cannot_be_written_is_told_first(toy, tmp_path):
 
     with pytest.raises(GuidedCDError, match="a file is in the way"):
         run_training(make(), out=tmp_path / "file" / "run")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_part_is_told_before_the_work(toy, tmp_path, monkeypatch):
+    """A reward whose file is missing stops the run before its latents are computed, and nothing is written."""
+
+    def missing(self, config):
+        raise GuidedCDError("hps: there is no file")
+
+    monkeypatch.setattr("toy.Reward.__init__", missing)
+    with pytest.raises(GuidedCDError, match="there is no file"):
+        run_training(make())
     assert not (tmp_path / "runs").exists()
 
 
