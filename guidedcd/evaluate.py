@@ -91,6 +91,8 @@ def _asked(trained: Trained, settings: Settings) -> Settings:
     }
     settings = attrs.evolve(settings, **filled, batch=settings.batch or batch_size(trained.teacher))
     few = isinstance(settings.prompts, int) and settings.prompts < 1
+    if settings.omega < 0:
+        raise GuidedCDError(f"--omega must be at least 0, not {settings.omega}.")
     if few or settings.steps < 1 or settings.batch < 1 or settings.videos < 0 or not settings.teacher_omega:
         raise GuidedCDError("an evaluation needs at least one prompt, step, video a batch and teacher omega.")
     return settings

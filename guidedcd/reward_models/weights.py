@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from guidedcd import hub
 from guidedcd.checkpoints.formats import wrong_keys
 from guidedcd.checkpoints.placing import assign
 from guidedcd.errors import GuidedCDError
@@ -78,14 +79,14 @@ def advice(published: Published) -> str:
 
 
 def _from_hub(published: Published, what: str) -> Path:
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     for name in published.files:
         cached = try_to_load_from_cache(published.repo, name)
         if isinstance(cached, str):
             return Path(cached)
-    reason = "the hub is switched off by HF_HUB_OFFLINE"
-    if not constants.HF_HUB_OFFLINE:
+    reason = hub.why_not()
+    if not reason:
         for name in published.files:
             try:
                 return Path(hf_hub_download(published.repo, name))

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from guidedcd import hub
 from guidedcd.errors import GuidedCDError
 from guidedcd.schedule import NoiseSchedule
 from guidedcd.teachers.protocol import Cond, Geometry, LatentTeacher
@@ -53,6 +54,7 @@ def load_animatediff(
 
     if not str(path):
         raise GuidedCDError("animatediff needs a model: --teacher animatediff:FOLDER, a folder or hub id")
+    absent = hub.missing(path) or (hub.missing(adapter) if adapter else "")
     kept = {"use_safetensors": True, "torch_dtype": dtype}
     try:
         separate = adapter is not None
@@ -79,7 +81,7 @@ def load_animatediff(
         changed = {"beta_schedule": "linear"} if betas == "linear" or (betas == "auto" and separate) else {}
         scheduler = DDIMScheduler.from_pretrained(path, subfolder="scheduler", **changed)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = absent or str(error).strip().splitlines()[0]
         raise GuidedCDError(
             f"cannot read AnimateDiff from {path}{f' with the adapter {adapter}' if adapter else ''}: {reason}"
         ) from error

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from guidedcd import hub
 from guidedcd.errors import GuidedCDError
 from guidedcd.schedule import NoiseSchedule
 from guidedcd.teachers.protocol import Cond, Geometry, LatentTeacher
@@ -48,6 +49,7 @@ def load_unet3d(path: str | Path, *, frames: int, height: int, width: int, fps: 
     from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    absent = hub.missing(path)
     try:
         unet = UNet3DConditionModel.from_pretrained(path, subfolder="unet", use_safetensors=True)
         vae = AutoencoderKL.from_pretrained(path, subfolder="vae", use_safetensors=True)
@@ -55,7 +57,8 @@ def load_unet3d(path: str | Path, *, frames: int, height: int, width: int, fps: 
         tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
         schedule = NoiseSchedule.from_scheduler(DDIMScheduler.from_pretrained(path, subfolder="scheduler"))
     except (OSError, ValueError) as error:
-        raise GuidedCDError(f"cannot read a text-to-video pipeline with a 3D UNet from '{path}': {error}") from error
+        reason = absent or str(error).strip().splitlines()[0]
+        raise GuidedCDError(f"cannot read a text-to-video pipeline with a 3D UNet from '{path}': {reason}") from error
     compression = 2 ** (len(vae.config.block_out_channels) - 1)
     if height % compression or width % compression:
         raise GuidedCDError(f"height and width must be multiples of {compression}: {height}x{width}.")
