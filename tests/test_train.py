@@ -26,7 +26,8 @@ from guidedcd.preprocess import run_preprocess
 from guidedcd.routes import Sample
 from guidedcd.run import Run
 from guidedcd.store import LatentStore, shard_name
-from guidedcd.train import Trainer, run_training
+from guidedcd.train import run_training
+from guidedcd.trainer import Trainer
 
 HERE = Path(__file__).parent
 
@@ -259,7 +260,7 @@ def test_out_of_memory_names_the_component(toy, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("guidedcd.train.consistency", full)
+    monkeypatch.setattr("guidedcd.trainer.consistency", full)
     with pytest.raises(GuidedCDError, match=r"out of memory in the student's forward pass.*--train.batch-size 1"):
         Trainer(run, tmp_path, LatentStore(store), run.teacher.build()).fit()
 
@@ -483,7 +484,8 @@ from guidedcd.run import Run
 from guidedcd.files import read_json
 from guidedcd.preprocess import run_preprocess
 from guidedcd.store import LatentStore
-from guidedcd.train import Trainer, run_training
+from guidedcd.train import run_training
+from guidedcd.trainer import Trainer
 run = Run.from_dict(read_json(Path(sys.argv[1])))
 folder = Path(sys.argv[2]); folder.mkdir(exist_ok=True)
 teacher = run.teacher.build()
