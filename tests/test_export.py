@@ -14,6 +14,7 @@ from tiny_checkpoint import UNET, write
 from guidedcd import configs, export, fewstep
 from guidedcd.checkpoints.files import open_state
 from guidedcd.checkpoints.videocrafter2 import FPS_KEYS
+from guidedcd.cli import main
 from guidedcd.conditioning import GuidanceProjection
 from guidedcd.configs import DatasetConfig
 from guidedcd.errors import GuidedCDError
@@ -254,3 +255,20 @@ def test_strengths_and_steps_out_of_range_are_refused():
     with pytest.raises(ValueError, match="1 to 200"):
         pipe.timesteps(201)
     assert pipe._strengths(500) == [0.05]
+
+
+@pytest.mark.slow
+def test_a_run_of_the_embedded_teacher_is_exported_in_every_format(tmp_path, monkeypatch):
+    """From `guidedcd train` to `guidedcd export`: each folder has passed its self-test in a fresh process."""
+    monkeypatch.chdir(tmp_path)
+    small = "--preprocess.videos 2 --preprocess.draws-per-video 2 --solver.steps 5 --train.steps 2 --train.batch-size 2"
+    short = "--evaluate.prompts 1 --evaluate.videos 0 --evaluate.teacher-omega 2"
+    for words in (
+        f"train --energy pta --out run --device cpu {small} {short}",
+        *(f"export run {name} --format {name}" for name in export.FORMATS),
+    ):
+        with pytest.raises(SystemExit) as done:
+            main(words.split())
+        assert not done.value.code, words
+
+    assert all((tmp_path / name / "README.md").is_file() for name in export.FORMATS)
