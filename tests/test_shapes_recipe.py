@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
 from guidedcd.shapes import models
 from guidedcd.shapes.recipe import __main__ as recipe
-from guidedcd.shapes.recipe import judges, pool, teacher
+from guidedcd.shapes.recipe import judges, pool, teacher, tracking
 from guidedcd.shapes.recipe.session import Session
 from guidedcd.shapes.text import WorldTokenizer
 
@@ -90,3 +92,48 @@ def test_stages_leave_stock_state(tmp_path):
     with pytest.raises(ValueError, match="does not fit"):
         models.load("text", tmp_path)
     assert Session(out=tmp_path, tiny=True).size(10, 2) == 2
+
+
+def test_the_page_says_what_is_missed(tmp_path):
+    """The page has a row per model and bar; a figure below its bar is marked, and the shipped page is up to date."""
+    stages = {
+        "vae": {"steps": 5, "seconds": 1.5, "truth-clean": {"all": 1.0}, "through-vae-clean": {"all": 0.5}},
+        "evaluation": {"steps": {"full ddim 50 steps g 3.0": {"all": 0.7, "direction": 0.99, "all-unseen": 0.5}}},
+    }
+    (tmp_path / "meta.json").write_text(json.dumps({"stages": stages, "notes": ["A note."]}))
+    recipe.main(["--out", str(tmp_path), "--stage", "card", "--page", str(tmp_path / "page.md")])
+    lines = (tmp_path / "page.md").read_text().splitlines()
+    recipe.main(["--out", str(models.WEIGHTS), "--stage", "card", "--page", str(tmp_path / "now.md")])
+    shipped = Path(__file__).parents[1] / "docs" / "shapes.md"
+
+    assert "| the same through the VAE, clean | 0.500 | at least 0.95 | **missed** |" in lines
+    assert "| teacher, all attributes, 50 steps | 0.700 | 0.6 to 0.8 |  |" in lines
+    assert "- A note." in lines and sum(line.startswith("| `") for line in lines) == len(models.CONFIGS)
+    assert (tmp_path / "now.md").read_text() == shipped.read_text()
+
+
+def test_stages_side_by_side_lose_nothing(tmp_path):
+    """Sessions that record at the same time in one folder keep each other's results; a stage is done at its end."""
+    sessions = [Session(out=tmp_path, tiny=True) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool_:
+        list(pool_.map(lambda i: sessions[i % 4].record(f"stage {i % 8}", {f"value {i}": i}), range(32)))
+    with sessions[0].timed("vae"):
+        assert not sessions[1].done("vae")
+
+    assert sum(len(values) for values in sessions[0].meta().values()) == 32 + 1
+    assert sessions[1].done("vae")
+
+
+def test_the_tracker_sees_single_objects_only():
+    """Its loss ignores scenes with two objects, reaches the video tower, and tells the frames' positions apart."""
+    tower = models.build("internv2").vision_encoder
+    tracking.place(tower)
+    rows = tower.pos_embed[0, 1:].view(tower.frames, tower.grid**2, -1)
+    tracker = tracking.Tracker(tower, 128)
+    tokens = tower.tokens(torch.zeros(2, 4, 3, 48, 48))
+    center, motion = torch.zeros(2, 4, 2), torch.tensor([1, 2])
+    loss = [tracker(tokens, torch.zeros(2, 128), center, motion, torch.tensor(n)) for n in ([1, 2], [2, 2])]
+    (slope,) = torch.autograd.grad(loss[0], tower.pos_embed)
+
+    assert (rows[1] - rows[0]).norm(dim=-1).min() > 0.5
+    assert loss[0] > 0 and loss[1] == 0 and slope.abs().sum() > 0

@@ -1,7 +1,7 @@
 """`python -m guidedcd.shapes.recipe --out DIR`: make the embedded models from nothing; finished stages are skipped.
 
 Stages may be called one by one, those that need the same ones also side by side: `clip`, `internv2` and `evaluation`
-after `teacher`.
+after `teacher`. The extra stage `card` writes the models' page from what meta.json holds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STAGES = ("vae", "text", "teacher", "clip", "hps", "internv2", "evaluation", "mo
 def main(arguments: list[str] | None = None) -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(prog="python -m guidedcd.shapes.recipe", description=__doc__)
-    parser.add_argument("--stage", default="all", help=f"all, or some of {', '.join(STAGES)}, joined by commas")
+    parser.add_argument("--stage", default="all", help=f"all, card, or some of {', '.join(STAGES)}, joined by commas")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for weights, meta.json, log.jsonl and sheet.png"
     )
@@ -25,11 +25,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pace", type=float, default=1.0, help="multiplies every stage's training time")
     parser.add_argument("--further", action="store_true", help="train a finished teacher for its whole time once more")
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything, on any machine")
+    parser.add_argument("--page", type=Path, default=Path("docs/shapes.md"), help="where `card` writes")
     options = parser.parse_args(arguments)
     chosen = STAGES if options.stage == "all" else options.stage.split(",")
-    unknown = set(chosen) - set(STAGES)
+    unknown = set(chosen) - {*STAGES, "card"}
     if unknown:
-        parser.error(f"unknown stage {', '.join(sorted(unknown))}; there are: {', '.join(STAGES)}")
+        parser.error(f"unknown stage {', '.join(sorted(unknown))}; there are: {', '.join(STAGES)}, card")
+    if chosen == ["card"]:
+        from guidedcd.shapes.recipe import card
+
+        card.write(options.out, options.page)
+        return
+
     from guidedcd.shapes.recipe import evaluation, motion, rewards, teacher, text, vae
     from guidedcd.shapes.recipe.session import Session
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guidedcd.shapes import drawing, models, prompts, world
-from guidedcd.shapes.oracle import Oracle, summarise
+from guidedcd.shapes.oracle import ATTRIBUTES, Oracle, demand, summarise
 from guidedcd.shapes.recipe.sampling import Sampler, embed
 from guidedcd.shapes.recipe.session import VARIETY, Session
 
@@ -37,7 +37,7 @@ class Evaluation:
         self.vae, self.text = session.load("vae").to(session.dtype), session.load("text")
         self.sampler = Sampler(session, session.load("unet"))
         self.deadline = time.monotonic() + session.seconds("evaluation")
-        self.rows: list[tuple[str, Tensor]] = []
+        self.cells: list[tuple[str, Tensor]] = []
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -48,8 +48,8 @@ class Evaluation:
         """Whether the budget is spent."""
         return time.monotonic() > self.deadline and not self.session.tiny
 
-    def steps(self) -> dict[str, dict[str, float]]:
-        """The oracle's means by setting, as far as the time allows."""
+    def steps(self) -> None:
+        """Record the oracle's means by setting, as far as the time allows."""
         count, table = self.session.size(320, 2), {}
         for kind, solver, steps, guidance in grid()[:: self.session.size(1, 9)]:
             if self.late():
@@ -60,34 +60,39 @@ class Evaluation:
             sample = getattr(self.sampler, solver)
             video = self.decode(sample(self.sampler.noise(count, 0), prompt, null, steps, guidance))
             scores = self.oracle.score(video, world.to(prompts.truth(wanted), self.session.device))
+            if kind == "no-motion":  # what a prompt does not name is not judged
+                scores = {k: v for k, v in scores.items() if k not in ("motion", "direction", "speed-class", "all")}
+                scores["all"] = demand(scores, tuple(name for name in ATTRIBUTES if name in scores))
             key = f"{kind} {solver} {steps} steps g {guidance}"
             table[key] = summarise(scores)
             fresh = torch.tensor([_unseen(p.scene) for p in wanted], device=video.device)
             for name, part in (("all-seen", ~fresh), ("all-unseen", fresh)):
                 table[key][name] = round(scores["all"][part].mean().item(), 4) if part.any() else None
             self.session.log("evaluation", on=key, **table[key])
-            if (solver, guidance) == ("ddim", 3.0) and steps in (50, 4, 2):
-                self.rows += [(f"{steps} steps: {p.text}", v) for p, v in zip(wanted[:8], video.cpu(), strict=False)]
-        return table
+            self.session.record("evaluation", {"prompts": count, "steps": table})
+            if (kind, solver, guidance) == ("full", "ddim", 3.0) and steps in (50, 4, 2):
+                self.cells += [(f"{steps} steps: {p.text}", v) for p, v in zip(wanted[:4], video.cpu(), strict=False)]
 
 
 def _unseen(scene: dict) -> bool:
     return (scene["color"][0], scene["shape"][0]) in world.UNSEEN
 
 
-def sheet(path: str, rows: list[tuple[str, Tensor]], zoom: int = 2) -> None:
-    """Write a contact sheet: one video (F, 3, H, W) per row under its title."""
+def sheet(path: str, cells: list[tuple[str, Tensor]], shown: tuple[int, ...] = (0, 2, 4, 7), zoom: int = 2) -> None:
+    """Write a contact sheet of two columns: some frames of each video (F, 3, H, W) under its title."""
     import numpy as np
     from PIL import Image, ImageDraw
 
-    side = world.SIZE * zoom
-    image = Image.new("RGB", (world.FRAMES * side, len(rows) * (side + 14)), "white")
+    side, gap = world.SIZE * zoom, 14
+    width, height = len(shown) * side + 8, side + gap + 2
+    image = Image.new("RGB", (2 * width - 8, -(-len(cells) // 2) * height), "white")
     draw = ImageDraw.Draw(image)
-    for i, (title, video) in enumerate(rows):
-        for j, frame in enumerate(video):
+    for i, (title, video) in enumerate(cells):
+        x, y = i % 2 * width, i // 2 * height
+        for j, frame in enumerate(video[list(shown)]):
             pixels = Image.fromarray((frame.permute(1, 2, 0).numpy() * 255).astype(np.uint8))
-            image.paste(pixels.resize((side, side), 0), (j * side, i * (side + 14) + 14))
-        draw.text((2, i * (side + 14) + 1), title[-125:], fill="black")
+            image.paste(pixels.resize((side, side), 0), (x + j * side, y + gap))
+        draw.text((x + 2, y + 1), title[:70], fill="black")
     image.save(path)
 
 
@@ -96,13 +101,13 @@ def run(session: Session) -> None:
     evaluation = Evaluation(session)
     rng = random.Random(1)
     for web in (False, True):
-        scenes = [world.sample_scene(rng, "dynamic" if not web else "pretrain") for _ in range(4)]
+        scenes = [world.sample_scene(rng, "dynamic") for _ in range(2)]
         clips = drawing.render(world.to(world.pack(scenes), session.device), web, session.generator(2), VARIETY)
-        evaluation.rows += [(f"world, web {web}", clip) for clip in clips.cpu()]
+        evaluation.cells += [("web-like clip" if web else "clean clip", clip) for clip in clips.cpu()]
     fast = [world.sample_scene(rng, "dynamic") for _ in range(session.size(256, 4))]
     truth = world.to(world.pack(fast), session.device)
     video = drawing.render(truth, generator=session.generator(4), variety=VARIETY)
     dynamic = evaluation.oracle.score(video, truth)
-    result = {"distillation clips' speed": round(dynamic["speed"].mean().item(), 3), "steps": evaluation.steps()}
-    sheet(str(session.out / "sheet.png"), evaluation.rows)
-    session.record("evaluation", result)
+    session.record("evaluation", {"distillation clips' speed": round(dynamic["speed"].mean().item(), 3)})
+    evaluation.steps()
+    sheet(str(session.out / "sheet.png"), evaluation.cells)

@@ -75,4 +75,4 @@ def run(session: Session) -> None:
         key = f"{rule} relative {relative} fraction {fraction} omega {omega}" if relative else f"none omega {omega}"
         table[key] = summarise(oracle.score(teacher.decode(z), asked))
         session.log("motion", on=key, **table[key])
-        session.record("motion", {"settings": table})
+        session.record("motion", {"prompts": count, "steps": steps, "settings": table})

@@ -1,0 +1,196 @@
+"""The page of the embedded models, written from what meta.json beside the weights holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from guidedcd.shapes import models, world
+
+ABOUT = {
+    "vae": "stock `AutoencoderKL`, per frame",
+    "text": "stock `CLIPTextModel`, context 128",
+    "unet": "the teacher: a stock `UNet3DConditionModel` with temporal attention, v-prediction",
+    "clip": "open_clip's `CLIP`, context 77",
+    "hps": "the same, tuned on better and worse pictures",
+    "internv2": "InternVideo2's two towers, 4 frames, context 40",
+}
+ATTRIBUTES = ("color", "shape", "size", "background", "motion")
+
+
+def write(folder: Path, page: Path) -> None:
+    """Write the page of the weights in `folder`."""
+    meta = models.meta(folder)
+    stages = meta.get("stages", {})
+    steps, guided = stages.get("evaluation", {}).get("steps", {}), motion(stages)
+    notes = "".join(f"- {note}\n" for note in meta.get("notes", ()))
+    varied = (
+        "Where no caption speaks, shapes are tilted, textures turn and shift, and paths bend."
+        if models.variety(folder) != world.Variety()
+        else ""
+    )
+    text = (
+        (Path(__file__).parent / "card.md")
+        .read_text(encoding="utf-8")
+        .format(
+            folder="guidedcd/shapes/weights",
+            frames=world.FRAMES,
+            size=world.SIZE,
+            combinations=len(world.COLORS) * len(world.SHAPES),
+            variety=varied,
+            prompts=stages.get("evaluation", {}).get("prompts", 320),
+            models="\n".join(_row(_model(name, folder, stages)) for name in models.CONFIGS),
+            bars=table(("what", "figure", "wanted", ""), bars(stages)),
+            notes=f"\n### Notes\n\n{notes}\n" if notes else "",
+            steps=table(
+                (
+                    "prompts",
+                    "steps",
+                    "solver",
+                    "g",
+                    "all",
+                    "all, new pairs",
+                    *ATTRIBUTES,
+                    "second",
+                    "direction",
+                    "misfit",
+                ),
+                (
+                    (
+                        kind,
+                        n,
+                        solver,
+                        g,
+                        *_numbers(row, "all", "all-unseen", *ATTRIBUTES, "second", "direction", "misfit"),
+                    )
+                    for kind, n, solver, g, row in best(steps)
+                ),
+            ),
+            confused=table(("pair", "share of captions at the end", "the right one drawn"), confused(stages)),
+            judges=table(
+                ("reward", "pictures", *ATTRIBUTES, "clean preferred to web-like"),
+                (
+                    (
+                        f"`{name}`",
+                        kind,
+                        *_numbers(row, *ATTRIBUTES),
+                        *_numbers(stages[name]["pairs"]["quality"], "clean over web"),
+                    )
+                    for name in ("clip", "hps", "internv2")
+                    for kind, row in stages.get(name, {}).get("pairs", {}).items()
+                    if kind in ("clean", "decoded", "dense")
+                ),
+            ),
+            motion=table(
+                ("setting", "direction", "motion", "px per frame", "shape", "color", "size", "background", "misfit"),
+                (
+                    (
+                        key,
+                        *_numbers(
+                            row, "direction", "motion", "speed", "shape", "color", "size", "background", "misfit"
+                        ),
+                    )
+                    for key, row in guided.items()
+                ),
+            ),
+        )
+    )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(re.sub(r" +\n", "\n", text), encoding="utf-8")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table; a line instead where nothing was measured."""
+    lines, head = [_row(row) for row in rows], list(head)
+    return "\n".join([_row(head), "|" + "---|" * len(head), *lines]) if lines else "Not measured."
+
+
+def best(steps: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, int, str, str, Mapping[str, Any]]]:
+    """Per kind of prompts and number of steps the best setting: (kind, steps, solver, guidance, row)."""
+    found: dict[tuple[str, int], tuple[str, int, str, str, Mapping[str, Any]]] = {}
+    for key, row in steps.items():
+        kind, solver, n, g = re.fullmatch(r"(\S+) (\S+) (\d+) steps g (\S+)", key).groups()
+        if (kind, int(n)) not in found or row.get("all", 0) > found[kind, int(n)][-1].get("all", 0):
+            found[kind, int(n)] = (kind, int(n), solver, g, row)
+    return list(found.values())
+
+
+def motion(stages: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Rows of the motion guidance by setting."""
+    rows = stages.get("motion", {}).get("settings") or stages.get("evaluation", {}).get("motion guidance", {})
+    return {key: row for key, row in rows.items() if key != "reference clips"}
+
+
+def confused(stages: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """(pair, last share, how often the right one was drawn at the last check)."""
+    stage = stages.get("polish") or stages.get("teacher", {})
+    if not stage.get("checks"):
+        return []
+    quality = stage["checks"][-1]["quality"]
+    quality = quality.get("2.5", quality)
+    pairs = ["/".join(pair[:2]) for pair in stage["confused"]]
+    shares = stage.get("shares") or stage["final_shares"]
+    return [(pair, f"{share:.3f}", f"{quality[pair]:.2f}") for pair, share in zip(pairs, shares, strict=True)]
+
+
+def bars(stages: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What was wanted of the proving ground, what it measures, and whether that is enough."""
+    rows: list[tuple[str, str, str, str]] = []
+
+    def bar(what: str, value: float | None, low: float = 0.0, high: float = 1.0) -> None:
+        if value is not None:
+            wanted = f"at least {low:g}" if high == 1 else f"{low:g} to {high:g}" if low else f"at most {high:g}"
+            rows.append((what, f"{value:.3f}", wanted, "" if low <= value <= high else "**missed**"))
+
+    vae, evaluation = stages.get("vae", {}), stages.get("evaluation", {})
+    for name, wanted in (("clean", 0.98), ("web", 0.95)):
+        if f"truth-{name}" in vae:
+            bar(f"oracle on drawn videos, {name}, all attributes", vae[f"truth-{name}"]["all"], wanted)
+            bar(f"the same through the VAE, {name}", vae[f"through-vae-{name}"]["all"], 0.95)
+    found = {(kind, n): row for kind, n, _, _, row in best(evaluation.get("steps", {}))}
+    full = {n: row for (kind, n), row in found.items() if kind == "full"}
+    if 50 in full:
+        bar("teacher, all attributes, 50 steps", full[50]["all"], 0.6, 0.8)
+        bar("direction when it is named, cosine", full[50]["direction"], 0.95)
+        fresh = full[50].get("all-unseen")
+        if fresh is not None:
+            bar("accuracy lost on new pairs", (full[50].get("all-seen") or full[50]["all"]) - fresh, high=0.3)
+        for n, wanted in ((4, 0.1), (2, 0.2)):
+            bar(f"accuracy lost at {n} steps", full[50]["all"] - full[n]["all"] if n in full else None, wanted)
+    if ("no-motion", 50) in found:
+        share = found["no-motion", 50]["speed"] / evaluation["distillation clips' speed"]
+        bar("speed without motion words, share of the distillation clips'", share, high=0.6)
+    for name in ("clip", "hps", "internv2"):
+        row = stages.get(name, {}).get("pairs", {}).get("clean", {})
+        looks = [row[a] for a in ATTRIBUTES[:4] if a in row]
+        bar(f"`{name}` on minimal pairs: colour, shape, size, background, the least", min(looks, default=None), 0.9)
+        if name == "internv2":
+            bar("`internv2` on minimal pairs: direction", row.get("motion"), 0.9)
+    guided = motion(stages)
+    if guided:
+        plain, *others = guided.values()
+        cheap = [r for r in others if min(r[a] - plain[a] for a in ("shape", "color")) >= -0.02]
+        most = max((r["direction"] for r in cheap), default=0.0)
+        bar("motion guidance, direction at a cost of at most .02 in shape and in colour", most, 0.9)
+    return rows
+
+
+def _model(name: str, folder: Path, stages: Mapping[str, Any]) -> tuple[Any, ...]:
+    path, made = folder / f"{name}.safetensors", [stages.get(s, {}) for s in ("teacher", "polish")]
+    made = made if name == "unet" else [stages.get(name, {})]
+    size = f"{path.stat().st_size / 2**20:.1f}" if path.exists() else ""
+    steps = " + ".join(
+        f"{s['steps']} of {s['batch']}" if "batch" in s else str(s["steps"]) for s in made if "steps" in s
+    )
+    seconds = sum(s.get("seconds") or 0 for s in made)
+    return f"`{name}`", ABOUT[name], size, steps, f"{seconds:.0f}" if seconds else ""
+
+
+def _numbers(row: Mapping[str, Any], *names: str) -> list[str]:
+    return ["" if row.get(name) is None else f"{row[name]:.3f}" for name in names]
+
+
+def _row(cells: Iterable[Any]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
