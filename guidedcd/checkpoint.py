@@ -1,4 +1,4 @@
-"""Training checkpoints: student and optimiser, in folders that appear whole; the newest two are kept."""
+"""Training checkpoints: weights and optimiser, in folders that appear whole; the newest two are kept."""
 
 from __future__ import annotations
 
@@ -8,27 +8,58 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from guidedcd.devices import is_out_of_memory
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing
+from guidedcd.student import Student
+from guidedcd.weights import Weights, spread, whole
 
 KEPT = 2
 
+State = dict[str, Tensor]
 
-def save(folder: Path, step: int, student: Any, optimizer: torch.optim.Optimizer, scaler: Any = None) -> Path:
-    """Write `step-NNNNNN/` with the student's weights and the states of optimiser and scaler, then drop old ones."""
+
+def weights_of(weights: Weights) -> tuple[State, State | None]:
+    """The trained weights and their average if there is one, whole, on the CPU; to be called in every process."""
+    return weights.state(), weights.state(averaged=True) if weights.average is not None else None
+
+
+def write_student(folder: Path, student: Student, online: State, average: State | None) -> None:
+    """Write a student that samples with the average where there is one; the trained weights lie beside it."""
+    if average is None:
+        student.save(folder, online)
+    else:
+        student.save(folder, average, online)
+
+
+def save(
+    folder: Path,
+    step: int,
+    student: Student,
+    weights: Weights,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any = None,
+    *,
+    write: bool = True,
+) -> Path:
+    """Write `step-NNNNNN/` with the student and the states of optimiser and scaler, then drop old ones.
+
+    To be called in every process, of which one has `write`: weights may be spread over all of them.
+    """
     target = folder / f"step-{step:06d}"
     if not target.exists():
+        online, average = weights_of(weights)
+        state = {"step": step, "optimizer": _mapped(optimizer.state_dict(), lambda value: whole(value).cpu())}
+        state["scaler"] = scaler.state_dict() if scaler is not None else None
+        if not write:
+            return target
         with replacing(target) as part:
-            part.mkdir(parents=True)
-            student.save(part)
-            averaged = student.averaged.state_dict() if student.averaged is not None else None
-            state = {"step": step, "optimizer": optimizer.state_dict(), "averaged": averaged}
-            state["scaler"] = scaler.state_dict() if scaler is not None else None
+            write_student(part, student, online, average)
             with open(part / "state.pt", "wb") as handle:  # a full disk is only told apart through a file of ours
                 torch.save(state, handle)
-    for old in found(folder)[:-KEPT]:
+    for old in found(folder)[:-KEPT] if write else ():
         hidden = old.with_name(f".{old.name}.part")  # a checkpoint that is half deleted must not count as whole
         old.rename(hidden)
         shutil.rmtree(hidden)
@@ -40,18 +71,24 @@ def found(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), key=lambda p: int(p.name[5:]))
 
 
-def load(path: Path, student: Any, optimizer: torch.optim.Optimizer, scaler: Any = None) -> int:
-    """Restore student, optimiser and scaler in place; returns the step.
+def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer, scaler: Any = None) -> int:
+    """Restore weights, optimiser and scaler in place; returns the step.
 
     Raises:
         GuidedCDError: A file is damaged.
     """
     try:
-        student.network.load_state_dict(load_file(path / "model.safetensors"), strict=student.config.kind == "full")
+        online = path / "online.safetensors"
+        average = load_file(path / "model.safetensors") if weights.average is not None else None
+        weights.load(load_file(online if average is not None else path / "model.safetensors"), average)
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        # The optimiser counts parameters in the order in which it was given them.
+        like = dict(enumerate(weights.masters))
+        states = state["optimizer"]["state"]
+        for number, values in states.items():
+            shape = like[number].shape
+            states[number] = {k: spread(v, like[number]) if _like(v, shape) else v for k, v in values.items()}
         optimizer.load_state_dict(state["optimizer"])
-        if student.averaged is not None:
-            student.averaged.load_state_dict(state["averaged"])
         if scaler is not None and state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
         return int(state["step"])
@@ -61,3 +98,17 @@ def load(path: Path, student: Any, optimizer: torch.optim.Optimizer, scaler: Any
         raise GuidedCDError(
             f"checkpoint {path} is damaged ({error}). Delete it: the run continues from the one before, or anew."
         ) from error
+
+
+def _like(value: Any, shape: torch.Size) -> bool:
+    """Whether an optimiser's state is one number per weight in float32: counters and 8-bit states are left alone."""
+    return isinstance(value, Tensor) and value.shape == shape and value.dtype == torch.float32 and value.dim() > 0
+
+
+def _mapped(value: Any, change: Any) -> Any:
+    """A nested state with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _mapped(one, change) for key, one in value.items()}
+    return [_mapped(one, change) for one in value] if isinstance(value, list) else value

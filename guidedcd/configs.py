@@ -97,7 +97,11 @@ class Preprocess:
     window: float = attrs.field(default=0.5, validator=_between(0, 1))
     """Scores are computed for this noisiest fraction of the grid; an energy's `fraction` may not exceed it."""
     batch_size: int = attrs.field(default=4, validator=ge(1))
-    """Videos per forward pass."""
+    """Samples per forward pass with gradient; passes without take twice as many."""
+    precision: str = attrs.field(default="no", validator=in_(("no", "bf16")))
+    """Run the network in bfloat16 (for GPUs); latents, tables and the grid's arithmetic stay float32."""
+    recompute: str = attrs.field(default="nothing", validator=in_(("nothing", "cheap", "most")))
+    """Activations computed again for scores: cheap takes a third of the memory for a third of a forward pass more."""
     shard_size: int = attrs.field(default=8, validator=ge(1))
     """Videos per shard; a finished shard is never computed again."""
     max_skipped: float = attrs.field(default=0.1, validator=_between(0, 1))
@@ -117,7 +121,7 @@ class Student:
     dropout: float = attrs.field(default=0.0, validator=_between(0, 0.99))
     """Dropout of the temporal convolutions while training; the official run has 0.1."""
     ema: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
-    """Decay of an averaged target network; none (default) uses the online student without gradient."""
+    """Decay of an averaged target network, saved as the student; none (default): the target is the student itself."""
 
 
 @attrs.frozen(kw_only=True)
@@ -130,6 +134,8 @@ class Train:
     """Samples per step and process."""
     accumulate: int = attrs.field(default=1, validator=ge(1))
     """Batches per optimiser step."""
+    optimizer: str = attrs.field(default="adamw", validator=in_(("adamw", "adamw-8bit")))
+    """AdamW with states in float32, or in 8 bits through bitsandbytes: a quarter of their memory."""
     lr: float = attrs.field(default=1e-5, validator=gt(0))
     """Learning rate of AdamW."""
     warmup: int = attrs.field(default=0, validator=ge(0))
@@ -144,10 +150,22 @@ class Train:
     """The pseudo-Huber constant."""
     reward_batch: int | None = attrs.field(default=None, validator=optional(ge(1)))
     """At most this many samples of a batch are decoded for rewards; none means all that are routed."""
+    average: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
+    """Decay of averaged weights, saved as the student; unlike student.ema the target stays the student itself."""
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))
-    """Mixed precision through accelerate; weights stay float32."""
+    """What the networks compute in: bf16 keeps float32 masters in the optimiser; fp16 autocasts and scales the loss."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute the student's activations in the backward pass: less memory, about a third more time."""
+    decoder_checkpointing: bool | None = None
+    """Recompute frames decoded for rewards one by one in the backward pass; none: as gradient_checkpointing."""
+    parallel: str = attrs.field(default="ddp", validator=in_(("ddp", "fsdp")))
+    """Several processes hold copies of weights and optimiser (ddp), or a part each (fsdp), which needs less memory."""
+    validate_every: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    """Steps between sampled videos in the run's `validation` folder; none samples none."""
+    validate_prompts: int = attrs.field(default=2, validator=ge(1))
+    """How many videos, of the evaluation's first prompts."""
+    tracker: str = attrs.field(default="none", validator=in_(("none", "tensorboard", "wandb")))
+    """Where else the log goes; log.jsonl is always written."""
     log_every: int = attrs.field(default=5, validator=ge(1))
     """Steps between lines of the log."""
     save_every: int = attrs.field(default=25, validator=ge(1))

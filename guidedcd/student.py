@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +64,30 @@ class Student(nn.Module):
     of T2V-Turbo-v2; only the outermost new matrix is zero, so that the others learn from the second step on.
     """
 
-    def __init__(self, teacher: Any, config: configs.Student | None = None, energies: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        teacher: Any,
+        config: configs.Student | None = None,
+        energies: Sequence[str] = (),
+        *,
+        take: bool = False,
+    ) -> None:
         """Copy the teacher's denoiser and add what is learned.
 
         Args:
             teacher: Its `network` is copied, its `net` adapts calls; it is not part of the student's state.
             config: Full weights or LoRA, dropout, averaged target.
             energies: Names, in the order of the inputs in `lambdas`; E may be 0.
+            take: Take the teacher's `network` over instead of copying it, where nobody asks the teacher any more:
+                one network less in memory. Its fingerprint stays that of the teacher.
         """
         super().__init__()
         self._teacher = (teacher,)  # in a tuple, so that torch does not take it for a submodule
         self.config = config or configs.Student()
         self.energies = tuple(energies)
-        self.network = copy.deepcopy(teacher.network).requires_grad_(True)
+        if take:
+            teacher.fingerprint()
+        self.network = (teacher.network if take else copy.deepcopy(teacher.network)).requires_grad_(True)
         set_dropout(self.network, self.config.dropout)
         if self.config.kind == "lora":
             self.network = _with_adapters(self.network, self.config.rank)
@@ -122,14 +133,6 @@ class Student(nn.Module):
         network = self.averaged if averaged else self.network
         return self.teacher.net(z, t, cond, timestep_cond=guidance_embedding(omega, lambdas), network=network)
 
-    @torch.no_grad()
-    def update_average(self) -> None:
-        """Move the averaged network towards the trained one; nothing without `config.ema`."""
-        if self.averaged is None:
-            return
-        for mean, value in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
-            mean.lerp_(value.to(mean.dtype), 1 - self.config.ema)
-
     def target(self, *args: Any, **kwargs: Any) -> Tensor:
         """The network of the loss's second side: the averaged one where there is one, else the student itself."""
         return self(*args, **kwargs, averaged=self.averaged is not None)
@@ -144,16 +147,24 @@ class Student(nn.Module):
             if type(module).__name__ in names and "forward" not in vars(module):
                 module.forward = functools.partial(_checkpointed, module.forward)
 
-    def save(self, folder: Path, *, averaged: bool = False) -> None:
-        """Write `student.json` and `model.safetensors` into `folder`: all weights, or the trained ones with LoRA."""
-        network = self.averaged if averaged and self.averaged is not None else self.network
-        weights = network.state_dict()
+    def save(
+        self, folder: Path, weights: Mapping[str, Tensor] | None = None, online: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write `student.json` and `model.safetensors` into `folder`: all weights, or the trained ones with LoRA.
+
+        Args:
+            folder: Where; it is made.
+            weights: Trained weights to write instead of the network's own, such as an average.
+            online: If `weights` are an average, what they are the average of: also written, as `online.safetensors`.
+        """
+        found = self.network.state_dict()
         if self.config.kind == "lora":
             learned = {name for name, p in self.network.named_parameters() if p.requires_grad}
-            weights = {name: value for name, value in weights.items() if name in learned}
+            found = {name: value for name, value in found.items() if name in learned}
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "model.safetensors") as part:
-            save_file({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, part)
+        write_weights(folder / "model.safetensors", {**found, **(weights or {})})
+        if online is not None:
+            write_weights(folder / "online.safetensors", {**found, **online})
         meta = {
             "format": FORMAT,
             "energies": list(self.energies),
@@ -198,6 +209,12 @@ class Student(nn.Module):
         student.network.load_state_dict(weights, strict=config.kind == "full")
         student.config = config
         return student.eval()
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors; the file appears whole."""
+    with replacing(path) as part:
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, part)
 
 
 def set_dropout(network: nn.Module, p: float) -> None:

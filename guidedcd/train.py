@@ -9,11 +9,12 @@ from accelerate.utils import broadcast_object_list
 
 from guidedcd.console import console
 from guidedcd.devices import device, part
+from guidedcd.parallel import accelerator_for
 from guidedcd.preprocess import run_preprocess
 from guidedcd.run import Run
 from guidedcd.runs import claimed, run_folder
 from guidedcd.store import LatentStore
-from guidedcd.trainer import Trainer, accelerator_for
+from guidedcd.trainer import Trainer
 
 
 def run_training(

@@ -12,6 +12,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.noise import noise
 from guidedcd.student import Student, guidance_embedding, guidance_scale_embedding, set_dropout
 from guidedcd.tiny import tiny_teacher
+from guidedcd.weights import Weights
 
 LORA = configs.Student(kind="lora", rank=2)
 
@@ -204,12 +205,13 @@ def test_a_student_of_another_network_is_refused(teacher, tmp_path):
 
 
 def test_the_average_follows_slowly(teacher, inputs):
-    """With ema = 0.9 the averaged network moves a tenth of the way; it is the target and may be saved."""
+    """With ema = 0.9 the averaged network moves a tenth of the way; it is the target."""
     z, t, cond, omega, _ = inputs
     student = Student(teacher, configs.Student(ema=0.9))
+    weights = Weights(student.network, decay=0.9, target=student.averaged)
     start = [p.clone() for p in student.network.parameters()]
     shaken(student)
-    student.update_average()
+    weights.publish()
 
     for mean, old, new in zip(student.averaged.parameters(), start, student.network.parameters(), strict=True):
         torch.testing.assert_close(mean, 0.9 * old + 0.1 * new, atol=1e-6, rtol=1e-5)
@@ -220,10 +222,9 @@ def test_the_average_follows_slowly(teacher, inputs):
 
 
 def test_without_an_average_the_target_is_the_student(teacher, inputs):
-    """The default has no second network: the target is the student itself, and updating does nothing."""
+    """The default has no second network: the target is the student itself."""
     z, t, cond, omega, _ = inputs
     student = shaken(Student(teacher))
-    student.update_average()
 
     assert student.averaged is None
     with torch.no_grad():

@@ -1,0 +1,52 @@
+"""The optimisers: AdamW with states in float32, or in 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidedcd.configs import Train
+from guidedcd.errors import GuidedCDError
+
+
+def build(parameters: Iterable[Tensor], settings: Train) -> torch.optim.Optimizer:
+    """The optimiser of a run for float32 parameters, all on one device.
+
+    Raises:
+        GuidedCDError: It needs a package that is not installed.
+    """
+    parameters = list(parameters)
+    options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adamw-8bit":
+        return _bitsandbytes().optim.AdamW8bit(parameters, **options)
+    return torch.optim.AdamW(parameters, fused=parameters[0].device.type == "cuda", **options)
+
+
+def check(settings: Train) -> None:
+    """Find out early whether the optimiser can be had.
+
+    Raises:
+        GuidedCDError: It cannot, or not with the other settings.
+    """
+    if settings.optimizer != "adamw-8bit":
+        return
+    _bitsandbytes()
+    if settings.parallel == "fsdp":
+        raise GuidedCDError(
+            "--train.optimizer adamw-8bit keeps whole states in every process, which --train.parallel fsdp does not. "
+            "Use one or the other."
+        )
+
+
+def _bitsandbytes() -> Any:
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise GuidedCDError(
+            f"--train.optimizer adamw-8bit needs the package bitsandbytes ({error}): pip install bitsandbytes, "
+            "or use adamw."
+        ) from error
+    return bitsandbytes

@@ -1,0 +1,77 @@
+"""One process or several: accelerate holds them together; each has a copy of the student (DDP) or a part of it (FSDP2).
+
+FSDP2 is torch's `fully_shard` itself: accelerate offers it on GPUs alone, and this must be tested on CPUs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from guidedcd.errors import GuidedCDError
+from guidedcd.run import Run
+from guidedcd.student import Student
+from guidedcd.weights import Weights
+
+DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": None}
+"""What the networks' weights are in; fp16 is autocast from float32 weights."""
+
+
+def accelerator_for(run: Run, where: torch.device) -> Accelerator:
+    """Accelerate on a device, with the run's precision.
+
+    Raises:
+        GuidedCDError: The device cannot train in that precision.
+    """
+    precision = run.train.precision
+    if precision == "fp16" and where.type != "cuda":
+        raise GuidedCDError("--train.precision fp16 needs an NVIDIA GPU. Use bf16 or no.")
+    if precision == "fp16" and run.train.parallel == "fsdp":
+        raise GuidedCDError("--train.parallel fsdp goes with --train.precision bf16 or no, not with fp16.")
+    # In bf16 the weights themselves are narrow: autocast would compute every norm in float32, at twice the traffic.
+    return Accelerator(
+        mixed_precision="fp16" if precision == "fp16" else "no",
+        cpu=where.type == "cpu",
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+
+
+def distribute(student: Student, run: Run, accelerator: Accelerator) -> tuple[Any, Weights]:
+    """What is called in training, and the weights that are optimised; the student is changed in place.
+
+    Both ways average gradients over the processes.
+    """
+    dtype = DTYPES[run.train.precision]
+    decay = run.train.average if run.student.ema is None else run.student.ema
+    if accelerator.num_processes > 1 and run.train.parallel == "fsdp":
+        device = next(student.network.parameters()).device
+        mesh = init_device_mesh(device.type, (accelerator.num_processes,))
+        for network in filter(None, (student.network, student.averaged)):
+            shard(network, mesh, dtype)
+        return student, Weights(student.network, decay=decay, target=student.averaged)
+    weights = Weights(student.network, dtype=dtype, decay=decay, target=student.averaged)
+    return (accelerator.prepare(student) if accelerator.num_processes > 1 else student), weights
+
+
+def shard(network: nn.Module, mesh: Any, dtype: torch.dtype | None) -> None:
+    """Spread a network's float32 weights over the processes of `mesh`, block by block; it computes in `dtype`.
+
+    Gradients are reduced in float32.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
+    blocks = [
+        one
+        for child in network.children()
+        for one in (child if isinstance(child, nn.ModuleList) else [child])
+        if isinstance(child, nn.ModuleList) or sum(1 for _ in child.modules()) > 20
+    ]
+    for block in blocks:
+        if any(True for _ in block.parameters()):
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(network, mesh=mesh, mp_policy=policy)

@@ -1,0 +1,200 @@
+"""One optimiser step: losses of routed samples, gradients, weights. It knows no component by name, and no files.
+
+Legend: B samples of this process and step, E energies; latents (C, F, H, W).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from guidedcd import optimizer, parallel
+from guidedcd.batches import Batch
+from guidedcd.devices import part
+from guidedcd.distil import consistency
+from guidedcd.errors import GuidedCDError
+from guidedcd.rewards import Rewards
+from guidedcd.run import Run
+from guidedcd.student import Student
+from guidedcd.weights import whole
+
+
+class Stepper:
+    """A student with its optimiser, and what a step of training does to them.
+
+    Every random number of a step depends on (seed, step) alone, so a resumed run repeats an uninterrupted one.
+    Every process computes every objective on its own part of the batch.
+
+    Args:
+        run: What to train and how.
+        teacher: Its denoiser is taken over by the student, and what training does not ask of it leaves the device.
+        accelerator: See `parallel.accelerator_for`.
+        rewards: Those of the run, with the run's decoder.
+        batches: Batch by number, for this process; on any device.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        teacher: Any,
+        accelerator: Accelerator,
+        *,
+        rewards: Rewards,
+        batches: Callable[[int], Batch],
+    ) -> None:
+        self.run, self.teacher, self.accelerator = run, teacher, accelerator
+        self.rewards, self.batches = rewards, batches
+        settings, self.device = run.train, teacher.device
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self.schedule = teacher.schedule
+        self.grid = self.schedule.grid(run.solver.steps).to(self.device)
+        with part("the student", "Use --student.kind lora"):
+            torch.manual_seed(run.seed)
+            self.student = Student(teacher, run.student, tuple(run.energies), take=True).to(self.device)
+            if settings.gradient_checkpointing:
+                self.student.enable_gradient_checkpointing()
+            vae, dtype = getattr(teacher, "vae", None), parallel.DTYPES[settings.precision]
+            if isinstance(vae, nn.Module) and dtype is not None:
+                vae.to(dtype)
+            self.model, self.weights = parallel.distribute(self.student, run, accelerator)
+        self.optimizer = accelerator.prepare(optimizer.build(self.weights.masters, settings))
+        self._ahead: tuple[int, Future[Batch]] | None = None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
+
+    def _step(self, model: Any, step: int) -> dict[str, float]:
+        """One optimiser step; returns the numbers of its log line."""
+        settings = self.run.train
+        # Dropout, where it is asked for, is the only consumer of the global generator.
+        torch.manual_seed(hash((self.run.seed, step, self.accelerator.process_index)) % 2**63)
+        self.student.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.lr * min(1.0, step / max(settings.warmup, 1))
+        # Float32 gradients of bfloat16 weights are summed outside of the network: every part must be reduced.
+        apart = self.weights.masters is not self.weights.working
+        losses: list[tuple[Tensor, Batch]] = []
+        seen: list[dict[str, Any]] = []
+        for micro in range(settings.accumulate):
+            number = (step - 1) * settings.accumulate + micro
+            batch = self._batch(number)
+            last = micro + 1 == settings.accumulate
+            with nullcontext() if last or apart else self.accelerator.no_sync(model):
+                loss, numbers = self.losses(model, batch, number)
+                with part("the backward pass", self._advice()):
+                    self.accelerator.backward(loss / settings.accumulate)
+            with part("the gradients", "Use --student.kind lora"):
+                self.weights.collect()
+            losses.append((loss.detach(), batch))
+            seen.append(numbers)
+        norm = whole(self.accelerator.clip_grad_norm_(self.weights.masters, settings.max_grad_norm))
+        # Numbers stay on the device until here: asking for one waits for all that was launched before.
+        means = _means(seen, norm)
+        self._must_be_finite(losses, means, step)
+        with part("the optimiser", "Use --student.kind lora"):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.weights.publish()
+        return means | {"lr": self.optimizer.param_groups[0]["lr"]}
+
+    def losses(self, model: Any, batch: Batch, number: int) -> tuple[Tensor, dict[str, Any]]:
+        """The total loss of one batch, and its parts for the log, on the device.
+
+        total = consistency loss - sum over rewards of weight * mean score over the samples routed to it, where the mean
+        runs over the samples of all processes.
+        """
+        run, processes = self.run, self.accelerator.num_processes
+        with part("the student's forward pass", self._advice()), self.accelerator.autocast():
+            loss, predicted = consistency(
+                model,
+                self.schedule,
+                batch,
+                grid=self.grid,
+                solver=run.solver,
+                energies=run.energies,
+                loss=run.train.loss,
+                huber_c=run.train.huber_c,
+                target=self.student.target,
+            )
+        numbers: dict[str, Any] = {"cd_loss": loss.detach()}
+        if self.rewards.names:
+            generator = torch.Generator().manual_seed((self.run.seed * 1_000_003 + number) % 2**63)
+            with part("the rewards", "Use --train.reward-batch 1"):
+                scored = self.rewards(predicted, batch.routes, generator, limit=run.train.reward_batch)
+            counts = torch.tensor([float(len(scores)) for scores in scored.values()])
+            if processes > 1:
+                counts = self.accelerator.reduce(counts.to(loss.device), "sum")
+            for (name, scores), count in zip(scored.items(), counts, strict=True):
+                numbers[f"routed/{name}"] = len(scores) / len(batch.ids)
+                if len(scores):
+                    numbers[f"reward/{name}"] = scores.detach().mean()
+                    # Gradients are averaged over processes: times their number, over the samples of all of them.
+                    loss = loss - run.rewards[name].weight * scores.sum() * processes / count.to(loss.device)
+        return loss, {"loss": loss.detach()} | numbers
+
+    def _batch(self, number: int) -> Batch:
+        """Batch `number`, on the device; the next one is read meanwhile."""
+
+        def read(number: int) -> Batch:
+            return self.batches(number).to(self.device)
+
+        ahead = self._ahead
+        batch = ahead[1].result() if ahead is not None and ahead[0] == number else read(number)
+        self._ahead = (number + 1, self._reader.submit(read, number + 1))
+        return batch
+
+    def _must_be_finite(self, losses: list[tuple[Tensor, Batch]], means: dict[str, float], step: int) -> None:
+        values = torch.stack([loss for loss, _ in losses]).tolist()
+        for value, (_, batch) in zip(values, losses, strict=True):
+            if not math.isfinite(value):
+                raise GuidedCDError(self._not_finite(f"the loss ({means})", step, batch))
+        scaler = self.accelerator.scaler
+        if scaler is not None and scaler.get_scale() > 1:
+            return  # half precision overflows at first: its scaler skips such steps
+        if not math.isfinite(means["grad_norm"]):
+            raise GuidedCDError(self._not_finite("the gradient", step, losses[-1][1]))
+
+    def _not_finite(self, what: str, step: int, batch: Batch) -> str:
+        return (
+            f"{what} is not finite at step {step}, samples {', '.join(batch.ids)}. {self._good()}; "
+            "lower --train.lr, the energies' scale or the rewards' weight and start with --new."
+        )
+
+    def _good(self) -> str:
+        """Which state before the present one is left."""
+        return "There is no checkpoint"
+
+    def _advice(self) -> str:
+        settings = self.run.train
+        if settings.batch_size > 1:
+            half = settings.batch_size // 2
+            return (
+                f"It needs less with --train.batch-size {half} --train.accumulate "
+                f"{settings.accumulate * settings.batch_size // half}, the same batch in parts"
+                + ("" if settings.gradient_checkpointing else ", or with --train.gradient-checkpointing")
+                + "."
+            )
+        if not settings.gradient_checkpointing:
+            return "It needs less with --train.gradient-checkpointing."
+        return "It needs less with --student.kind lora."
+
+
+def _means(seen: list[dict[str, Any]], norm: Tensor) -> dict[str, float]:
+    """Means over a step's batches, and the gradient's norm; one transfer for all numbers.
+
+    A reward without samples in one of the batches has its mean over the others.
+    """
+    listed: dict[str, list[Any]] = {}
+    for numbers in seen:
+        for key, value in numbers.items():
+            listed.setdefault(key, []).append(value)
+    listed["grad_norm"] = [norm]
+    flat = torch.stack([torch.as_tensor(v, dtype=torch.float32).to(norm.device) for vs in listed.values() for v in vs])
+    values = iter(flat.tolist())
+    return {key: sum(next(values) for _ in vs) / len(vs) for key, vs in listed.items()}
