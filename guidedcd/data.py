@@ -38,7 +38,7 @@ class Clip:
     tags: Mapping[str, Any] = attrs.field(factory=dict)
     """Free metadata for routes, JSON values only."""
     motion: float | None = None
-    """Mean speed in pixels per frame of the clip as given, when known."""
+    """How much it moves, in its dataset's own unit, when known."""
     video: Tensor = attrs.field(validator=_is_video)
     """Frames (F, 3, H, W), float in [0, 1]."""
 

@@ -1,0 +1,63 @@
+"""Frames as the viewer sees them, in the teacher's size: display matrix, pixel aspect, resize, centre crop.
+
+Legend: H, W of the teacher; h, w of the source, in pixels.
+"""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+
+def fitted(frame: av.VideoFrame, height: int, width: int, aspect: float = 1.0) -> Tensor:
+    """One decoded frame as (3, H, W), float in [0, 1].
+
+    Args:
+        frame: As the decoder gave it.
+        height: H.
+        width: W.
+        aspect: Width of a pixel over its height.
+    """
+    image = frame.reformat(format="rgb24").to_ndarray()
+    image, turned = upright(image, display_matrix(frame))
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+    return cover(pixels, height, width, 1 / aspect if turned else aspect)
+
+
+def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
+    """How the frame is turned for display, (2, 2): x' = a x + c y, y' = b x + d y for rows (a, b), (c, d)."""
+    for side in frame.side_data:
+        if side.type.name == "DISPLAYMATRIX":
+            return np.frombuffer(bytes(side), dtype=np.int32)[:9].reshape(3, 3)[:2, :2] / 65536
+    return None
+
+
+def upright(image: np.ndarray, matrix: np.ndarray | None) -> tuple[np.ndarray, bool]:
+    """The image (h, w, 3) turned and mirrored by quarter turns as `matrix` says, and whether its axes were swapped."""
+    if matrix is None:
+        return image, False
+    (a, b), (c, d) = matrix
+    swapped = bool(abs(b) + abs(c) > abs(a) + abs(d))
+    if swapped:
+        image, a, d = image.transpose(1, 0, 2), c, b
+    if a < 0:
+        image = image[:, ::-1]
+    if d < 0:
+        image = image[::-1]
+    return image, swapped
+
+
+def cover(image: Tensor, height: int, width: int, aspect: float = 1.0) -> Tensor:
+    """(..., 3, h, w) -> (..., 3, H, W): scaled with antialiasing until it covers the target, the middle cut out."""
+    h, w = image.shape[-2], image.shape[-1] * aspect
+    scale = max(height / h, width / w)
+    size = max(height, round(h * scale)), max(width, round(w * scale))
+    if size != tuple(image.shape[-2:]):
+        flat = image.reshape(-1, *image.shape[-3:])
+        flat = nnf.interpolate(flat, size, mode="bilinear", align_corners=False, antialias=True)
+        image = flat.reshape(*image.shape[:-2], *size)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return image[..., top : top + height, left : left + width].clamp(0, 1)

@@ -1,0 +1,248 @@
+"""Files that list clips - CSV, JSON lines, a JSON list - as sequences of rows, read one at a time where they can be.
+
+A row that cannot be read is still a row: it raises ClipError when it is asked for, and so is counted as a loss.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from guidedcd.data import ClipError
+from guidedcd.errors import GuidedCDError
+
+Row = Mapping[str, Any]
+
+
+class Table(Sequence[Row]):
+    """The rows of a file; `columns` are the names that its rows have."""
+
+    columns: tuple[str, ...]
+
+    def __init__(self, path: Path) -> None:
+        """Take the file."""
+        self.path = path
+
+    def where(self, place: int) -> str:
+        """What to call row `place` in messages."""
+        return f"{self.path.name} entry {place + 1}"
+
+    def scan(self) -> Iterator[Row | None]:
+        """All rows in one go; None for one that cannot be read."""
+        for place in range(len(self)):
+            try:
+                yield self[place]
+            except ClipError:
+                yield None
+
+
+class Lines(Iterator[str]):
+    """Lines of a text file from a place on, which knows where the next one begins; bad bytes become surrogates."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        """Open the file."""
+        self._handle = open(path, "rb")  # noqa: SIM115 - closed with its last line, or with this object
+        self._handle.seek(offset)
+        self.next = offset
+
+    def __next__(self) -> str:
+        """The next line, with its end."""
+        raw = self._handle.readline()
+        if not raw:
+            self._handle.close()
+            raise StopIteration
+        text = raw.decode("utf-8-sig" if self.next == 0 else "utf-8", "surrogateescape")
+        self.next += len(raw)
+        return text
+
+
+class CsvTable(Table):
+    """Comma-separated values with a header (tabs in a .tsv file); only the places of the rows stay in memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header, and find the rows."""
+        super().__init__(path)
+        self._offsets, self._numbers = array("Q"), array("Q")
+        records = self._records(0, 1)
+        *_, header = next(records, (0, 0, []))
+        if isinstance(header, ClipError):
+            raise GuidedCDError(f"{path} is no table with a header: its first line is {header}.")
+        self.columns = tuple(name.strip() for name in header)
+        for offset, number, _ in records:
+            self._offsets.append(offset)
+            self._numbers.append(number)
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self._offsets)
+
+    def where(self, place: int) -> str:
+        """What to call row `place` in messages."""
+        return f"{self.path.name} line {self._numbers[place]}"
+
+    def scan(self) -> Iterator[Row | None]:
+        """All rows in one go; None for one that cannot be read."""
+        for _, _, record in self._records(self._offsets[0], 1):
+            try:
+                yield self._row(record)
+            except ClipError:
+                yield None
+
+    def __getitem__(self, place: int) -> Row:
+        """Row `place`.
+
+        Raises:
+            ClipError: It is malformed.
+        """
+        return self._row(next(self._records(self._offsets[place], self._numbers[place]))[2])
+
+    def _records(self, offset: int, number: int) -> Iterator[tuple[int, int, list[str] | ClipError]]:
+        """Place, line number and values of each record from `offset` on; blank lines are none."""
+        lines = Lines(self.path, offset)
+        rows = csv.reader(lines, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",", strict=True)
+        while True:
+            start, line = lines.next, number + rows.line_num
+            try:
+                record = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                last = number + rows.line_num - 1
+                record = ClipError(f"malformed{f' up to line {last}' if last > line else ''} ({error})")
+            if record:
+                yield start, line, record
+
+    def _row(self, record: list[str] | ClipError) -> Row:
+        if isinstance(record, ClipError):
+            raise record
+        if len(record) != len(self.columns):
+            raise ClipError(f"has {len(record)} values for {len(self.columns)} columns")
+        if not _is_text("".join(record)):
+            raise ClipError("is not UTF-8 text")
+        return dict(zip(self.columns, record, strict=True))
+
+
+class JsonLines(Table):
+    """One JSON object per line; only the places of the lines stay in memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Find the lines, and the names that the first sound one has."""
+        super().__init__(path)
+        self._offsets, self._numbers = array("Q"), array("Q")
+        lines, offset = Lines(path), 0
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                self._offsets.append(offset)
+                self._numbers.append(number)
+            offset = lines.next
+        self.columns = _names(self)
+
+    def __len__(self) -> int:
+        """How many lines that are not blank."""
+        return len(self._offsets)
+
+    def where(self, place: int) -> str:
+        """What to call row `place` in messages."""
+        return f"{self.path.name} line {self._numbers[place]}"
+
+    def scan(self) -> Iterator[Row | None]:
+        """All rows in one go; None for one that cannot be read."""
+        for line in Lines(self.path):
+            if line.strip():
+                try:
+                    yield _parsed(line)
+                except ClipError:
+                    yield None
+
+    def __getitem__(self, place: int) -> Row:
+        """Row `place`.
+
+        Raises:
+            ClipError: It is malformed.
+        """
+        return _parsed(next(Lines(self.path, self._offsets[place])))
+
+
+class JsonList(Table):
+    """One JSON list of objects, held in memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Read it all."""
+        super().__init__(path)
+        try:
+            found = json.loads(path.read_bytes().decode("utf-8-sig", "surrogateescape"))
+        except ValueError as error:
+            raise GuidedCDError(f"{path} is damaged and cannot be read as JSON: {error}.") from None
+        if not isinstance(found, list):
+            raise GuidedCDError(f"{path} must hold a list with one object per video, not {_kind(found)}.")
+        self._rows = found
+        self.columns = _names(self)
+
+    def __len__(self) -> int:
+        """How many entries."""
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> Row:
+        """Row `place`.
+
+        Raises:
+            ClipError: It is no object.
+        """
+        return _object(self._rows[place])
+
+
+def read_table(path: Path) -> Table:
+    """The rows of a .csv, .tsv, .jsonl or .json file.
+
+    Raises:
+        GuidedCDError: The file is missing, of another kind, or holds no rows.
+    """
+    kinds = {".csv": CsvTable, ".tsv": CsvTable, ".jsonl": JsonLines, ".ndjson": JsonLines, ".json": JsonList}
+    kind = kinds.get(path.suffix.lower())
+    if kind is None:
+        raise GuidedCDError(f"{path} is no list of clips: such a file ends in {', '.join(kinds)}.")
+    try:
+        table = kind(path)
+    except OSError as error:
+        raise GuidedCDError(f"{path} cannot be read: {error.strerror}.") from None
+    if not len(table):
+        raise GuidedCDError(f"{path} lists no clip.")
+    return table
+
+
+def _parsed(line: str) -> Row:
+    try:
+        return _object(json.loads(line))
+    except ValueError as error:
+        raise ClipError(f"is no JSON ({error})") from None
+
+
+def _object(value: Any) -> Row:
+    if not isinstance(value, dict):
+        raise ClipError(f"is {_kind(value)}, not an object")
+    if not _is_text(json.dumps(value, ensure_ascii=False)):
+        raise ClipError("is not UTF-8 text")
+    return value
+
+
+def _is_text(text: str) -> bool:
+    """Whether no part of `text` was made of bytes that are not UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _names(rows: Table) -> tuple[str, ...]:
+    """Names in the first readable row, which stand for all."""
+    return next((tuple(row) for row in rows.scan() if row is not None), ())
