@@ -17,7 +17,7 @@ def samples() -> list[Sample]:
     long = "word " * 40
     return [
         Sample(id="1", dataset="d", caption="a ball", readers=readers),
-        Sample(id="2", dataset="d", caption=long, readers=readers, motion=3.0, tags=frozenset({"web"})),
+        Sample(id="2", dataset="d", caption=long, readers=readers, motion=3.0, tags={"set": "web"}),
         Sample(id="3", dataset="e", caption=long, short_caption="a boat drifts", readers=readers, motion=0.0),
         Sample(id="4", dataset="e", caption="", readers={}),
     ]
