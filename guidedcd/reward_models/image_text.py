@@ -48,6 +48,18 @@ def load_clip(
     return model
 
 
+def tokens(config: RewardModelConfig, what: str) -> Tokenizer:
+    """How such a reward reads text; its weights are not opened."""
+    if config.path == "shapes":
+        _, sizes = embedded(what)
+        return WorldTokens(sizes.get("context") or sizes["text_cfg"]["context_length"])
+    return ClipTokens(_sizes(config, what)["text_cfg"].get("context_length", 77))
+
+
+def _sizes(config: RewardModelConfig, what: str) -> dict[str, Any]:
+    return architecture(config.arch, open_clip.get_model_config("ViT-H-14"), what)
+
+
 class ImageTextReward(FrozenReward):
     """Scores frames one by one against the video's caption, in [-1, 1]; logit_scale takes no part.
 
@@ -65,12 +77,10 @@ class ImageTextReward(FrozenReward):
     ) -> None:
         if config.path == "shapes":
             path, sizes = embedded(what)
-            tokenizer: Tokenizer = WorldTokens(sizes.get("context") or sizes["text_cfg"]["context_length"])
         else:
-            sizes = architecture(config.arch, open_clip.get_model_config("ViT-H-14"), what)
-            path = find(config.path, published, what)
-            tokenizer = ClipTokens(sizes["text_cfg"].get("context_length", 77))
-        super().__init__(load_clip(sizes, open_weights(path, what), what, DTYPES[config.dtype]), tokenizer)
+            sizes, path = _sizes(config, what), find(config.path, published, what)
+        model = load_clip(sizes, open_weights(path, what), what, DTYPES[config.dtype])
+        super().__init__(model, tokens(config, what))
         self.model.set_grad_checkpointing(config.gradient_checkpointing)
         self.config, self.prepare, self.tiled = config, prepare, tiled
 

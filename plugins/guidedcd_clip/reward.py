@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from guidedcd import pixels
-from guidedcd.reward_models.image_text import ImageTextReward
+from guidedcd.reward_models.image_text import ImageTextReward, tokens
+from guidedcd.reward_models.texts import Tokenizer
 from guidedcd.reward_models.weights import Published
 from guidedcd_clip import CLIPConfig
 
@@ -19,3 +20,8 @@ class CLIPScore(ImageTextReward):
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__(config, what="clip", published=PUBLISHED, prepare=pixels.clip)
+
+    @staticmethod
+    def tokens(config: CLIPConfig) -> Tokenizer:
+        """How it reads text, without its weights."""
+        return tokens(config, "clip")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from guidedcd import pixels
-from guidedcd.reward_models.image_text import ImageTextReward
+from guidedcd.reward_models.image_text import ImageTextReward, tokens
+from guidedcd.reward_models.texts import Tokenizer
 from guidedcd.reward_models.weights import Published
 from guidedcd_hps import HPSConfig
 
@@ -20,3 +21,8 @@ class HPS(ImageTextReward):
 
     def __init__(self, config: HPSConfig) -> None:
         super().__init__(config, what="hps", published=PUBLISHED, prepare=pixels.hps, tiled=config.tiled_captions)
+
+    @staticmethod
+    def tokens(config: HPSConfig) -> Tokenizer:
+        """How it reads text, without its weights."""
+        return tokens(config, "hps")

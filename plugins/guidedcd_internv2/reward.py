@@ -61,15 +61,21 @@ class InternV2(FrozenReward):
     def __init__(self, config: InternV2Config) -> None:
         if config.path == "shapes":
             path, sizes = embedded("internv2")
-            tokenizer: Tokenizer = WorldTokens(sizes.get("context") or complete(sizes)["max_txt_l"])
         else:
-            sizes = architecture(config.arch, FULL, "internv2")
-            path, vocab = find(config.path, PUBLISHED, "internv2"), find(config.vocab, VOCAB, "internv2's vocabulary")
-            tokenizer = BertTokens(vocab, complete(sizes)["max_txt_l"])
-        state = open_weights(path, "internv2")
+            sizes, path = architecture(config.arch, FULL, "internv2"), find(config.path, PUBLISHED, "internv2")
+        tokenizer, state = self.tokens(config), open_weights(path, "internv2")
         super().__init__(load_internvideo2(sizes, state, "internv2", DTYPES[config.dtype], config.gelu), tokenizer)
         self.model.gradient_checkpointing(config.gradient_checkpointing)
         self.config = config
+
+    @staticmethod
+    def tokens(config: InternV2Config) -> Tokenizer:
+        """How it reads text, without its weights."""
+        if config.path == "shapes":
+            _, sizes = embedded("internv2")
+            return WorldTokens(sizes.get("context") or complete(sizes)["max_txt_l"])
+        sizes = architecture(config.arch, FULL, "internv2")
+        return BertTokens(find(config.vocab, VOCAB, "internv2's vocabulary"), complete(sizes)["max_txt_l"])
 
     @property
     def image_size(self) -> int:

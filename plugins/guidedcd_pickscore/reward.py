@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel
 from guidedcd import pixels
 from guidedcd.checkpoints.placing import finish, skeleton
 from guidedcd.reward_models.frozen import FrozenReward
-from guidedcd.reward_models.texts import TransformersClipTokens
+from guidedcd.reward_models.texts import Tokenizer, TransformersClipTokens
 from guidedcd.reward_models.weights import DTYPES, Published, architecture, fill, find, open_weights
 from guidedcd_pickscore import PickScoreConfig
 
@@ -63,11 +63,17 @@ class PickScore(FrozenReward):
         sizes = architecture(config.arch, FULL, "pickscore")
         state = open_weights(find(config.path, PUBLISHED, "pickscore"), "pickscore")
         model = load_clip_model(sizes, state, "pickscore", DTYPES[config.dtype])
-        super().__init__(model, TransformersClipTokens(model.config.text_config.max_position_embeddings))
+        super().__init__(model, self.tokens(config))
         self.config = config
         if config.gradient_checkpointing:
             for layer in model.vision_model.encoder.layers:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+    @staticmethod
+    def tokens(config: PickScoreConfig) -> Tokenizer:
+        """How it reads text, without its weights."""
+        sizes = CLIPConfig(**architecture(config.arch, FULL, "pickscore"))
+        return TransformersClipTokens(sizes.text_config.max_position_embeddings)
 
     @property
     def image_size(self) -> int:
