@@ -1,0 +1,113 @@
+"""What fast layers are made of, on tokens (..., C): Triton where it pays, PyTorch for the compiler and the CPU.
+
+Every operation computes in float32 at least and returns the dtype that the following matrix product wants: that of
+its input, or autocast's.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton can be imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def kernels() -> Any:
+    """`guidedcd.fast.kernels`, which needs Triton."""
+    from guidedcd.fast import kernels as found
+
+    return found
+
+
+def target_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a matrix product would take `x`."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype in which norms are computed: float32, or float64 for float64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def fused(*tensors: Tensor | None) -> bool:
+    """Whether Triton's forward-only kernels may be used: on a GPU, not compiled, and nothing needs a gradient."""
+    if torch.compiler.is_compiling() or not tensors[0].is_cuda or tensors[0].dtype == torch.float64 or not has_triton():
+        return False
+    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+
+
+def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool = False, shift: Tensor | None = None) -> Tensor:
+    """Group norm over all tokens of each row.
+
+    Args:
+        x: (N, L, C).
+        norm: Its weights, groups and epsilon.
+        silu: Apply SiLU afterwards.
+        shift: Added to `x` first, (N, C) or (1, C): a bias, or the time embedding.
+    """
+    dtype = target_dtype(x)
+    if fused(x, norm.weight, norm.bias, shift):
+        return kernels().group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu, shift, dtype)
+    if not torch.compiler.is_compiling():
+        return _native_group_norm(x, norm, silu, shift).to(dtype)
+    y = x.to(wide(x))
+    if shift is not None:
+        y = y + shift[:, None].to(y.dtype)
+    y = y.unflatten(2, (norm.num_groups, -1))
+    var, mean = torch.var_mean(y, dim=(1, 3), keepdim=True, correction=0)
+    y = ((y - mean) * (var + norm.eps).rsqrt()).flatten(2)
+    y = y * norm.weight.to(y.dtype) + norm.bias.to(y.dtype)
+    return (nnf.silu(y) if silu else y).to(dtype)
+
+
+def _native_group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool, shift: Tensor | None) -> Tensor:
+    """PyTorch's kernel, which has a backward pass; it moves channels first and back."""
+    if shift is not None:
+        x = x + shift[:, None].to(x.dtype)
+    y = nnf.group_norm(x.transpose(1, 2), norm.num_groups, norm.weight, norm.bias, norm.eps).transpose(1, 2)
+    return nnf.silu(y) if silu else y
+
+
+def layer_norm(x: Tensor, norm: nn.LayerNorm, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The sum of `x` and `delta` (..., C), and its layer norm.
+
+    Args:
+        x: The residual stream.
+        norm: Weights and epsilon, over the last dimension.
+        delta: What the previous layer adds to the stream.
+    """
+    dtype = target_dtype(x)
+    if norm.weight is not None and norm.bias is not None and fused(x, delta, norm.weight, norm.bias):
+        return kernels().layer_norm(x, delta, norm.weight, norm.bias, norm.eps, dtype)
+    x = x if delta is None else x + delta
+    if torch.is_autocast_enabled(x.device.type):  # it would return float32
+        weight, bias = (None if p is None else p.to(wide(x)) for p in (norm.weight, norm.bias))
+        return x, nnf.layer_norm(x.to(wide(x)), norm.normalized_shape, weight, bias, norm.eps).to(dtype)
+    return x, nnf.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def geglu(x: Tensor) -> Tensor:
+    """First half of the channels times the exact GELU of the second, (..., 2 C) to (..., C)."""
+    if fused(x):
+        return kernels().geglu(x)
+    value, gate = x.chunk(2, dim=-1)
+    return value * nnf.gelu(gate)
+
+
+def residual(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
+    """`x` + `y` + `bias` of (..., C), (..., C) and (C,)."""
+    if bias is None:
+        return x + y
+    if x.dtype == y.dtype and fused(x, y, bias):
+        return kernels().residual(x, y, bias)
+    return x + (y + bias.to(y.dtype))

@@ -1,0 +1,225 @@
+"""Switch a stock `UNet3DConditionModel` to faster, exact paths and back: same classes, same weights, same keys."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from guidedcd.fast import attention, layers
+from guidedcd.fast.graphs import Replay
+
+MODES = {None: None, "blocks": "default", "blocks-tuned": "max-autotune-no-cudagraphs"}
+"""Values of `compile`, and what they are called by `torch.compile`."""
+SLOT = "_guidedcd_fast"
+
+
+class State:
+    """What the layers of one network share."""
+
+    def __init__(self, compile: str | None) -> None:
+        """Take how functions are compiled."""
+        self.compile = compile
+        self.frames = 1
+
+    def function(self, function: Callable[..., Tensor], *watched: nn.Module) -> Callable[..., Tensor]:
+        """`function`, compiled where wanted; compiled code would not see hooks, so `watched` modules may have none."""
+        if self.compile is None or any(m._forward_pre_hooks or m._forward_hooks for m in watched):
+            return function
+        return compiled(function, MODES[self.compile])
+
+
+@functools.cache
+def compiled(function: Callable[..., Tensor], mode: str) -> Callable[..., Tensor]:
+    """One compiled function for all layers of a kind: compiled again for another size, not for another layer."""
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 128)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 2048)
+    return torch.compile(function, dynamic=False, mode=mode)
+
+
+class FrameCounter:
+    """A hook before the network's forward pass: the layers learn how many frames a video has."""
+
+    def __init__(self, state: State) -> None:
+        """Take where to write."""
+        self.state = state
+
+    def __call__(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Read the frames of `sample` (B, C, F, H, W)."""
+        self.state.frames = (args[0] if args else kwargs["sample"]).shape[2]
+
+
+def speed_up(network: nn.Module, *, compile: str | None = None, graphs: bool = False) -> nn.Module:
+    """Switch a `UNet3DConditionModel` to the fast paths, in place; its output stays the same up to rounding.
+
+    Activations and convolution weights become channels-last, temporal convolutions two-dimensional, keys and values of
+    a prompt are computed once per video, norms and activations are fused on GPUs. Works in training, with gradient
+    checkpointing, adapters, and hooks on temporal attentions; a deep copy is fast too. Call it before adapters are
+    added, on the whole network. Layers that are built otherwise than the stock network's keep their own forward pass.
+
+    Args:
+        network: With any options of its own, in any dtype.
+        compile: None compiles nothing. "blocks" lets torch.compile make one function per kind and size of layer, some
+            tens of seconds at the first call of each kind (with and without gradient); "blocks-tuned" also tries
+            several kernels for every matrix product, minutes.
+        graphs: Record a CUDA graph for every size of input, and replay it: no time is lost between kernels. Used where
+            no gradient is wanted; holds memory for each size.
+
+    Raises:
+        ValueError: `compile` is none of these.
+    """
+    if compile not in MODES:
+        raise ValueError(f"compile must be one of {', '.join(str(mode) for mode in MODES)}: {compile!r}")
+    plain(network)
+    state = State(compile)
+    for name, module in network.named_modules():
+        found = _path(name, module)
+        if found is not None:
+            setattr(module, SLOT, state)
+            module.forward = types.MethodType(found, module)
+        if isinstance(module, nn.Conv3d):
+            _lay(module, torch.channels_last_3d)
+        elif isinstance(module, nn.Conv2d):
+            _lay(module, torch.channels_last)
+    network.register_forward_pre_hook(FrameCounter(state), with_kwargs=True)
+    if graphs:
+        network.forward = Replay(network)
+    return network
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """Undo `speed_up`, in place; a network that is not fast is left as it is."""
+    for module in network.modules():
+        if SLOT in vars(module):
+            delattr(module, SLOT)
+            del module.forward
+            for conv in module.modules():
+                if isinstance(conv, nn.Conv2d | nn.Conv3d):
+                    _lay(conv, torch.contiguous_format)
+    if isinstance(vars(network).get("forward"), Replay):
+        del network.forward
+    for key, hook in list(network._forward_pre_hooks.items()):
+        if isinstance(hook, FrameCounter):
+            del network._forward_pre_hooks[key]
+            network._forward_pre_hooks_with_kwargs.pop(key, None)
+    return network
+
+
+def is_fast(network: nn.Module) -> bool:
+    """Whether `speed_up` has switched anything in `network`."""
+    return any(SLOT in vars(module) for module in network.modules())
+
+
+def _lay(conv: nn.Module, layout: torch.memory_format) -> None:
+    conv.weight.data = conv.weight.data.contiguous(memory_format=layout)
+
+
+def _path(name: str, module: nn.Module) -> Callable[..., Any] | None:
+    """The forward method for one module, or None where the stock one stays."""
+    if name == "conv_norm_out" and type(module) is nn.GroupNorm:
+        return _norm
+    if type(module) is Upsample2D and module.use_conv and not module.use_conv_transpose and module.name == "conv":
+        return _upsample if module.norm is None and module.interpolate else None
+    if type(module) is GEGLU:
+        return _gated
+    if type(module) is ResnetBlock2D:
+        usual = module.time_embedding_norm == "default" and not (module.skip_time_act or module.up or module.down)
+        return _resnet if usual and type(module.nonlinearity) is nn.SiLU else None
+    if type(module) is TemporalConvLayer:
+        return _temporal_convolution
+    if type(module) is Transformer2DModel:
+        return _transformer if module.is_input_continuous and _known(module) else None
+    if type(module) is TransformerTemporalModel:
+        return _temporal_transformer if _known(module) else None
+    return None
+
+
+def _known(transformer: nn.Module) -> bool:
+    blocks = transformer.transformer_blocks
+    attentions = (m for m in transformer.modules() if isinstance(m, Attention))
+    return all(map(attention.is_plain, attentions)) and all(
+        type(block) is BasicTransformerBlock and layers.is_plain(block) for block in blocks
+    )
+
+
+def _state(module: nn.Module) -> State:
+    return getattr(module, SLOT)
+
+
+def _norm(self: nn.Module, x: Tensor) -> Tensor:
+    return _state(self).function(layers.norm_out)(self, x)
+
+
+def _gated(self: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return layers.gated(self, hidden_states)  # compiled with the layer around it
+
+
+def _upsample(self: nn.Module, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+    if output_size is not None:
+        return type(self).forward(self, hidden_states, output_size, *args, **kwargs)
+    return _state(self).function(layers.upsample)(self, hidden_states)
+
+
+def _resnet(self: nn.Module, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    return _state(self).function(layers.resnet)(self, input_tensor, temb)
+
+
+def _temporal_convolution(self: nn.Module, hidden_states: Tensor, num_frames: int = 1) -> Tensor:
+    return _state(self).function(layers.temporal_convolution)(self, hidden_states, num_frames)
+
+
+def _attentions(self: nn.Module) -> list[nn.Module]:
+    return [attn for block in self.transformer_blocks for attn in (block.attn1, block.attn2)]
+
+
+def _transformer(
+    self: nn.Module,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor | None = None,
+    timestep: Tensor | None = None,
+    added_cond_kwargs: dict | None = None,
+    class_labels: Tensor | None = None,
+    cross_attention_kwargs: dict | None = None,
+    attention_mask: Tensor | None = None,
+    encoder_attention_mask: Tensor | None = None,
+    return_dict: bool = True,
+) -> Any:
+    state, hooked = _state(self), any(m._forward_pre_hooks or m._forward_hooks for m in _attentions(self))
+    others = (cross_attention_kwargs, attention_mask, encoder_attention_mask)
+    if hooked or any(others_ is not None and others_ != {} for others_ in others) or return_dict:
+        return type(self).forward(
+            self, hidden_states, encoder_hidden_states, timestep, added_cond_kwargs, class_labels,
+            cross_attention_kwargs, attention_mask, encoder_attention_mask, return_dict,
+        )  # fmt: skip
+    return (state.function(layers.transformer)(self, hidden_states, encoder_hidden_states, state.frames),)
+
+
+def _temporal_transformer(
+    self: nn.Module,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor | None = None,
+    timestep: Tensor | None = None,
+    class_labels: Tensor | None = None,
+    num_frames: int = 1,
+    cross_attention_kwargs: dict | None = None,
+    return_dict: bool = True,
+) -> Any:
+    if encoder_hidden_states is not None or cross_attention_kwargs or return_dict:
+        return type(self).forward(
+            self, hidden_states, encoder_hidden_states, timestep, class_labels, num_frames,
+            cross_attention_kwargs, return_dict,
+        )  # fmt: skip
+    function = _state(self).function(layers.temporal_transformer, *_attentions(self))
+    return (function(self, hidden_states, num_frames),)
