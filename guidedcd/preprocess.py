@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from guidedcd.configs import EnergyConfig, Preprocess
 from guidedcd.console import console, progress
 from guidedcd.devices import device, part, process
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import digest, leftovers, locked
+from guidedcd.files import digest, leftovers, locked, read_json, write_json
 from guidedcd.mixture import Mixture
 from guidedcd.run import Run
 from guidedcd.structure import plain
@@ -66,6 +67,21 @@ def run_preprocess(run: Run, *, store_folder: Path | None = None, teacher: Any =
     return _checked(run, folder)
 
 
+def report(opened: store.LatentStore) -> dict[str, Any]:
+    """What became of every clip of a finished store: used + skipped = listed, and each loss with its reason."""
+    lost = opened.skipped
+    used = Counter(sample["dataset"] for sample in opened.samples)
+    missed = Counter(entry["id"].rpartition("/")[0] for entry in lost)
+    return {
+        "listed": len(opened.samples) + len(lost),
+        "used": len(opened.samples),
+        "skipped": len(lost),
+        "draws": len(opened),
+        "datasets": {name: {"used": used[name], "skipped": missed[name]} for name in sorted({*used, *missed})},
+        "losses": lost,
+    }
+
+
 def _missing(folder: Path, identity: dict[str, Any]) -> list[int]:
     """The shards that are not there yet."""
     return [n for n in range(identity["shards"]) if not (folder / f"{store.shard_name(n)}.json").exists()]
@@ -95,6 +111,10 @@ def identify(run: Run, teacher: Any) -> dict[str, Any]:
     }
 
 
+SHOWN = 10
+"""So many skipped clips are printed; the report has them all."""
+
+
 class _Filler:
     """Computes shards of a run's store."""
 
@@ -108,9 +128,14 @@ class _Filler:
         """Compute and write the shards `missing`."""
         size, per_video = self.settings.shard_size, self.settings.draws_per_video
         began, draws = time.perf_counter(), 0
+        before = [read_json(path) for path in sorted(folder.glob("shard-*.json"))]
+        lost = [entry for about in before for entry in about["skipped"]]
+        tried = len(lost) + sum(len(about["samples"]) for about in before)
         parts = [range(n * size, min((n + 1) * size, len(self.mixture))) for n in missing]
         with progress("preprocess", sum(map(len, parts)) * per_video, unit="draws") as advance:
             for number, places in zip(missing, parts, strict=True):
+                if len(lost) > self.settings.max_skipped * len(self.mixture):  # whatever the rest is like
+                    raise _too_many(lost, tried, self.settings.max_skipped)
                 clips, skipped = self.mixture.read(places)
                 tell = _Shares(advance, len(places) * per_video)
                 if clips:
@@ -120,6 +145,7 @@ class _Filler:
                 store.save_shard(folder, number, samples, tensors, skipped)
                 tell(1)
                 draws += len(clips) * per_video
+                tried, lost = tried + len(places), lost + skipped
         seconds = time.perf_counter() - began
         console.print(f"store    {folder}: {draws} draws in {seconds:.0f} s, {draws / seconds * 3600:,.0f} per hour")
 
@@ -137,16 +163,25 @@ class _Shares:
         self.told = now
 
 
+def _too_many(lost: Sequence[dict[str, str]], tried: int, allowed: float) -> GuidedCDError:
+    first = lost[0]
+    return GuidedCDError(
+        f"{len(lost)} of {tried} clips could not be used (the first, {first['id']}: {first['reason']}), more than "
+        f"the share of {allowed:.0%} allowed. Mend the data or raise --preprocess.max-skipped."
+    )
+
+
 def _checked(run: Run, folder: Path) -> Path:
     """The finished store in `folder`, unless too many of its clips could not be used."""
     opened = store.LatentStore(folder)
     lost, used = len(opened.skipped), len(opened.samples)
+    write_json(folder / "report.json", report(opened))
+    for entry in opened.skipped[:SHOWN]:
+        console.print(f"skipped  {entry['id']}: {entry['reason']}", markup=False)
+    if lost > SHOWN:
+        console.print(f"skipped  {lost - SHOWN} more, see {folder / 'report.json'}")
     if lost > run.preprocess.max_skipped * (lost + used):
-        first = opened.skipped[0]
-        raise GuidedCDError(
-            f"{lost} of {lost + used} clips could not be used (the first, {first['id']}: {first['reason']}), more than "
-            f"the share of {run.preprocess.max_skipped:.0%} allowed. Mend the data or raise --preprocess.max-skipped."
-        )
+        raise _too_many(opened.skipped, lost + used, run.preprocess.max_skipped)
     if not used:
         raise GuidedCDError(f"none of {lost} clips could be used (the first: {opened.skipped[0]['reason']}).")
     note = f", {lost} clips skipped" if lost else ""
