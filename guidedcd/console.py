@@ -6,14 +6,31 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 console = Console(highlight=False, soft_wrap=True)
 """Results and messages: standard output."""
 
 errors = Console(highlight=False, soft_wrap=True, stderr=True)
 """Mistakes: standard error."""
+
+
+def print_table(table: Table) -> None:
+    """Print a table; off a terminal nothing is wrapped, so that lines can be searched."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    wide = Console(width=1000, color_system=None)
+    with wide.capture() as captured:
+        wide.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
+
 
 QUIET_SECONDS = 10.0
 """Seconds between the plain lines that replace a bar when the output is not a terminal."""

@@ -12,7 +12,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 import guidedcd
-from guidedcd.cli import convert, evaluate, export, plugins, preprocess, report, sample, train, typed
+from guidedcd.cli import convert, data, evaluate, export, plugins, preprocess, report, sample, train, typed
 from guidedcd.cli.flags import run_flags, same_words
 from guidedcd.cli.mistakes import explain
 from guidedcd.errors import GuidedCDError
@@ -21,6 +21,7 @@ from guidedcd.plugins import Registry, load_plugins
 
 COMMANDS = {
     "train": train,
+    "data": data,
     "preprocess": preprocess,
     "sample": sample,
     "evaluate": evaluate,

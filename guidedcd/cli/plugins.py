@@ -12,7 +12,7 @@ import attrs
 from cyclopts import App, Parameter
 from rich.markup import escape
 
-from guidedcd.console import console
+from guidedcd.console import console, print_table
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import Component, Registry, suggest
 from guidedcd.run import KINDS
@@ -33,7 +33,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         table = _table("kind", "name", "summary", "plugin", "version")
         for c in sorted(registry.components, key=lambda c: (list(KINDS.values()).index(c.kind), c.name, c.plugin)):
             table.add_row(c.kind, c.name, escape(c.summary), c.plugin, c.version)
-        _print(table)
+        print_table(table)
         for failure in registry.failures:
             console.print(f"[dim]{failure.plugin} {failure.version} did not load; see `guidedcd plugins doctor`[/]")
 
@@ -144,20 +144,6 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _print(table: Table) -> None:
-    """Print a table; off a terminal nothing is wrapped, so that lines can be searched."""
-    if console.is_terminal:
-        console.print(table)
-        return
-    from rich.console import Console
-
-    wide = Console(width=1000, color_system=None)
-    with wide.capture() as captured:
-        wide.print(table)
-    for line in captured.get().splitlines():
-        print(line.rstrip())
-
-
 def _show(component: Component) -> None:
     key = next(key for key, kind in KINDS.items() if kind == component.kind)
     value = positional(component.config)
@@ -175,5 +161,5 @@ def _show(component: Component) -> None:
         default = getattr(component.config(), field.name)
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
         table.add_row(f"  --{key}.{component.name}.{flag(field.name)}", escape(shown), escape(docs.get(field.name, "")))
-    _print(table)
+    print_table(table)
     console.print()

@@ -1,0 +1,40 @@
+"""`guidedcd data`: what a run would make of its data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from guidedcd.cli.flags import read_run
+from guidedcd.plugins import Registry
+
+
+def add(app: App, registry: Registry, flags_class: Any) -> None:
+    """Add the commands to `app`."""
+    data = App(name="data", help="See what a run would make of its data sets.")
+    app.command(data)
+
+    def inspect(*, flags: Any = None, sample: int = 32, out: Path = Path("data.png")) -> None:
+        """Read a sample of every data set as `train` with the same flags would, and show what was found.
+
+        A table: clips, what can be read, captions in each reward's own tokens, and where the routes send them. The
+        reason of every clip that cannot be used. A contact sheet of the others, as the teacher would see them.
+
+        Parameters
+        ----------
+        sample
+            Clips to read of each data set, spread over those that the run would use; 0 reads all of them.
+        out
+            Where the contact sheet goes, a PNG file.
+        """
+        run = read_run(flags, registry)
+        from guidedcd.inspection import inspect_data
+
+        inspect_data(run, sample=sample, sheet=out)
+
+    inspect.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
+    inspect.__annotations__ |= {"sample": Annotated[int, Parameter(validator=Number(gte=0))], "out": Path}
+    data.command(inspect)
