@@ -100,6 +100,8 @@ class Preprocess:
     """Samples per forward pass with gradient; passes without take twice as many."""
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16")))
     """Run the network in bfloat16 (for GPUs); latents, tables and the grid's arithmetic stay float32."""
+    fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "blocks", "blocks-tuned")))
+    """Faster paths through a 3D UNet: exact layers (auto: on GPUs), also compiled by kind, also tuned (minutes)."""
     recompute: str = attrs.field(default="nothing", validator=in_(("nothing", "cheap", "most")))
     """Activations computed again for scores: cheap takes a third of the memory for a third of a forward pass more."""
     shard_size: int = attrs.field(default=8, validator=ge(1))
@@ -154,6 +156,8 @@ class Train:
     """Decay of averaged weights, saved as the student; unlike student.ema the target stays the student itself."""
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))
     """What the networks compute in: bf16 keeps float32 masters in the optimiser; fp16 autocasts and scales the loss."""
+    fast: str = attrs.field(default="no", validator=in_(("no", "layers", "blocks", "blocks-tuned")))
+    """Faster paths through the student: exact layers, also compiled by kind (blocks), also tuned (takes minutes)."""
     gradient_checkpointing: bool = False
     """Recompute the student's activations in the backward pass: less memory, about a third more time."""
     decoder_checkpointing: bool | None = None

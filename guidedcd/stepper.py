@@ -20,6 +20,7 @@ from guidedcd.batches import Batch
 from guidedcd.devices import part
 from guidedcd.distil import consistency
 from guidedcd.errors import GuidedCDError
+from guidedcd.fast import speed_up
 from guidedcd.rewards import Rewards
 from guidedcd.run import Run
 from guidedcd.student import Student
@@ -58,19 +59,24 @@ class Stepper:
         self.grid = self.schedule.grid(run.solver.steps).to(self.device)
         with part("the student", "Use --student.kind lora"):
             torch.manual_seed(run.seed)
+            if settings.fast != "no":
+                speed_up(teacher.network, compile=None if settings.fast == "layers" else settings.fast)
             self.student = Student(teacher, run.student, tuple(run.energies), take=True).to(self.device)
             if settings.gradient_checkpointing:
                 self.student.enable_gradient_checkpointing()
             vae, dtype = getattr(teacher, "vae", None), parallel.DTYPES[settings.precision]
             if isinstance(vae, nn.Module) and dtype is not None:
-                vae.to(dtype)
+                nn.Module.to(vae, dtype)
             self.model, self.weights = parallel.distribute(self.student, run, accelerator)
         self.optimizer = accelerator.prepare(optimizer.build(self.weights.masters, settings))
         self._ahead: tuple[int, Future[Batch]] | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
+    def __call__(self, step: int) -> dict[str, float]:
+        """Do step number `step`, from 1; returns the numbers of its log line."""
+        return self._step(self.model, step)
+
     def _step(self, model: Any, step: int) -> dict[str, float]:
-        """One optimiser step; returns the numbers of its log line."""
         settings = self.run.train
         # Dropout, where it is asked for, is the only consumer of the global generator.
         torch.manual_seed(hash((self.run.seed, step, self.accelerator.process_index)) % 2**63)

@@ -68,7 +68,7 @@ class Trainer(Stepper):
         began = time.perf_counter()
         with interruptible() as stop, progress("train", settings.steps, start=done, unit="steps") as advance:
             for step in range(done + 1, settings.steps + 1):
-                line = self._step(self.model, step)
+                line = self(step)
                 if step % settings.log_every == 0 or step in (1, settings.steps):
                     seconds = time.perf_counter() - began
                     seen = (step - done) * settings.batch_size * settings.accumulate * self.accelerator.num_processes

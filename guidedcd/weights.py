@@ -153,5 +153,5 @@ def _lowered(network: nn.Module, names: Sequence[str], dtype: torch.dtype | None
     if dtype is None or all(p.dtype == dtype for p in found.values()):
         return working, working
     masters = [p.detach().float() for p in working]  # no copy: the network gets new tensors
-    network.to(dtype)
+    nn.Module.to(network, dtype)  # the class's own may warn about layers that it has none of
     return working, masters
