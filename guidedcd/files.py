@@ -155,8 +155,10 @@ def file_digest(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
+def locked(folder: Path, what: str, name: str = ".lock", *, shared: bool = False) -> Iterator[None]:
     """Hold `folder` as its only writer; the lock goes with the process, so a killed one leaves nothing to clean.
+
+    With `shared`, hold it together with others that do so, against those that want it alone.
 
     Raises:
         GuidedCDError: Another process writes there, or the folder cannot be written.
@@ -168,7 +170,7 @@ def locked(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
         raise explained(error, folder) from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
             raise GuidedCDError(

@@ -1,6 +1,7 @@
 """Videos to latent store: the frozen teacher's predictions and the energies' gradients, once, resumable by shard.
 
-The work itself is in `guidedcd.worker`.
+The work itself is in `guidedcd.worker`. A store may be filled in parts: part I of N has every N-th shard from shard I
+on, and several machines fill one folder, or each its own, whose shards are put together afterwards.
 """
 
 from __future__ import annotations
@@ -8,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 
-from guidedcd import store
+from guidedcd import shards, space, store
+from guidedcd.ahead import ahead
 from guidedcd.configs import EnergyConfig, Preprocess
 from guidedcd.console import console, progress
 from guidedcd.devices import device, part, process
@@ -24,24 +26,39 @@ from guidedcd.files import digest, leftovers, locked, read_json, write_json
 from guidedcd.mixture import Mixture
 from guidedcd.run import Run
 from guidedcd.structure import plain
+from guidedcd.tuning import tuned
 from guidedcd.worker import Worker
 
+WHOLE = (0, 1)
+"""The only part of a store that is not divided."""
 
-def run_preprocess(run: Run, *, store_folder: Path | None = None, teacher: Any = None) -> Path:
+
+def run_preprocess(
+    run: Run,
+    *,
+    store_folder: Path | None = None,
+    teacher: Any = None,
+    shard: tuple[int, int] = WHOLE,
+    fill_parts: bool = True,
+) -> Path:
     """Compute whatever of the run's latent store is missing.
 
     Args:
         run: What to distil; only what the store depends on is read.
         store_folder: Where; by default `runs/stores/<fingerprint>/`.
-        teacher: The run's teacher, if it is loaded already.
+        teacher: The run's teacher, if it is loaded already; it is given back as it was.
+        shard: (I, N): only part I of N, 0 <= I < N.
+        fill_parts: Whether shards that a store filled in parts still lacks may be computed here.
 
     Returns:
-        The folder of the finished store.
+        The folder of the store, finished unless a part was asked for.
 
     Raises:
-        GuidedCDError: The folder belongs to another run, is written by another process, or the disk is full.
+        GuidedCDError: The folder belongs to another run, is written by another process, the disk is full or too small,
+            or the store is filled in parts and some are missing.
     """
-    if teacher is None:
+    ours = teacher is None
+    if ours:
         with part("the teacher"):
             teacher = run.teacher.build().to(device(run.device))
     identity = identify(run, teacher)
@@ -50,20 +67,28 @@ def run_preprocess(run: Run, *, store_folder: Path | None = None, teacher: Any =
         store.begin(folder, identity)
     rank, world = process()
     console.quiet = rank > 0
-    if _missing(folder, identity):
-        filler = _Filler(run, teacher)  # mistakes in the data and the energies show before anything is written
-        # Every process takes its part; the first one holds the lock for all that were launched together.
-        with locked(folder, "the store") if rank == 0 else contextlib.nullcontext():
+    if absent := _missing(folder, identity, shard):
+        if not fill_parts and any(folder.glob(".part-*")):
+            raise shards.incomplete(folder, identity, absent)
+        with tuned(teacher, run.preprocess, ours=ours) as quick:
+            filler = Filler(run, quick)  # mistakes in the data and the energies show before anything is written
             if rank == 0:
-                leftovers(folder, seconds=600)
-            while rank and not (folder / "store.json").exists():
-                time.sleep(0.1)
-            store.begin(folder, identity)
-            # By number, not by place in the list: a process that comes later finds fewer missing.
-            if mine := [n for n in _missing(folder, identity) if n % world == rank]:
-                filler.fill(folder, mine)
-            while _missing(folder, identity):
-                time.sleep(0.1)
+                space.check(folder, run, teacher, len(absent))
+            # Every process takes its share; the first one holds the lock for all that were launched together.
+            with _held(folder, shard) if rank == 0 else contextlib.nullcontext():
+                if rank == 0:
+                    leftovers(folder, seconds=600)
+                while rank and not (folder / "store.json").exists():
+                    time.sleep(0.1)
+                store.begin(folder, identity, run.to_dict())
+                # By number, not by place in the list: a process that comes later finds fewer missing.
+                if mine := [n for n in _missing(folder, identity, shard) if n // shard[1] % world == rank]:
+                    filler.fill(folder, mine)
+                while _missing(folder, identity, shard):
+                    time.sleep(0.1)
+    if shard != WHOLE and (absent := shards.missing(folder, identity)):
+        console.print(f"store    {folder}: part {shard[0]}/{shard[1]} is done, {len(absent)} shards of others missing")
+        return folder
     return _checked(run, folder)
 
 
@@ -82,9 +107,20 @@ def report(opened: store.LatentStore) -> dict[str, Any]:
     }
 
 
-def _missing(folder: Path, identity: dict[str, Any]) -> list[int]:
-    """The shards that are not there yet."""
-    return [n for n in range(identity["shards"]) if not (folder / f"{store.shard_name(n)}.json").exists()]
+def _missing(folder: Path, identity: dict[str, Any], shard: tuple[int, int]) -> list[int]:
+    """The shards of a part that are not there yet."""
+    return [n for n in shards.missing(folder, identity) if n % shard[1] == shard[0]]
+
+
+@contextlib.contextmanager
+def _held(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
+    """Be the only writer of the store, or of one part of it: then others may write other parts, and none the whole."""
+    with locked(folder, "the store", shared=shard != WHOLE):
+        if shard == WHOLE:
+            yield
+        else:
+            with locked(folder, f"part {shard[0]}/{shard[1]} of the store", f".part-{shard[0]}-of-{shard[1]}"):
+                yield
 
 
 def identify(run: Run, teacher: Any) -> dict[str, Any]:
@@ -107,6 +143,7 @@ def identify(run: Run, teacher: Any) -> dict[str, Any]:
         "shard_size": settings.shard_size,
         "batch_size": settings.batch_size,
         "dtype": settings.dtype,
+        "precision": settings.precision,
         "seed": run.seed,
     }
 
@@ -115,7 +152,7 @@ SHOWN = 10
 """So many skipped clips are printed; the report has them all."""
 
 
-class _Filler:
+class Filler:
     """Computes shards of a run's store."""
 
     def __init__(self, run: Run, teacher: Any) -> None:
@@ -125,19 +162,15 @@ class _Filler:
         self.worker = Worker(run, teacher)
 
     def fill(self, folder: Path, missing: Sequence[int]) -> None:
-        """Compute and write the shards `missing`."""
-        size, per_video = self.settings.shard_size, self.settings.draws_per_video
-        began, draws = time.perf_counter(), 0
+        """Compute and write the shards `missing`; the clips of the next one are read meanwhile."""
+        per_video, began, draws = self.settings.draws_per_video, time.perf_counter(), 0
         before = [read_json(path) for path in sorted(folder.glob("shard-*.json"))]
         lost = [entry for about in before for entry in about["skipped"]]
         tried = len(lost) + sum(len(about["samples"]) for about in before)
-        parts = [range(n * size, min((n + 1) * size, len(self.mixture))) for n in missing]
-        with progress("preprocess", sum(map(len, parts)) * per_video, unit="draws") as advance:
-            for number, places in zip(missing, parts, strict=True):
-                if len(lost) > self.settings.max_skipped * len(self.mixture):  # whatever the rest is like
-                    raise _too_many(lost, tried, self.settings.max_skipped)
-                clips, skipped = self.mixture.read(places)
-                tell = _Shares(advance, len(places) * per_video)
+        with progress("preprocess", sum(map(len, map(self.places, missing))) * per_video, unit="draws") as advance:
+            read = ahead(lambda number: self.mixture.read(self.places(number)), missing)
+            for number, (clips, skipped) in zip(missing, read, strict=True):
+                tell = _Shares(advance, len(self.places(number)) * per_video)
                 if clips:
                     samples, tensors = self.worker.shard(clips, tell)
                 else:
@@ -145,9 +178,16 @@ class _Filler:
                 store.save_shard(folder, number, samples, tensors, skipped)
                 tell(1)
                 draws += len(clips) * per_video
-                tried, lost = tried + len(places), lost + skipped
+                tried, lost = tried + len(self.places(number)), lost + skipped
+                if len(lost) > self.settings.max_skipped * len(self.mixture):  # whatever the rest is like
+                    raise _too_many(lost, tried, self.settings.max_skipped)
         seconds = time.perf_counter() - began
         console.print(f"store    {folder}: {draws} draws in {seconds:.0f} s, {draws / seconds * 3600:,.0f} per hour")
+
+    def places(self, number: int) -> range:
+        """Which clips of the mixture a shard has."""
+        size = self.settings.shard_size
+        return range(number * size, min((number + 1) * size, len(self.mixture)))
 
 
 class _Shares:
@@ -161,6 +201,14 @@ class _Shares:
         now = round(self.share * self.whole)
         self.advance(now - self.told)
         self.told = now
+
+
+def _too_many(lost: Sequence[dict[str, str]], tried: int, allowed: float) -> GuidedCDError:
+    first = lost[0]
+    return GuidedCDError(
+        f"{len(lost)} of {tried} clips could not be used (the first, {first['id']}: {first['reason']}), more than "
+        f"the share of {allowed:.0%} allowed. Mend the data or raise --preprocess.max-skipped."
+    )
 
 
 def _too_many(lost: Sequence[dict[str, str]], tried: int, allowed: float) -> GuidedCDError:

@@ -5,7 +5,7 @@ Legend: B batch, C channels, F frames, H/W latent size; `index` counts points of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,46 @@ def invert(
             output = teacher.net(z[rows], t, {key: value[rows] for key, value in cond.items()})
             z = z.index_copy(0, rows, _inverse_step(schedule, z[rows], output, t, schedule.previous(t, steps)))
         yield index, z
+
+
+def inversions(
+    teacher: Any, z0: Tensor, cond: dict[str, Tensor], steps: int, wanted: Sequence[Collection[int]], rows: int
+) -> Iterator[list[tuple[int, int, Tensor]]]:
+    """DDIM inversions of many videos, as `invert` has each, with every forward pass as full as can be.
+
+    A video that is done makes room for the next one: rows of one pass stand at different points of the grid. The
+    longest go first, so that the last passes are few.
+
+    Args:
+        teacher: Whose ODE is followed.
+        z0: Clean latents (V, C, F, H, W).
+        cond: Conditioning of the videos' own captions, first dimension V.
+        steps: Points of the grid.
+        wanted: By video, the grid indices whose latents are asked for; none makes the video cost nothing.
+        rows: The most rows of a forward pass.
+
+    Yields:
+        After every forward pass (video, index, latents (C, F, H, W)) of each of its rows, float32 at least; the ones
+        not wanted are there to be counted.
+    """
+    schedule: NoiseSchedule = teacher.schedule
+    grid = schedule.grid(steps).to(z0.device)
+    waiting = sorted((v for v, some in enumerate(wanted) if some), key=lambda v: (max(wanted[v]), -v))
+    z0 = z0.to(torch.promote_types(z0.dtype, torch.float32))
+    active: list[tuple[int, int, Tensor]] = []
+    while waiting or active:
+        while waiting and len(active) < rows:
+            video = waiting.pop()
+            active.append((video, 0, z0[video]))
+        videos = [video for video, _, _ in active]
+        t = grid[[index for _, index, _ in active]]
+        z = torch.stack([latents for _, _, latents in active])
+        with torch.no_grad():
+            output = teacher.net(z, t, {key: value[videos] for key, value in cond.items()})
+            z = _inverse_step(schedule, z, output, t, schedule.previous(t, steps))
+        reached = [(video, index, latents) for (video, index, _), latents in zip(active, z, strict=True)]
+        yield reached
+        active = [(video, index + 1, one) for video, index, one in reached if index < max(wanted[video])]
 
 
 def inverse_step(schedule: NoiseSchedule, z: Tensor, eps: Tensor, t: Tensor, t_previous: Tensor) -> Tensor:

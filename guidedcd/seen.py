@@ -49,6 +49,15 @@ class Seen:
 
         return to_x0_eps(self.z, self.output, self.alpha, self.sigma, self.prediction)
 
+    def rows(self, start: int, stop: int) -> Seen:
+        """The same of the samples from `start` to before `stop` only."""
+        cut = slice(start, stop)
+        return attrs.evolve(
+            self,
+            **{name: getattr(self, name)[cut] for name in ("z", "t", "alpha", "sigma", "output", "captions")},
+            records={need: {name: maps[cut] for name, maps in some.items()} for need, some in self.records.items()},
+        )
+
     def decode(self, frames: Sequence[int] | None = None) -> Tensor:
         """The predicted clean video (B, len(frames), 3, H, W) in [0, 1], differentiable in z."""
         if self.decoder is None:

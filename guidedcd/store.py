@@ -1,7 +1,8 @@
 """The latent store: everything that depends on the frozen teacher, computed once and keyed by what it depends on.
 
 Legend: V videos of a shard, D draws per video, R scored draws of a shard; latents (C, F, H, W).
-A shard is one safetensors file and, written after it, one JSON file; a shard without its JSON does not exist.
+A shard is one safetensors file and, written after it, one JSON file; a shard without its JSON does not exist. Stores of
+one run that were filled in different folders are merged by putting their shards into one.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import difference, digest, file_digest, read_json, replacing, write_json
 from guidedcd.noise import noise
 from guidedcd.routes import Sample
+from guidedcd.shards import FORMAT, damaged, incomplete, missing, read_identity, shard_name, verify
 
-FORMAT = 1
+__all__ = ["FORMAT", "Draw", "LatentStore", "begin", "packed", "save_shard", "shard_name"]
+
+OPEN_FILES = 256
+"""At most so many shards are held open: systems limit files to a thousand or so."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -62,22 +67,16 @@ class LatentStore:
             GuidedCDError: The folder is no store, is unfinished, or a shard is damaged.
         """
         self.folder = folder
-        self.identity: dict[str, Any] = read_json(folder / "store.json")
-        if self.identity.get("format") != FORMAT:
-            raise GuidedCDError(
-                f"{folder} was written by another version of guidedcd (format {self.identity.get('format')}, "
-                f"this one reads {FORMAT}). Remove it, and it is computed again."
-            )
+        self.identity = read_identity(folder)
         self.shards: list[dict[str, Any]] = []
         self._open: dict[int, Any] = {}
+        if absent := missing(folder, self.identity):
+            raise incomplete(folder, self.identity, absent)
         for number in range(self.identity["shards"]):
-            path = folder / f"{shard_name(number)}.json"
-            if not path.exists():
-                raise GuidedCDError(f"{folder} is unfinished: run the same `guidedcd preprocess` command again.")
             try:
-                self.shards.append(read_json(path))
+                self.shards.append(read_json(folder / f"{shard_name(number)}.json"))
             except GuidedCDError as error:
-                raise _damaged(folder, number, error) from error
+                raise damaged(folder, number, error) from error
             self._tensors(number)  # a truncated shard is better found now than in the middle of the training
         self.draws = [
             (shard, video, draw)
@@ -123,7 +122,7 @@ class LatentStore:
                     part = tensors.get_slice(f"score.{energy}")[row : row + 1][0].float()
                     scores[energy] = part * tensors.get_slice(f"rms.{energy}")[row : row + 1][0]
         except SafetensorError as error:
-            raise _damaged(self.folder, shard, error) from error
+            raise damaged(self.folder, shard, error) from error
         z0 = one["z0"].float()
         about = self.shards[shard]["samples"][video]
         return Draw(
@@ -142,19 +141,18 @@ class LatentStore:
         """Compare every shard with the checksum written beside it.
 
         Raises:
-            GuidedCDError: A shard is damaged; names it and says what to do.
+            GuidedCDError: Shards are damaged; names them and says what to do.
         """
-        for number, about in enumerate(self.shards):
-            path = self.folder / f"{shard_name(number)}.safetensors"
-            if not path.exists() or file_digest(path) != about["sha256"]:
-                raise _damaged(self.folder, number, "its checksum differs")
+        verify(self.folder)
 
     def _tensors(self, shard: int) -> Any:
         if shard not in self._open:
+            if len(self._open) >= OPEN_FILES:
+                self._open.pop(next(iter(self._open)))
             try:
                 self._open[shard] = safe_open(self.folder / f"{shard_name(shard)}.safetensors", framework="pt")
             except (SafetensorError, OSError) as error:
-                raise _damaged(self.folder, shard, error) from error
+                raise damaged(self.folder, shard, error) from error
         return self._open[shard]
 
 
@@ -162,21 +160,13 @@ def _row(tensors: Any, key: str, video: int, draw: int) -> Tensor:
     return tensors.get_slice(key)[video : video + 1, draw : draw + 1][0, 0]
 
 
-def _damaged(folder: Path, shard: int, why: object) -> GuidedCDError:
-    name = shard_name(shard)
-    return GuidedCDError(
-        f"shard {folder / name}.safetensors is damaged ({why}). Delete {name}.json and run the same command again: "
-        "only this shard is computed anew."
-    )
-
-
-def shard_name(number: int) -> str:
-    """File name of a shard, without its ending."""
-    return f"shard-{number:05d}"
-
-
-def begin(folder: Path, identity: dict[str, Any]) -> None:
+def begin(folder: Path, identity: dict[str, Any], run: dict[str, Any] | None = None) -> None:
     """Create the store for `identity`, or check that the one in `folder` is its.
+
+    Args:
+        folder: Where.
+        identity: What the store depends on.
+        run: The run that asks for it first, as JSON values; kept in run.json, so that a check can ask the teacher.
 
     Raises:
         GuidedCDError: The folder holds a store of another teacher, data set, grid or energies, or something else.
@@ -185,6 +175,8 @@ def begin(folder: Path, identity: dict[str, Any]) -> None:
     if not path.exists():
         if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise GuidedCDError(f"{folder} is not empty and is no latent store. Choose another folder with --store.")
+        if run is not None:
+            write_json(folder / "run.json", run)
         write_json(path, identity)
         return
     try:

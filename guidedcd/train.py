@@ -50,7 +50,7 @@ def run_training(
         _rehearse(run)
     with part("the teacher"):
         teacher = run.teacher.build().to(where)
-    latents = LatentStore(run_preprocess(run, store_folder=store, teacher=teacher))
+    latents = LatentStore(run_preprocess(run, store_folder=store, teacher=teacher, fill_parts=False))
     with claimed(run, out, new=new, command=command) if main else nullcontext() as folder:
         (folder,) = broadcast_object_list([folder])
         if not (folder / "student" / "student.json").exists():

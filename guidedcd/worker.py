@@ -1,6 +1,10 @@
-"""What the frozen teacher has to say about a few clips: one shard of the latent store.
+"""The teacher's work: a handful of clips becomes the tensors of one shard of the latent store.
 
-Legend: B pairs of a forward pass, C, F, H, W latents, S solver steps.
+Every forward pass is as full as memory allows, and none is made twice. Of a scored draw with the reference `inversion`:
+one inversion per video, shared by all of its draws; a pass for the reference, which ends at the last record; a pass
+without a caption; and one with it, which gives both the prediction and, backwards, the score.
+
+Legend: B rows of a forward pass, C, F, H, W latents, S solver steps.
 """
 
 from __future__ import annotations
@@ -8,33 +12,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import attrs
 import numpy
 import torch
 from torch import Tensor
 
 from guidedcd import references, store
+from guidedcd.ahead import ahead
 from guidedcd.data import Clip
 from guidedcd.devices import part
-from guidedcd.errors import GuidedCDError
-from guidedcd.files import digest
 from guidedcd.guidance import guided_from
-from guidedcd.noise import noise
 from guidedcd.routes import Sample
 from guidedcd.run import Run
+from guidedcd.scores import Scores
+from guidedcd.work import OTHER_STREAM, Job, Work, clip_seed, sample_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ADVICE = "Lower --preprocess.batch-size"
-
-
-@attrs.frozen(kw_only=True)
-class Job:
-    """What one pair of a video and a noise draw needs from the teacher."""
-
-    video: int
-    draw: int
-    index: int
-    scored: bool
+ROWS = 2
+"""Rows of a pass without gradient, per sample of one with: activations are dropped at once."""
 
 
 class Worker:
@@ -44,46 +39,41 @@ class Worker:
         self.run, self.teacher = run, teacher
         self.schedule = teacher.schedule
         self.grid = self.schedule.grid(run.solver.steps)
-        self.energies = run.build("energy")
-        self.needs = tuple(dict.fromkeys(need for energy in self.energies.values() for need in energy.needs))
-        self.first = guided_from(run.preprocess.window, run.solver.steps) if self.energies else run.solver.steps
+        self.scores = Scores(run, teacher)
+        self.first = guided_from(run.preprocess.window, run.solver.steps) if run.energies else run.solver.steps
         self.batch = run.preprocess.batch_size
+        self.rows = ROWS * self.batch
+        """Rows of a pass without gradient."""
+        self.even = run.preprocess.fast.startswith("blocks")
+        """Compiled layers are compiled again for every other size: short passes are then filled up."""
+        self.kinds = {config.reference for config in run.energies.values()}
 
     def shard(self, clips: Sequence[Clip], advance: Callable[[float], None]) -> tuple[list[Sample], dict[str, Tensor]]:
         """Samples and tensors of one shard; `advance` is told the share of the shard done since the last call."""
-        teacher, kept = self.teacher, DTYPES[self.run.preprocess.dtype]
-        videos = torch.stack([clip.video for clip in clips])
+        work = self.opened(clips)
+        scored = [place for place, job in enumerate(work.jobs) if job.scored]
+        plain = [place for place, job in enumerate(work.jobs) if not job.scored]
+        wanted = self.wanted(work)
+        passes = sum(max(some) + 1 for some in wanted if some) + 4 * len(scored) + 2 * len(plain)
+        reached = self.inversions(work, wanted, lambda rows: advance(rows / passes))
+        for places, eps, other in ahead(self._noised(work), self._groups(scored, self.rows)):
+            self.guided(work, places, eps, other, reached)
+            advance(4 * len(places) / passes)
+        for places, eps, _ in ahead(self._noised(work), self._groups(plain, self.batch)):
+            self.plain(work, places, eps)
+            advance(2 * len(places) / passes)
+        return [sample_of(clip) for clip in clips], self._tensors(work)
+
+    def opened(self, clips: Sequence[Clip]) -> Work:
+        """Clips as latents and conditioning, with the jobs that they make."""
+        teacher = self.teacher
         with torch.no_grad(), part("the teacher's VAE and text encoder", ADVICE):
-            z0 = torch.cat([teacher.encode(v.to(teacher.device)).float() for v in videos.split(self.batch)])
+            groups = [torch.stack([clip.video for clip in some]) for some in _split(clips, self.batch)]
+            z0 = torch.cat([teacher.encode(videos.to(teacher.device)).float() for videos in groups])
             cond = teacher.embed([clip.caption for clip in clips])
         seeds = [clip_seed(self.run.seed, clip.id) for clip in clips]
-        jobs = self.jobs(seeds)
-        trajectory = self._inversions(z0, cond, jobs, advance)
-        tensors: dict[str, Tensor] = {
-            "z0": z0,
-            "index": torch.tensor([job.index for job in jobs]).view(len(clips), -1),
-            "noise_seed": torch.tensor(seeds),
-            **{f"cond.{key}": value for key, value in cond.items()},
-        }
-        said: dict[int, tuple[Tensor, Tensor]] = {}
-        scores: dict[str, dict[int, Tensor]] = {name: {} for name in self.energies}
-        # Pairs that need a gradient run apart from those that do not; the order within each is fixed.
-        for scored in (True, False):
-            chosen = [place for place, job in enumerate(jobs) if job.scored is scored]
-            for start in range(0, len(chosen), self.batch):
-                places = chosen[start : start + self.batch]
-                self._pairs([jobs[p] for p in places], places, z0, cond, seeds, trajectory, said, scores, clips)
-                advance(0.5 * len(places) / len(jobs))
-        shape = (len(clips), self.run.preprocess.draws_per_video, *z0.shape[1:])
-        for key, which in (("cond_output", 0), ("uncond_output", 1)):
-            tensors[key] = torch.stack([said[p][which] for p in range(len(jobs))]).to(kept).view(shape)
-        for name, rows in scores.items():
-            row = torch.full((len(jobs),), -1)
-            row[sorted(rows)] = torch.arange(len(rows))
-            stacked = torch.stack([rows[p] for p in sorted(rows)]) if rows else torch.zeros(0, *z0.shape[1:])
-            tensors[f"row.{name}"] = row.view(len(clips), -1)
-            tensors[f"score.{name}"], tensors[f"rms.{name}"] = store.packed(stacked, kept)
-        return [_sample(clip) for clip in clips], tensors
+        scores: dict[str, dict[int, Tensor]] = {name: {} for name in self.run.energies}
+        return Work(clips=clips, z0=z0, cond=cond, seeds=seeds, jobs=self.jobs(seeds), scores=scores)
 
     def jobs(self, seeds: Sequence[int]) -> list[Job]:
         """Every (video, draw) with its solver index: stratified over the grid, so that few draws still cover it."""
@@ -96,95 +86,106 @@ class Worker:
                 found.append(Job(video=video, draw=draw, index=index, scored=index >= self.first))
         return found
 
-    def _inversions(
-        self, z0: Tensor, cond: dict[str, Tensor], jobs: Sequence[Job], advance: Callable[[float], None]
-    ) -> dict[tuple[int, int], Tensor]:
-        """By (video, index), the latents of the DDIM inversion: one trajectory serves every draw of its video."""
-        wanted: dict[int, set[int]] = {}
-        if any(config.reference == "inversion" for config in self.run.energies.values()):
-            for job in jobs:
+    def wanted(self, work: Work) -> list[set[int]]:
+        """By video, where on its inversion the references of its draws lie."""
+        found: list[set[int]] = [set() for _ in work.clips]
+        if "inversion" in self.kinds:
+            for job in work.jobs:
                 if job.scored:
-                    wanted.setdefault(job.video, set()).add(job.index)
-        found: dict[tuple[int, int], Tensor] = {}
-        videos = sorted(wanted, key=lambda v: (-max(wanted[v]), v))
-        with torch.no_grad(), part("the DDIM inversion", ADVICE):
-            for start in range(0, len(videos), self.batch):
-                group = videos[start : start + self.batch]
-                last = [max(wanted[v]) for v in group]
-                for index, latents in references.invert(
-                    self.teacher, z0[group], {k: v[group] for k, v in cond.items()}, self.run.solver.steps, last
-                ):
-                    for place, video in enumerate(group):
-                        if index in wanted[video] and place < len(latents):
-                            found[video, index] = latents[place].clone()
-                    advance(0.5 * len(group) / len(videos) / (max(last) + 1))
-        if not videos:
-            advance(0.5)
+                    found[job.video].add(job.index)
         return found
 
-    def _pairs(
-        self,
-        jobs: Sequence[Job],
-        places: Sequence[int],
-        z0: Tensor,
-        cond: dict[str, Tensor],
-        seeds: Sequence[int],
-        trajectory: dict[tuple[int, int], Tensor],
-        said: dict[int, tuple[Tensor, Tensor]],
-        scores: dict[str, dict[int, Tensor]],
-        clips: Sequence[Clip],
-    ) -> None:
-        teacher, where = self.teacher, [job.video for job in jobs]
-        t = self.grid[torch.tensor([job.index for job in jobs])].to(z0.device)
-        eps = torch.stack([noise(seeds[job.video], job.draw, z0.shape[1:]) for job in jobs]).to(z0.device)
-        clean, text = z0[where], {k: v[where] for k, v in cond.items()}
-        z = self.schedule.add_noise(clean, eps, t)
-        with part("the teacher's prediction", ADVICE):
-            if not jobs[0].scored:
-                null = self._null(len(jobs))
-                both = {key: torch.cat([text[key], null[key]]) for key in text}
-                with torch.no_grad():
-                    c, u = teacher.net(torch.cat([z, z]), torch.cat([t, t]), both).float().chunk(2)
-            else:
-                with torch.no_grad():
-                    u = teacher.net(z, t, self._null(len(jobs))).float()
-                captions = [clips[v].caption for v in where]
-                c = self._scores(jobs, places, z, t, clean, text, seeds, trajectory, scores, captions)
-        for row, place in enumerate(places):
-            said[place] = (c[row].cpu(), u[row].cpu())
+    def inversions(
+        self, work: Work, wanted: Sequence[set[int]], advance: Callable[[int], None]
+    ) -> dict[tuple[int, int], Tensor]:
+        """By (video, index), the latents of the DDIM inversion: one trajectory serves every draw of its video."""
+        found: dict[tuple[int, int], Tensor] = {}
+        teacher = Even(self.teacher, self.rows) if self.even else self.teacher
+        with part("the DDIM inversion", ADVICE):
+            for reached in references.inversions(teacher, work.z0, work.cond, self.run.solver.steps, wanted, self.rows):
+                found.update({(v, index): z.clone() for v, index, z in reached if index in wanted[v]})
+                advance(len(reached))
+        return found
 
-    def _scores(self, jobs, places, z, t, clean, text, seeds, trajectory, scores, captions) -> Tensor:
-        """Gradients of all energies at z, from one forward pass per kind of reference; returns the prediction."""
-        teacher = self.teacher
-        seen_of: dict[str, Any] = {}
-        for kind in dict.fromkeys(config.reference for config in self.run.energies.values()):
-            if kind == "inversion":
-                at = torch.stack([trajectory[job.video, job.index] for job in jobs])
-                when = t
-            elif kind == "single-step":
-                # Another stream than the draw's own noise: equal noise would make energy and gradient zero.
-                other = [noise(seeds[job.video], job.draw + 2**31, clean.shape[1:]) for job in jobs]
-                at, when = self.schedule.add_noise(clean, torch.stack(other).to(clean.device), t), t
-            else:
-                at, when = clean, torch.zeros_like(t)
+    def guided(
+        self,
+        work: Work,
+        places: Sequence[int],
+        eps: Tensor,
+        other: Tensor | None,
+        reached: dict[tuple[int, int], Tensor],
+    ) -> None:
+        """Predictions and scores of draws within the window, at most `rows` of them."""
+        t, text, clean = self._times(work, places), work.text(places), work.clean(places)
+        z = self.schedule.add_noise(clean, eps.to(clean.device), t)
+        at: dict[str, tuple[Tensor, Tensor]] = {}
+        if "inversion" in self.kinds:
+            at["inversion"] = torch.stack([reached[work.jobs[p].video, work.jobs[p].index] for p in places]), t
+        if "single-step" in self.kinds:
+            at["single-step"] = references.single_step(self.schedule, clean, other.to(clean.device), t)
+        if "clean" in self.kinds:
+            at["clean"] = references.clean(clean, t)
+        with part("the teacher's prediction", ADVICE):
             with torch.no_grad():
-                seen_of[kind] = teacher.seen(at, when, text, needs=self.needs, captions=captions)
-        with torch.enable_grad():
-            z = z.detach().requires_grad_(True)
-            seen = teacher.seen(z, t, text, needs=self.needs, captions=captions)
-            for number, (name, energy) in enumerate(self.energies.items()):
-                try:
-                    value = energy(seen, seen_of[self.run.energies[name].reference])
-                    (gradient,) = torch.autograd.grad(value.sum(), z, retain_graph=number + 1 < len(self.energies))
-                except Exception as error:
-                    error.add_note(f"in energy '{name}' of {self.run.component('energy', name).plugin}")
-                    raise
-                if not torch.isfinite(gradient).all():
-                    bad = [f"{captions[i]!r}" for i in range(len(jobs)) if not torch.isfinite(gradient[i]).all()]
-                    raise GuidedCDError(f"energy '{name}' gave a gradient that is not finite for {', '.join(bad)}.")
-                for row, place in enumerate(places):
-                    scores[name][place] = gradient[row].float().cpu()
-        return seen.output.detach().float()
+                u = self.teacher.net(z, t, self._null(len(places))).float().cpu()
+            work.uncond_output.update(zip(places, u, strict=True))
+        with part("the energies' gradients", f"{ADVICE}, or set --preprocess.recompute cheap or most"):
+            for start, said, found in self.scores(z, t, text, work.captions(places), at, self.batch):
+                rows = places[start : start + len(said)]
+                work.cond_output.update(zip(rows, said.cpu(), strict=True))
+                for name, gradient in found.items():
+                    work.scores[name].update(zip(rows, gradient.cpu(), strict=True))
+
+    def plain(self, work: Work, places: Sequence[int], eps: Tensor) -> None:
+        """Predictions of draws outside of the window, with and without caption in one pass."""
+        t, text, clean = self._times(work, places), work.text(places), work.clean(places)
+        z = self.schedule.add_noise(clean, eps.to(clean.device), t)
+        null = self._null(len(places))
+        both = {key: torch.cat([text[key], null[key]]) for key in text}
+        with torch.no_grad(), part("the teacher's prediction", ADVICE):
+            c, u = self.teacher.net(torch.cat([z, z]), torch.cat([t, t]), both).float().cpu().chunk(2)
+        work.cond_output.update(zip(places, c, strict=True))
+        work.uncond_output.update(zip(places, u, strict=True))
+
+    def _noised(self, work: Work) -> Callable[[Sequence[int]], tuple[Sequence[int], Tensor, Tensor | None]]:
+        """Makes the noise of a group, which a CPU does while the accelerator has the group before."""
+
+        def make(places: Sequence[int]) -> tuple[Sequence[int], Tensor, Tensor | None]:
+            other = "single-step" in self.kinds and work.jobs[places[0]].scored
+            return places, work.noises(places), work.noises(places, OTHER_STREAM) if other else None
+
+        return make
+
+    def _groups(self, places: Sequence[int], size: int) -> list[list[int]]:
+        """Jobs for one pass each; the last group may name its last job more than once."""
+        groups = [list(group) for group in _split(places, size)]
+        if self.even and groups:
+            groups[-1] += groups[-1][-1:] * (-len(groups[-1]) % self.batch)
+        return groups
+
+    def _times(self, work: Work, places: Sequence[int]) -> Tensor:
+        return self.grid[torch.tensor([work.jobs[p].index for p in places])].to(work.z0.device)
+
+    def _tensors(self, work: Work) -> dict[str, Tensor]:
+        """Everything as the store keeps it."""
+        kept, videos, count = DTYPES[self.run.preprocess.dtype], len(work.clips), len(work.jobs)
+        tensors: dict[str, Tensor] = {
+            "z0": work.z0,
+            "index": torch.tensor([job.index for job in work.jobs]).view(videos, -1),
+            "noise_seed": torch.tensor(work.seeds),
+            **{f"cond.{key}": value for key, value in work.cond.items()},
+        }
+        shape = (videos, count // videos, *work.z0.shape[1:])
+        for key in ("cond_output", "uncond_output"):
+            said = getattr(work, key)
+            tensors[key] = torch.stack([said[p] for p in range(count)]).to(kept).view(shape)
+        for name, rows in work.scores.items():
+            row = torch.full((count,), -1)
+            row[sorted(rows)] = torch.arange(len(rows))
+            stacked = torch.stack([rows[p] for p in sorted(rows)]) if rows else torch.zeros(0, *work.z0.shape[1:])
+            tensors[f"row.{name}"] = row.view(videos, -1)
+            tensors[f"score.{name}"], tensors[f"rms.{name}"] = store.packed(stacked, kept)
+        return tensors
 
     def _null(self, batch: int) -> dict[str, Tensor]:
         if not hasattr(self, "_empty"):
@@ -192,17 +193,19 @@ class Worker:
         return {k: v.expand(batch, *v.shape[1:]) for k, v in self._empty.items()}
 
 
-def clip_seed(seed: int, clip: str) -> int:
-    """The noise seed of one clip, from the run's seed and the clip's id: independent of order and of sharding."""
-    return int(digest([seed, clip])[:8], 16)
+class Even:
+    """A teacher whose forward passes have three sizes only, filled up with copies of the last row."""
+
+    def __init__(self, teacher: Any, rows: int) -> None:
+        self.teacher, self.schedule = teacher, teacher.schedule
+        self.sizes = sorted({max(1, rows // 4), max(1, rows // 2), rows})
+
+    def net(self, z: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """What the network says of (B, C, F, H, W), B at most `rows`."""
+        size = next(size for size in self.sizes if size >= len(z))
+        filled = [min(row, len(z) - 1) for row in range(size)]
+        return self.teacher.net(z[filled], t[filled], {k: v[filled] for k, v in cond.items()})[: len(z)]
 
 
-def _sample(clip: Clip) -> Sample:
-    return Sample(
-        id=clip.id,
-        dataset=clip.dataset,
-        caption=clip.caption,
-        short_caption=clip.short_caption,
-        tags=dict(clip.tags),
-        motion=clip.motion,
-    )
+def _split(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

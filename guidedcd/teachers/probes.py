@@ -1,5 +1,6 @@
 """Record temporal attention while a network runs: forward pre-hooks recompute softmax(q k^T), nothing else changes.
 
+What comes after the last record (the tail) may be left out, or run without gradient, where nobody asks for it.
 Legend: B batch, P latent positions (h w), F frames, N = P * heads with the position outer and the head inner.
 """
 
@@ -11,10 +12,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from guidedcd.errors import GuidedCDError
 
 KIND = "temporal-attention"
+TAILS = ("whole", "detached", "none")
+"""What may become of the tail of a forward pass."""
 _TEMPORAL = re.compile(r"(^transformer_in|(temp_attentions|motion_modules)\.\d+)\.transformer_blocks\.\d+\.attn[12]$")
 _SETS = {
     # The first temporal self-attention of every up block: nine modules in VideoCrafter2, as in the released code.
@@ -64,30 +68,66 @@ def select_layers(network: nn.Module, layers: str) -> dict[str, nn.Module]:
     return chosen
 
 
+class _Complete(Exception):
+    """Everything is recorded: leaves the forward pass, and never `record`."""
+
+
 @contextlib.contextmanager
-def record(network: nn.Module, needs: Sequence[str], batch: int) -> Iterator[dict[str, dict[str, Tensor]]]:
-    """Record what `needs` asks for during the forward passes inside the block.
+def record(
+    network: nn.Module, needs: Sequence[str], batch: int, *, tail: str = "whole", recompute: bool = False
+) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """Record what `needs` asks for during the forward pass inside the block.
 
     Args:
         network: A UNet.
         needs: Strings "temporal-attention:LAYERS", see `select_layers`.
         batch: Batch size B of the forward pass.
+        tail: After the last record the pass goes on as it is ("whole"), goes on without gradient ("detached"), or
+            ends there, and with it the block ("none"). Without needs it always goes on.
+        recompute: Compute the probabilities again for the gradient rather than keep what they came from.
 
     Yields:
         By need, by module name: attention probabilities (B, N, F, F), at least float32, rows sum to 1, with gradient
-        where the forward pass has one. Filled by the forward pass; a second pass overwrites.
+        where the forward pass has one. Filled by the forward pass; with a whole tail a second pass overwrites.
     """
+    if tail not in TAILS:
+        raise ValueError(f"tail must be one of {', '.join(TAILS)}: {tail!r}")
     records: dict[str, dict[str, Tensor]] = {need: {} for need in needs}
-    handles = []
+    layers: dict[str, nn.Module] = {}
+    asking: dict[str, list[str]] = {}
+    for need in records:
+        kind, _, named = need.partition(":")
+        if kind != KIND:
+            raise GuidedCDError(f"a UNet teacher cannot record '{need}'; it knows {KIND}:LAYERS.")
+        for name, module in select_layers(network, named or "official").items():
+            layers[name] = module
+            asking.setdefault(name, []).append(need)
+    waiting, graded = set(layers), torch.is_grad_enabled()
+
+    def hook(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if recompute and torch.is_grad_enabled() and hidden.requires_grad:
+            maps = checkpoint(attention, module, hidden, batch, use_reentrant=False, preserve_rng_state=False)
+        else:
+            maps = attention(module, hidden, batch)
+        for need in asking[name]:
+            records[need][name] = maps
+        waiting.discard(name)
+        if not waiting and tail == "none":
+            raise _Complete
+        if not waiting and tail == "detached":
+            torch.set_grad_enabled(False)
+
+    handles = [
+        module.register_forward_pre_hook(lambda m, a, k, name=name: hook(name, m, a, k), with_kwargs=True)
+        for name, module in layers.items()
+    ]
     try:
-        for need in dict.fromkeys(needs):
-            kind, _, layers = need.partition(":")
-            if kind != KIND:
-                raise GuidedCDError(f"a UNet teacher cannot record '{need}'; it knows {KIND}:LAYERS.")
-            for name, module in select_layers(network, layers or "official").items():
-                handles.append(module.register_forward_pre_hook(_hook(records[need], name, batch), with_kwargs=True))
-        yield records
+        with contextlib.suppress(_Complete):
+            yield records
     finally:
+        if tail == "detached":
+            torch.set_grad_enabled(graded)
         for handle in handles:
             handle.remove()
 
@@ -100,14 +140,6 @@ def attention(module: nn.Module, hidden: Tensor, batch: int) -> Tensor:
     dtype = torch.promote_types(q.dtype, torch.float32)
     logits = (q.to(dtype) * module.scale) @ k.to(dtype).transpose(-1, -2)
     return logits.softmax(dim=-1).reshape(batch, -1, hidden.shape[1], hidden.shape[1])
-
-
-def _hook(records: dict[str, Tensor], name: str, batch: int):
-    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        records[name] = attention(module, hidden, batch)
-
-    return hook
 
 
 def _below(name: str, prefix: str) -> bool:

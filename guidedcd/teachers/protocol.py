@@ -93,6 +93,9 @@ class Teacher(Protocol):
 class LatentTeacher(nn.Module):
     """A diffusers video UNet with a per-frame `AutoencoderKL` and any text encoder. Frozen, always in eval mode."""
 
+    tails = True
+    """`seen` takes `tail` and `recompute`; of another teacher's the engine asks only what the protocol says."""
+
     def __init__(
         self,
         *,
@@ -205,10 +208,32 @@ class LatentTeacher(nn.Module):
         """The prompt embeddings as the network wants them; families that repeat them per frame override this."""
         return cond["prompt_embeds"]
 
-    def seen(self, z: Tensor, t: Tensor, cond: Cond, needs: Sequence[str] = (), captions: Sequence[str] = ()) -> Seen:
-        """One forward pass at `t` (B,), with `records` for each of `needs` ("temporal-attention:LAYERS")."""
+    def seen(
+        self,
+        z: Tensor,
+        t: Tensor,
+        cond: Cond,
+        needs: Sequence[str] = (),
+        captions: Sequence[str] = (),
+        *,
+        tail: str = "whole",
+        recompute: bool = False,
+    ) -> Seen:
+        """One forward pass at `t` (B,), with `records` for each of `needs` ("temporal-attention:LAYERS").
+
+        Args:
+            z: Noisy latents (B, C, F, h, w).
+            t: Training timesteps (B,).
+            cond: Conditioning with first dimension B.
+            needs: What to record.
+            captions: Handed on to the energies.
+            tail: What comes after the last record: "whole", "detached" (without gradient), or "none" (it is not
+                computed, and `output` is empty).
+            recompute: Compute the records again for the gradient rather than keep what they came from.
+        """
         t = t.expand(z.shape[0])
-        with probes.record(self.network, needs, batch=z.shape[0]) as records:
+        output = z.new_empty(0)
+        with probes.record(self.network, needs, batch=z.shape[0], tail=tail, recompute=recompute) as records:
             output = self.net(z, t, cond)
         alpha, sigma = self.schedule.alpha_sigma(t)
         return Seen(

@@ -1,0 +1,164 @@
+"""Which activations of a frozen UNet are computed again for a gradient with respect to its input: memory against time.
+
+Weights get no gradient, so that a convolution needs its input for nothing; norms and activations cost little to compute
+again; wide hidden layers and chains of small convolutions cost little for what they hold. Values stay the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from guidedcd.fast.switch import SLOT
+from guidedcd.teachers.probes import KIND, select_layers, temporal_layers
+
+CHOICES = ("nothing", "cheap", "most")
+_BUDGET = {"cheap": 0.5, "most": 0.25}
+"""Of what compiled layers would keep of their own accord, the share that they may."""
+_TEMPORAL = ("TransformerTemporalModel", "AnimateDiffTransformer3D")
+
+
+@contextlib.contextmanager
+def recomputing(network: nn.Module, what: str, needs: Sequence[str] = ()) -> Iterator[None]:
+    """Keep fewer activations for gradients of the forward passes inside the block.
+
+    Args:
+        network: A diffusers UNet with frozen weights, stock or fast.
+        what: "nothing"; "cheap": feed-forwards, temporal and cross attention, norms and activations, a third of the
+            memory for a third of a forward pass more; "most": temporal convolutions too.
+        needs: What these passes record: a module in which a record is made is not computed again as a whole.
+    """
+    if what not in CHOICES:
+        raise ValueError(f"recompute must be one of {', '.join(CHOICES)}: {what!r}")
+    if what == "nothing":
+        yield
+        return
+    before: list[tuple[nn.Module, Any]] = []
+
+    def change(module: nn.Module, forward: Callable[..., Any]) -> None:
+        before.append((module, vars(module).get("forward")))
+        module.forward = forward
+
+    for module in _wholes(network, what, needs):
+        change(module, _again(module.forward))
+    for module in network.modules():
+        if "forward" in vars(module):  # a faster path, or above
+            continue
+        if type(module) in (nn.Conv2d, nn.Conv3d) and _is_frozen(module):
+            change(module, _frozen(module))
+        elif type(module).__name__ == "ResnetBlock2D" and getattr(module, "time_embedding_norm", "") == "default":
+            act = module.nonlinearity
+            for norm in (module.norm1, module.norm2):
+                change(norm, _activated(norm.forward, act.forward))
+            change(act, _unless_activated(act.forward))
+    try:
+        with torch._functorch.config.patch(activation_memory_budget=_BUDGET[what]):
+            yield
+    finally:
+        for module, forward in reversed(before):
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+def _wholes(network: nn.Module, what: str, needs: Sequence[str]) -> Iterator[nn.Module]:
+    """The outermost modules that are computed again as a whole; compiled layers see to it themselves."""
+    recorded = {
+        module
+        for need in needs
+        if need.startswith(f"{KIND}:")
+        for module in select_layers(network, need.partition(":")[2] or "official").values()
+    }
+    temporal = set(temporal_layers(network).values())
+    inside: set[nn.Module] = set()
+    for name, module in network.named_modules():
+        if module in inside:
+            continue
+        kind, below = type(module).__name__, set(module.modules())
+        fast = vars(module).get(SLOT)
+        cross = name.endswith(".attn2") and module not in temporal
+        if fast is not None and fast.compile is not None and not below & recorded:
+            inside |= below
+        elif kind == "TemporalConvLayer" and what == "cheap" and fast is None:
+            inside |= below  # of each norm, activation and convolution all but the convolution
+            yield from (child for child in module.children() if isinstance(child, nn.Sequential))
+        elif (
+            (kind in _TEMPORAL and not below & recorded)
+            or cross
+            or module in temporal
+            or kind in ("FeedForward", "TemporalConvLayer")
+            or (kind == "ResnetBlock2D" and fast is not None and what == "most")
+        ):
+            inside |= below
+            yield module
+
+
+def _graded(*values: Any) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
+
+
+def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not _graded(*args, *kwargs.values()):
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return run
+
+
+def _activated(norm: Callable[[Tensor], Tensor], act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A norm with the activation that follows it, computed again together."""
+
+    def both(x: Tensor) -> Tensor:
+        return act(norm(x))
+
+    def run(x: Tensor) -> Tensor:
+        if not _graded(x):
+            return norm(x)
+        y = checkpoint(both, x, use_reentrant=False, preserve_rng_state=False)
+        y.is_activated = True
+        return y
+
+    return run
+
+
+def _unless_activated(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: x if getattr(x, "is_activated", False) else act(x)
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution that keeps its weight only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple) -> Tensor:
+        # Not save_for_backward: a checkpoint computes again up to the last thing that was saved, and no further.
+        ctx.weight, ctx.shape, ctx.how = weight, x.shape, how
+        return torch.convolution(x, weight, bias, *how)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        blank = grad.new_empty(1).expand(ctx.shape)  # of the input only the shape is read
+        only_input = (True, False, False)
+        found = torch.ops.aten.convolution_backward(grad, blank, ctx.weight, None, *ctx.how, only_input)
+        return found[0], None, None, None
+
+
+def _is_frozen(module: nn.Conv2d | nn.Conv3d) -> bool:
+    plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return plain and not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _frozen(module: nn.Conv2d | nn.Conv3d) -> Callable[[Tensor], Tensor]:
+    forward = module.forward
+    none = (0,) * len(module.stride)
+    how = (module.stride, module.padding, module.dilation, False, none, module.groups)
+
+    def run(x: Tensor) -> Tensor:
+        return _Convolution.apply(x, module.weight, module.bias, how) if _graded(x) else forward(x)
+
+    return run

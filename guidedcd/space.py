@@ -1,0 +1,72 @@
+"""How large a latent store will be, and whether the disk has room for it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from guidedcd.console import console
+from guidedcd.errors import GuidedCDError
+from guidedcd.guidance import guided_from
+from guidedcd.run import Run
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+ROOM = 1.02
+"""What headers and descriptions take on top, and some distance from a full disk."""
+
+
+@attrs.frozen(kw_only=True)
+class Size:
+    """Bytes of a store."""
+
+    video: int
+    """Of one video with all its draws."""
+    videos: int
+
+    @property
+    def total(self) -> int:
+        """Of the whole store."""
+        return self.video * self.videos
+
+
+def store_size(run: Run, teacher: Any) -> Size:
+    """The store of a run: clean latents and text once per video, two predictions and the scores per draw."""
+    settings, steps = run.preprocess, run.solver.steps
+    latent, kept = math.prod(teacher.geometry.latent_shape), BYTES[settings.dtype]
+    text = sum(value.numel() * value.element_size() for value in teacher.null(1).values())
+    share = 1 - guided_from(settings.window, steps) / steps if run.energies else 0.0
+    scores = len(run.energies) * settings.draws_per_video * share * latent * kept
+    return Size(
+        video=round(4 * latent + text + settings.draws_per_video * 2 * latent * kept + scores), videos=settings.videos
+    )
+
+
+def check(folder: Path, run: Run, teacher: Any, shards: int) -> None:
+    """Say what so many missing shards of a store will take, and refuse what cannot fit.
+
+    Raises:
+        GuidedCDError: The disk has too little room.
+    """
+    size = store_size(run, teacher)
+    needed = ROOM * size.video * min(size.videos, shards * run.preprocess.shard_size)
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    about = f"{human(needed)} ({human(size.video)} per video)"
+    if needed > free:
+        raise GuidedCDError(
+            f"the store needs about {about}, but the disk of {folder} has {human(free)} free: choose another --store, "
+            "fewer --preprocess.videos or draws, --preprocess.dtype float16, or fill it in parts with --shard I/N."
+        )
+    console.print(f"store    {folder}: about {about} to compute, {human(free)} free")
+
+
+def human(count: float) -> str:
+    """Bytes in the unit that is easiest to read: "1.3 GB"."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    unit = min(int(math.log10(count) / 3), 4)
+    return f"{count / 1000**unit:.3g} {('KB', 'MB', 'GB', 'TB')[unit - 1]}"

@@ -1,0 +1,58 @@
+"""A teacher made ready for many forward passes: in half precision, on faster paths, and given back as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from guidedcd.configs import Preprocess
+
+
+@contextlib.contextmanager
+def tuned(teacher: Any, settings: Preprocess, *, ours: bool = False) -> Iterator[Any]:
+    """The teacher as `settings` want it for preprocessing; without options, on a CPU, the very same.
+
+    Args:
+        teacher: Loaded, on its device.
+        settings: Its `precision` and `fast`.
+        ours: Nobody else needs the teacher: its network may be rounded in place instead of on a copy.
+    """
+    network = teacher.network
+    if settings.precision == "bf16" and next(network.parameters()).dtype != torch.bfloat16:
+        teacher.fingerprint()  # of the weights as they were loaded
+        network = network if ours else copy.deepcopy(network)
+        teacher = _with(teacher, network.to(torch.bfloat16))
+    compiled = compiled_as(settings, network)
+    from guidedcd.fast import is_fast, plain, speed_up
+
+    if compiled is False or is_fast(network):
+        yield teacher
+        return
+    speed_up(network, compile=compiled)
+    try:
+        yield teacher
+    finally:
+        plain(network)
+
+
+def compiled_as(settings: Preprocess, network: nn.Module) -> str | bool | None:
+    """How faster paths compile: None not at all; False where there are no faster paths."""
+    if type(network).__name__ != "UNet3DConditionModel" or settings.fast == "no":
+        return False
+    if settings.fast == "auto":
+        return None if next(network.parameters()).is_cuda else False
+    return None if settings.fast == "layers" else settings.fast
+
+
+def _with(teacher: Any, network: nn.Module) -> Any:
+    """The teacher with another network; all else is shared."""
+    other = copy.copy(teacher)
+    if isinstance(other, nn.Module):  # whose attributes a shallow copy would share
+        other._modules = dict(teacher._modules)
+    other.network = network
+    return other

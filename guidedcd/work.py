@@ -1,0 +1,81 @@
+"""What one shard of the latent store asks of the teacher, and what has been said so far.
+
+Legend: V videos, B jobs; latents (C, F, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from guidedcd.data import Clip
+from guidedcd.files import digest
+from guidedcd.noise import noise
+from guidedcd.routes import Sample
+
+OTHER_STREAM = 2**31
+"""Added to a draw's number for the noise of its single-step reference: equal noise would make the energy zero."""
+
+
+@attrs.frozen(kw_only=True)
+class Job:
+    """What one pair of a video and a noise draw needs from the teacher."""
+
+    video: int
+    draw: int
+    index: int
+    scored: bool
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Work:
+    """The clips of one shard, and what the teacher has said of them so far; results by place of the job."""
+
+    clips: Sequence[Clip]
+    z0: Tensor
+    """Clean latents (V, C, F, H, W)."""
+    cond: dict[str, Tensor]
+    """Conditioning of the captions, first dimension V."""
+    seeds: Sequence[int]
+    """Noise seed by video."""
+    jobs: Sequence[Job]
+    cond_output: dict[int, Tensor] = attrs.field(factory=dict)
+    uncond_output: dict[int, Tensor] = attrs.field(factory=dict)
+    scores: dict[str, dict[int, Tensor]] = attrs.field(factory=dict)
+
+    def noises(self, places: Sequence[int], stream: int = 0) -> Tensor:
+        """Noise of some jobs (B, C, F, H, W), on the CPU."""
+        jobs, shape = [self.jobs[p] for p in places], self.z0.shape[1:]
+        return torch.stack([noise(self.seeds[job.video], job.draw + stream, shape) for job in jobs])
+
+    def text(self, places: Sequence[int]) -> dict[str, Tensor]:
+        """Conditioning of some jobs."""
+        return {key: value[[self.jobs[p].video for p in places]] for key, value in self.cond.items()}
+
+    def clean(self, places: Sequence[int]) -> Tensor:
+        """Clean latents of some jobs."""
+        return self.z0[[self.jobs[p].video for p in places]]
+
+    def captions(self, places: Sequence[int]) -> list[str]:
+        """Captions of some jobs."""
+        return [self.clips[self.jobs[p].video].caption for p in places]
+
+
+def clip_seed(seed: int, clip: str) -> int:
+    """The noise seed of one clip, from the run's seed and the clip's id: independent of order and of sharding."""
+    return int(digest([seed, clip])[:8], 16)
+
+
+def sample_of(clip: Clip) -> Sample:
+    """What routes and logs know of a clip."""
+    return Sample(
+        id=clip.id,
+        dataset=clip.dataset,
+        caption=clip.caption,
+        short_caption=clip.short_caption,
+        tags=dict(clip.tags),
+        motion=clip.motion,
+    )
