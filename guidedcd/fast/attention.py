@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from guidedcd.fast.operations import has_triton, kernels
+from guidedcd.fast.operations import has_triton
 
 LONGEST = 64
 """Most frames that the Triton kernel takes."""
@@ -26,7 +26,9 @@ def split(x: Tensor, heads: int) -> Tensor:
 @torch.library.custom_op("guidedcd::frame_attention", mutates_args=())
 def frame_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
     """softmax(q k^T scale) v over the frames of (B, F, P, C), by Triton."""
-    return kernels().frame_attention(q, k, v, heads, scale)
+    from guidedcd.fast import kernels  # needs Triton
+
+    return kernels.frame_attention(q, k, v, heads, scale)
 
 
 @frame_attention.register_fake
@@ -36,7 +38,9 @@ def _(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
 
 @torch.library.custom_op("guidedcd::frame_attention_backward", mutates_args=())
 def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    return kernels().frame_attention_backward(grad, q, k, v, heads, scale)
+    from guidedcd.fast import kernels
+
+    return kernels.frame_attention_backward(grad, q, k, v, heads, scale)
 
 
 @_backward.register_fake

@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROWS = 32
-_COLUMNS = 64
-_CHUNKS = 128
+ROWS, COLUMNS = 32, 64
+"""A tile of tokens by channels: one program's rows of 128 bytes."""
+CHUNKS = 128
+"""About how many chunks the tokens of one norm are cut into."""
 
 
 @triton.jit
@@ -98,12 +99,12 @@ def group_norm(
     silu: bool,
     shift: Tensor | None,
     dtype: torch.dtype,
-) -> Tensor:
-    """Group norm of `x` + `shift`, (N, L, C), then SiLU; `shift` is (N, C) or (1, C)."""
+) -> tuple[Tensor, Tensor]:
+    """Group norm of `x` + `shift`, (N, L, C), then SiLU; and mean and 1/std (N, G, 2). `shift` is (N, C) or (1, C)."""
     x = x.contiguous()
     n, length, channels = x.shape
-    chunk = max(_ROWS, triton.next_power_of_2(triton.cdiv(length, _CHUNKS)))
-    chunks, columns = triton.cdiv(length, chunk), triton.cdiv(channels, _COLUMNS)
+    chunk = max(ROWS, triton.next_power_of_2(triton.cdiv(length, CHUNKS)))
+    chunks, columns = triton.cdiv(length, chunk), triton.cdiv(channels, COLUMNS)
     moments = torch.empty(2, n, chunks, channels, device=x.device, dtype=torch.float32)
     stats = torch.empty(n, groups, 2, device=x.device, dtype=torch.float32)
     y = torch.empty(x.shape, device=x.device, dtype=dtype)
@@ -112,16 +113,16 @@ def group_norm(
     shift = shift if given else stats
     block, width = triton.next_power_of_2(chunks), triton.next_power_of_2(channels // groups)
     with torch.cuda.device_of(x):
-        _moments[chunks, n, columns](x, moments[0], moments[1], length, channels, chunk, ROWS=_ROWS, COLUMNS=_COLUMNS)
+        _moments[chunks, n, columns](x, moments[0], moments[1], length, channels, chunk, ROWS=ROWS, COLUMNS=COLUMNS)
         _combine[n, groups](
             moments[0], moments[1], shift, step, stats, length, channels, groups, chunk, chunks, eps,
             HAS_SHIFT=given, BLOCK=block, WIDTH=width,
         )  # fmt: skip
         _normalise[triton.cdiv(length, 64), n, columns](
             x, y, stats, weight, bias, shift, step, length, channels, groups,
-            HAS_SHIFT=given, SILU=silu, ROWS=64, COLUMNS=_COLUMNS,
+            HAS_SHIFT=given, SILU=silu, ROWS=64, COLUMNS=COLUMNS,
         )  # fmt: skip
-    return y
+    return y, stats
 
 
 @triton.jit

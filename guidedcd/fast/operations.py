@@ -21,9 +21,9 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def kernels() -> Any:
-    """`guidedcd.fast.kernels`, which needs Triton."""
-    from guidedcd.fast import kernels as found
+def functions() -> Any:
+    """`guidedcd.fast.functions`, which needs Triton."""
+    from guidedcd.fast import functions as found
 
     return found
 
@@ -39,11 +39,9 @@ def wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def fused(*tensors: Tensor | None) -> bool:
-    """Whether Triton's forward-only kernels may be used: on a GPU, not compiled, and nothing needs a gradient."""
-    if torch.compiler.is_compiling() or not tensors[0].is_cuda or tensors[0].dtype == torch.float64 or not has_triton():
-        return False
-    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+def fused(x: Tensor) -> bool:
+    """Whether Triton computes: on a GPU, where the compiler does not see it."""
+    return x.is_cuda and not torch.compiler.is_compiling() and x.dtype != torch.float64 and has_triton()
 
 
 def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool = False, shift: Tensor | None = None) -> Tensor:
@@ -56,8 +54,8 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool = False, shift: Tens
         shift: Added to `x` first, (N, C) or (1, C): a bias, or the time embedding.
     """
     dtype = target_dtype(x)
-    if fused(x, norm.weight, norm.bias, shift):
-        return kernels().group_norm(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu, shift, dtype)
+    if fused(x):
+        return functions().GroupNorm.apply(x, norm.weight, norm.bias, shift, norm.num_groups, norm.eps, silu, dtype)
     if not torch.compiler.is_compiling():
         return _native_group_norm(x, norm, silu, shift).to(dtype)
     y = x.to(wide(x))
@@ -87,8 +85,8 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, delta: Tensor | None = None) -> tu
         delta: What the previous layer adds to the stream.
     """
     dtype = target_dtype(x)
-    if norm.weight is not None and norm.bias is not None and fused(x, delta, norm.weight, norm.bias):
-        return kernels().layer_norm(x, delta, norm.weight, norm.bias, norm.eps, dtype)
+    if norm.weight is not None and norm.bias is not None and fused(x):
+        return functions().LayerNorm.apply(x, delta, norm.weight, norm.bias, norm.eps, dtype)
     x = x if delta is None else x + delta
     if torch.is_autocast_enabled(x.device.type):  # it would return float32
         weight, bias = (None if p is None else p.to(wide(x)) for p in (norm.weight, norm.bias))
@@ -99,7 +97,7 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, delta: Tensor | None = None) -> tu
 def geglu(x: Tensor) -> Tensor:
     """First half of the channels times the exact GELU of the second, (..., 2 C) to (..., C)."""
     if fused(x):
-        return kernels().geglu(x)
+        return functions().Geglu.apply(x)
     value, gate = x.chunk(2, dim=-1)
     return value * nnf.gelu(gate)
 
@@ -108,6 +106,6 @@ def residual(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
     """`x` + `y` + `bias` of (..., C), (..., C) and (C,)."""
     if bias is None:
         return x + y
-    if x.dtype == y.dtype and fused(x, y, bias):
-        return kernels().residual(x, y, bias)
+    if x.dtype == y.dtype and fused(x):
+        return functions().Residual.apply(x, y, bias)
     return x + (y + bias.to(y.dtype))
