@@ -90,7 +90,7 @@ def noisy(frames: int = 12) -> bytes:
 
 BROKEN: dict[str, tuple[Callable[[], bytes | None], str]] = {
     "cut": (lambda: noisy()[: len(noisy()) // 2], "damaged|cut off"),
-    "headless": (lambda: noisy()[:200], "damaged or no video"),
+    "headless": (lambda: noisy()[:200], "damaged or no video|holds no video stream"),
     "empty": (lambda: b"", "the file is empty"),
     "no-video": (lambda: b"I am a text. " * 50, "damaged or no video"),
     "sound": (sound_only, "holds no video stream"),
@@ -115,7 +115,7 @@ def contents(count: int, broken: Sequence[str], every: int) -> list[bytes | None
 
 def webvid(root: Path, files: Sequence[bytes | None], rows: Sequence[str] = ()) -> Path:
     """WebVid: a CSV and videos/PAGE_DIR/VIDEOID.mp4; `rows` are more lines of the CSV."""
-    with open(_made(root) / "results_2M_train.csv", "w", newline="") as handle:
+    with open(_made(root) / "results_2M_train.csv", "w", newline="", errors="surrogateescape") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(["videoid", "contentUrl", "duration", "page_dir", "name"])
         for number, content in enumerate(files):
@@ -141,7 +141,7 @@ def vidgen(root: Path, files: Sequence[bytes | None], rows: Sequence[object] = (
 
 def openvid(root: Path, files: Sequence[bytes | None], rows: Sequence[str] = ()) -> Path:
     """OpenVid-1M: a CSV with scores, and one folder of mp4 files; `rows` are more lines of the CSV."""
-    with open(_made(root) / "OpenVid-1M.csv", "w", newline="") as handle:
+    with open(_made(root) / "OpenVid-1M.csv", "w", newline="", errors="surrogateescape") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         names = "video,caption,aesthetic score,motion score,temporal consistency score,camera motion,frame,fps,seconds"
         writer.writerow(names.split(","))

@@ -63,8 +63,8 @@ class Timeline:
         return self._shown(start + np.arange(count) / fps / self.tick)
 
     def _shown(self, moments: np.ndarray) -> np.ndarray:
-        """Start of the frames shown at `moments`; half a tick absorbs the rounding of timestamps."""
-        places = np.searchsorted(self.ticks, moments + 0.5, side="right") - 1
+        """Start of the frames shown at `moments`; half a tick, at most 1 ms, absorbs the rounding of timestamps."""
+        places = np.searchsorted(self.ticks, moments + min(0.5, 1e-3 / self.tick), side="right") - 1
         return self.ticks[places.clip(0)]
 
 

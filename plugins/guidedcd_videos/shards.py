@@ -23,12 +23,12 @@ def members(path: Path) -> tuple[list[tuple[str, Place]], str]:
     A damaged archive yields what comes before the damage.
     """
     found: list[tuple[str, Place]] = []
-    end = 0
+    end, size = 0, path.stat().st_size
     try:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-                if member.isreg():
+                if member.isreg() and member.offset_data + member.size <= size:  # a cut one would be read short
                     found.append((member.name, (member.offset_data, member.size)))
                 archive.members = []  # a listing of millions would stay in memory
     except (tarfile.TarError, EOFError, ValueError) as error:

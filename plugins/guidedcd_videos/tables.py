@@ -51,7 +51,7 @@ class Lines(Iterator[str]):
 
     def __next__(self) -> str:
         """The next line, with its end."""
-        raw = self._handle.readline()
+        raw = b"" if self._handle.closed else self._handle.readline()
         if not raw:
             self._handle.close()
             raise StopIteration
