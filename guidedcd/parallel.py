@@ -64,6 +64,8 @@ def shard(network: nn.Module, mesh: Any, dtype: torch.dtype | None) -> None:
 
     Gradients are reduced in float32.
     """
+    for parameter in network.parameters():
+        parameter.data = parameter.data.contiguous()  # no other layout can be spread
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
     blocks = [
         one

@@ -68,7 +68,7 @@ class Rewards:
         rewards: By name, the module and its config (weight, frames, pick).
         teacher: Decodes latents.
         whose: By name, what to call the reward in errors, for example "reward 'hps' of guidedcd/hps".
-        low_memory: Decode sample by sample and again in the backward pass, keeping no activations of the decoder.
+        low_memory: Decode frame by frame and again in the backward pass, keeping no activations of the decoder.
     """
 
     def __init__(
@@ -169,11 +169,9 @@ class Rewards:
         """Pixels (n, k, 3, H, W) of latents (n, C, F, h, w)."""
         if not (self.low_memory and torch.is_grad_enabled() and latents.requires_grad):
             return self.teacher.decode(latents, indices)
-        parts = [
-            checkpoint(self.teacher.decode, one, indices, use_reentrant=False, preserve_rng_state=False)
-            for one in latents.split(1)
-        ]
-        return torch.cat(parts)
+        again = {"use_reentrant": False, "preserve_rng_state": False}
+        videos = [[checkpoint(self.teacher.decode, z, [i], **again) for i in indices] for z in latents.split(1)]
+        return torch.cat([torch.cat(frames, dim=1) for frames in videos])
 
     def _ask(
         self,

@@ -104,6 +104,9 @@ class Run:
                     f"{self.preprocess.window} of the grid. Set --preprocess.window {config.fraction} or lower it."
                 )
 
+        if self.student.ema is not None and self.train.average is not None:
+            raise GuidedCDError("--student.ema averages the weights already: leave --train.average out.")
+
     def chosen(self, kind: str) -> tuple[Chosen, ...]:
         """The components of one kind ("energy", "reward", "route", "teacher", "dataset", "metric") with options."""
         match kind:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
+from guidedcd import optimizer, trackers
 from guidedcd.console import console
 from guidedcd.devices import device, part
 from guidedcd.parallel import accelerator_for
@@ -66,10 +67,12 @@ def run_training(
 
 
 def _rehearse(run: Run) -> None:
-    """Find out now, and not after the preprocessing, that a plugin cannot be imported or a reward's file is missing."""
+    """Find out now, and not after the preprocessing, that something is not installed or a reward's file is missing."""
     for kind in ("energy", "metric"):
         for chosen in run.chosen(kind):
             chosen.component().load()
+    optimizer.check(run.train)
+    trackers.check(run.train.tracker)
     with part("the rewards", "Use fewer --rewards"):
         run.build("reward")
     run.build("route")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from guidedcd import checkpoint
 from guidedcd.batches import Batches
@@ -22,6 +23,8 @@ from guidedcd.run import Run
 from guidedcd.runs import Log
 from guidedcd.stepper import Stepper
 from guidedcd.store import LatentStore
+from guidedcd.trackers import tracked
+from guidedcd.validation import Validation
 
 
 class Trainer(Stepper):
@@ -51,6 +54,9 @@ class Trainer(Stepper):
             process=accelerator.process_index,
             processes=accelerator.num_processes,
         )
+        self.validation = Validation(run, folder, teacher) if settings.validate_every else None
+        if self.validation is None and isinstance(getattr(teacher, "text", None), nn.Module):
+            teacher.text.to("cpu")  # captions are in the store
         super().__init__(run, teacher, accelerator, rewards=rewards, batches=batches)
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
@@ -66,7 +72,11 @@ class Trainer(Stepper):
             leftovers(self.checkpoints)
             log = Log(self.folder / "log.jsonl", resumed_at=done)
         began = time.perf_counter()
-        with interruptible() as stop, progress("train", settings.steps, start=done, unit="steps") as advance:
+        with (
+            tracked(self.accelerator, self.run, self.folder),
+            interruptible() as stop,
+            progress("train", settings.steps, start=done, unit="steps") as advance,
+        ):
             for step in range(done + 1, settings.steps + 1):
                 line = self(step)
                 if step % settings.log_every == 0 or step in (1, settings.steps):
@@ -78,7 +88,10 @@ class Trainer(Stepper):
                         line["memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
                     if main:
                         log.write(line | {"seconds": round(log.seconds + seconds, 2)})
+                    self.accelerator.log(line, step=step)
                 advance(1, f"loss {line['loss']:.3f}")
+                if self.validation is not None and step % settings.validate_every == 0:
+                    self.validation(self.student, self.weights, step, write=main)
                 if (step % settings.save_every == 0 or stop.is_set) and step < settings.steps:
                     self._save(step)
                 if stop.is_set and step < settings.steps:

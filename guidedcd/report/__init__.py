@@ -21,7 +21,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json, replacing
 from guidedcd.report.charts import line_chart
 from guidedcd.report.figures import cards, choices, score_tables
-from guidedcd.report.videos import player, shots
+from guidedcd.report.videos import player, shots, validated
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "open_clip_torch", "peft")
 
@@ -60,6 +60,7 @@ def page(
         _section("Videos", _videos(folder, evaluation)),
         _section("Evaluation", _evaluation(evaluation, folder)),
         _section("Training", _training(log)),
+        _section("Videos while training", validated(folder)),
         _section("Model card of the teacher", cards(evaluation) if evaluation else ""),
         _section("Configuration", _configuration(run)),
         _section("Environment", _environment(run, evaluation)),

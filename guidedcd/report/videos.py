@@ -27,6 +27,20 @@ def shots(folder: Path, entries: Entries) -> str:
     return f'<div class="shots">\n{"".join(found)}</div>' if found else ""
 
 
+def validated(folder: Path, columns: int = 6) -> str:
+    """A figure per validation prompt with its videos in the order of training, at most `columns` of them."""
+    steps = sorted((folder / "validation").glob("step-*"), key=lambda path: path.name.rjust(30))
+    if len(steps) > columns:
+        steps = [steps[round(i * (len(steps) - 1) / (columns - 1))] for i in range(columns)]
+    entries: dict[str, dict[str, Any]] = {}
+    for path in (video for step in steps for video in sorted(step.glob("*.mp4"))):
+        if media.sidecar(path).is_file():
+            about = read_json(media.sidecar(path))
+            pane = {"row": "validation", "label": f"step {about['step']}", "file": str(path.relative_to(folder))}
+            entries.setdefault(about["prompt"], {"prompt": about["prompt"], "panes": []})["panes"].append(pane)
+    return shots(folder, list(entries.values()))
+
+
 def _pane(path: Path, pane: Mapping[str, Any], prompt: str) -> str:
     if not path.is_file():
         return ""

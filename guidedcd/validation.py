@@ -1,0 +1,61 @@
+"""A few videos at intervals of training: the same prompts and noise every time, so that one sees them change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guidedcd import prompts
+from guidedcd.devices import part
+from guidedcd.run import Run
+from guidedcd.student import Student
+from guidedcd.trained import Trained, batch_size, student_videos
+from guidedcd.weights import Weights
+
+FOLDER = "validation"
+
+
+class Validation:
+    """Samples a student in training, with its averaged weights where it has some.
+
+    Args:
+        run: Its evaluation says how many steps and which omega.
+        folder: The run's folder; videos go to `validation/step-NNNNNN/`.
+        teacher: Embeds prompts and decodes.
+    """
+
+    def __init__(self, run: Run, folder: Path, teacher: Any) -> None:
+        self.run, self.folder, self.teacher = run, folder, teacher
+        count = run.train.validate_prompts
+        splits, _ = prompts.evaluation(teacher, run.teacher.name, max(3, 2 * count))
+        self.texts = [prompt.text for split in splits.values() for prompt in split][:count]
+
+    def __call__(self, student: Student, weights: Weights, step: int, *, write: bool = True) -> None:
+        """Sample after `step`; to be called in every process, of which one has `write`."""
+        from guidedcd import media  # it needs a video library, which training does not
+
+        trained = Trained(
+            run=self.run, teacher=self.teacher, student=student, folder=self.folder, weights=self.folder / "student"
+        )
+        training, size = student.training, batch_size(self.teacher)
+        asked, geometry = self.run.evaluate, self.teacher.geometry
+        with weights.averaged(), part("the validation videos", "Leave --train.validate-every out."):
+            student.eval()
+            made = [
+                student_videos(
+                    trained,
+                    self.texts[start : start + size],
+                    list(range(start, min(start + size, len(self.texts)))),
+                    steps=asked.steps,
+                    omega=asked.omega,
+                ).cpu()
+                for start in range(0, len(self.texts), size)
+            ]
+            student.train(training)
+        for seed, (text, video) in enumerate(zip(self.texts, torch.cat(made), strict=True)) if write else ():
+            path = self.folder / FOLDER / f"step-{step:06d}" / f"{seed:02d}-{media.slug(text)}.mp4"
+            about = {"prompt": text, "seed": seed, "step": step, "steps": asked.steps, "omega": asked.omega}
+            enlarge = media.viewing_factor(geometry.height, geometry.width)
+            media.write_video(path, video, fps=geometry.fps, enlarge=enlarge, metadata=about)
