@@ -110,6 +110,17 @@ def test_a_file_that_ends_early_is_refused(share):
         read_clip(content[: int(len(content) * share)], GEOMETRY, fps=8, begin=0)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_inside_a_file_is_found(seed):
+    """Where bytes in the middle of the pictures are overwritten, the decoder's repair is not taken for the picture."""
+    content, random = bytearray(videos.noisy()), np.random.default_rng(seed)
+    at = random.integers(len(content) // 3, len(content) - 600)
+    content[at : at + 500] = random.bytes(500)
+
+    with pytest.raises(ClipError, match="damaged"):
+        read_clip(bytes(content), Geometry(frames=12, height=16, width=16, fps=8), fps=8, begin=0)
+
+
 def corners() -> np.ndarray:
     """A picture (24, 32, 3) whose four quarters are grey 40, 90, 140, 190: upper left, upper right, lower left, ..."""
     quarters = np.array([[40, 90], [140, 190]], np.uint8).repeat(12, 0).repeat(16, 1)
