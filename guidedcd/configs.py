@@ -150,6 +150,8 @@ class Train:
     """Distance of the consistency loss: pseudo-Huber or squared."""
     huber_c: float = attrs.field(default=0.001, validator=gt(0))
     """The pseudo-Huber constant."""
+    guided_steps: int = attrs.field(default=0, validator=ge(0))
+    """First steps in which the student also learns the teacher's guided prediction; the weight falls from 1 to 0."""
     reward_batch: int | None = attrs.field(default=None, validator=optional(ge(1)))
     """At most this many samples of a batch are decoded for rewards; none means all that are routed."""
     average: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))

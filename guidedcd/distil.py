@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from guidedcd.configs import EnergyConfig, Solver
-from guidedcd.guidance import guided_step, lambda_input, strength_from_relative
+from guidedcd.guidance import combine, guided_step, lambda_input, strength_from_relative
 from guidedcd.schedule import NoiseSchedule
 
 Network = Callable[..., Tensor]
@@ -27,9 +27,14 @@ def consistency(
     grid: Tensor,
     solver: Solver,
     energies: Mapping[str, EnergyConfig],
+    guided: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """The loss of a batch of stored draws: noise the clean latents, take the teacher's guided step, compare.
+
+    A student begins as the unguided teacher, and its own predictions bring guidance from one solver step to the next
+    only slowly. With `guided`, it also learns the teacher's guided prediction at the same point (Meng et al. 2023,
+    stage one), which costs no network call.
 
     Args:
         student: The network in training.
@@ -38,6 +43,7 @@ def consistency(
         grid: The solver's timesteps.
         solver: How the step is guided.
         energies: In the order of the columns of `batch.strengths`.
+        guided: Weight of the distance to the clean latents that the teacher's guided prediction means, at least 0.
         options: Of `distance`.
 
     Returns:
@@ -56,7 +62,11 @@ def consistency(
         terms.append((score, strength_from_relative(schedule, *step, score, strength, *how) if relative else strength))
     z_next = guided_step(schedule, *step, t_next, terms, *how)
     lambdas = torch.stack(inputs, dim=1) if inputs else None
-    return distance(student, schedule, z, t, z_next, t_next, batch.cond, batch.omega, lambdas, **options)
+    loss, f = distance(student, schedule, z, t, z_next, t_next, batch.cond, batch.omega, lambdas, **options)
+    if guided:
+        goal = schedule.consistency(z, combine(*step[1:4]), t)
+        loss = loss + guided * gap(f, goal, options.get("loss", "huber"), options.get("huber_c", 0.001))
+    return loss, f
 
 
 def distance(
@@ -96,10 +106,15 @@ def distance(
     f = schedule.consistency(z, student(z, t, cond, omega, lambdas), t)
     with torch.no_grad():
         wanted = schedule.consistency(z_next, (target or student)(z_next, t_next, cond, omega, lambdas), t_next)
-    dtype = torch.promote_types(f.dtype, torch.float32)
-    squares = (f.to(dtype) - wanted.to(dtype)).square()
+    return gap(f, wanted, loss, huber_c), f
+
+
+def gap(one: Tensor, other: Tensor, loss: str, huber_c: float) -> Tensor:
+    """Mean distance of two tensors of one shape: "huber" or "l2" as in `distance`, in float32 at least."""
+    dtype = torch.promote_types(one.dtype, torch.float32)
+    squares = (one.to(dtype) - other.to(dtype)).square()
     if loss == "huber":
-        return ((squares + huber_c**2).sqrt() - huber_c).mean(), f
+        return ((squares + huber_c**2).sqrt() - huber_c).mean()
     if loss == "l2":
-        return squares.mean(), f
+        return squares.mean()
     raise ValueError(f"loss must be 'huber' or 'l2': {loss!r}")

@@ -116,6 +116,7 @@ class Stepper:
         runs over the samples of all processes.
         """
         run, processes = self.run, self.accelerator.num_processes
+        step, ramp = number // run.train.accumulate, run.train.guided_steps
         with part("the student's forward pass", self._advice()), self.accelerator.autocast():
             loss, predicted = consistency(
                 model,
@@ -124,6 +125,7 @@ class Stepper:
                 grid=self.grid,
                 solver=run.solver,
                 energies=run.energies,
+                guided=1 - step / ramp if step < ramp else 0.0,
                 loss=run.train.loss,
                 huber_c=run.train.huber_c,
                 target=self.student.target,

@@ -138,3 +138,17 @@ def test_other_prediction_types_go_the_same_way(prediction):
 
     assert loss.isfinite() and loss > 0
     assert f.isfinite().all()
+
+
+def test_the_guided_prediction_is_learnt_beside_the_step():
+    """With a weight the loss gains that share of the distance to the guided prediction, whose only zero is itself."""
+    schedule, b = NoiseSchedule.scaled_linear(), batch()
+    z = schedule.add_noise(b.z0, b.noise, t := torch.tensor([619, 919]))
+    said = b.cond_output.float() + expand(b.omega, z) * (b.cond_output.float() - b.uncond_output.float())
+    goal = schedule.consistency(z, said, t)
+    plain, f = loss_of(b, {}, loss="l2")
+    half, _ = loss_of(b, {}, loss="l2", guided=0.5)
+    guided = [loss_of(b, {}, student=lambda *_: said, guided=weight)[0] for weight in (0.0, 1.0)]
+
+    torch.testing.assert_close(half, plain + 0.5 * (f - goal).square().mean())
+    assert half > plain and guided[0] == guided[1]
