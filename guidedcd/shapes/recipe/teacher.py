@@ -26,6 +26,8 @@ CONFUSED = (("cyan", "blue", 0.14), ("star", "triangle", 0.08), ("light", "dark"
 """Pairs of words, and the share of videos whose caption swaps them, at the start."""
 TARGET = 0.87
 """How often the right one of a pair should be drawn."""
+LEAST = 0.02
+"""No share falls below; an attribute that is not learnt yet looks like a confused one."""
 ADJUST = (0.45, 0.6, 0.72, 0.84)
 """Fractions of the training at which the shares are adjusted, and the weights saved."""
 RATE, HOLD, DROP = 1e-3, 0.55, 0.1
@@ -64,7 +66,8 @@ def adjust(shares: list[float], right: list[float], target: float = TARGET) -> l
     result = []
     for share, p in zip(shares, right, strict=True):
         factor = odds(target) / odds(min(0.98, max(0.55, p)))
-        result.append(1 / (1 + math.exp(-odds(share) * min(2.0, max(0.4, factor**0.8)))))
+        wanted = 1 / (1 + math.exp(-odds(min(0.45, max(LEAST, share))) * min(2.0, max(0.4, factor**0.8))))
+        result.append(min(0.45, max(LEAST, wanted)))
     return result
 
 
@@ -126,7 +129,7 @@ def run(session: Session, further: bool = False) -> None:
     if again:
         network.load_state_dict(session.load("unet").state_dict())
     start = 0.0 if further or not again else start
-    shares = past["shares"] if again else [share for *_, share in CONFUSED]
+    shares = [max(LEAST, share) for share in past["shares"]] if again else [share for *_, share in CONFUSED]
     steps, history = (past["steps"], past["checks"]) if again else (0, [])
     with session.timed("teacher", "latents and prompts"):
         data = Latents(session)
