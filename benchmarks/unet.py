@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import re
 import time
@@ -30,6 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from guidedcd import fast
 from guidedcd.fast import operations
 from guidedcd.shapes import fast as processors
+from guidedcd.student import checkpoint_layers
 
 OFFICIAL = {1: 78.8, 2: 64.0, 4: 57.3}
 """Milliseconds per sample of the official code with PyTorch's attention, by batch, on an H200."""
@@ -50,6 +52,8 @@ class Variant:
     """Backend of fused attention that is asked first."""
     triton: bool = True
     checkpointing: bool = False
+    autocast: bool = False
+    """Train float32 weights under autocast, rather than bfloat16 weights with float32 masters."""
     profile: bool = False
 
 
@@ -67,35 +71,45 @@ def variants() -> list[Variant]:
         network.forward = torch.compile(network.forward, dynamic=False)
         return network
 
+    def layout(network: nn.Module) -> nn.Module:
+        return network.to(memory_format=torch.channels_last)
+
+    def tricks(network: nn.Module) -> nn.Module:
+        return processors.speed_up(network, bare.FRAMES)
+
     blocks, both = quick(compile="blocks"), quick(compile="blocks", graphs=True)
+    step = functools.partial(Variant, kind="step", batch=3)
     return [
         Variant(name="fast", prepare=quick(), profile=True),
         Variant(name="blocks", prepare=blocks, profile=True),
-        Variant(name="step blocks", kind="step", prepare=blocks, batch=3),
+        step(name="step fast", prepare=quick(), profile=True),
         Variant(name="fast graph", prepare=quick(graphs=True), batch=1),
         Variant(name="fast cudnn-attention", prepare=quick(), attention="cudnn"),
         Variant(name="stock", prepare=stock, benchmark=False, profile=True),
-        Variant(name="train fast", kind="train", prepare=quick(), batch=3),
+        step(name="step blocks", prepare=blocks),
         Variant(name="fast graph", prepare=quick(graphs=True)),
         Variant(name="fast no-triton", prepare=quick(), triton=False),
-        Variant(name="step stock", kind="step", prepare=stock, batch=3, benchmark=False),
-        Variant(name="step blocks checkpointing", kind="step", prepare=blocks, batch=3, checkpointing=True),
+        step(name="step stock autocast", prepare=stock, benchmark=False, autocast=True),
+        step(name="step fast checkpointing", prepare=quick(), checkpointing=True),
         Variant(name="fast graph", prepare=quick(graphs=True), batch=8),
         Variant(name="fast", prepare=quick(), batch=8),
-        Variant(name="blocks cudnn-attention", prepare=blocks, attention="cudnn"),
-        Variant(name="stock channels-last", prepare=lambda n: n.to(memory_format=torch.channels_last)),
-        Variant(name="prompt-once + conv2d", prepare=lambda n: processors.speed_up(n, bare.FRAMES)),
+        step(name="step fast cudnn-attention", prepare=quick(), attention="cudnn"),
         Variant(name="fast", prepare=quick(), batch=1),
+        Variant(name="blocks cudnn-attention", prepare=blocks, attention="cudnn"),
+        Variant(name="stock channels-last", prepare=layout),
+        Variant(name="prompt-once + conv2d", prepare=tricks),
+        step(name="step fast autocast", prepare=quick(), autocast=True),
         Variant(name="fast", prepare=quick(), batch=2),
         Variant(name="blocks graph", prepare=both, batch=1),
         Variant(name="stock", prepare=stock, batch=1, benchmark=False),
         Variant(name="stock cudnn-benchmark", prepare=stock),
-        Variant(name="step fast checkpointing", kind="step", prepare=quick(), batch=3, checkpointing=True),
+        step(name="step blocks checkpointing", prepare=blocks, checkpointing=True),
         Variant(name="stock", prepare=stock, batch=8, benchmark=False),
         Variant(name="fast graph", prepare=quick(graphs=True), batch=2),
         Variant(name="fast no-benchmark", prepare=quick(), benchmark=False),
-        Variant(name="blocks", prepare=blocks, batch=8),
+        Variant(name="train fast", kind="train", prepare=quick(), batch=3),
         Variant(name="train stock", kind="train", prepare=stock, batch=3, benchmark=False),
+        Variant(name="blocks", prepare=blocks, batch=8),
         Variant(name="whole", prepare=whole),
         Variant(name="blocks-tuned", prepare=quick(compile="blocks-tuned")),
     ]
@@ -178,27 +192,41 @@ class Bench:
         return row
 
     def train(self, variant: Variant) -> dict[str, Any]:
-        """Milliseconds of forward and backward, or of a whole step: float32 weights under bfloat16 autocast."""
-        network = variant.prepare(copy.deepcopy(self.network).float().requires_grad_(True))
+        """Milliseconds of forward and backward, or of a whole step with clipping and AdamW in float32."""
+        network = copy.deepcopy(self.network).requires_grad_(True)
+        network = variant.prepare(network.float() if variant.autocast else network)
         if variant.checkpointing:
-            checkpointed(network)
-        z, t, prompt = self.inputs(variant.batch, torch.float32)
-        goal = torch.randn_like(z)
-        kind = torch.device(self.device).type
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, fused=kind == "cuda")
+            checkpoint_layers(network)
+        z, t, prompt = self.inputs(variant.batch, torch.float32 if variant.autocast else torch.bfloat16)
+        goal = torch.randn(z.shape, device=z.device)
+        kind, weights = torch.device(self.device).type, list(network.parameters())
+        whole = variant.kind == "step"
+        masters = [p.detach().float() for p in weights] if whole and not variant.autocast else weights
+        optimizer = torch.optim.AdamW(masters, lr=1e-6, fused=kind == "cuda") if whole else None
 
         def run() -> Tensor:
-            with torch.autocast(kind, torch.bfloat16):
+            with torch.autocast(kind, torch.bfloat16, enabled=variant.autocast):
                 out = network(z, t, encoder_hidden_states=prompt, return_dict=False)[0].float()
-                if variant.kind == "step":
+                if whole:
                     with torch.no_grad():
                         network(z, t, encoder_hidden_states=prompt, return_dict=False)
             ((out - goal).square() + 1e-6).sqrt().mean().backward()
-            if variant.kind == "step":
-                torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0, foreach=True)
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            if whole:
+                step()
+            for p in weights:
+                p.grad = None
             return out.detach()
+
+        def step() -> None:
+            if masters is not weights:
+                for master, p in zip(masters, weights, strict=True):
+                    master.grad = p.grad.float()
+            torch.nn.utils.clip_grad_norm_(masters, 1.0, foreach=True)
+            optimizer.step()
+            if masters is not weights:
+                with torch.no_grad():
+                    torch._foreach_copy_(weights, masters)
+                optimizer.zero_grad(set_to_none=True)
 
         start = time.perf_counter()
         out = run()
@@ -207,18 +235,10 @@ class Bench:
         relative, largest = bare.error(out[:1], self.reference)
         seconds, spread = bare.timed(run, self.device, repeats=5)
         row = {"ms": 1e3 * seconds, "spread_ms": 1e3 * spread, "first_call_s": first}
-        return row | {
-            "peak_gb": bare.peak_gb(self.device),
-            "relative_error": relative,
-            "largest_error": largest,
-        }
-
-
-def checkpointed(network: nn.Module) -> None:
-    """Checkpointing as students have it."""
-    from guidedcd.student import checkpoint_layers
-
-    checkpoint_layers(network)
+        row |= {"peak_gb": bare.peak_gb(self.device), "relative_error": relative, "largest_error": largest}
+        if variant.profile and self.device.startswith("cuda"):
+            profile(run, f"{variant.name}, batch {variant.batch}")
+        return row
 
 
 GROUPS = {

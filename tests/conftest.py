@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("GUIDEDCD_BLOCK", None)
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run on the CPU
 
 REPOSITORY = Path(__file__).parents[1]
 FIXTURES = Path(os.environ.get("GUIDEDCD_FIXTURES") or REPOSITORY.parent / "shared" / "fixtures")

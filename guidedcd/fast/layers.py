@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from guidedcd.fast.attention import spatial, temporal
+from guidedcd.fast.convolutions import convolve, convolve_frames
 from guidedcd.fast.operations import geglu, group_norm, layer_norm, residual
 
 
@@ -28,23 +29,6 @@ def tokens(image: Tensor) -> Tensor:
 def image(tokens: Tensor, like: Tensor) -> Tensor:
     """(N, H W, C) to channels-last (N, C, H, W) with the height and width of `like`, without a copy."""
     return tokens.reshape(like.shape[0], *like.shape[2:], tokens.shape[-1]).permute(0, 3, 1, 2)
-
-
-def convolve(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A convolution's output (channels-last (N, C, H, W) to the same), and the bias that it still lacks."""
-    if type(conv) is not nn.Conv2d:
-        return conv(x), None
-    return nnf.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups), conv.bias
-
-
-def convolve_frames(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A (k, 1, 1) convolution of (B, F, P, C) to the same, and the bias that it still lacks; a 3D one is a 2D one."""
-    x = x.permute(0, 3, 1, 2)
-    if type(conv) is nn.Conv3d:
-        y, bias = nnf.conv2d(x, conv.weight.squeeze(-1), None, padding=conv.padding[:2]), conv.bias
-    else:  # an adapter around a Conv3d
-        y, bias = conv(x.unsqueeze(-1)).squeeze(-1), None
-    return y.permute(0, 2, 3, 1), bias
 
 
 def dropped(module: nn.Module, x: Tensor) -> Tensor:
@@ -68,7 +52,7 @@ def resnet(self: nn.Module, x: Tensor, temb: Tensor | None) -> Tensor:
     skip = self.conv_shortcut
     if skip is None:
         skipped = tokens(x)
-    elif type(skip) is nn.Conv2d:  # 1x1
+    elif type(skip) is nn.Conv2d and skip.kernel_size == (1, 1):
         joint = skip.bias if bias is None else skip.bias + bias
         skipped, bias = nnf.linear(tokens(x), skip.weight.flatten(1), joint), None
     else:

@@ -101,13 +101,14 @@ def speed_up(network: nn.Module, *, compile: str | None = None, graphs: bool = F
 
 def plain(network: nn.Module) -> nn.Module:
     """Undo `speed_up`, in place; a network that is not fast is left as it is."""
+    if not is_fast(network):
+        return network
     for module in network.modules():
         if SLOT in vars(module):
             delattr(module, SLOT)
             del module.forward
-            for conv in module.modules():
-                if isinstance(conv, nn.Conv2d | nn.Conv3d):
-                    _lay(conv, torch.contiguous_format)
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            _lay(module, torch.contiguous_format)
     if isinstance(vars(network).get("forward"), Replay):
         del network.forward
     for key, hook in list(network._forward_pre_hooks.items()):

@@ -1,0 +1,64 @@
+"""Convolutions of channels-last images and of frames; a frozen one keeps nothing but its weight for the gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+
+from guidedcd.fast.operations import target_dtype
+
+
+class FrozenConvolution(torch.autograd.Function):
+    """A convolution without bias whose weight needs no gradient: autograd's own would keep the input all the same."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, how: tuple) -> Tensor:
+        """The output for `x` (N, C, H, W), with `how` = stride, padding, dilation and groups."""
+        # Not save_for_backward: a checkpoint computes again up to the last thing that was saved, and no further.
+        ctx.weight, ctx.shape, ctx.how = weight, x.shape, how
+        return nnf.conv2d(x, weight, None, *how)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of x."""
+        stride, padding, dilation, groups = ctx.how
+        blank = grad.new_empty(1).expand(ctx.shape)  # of the input only the shape is read
+        found = torch.ops.aten.convolution_backward(
+            grad, blank, ctx.weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
+        )
+        return found[0], None, None
+
+
+def convolution(x: Tensor, weight: Tensor, how: tuple) -> Tensor:
+    """`conv2d` without bias; `how` = stride, padding, dilation and groups."""
+    graded = torch.is_grad_enabled() and x.requires_grad and not weight.requires_grad
+    if not graded or torch.compiler.is_compiling():
+        return nnf.conv2d(x, weight, None, *how)
+    dtype = target_dtype(x)
+    return FrozenConvolution.apply(x.to(dtype), weight.to(dtype), how)
+
+
+def is_usual(conv: nn.Module, kind: type) -> bool:
+    """Whether a module is exactly a convolution of this kind, padded with zeros."""
+    return type(conv) is kind and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+
+def convolve(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A convolution's output (channels-last (N, C, H, W) to the same), and the bias that it still lacks."""
+    if not is_usual(conv, nn.Conv2d):
+        return conv(x), None
+    return convolution(x, conv.weight, (conv.stride, conv.padding, conv.dilation, conv.groups)), conv.bias
+
+
+def convolve_frames(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A (k, 1, 1) convolution of (B, F, P, C) to the same, and the bias that it still lacks; a 3D one is a 2D one."""
+    x = x.permute(0, 3, 1, 2)
+    if is_usual(conv, nn.Conv3d):
+        how = (conv.stride[:2], conv.padding[:2], conv.dilation[:2], conv.groups)
+        y, bias = convolution(x, conv.weight.squeeze(-1), how), conv.bias
+    else:  # an adapter around a Conv3d
+        y, bias = conv(x.unsqueeze(-1)).squeeze(-1), None
+    return y.permute(0, 2, 3, 1), bias

@@ -1,0 +1,409 @@
+"""Fast paths through `UNet3DConditionModel`: what they compute is what the stock network computes."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+
+from guidedcd import configs, fast
+from guidedcd.fast import graphs, layers, operations, switch
+from guidedcd.student import Student, checkpoint_layers
+from guidedcd.teachers import probes
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LAYOUTS = {
+    "two levels": {
+        "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+        "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+        "block_out_channels": (8, 16),
+    },
+    "attention everywhere": {
+        "down_block_types": ("CrossAttnDownBlock3D",) * 2,
+        "up_block_types": ("CrossAttnUpBlock3D",) * 2,
+        "block_out_channels": (8, 8),
+        "layers_per_block": 2,
+    },
+    "no attention in blocks": {
+        "down_block_types": ("DownBlock3D",) * 3,
+        "up_block_types": ("UpBlock3D",) * 3,
+        "block_out_channels": (4, 8, 8),
+    },
+}
+
+
+def network(layout: str = "two levels", dtype: torch.dtype = torch.float64, **options: object) -> nn.Module:
+    """A tiny UNet whose every weight is random, also those that begin at zero."""
+    from diffusers import UNet3DConditionModel
+
+    sizes = {"layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found = UNet3DConditionModel(sample_size=8, **{**sizes, **LAYOUTS[layout], **options})
+        for parameter in found.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    return found.to(dtype).eval()
+
+
+def inputs(
+    frames: int = 3, height: int = 4, width: int = 6, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents of two videos, timesteps and prompts."""
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(2, 4, frames, height, width, generator=generator, dtype=torch.float64)
+    prompt = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64)
+    return z.to(dtype), torch.tensor([7, 930]), prompt.to(dtype)
+
+
+def say(unet: nn.Module, z: Tensor, t: Tensor, prompt: Tensor, **options: object) -> Tensor:
+    """As teachers call their network."""
+    return unet(z, t, encoder_hidden_states=prompt, return_dict=False, **options)[0]
+
+
+def gradients(unet: nn.Module, z: Tensor, t: Tensor, prompt: Tensor, **options: object) -> dict[str, Tensor]:
+    """Of a nonlinear loss, with respect to the latents and to whatever is trained."""
+    z = z.clone().requires_grad_(True)
+    trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(say(unet, z, t, prompt, **options).square().sum(), [z, *trained.values()])
+    return dict(zip(("z", *trained), found, strict=True))
+
+
+def keeping(function: Callable[[], Tensor]) -> int:
+    """How many numbers besides weights autograd keeps for a call, each piece of memory counted once."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        if not isinstance(x, nn.Parameter) and not isinstance(x._base, nn.Parameter):
+            kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        function()
+    return sum(x.untyped_storage().nbytes() // x.element_size() for x in kept.values())
+
+
+def assert_near(mine: dict[str, Tensor], stock: dict[str, Tensor], tolerance: float = 1e-9) -> None:
+    """Equal up to rounding, relative to each tensor's largest value."""
+    assert list(mine) == list(stock)
+    for name, value in stock.items():
+        assert (mine[name] - value).abs().max() <= tolerance * value.abs().max().clamp_min(1e-3), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_output_and_gradients_are_the_stock_ones(layout):
+    """In float64 the output, and the gradient of latents and of every weight, agree to rounding."""
+    stock, given = network(layout), inputs()
+    quick = fast.speed_up(copy.deepcopy(stock))
+
+    assert (say(quick, *given) - say(stock, *given)).abs().max() < 1e-11
+    assert_near(gradients(quick, *given), gradients(stock, *given))
+
+
+def test_sizes_and_frames_may_change_between_calls():
+    """Another number of frames, and a height that is no multiple of the network's, are taken as they come."""
+    stock = network()
+    quick = fast.speed_up(copy.deepcopy(stock))
+    for given in (inputs(3), inputs(5), inputs(3, height=3)):
+        assert (say(quick, *given) - say(stock, *given)).abs().max() < 1e-11
+
+
+def test_other_ways_to_call_are_answered_too():
+    """A dict as output, a number as timestep, and attention arguments give what the stock network gives."""
+    stock, (z, _, prompt) = network(), inputs()
+    quick = fast.speed_up(copy.deepcopy(stock), graphs=True)
+
+    assert (quick(z, 7, prompt).sample - stock(z, 7, prompt).sample).abs().max() < 1e-11
+    with_kwargs = {"cross_attention_kwargs": {"scale": 1.0}}
+    expected = say(stock, z, torch.tensor(7), prompt, **with_kwargs)
+    assert (say(quick, z, torch.tensor(7), prompt, **with_kwargs) - expected).abs().max() < 1e-11
+
+
+def test_guidance_inputs_pass_through():
+    """A student's timestep_cond reaches the time embedding."""
+    stock, given = network(time_cond_proj_dim=6), inputs()
+    quick = fast.speed_up(copy.deepcopy(stock))
+    cond = torch.randn(2, 6, dtype=torch.float64)
+
+    expected = say(stock, *given, timestep_cond=cond)
+    assert (say(quick, *given, timestep_cond=cond) - expected).abs().max() < 1e-11
+    assert (say(quick, *given) - expected).abs().max() > 1e-6
+
+
+def test_checkpointing_computes_the_same():
+    """Layers that are computed again in the backward pass give equal gradients, and keep less."""
+    stock, given = network(), inputs()
+    expected = gradients(stock, *given)
+    quick = fast.speed_up(copy.deepcopy(stock))
+    everything = keeping(lambda: say(quick, *given))
+    checkpoint_layers(quick)
+
+    assert_near(gradients(quick, *given), expected)
+    assert keeping(lambda: say(quick, *given)) < 0.5 * everything
+
+
+@pytest.mark.parametrize("adapters_first", [False, True])
+def test_adapters_learn_as_in_the_stock_network(adapters_first):
+    """With peft's adapters on every linear and convolutional layer, their gradients are the stock network's."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    def adapted(unet: nn.Module) -> nn.Module:
+        targets = [name for name, m in unet.named_modules() if type(m) in (nn.Linear, nn.Conv2d, nn.Conv3d)]
+        unet.requires_grad_(False)
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            unet = inject_adapter_in_model(LoraConfig(r=2, target_modules=targets), unet).double()
+            for name, parameter in unet.named_parameters():
+                if "lora_B" in name:
+                    parameter.data.normal_(std=0.1)
+        return unet
+
+    given, stock = inputs(), adapted(network())
+    quick = fast.speed_up(adapted(network())) if adapters_first else adapted(fast.speed_up(network()))
+    assert_near(gradients(quick, *given), gradients(stock, *given))
+
+
+def test_a_frozen_convolution_keeps_nothing_for_the_gradient_of_its_input():
+    """Without weights to learn a block's gradient is the stock one, and inputs of its convolutions are not kept."""
+    stock = network()
+    stock, x = stock.down_blocks[0].temp_convs[0].requires_grad_(False), torch.randn(6, 8, 4, 6).double()
+    quick = fast.speed_up(copy.deepcopy(stock))
+    expected = torch.autograd.grad(stock(x.requires_grad_(True), 3).square().sum(), x)[0]
+    found = torch.autograd.grad(quick(x, 3).square().sum(), x)[0]
+    frozen = keeping(lambda: quick(x, 3))
+    learned = keeping(lambda: quick.requires_grad_(True)(x, 3))
+
+    assert (found - expected).abs().max() < 1e-9 * expected.abs().max()
+    assert learned - frozen >= 4 * x.numel()
+
+
+def test_attention_can_be_watched():
+    """Probes read the same temporal attention, and its gradient, from a fast network."""
+    stock, given = network("attention everywhere"), inputs()
+    quick = fast.speed_up(copy.deepcopy(stock))
+    need, found = "temporal-attention:all", []
+    for unet in (stock, quick):
+        z = given[0].clone().requires_grad_(True)
+        with probes.record(unet, [need], batch=2) as records:
+            out = say(unet, z, *given[1:])
+        maps = records[need]
+        gradient = torch.autograd.grad(sum((m * m).sum() for m in maps.values()), z)[0]
+        found.append({"out": out, "gradient": gradient, **maps})
+
+    assert len(found[0]) > 5
+    assert_near(found[1], found[0])
+
+
+def test_it_can_be_undone():
+    """After `plain` the class's own code runs on weights that lie as before; names and values never change."""
+    stock, given = network(), inputs()
+    quick = fast.speed_up(copy.deepcopy(stock))
+    kept = {name: value.clone() for name, value in quick.state_dict().items()}
+    assert fast.is_fast(quick) and not fast.is_fast(stock)
+    fast.plain(quick)
+
+    assert not fast.is_fast(quick)
+    assert torch.equal(say(quick, *given), say(stock, *given))
+    for name, value in stock.state_dict().items():
+        assert torch.equal(kept[name], value)
+        assert quick.state_dict()[name].stride() == value.stride()
+    assert list(kept) == list(stock.state_dict())
+
+
+def test_copies_are_fast_and_independent():
+    """A deep copy computes with its own weights, as a student that is copied from its teacher must."""
+    quick, given = fast.speed_up(network(), graphs=True), inputs()
+    twin, before = copy.deepcopy(quick), say(quick, *given)
+    nn.init.zeros_(quick.conv_out.weight)
+
+    assert fast.is_fast(twin)
+    assert torch.equal(say(twin, *given), before)
+    assert not torch.equal(say(quick, *given), before)
+
+
+def test_a_student_of_a_fast_teacher_is_fast_and_equals_it():
+    """The student's copy keeps the fast paths, says what its teacher says, and learns with checkpointing."""
+    from tiny import teacher
+
+    master = teacher()
+    fast.speed_up(master.network)
+    student = Student(master, configs.Student(), ("pta",))
+    student.enable_gradient_checkpointing()
+    z, t = torch.randn(1, *master.geometry.latent_shape), torch.tensor([500])
+    cond = master.embed(["a"])
+    out = student(z, t, cond, torch.tensor([7.0]), torch.zeros(1, 1))
+    out.square().mean().backward()
+
+    assert fast.is_fast(student.network)
+    assert torch.equal(out, master.net(z, t, cond))
+    assert all(p.grad is not None for p in student.network.up_blocks.parameters())
+
+
+def test_layers_that_are_built_otherwise_keep_their_own_path():
+    """What `speed_up` does not know runs as stock: here residual blocks with another activation and gated attention."""
+    stock, given = network(act_fn="mish"), inputs()
+    stock.down_blocks[0].attentions[0].transformer_blocks[0].attn1.residual_connection = True
+    quick = fast.speed_up(copy.deepcopy(stock))
+
+    assert (say(quick, *given) - say(stock, *given)).abs().max() < 1e-11
+    assert "forward" not in vars(quick.down_blocks[0].resnets[0])
+    assert "forward" not in vars(quick.down_blocks[0].attentions[0])
+
+
+def test_dropout_is_kept_in_training():
+    """A network in training mode drops what the stock one drops: on average the same output, never twice the same."""
+    stock, given = network(dtype=torch.float32).train(), inputs(dtype=torch.float32)
+    quick = fast.speed_up(copy.deepcopy(stock))
+    with torch.no_grad():
+        one, other = say(quick, *given), say(quick, *given)
+        still = say(fast.plain(quick).eval(), *given)
+
+    assert not torch.equal(one, other)
+    assert (one - still).abs().mean() < 0.5 * still.abs().mean()
+
+
+def test_unknown_ways_to_compile_are_refused():
+    """The message lists what there is."""
+    with pytest.raises(ValueError, match="None, blocks, blocks-tuned: 'all'"):
+        fast.speed_up(network(), compile="all")
+
+
+@pytest.mark.slow
+def test_compiled_layers_compute_the_same(monkeypatch):
+    """What the compiler is given has no graph breaks, is shared by layers of one size, and has the stock gradients."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    functions = {}
+
+    def compiled(function, mode):
+        counter = CompileCounterWithBackend("aot_eager")
+        found = torch.compile(function, dynamic=False, backend=counter, fullgraph=True)
+        return functions.setdefault(function, (found, counter))[0]
+
+    monkeypatch.setattr(switch, "compiled", compiled)
+    stock, given = network("attention everywhere"), inputs()
+    quick = fast.speed_up(copy.deepcopy(stock), compile="blocks")
+
+    assert_near(gradients(quick, *given), gradients(stock, *given))
+    assert functions[layers.temporal_convolution][1].frame_count == 2  # 8 channels at two sizes, ten layers
+    with probes.record(quick, ["temporal-attention:all"], batch=2) as records:
+        say(quick, *given)
+    assert len(records["temporal-attention:all"]) == len(probes.temporal_layers(stock))
+
+
+def test_graphs_are_recorded_only_where_they_can_be():
+    """Not for gradients, not under hooks inside the network, and not again for the same sizes."""
+    quick = fast.speed_up(network(), graphs=True)
+    replay, given = quick.forward, dict(zip(("sample", "timestep", "encoder_hidden_states"), inputs(), strict=True))
+
+    assert isinstance(replay, graphs.Replay)
+    assert not replay.possible(given)
+    with torch.no_grad():
+        assert replay.possible(given)
+        with probes.record(quick, ["temporal-attention:all"], batch=2):
+            assert not replay.possible(given)
+    quick.requires_grad_(False)
+    assert replay.possible(given)
+
+
+@pytest.fixture
+def kernels():
+    """The Triton functions, on a GPU or run by Triton's interpreter."""
+    pytest.importorskip("triton")
+    return importlib.import_module("guidedcd.fast.functions")
+
+
+def compare(mine, plain, *given: Tensor, tolerance: float = 2e-6) -> None:
+    """Values and gradients of a float32 function against a float64 one."""
+    ours = [x.to(DEVICE, copy=True).requires_grad_(True) for x in given]
+    theirs = [x.to(DEVICE).double().requires_grad_(True) for x in given]
+    found, expected = mine(*ours), plain(*theirs)
+    found, expected = ([x] if isinstance(x, Tensor) else list(x) for x in (found, expected))
+    weights = [torch.randn_like(x) for x in found]
+    found += torch.autograd.grad(found, ours, weights)
+    expected += torch.autograd.grad(expected, theirs, [w.double() for w in weights])
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other).norm() <= tolerance * other.norm()
+
+
+@pytest.mark.parametrize(("shape", "groups", "shift", "silu"), [((2, 70, 48), 4, 0, True), ((3, 33, 80), 8, 3, False),
+                                                               ((2, 150, 16), 4, 1, True)])  # fmt: skip
+def test_the_group_norm_kernel_is_group_norm(kernels, shape, groups, shift, silu):
+    """Over tokens in odd numbers, far from zero, with and without shift and SiLU: values and gradients."""
+    channels = shape[2]
+    given = [torch.randn(shape) + 5, torch.randn(channels), torch.randn(channels)]
+    if shift:
+        given.append(torch.randn(shift, channels))
+
+    def mine(x, w, b, s=None):
+        return kernels.GroupNorm.apply(x, w, b, s, groups, 1e-5, silu, torch.float32)
+
+    def plain(x, w, b, s=None):
+        y = nnf.group_norm((x if s is None else x + s[:, None]).transpose(1, 2), groups, w, b, 1e-5).transpose(1, 2)
+        return nnf.silu(y) if silu else y
+
+    compare(mine, plain, *given)
+
+
+def test_the_layer_norm_kernel_is_layer_norm(kernels):
+    """With and without a summand: the sum, its norm, and the gradients through both."""
+    x, delta, w, b = torch.randn(37, 24), torch.randn(37, 24), torch.randn(24), torch.randn(24)
+    compare(
+        lambda x, d, w, b: kernels.LayerNorm.apply(x, d, w, b, 1e-5, torch.float32),
+        lambda x, d, w, b: (x + d, nnf.layer_norm(x + d, (24,), w, b, 1e-5)),
+        x, delta, w, b,
+    )  # fmt: skip
+    compare(
+        lambda x, w, b: kernels.LayerNorm.apply(x, None, w, b, 1e-5, torch.float32)[1],
+        lambda x, w, b: nnf.layer_norm(x, (24,), w, b, 1e-5),
+        x, w, b,
+    )  # fmt: skip
+
+
+def test_the_elementwise_kernels_are_what_they_say(kernels):
+    """Gated GELU, and a sum of two and a bias."""
+    compare(kernels.Geglu.apply, lambda x: x[..., :40] * nnf.gelu(x[..., 40:]), torch.randn(9, 80))
+    compare(kernels.Residual.apply, lambda x, y, b: x + y + b, *torch.randn(2, 3, 5, 20), torch.randn(20))
+
+
+@pytest.mark.parametrize(("frames", "heads", "width"), [(5, 2, 8), (16, 1, 64)])
+def test_the_frame_attention_kernel_is_attention(kernels, frames, heads, width):
+    """Over any number of frames and channels: values, and gradients through PyTorch's operator registration."""
+    from guidedcd.fast.attention import frame_attention
+
+    def plain(*given):
+        q, k, v = (x.transpose(1, 2).unflatten(-1, (heads, -1)).transpose(2, 3) for x in given)
+        out = (q @ k.transpose(-1, -2) * 0.3).softmax(-1) @ v
+        return out.transpose(2, 3).flatten(3).transpose(1, 2)
+
+    compare(lambda q, k, v: frame_attention(q, k, v, heads, 0.3), plain, *torch.randn(3, 2, frames, 3, heads * width))
+
+
+@pytest.mark.slow
+def test_a_network_on_the_kernels_is_the_stock_network(kernels, monkeypatch):
+    """All kernels in their places, forward and backward, in float32 against the stock network in float64."""
+    from guidedcd.fast import attention
+
+    stock, given = network(), inputs(2, 2, 2)
+    quick = fast.speed_up(network(dtype=torch.float32).to(DEVICE))
+    called = []
+    monkeypatch.setattr(operations, "fused", lambda x: True)
+    monkeypatch.setattr(attention, "over_frames", lambda *a: called.append(a) or attention.frame_attention(*a))
+    mine = gradients(quick, *(x.to(DEVICE, torch.float32 if x.is_floating_point() else None) for x in given))
+
+    assert len(called) == 2 * 4
+    assert_near({k: v.cpu().double() for k, v in mine.items()}, gradients(stock, *given), 2e-4)
+
+
+def test_norms_round_once_under_autocast():
+    """With float32 weights under bfloat16 autocast, a fast network is at least as near to float32 as the stock one."""
+    stock, given = network("attention everywhere", torch.float32), inputs(dtype=torch.float32)
+    quick, exact = fast.speed_up(copy.deepcopy(stock)), say(stock, *given)
+    with torch.autocast("cpu", torch.bfloat16):
+        errors = [(say(unet, *given).float() - exact).norm() / exact.norm() for unet in (stock, quick)]
+
+    assert errors[1] < 1.2 * errors[0] and errors[1] < 0.05
