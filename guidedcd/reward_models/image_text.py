@@ -37,9 +37,9 @@ def build_clip(sizes: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> 
 
 
 def load_clip(
-    sizes: Mapping[str, Any], state: Mapping[str, Tensor], what: str, dtype: torch.dtype = torch.float32
+    sizes: Mapping[str, Any], state: Mapping[str, Tensor] | None, what: str, dtype: torch.dtype = torch.float32
 ) -> CLIP:
-    """A frozen CLIP with the weights of `state` (open_clip's names), strictly."""
+    """A frozen CLIP with the weights of `state` (open_clip's names), strictly; None leaves it without weights."""
     model = skeleton(lambda: build_clip(sizes, dtype))
     if model.attn_mask is not None:
         length = model.attn_mask.shape[-1]
@@ -70,16 +70,25 @@ class ImageTextReward(FrozenReward):
         prepare: How pixels become what the image tower was trained on.
         tiled: Pair captions with frames as released training code did: frame i, counted over all videos, with caption
             i modulo B. Differs from each video's own caption when B > 1 and F > 1.
+        weights: False opens no file and leaves the network on the meta device, for planning.
     """
 
     def __init__(
-        self, config: RewardModelConfig, *, what: str, published: Published, prepare: Prepare, tiled: bool = False
+        self,
+        config: RewardModelConfig,
+        *,
+        what: str,
+        published: Published,
+        prepare: Prepare,
+        tiled: bool = False,
+        weights: bool = True,
     ) -> None:
-        if config.path == "shapes":
-            path, sizes = embedded(what)
-        else:
-            sizes, path = _sizes(config, what), find(config.path, published, what)
-        model = load_clip(sizes, open_weights(path, what), what, DTYPES[config.dtype])
+        sizes = embedded(what)[1] if config.path == "shapes" else _sizes(config, what)
+        state = None
+        if weights:
+            path = embedded(what)[0] if config.path == "shapes" else find(config.path, published, what)
+            state = open_weights(path, what)
+        model = load_clip(sizes, state, what, DTYPES[config.dtype])
         super().__init__(model, tokens(config, what))
         self.model.set_grad_checkpointing(config.gradient_checkpointing)
         self.config, self.prepare, self.tiled = config, prepare, tiled

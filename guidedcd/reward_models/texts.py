@@ -126,6 +126,22 @@ class WorldTokens:
         return ids, self._tokenizer.mask(ids).long()
 
 
+class Unread:
+    """Stands for a tokenizer whose vocabulary is not needed: every text has as many tokens as fit."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+
+    def count(self, text: str) -> int:
+        """All that fit."""
+        return self.max_tokens
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Zeros and ones (B, max_tokens)."""
+        ids = torch.zeros(len(texts), self.max_tokens, dtype=torch.long)
+        return ids, torch.ones_like(ids)
+
+
 class Remembered:
     """Caption features, computed once per caption, without gradient.
 

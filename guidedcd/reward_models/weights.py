@@ -184,19 +184,27 @@ def _unpickled(path: Path) -> Any:
 
 
 def fill(
-    module: nn.Module, state: Mapping[str, Tensor], *, what: str, unused: Callable[[str], bool] = lambda key: False
+    module: nn.Module,
+    state: Mapping[str, Tensor] | None,
+    *,
+    what: str,
+    unused: Callable[[str], bool] = lambda key: False,
 ) -> None:
     """Give a module on the meta device the weights of `state`, each in the dtype the module has it in.
 
     Args:
         module: Its state dict names what is needed.
-        state: Weights by key; a tensor that needs no conversion stays memory-mapped.
+        state: Weights by key; a tensor that needs no conversion stays memory-mapped. None leaves the module on the
+            meta device: a network's shapes are all that planning needs.
         what: Name of the model, for errors.
         unused: Whether a key that the module does not have is known and may be left out.
 
     Raises:
         GuidedCDError: Keys are missing or unexpected, or a shape differs; the first of them are named.
     """
+    if state is None:
+        module.requires_grad_(False).eval()
+        return
     targets = module.state_dict(keep_vars=True)
     missing = [key for key in targets if key not in state]
     unexpected = [key for key in state if key not in targets and not unused(key)]

@@ -18,8 +18,8 @@ PUBLISHED = Published(
 class CLIPScore(ImageTextReward):
     """Mean cosine of frames and caption; typically 0.1 to 0.4 for the released weights."""
 
-    def __init__(self, config: CLIPConfig) -> None:
-        super().__init__(config, what="clip", published=PUBLISHED, prepare=pixels.clip)
+    def __init__(self, config: CLIPConfig, *, weights: bool = True) -> None:
+        super().__init__(config, what="clip", published=PUBLISHED, prepare=pixels.clip, weights=weights)
 
     @staticmethod
     def tokens(config: CLIPConfig) -> Tokenizer:

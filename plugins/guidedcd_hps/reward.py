@@ -19,8 +19,9 @@ PUBLISHED = Published(
 class HPS(ImageTextReward):
     """Mean cosine of frames and caption; typically 0.2 to 0.35 for the released weights."""
 
-    def __init__(self, config: HPSConfig) -> None:
-        super().__init__(config, what="hps", published=PUBLISHED, prepare=pixels.hps, tiled=config.tiled_captions)
+    def __init__(self, config: HPSConfig, *, weights: bool = True) -> None:
+        options = {"tiled": config.tiled_captions, "weights": weights}
+        super().__init__(config, what="hps", published=PUBLISHED, prepare=pixels.hps, **options)
 
     @staticmethod
     def tokens(config: HPSConfig) -> Tokenizer:

@@ -14,7 +14,7 @@ from torch import Tensor
 from guidedcd import pixels
 from guidedcd.checkpoints.placing import assign, skeleton
 from guidedcd.reward_models.frozen import FrozenReward
-from guidedcd.reward_models.texts import BertTokens, Tokenizer, WorldTokens
+from guidedcd.reward_models.texts import BertTokens, Tokenizer, Unread, WorldTokens
 from guidedcd.reward_models.weights import DTYPES, Published, architecture, embedded, fill, find, open_weights
 from guidedcd_internv2 import InternV2Config
 from guidedcd_internv2.model import FULL, InternVideo2, complete, is_unused
@@ -30,12 +30,12 @@ VOCAB = Published(repo="google-bert/bert-large-uncased", files=("vocab.txt",), s
 
 def load_internvideo2(
     sizes: Mapping[str, Any],
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Tensor] | None,
     what: str = "internv2",
     dtype: torch.dtype = torch.float32,
     gelu: str = "erf",
 ) -> InternVideo2:
-    """A frozen InternVideo2 with the weights of `state` (the released names), strictly."""
+    """A frozen InternVideo2 with the weights of `state` (the released names), strictly; None leaves it without."""
     fusion = complete(sizes)["bert"]["fusion_layer"]
     model = skeleton(lambda: InternVideo2(sizes, gelu=gelu)).to(dtype)
     _constants(model)
@@ -58,12 +58,13 @@ class InternV2(FrozenReward):
     generator: torch.Generator | None = None
     """Draws the crop when set, which the engine does in training; None crops in the centre."""
 
-    def __init__(self, config: InternV2Config) -> None:
-        if config.path == "shapes":
-            path, sizes = embedded("internv2")
-        else:
-            sizes, path = architecture(config.arch, FULL, "internv2"), find(config.path, PUBLISHED, "internv2")
-        tokenizer, state = self.tokens(config), open_weights(path, "internv2")
+    def __init__(self, config: InternV2Config, *, weights: bool = True) -> None:
+        shapes, state = config.path == "shapes", None
+        sizes = embedded("internv2")[1] if shapes else architecture(config.arch, FULL, "internv2")
+        if weights:
+            path = embedded("internv2")[0] if shapes else find(config.path, PUBLISHED, "internv2")
+            state = open_weights(path, "internv2")
+        tokenizer = self.tokens(config) if weights else Unread(complete(sizes)["max_txt_l"])
         super().__init__(load_internvideo2(sizes, state, "internv2", DTYPES[config.dtype], config.gelu), tokenizer)
         self.model.gradient_checkpointing(config.gradient_checkpointing)
         self.config = config

@@ -47,9 +47,9 @@ FULL: dict[str, Any] = {
 
 
 def load_clip_model(
-    sizes: Mapping[str, Any], state: Mapping[str, Tensor], what: str, dtype: torch.dtype = torch.float32
+    sizes: Mapping[str, Any], state: Mapping[str, Tensor] | None, what: str, dtype: torch.dtype = torch.float32
 ) -> CLIPModel:
-    """A frozen `CLIPModel` with the weights of `state` (transformers' names), strictly."""
+    """A frozen `CLIPModel` with the weights of `state` (transformers' names), strictly; None leaves it without."""
     model = skeleton(lambda: CLIPModel(CLIPConfig(**sizes))).to(dtype)
     finish(model, "cpu")
     fill(model, state, what=what, unused=lambda key: key.endswith("embeddings.position_ids"))
@@ -59,9 +59,9 @@ def load_clip_model(
 class PickScore(FrozenReward):
     """Mean cosine of frames and caption; typically about 0.2 for the released weights."""
 
-    def __init__(self, config: PickScoreConfig) -> None:
+    def __init__(self, config: PickScoreConfig, *, weights: bool = True) -> None:
         sizes = architecture(config.arch, FULL, "pickscore")
-        state = open_weights(find(config.path, PUBLISHED, "pickscore"), "pickscore")
+        state = open_weights(find(config.path, PUBLISHED, "pickscore"), "pickscore") if weights else None
         model = load_clip_model(sizes, state, "pickscore", DTYPES[config.dtype])
         super().__init__(model, self.tokens(config))
         self.config = config

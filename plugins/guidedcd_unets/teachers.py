@@ -10,13 +10,15 @@ from guidedcd.teachers.animatediff import load_animatediff
 from guidedcd.teachers.protocol import LatentTeacher
 from guidedcd.teachers.unet3d import load_unet3d
 from guidedcd.teachers.videocrafter2 import load_videocrafter2
-from guidedcd_unets import AnimateDiffConfig, UNet3DConfig, VideoCrafter2Config
+from guidedcd_unets import AnimateDiffConfig, UNet3DConfig, VideoCrafter2Config, outlines
 
 VIDEOCRAFTER2 = Published(repo="VideoCrafter/VideoCrafter2", files=("model.ckpt",), size="7.4 GB")
 
 
-def videocrafter2(config: VideoCrafter2Config) -> LatentTeacher:
-    """VideoCrafter2 from its published file."""
+def videocrafter2(config: VideoCrafter2Config, *, weights: bool = True) -> LatentTeacher:
+    """VideoCrafter2 from its published file; without weights its shapes alone, on the meta device."""
+    if not weights:
+        return outlines.videocrafter2(config)
     path = find(config.path, VIDEOCRAFTER2, "videocrafter2") if config.path == "auto" else config.path
     return load_videocrafter2(
         path,
@@ -29,16 +31,20 @@ def videocrafter2(config: VideoCrafter2Config) -> LatentTeacher:
     )
 
 
-def unet3d(config: UNet3DConfig) -> LatentTeacher:
-    """Any folder of the 3D UNet family."""
+def unet3d(config: UNet3DConfig, *, weights: bool = True) -> LatentTeacher:
+    """Any folder of the 3D UNet family; without weights its shapes alone."""
+    if not weights:
+        return outlines.unet3d(config)
     teacher = load_unet3d(config.path, frames=config.frames, height=config.height, width=config.width, fps=config.fps)
     if teacher.text.tokenizer.bos_token == START:  # a folder that was converted here: same text, same tokens
         teacher.text = ClipTokens(teacher.text.model)
     return teacher.to("cpu", getattr(torch, config.dtype))
 
 
-def animatediff(config: AnimateDiffConfig) -> LatentTeacher:
-    """AnimateDiff from a pipeline folder, or from an image model and an adapter."""
+def animatediff(config: AnimateDiffConfig, *, weights: bool = True) -> LatentTeacher:
+    """AnimateDiff from a pipeline folder, or from an image model and an adapter; without weights its shapes alone."""
+    if not weights:
+        return outlines.animatediff(config)
     return load_animatediff(
         config.path,
         adapter=config.adapter,

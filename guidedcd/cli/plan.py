@@ -1,0 +1,88 @@
+"""`guidedcd plan`: what a run would take, before it is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from guidedcd.cli.flags import read_run
+from guidedcd.cli.train import usable
+from guidedcd.cli.values import NUMBER, WHOLE
+from guidedcd.plugins import Registry
+
+
+def add(app: App, registry: Registry, flags_class: Any) -> None:
+    """Add the command to `app`."""
+
+    def plan(
+        *,
+        flags: Any = None,
+        on: str | None = None,
+        device_tflops: float | None = None,
+        device_memory: float | None = None,
+        processes: int | None = None,
+        probe: bool = False,
+        cheaper: bool = True,
+        json: bool = False,
+        store: Path | None = None,
+    ) -> None:
+        """Predict the device-hours, memory and disk that `train` with the same flags takes. Nothing is written.
+
+        Operations, bytes moved and bytes alive are counted by running the same code on tensors without memory; no
+        weights are needed for teachers and rewards whose architecture is published. Also says what other settings
+        would save. The evaluation and the reading of videos are not counted.
+
+        Parameters
+        ----------
+        on
+            Plan for this GPU instead of the present device: h200, h100, a100, 4090, ...
+        device_tflops
+            Peak 16-bit TFLOP/s of the device, instead of the known figure.
+        device_memory
+            Memory of the device in GB, likewise.
+        processes
+            How many devices share the work; as launched by default.
+        probe
+            Measure a little of the run on the present device, in at most 60 seconds, beside the prediction.
+        cheaper
+            Say what other settings would save; without it the plan comes sooner.
+        json
+            Print one JSON object instead of tables.
+        store
+            Where the store would go, to see whether it fits.
+        """
+        run = read_run(flags, registry)
+        if on is None:
+            usable(run.device)
+        from guidedcd.plan import Question, run_plan
+
+        run_plan(
+            run,
+            Question(
+                on=on,
+                tflops=device_tflops,
+                memory=device_memory,
+                processes=processes,
+                probe=probe,
+                cheaper=cheaper,
+                as_json=json,
+                store=store,
+            ),
+        )
+
+    positive, plain = Parameter(validator=Number(gt=0)), Parameter(negative="")
+    plan.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
+    plan.__annotations__ |= {
+        "on": str | None,
+        "device_tflops": Annotated[float | None, NUMBER, positive],
+        "device_memory": Annotated[float | None, NUMBER, positive],
+        "processes": Annotated[int | None, WHOLE, positive],
+        "probe": Annotated[bool, plain],
+        "cheaper": bool,
+        "json": Annotated[bool, plain],
+        "store": Path | None,
+    }
+    app.command(plan)

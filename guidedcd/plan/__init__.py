@@ -1,0 +1,128 @@
+"""What a run will cost, before it is run: GPU-hours, memory of a process, disk, and what other settings would save."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from guidedcd.console import console
+from guidedcd.devices import device as find_device
+from guidedcd.devices import process
+from guidedcd.plan import show
+from guidedcd.plan.cheaper import choices
+from guidedcd.plan.estimate import Estimator, Stage, usable
+from guidedcd.plan.machines import GB, Machine, machine
+from guidedcd.run import Run
+
+
+@attrs.frozen(kw_only=True)
+class Question:
+    """What is asked about a run."""
+
+    on: str | None = None
+    """Plan for this GPU instead of the present device."""
+    tflops: float | None = None
+    """Peak 16-bit TFLOP/s of the device."""
+    memory: float | None = None
+    """Its memory in GB."""
+    processes: int | None = None
+    """How many devices; as launched if none."""
+    probe: bool = False
+    """Measure a little of the run on the present device."""
+    cheaper: bool = True
+    """Say what other settings would save."""
+    as_json: bool = False
+    """Print one JSON object instead of tables."""
+    store: Path | None = None
+    """The store's folder."""
+
+
+def run_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
+    """Predict what `guidedcd train` with this run takes, print it, and return it.
+
+    No weights are read where the teacher and the rewards can be had without (`weights=False`), and nothing is written.
+
+    Args:
+        run: What to plan.
+        question: What for, and how to say it.
+
+    Returns:
+        JSON values: machine, preprocess, train, cheaper, probe, warnings.
+
+    Raises:
+        GuidedCDError: The device is not known, or the teacher cannot be built.
+    """
+    question = question or Question()
+    where = machine(
+        find_device("cpu" if question.on else run.device),
+        like=question.on,
+        tflops=question.tflops,
+        memory=question.memory,
+    )
+    processes = question.processes or process()[1]
+    estimator, say = Estimator(where, processes), not question.as_json
+    stages = {"preprocess": estimator.preprocess(run), "train": estimator.train(run)}
+    found: dict[str, Any] = {
+        "machine": {**attrs.asdict(where), "processes": processes},
+        **{name: attrs.asdict(stage) for name, stage in stages.items()},
+        "warnings": warnings(run, stages, where, question.store, estimator.left_out),
+    }
+    if say:
+        show.stages(run, where, processes, stages, estimator)
+    if question.probe:
+        from guidedcd.plan.probe import probe
+
+        found["probe"] = probe(run, estimator)
+        if say:
+            show.probed(found["probe"])
+    if question.cheaper:
+        found["cheaper"] = []
+        for choice in choices(run, where.kind):
+            after = getattr(estimator, choice.stage)(choice.run)
+            saved = savings(stages[choice.stage], after)
+            if saved:
+                found["cheaper"].append({"stage": choice.stage, "flags": choice.flags, "note": choice.note, **saved})
+        if say:
+            show.cheaper(found["cheaper"])
+    if say:
+        for warning in found["warnings"]:
+            console.print(f"warning  {warning}")
+    else:
+        print(json.dumps(found, indent=1))
+    return found
+
+
+def savings(before: Stage, after: Stage) -> dict[str, list[float]]:
+    """By figure, [before, after], for those that change by two per cent or more; none if nothing becomes less."""
+    found = {}
+    for name in ("device_hours", "peak_gb", "disk_gb"):
+        old, new = getattr(before, name), getattr(after, name)
+        if abs(old - new) > 0.02 * max(old, new):
+            found[name] = [old, new]
+    return found if any(new < old for old, new in found.values()) else {}
+
+
+def warnings(
+    run: Run, stages: dict[str, Stage], where: Machine, store: Path | None, left_out: dict[str, str]
+) -> list[str]:
+    """What will not fit, and what could not be counted."""
+    found = [f"{name} is not in the prediction: {reason}" for name, reason in left_out.items()]
+    room = usable(where) / GB
+    for name, stage in stages.items():
+        if stage.peak_gb > room:
+            batch = stage.largest_batch
+            advice = f"--{name}.batch-size {batch} fits" if batch else "no batch size fits: see the cheaper settings"
+            found.append(
+                f"{name} needs {stage.peak_gb:.1f} GB per process, {where.name} has {room:.1f} to spare; {advice}"
+            )
+    folder = (store or Path("runs")).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free, needed = shutil.disk_usage(folder).free / GB, sum(stage.disk_gb for stage in stages.values())
+    if needed > free:
+        found.append(f"{needed:.1f} GB of disk are needed, {folder} has {free:.1f} free")
+    return found

@@ -1,0 +1,65 @@
+"""What a run's store asks of the teacher, in passes, and how many bytes it is: expectations over the random draws."""
+
+from __future__ import annotations
+
+import attrs
+import numpy
+
+from guidedcd.guidance import guided_from
+from guidedcd.run import Run
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+ABOUT = 400
+"""Bytes of JSON per video, besides its caption."""
+HEADER = 2500
+"""Bytes of names and checksums per shard."""
+POINTS = 4096
+"""Points at which each draw's random number is looked at."""
+
+
+@attrs.frozen(kw_only=True)
+class Passes:
+    """What one video asks of the teacher on average."""
+
+    inversion: float
+    """Steps of its DDIM inversion."""
+    scored: float
+    """Draws with scores: a pass without the caption, one for each kind of reference, one with a gradient."""
+    plain: float
+    """Draws without: a pass with and one without the caption."""
+
+
+def passes(run: Run) -> Passes:
+    """The expected passes of one video.
+
+    The draws of a video are stratified: draw i of D stands at solver index floor((i + u) N / D), u uniform in [0, 1).
+    One inversion, up to the last scored draw, serves all of them.
+    """
+    steps, draws = run.solver.steps, run.preprocess.draws_per_video
+    first = guided_from(run.preprocess.window, steps) if run.energies else steps
+    u = (numpy.arange(POINTS) + 0.5) / POINTS
+    index = numpy.minimum(((numpy.arange(draws)[:, None] + u) * steps / draws).astype(int), steps - 1)
+    scored = index >= first
+    inverts = any(config.reference == "inversion" for config in run.energies.values())
+    return Passes(
+        inversion=float(((index[-1] + 1) * scored[-1]).mean()) if inverts else 0.0,
+        scored=float(scored.mean(1).sum()),
+        plain=float((~scored).mean(1).sum()),
+    )
+
+
+def store_bytes(run: Run, latent: int, cond: int, *, dtype: str | None = None, caption: int = 100) -> float:
+    """Bytes of the finished store.
+
+    Args:
+        run: How many videos, draws and energies, and the dtype of what is stored.
+        latent: Numbers in the latents of one video.
+        cond: Bytes of one caption's conditioning.
+        dtype: Another dtype than the run's.
+        caption: Bytes of a caption.
+    """
+    settings, energies = run.preprocess, len(run.energies)
+    number, draws, scored = BYTES[dtype or settings.dtype], settings.draws_per_video, passes(run).scored
+    video = 4 * latent + cond + 8 + 8 * draws * (1 + energies) + ABOUT + caption
+    video += 2 * draws * latent * number + energies * scored * (latent * number + 4)
+    return settings.videos * video + HEADER * -(-settings.videos // settings.shard_size)

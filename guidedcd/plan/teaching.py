@@ -1,0 +1,117 @@
+"""What preprocessing costs: each kind of the teacher's passes, counted once on tensors without memory.
+
+Legend: B samples of a pass with gradient, R = 2 B rows of a pass without, L text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from guidedcd.plan.machines import Machine
+from guidedcd.plan.meter import Cost, metered, size
+from guidedcd.plan.passes import Passes, passes
+from guidedcd.run import Run
+
+ROWS = 2
+"""Rows of a pass without gradient, per sample of one with."""
+
+
+@attrs.define(kw_only=True)
+class Teaching:
+    """The costs of a run's preprocessing, by what is done."""
+
+    run: Run
+    encode: Cost
+    """Latents of B videos."""
+    embed: Cost
+    """Conditioning of B captions."""
+    forward: Cost
+    """R rows without gradient."""
+    guided: Cost | None
+    """References, predictions and scores of B samples; None without energies."""
+    resident: int
+    """Bytes of the teacher."""
+    latent: int
+    """Numbers in the latents of one video."""
+    cond: dict[str, tuple[tuple[int, ...], int]]
+    """Shape of one caption's conditioning, and bytes of a number, by key."""
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.run.preprocess.batch_size
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the worst moment."""
+        costs = (self.encode, self.embed, self.forward, self.guided)
+        return self.resident + max(cost.peak for cost in costs if cost is not None)
+
+    def flops(self, counted: Passes | None = None) -> float:
+        """Operations per video."""
+        return self._of(lambda cost: cost.flops, counted)
+
+    def seconds(self, machine: Machine, counted: Passes | None = None) -> float:
+        """Seconds per video."""
+        return self._of(machine.seconds, counted)
+
+    def _of(self, measure: Any, counted: Passes | None) -> float:
+        counted = counted or passes(self.run)
+        rows = counted.inversion + counted.scored + 2 * counted.plain
+        total = (measure(self.encode) + measure(self.embed)) / self.batch
+        total += rows * measure(self.forward) / (ROWS * self.batch)
+        if self.guided is not None:
+            total += counted.scored * measure(self.guided) / self.batch
+        return total
+
+
+def teaching(run: Run, teacher: Any) -> Teaching:
+    """Count what a teacher without memory does with the run's batch size."""
+    if run.preprocess.precision == "bf16":
+        teacher.network.to(torch.bfloat16)
+    geometry, batch = teacher.geometry, run.preprocess.batch_size
+    with torch.no_grad():
+        with metered() as encode:
+            teacher.encode(empty(batch, *geometry.pixel_shape))
+        with metered() as embed:
+            cond = teacher.embed(["a"] * batch)
+        z, t, text = _inputs(teacher, ROWS * batch)
+        with metered() as forward:
+            teacher.net(z, t, text)
+    return Teaching(
+        run=run,
+        encode=encode,
+        embed=embed,
+        forward=forward,
+        guided=guided(run, teacher) if run.energies else None,
+        resident=sum(size(getattr(teacher, part, None)) for part in ("network", "vae", "text")),
+        latent=z[0].numel(),
+        cond={key: (tuple(value.shape[1:]), value.element_size()) for key, value in cond.items()},
+    )
+
+
+def guided(run: Run, teacher: Any) -> Cost:
+    """Count one batch of references, predictions and scores."""
+    from guidedcd.scores import Scores
+
+    z, t, text = _inputs(teacher, run.preprocess.batch_size)
+    at = {config.reference: (z, t) for config in run.energies.values()}
+    with metered() as cost:
+        for _ in Scores(run, teacher)(z, t, text, ["a"] * len(z), at, len(z)):
+            pass
+    return cost
+
+
+def _inputs(teacher: Any, rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Latents, timesteps and conditioning of some samples, without memory."""
+    text = {key: value[:1].expand(rows, *value.shape[1:]) for key, value in teacher.embed(["a"]).items()}
+    return empty(rows, *teacher.geometry.latent_shape), torch.zeros(rows, dtype=torch.long, device="meta"), text
+
+
+def empty(*shape: int) -> Tensor:
+    """A float32 tensor without memory."""
+    return torch.empty(*shape, device="meta")

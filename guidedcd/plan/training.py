@@ -1,0 +1,198 @@
+"""What training costs: one step of the student and one of the rewards, counted on tensors without memory.
+
+Legend: B samples of a batch, N network parameters, T trained ones.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import attrs
+import torch
+
+from guidedcd.distil import consistency
+from guidedcd.plan.machines import Machine
+from guidedcd.plan.meter import Cost, metered, size
+from guidedcd.plan.teaching import empty
+from guidedcd.rewards import Rewards
+from guidedcd.routes import Route
+from guidedcd.run import Run
+from guidedcd.student import Student
+
+NARROW = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@attrs.frozen(kw_only=True)
+class Sizes:
+    """What stands in memory between steps, in bytes, of one process."""
+
+    weights: float
+    """As the network computes with them."""
+    masters: float
+    """Float32 copies of trained weights; 0 where the network has them itself."""
+    states: float
+    """Of the optimiser."""
+    averages: float
+    gradients: float
+    """As the optimiser reads them, beyond those that the backward pass leaves."""
+
+    @property
+    def between(self) -> float:
+        """Bytes that stay."""
+        return self.weights + self.masters + self.states + self.averages
+
+
+@attrs.define(kw_only=True)
+class Training:
+    """The costs of one batch of a run."""
+
+    run: Run
+    step: Cost
+    """Both passes of the student, and the gradient."""
+    held: int
+    """Bytes that the student's passes leave for the gradient, when the rewards run."""
+    rewards: Cost | None
+    sizes: Sizes
+    others: int
+    """Bytes of the decoder and of the rewards."""
+    trained: int
+    """Numbers that the optimiser updates."""
+    whole: int
+    """Numbers in the network."""
+    width: int
+    """Bytes of a number as the teacher has it."""
+
+    def sized(self, processes: int) -> Training:
+        """The same for the optimiser of `run`, with so many processes."""
+        sizes = resident(self.run, self.whole, self.trained, self.width, processes=processes)
+        return attrs.evolve(self, sizes=sizes)
+
+    @property
+    def flops(self) -> float:
+        """Operations of one batch."""
+        return self.step.flops + (self.rewards.flops if self.rewards else 0)
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the worst moment: in a backward pass, while rewards are computed, or when gradients are widened."""
+        working = max(self.step.peak, self.held + (self.rewards.peak if self.rewards else 0), self.sizes.gradients)
+        return self.sizes.between + self.others + working
+
+    def seconds(self, machine: Machine) -> float:
+        """Seconds of one optimiser step."""
+        batch = machine.seconds(self.step) + (machine.seconds(self.rewards) if self.rewards else 0)
+        # Reads and writes weights, two states and gradients once each.
+        update = 2 * (self.sizes.masters + self.sizes.states + 4 * self.trained) / machine.bandwidth / machine.share
+        return batch * self.run.train.accumulate + update
+
+
+def training(run: Run, teacher: Any, cond: dict[str, tuple[int, ...]]) -> Training:
+    """Count a batch of a run.
+
+    Args:
+        run: What is trained.
+        teacher: On the meta device; its network is copied.
+        cond: Shape of one caption's conditioning by key, without the batch.
+    """
+    settings, batch = run.train, run.train.batch_size
+    with torch.device("meta"):
+        student = Student(teacher, run.student, tuple(run.energies))
+    named = list(student.network.parameters())
+    trained, whole, width = sum(p.numel() for p in student.trainable), sum(map(torch.numel, named)), named[0].itemsize
+    if (narrow := NARROW[settings.precision]) is not None:
+        student.to(narrow)
+    if settings.gradient_checkpointing:
+        student.enable_gradient_checkpointing()
+    student.train()
+    z = [empty(batch, *teacher.geometry.latent_shape) for _ in range(4)]
+    given = SimpleNamespace(
+        index=torch.zeros(batch, dtype=torch.long, device="meta"),
+        z0=z[0],
+        noise=z[1],
+        cond={key: empty(batch, *shape) for key, shape in cond.items()},
+        cond_output=z[2],
+        uncond_output=z[3],
+        scores={name: empty(*z[0].shape) for name in run.energies},
+        omega=empty(batch),
+        strengths=empty(batch, len(run.energies)),
+    )
+    with metered() as step:
+        loss, _ = consistency(
+            student,
+            teacher.schedule,
+            given,
+            grid=teacher.schedule.grid(run.solver.steps).to("meta"),
+            solver=run.solver,
+            energies=run.energies,
+            loss=settings.loss,
+            huber_c=settings.huber_c,
+            target=student.target,
+        )
+        held = step.kept
+        torch.autograd.backward(loss)
+    sizes = resident(run, whole, trained, width)
+    about = {"trained": trained, "whole": whole, "width": width}
+    return Training(run=run, step=step, held=held, rewards=None, sizes=sizes, others=0, **about)
+
+
+def resident(run: Run, whole: int, trained: int, width: int = 4, *, processes: int = 1) -> Sizes:
+    """What stands in memory between steps.
+
+    Args:
+        run: Precision, optimiser, averages, and how processes share.
+        whole: Numbers in the network.
+        trained: Of these, the trained ones.
+        width: Bytes of a number as the teacher has it.
+        processes: With `fsdp` each holds its part.
+    """
+    settings = run.train
+    eight_bit = settings.optimizer == "adamw-8bit"
+    share = processes if settings.parallel == "fsdp" else 1
+    narrow = settings.precision == "bf16" and share == 1
+    average = run.student.ema is not None or settings.average is not None
+    averages = 4 * trained if average else 0
+    if run.student.ema is not None and narrow:
+        averages += 2 * whole  # the target computes with a narrow copy
+    elif run.student.ema is not None:
+        averages = width * whole
+    return Sizes(
+        weights=(2 if narrow else width) * whole / share,
+        masters=4 * trained / share if narrow else 0,
+        states=(2 + 8 / 256 if eight_bit else 8) * trained / share,
+        averages=averages / share,
+        gradients=4 * trained / share if narrow else 0,
+    )
+
+
+def scoring(run: Run, teacher: Any, modules: dict[str, Any]) -> Cost:
+    """Count decoding and scoring one batch's routed samples, and the gradient to the predicted latents.
+
+    Args:
+        run: Frames, weights and limits of its rewards.
+        teacher: Without memory; its decoder is used up.
+        modules: The rewards by name, without memory; used up.
+    """
+    settings = run.train
+    if settings.precision == "bf16" and isinstance(teacher.vae, torch.nn.Module):
+        teacher.vae.to(torch.bfloat16)
+    low_memory = settings.decoder_checkpointing
+    if low_memory is None:
+        low_memory = settings.gradient_checkpointing
+    rewards = Rewards({name: (modules[name], run.rewards[name]) for name in modules}, teacher, low_memory=low_memory)
+    batch = min(settings.batch_size, settings.reward_batch or settings.batch_size)
+    routes = [Route(caption="a", rewards=frozenset(modules))] * batch
+    predicted = empty(batch, *teacher.geometry.latent_shape).requires_grad_()
+    with metered() as cost:
+        total = rewards.total(rewards.score(predicted, routes, torch.Generator().manual_seed(0)))
+        if isinstance(total, torch.Tensor) and total.requires_grad:
+            torch.autograd.backward(total)
+    return cost
+
+
+def others(run: Run, teacher: Any, modules: dict[str, Any]) -> int:
+    """Bytes of what stands beside the student: the decoder, in 16 bits with bf16, and the rewards."""
+    vae = size(getattr(teacher, "vae", None))
+    if vae and run.train.precision == "bf16":
+        vae = vae * 2 // next(teacher.vae.parameters()).itemsize
+    return vae + sum(map(size, modules.values()))

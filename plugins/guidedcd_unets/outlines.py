@@ -1,0 +1,148 @@
+"""The same teachers without their weights: networks on the meta device, for planning before anything is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from guidedcd import hub
+from guidedcd.checkpoints.architecture import Architecture
+from guidedcd.checkpoints.names import unet_arguments
+from guidedcd.checkpoints.part_names import text_arguments, vae_arguments
+from guidedcd.checkpoints.placing import skeleton
+from guidedcd.schedule import NoiseSchedule
+from guidedcd.teachers.animatediff import AnimateDiffTeacher
+from guidedcd.teachers.protocol import Cond, Geometry, LatentTeacher
+from guidedcd_unets import AnimateDiffConfig, UNet3DConfig, VideoCrafter2Config
+
+IMAGE_VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+}
+"""Stable Diffusion's autoencoder, which all of these families share."""
+TEXT_L: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+TEXT_H: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+}
+MODELSCOPE: dict[str, Any] = {"cross_attention_dim": 1024, "attention_head_dim": 64}
+"""What ModelScope's 3D UNet has beside the class's defaults."""
+MOTION: dict[str, Any] = {"cross_attention_dim": 768, "num_attention_heads": 8, "motion_max_seq_length": 32}
+"""Stable Diffusion 1.5 with the published motion modules, beside the class's defaults."""
+
+
+class Text(nn.Module):
+    """A CLIP text model that is given any tokens."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Take a `CLIPTextModel`."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, captions: Sequence[str]) -> Cond:
+        """{"prompt_embeds": (B, L, D)}."""
+        config, like = self.model.config, next(self.model.parameters())
+        ids = torch.zeros(len(captions), config.max_position_embeddings, dtype=torch.long, device=like.device)
+        return {"prompt_embeds": self.model(input_ids=ids).last_hidden_state}
+
+
+def videocrafter2(config: VideoCrafter2Config) -> LatentTeacher:
+    """VideoCrafter2 of the published architecture, or of the one in `config.arch`; the checkpoint is not opened."""
+    from diffusers import AutoencoderKL, UNet3DConditionModel
+    from transformers import CLIPTextConfig
+
+    arch = Architecture.read(config.arch)
+    arch.check_size(config.frames, config.height, config.width)
+    unet = skeleton(lambda: UNet3DConditionModel(**unet_arguments(arch.unet)))
+    vae = skeleton(lambda: AutoencoderKL(**vae_arguments(arch.ddconfig, arch.embed_dim, arch.scale)))
+    text = _text(CLIPTextConfig(**text_arguments(arch.text, arch.layer)))
+    return _teacher(LatentTeacher, config, unet, vae, text, channels=arch.embed_dim, compression=arch.compression)
+
+
+def unet3d(config: UNet3DConfig) -> LatentTeacher:
+    """A folder's architecture; ModelScope's where neither the folder nor the hub can be read."""
+    from diffusers import AutoencoderKL, UNet3DConditionModel
+
+    unet = _network(UNet3DConditionModel, config.path, "unet", MODELSCOPE)
+    vae = _network(AutoencoderKL, config.path, "vae", IMAGE_VAE)
+    return _teacher(LatentTeacher, config, unet, vae, _text_of(config.path, TEXT_H))
+
+
+def animatediff(config: AnimateDiffConfig) -> LatentTeacher:
+    """A motion UNet's architecture; Stable Diffusion 1.5 with the published adapter where it cannot be read."""
+    from diffusers import AutoencoderKL, UNetMotionModel
+
+    found = _config(UNetMotionModel, config.path, "unet")
+    whole = found is not None and found.get("_class_name") == "UNetMotionModel"
+    unet = _network(UNetMotionModel, config.path if whole else "", "unet", MOTION)
+    vae = _network(AutoencoderKL, config.path, "vae", IMAGE_VAE)
+    return _teacher(AnimateDiffTeacher, config, unet, vae, _text_of(config.path, TEXT_L))
+
+
+def _teacher(
+    kind: type[LatentTeacher],
+    config: Any,
+    network: nn.Module,
+    vae: nn.Module,
+    text: nn.Module,
+    channels: int | None = None,
+    compression: int | None = None,
+) -> LatentTeacher:
+    dtype = getattr(torch, config.dtype)
+    return kind(
+        network=network.to(dtype),
+        vae=vae.to(dtype),
+        text=Text(text.to(dtype)),
+        schedule=NoiseSchedule.scaled_linear(),
+        geometry=Geometry(
+            frames=config.frames,
+            height=config.height,
+            width=config.width,
+            fps=config.fps,
+            channels=channels or network.config.in_channels,
+            compression=compression or 2 ** (len(vae.config.block_out_channels) - 1),
+        ),
+    )
+
+
+def _config(kind: Any, path: str | Path, part: str) -> dict[str, Any] | None:
+    """A part's published configuration, if it is on this machine or can be had."""
+    if not str(path) or hub.missing(path):
+        return None
+    try:
+        return kind.load_config(path, subfolder=part)
+    except (OSError, ValueError):
+        return None
+
+
+def _network(kind: Any, path: str | Path, part: str, otherwise: dict[str, Any]) -> nn.Module:
+    found = _config(kind, path, part)
+    return skeleton(lambda: kind(**otherwise) if found is None else kind.from_config(found))
+
+
+def _text_of(path: str | Path, otherwise: dict[str, Any]) -> nn.Module:
+    from transformers import CLIPTextConfig
+
+    config = None
+    if str(path) and not hub.missing(path):
+        try:
+            config = CLIPTextConfig.from_pretrained(path, subfolder="text_encoder")
+        except (OSError, ValueError):
+            config = None
+    return _text(config or CLIPTextConfig(**otherwise))
+
+
+def _text(config: Any) -> nn.Module:
+    from transformers import CLIPTextModel
+
+    return skeleton(lambda: CLIPTextModel(config))
