@@ -266,6 +266,26 @@ def test_dropout_is_kept_in_training():
     assert (one - still).abs().mean() < 0.5 * still.abs().mean()
 
 
+def test_an_autoencoder_decodes_the_same():
+    """Values and gradients of the decoder, and the encoder's mode, in float64; and it can be undone."""
+    from diffusers import AutoencoderKL
+
+    sizes = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    stock = AutoencoderKL(**sizes, **kinds).double().eval().requires_grad_(False)
+    quick = fast.speed_up(copy.deepcopy(stock))
+    z = torch.randn(3, 4, 6, 4, dtype=torch.float64, requires_grad=True)
+    mine, theirs = quick.decode(z).sample, stock.decode(z).sample
+
+    assert fast.is_fast(quick)
+    assert (mine - theirs).abs().max() < 1e-12
+    one, other = (torch.autograd.grad(x.square().sum(), z)[0] for x in (mine, theirs))
+    assert (one - other).abs().max() < 1e-10
+    pixels = theirs.detach()
+    assert (quick.encode(pixels).latent_dist.mode() - stock.encode(pixels).latent_dist.mode()).abs().max() < 1e-12
+    assert torch.equal(fast.plain(quick).decode(z).sample, theirs)
+
+
 def test_unknown_ways_to_compile_are_refused():
     """The message lists what there is."""
     with pytest.raises(ValueError, match="None, blocks, blocks-tuned: 'all'"):

@@ -1,4 +1,4 @@
-"""Switch a stock `UNet3DConditionModel` to faster, exact paths and back: same classes, same weights, same keys."""
+"""Switch a stock diffusers network to faster, exact paths and back: same classes, same weights, same keys."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class FrameCounter:
 
 
 def speed_up(network: nn.Module, *, compile: str | None = None, graphs: bool = False) -> nn.Module:
-    """Switch a `UNet3DConditionModel` to the fast paths, in place; its output stays the same up to rounding.
+    """Switch a `UNet3DConditionModel` or an `AutoencoderKL` to the fast paths, in place; equal up to rounding.
 
     Activations and convolution weights become channels-last, temporal convolutions two-dimensional, keys and values of
     a prompt are computed once per video, norms and activations are fused on GPUs. Works in training, with gradient
@@ -75,7 +75,7 @@ def speed_up(network: nn.Module, *, compile: str | None = None, graphs: bool = F
             tens of seconds at the first call of each kind (with and without gradient); "blocks-tuned" also tries
             several kernels for every matrix product, minutes.
         graphs: Record a CUDA graph for every size of input, and replay it: no time is lost between kernels. Used where
-            no gradient is wanted; holds memory for each size.
+            no gradient is wanted; holds memory for each size. For a `UNet3DConditionModel`.
 
     Raises:
         ValueError: `compile` is none of these.
@@ -93,7 +93,8 @@ def speed_up(network: nn.Module, *, compile: str | None = None, graphs: bool = F
             _lay(module, torch.channels_last_3d)
         elif isinstance(module, nn.Conv2d):
             _lay(module, torch.channels_last)
-    network.register_forward_pre_hook(FrameCounter(state), with_kwargs=True)
+    if any(type(module) is Transformer2DModel for module in network.modules()):
+        network.register_forward_pre_hook(FrameCounter(state), with_kwargs=True)
     if graphs:
         network.forward = Replay(network)
     return network
@@ -129,7 +130,7 @@ def _lay(conv: nn.Module, layout: torch.memory_format) -> None:
 
 def _path(name: str, module: nn.Module) -> Callable[..., Any] | None:
     """The forward method for one module, or None where the stock one stays."""
-    if name == "conv_norm_out" and type(module) is nn.GroupNorm:
+    if name.rpartition(".")[2] == "conv_norm_out" and type(module) is nn.GroupNorm:
         return _norm
     if type(module) is Upsample2D and module.use_conv and not module.use_conv_transpose and module.name == "conv":
         return _upsample if module.norm is None and module.interpolate else None
