@@ -51,6 +51,8 @@ STEPS: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
     "cd-checkpointed": (CHECKPOINTED, (), {}),
     "all": ({"decoder_checkpointing": True}, REWARDS, {}),
     "all-checkpointed": (CHECKPOINTED, REWARDS, {}),
+    "cd-temporal": ({**CHECKPOINTED, "checkpointed": "temporal"}, (), {}),
+    "all-temporal": ({**CHECKPOINTED, "checkpointed": "temporal"}, REWARDS, {}),
     "lora-checkpointed": (CHECKPOINTED, (), {"kind": "lora", "rank": 64}),
     "cd-8bit-checkpointed": ({**CHECKPOINTED, "optimizer": "adamw-8bit"}, (), {}),
     "cd-average-checkpointed": ({**CHECKPOINTED, "average": 0.999}, (), {}),
@@ -59,8 +61,9 @@ STEPS: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
 """By name: options of training, rewards, options of the student."""
 ORDER = (
     *("cd/layers", "cd-checkpointed/layers", "all/layers", "all-checkpointed/layers", "lora-checkpointed/layers"),
+    *("cd-temporal/layers", "all-temporal/layers"),
     *("cd-8bit-checkpointed/layers", "reward-hps", "reward-clip", "reward-internv2", "sample/layers"),
-    *("cd/blocks", "cd-checkpointed/blocks", "all/blocks", "all-checkpointed/blocks"),
+    *("cd/blocks", "cd-checkpointed/blocks", "all/blocks", "all-temporal/blocks", "all-checkpointed/blocks"),
     *("cd/no", "cd-checkpointed/no", "all/no", "cd-average-checkpointed/layers"),
 )
 """What is measured when nothing is chosen; `cd-float32-masters-only` is asked for by name."""

@@ -158,10 +158,12 @@ class Train:
     """Decay of averaged weights, saved as the student; unlike student.ema the target stays the student itself."""
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))
     """What the networks compute in: bf16 keeps float32 masters in the optimiser; fp16 autocasts and scales the loss."""
-    fast: str = attrs.field(default="no", validator=in_(("no", "layers", "blocks", "blocks-tuned")))
-    """Faster paths through the student: exact layers, also compiled by kind (blocks), also tuned (takes minutes)."""
+    fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "blocks", "blocks-tuned")))
+    """Faster paths through a 3D UNet: exact layers (auto: on GPUs), also compiled (blocks), also tuned (minutes)."""
     gradient_checkpointing: bool = False
     """Recompute the student's activations in the backward pass: less memory, about a third more time."""
+    checkpointed: str = attrs.field(default="all", validator=in_(("all", "temporal")))
+    """Which layers gradient_checkpointing is for: all, or only the temporal ones, which keep more than they compute."""
     decoder_checkpointing: bool | None = None
     """Recompute frames decoded for rewards one by one in the backward pass; none: as gradient_checkpointing."""
     parallel: str = attrs.field(default="ddp", validator=in_(("ddp", "fsdp")))

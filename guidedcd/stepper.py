@@ -20,10 +20,11 @@ from guidedcd.batches import Batch
 from guidedcd.devices import part
 from guidedcd.distil import consistency
 from guidedcd.errors import GuidedCDError
-from guidedcd.fast import speed_up
+from guidedcd.fast import is_fast, speed_up
 from guidedcd.rewards import Rewards
 from guidedcd.run import Run
 from guidedcd.student import Student
+from guidedcd.tuning import compiled_as
 from guidedcd.weights import whole
 
 
@@ -59,11 +60,14 @@ class Stepper:
         self.grid = self.schedule.grid(run.solver.steps).to(self.device)
         with part("the student", "Use --student.kind lora"):
             torch.manual_seed(run.seed)
-            if settings.fast != "no":
-                speed_up(teacher.network, compile=None if settings.fast == "layers" else settings.fast)
+            compiled = compiled_as(settings, teacher.network)
+            if compiled is not False and not is_fast(teacher.network):
+                speed_up(teacher.network, compile=compiled)
+                # Convolutions are tried in all ways at first, where results need not be the same from run to run.
+                torch.backends.cudnn.benchmark |= not torch.are_deterministic_algorithms_enabled()
             self.student = Student(teacher, run.student, tuple(run.energies), take=True).to(self.device)
             if settings.gradient_checkpointing:
-                self.student.enable_gradient_checkpointing()
+                self.student.enable_gradient_checkpointing(settings.checkpointed)
             vae, dtype = getattr(teacher, "vae", None), parallel.DTYPES[settings.precision]
             if isinstance(vae, nn.Module) and dtype is not None:
                 nn.Module.to(vae, dtype)
@@ -143,7 +147,7 @@ class Stepper:
                 if len(scores):
                     numbers[f"reward/{name}"] = scores.detach().mean()
                     # Gradients are averaged over processes: times their number, over the samples of all of them.
-                    loss = loss - run.rewards[name].weight * scores.sum() * processes / count.to(loss.device)
+                    loss = loss - run.rewards[name].weight * scores.sum() * processes / count
         return loss, {"loss": loss.detach()} | numbers
 
     def _batch(self, number: int) -> Batch:

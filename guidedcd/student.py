@@ -137,12 +137,12 @@ class Student(nn.Module):
         """The network of the loss's second side: the averaged one where there is one, else the student itself."""
         return self(*args, **kwargs, averaged=self.averaged is not None)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute each layer's activations in the backward pass."""
-        if getattr(self.network, "_supports_gradient_checkpointing", False):
+    def enable_gradient_checkpointing(self, layers: str = "all") -> None:
+        """Recompute activations in the backward pass: of "all" layers, or of the "temporal" ones alone."""
+        if layers == "all" and getattr(self.network, "_supports_gradient_checkpointing", False):
             self.network.enable_gradient_checkpointing()
         else:
-            checkpoint_layers(self.network)
+            checkpoint_layers(self.network, layers)
 
     def save(
         self, folder: Path, weights: Mapping[str, Tensor] | None = None, online: Mapping[str, Tensor] | None = None
@@ -243,9 +243,10 @@ def _with_adapters(network: nn.Module, rank: int) -> nn.Module:
     return inject_adapter_in_model(config, network)
 
 
-def checkpoint_layers(network: nn.Module) -> None:
+def checkpoint_layers(network: nn.Module, layers: str = "all") -> None:
     """Recompute the activations of each layer of a `UNet3DConditionModel` in the backward pass, also of a fast one."""
-    names = ("ResnetBlock2D", "TemporalConvLayer", "Transformer2DModel", "TransformerTemporalModel")
+    names = ("TemporalConvLayer", "TransformerTemporalModel")
+    names += ("ResnetBlock2D", "Transformer2DModel") if layers == "all" else ()
     for module in network.modules():
         wrapped = isinstance(vars(module).get("forward"), functools.partial)
         if type(module).__name__ in names and not wrapped:

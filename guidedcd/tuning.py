@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidedcd.configs import Preprocess
+from guidedcd.configs import Preprocess, Train
 
 
 @contextlib.contextmanager
@@ -34,19 +34,24 @@ def tuned(teacher: Any, settings: Preprocess, *, ours: bool = False) -> Iterator
         yield teacher
         return
     speed_up(network, compile=compiled)
+    before = torch.backends.cudnn.benchmark
+    # Every convolution is tried in all ways at its first call, where results need not be the same from run to run.
+    torch.backends.cudnn.benchmark = before or not torch.are_deterministic_algorithms_enabled()
     try:
         yield teacher
     finally:
+        torch.backends.cudnn.benchmark = before
         plain(network)
 
 
-def compiled_as(settings: Preprocess, network: nn.Module) -> str | bool | None:
-    """How faster paths compile: None not at all; False where there are no faster paths."""
+def compiled_as(settings: Preprocess | Train, network: nn.Module) -> str | bool | None:
+    """How faster paths compile: None not at all, as on a CPU; False where there are no faster paths."""
     if type(network).__name__ != "UNet3DConditionModel" or settings.fast == "no":
         return False
+    on_gpu = next(network.parameters()).is_cuda
     if settings.fast == "auto":
-        return None if next(network.parameters()).is_cuda else False
-    return None if settings.fast == "layers" else settings.fast
+        return None if on_gpu else False
+    return settings.fast if on_gpu and settings.fast != "layers" else None
 
 
 def _with(teacher: Any, network: nn.Module) -> Any:

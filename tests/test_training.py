@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import signal
 import sys
+import time
 import types
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import HERE, make, toy, trained  # noqa: F401 - a fixture
+from test_train import launch, make, toy, trained  # noqa: F401 - a fixture
 from torch import nn
 
 from guidedcd import checkpoint
@@ -263,3 +267,82 @@ def test_checkpoints_of_an_average_can_be_sampled(toy, tmp_path):  # noqa: F811
 
     assert mean.keys() == online.keys()
     assert any(not torch.equal(mean[key], online[key]) for key in mean)
+
+
+def test_temporal_layers_alone_can_be_recomputed(toy, tmp_path):  # noqa: F811
+    """`checkpointed = "temporal"` runs temporal layers once more in the backward pass, and changes no number."""
+    from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
+
+    calls: dict[str, list[type]] = {}
+    lines = {}
+    for name, options in {
+        "none": {},
+        "temporal": {"gradient_checkpointing": True, "checkpointed": "temporal"},
+        "all": {"gradient_checkpointing": True},
+    }.items():
+        run = make(train={"steps": 1, "decoder_checkpointing": False, **options})
+        store = LatentStore(run_preprocess(run, store_folder=tmp_path / "s"))
+        trainer = Trainer(run, tmp_path / name, store, run.teacher.build())
+        heard = calls.setdefault(name, [])
+        for module in trainer.student.network.modules():
+            if (kind := type(module)) in (ResnetBlock2D, TemporalConvLayer):
+                first = next(m for m in module.modules() if not list(m.children()))
+                first.register_forward_hook(lambda m, a, o, kind=kind, heard=heard: heard.append(kind))
+        lines[name] = trainer(1)
+    count = {name: (heard.count(ResnetBlock2D), heard.count(TemporalConvLayer)) for name, heard in calls.items()}
+
+    spatial, temporal = count["none"]
+    assert count["temporal"] == (spatial, temporal * 3 // 2)  # two forward passes, one of them with gradient
+    assert count["all"] == (spatial * 3 // 2, temporal * 3 // 2)
+    assert lines["temporal"] == pytest.approx(lines["none"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_all_objectives_survive_a_kill_at_step_100(toy, tmp_path):  # noqa: F811
+    """200 steps with energies and three rewards, killed at step 100 and continued: every number is the same."""
+    run = make(
+        data=[{"shapes": {}}],
+        energy={"pta": {"relative": 0.3, "reference": "single-step"}, "toy": {"relative": 0.1}},
+        rewards={name: {"frames": 2} for name in ("hps", "clip", "internv2")},
+        routes={"short-caption": {}},
+        train={"steps": 200, "save_every": 50, "reward_batch": 1, "average": 0.99, "warmup": 20},
+    )
+    straight = launch(run, tmp_path / "a", tmp_path / "s")
+    process = launch(run, tmp_path / "b", tmp_path / "t")
+    while not (tmp_path / "b" / "checkpoints" / "step-000100").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process = launch(run, tmp_path / "b", tmp_path / "t")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "continuing after step 100" in output
+    assert straight.wait() == 0
+
+    one, other = ([json.loads(x) for x in (tmp_path / f / "log.jsonl").read_text().splitlines()] for f in "ab")
+    clock = ("seconds", "samples_per_second", "memory_gb")
+    assert len(one) == 200
+    assert [{k: v for k, v in x.items() if k not in clock} for x in one] == [
+        {k: v for k, v in x.items() if k not in clock} for x in other
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_resume(toy, tmp_path, parallel):  # noqa: F811
+    """Two processes go on from a checkpoint of theirs to the same numbers, and so does one with twice the batch."""
+    options = {"steps": 4, "average": 0.5, "parallel": parallel}
+    run, folder = make(train=options), tmp_path / "a"
+    prefix = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29577")
+    found = []
+    for _ in range(2):
+        process = launch(run, folder, tmp_path / "s", prefix)
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+        found.append([json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()])
+        shutil.rmtree(folder / "student")
+    assert "continuing after step 2" in output
+    assert found[0] == found[1]
+
+    alone = trained(make(train={**options, "batch_size": 4}), folder, tmp_path / "other")
+    assert [line["loss"] for line in alone[2:]] == pytest.approx(found[0][2:], rel=1e-3)

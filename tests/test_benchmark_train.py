@@ -1,0 +1,72 @@
+"""The benchmark of training steps, with tiny networks on the CPU: it calls the trainer's own step."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def run(repository, folder, *arguments):
+    """The benchmark in a process of its own, where no video library can be imported."""
+    (folder / "av.py").write_text("raise ImportError('there is no video library')")
+    script = str(repository / "benchmarks" / "train.py")
+    command = [sys.executable, script, "--tiny", "--device", "cpu", "--repeats", "1", "--warm-up", "0"]
+    code = (
+        f"import sys, runpy; sys.path[:0] = [{str(folder)!r}, {script.rsplit('/', 1)[0]!r}]; sys.argv = sys.argv[1:]; "
+    )
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run([command[0], "-c", code, *command[1:], *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_figures_are_told_one_by_one_and_a_failure_stops_no_other(repository, tmp_path):
+    """Steps, rewards and sampling give seconds and finite losses; 8-bit AdamW without its package is told as failed."""
+    out = tmp_path / "found.json"
+    only = "all-checkpointed/no,lora-checkpointed/layers,cd-8bit-checkpointed/no,reward-*,sample/layers"
+    said = run(repository, tmp_path, "--only", only, "--out", str(out))
+    figures = {row["figure"]: row for row in json.loads(out.read_text())["figures"]}
+
+    assert len(figures) == 7
+    assert "1.34 s" in figures["all-checkpointed/no"]["official"]
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        assert "needs the package bitsandbytes" in figures.pop("cd-8bit-checkpointed/no")["failed"]
+    assert all(row["seconds"] > 0 for row in figures.values())
+    assert figures["lora-checkpointed/layers"]["cd_loss"] > 0
+    assert "reward-internv2" in said
+
+
+def test_no_figure_begins_when_the_time_is_over(repository, monkeypatch, capsys):
+    """With a budget of nothing every figure is left out, and says so."""
+    monkeypatch.syspath_prepend(repository / "benchmarks")
+    import train
+
+    train.main(["--tiny", "--only", "cd/*", "--budget", "0"])
+
+    assert capsys.readouterr().out.count("left_out the time is over") == 4
+
+
+@pytest.mark.slow
+def test_two_processes_are_measured_beside_one(repository, tmp_path):
+    """DDP and FSDP2 run the same step in two processes and say how many times one they are."""
+    out = tmp_path / "found.json"
+    run(repository, tmp_path, "--only", "parallel", "--processes", "2", "--out", str(out), "--budget", "300")
+    figures = {row["figure"]: row for row in json.loads(out.read_text())["figures"]}
+
+    for name in ("parallel-ddp/layers", "parallel-fsdp/layers"):
+        assert figures[name]["processes"] == 2
+        assert figures[name]["times_one"] > 0
+
+
+@pytest.mark.slow
+def test_a_profile_is_a_table_of_operations(repository, tmp_path):
+    """--profile prints where a step's time goes and writes the table."""
+    said = run(repository, tmp_path, "--profile", "cd/no", "--out", str(tmp_path / "found.json"))
+
+    assert "Self CPU" in said
+    assert "aten::" in (tmp_path / "found.profile.txt").read_text()
