@@ -44,8 +44,9 @@ class Worker:
         self.batch = run.preprocess.batch_size
         self.rows = ROWS * self.batch
         """Rows of a pass without gradient."""
-        self.even = run.preprocess.fast.startswith("blocks")
-        """Compiled layers are compiled again for every other size: short passes are then filled up."""
+        fast = run.preprocess.fast
+        self.even = fast.startswith("blocks") or (fast != "no" and teacher.device.type == "cuda")
+        """For every other size layers are compiled, and convolutions tried, again: short passes are then filled up."""
         self.kinds = {config.reference for config in run.energies.values()}
 
     def shard(self, clips: Sequence[Clip], advance: Callable[[float], None]) -> tuple[list[Sample], dict[str, Tensor]]:

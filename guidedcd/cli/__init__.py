@@ -12,7 +12,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 import guidedcd
-from guidedcd.cli import convert, data, evaluate, export, plugins, preprocess, report, sample, train, typed
+from guidedcd.cli import convert, data, evaluate, export, plan, plugins, preprocess, report, sample, store, train, typed
 from guidedcd.cli.flags import run_flags, same_words
 from guidedcd.cli.mistakes import explain
 from guidedcd.errors import GuidedCDError
@@ -23,6 +23,8 @@ COMMANDS = {
     "train": train,
     "data": data,
     "preprocess": preprocess,
+    "store": store,
+    "plan": plan,
     "sample": sample,
     "evaluate": evaluate,
     "report": report,

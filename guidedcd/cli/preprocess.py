@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,13 +10,14 @@ from cyclopts import App, Parameter
 
 from guidedcd.cli.flags import read_run
 from guidedcd.cli.train import usable
+from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import Registry
 
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the command to `app`."""
 
-    def preprocess(*, flags: Any = None, store: Path | None = None) -> None:
+    def preprocess(*, flags: Any = None, store: Path | None = None, shard: str | None = None) -> None:
         """Compute the teacher's predictions and the energies' gradients that `train` with the same flags would need.
 
         Finished shards are kept: the same command continues where it stopped.
@@ -24,13 +26,30 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         ----------
         store
             Where; by default runs/stores/FINGERPRINT, where `train` looks for it.
+        shard
+            I/N, only part I of N, from 0/N: for several machines with one store, or each with its own.
         """
+        chosen = part(shard)
         run = read_run(flags, registry)
         usable(run.device)
         from guidedcd.preprocess import run_preprocess
 
-        run_preprocess(run, store_folder=store)
+        run_preprocess(run, store_folder=store, shard=chosen)
 
     preprocess.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
-    preprocess.__annotations__["store"] = Path | None
+    preprocess.__annotations__ |= {"store": Path | None, "shard": str | None}
     app.command(preprocess)
+
+
+def part(text: str | None) -> tuple[int, int]:
+    """(I, N) of "I/N"; none is the whole, (0, 1).
+
+    Raises:
+        GuidedCDError: It is no such part.
+    """
+    if text is None:
+        return 0, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise GuidedCDError(f"--shard must be I/N with 0 <= I < N, such as 0/4, not '{text}'.")
+    return int(found[1]), int(found[2])

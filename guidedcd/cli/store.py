@@ -1,0 +1,57 @@
+"""`guidedcd store`: what a latent store holds, and whether it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App
+
+from guidedcd.cli.values import WHOLE
+from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import Registry
+
+
+def add(app: App, registry: Registry, flags_class: Any) -> None:
+    """Add the commands to `app`."""
+    store = App(name="store", help="Look at latent stores, and check them.")
+    app.command(store)
+
+    @store.command
+    def show(folder: Path, /) -> None:
+        """Show what a latent store was made of and what it holds.
+
+        Parameters
+        ----------
+        folder
+            The store, such as runs/stores/FINGERPRINT.
+        """
+        from guidedcd.recheck import show_store
+
+        show_store(folder)
+
+    @store.command
+    def verify(folder: Path, /, *, samples: Annotated[int, WHOLE] = 2, device: str | None = None) -> None:
+        """Check every shard's checksum, and compute some videos anew with the teacher; exit 2 names a damaged shard.
+
+        Parameters
+        ----------
+        folder
+            The store, finished or filled in part.
+        samples
+            How many videos the teacher sees again, each with all its draws; 0 checks the files only.
+        device
+            auto, cpu, cuda, cuda:N or mps; by default as the run that began the store.
+        """
+        if samples < 0:
+            raise GuidedCDError(f"--samples must be 0 or more, not {samples}.")
+        from guidedcd.console import console
+        from guidedcd.recheck import verify_store
+
+        found = verify_store(folder, samples=samples, device=device)
+        errors = [error for one in found["samples"].values() for error in one.values()]
+        again = (
+            f", {len(found['samples'])} videos computed anew, largest difference {max(errors):.2g}" if errors else ""
+        )
+        absent = f", {found['missing']} not there yet" if found["missing"] else ""
+        console.print(f"whole    {folder}: {found['shards'] - found['missing']} shards{absent}{again}", highlight=False)
