@@ -47,6 +47,8 @@ class Settings:
     """Where tensors live."""
     dtype: str = "float32"
     """"float32", "bfloat16" or "float16"."""
+    fast: str = "auto"
+    """Faster paths through the networks: auto, no, layers, graphs or blocks."""
 
 
 @attrs.frozen(kw_only=True, eq=False)

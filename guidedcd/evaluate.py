@@ -47,6 +47,7 @@ def run_evaluate(folder: Path, *, baselines: Baselines | None = None, quiet: boo
     if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
         raise GuidedCDError("--seeds must be one or more different numbers.")
     trained = load(folder, device=settings.device, dtype=settings.dtype)
+    trained.quicken(settings.fast)
     asked = _asked(trained, settings)
     bench = Bench.build(trained, asked, {} if baselines is None else baselines)
     scales = strengths(trained, asked.scale)

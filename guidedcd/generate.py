@@ -14,6 +14,7 @@ from guidedcd.console import console, progress
 from guidedcd.data import Prompt
 from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError
+from guidedcd.fast.sampling import check
 from guidedcd.files import check_writable, file_digest, read_json
 from guidedcd.prompts import given
 from guidedcd.run import Chosen
@@ -40,6 +41,7 @@ def run_sample(
     batch: int | None = None,
     device: str | None = None,
     dtype: str = "float32",
+    fast: str = "auto",
     teacher: Chosen | None = None,
     size: Mapping[str, int] | None = None,
 ) -> list[Path]:
@@ -60,6 +62,7 @@ def run_sample(
         batch: Videos per batch.
         device: Where tensors live, by default as the run says.
         dtype: "float32", "bfloat16" or "float16".
+        fast: Faster paths through the networks, see `guidedcd.fast.sampling`; videos differ by rounding alone.
         teacher: What a published student was distilled from; a run knows its own.
         size: Other `frames`, `height` or `width` (pixels) than the teacher has.
 
@@ -75,7 +78,9 @@ def run_sample(
             raise GuidedCDError(f"--{name} must be at least 0, not {value}.")
     if steps is not None:
         multistep_timesteps(steps)  # refuses too many before anything is loaded
+    check(fast)
     trained = _load(Path(folder), teacher, device, dtype, size or {})
+    trained.quicken(fast)
     teacher, run = trained.teacher, trained.run
     geometry = teacher.geometry
     scales = strengths(trained, scale)

@@ -243,6 +243,28 @@ def test_a_student_of_a_fast_teacher_is_fast_and_equals_it():
     assert all(p.grad is not None for p in student.network.up_blocks.parameters())
 
 
+def test_samples_are_made_on_the_paths_that_were_asked_for():
+    """`auto` changes nothing on a CPU, `layers` gives the same video, and what is no choice is refused."""
+    import tiny
+
+    from guidedcd.errors import GuidedCDError
+    from guidedcd.fast.sampling import quicken
+
+    master = tiny.teacher()
+    student = Student(master, configs.Student())
+    quicken(student, master)
+    assert not fast.is_fast(student.network)
+    z, t, cond = torch.randn(1, *master.geometry.latent_shape), torch.tensor([500]), master.embed(["a"])
+    said, seen = student(z, t, cond), master.decode(z)
+    for choice in ("layers", "graphs"):
+        quicken(student, master, choice)
+        assert fast.is_fast(student.network) and fast.is_fast(master.network) and fast.is_fast(master.vae)
+        assert (student(z, t, cond) - said).abs().max() < 1e-5
+        assert (master.decode(z) - seen).abs().max() < 1e-5
+    with pytest.raises(GuidedCDError, match="--fast must be one of auto, no, layers, graphs, blocks, not 'very'"):
+        quicken(student, master, "very")
+
+
 def test_layers_that_are_built_otherwise_keep_their_own_path():
     """What `speed_up` does not know runs as stock: here residual blocks with another activation and gated attention."""
     stock, given = network(act_fn="mish"), inputs()

@@ -31,6 +31,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         batch: Annotated[int | None, WHOLE] = None,
         device: str | None = None,
         dtype: str | None = None,
+        fast: str | None = None,
     ) -> None:
         """Measure a student against its teacher on the same prompts and initial noise; several runs: compare them.
 
@@ -63,6 +64,8 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             auto, cpu, cuda, cuda:N or mps; by default as the run.
         dtype
             float32, bfloat16 or float16.
+        fast
+            Faster paths through 3D UNets: no, layers (exact), graphs, blocks (compiled); auto: layers on GPUs.
         """
         folders = [trained(one) for one in (run, *more)]
         options = {
@@ -76,6 +79,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             "batch": batch,
             "device": device,
             "dtype": dtype,
+            "fast": fast,
         }
         options = {name: value for name, value in options.items() if value is not None}
         if more:

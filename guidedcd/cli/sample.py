@@ -43,6 +43,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         batch: Annotated[int | None, WHOLE] = None,
         device: str | None = None,
         dtype: str = "float32",
+        fast: str = "auto",
     ) -> None:
         """Make videos with a trained student: mp4 files, each with its metadata, and a contact sheet.
 
@@ -92,6 +93,8 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             auto, cpu, cuda, cuda:N or mps; by default as the run.
         dtype
             float32, bfloat16 or float16.
+        fast
+            Faster paths through 3D UNets: no, layers (exact), graphs, blocks (compiled); auto: layers on GPUs.
         """
         size = {"frames": frames, "height": height, "width": width}
         size = {name: value for name, value in size.items() if value is not None}
@@ -124,6 +127,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             batch=batch,
             device=device,
             dtype=dtype,
+            fast=fast,
             teacher=chosen,
             size=size,
         )
