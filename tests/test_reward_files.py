@@ -124,6 +124,48 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
 
 
+def test_files_of_common_names_have_folders_of_their_own(tmp_path, monkeypatch):
+    """A model.safetensors in the cache is taken from the folder of its model only: it may be anybody's."""
+    _offline(tmp_path, monkeypatch)
+    published = weights.Published(repo="some/Score_v1", files=("model.safetensors",), size="1 GB")
+    (tmp_path / "cache" / "Score_v1").mkdir(parents=True)
+    (tmp_path / "cache" / "model.safetensors").touch()
+    with pytest.raises(GuidedCDError, match=r"--local-dir \S+cache/Score_v1"):
+        weights.find("auto", published, "score")
+    (tmp_path / "cache" / "Score_v1" / "model.safetensors").touch()
+    assert weights.find("auto", published, "score").parent.name == "Score_v1"
+
+
+def test_open_clip_models_are_known_by_name(tmp_path, monkeypatch):
+    """NAME/TAG gives sizes, activation and publisher; what is no plain CLIP, and unknown tags, are refused."""
+    _offline(tmp_path, monkeypatch)
+    small = CLIPScore(CLIPConfig(path="auto", arch="ViT-B-32/openai"), weights=False)
+    assert small.image_size == 224 and small.model.visual.conv1.kernel_size == (32, 32)
+    assert type(small.model.visual.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+    for arch, message in (
+        ("ViT-B-32/laion2b_s34b_b79k", "hf download laion/CLIP-ViT-B-32-laion2B-s34B-b79K open_clip_model.safetensors"),
+        ("ViT-B-32", "ViT-B-32 has no weights ''; write ViT-B-32/TAG with one of: openai"),
+        ("ViT-B-32/none", "no weights 'none'"),
+        ("ViT-SO400M-14-SigLIP/webli", "other towers"),
+    ):
+        with pytest.raises(GuidedCDError, match=message):
+            CLIPScore(CLIPConfig(path="auto", arch=arch))
+
+
+def test_code_in_a_rewards_file_is_refused_and_not_run(tmp_path):
+    """The sentence names the code and gives no advice to run it; nothing was executed."""
+
+    class Bomb:
+        def __reduce__(self):
+            return exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",)
+
+    torch.save({"state_dict": {"a": torch.zeros(2)}, "extra": Bomb()}, tmp_path / "x.pt")
+    with pytest.raises(GuidedCDError, match=r"^hps: \S+x.pt holds code \([\w.]*exec\)") as caught:
+        weights.open_weights(tmp_path / "x.pt", "hps")
+    assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_files_that_are_not_weights_are_refused(tmp_path):
     """Damaged files, and files whose loading could run code, are refused in one line."""
     (tmp_path / "a.pt").write_bytes(b"not a checkpoint")
@@ -139,7 +181,10 @@ def test_files_that_are_not_weights_are_refused(tmp_path):
 def test_architectures_that_cannot_be_read_are_refused(files, tmp_path):
     """A missing or malformed arch file is one sentence."""
     (tmp_path / "list.json").write_text("[]")
-    for arch in ("nowhere.json", str(tmp_path / "list.json"), str(files / "vocab.txt")):
+    (tmp_path / "odd.json").write_text(json.dumps({**CLIP_SIZES, "vision_cfg": {"hight": 28}}))
+    (tmp_path / "half.json").write_text(json.dumps({"embed_dim": 16}))
+    named = [str(tmp_path / f"{name}.json") for name in ("list", "odd", "half")]
+    for arch in ("nowhere.json", *named, str(files / "vocab.txt")):
         with pytest.raises(GuidedCDError, match="architecture"):
             HPS(HPSConfig(path=str(files / "clip.pt"), arch=arch))
 

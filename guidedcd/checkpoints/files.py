@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -173,7 +174,9 @@ def _torch_object(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise EOFError("empty file")
     # Files of PyTorch before 1.6 cannot be mapped; they are read whole.
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the pickle's protocol: what cannot be read becomes an error
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def _refused(path: Path, text: str) -> str:

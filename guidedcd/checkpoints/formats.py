@@ -33,7 +33,8 @@ FORMATS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ),
     ("a diffusers AutoencoderKL", ("decoder.up_blocks.", "encoder.down_blocks."), "the folder above it"),
     ("InternVideo2 stage 2", ("vision_encoder.", "text_encoder.", "vision_proj."), "--reward internv2:FILE"),
-    ("ViCLIP", ("vision_encoder.", "text_encoder.", "temp"), "no loader here"),
+    ("ViCLIP", ("vision_encoder.", "text_encoder.", "temp"), "no loader here; --reward internv2:FILE scores videos"),
+    ("ImageReward", ("blip.visual_encoder.", "mlp.layers."), "no loader here; --reward pickscore:FILE is alike"),
     (
         "an open_clip model (HPSv2.1 or CLIP)",
         ("visual.transformer.", "transformer.resblocks.", "logit_scale"),
@@ -42,7 +43,7 @@ FORMATS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (
         "a transformers CLIP model (PickScore)",
         ("vision_model.encoder.", "text_model.encoder.", "logit_scale"),
-        "no loader here",
+        "--reward pickscore:FILE",
     ),
     (
         "a PEFT adapter",
@@ -82,7 +83,8 @@ def wrong_keys(what: str, missing: Sequence[str], unexpected: Sequence[str], key
     if found is None:
         hint = "the file has another architecture or format"
     elif what.split()[0] in found[1] or (what.endswith("UNet") and found[1].startswith("--student")):
-        hint = "this is the right format in another size: give the architecture it was made with (--arch config.json)"
+        option = "--arch config.json" if what.startswith("videocrafter2") else "the option arch"
+        hint = f"this is the right format in another size: give the architecture it was made with ({option})"
     else:
         hint = f"this looks like {found[0]}: use {found[1]}"
     return f"{what}: the keys do not match: {'; '.join([*parts, hint])}"

@@ -15,10 +15,21 @@ from open_clip.model import CLIP, convert_weights_to_lp
 from torch import Tensor
 
 from guidedcd.checkpoints.placing import skeleton
+from guidedcd.errors import GuidedCDError
+from guidedcd.pixels import CLIP_MEAN, CLIP_STD
 from guidedcd.reward_models import RewardModelConfig
 from guidedcd.reward_models.frozen import FrozenReward
 from guidedcd.reward_models.texts import ClipTokens, Tokenizer, WorldTokens
-from guidedcd.reward_models.weights import DTYPES, Published, architecture, embedded, fill, find, open_weights
+from guidedcd.reward_models.weights import (
+    DTYPES,
+    Published,
+    architecture,
+    describing,
+    embedded,
+    fill,
+    find,
+    open_weights,
+)
 
 Prepare = Callable[[Tensor, int, bool], Tensor]
 """Images (..., 3, H, W) in [0, 1], size, antialias -> normalised (..., 3, size, size), float32."""
@@ -40,7 +51,8 @@ def load_clip(
     sizes: Mapping[str, Any], state: Mapping[str, Tensor] | None, what: str, dtype: torch.dtype = torch.float32
 ) -> CLIP:
     """A frozen CLIP with the weights of `state` (open_clip's names), strictly; None leaves it without weights."""
-    model = skeleton(lambda: build_clip(sizes, dtype))
+    with describing(what):
+        model = skeleton(lambda: build_clip(sizes, dtype))
     if model.attn_mask is not None:
         length = model.attn_mask.shape[-1]
         model.attn_mask = torch.full((length, length), float("-inf")).triu_(1)
@@ -56,8 +68,51 @@ def tokens(config: RewardModelConfig, what: str) -> Tokenizer:
     return ClipTokens(_sizes(config, what)["text_cfg"].get("context_length", 77))
 
 
+def named(arch: str) -> dict[str, Any] | None:
+    """open_clip's sizes under a name, e.g. ViT-B-32, or ViT-B-32/TAG with one of its pretrained tags; None if unknown.
+
+    Raises:
+        GuidedCDError: The model is no plain CLIP, or the tag is unknown or wants other pixels.
+    """
+    name, _, tag = arch.partition("/")
+    if name not in open_clip.list_models():
+        return None
+    sizes = open_clip.get_model_config(name)
+    if sizes.get("custom_text") or {"timm_model_name", "hf_model_name"} & {*sizes["vision_cfg"], *sizes["text_cfg"]}:
+        raise GuidedCDError(f"open_clip's {name} has other towers than CLIP's own; only those are read")
+    if tag:
+        pretrained = _pretrained(name, tag)
+        sizes["quick_gelu"] = pretrained.get("quick_gelu", sizes.get("quick_gelu", False))
+    return sizes
+
+
+def published_as(arch: str) -> Published:
+    """Where the weights of open_clip's NAME/TAG are published.
+
+    Raises:
+        GuidedCDError: There is no tag, or the hub does not have it.
+    """
+    name, _, tag = arch.partition("/")
+    pretrained = _pretrained(name, tag)
+    repo = pretrained.get("hf_hub", "").strip("/")
+    if repo.count("/") != 1:
+        raise GuidedCDError(f"open_clip's {arch} is not on the Hugging Face hub as a whole: give its file as the path")
+    files = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    return Published(repo=repo, files=files, size=f"open_clip's {name}")
+
+
+def _pretrained(name: str, tag: str) -> dict[str, Any]:
+    found = open_clip.get_pretrained_cfg(name, tag)
+    if not found:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise GuidedCDError(f"open_clip's {name} has no weights '{tag}'; write {name}/TAG with one of: {tags}")
+    if (tuple(found.get("mean", CLIP_MEAN)), tuple(found.get("std", CLIP_STD))) != (CLIP_MEAN, CLIP_STD):
+        raise GuidedCDError(f"open_clip's {name}/{tag} wants pixels of another mean than CLIP's; it is not read")
+    return found
+
+
 def _sizes(config: RewardModelConfig, what: str) -> dict[str, Any]:
-    return architecture(config.arch, open_clip.get_model_config("ViT-H-14"), what)
+    return architecture(config.arch, open_clip.get_model_config("ViT-H-14"), what, named)
 
 
 class ImageTextReward(FrozenReward):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from guidedcd import hub
+from guidedcd.checkpoints.files import SafetensorsState, read_object
 from guidedcd.checkpoints.formats import wrong_keys
 from guidedcd.checkpoints.placing import assign
 from guidedcd.errors import GuidedCDError
@@ -22,6 +22,8 @@ from guidedcd.errors import GuidedCDError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WRAPPERS = ("state_dict", "module", "model")
 """Entries under which training code puts the weights."""
+COMMON = ("model.safetensors", "vocab.txt")
+"""Names that say nothing about the model: looked for in the model's own folder of the cache only."""
 
 
 @attrs.frozen(kw_only=True)
@@ -44,10 +46,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("GUIDEDCD_CACHE") or "~/.cache/guidedcd").expanduser()
 
 
+def own_folder(published: Published) -> Path:
+    """This model's folder in the cache: files of different models may have the same name."""
+    return cache_folder() / published.repo.rpartition("/")[2]
+
+
 def find(path: str, published: Published, what: str) -> Path:
     """The file meant by a component's `path` option.
 
-    "auto" looks in the cache folder, in the model's customary places and in the hub's cache, then downloads.
+    "auto" looks in the model's own folder of the cache, in the cache itself, in the model's customary places and in the
+    hub's cache, then downloads.
 
     Args:
         path: "auto" or a file.
@@ -62,7 +70,9 @@ def find(path: str, published: Published, what: str) -> Path:
         if not found.is_file():
             raise GuidedCDError(f"{what}: there is no file {path}. {advice(published)}; then `auto` finds it.")
         return found
-    folders = [cache_folder(), *(Path(place).expanduser() for place in published.places)]
+    folders = [own_folder(published), *(Path(place).expanduser() for place in published.places)]
+    if published.files[0] not in COMMON:
+        folders.insert(1, cache_folder())
     for candidate in (folder / name for folder in folders for name in published.files):
         if candidate.is_file():
             return candidate
@@ -74,7 +84,7 @@ def advice(published: Published) -> str:
     name = published.files[0]
     return (
         f"To get {name} ({published.size}, published by {published.repo} on huggingface.co): {published.note}"
-        f"hf download {published.repo} {name} --local-dir {cache_folder()}"
+        f"hf download {published.repo} {name} --local-dir {own_folder(published)}"
     )
 
 
@@ -111,16 +121,30 @@ def embedded(name: str) -> tuple[Path, dict[str, Any]]:
     return path, json.loads(meta.read_text(encoding="utf-8"))[name]
 
 
-def architecture(arch: str, published: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Sizes of a network: the published ones, or those in a JSON file.
+def architecture(
+    arch: str,
+    published: Mapping[str, Any],
+    what: str,
+    named: Callable[[str], Mapping[str, Any] | None] = lambda name: None,
+) -> dict[str, Any]:
+    """Sizes of a network: the published ones, those in a JSON file, or those that a library has under a name.
+
+    Args:
+        arch: "published", a file, or a name.
+        published: Sizes of the released model.
+        what: Name of the model, for errors.
+        named: Sizes by name, None for an unknown one.
 
     Raises:
         GuidedCDError: The file is missing or is not a JSON object.
     """
     if arch == "published":
         return dict(published)
+    path = Path(arch).expanduser()
+    if not path.is_file() and (sizes := named(arch)) is not None:
+        return dict(sizes)
     try:
-        found = json.loads(Path(arch).expanduser().read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise GuidedCDError(f"{what}: the architecture {arch} cannot be read as JSON: {error}.") from error
     if not isinstance(found, dict):
@@ -128,41 +152,32 @@ def architecture(arch: str, published: Mapping[str, Any], what: str) -> dict[str
     return found
 
 
-class _Lazy(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, each read when it is asked for."""
+@contextmanager
+def describing(what: str) -> Iterator[None]:
+    """Building a network from a user's sizes: what the libraries say of wrong ones becomes one sentence.
 
-    def __init__(self, path: Path) -> None:
-        self._file = safe_open(path, framework="pt")
-        self._keys = list(self._file.keys())
-
-    def __getitem__(self, key: str) -> Tensor:
-        if key not in self._keys:
-            raise KeyError(key)
-        return self._file.get_tensor(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
+    Raises:
+        GuidedCDError: The sizes lack something, have something unknown, or do not fit together.
+    """
+    try:
+        yield
+    except (TypeError, KeyError, ValueError, AssertionError, AttributeError) as error:
+        text = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise GuidedCDError(f"{what}: the architecture (option arch) describes no such network: {text}") from error
 
 
 def open_weights(path: Path, what: str) -> Mapping[str, Tensor]:
     """The tensors of a .safetensors, .pt or .bin file by key, memory-mapped, without wrappers; never runs code.
 
     Raises:
-        GuidedCDError: The file is damaged, or holds objects other than tensors.
+        GuidedCDError: The file is damaged, or holds code.
     """
     try:
-        if path.suffix == ".safetensors":
-            return _Lazy(path)
-        state = _unpickled(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise GuidedCDError(
-            f"{what}: {path} cannot be read as weights ({first}). It is damaged, or holds more than tensors, which is "
-            "refused because loading such a file can run code; download it again, or give a .safetensors file."
-        ) from error
+        state = read_object(path)
+    except GuidedCDError as error:
+        raise GuidedCDError(f"{what}: {error}") from error
+    if isinstance(state, SafetensorsState):
+        return state
     for wrapper in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -172,15 +187,6 @@ def open_weights(path: Path, what: str) -> Mapping[str, Tensor]:
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
-
-
-def _unpickled(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):  # files written before torch 1.6 cannot be mapped
-            raise
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def fill(

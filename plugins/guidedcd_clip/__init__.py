@@ -12,6 +12,9 @@ from guidedcd.reward_models import RewardModelConfig
 class CLIPConfig(RewardModelConfig):
     """Options of the reward `clip`."""
 
+    arch: str = "published"
+    """`published` (ViT-H-14), one of open_clip's as NAME/TAG, such as ViT-B-32/laion2b_s34b_b79k, or a JSON file."""
+
 
 @hookimpl
 def register_rewards(register):

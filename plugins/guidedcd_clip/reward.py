@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from guidedcd import pixels
-from guidedcd.reward_models.image_text import ImageTextReward, tokens
+from guidedcd.reward_models.image_text import ImageTextReward, named, published_as, tokens
 from guidedcd.reward_models.texts import Tokenizer
 from guidedcd.reward_models.weights import Published
 from guidedcd_clip import CLIPConfig
@@ -19,7 +21,10 @@ class CLIPScore(ImageTextReward):
     """Mean cosine of frames and caption; typically 0.1 to 0.4 for the released weights."""
 
     def __init__(self, config: CLIPConfig, *, weights: bool = True) -> None:
-        super().__init__(config, what="clip", published=PUBLISHED, prepare=pixels.clip, weights=weights)
+        published = PUBLISHED
+        if config.path == "auto" and not Path(config.arch).is_file() and named(config.arch) is not None:
+            published = published_as(config.arch)
+        super().__init__(config, what="clip", published=published, prepare=pixels.clip, weights=weights)
 
     @staticmethod
     def tokens(config: CLIPConfig) -> Tokenizer:

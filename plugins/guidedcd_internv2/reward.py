@@ -15,7 +15,16 @@ from guidedcd import pixels
 from guidedcd.checkpoints.placing import assign, skeleton
 from guidedcd.reward_models.frozen import FrozenReward
 from guidedcd.reward_models.texts import BertTokens, Tokenizer, Unread, WorldTokens
-from guidedcd.reward_models.weights import DTYPES, Published, architecture, embedded, fill, find, open_weights
+from guidedcd.reward_models.weights import (
+    DTYPES,
+    Published,
+    architecture,
+    describing,
+    embedded,
+    fill,
+    find,
+    open_weights,
+)
 from guidedcd_internv2 import InternV2Config
 from guidedcd_internv2.model import FULL, InternVideo2, complete, is_unused
 
@@ -36,8 +45,9 @@ def load_internvideo2(
     gelu: str = "erf",
 ) -> InternVideo2:
     """A frozen InternVideo2 with the weights of `state` (the released names), strictly; None leaves it without."""
-    fusion = complete(sizes)["bert"]["fusion_layer"]
-    model = skeleton(lambda: InternVideo2(sizes, gelu=gelu)).to(dtype)
+    with describing(what):
+        fusion = complete(sizes)["bert"]["fusion_layer"]
+        model = skeleton(lambda: InternVideo2(sizes, gelu=gelu)).to(dtype)
     _constants(model)
     fill(model, state, what=what, unused=lambda key: is_unused(key, fusion))
     return model

@@ -19,7 +19,7 @@ from guidedcd import pixels
 from guidedcd.checkpoints.placing import finish, skeleton
 from guidedcd.reward_models.frozen import FrozenReward
 from guidedcd.reward_models.texts import Tokenizer, TransformersClipTokens
-from guidedcd.reward_models.weights import DTYPES, Published, architecture, fill, find, open_weights
+from guidedcd.reward_models.weights import DTYPES, Published, architecture, describing, fill, find, open_weights
 from guidedcd_pickscore import PickScoreConfig
 
 PUBLISHED = Published(
@@ -50,7 +50,8 @@ def load_clip_model(
     sizes: Mapping[str, Any], state: Mapping[str, Tensor] | None, what: str, dtype: torch.dtype = torch.float32
 ) -> CLIPModel:
     """A frozen `CLIPModel` with the weights of `state` (transformers' names), strictly; None leaves it without."""
-    model = skeleton(lambda: CLIPModel(CLIPConfig(**sizes))).to(dtype)
+    with describing(what):
+        model = skeleton(lambda: CLIPModel(CLIPConfig(**sizes))).to(dtype)
     finish(model, "cpu")
     fill(model, state, what=what, unused=lambda key: key.endswith("embeddings.position_ids"))
     return model
