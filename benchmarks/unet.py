@@ -121,15 +121,14 @@ def settings(variant: Variant) -> Iterator[None]:
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     if variant.attention == "cudnn":
         order[:2] = order[1::-1]
-    search, has_triton = torch.backends.cudnn.benchmark, operations.has_triton
+    search, triton = torch.backends.cudnn.benchmark, operations.HAS_TRITON
     torch.backends.cudnn.benchmark = variant.benchmark
-    if not variant.triton:
-        operations.has_triton = lambda: False
+    operations.HAS_TRITON = triton and variant.triton
     try:
         with sdpa_kernel(order, set_priority=True):
             yield
     finally:
-        torch.backends.cudnn.benchmark, operations.has_triton = search, has_triton
+        torch.backends.cudnn.benchmark, operations.HAS_TRITON = search, triton
 
 
 class Bench:

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from guidedcd.fast.operations import has_triton
+from guidedcd.fast import operations
 
 LONGEST = 64
 """Most frames that the Triton kernel takes."""
@@ -60,9 +60,14 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 frame_attention.register_autograd(_differentiate, setup_context=_keep)
 
 
+def takes(q: Tensor) -> bool:
+    """Whether the Triton kernel takes queries (B, F, P, C)."""
+    return q.is_cuda and operations.HAS_TRITON and q.shape[1] <= LONGEST and q.dtype != torch.float64
+
+
 def over_frames(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
     """softmax(q k^T scale) v over the frames of (B, F, P, C), each position for itself; differentiable."""
-    if q.is_cuda and has_triton() and q.shape[1] <= LONGEST and q.dtype != torch.float64:
+    if takes(q):
         return frame_attention(q, k, v, heads, scale)
     b, f, p, c = q.shape
     q, k, v = (split(x.transpose(1, 2).reshape(b * p, f, c), heads) for x in (q, k, v))

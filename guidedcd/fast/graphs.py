@@ -57,6 +57,8 @@ class Replay:
         """Whether this call may be replayed."""
         if torch.is_grad_enabled() and any(x.requires_grad for x in (*given.values(), *self.network.parameters())):
             return False
+        if getattr(getattr(self.network, "time_embedding", None), "post_act", None) is not None:
+            return False  # a frame rate that may be a Python number
         # The network's own hooks run outside of its forward pass.
         inner = (module for name, module in self.network.named_modules() if name)
         return not any(m._forward_pre_hooks or m._forward_hooks for m in inner)

@@ -6,7 +6,6 @@ its input, or autocast's.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from typing import Any
 
@@ -14,11 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-
-@functools.cache
-def has_triton() -> bool:
-    """Whether Triton can be imported."""
-    return importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+"""Whether Triton can be imported."""
 
 
 def functions() -> Any:
@@ -41,7 +37,7 @@ def wide(x: Tensor) -> torch.dtype:
 
 def fused(x: Tensor) -> bool:
     """Whether Triton computes: on a GPU, where the compiler does not see it."""
-    return x.is_cuda and not torch.compiler.is_compiling() and x.dtype != torch.float64 and has_triton()
+    return x.is_cuda and not torch.compiler.is_compiling() and x.dtype != torch.float64 and HAS_TRITON
 
 
 def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool = False, shift: Tensor | None = None) -> Tensor:

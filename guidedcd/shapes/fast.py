@@ -1,5 +1,6 @@
-"""Exact, faster attention and temporal convolution for diffusers' UNet3DConditionModel; classes and weights stay stock.
+"""Exact, faster attention and temporal convolution for tiny `UNet3DConditionModel`s; classes and weights stay stock.
 
+`guidedcd.fast` has what large networks on GPUs gain from; this changes no memory layout and pays on CPUs as well.
 Three observations: prompts are the same for all frames of a video, so their keys and values are needed once; the
 temporal sequences are so short that plain matrix products beat the fused GPU kernels; a temporal Conv3d is a Conv2d.
 """
@@ -14,10 +15,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import TemporalConvLayer
 from torch import Tensor, nn
 
-
-def split(x: Tensor, heads: int) -> Tensor:
-    """(N, L, D) -> (N, heads, L, D / heads)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+from guidedcd.fast.attention import spatial, split
 
 
 class Temporal:
@@ -46,12 +44,7 @@ class Spatial:
         *args: object,
         **kwargs: object,
     ) -> Tensor:
-        prompt = hidden_states if encoder_hidden_states is None else encoder_hidden_states[:: self.frames]
-        shape, videos = hidden_states.shape, prompt.shape[0]
-        q = split(attn.to_q(hidden_states).reshape(videos, -1, attn.to_q.out_features), attn.heads)
-        k, v = split(attn.to_k(prompt), attn.heads), split(attn.to_v(prompt), attn.heads)
-        out = nnf.scaled_dot_product_attention(q, k, v, scale=attn.scale)
-        return attn.to_out[0](out.transpose(1, 2).reshape(*shape[:2], -1))
+        return spatial(attn, hidden_states, encoder_hidden_states, self.frames)
 
 
 def convolve(self: TemporalConvLayer, hidden_states: Tensor, num_frames: int = 1) -> Tensor:
