@@ -25,7 +25,7 @@ _TEMPORAL = ("TransformerTemporalModel", "AnimateDiffTransformer3D")
 
 @contextlib.contextmanager
 def recomputing(network: nn.Module, what: str, needs: Sequence[str] = ()) -> Iterator[None]:
-    """Keep fewer activations for gradients of the forward passes inside the block.
+    """Keep fewer activations for gradients of the forward passes inside the block; take the gradients inside it, too.
 
     Args:
         network: A diffusers UNet with frozen weights, stock or fast.
@@ -84,9 +84,10 @@ def _wholes(network: nn.Module, what: str, needs: Sequence[str]) -> Iterator[nn.
         cross = name.endswith(".attn2") and module not in temporal
         if fast is not None and fast.compile is not None and not below & recorded:
             inside |= below
-        elif kind == "TemporalConvLayer" and what == "cheap" and fast is None:
-            inside |= below  # of each norm, activation and convolution all but the convolution
-            yield from (child for child in module.children() if isinstance(child, nn.Sequential))
+        elif kind == "TemporalConvLayer" and what == "cheap":
+            inside |= below  # of each norm, activation and convolution all but the convolution; fast ones do so anyway
+            if fast is None:
+                yield from (child for child in module.children() if isinstance(child, nn.Sequential))
         elif (
             (kind in _TEMPORAL and not below & recorded)
             or cross
