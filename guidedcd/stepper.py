@@ -60,17 +60,19 @@ class Stepper:
         self.grid = self.schedule.grid(run.solver.steps).to(self.device)
         with part("the student", "Use --student.kind lora"):
             torch.manual_seed(run.seed)
+            vae, dtype = getattr(teacher, "vae", None), parallel.DTYPES[settings.precision]
+            if isinstance(vae, nn.Module) and dtype is not None:
+                nn.Module.to(vae, dtype)
             compiled = compiled_as(settings, teacher.network)
             if compiled is not False and not is_fast(teacher.network):
                 speed_up(teacher.network, compile=compiled)
+                if type(vae).__name__ == "AutoencoderKL":
+                    speed_up(vae)
                 # Convolutions are tried in all ways at first, where results need not be the same from run to run.
                 torch.backends.cudnn.benchmark |= not torch.are_deterministic_algorithms_enabled()
             self.student = Student(teacher, run.student, tuple(run.energies), take=True).to(self.device)
             if settings.gradient_checkpointing:
                 self.student.enable_gradient_checkpointing(settings.checkpointed)
-            vae, dtype = getattr(teacher, "vae", None), parallel.DTYPES[settings.precision]
-            if isinstance(vae, nn.Module) and dtype is not None:
-                nn.Module.to(vae, dtype)
             self.model, self.weights = parallel.distribute(self.student, run, accelerator)
         self.optimizer = accelerator.prepare(optimizer.build(self.weights.masters, settings))
         self._ahead: tuple[int, Future[Batch]] | None = None
