@@ -44,6 +44,7 @@ def run_sample(
     fast: str = "auto",
     teacher: Chosen | None = None,
     size: Mapping[str, int] | None = None,
+    window: float | None = None,
 ) -> list[Path]:
     """Make videos of prompts with a trained student; what is finished already is not made again.
 
@@ -65,6 +66,7 @@ def run_sample(
         fast: Faster paths through the networks, see `guidedcd.fast.sampling`; videos differ by rounding alone.
         teacher: What a published student was distilled from; a run knows its own.
         size: Other `frames`, `height` or `width` (pixels) than the teacher has.
+        window: Of a published student, see `guidedcd.published.load_published`.
 
     Returns:
         The mp4 files, in the order of the prompts, each prompt's videos together.
@@ -79,7 +81,7 @@ def run_sample(
     if steps is not None:
         multistep_timesteps(steps)  # refuses too many before anything is loaded
     check(fast)
-    trained = _load(Path(folder), teacher, device, dtype, size or {})
+    trained = _load(Path(folder), teacher, device, dtype, size or {}, window)
     trained.quicken(fast)
     teacher, run = trained.teacher, trained.run
     geometry = teacher.geometry
@@ -100,6 +102,7 @@ def run_sample(
     }
     if published := trained.weights.is_file():
         settings["base"] = file_digest(teacher.path)[:16]
+        settings["window"] = {name: config.fraction for name, config in run.energies.items()}
     if out is None:
         out = Path("samples") if published else trained.folder / "samples"
     out = Path(out)
@@ -138,7 +141,14 @@ def run_sample(
     return [job.path for job in jobs]
 
 
-def _load(path: Path, teacher: Chosen | None, device: str | None, dtype: str, size: Mapping[str, int]) -> Trained:
+def _load(
+    path: Path,
+    teacher: Chosen | None,
+    device: str | None,
+    dtype: str,
+    size: Mapping[str, int],
+    window: float | None,
+) -> Trained:
     """A run's student or a published one.
 
     Raises:
@@ -155,7 +165,7 @@ def _load(path: Path, teacher: Chosen | None, device: str | None, dtype: str, si
         )
     from guidedcd.published import load_published
 
-    return load_published(path, with_options(teacher, size), device=device, dtype=dtype)
+    return load_published(path, with_options(teacher, size), device=device, dtype=dtype, window=window)
 
 
 @attrs.frozen

@@ -5,6 +5,7 @@ Their energy input is called `pta`, as in this package: the official lambda 0.05
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,14 @@ def load_student(path: str | Path, teacher: VideoCrafter2Teacher) -> PublishedSt
     return student.eval()
 
 
-def load_published(path: str | Path, teacher: Chosen, *, device: str | None = None, dtype: str = "float32") -> Trained:
+def load_published(
+    path: str | Path,
+    teacher: Chosen,
+    *,
+    device: str | None = None,
+    dtype: str = "float32",
+    window: float | None = None,
+) -> Trained:
     """A published student as `guidedcd.trained.load` gives one of ours; `weights` is the file itself.
 
     Args:
@@ -72,10 +80,14 @@ def load_published(path: str | Path, teacher: Chosen, *, device: str | None = No
         teacher: The component `videocrafter2` with its options.
         device: Where tensors live; by default the best there is.
         dtype: "float32", "bfloat16" or "float16".
+        window: Noisiest fraction of the timesteps at which the student is told its energy's strength; by default half
+            of them, as the released sampler's script has it.
 
     Raises:
         GuidedCDError: A file is missing, damaged or of another model.
     """
+    if window is not None and not 0 <= window <= 1:
+        raise GuidedCDError(f"--window must lie between 0 and 1: {window:g}")
     if dtype not in DTYPES:
         raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
     path = Path(path).expanduser()
@@ -85,8 +97,13 @@ def load_published(path: str | Path, teacher: Chosen, *, device: str | None = No
         built = teacher.build().to(where, DTYPES[dtype] if dtype != "float32" else None)
     with part("the student"):
         student = load_student(path, built)
-    energies = {name: load_plugins().get("energy", name).config() for name in student.energies}
-    run = Run(teacher=teacher, data=(), energies=energies, device=str(where), name=path.stem)
+    if window is not None and not student.energies:
+        raise GuidedCDError(f"{path}: this student was trained without energies, so it has no --window.")
+    # Whatever it was trained with, the released sampler lets one choose: any scale is taken.
+    free: dict[str, Any] = {"scale_range": (0.0, math.inf)} | ({} if window is None else {"fraction": window})
+    energies = {name: load_plugins().get("energy", name).config(**free) for name in student.energies}
+    everywhere = configs.Preprocess(window=1.0)  # nothing is preprocessed here, so every window is possible
+    run = Run(teacher=teacher, data=(), energies=energies, preprocess=everywhere, device=str(where), name=path.stem)
     return Trained(run=run, teacher=built, student=student, folder=path.parent, weights=path)
 
 

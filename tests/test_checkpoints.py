@@ -261,6 +261,27 @@ def test_the_architecture_file_may_be_json_or_yaml(tmp_path):
             Architecture.read(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        ("unet_config", "num_res_block", 2, "no argument 'num_res_block'. Did you mean 'num_res_blocks'"),
+        ("unet_config", "num_res_blocks", None, "lack num_res_blocks"),
+        ("unet_config", "use_relative_position", True, "only False can be read"),
+        ("first_stage_config", "ddconfig", {"chmult": [1]}, "the autoencoder has no argument 'chmult'. Did you mean"),
+        ("first_stage_config", "ddconfig", {"ch_mult": 3}, "describes no such network"),
+    ],
+)
+def test_architecture_files_with_mistakes_are_one_line(tmp_path, part, name, value, message):
+    """Unknown, missing and impossible arguments are named, with the file; nothing is passed over in silence."""
+    config = json.loads(json.dumps(CONFIG))
+    config["model"]["params"][part]["params"][name] = value
+    (tmp_path / "a.json").write_text(json.dumps(config))
+
+    with pytest.raises(GuidedCDError, match="a.json") as caught:
+        Architecture.read(tmp_path / "a.json")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_views_read_only_what_is_asked_for():
     """A view knows its keys without reading a value."""
 

@@ -117,13 +117,32 @@ def test_our_warnings_are_one_line():
     assert "x.py:1: UserWarning" in theirs and "UserWarning" in warnings.formatwarning("a", UserWarning, "y", 1)
 
 
-def test_a_scale_is_off_or_as_published(command, base, student):
-    """0 and 500 are what the student has seen; anything else names the file and both."""
-    assert command("--student", student, *base, "--scale", "0", "a cat")[0] == 0
-    status, said = command("--student", student, *base, "--scale", "200", "a cat", "--out", "other")
+def test_strength_and_window_are_free_as_in_the_released_sampler(command, base, student, tmp_path):
+    """Any scale and any window reach the network and the metadata; a negative one, and a window beyond 1, do not."""
+    for scale, window in ((0, 1), (1000, 0.3), (200, 0)):
+        out = tmp_path / f"{scale}-{window}"
+        flags = ("--scale", scale, "--window", window, "--steps", 2, "--out", out)
+        assert command("--student", student, *base, *flags, "a cat") == (0, "")
+        about = json.loads((out / "0000-a-cat.json").read_text())
+        assert (about["scale"], about["window"]) == ({"pta": scale}, {"pta": window})
 
-    assert (status, said.count("\n")) == (2, 1)
-    assert "unet_mg.pt: this student knows pta off (0) and at 500 only" in said
+    for flags, message in ((("--scale=-1",), "not at -1"), (("--window", 1.5), "between 0 and 1")):
+        status, said = command("--student", student, *base, *flags, "a cat", "--out", "other")
+        assert (status, said.count("\n")) == (2, 1) and message in said
+
+
+def test_a_window_decides_where_the_strength_is_told(student, base, tmp_path):
+    """0.3 tells it at the timesteps from 700 on, as the released app does."""
+    built = teacher(tmp_path / "model.ckpt", tmp_path / "config.json")
+    loaded = load_published(student, built, window=0.3)
+    told = []
+    network = loaded.student.forward
+    loaded.student.forward = lambda z, t, cond, omega, lambdas: (
+        told.append((int(t[0]), round(float(lambdas[0, 0]), 6))) or network(z, t, cond, omega, lambdas)
+    )
+    trained.student_videos(loaded, ["a cat"], [0], steps=4, omega=7.5, scales={"pta": 1000.0})
+
+    assert told == [(999, 0.1), (749, 0.1), (499, 0.0), (249, 0.0)]
 
 
 def test_mistakes_are_one_line_and_leave_nothing(command, base, student, tmp_path):

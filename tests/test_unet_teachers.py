@@ -13,6 +13,7 @@ from guidedcd.configs import Student as StudentConfig
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import load_plugins
 from guidedcd.student import Student
+from guidedcd.teachers.unet3d import load_unet3d
 from guidedcd.testing import checks
 
 SIZE = {"frames": 4, "height": 8, "width": 12}
@@ -198,6 +199,13 @@ def test_animatediff_mistakes_are_one_line(folders, options, message):
     with pytest.raises(GuidedCDError, match=message) as error:
         animatediff(AnimateDiffConfig(**{**SIZE, **found}))
     assert "\n" not in str(error.value)
+
+
+def test_a_file_is_no_folder_of_a_3d_unet(tmp_path):
+    """A checkpoint given to `unet3d` is told which loader reads it."""
+    (tmp_path / "model.ckpt").touch()
+    with pytest.raises(GuidedCDError, match=r"model\.ckpt is a file: .*--teacher videocrafter2:FILE"):
+        load_unet3d(tmp_path / "model.ckpt", frames=1, height=8, width=8, fps=8)
 
 
 def test_a_videocrafter2_size_that_the_network_cannot_take_is_refused(tmp_path):

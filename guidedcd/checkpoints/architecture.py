@@ -9,8 +9,10 @@ from typing import Any
 
 import attrs
 
-from guidedcd.checkpoints.names import PUBLISHED, unet_config
+from guidedcd.checkpoints.names import PUBLISHED, unet_arguments, unet_config
+from guidedcd.checkpoints.part_names import text_arguments, vae_arguments
 from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import suggest
 
 DDCONFIG: dict[str, Any] = {
     "double_z": True,
@@ -28,6 +30,27 @@ DDCONFIG: dict[str, Any] = {
 
 TEXT: dict[str, Any] = {"context_length": 77, "vocab_size": 49408, "width": 1024, "heads": 16, "layers": 24}
 """The text tower of open_clip's ViT-H-14."""
+
+UNET_NAMES = frozenset(
+    {
+        *PUBLISHED,
+        *("dropout", "conv_resample", "dims", "use_scale_shift_norm", "resblock_updown", "num_heads"),
+        *("temporal_transformer_depth", "use_checkpoint", "use_fp16", "tempspatial_aware", "use_image_attention"),
+        *("image_cross_attention", "image_cross_attention_scale_learnable", "fs_condition", "default_fs", "legacy"),
+        *("time_cond_proj_dim", "motion_cond_proj_dim", "norm_num_groups", "image_size", "num_classes"),
+        *("num_heads_upsample", "use_spatial_transformer", "kernel_size_t", "padding_t", "use_temporal_transformer"),
+    }
+)
+"""Arguments of the original UNet, in any of its versions."""
+DDCONFIG_NAMES = frozenset({*DDCONFIG, "attn_type", "use_linear_attn", "resamp_with_conv", "tanh_out", "give_pre_end"})
+TEXT_NAMES = frozenset(
+    {
+        *TEXT,
+        *("mlp_ratio", "quick_gelu", "hf_model_name", "hf_tokenizer_name", "embed_cls", "pad_id", "pool_type"),
+        *("ls_init_value", "no_causal_mask", "final_ln_after_pool", "proj_bias", "proj_type", "output_tokens"),
+        *("act_kwargs", "norm_kwargs", "tokenizer_kwargs", "correct_cls_mask", "tokenizer_mode"),
+    }
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -86,7 +109,34 @@ class Architecture:
             raise GuidedCDError(f"the architecture file {path} is no YAML: {str(error).splitlines()[0]}") from None
         if not isinstance(config, Mapping):
             raise GuidedCDError(f"the architecture file {path} must hold an object")
-        return cls.from_config(config)
+        try:
+            found = cls.from_config(config)
+            found.check_names()
+            unet_arguments(found.unet)
+            vae_arguments(found.ddconfig, found.embed_dim, found.scale)
+            text_arguments(found.text, found.layer)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            text = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise GuidedCDError(f"the architecture file {path} describes no such network: {text}") from error
+        except GuidedCDError as error:
+            raise GuidedCDError(f"the architecture file {path}: {error}") from error
+        return found
+
+    def check_names(self) -> None:
+        """Refuse arguments that the original networks do not have: a misspelt one would be passed over in silence.
+
+        Raises:
+            GuidedCDError: Names the first one, and what it may have meant.
+        """
+        parts = (
+            ("the UNet", self.unet, UNET_NAMES),
+            ("the autoencoder", self.ddconfig, DDCONFIG_NAMES),
+            ("the text tower", self.text, TEXT_NAMES),
+        )
+        for part, given, known in parts:
+            for name in given:
+                if name not in known:
+                    raise GuidedCDError(f"{part} has no argument '{name}'.{suggest(name, known)}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Architecture:

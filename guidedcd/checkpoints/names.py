@@ -36,6 +36,7 @@ PUBLISHED: dict[str, Any] = {
 FPS_KEYS = tuple(f"fps_embedding.{layer}.{leaf}" for layer in (0, 2) for leaf in ("weight", "bias"))
 """The frame-rate MLP."""
 
+_NEEDED = ("model_channels", "channel_mult", "num_res_blocks", "attention_resolutions", "context_dim")
 _FIXED = {
     "use_relative_position": False,
     "use_causal_attention": False,
@@ -72,6 +73,9 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         GuidedCDError: The config asks for a layer that the stock class does not have.
     """
     config = unet_config(config)
+    missing = [name for name in _NEEDED if config.get(name) is None]
+    if missing:
+        raise GuidedCDError(f"the UNet's arguments lack {', '.join(missing)}")
     for name, wanted in _FIXED.items():
         if config.get(name, wanted) != wanted:
             raise GuidedCDError(f"the architecture has {name} = {config[name]!r}; only {wanted!r} can be read")

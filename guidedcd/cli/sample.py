@@ -35,6 +35,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         steps: Annotated[int | None, WHOLE] = None,
         omega: Annotated[float | None, NUMBER] = None,
         scale: Annotated[list[str] | None, Parameter(negative="")] = None,
+        window: Annotated[float | None, NUMBER] = None,
         seed: Annotated[int, WHOLE] = 0,
         per_prompt: Annotated[int, WHOLE] = 1,
         gif: Annotated[bool, Parameter(negative="")] = False,
@@ -77,6 +78,8 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             Guidance strength that the student is told; by default as the run's evaluation.
         scale
             Strength of the student's energy, within what it was trained for; NAME=NUMBER where it has several.
+        window
+            Noisiest fraction of the timesteps at which a published student is told that strength; by default 0.5.
         seed
             The first prompt's seed, the next one's is one higher, and so on.
         per_prompt
@@ -107,7 +110,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             raise GuidedCDError("no student: give a run's folder, or --student FILE --teacher videocrafter2:FILE.")
         else:
             source = trained(Path(run))
-            for name, value in {"teacher": teacher, **options}.items():
+            for name, value in {"teacher": teacher, "window": window, **options}.items():
                 if value is not None:
                     raise GuidedCDError(f"--{name} belongs to a published student (--student); a run knows its own.")
         from guidedcd.generate import run_sample
@@ -130,6 +133,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             fast=fast,
             teacher=chosen,
             size=size,
+            window=window,
         )
 
 

@@ -49,6 +49,11 @@ def load_unet3d(path: str | Path, *, frames: int, height: int, width: int, fps: 
     from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    if Path(path).expanduser().is_file():
+        raise GuidedCDError(
+            f"unet3d reads a folder in diffusers' layout, but {path} is a file: VideoCrafter2's model.ckpt is read by "
+            "--teacher videocrafter2:FILE"
+        )
     absent = hub.missing(path)
     try:
         unet = UNet3DConditionModel.from_pretrained(path, subfolder="unet", use_safetensors=True)
