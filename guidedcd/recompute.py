@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 from torch.utils.checkpoint import checkpoint
 
 from guidedcd.fast.switch import SLOT
@@ -57,7 +58,7 @@ def recomputing(network: nn.Module, what: str, needs: Sequence[str] = ()) -> Ite
                 change(norm, _activated(norm.forward, act.forward))
             change(act, _unless_activated(act.forward))
     try:
-        with torch._functorch.config.patch(activation_memory_budget=_BUDGET[what]):
+        with functorch.patch(activation_memory_budget=_BUDGET[what]):
             yield
     finally:
         for module, forward in reversed(before):
