@@ -51,6 +51,8 @@ class Variant:
     attention: str = "flash"
     """Backend of fused attention that is asked first."""
     triton: bool = True
+    norms: bool = True
+    """Compiled layers call the group norm kernels."""
     checkpointing: bool = False
     autocast: bool = False
     """Train float32 weights under autocast, rather than bfloat16 weights with float32 masters."""
@@ -96,6 +98,7 @@ def variants() -> list[Variant]:
         step(name="step fast cudnn-attention", prepare=quick(), attention="cudnn"),
         Variant(name="fast", prepare=quick(), batch=1),
         Variant(name="blocks cudnn-attention", prepare=blocks, attention="cudnn"),
+        Variant(name="blocks compiler-norms", prepare=blocks, norms=False),
         Variant(name="stock channels-last", prepare=layout),
         Variant(name="prompt-once + conv2d", prepare=tricks),
         step(name="step fast autocast", prepare=quick(), autocast=True),
@@ -124,6 +127,7 @@ def settings(variant: Variant) -> Iterator[None]:
     search, triton = torch.backends.cudnn.benchmark, operations.HAS_TRITON
     torch.backends.cudnn.benchmark = variant.benchmark
     operations.HAS_TRITON = triton and variant.triton
+    operations.NORM_OPERATOR = variant.norms
     try:
         with sdpa_kernel(order, set_priority=True):
             yield

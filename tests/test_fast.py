@@ -391,6 +391,39 @@ def test_the_group_norm_kernel_is_group_norm(kernels, shape, groups, shift, silu
     compare(mine, plain, *given)
 
 
+@pytest.mark.slow
+def test_compiled_layers_call_the_kernels(kernels, monkeypatch):
+    """A compiled layer that calls the kernels, for norms and over frames, has no breaks and the stock gradients."""
+    from guidedcd.fast import attention
+
+    monkeypatch.setattr(operations, "calls", lambda x: torch.compiler.is_compiling())
+    monkeypatch.setattr(attention, "takes", lambda q: True)
+    unet = network(dtype=torch.float32).to(DEVICE)
+    x, temb = torch.randn(2, 8, 2, 2, device=DEVICE), torch.randn(2, 32, device=DEVICE)
+    for function, module, rest in (
+        (layers.temporal_transformer, unet.down_blocks[0].temp_attentions[0], (2,)),
+        (layers.temporal_convolution, unet.down_blocks[0].temp_convs[0], (2,)),
+        (layers.resnet, unet.down_blocks[0].resnets[0], (temb,)),
+    ):
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=False)
+        found = []
+        for call, layer in ((type(module).forward, copy.deepcopy(module).double()), (compiled, module)):
+            kind = next(layer.parameters()).dtype
+            given = [x.to(kind, copy=True).requires_grad_(True)]
+            given += [a.to(kind, copy=True).requires_grad_(True) if isinstance(a, Tensor) else a for a in rest]
+            options = {}
+            if call is not compiled and function is not layers.resnet:
+                options = {"num_frames": given.pop()}
+            out = call(layer, *given, **options)
+            out = out if isinstance(out, Tensor) else out.sample
+            wanted = [a for a in given if isinstance(a, Tensor)]
+            weights = list(layer.parameters())
+            grads = torch.autograd.grad(out.square().sum(), [*wanted, *weights])
+            found.append([out, *grads])
+        for mine, stock in zip(found[1], found[0], strict=True):
+            assert (mine - stock).abs().max() <= 1e-4 * stock.abs().max()
+
+
 def test_the_layer_norm_kernel_is_layer_norm(kernels):
     """With and without a summand: the sum, its norm, and the gradients through both."""
     x, delta, w, b = torch.randn(37, 24), torch.randn(37, 24), torch.randn(24), torch.randn(24)
@@ -437,7 +470,7 @@ def test_a_network_on_the_kernels_is_the_stock_network(kernels, monkeypatch):
     monkeypatch.setattr(attention, "takes", lambda q: called.append(q) or True)
     mine = gradients(quick, *(x.to(DEVICE, torch.float32 if x.is_floating_point() else None) for x in given))
 
-    assert len(called) == 2 * 4
+    assert len(called) == len(probes.temporal_layers(stock))
     assert_near({k: v.cpu().double() for k, v in mine.items()}, gradients(stock, *given), 2e-4)
 
 

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from guidedcd.fast import norms
+
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """Whether Triton can be imported."""
+NORM_OPERATOR = True
+"""Whether compiled layers on GPUs call the group norm kernels, rather than have the compiler make their own."""
 
 
 def functions() -> Any:
@@ -40,6 +44,12 @@ def fused(x: Tensor) -> bool:
     return x.is_cuda and not torch.compiler.is_compiling() and x.dtype != torch.float64 and HAS_TRITON
 
 
+def calls(x: Tensor) -> bool:
+    """Whether compiled code calls the group norm kernels."""
+    usual = x.is_cuda and x.dtype != torch.float64
+    return usual and NORM_OPERATOR and HAS_TRITON and torch.compiler.is_compiling()
+
+
 def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool = False, shift: Tensor | None = None) -> Tensor:
     """Group norm over all tokens of each row.
 
@@ -52,6 +62,9 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool = False, shift: Tens
     dtype = target_dtype(x)
     if fused(x):
         return functions().GroupNorm.apply(x, norm.weight, norm.bias, shift, norm.num_groups, norm.eps, silu, dtype)
+    if calls(x):
+        how = norm.num_groups, norm.eps, silu, dtype
+        return norms.group_norm(x, norm.weight, norm.bias, shift, *how)[0]
     if not torch.compiler.is_compiling():
         return _native_group_norm(x, norm, silu, shift).to(dtype)
     y = x.to(wide(x))
