@@ -81,7 +81,7 @@ def tolerance(file: str, key: str) -> Tolerance | None:
         case "algorithm1":
             return _algorithm1(name, key)
         case "cd_step":
-            if "grad" in key or "grad_norms" in name:
+            if "grad" in key or "group_norm" in key or "grad_norms" in name:
                 return Tolerance(2e-3, 1e-6)
             return Tolerance(1e-4, 1e-6)
         case "tiny_unet":
@@ -93,7 +93,7 @@ def _algorithm1(name: str, key: str) -> Tolerance | None:
     if "max_abs_f32_minus_f64" in key:
         return None  # rounding noise, a measure of its size only
     if "sign_test" in key and "first_order" not in key:
-        return Tolerance(1e-4 if "f32" in name else 1e-6, 0.0)
+        return Tolerance(2e-3 if "f32" in name else 1e-6, 0.0)  # moved along the score, which has that tolerance
     if "f64" in name:
         return Tolerance(1e-6, 0.0)
     literal = "literal" in key
