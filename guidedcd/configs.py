@@ -142,6 +142,8 @@ class Train:
     """Learning rate of AdamW."""
     warmup: int = attrs.field(default=0, validator=ge(0))
     """Steps of linear warm-up, constant afterwards."""
+    cooldown: int = attrs.field(default=0, validator=ge(0))
+    """Last steps, over which the learning rate falls linearly to 0."""
     weight_decay: float = attrs.field(default=0.0, validator=ge(0))
     """Weight decay of AdamW."""
     max_grad_norm: float = attrs.field(default=1.0, validator=gt(0))

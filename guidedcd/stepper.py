@@ -88,7 +88,8 @@ class Stepper:
         torch.manual_seed(hash((self.run.seed, step, self.accelerator.process_index)) % 2**63)
         self.student.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * min(1.0, step / max(settings.warmup, 1))
+            up, down = step / max(settings.warmup, 1), (settings.steps - step + 1) / max(settings.cooldown, 1)
+            group["lr"] = settings.lr * min(1.0, up, down)
         # Float32 gradients of bfloat16 weights are summed outside of the network: every part must be reduced.
         apart = self.weights.masters is not self.weights.working
         losses: list[tuple[Tensor, Batch]] = []

@@ -346,3 +346,12 @@ def test_two_processes_resume(toy, tmp_path, parallel):  # noqa: F811
 
     alone = trained(make(train={**options, "batch_size": 4}), folder, tmp_path / "other")
     assert [line["loss"] for line in alone[2:]] == pytest.approx(found[0][2:], rel=1e-3)
+
+
+def test_the_learning_rate_warms_up_and_cools_down(toy, tmp_path):  # noqa: F811
+    """It rises linearly over the first steps and falls linearly over the last ones."""
+    run = make(train={"steps": 6, "lr": 0.012, "warmup": 2, "cooldown": 3, "log_every": 1})
+    run_training(run, out=tmp_path / "r", store=tmp_path / "s")
+    lines = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
+
+    assert [line["lr"] for line in lines] == pytest.approx([0.006, 0.012, 0.012, 0.012, 0.008, 0.004])
