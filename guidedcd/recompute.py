@@ -19,7 +19,7 @@ from guidedcd.fast.switch import SLOT
 from guidedcd.teachers.probes import KIND, select_layers, temporal_layers
 
 CHOICES = ("nothing", "cheap", "most")
-_BUDGET = {"cheap": 0.5, "most": 0.25}
+_BUDGET = {"cheap": 0.3, "most": 0.1}
 """Of what compiled layers would keep of their own accord, the share that they may."""
 _TEMPORAL = ("TransformerTemporalModel", "AnimateDiffTransformer3D")
 
