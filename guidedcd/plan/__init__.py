@@ -110,7 +110,7 @@ def warnings(
     run: Run, stages: dict[str, Stage], where: Machine, store: Path | None, left_out: dict[str, str]
 ) -> list[str]:
     """What will not fit, and what could not be counted."""
-    found = [f"{name} is not in the prediction: {reason}" for name, reason in left_out.items()]
+    found = [f"the prediction leaves out {name}: {reason}" for name, reason in left_out.items()]
     room = usable(where) / GB
     for name, stage in stages.items():
         if stage.peak_gb > room:

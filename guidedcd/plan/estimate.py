@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import prod
+import math
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -53,15 +54,14 @@ class Estimator:
     def __init__(self, machine: Machine, processes: int = 1) -> None:
         self.machine, self.processes = machine, processes
         self.left_out: dict[str, str] = {}
-        """Rewards that cannot be counted, and why."""
+        """Components that cannot be counted, and why."""
         self._found: dict[Any, Any] = {}
 
     def preprocess(self, run: Run) -> Stage:
         """The store of a run."""
         counted, videos = self.teaching(run), run.preprocess.videos
         seconds = counted.seconds(self._on(run.preprocess.fast))
-        cond = sum(prod(shape) * width for shape, width in counted.cond.values())
-        most = max(c.peak for c in (counted.forward, counted.guided, counted.encode) if c is not None)
+        cond = sum(math.prod(shape) * width for shape, width in counted.cond.values())
         return Stage(
             tflop=counted.flops() * videos / 1e12,
             device_hours=seconds * videos / 3600,
@@ -69,22 +69,13 @@ class Estimator:
             each_seconds=seconds,
             peak_gb=counted.peak / GB,
             disk_gb=store_bytes(run, counted.latent, cond) / GB,
-            largest_batch=self._fits(counted.resident, most / counted.batch),
+            largest_batch=self._largest(run, "preprocess", self.teaching),
         )
 
     def train(self, run: Run) -> Stage:
         """The student of a run, without its evaluation."""
         counted, settings = self.training(run), run.train
         seconds = counted.seconds(self._on(settings.fast))
-        graded = counted.trained * (2 if settings.precision == "bf16" else 4)
-        decoded = min(settings.batch_size, settings.reward_batch or settings.batch_size)
-        scored = counted.rewards.peak / decoded if counted.rewards else 0
-        per_sample = max(counted.step.peak - graded, counted.held) / settings.batch_size
-        fixed = counted.sizes.between + counted.others + graded
-        if settings.reward_batch is None:
-            per_sample = max(per_sample, counted.held / settings.batch_size + scored)
-        else:
-            fixed += max(0, counted.held + scored * decoded - counted.step.peak)
         per_step = settings.accumulate * self.processes
         return Stage(
             tflop=counted.flops * per_step * settings.steps / 1e12,
@@ -93,7 +84,7 @@ class Estimator:
             each_seconds=seconds,
             peak_gb=counted.peak / GB,
             disk_gb=run_bytes(run, counted) / GB,
-            largest_batch=self._fits(fixed, per_sample),
+            largest_batch=self._largest(run, "train", self.training),
         )
 
     def teaching(self, run: Run) -> Teaching:
@@ -102,6 +93,8 @@ class Estimator:
         settings = run.preprocess
         key = ("teach", settings.batch_size, settings.precision, settings.recompute, len(kinds), tuple(run.energies))
         found = self._once(key, lambda: teaching(run, outline(run.teacher)))
+        if found.left_out:
+            self.left_out["what the energies compute"] = found.left_out
         return attrs.evolve(found, run=run)
 
     def training(self, run: Run) -> Training:
@@ -129,10 +122,19 @@ class Estimator:
             try:
                 modules[chosen.name] = outline(chosen)
             except GuidedCDError as error:
-                self.left_out[chosen.name] = str(error)
+                self.left_out[f"reward {chosen.name}"] = str(error)
         teacher = outline(run.teacher)
         beside = others(run, teacher, modules)
-        return (scoring(run, teacher, modules) if modules else None), beside
+        try:
+            return scoring(run, teacher, modules) if modules else None, beside
+        except Exception:
+            for name in list(modules):  # whose fault is it?
+                try:
+                    scoring(run, teacher, {name: modules[name]})
+                except Exception as error:
+                    self.left_out[f"reward {name}"] = f"it does not run without memory ({_first_line(error)})"
+                    del modules[name]
+            return scoring(run, teacher, modules) if modules else None, beside
 
     def _once(self, key: Any, make: Any) -> Any:
         if key not in self._found:
@@ -142,8 +144,19 @@ class Estimator:
     def _on(self, fast: str) -> Machine:
         return self.machine.with_layers(fast)
 
-    def _fits(self, fixed: float, per_sample: float) -> int:
-        return max(0, int((usable(self.machine) - fixed) / max(per_sample, 1)))
+    def _largest(self, run: Run, section: str, count: Callable[[Run], Any]) -> int:
+        """The largest batch size that fits: memory at two sizes, and a line through both."""
+        batch, room = getattr(run, section).batch_size, usable(self.machine)
+        peak = count(run).peak
+        other = max(1, int(batch * min(room / peak, 4.0)))  # longer lists take longer to count
+        other += other == batch
+        changed = attrs.evolve(getattr(run, section), batch_size=other)
+        slope = (count(attrs.evolve(run, **{section: changed})).peak - peak) / (other - batch)
+        return max(0, math.floor(batch + (room - peak) / max(slope, 1)))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def usable(machine: Machine) -> float:

@@ -68,6 +68,8 @@ class Meter(TorchDispatchMode):
                 return True if given[0].dtype == torch.bool else 1
             if func is _COPIED and kwargs.get("device") is not None:
                 kwargs = {**kwargs, "device": torch.device("meta"), "pin_memory": None}
+            if not all(t.is_meta for t in given):  # a constant that the code made on the host
+                args, kwargs = _all_without(args), _all_without(kwargs)
         key = None if func._schema.is_mutable else _signature((func, args, kwargs))
         if key in _KNOWN:
             kernel, shapes, made = _KNOWN[key]
@@ -129,6 +131,19 @@ def _remember(key: Any, kernel: Kernel, out: Any, made: list[Tensor]) -> None:
 
     shapes = [(tuple(t.shape), t.stride(), t.dtype) for t in made]
     _KNOWN[key] = kernel, shapes, None if isinstance(out, Tensor) else tuple_of
+
+
+def _all_without(value: Any) -> Any:
+    """Nested arguments, their tensors without memory."""
+    if isinstance(value, Tensor):
+        return (
+            value
+            if value.is_meta
+            else torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        )
+    if isinstance(value, tuple | list):
+        return type(value)(map(_all_without, value))
+    return {key: _all_without(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _signature(value: Any) -> Any:

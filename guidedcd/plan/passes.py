@@ -9,9 +9,9 @@ from guidedcd.guidance import guided_from
 from guidedcd.run import Run
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-ABOUT = 400
+ABOUT = 150
 """Bytes of JSON per video, besides its caption."""
-HEADER = 2500
+HEADER = 800
 """Bytes of names and checksums per shard."""
 POINTS = 4096
 """Points at which each draw's random number is looked at."""

@@ -37,6 +37,8 @@ class Teaching:
     """Bytes of the teacher."""
     latent: int
     """Numbers in the latents of one video."""
+    left_out: str = ""
+    """Why the energies themselves are not in `guided`."""
     cond: dict[str, tuple[tuple[int, ...], int]]
     """Shape of one caption's conditioning, and bytes of a number, by key."""
 
@@ -82,28 +84,41 @@ def teaching(run: Run, teacher: Any) -> Teaching:
         z, t, text = _inputs(teacher, ROWS * batch)
         with metered() as forward:
             teacher.net(z, t, text)
+    scores, left_out = guided(run, teacher) if run.energies else (None, "")
     return Teaching(
         run=run,
         encode=encode,
         embed=embed,
         forward=forward,
-        guided=guided(run, teacher) if run.energies else None,
+        guided=scores,
+        left_out=left_out,
         resident=sum(size(getattr(teacher, part, None)) for part in ("network", "vae", "text")),
         latent=z[0].numel(),
         cond={key: (tuple(value.shape[1:]), value.element_size()) for key, value in cond.items()},
     )
 
 
-def guided(run: Run, teacher: Any) -> Cost:
-    """Count one batch of references, predictions and scores."""
+def guided(run: Run, teacher: Any) -> tuple[Cost, str]:
+    """Count one batch of references, predictions and scores.
+
+    Energies that cannot run on tensors without memory are left out, the reason is returned as well.
+    """
     from guidedcd.scores import Scores
 
     z, t, text = _inputs(teacher, run.preprocess.batch_size)
     at = {config.reference: (z, t) for config in run.energies.values()}
-    with metered() as cost:
-        for _ in Scores(run, teacher)(z, t, text, ["a"] * len(z), at, len(z)):
-            pass
-    return cost
+    try:
+        with metered() as cost:
+            for _ in Scores(run, teacher)(z, t, text, ["a"] * len(z), at, len(z)):
+                pass
+        return cost, ""
+    except Exception as error:
+        with metered() as cost:
+            for _ in at:
+                with torch.no_grad():
+                    teacher.net(z, t, text)
+            torch.autograd.backward(teacher.net(z.requires_grad_(), t, text).sum())
+        return cost, f"they do not run without memory ({(str(error).splitlines() or [''])[0][:200]})"
 
 
 def _inputs(teacher: Any, rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
