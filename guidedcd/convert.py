@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -20,29 +19,38 @@ from guidedcd.checkpoints.tokens import clean, possible, tokenizer, write_tokeni
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing, write_json
-from guidedcd.reload import compare, repeated
+from guidedcd.reload import Fresh, compare
 
 PROMPTS = ("", "A cat! plays the piano, 4k -- (masterpiece)", "two red balls roll down a hill " * 30)
 
-_SCRIPT = """
-from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+_BEGIN = """
+import diffusers, transformers
 dtype = getattr(torch, options["dtype"])
-unet = UNet3DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
+def read(kind, part, **kept):
+    return kind.from_pretrained(folder, subfolder=part, **kept)
+"""
+_SCRIPTS = {
+    "unet": """
+unet = read(diffusers.UNet3DConditionModel, "unet", torch_dtype=dtype)
 out["unet"] = unet(given["z"].to(dtype), given["t"], given["context"].to(dtype)).sample
-del unet
-vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
+""",
+    "vae": """
+vae = read(diffusers.AutoencoderKL, "vae", torch_dtype=dtype)
 out["vae.encode"] = vae.encode(given["image"].to(dtype)).latent_dist.mode()
 out["vae.decode"] = vae.decode(given["latent"].to(dtype)).sample
-text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", torch_dtype=dtype)
+""",
+    "text": """
+text = read(transformers.CLIPTextModel, "text_encoder", torch_dtype=dtype)
 out["text"] = text(input_ids=given["ids"]).last_hidden_state
 if options["prompts"]:
-    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    tokenizer = read(transformers.CLIPTokenizer, "tokenizer")
     length = text.config.max_position_embeddings
     ids = tokenizer(options["prompts"], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     out["ids"] = ids.input_ids
-out["alphas_cumprod"] = DDIMScheduler.from_pretrained(folder, subfolder="scheduler").alphas_cumprod
-"""
+out["alphas_cumprod"] = read(diffusers.DDIMScheduler, "scheduler").alphas_cumprod
+""",
+}
+"""What a fresh process repeats of each part, as soon as it is written."""
 
 
 def convert_videocrafter2(
@@ -55,8 +63,8 @@ def convert_videocrafter2(
 ) -> Path:
     """Write VideoCrafter2's `model.ckpt` as a folder that diffusers reads, whole or not at all.
 
-    One network is in memory at a time. Ends with a self-test: a fresh process loads the folder without this package
-    and repeats each network's output.
+    Weights are copied from the mapped file, so hardly any memory is needed. Ends with a self-test: a fresh process
+    loads each part without this package as soon as it is written, and repeats its output.
 
     Args:
         path: The published file, or its tensors as safetensors.
@@ -79,21 +87,27 @@ def convert_videocrafter2(
     state = open_state(exists(path, "VideoCrafter2's model.ckpt", videocrafter2.WHERE))
     views = videocrafter2.split(state)
     schedule = videocrafter2.schedule(architecture, state)
-    kept: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    kept: dict[str, Any] = {"dtype": getattr(torch, dtype), "copy": False}
     given = _inputs(architecture)
     expected: dict[str, Tensor] = {}
 
-    with replacing(out) as folder, torch.no_grad():
+    options: dict[str, Any] = {"dtype": dtype, "prompts": []}
+    with replacing(out) as folder, Fresh() as test, torch.no_grad():
         folder.mkdir()
+
+        def check(part: str) -> None:
+            test.begin(_BEGIN + _SCRIPTS[part], folder, given, options)
+
         unet = videocrafter2.load_unet(architecture.unet, views["unet"], fps=fps, **kept)
         expected["unet"] = unet(given["z"].to(unet.dtype), given["t"], given["context"].to(unet.dtype)).sample
         save_module(unet, folder / "unet")
+        check("unet")
         del unet
-        gc.collect()
         vae = videocrafter2.load_vae(architecture, views["vae"], **kept)
         expected["vae.encode"] = vae.encode(given["image"].to(vae.dtype)).latent_dist.mode()
         expected["vae.decode"] = vae.decode(given["latent"].to(vae.dtype)).sample
         save_module(vae, folder / "vae")
+        check("vae")
         del vae
         text = videocrafter2.load_text(architecture, views["text"], **kept)
         config = text.config
@@ -101,17 +115,18 @@ def convert_videocrafter2(
         if readable_words:
             expected["ids"] = tokenizer(config.vocab_size)(list(PROMPTS), context_length=length)
             write_tokenizer(folder / "tokenizer", config.vocab_size, length)
+            options["prompts"] = [clean(prompt) for prompt in PROMPTS]
         else:
             console.print(
                 f"convert  note: open_clip has no vocabulary of {config.vocab_size} tokens, so no tokenizer is written"
             )
         given["ids"] = expected.get("ids", torch.arange(2 * length).reshape(2, -1) % config.vocab_size)
         expected["text"] = text(input_ids=given["ids"]).last_hidden_state
-        save_text(text, folder / "text_encoder")
-        del text
-        gc.collect()
         write_scheduler(folder / "scheduler", architecture)
         expected["alphas_cumprod"] = schedule.alphas_cumprod
+        save_text(text, folder / "text_encoder")
+        check("text")
+        del text
         write_index(folder, tokenizer=readable_words)
         about = {"source": Path(path).name, "fps": fps, "dtype": dtype, "guidedcd": guidedcd.__version__}
         write_json(folder / "conversion.json", about)
@@ -125,9 +140,7 @@ def convert_videocrafter2(
             usage=_USAGE,
             settings=about,
         )
-        options = {"dtype": dtype, "prompts": [clean(prompt) for prompt in PROMPTS] if readable_words else []}
-        found = repeated(_SCRIPT, folder, given, options)
-        error = compare(expected, found, 1e-4 if dtype == "float32" else 5e-2)
+        error = compare(expected, test.results(), 1e-4 if dtype == "float32" else 5e-2)
     console.print(f"convert  {out}: loads in a fresh process, largest error {error:.1g} of the magnitude")
     return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from guidedcd.errors import GuidedCDError
 
-_BEFORE = """
+_CHILD = """
 import json, sys, warnings
 if {alone}:
     sys.modules["guidedcd"] = None  # importing it fails, as where it is not installed
@@ -25,55 +26,116 @@ warnings.simplefilter("ignore")
 import torch
 from safetensors.torch import load_file, save_file
 torch.set_num_threads({threads})
-folder, given, result, options = sys.argv[1], load_file(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
-out = {{}}
-with torch.no_grad():
-"""
-_AFTER = """
-save_file({k: v.contiguous() for k, v in out.items()}, result)
+import diffusers, transformers  # while there is nothing else to do yet
+for line in sys.stdin:
+    job = json.loads(line)
+    out = {{}}
+    known = {{"folder": job["folder"], "given": load_file(job["given"]), "options": job["options"], "out": out}}
+    with torch.no_grad():
+        exec(compile(job["script"], "self-test", "exec"), {{**known, "sys": sys, "torch": torch}})
+    save_file({{k: v.contiguous() for k, v in out.items()}}, job["result"])
+    del out, known
+    print("done", flush=True)
 """
 TOLERANCE = 1e-4
 """Largest error that passes, relative to the largest magnitude; rounding of float32 is 100 times smaller."""
 
 
+class Fresh:
+    """A fresh process that repeats numbers from files; it starts at once, so that its imports cost no waiting.
+
+    Use as a context manager; `begin` hands it work, and `results` waits for all of it.
+    """
+
+    def __init__(self, *, alone: bool = True) -> None:
+        """Start it.
+
+        Args:
+            alone: Whether this package is out of reach there.
+        """
+        self._scratch = tempfile.TemporaryDirectory()
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - see __exit__
+        self._pending: list[tuple[str, Path]] = []
+        program = _CHILD.format(threads=torch.get_num_threads(), alone=alone)
+        quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, **quiet},
+        )
+
+    def begin(self, script: str, folder: Path, inputs: Mapping[str, Tensor], options: Mapping[str, Any]) -> None:
+        """Let it run `script`, after what it was given before.
+
+        Args:
+            script: Python; `folder` (str), `given` (tensors) and `options` are defined, torch is imported. What it puts
+                into `out` is a result.
+            folder: What was written.
+            inputs: Tensors for `given`.
+            options: JSON values.
+        """
+        number = len(self._pending)
+        given, result = (Path(self._scratch.name, f"{kind}-{number}.safetensors") for kind in ("given", "result"))
+        save_file({key: value.detach().cpu().contiguous().clone() for key, value in inputs.items()}, given)
+        job = {"script": script, "folder": str(folder), "given": str(given), "result": str(result)}
+        self._pending.append((folder.name, result))
+        try:
+            print(json.dumps({**job, "options": options}), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            raise self._failed(folder.name) from None
+
+    def results(self) -> dict[str, Tensor]:
+        """Everything that the scripts put into `out`.
+
+        Raises:
+            GuidedCDError: The process failed; its last line of output is quoted.
+        """
+        found: dict[str, Tensor] = {}
+        for name, result in self._pending:
+            for line in self._process.stdout:  # libraries may print there as well
+                if line == "done\n":
+                    break
+            else:
+                raise self._failed(name)
+            found |= load_file(result)
+        return found
+
+    def _failed(self, name: str) -> GuidedCDError:
+        status = self._process.wait()
+        self._errors.seek(0)
+        lines = [line for line in self._errors.read().splitlines() if line.strip()]
+        return GuidedCDError(
+            f"the self-test failed: {name} does not load in a fresh process "
+            f"({lines[-1].strip() if lines else f'exit status {status}'})"
+        )
+
+    def __enter__(self) -> Fresh:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.terminate()  # what it was asked has been answered, or does not matter any more
+        self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+        self._scratch.cleanup()
+
+
 def repeated(
     script: str, folder: Path, inputs: Mapping[str, Tensor], options: Mapping[str, Any], *, alone: bool = True
 ) -> dict[str, Tensor]:
-    """What `script` puts into `out` in a process of its own.
-
-    Args:
-        script: Python; `folder` (str), `given` (tensors) and `options` are defined, torch is imported.
-        folder: What was written.
-        inputs: Tensors for `given`.
-        options: JSON values.
-        alone: Whether this package is out of reach there.
+    """What `script` puts into `out` in a process of its own; arguments as of `Fresh.begin`.
 
     Raises:
         GuidedCDError: The process failed; its last line of output is quoted.
     """
-    body = "\n".join("    " + line for line in script.strip().splitlines())
-    program = _BEFORE.format(threads=torch.get_num_threads(), alone=alone) + body + _AFTER
-    with tempfile.TemporaryDirectory() as scratch:
-        given, result = Path(scratch, "given.safetensors"), Path(scratch, "result.safetensors")
-        save_file({key: value.detach().cpu().contiguous().clone() for key, value in inputs.items()}, given)
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(folder), str(given), str(result), json.dumps(options)],
-            capture_output=True,
-            text=True,
-            env={
-                **os.environ,
-                "HF_HUB_OFFLINE": "1",
-                "TRANSFORMERS_VERBOSITY": "error",
-                "DIFFUSERS_VERBOSITY": "error",
-            },
-        )
-        if done.returncode:
-            lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-            raise GuidedCDError(
-                f"the self-test failed: {folder.name} does not load in a fresh process "
-                f"({lines[-1].strip() if lines else f'exit status {done.returncode}'})"
-            )
-        return load_file(result)
+    with Fresh(alone=alone) as process:
+        process.begin(script, folder, inputs, options)
+        return process.results()
 
 
 def compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float = TOLERANCE) -> float:

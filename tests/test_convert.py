@@ -16,7 +16,7 @@ from guidedcd.checkpoints.architecture import Architecture
 from guidedcd.checkpoints.videocrafter2 import load
 from guidedcd.cli import main
 from guidedcd.errors import GuidedCDError
-from guidedcd.reload import compare, repeated
+from guidedcd.reload import Fresh, compare, repeated
 from guidedcd.teachers.videocrafter2 import load_videocrafter2
 
 
@@ -64,6 +64,25 @@ def test_the_folder_is_the_same_teacher(converted, checkpoint):
     assert torch.equal(theirs.schedule.alphas_cumprod, ours.schedule.alphas_cumprod)
 
 
+class Silent:
+    """In place of a fresh process: takes everything, and answers what it was told to."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def begin(self, *_):
+        pass
+
+    def results(self):
+        return self.answer
+
+
 def test_text_encoders_have_the_names_that_every_transformers_reads(converted):
     """Keys begin with text_model., which transformers 4 needs and 5 accepts."""
     assert all(key.startswith("text_model.") for key in load_file(converted / "text_encoder" / "model.safetensors"))
@@ -77,7 +96,7 @@ def test_a_folder_that_exists_is_never_overwritten(converted, checkpoint):
 
 def test_a_foreign_vocabulary_is_converted_without_a_tokenizer(tmp_path, capsys, monkeypatch):
     """A text tower whose tokens are not open_clip's keeps its weights; the note says what is missing."""
-    monkeypatch.setattr(convert, "repeated", lambda *_: {})
+    monkeypatch.setattr(convert, "Fresh", lambda: Silent({}))
     monkeypatch.setattr(convert, "compare", lambda *_: 0.0)
     config = json.loads(json.dumps(CONFIG))
     config["open_clip_arch"]["text_cfg"]["vocab_size"] = 300
@@ -92,7 +111,7 @@ def test_a_foreign_vocabulary_is_converted_without_a_tokenizer(tmp_path, capsys,
 
 def test_a_failed_self_test_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     """A folder that does not repeat the numbers does not appear."""
-    monkeypatch.setattr(convert, "repeated", lambda *_: {k: torch.zeros(1) for k in ("unet",)})
+    monkeypatch.setattr(convert, "Fresh", lambda: Silent({"unet": torch.zeros(1)}))
 
     with pytest.raises(GuidedCDError, match="self-test failed"):
         convert.convert_videocrafter2(checkpoint[0], tmp_path / "out", arch=checkpoint[1])
@@ -126,7 +145,7 @@ def test_mistakes_are_one_line_and_status_2(checkpoint, tmp_path, capsys, words,
 
 def test_half_precision_folders_hold_half_precision(checkpoint, tmp_path, monkeypatch):
     """--dtype reaches every weight."""
-    monkeypatch.setattr(convert, "repeated", lambda *_: {})
+    monkeypatch.setattr(convert, "Fresh", lambda: Silent({}))
     monkeypatch.setattr(convert, "compare", lambda *_: 0.0)
     convert.convert_videocrafter2(checkpoint[0], tmp_path / "out", arch=checkpoint[1], dtype="bfloat16")
 
@@ -138,6 +157,18 @@ def test_the_fresh_process_cannot_import_this_package(tmp_path):
     """A self-test that needs guidedcd would prove nothing; its failure is one line."""
     with pytest.raises(GuidedCDError, match=r"does not load in a fresh process \(.*guidedcd"):
         repeated("import guidedcd", tmp_path, {"x": torch.zeros(1)}, {})
+
+
+def test_one_fresh_process_repeats_several_things(tmp_path):
+    """It is given work while it does other work; results of all of it come together, and a failure names its part."""
+    with Fresh() as process:
+        process.begin("out['a'] = given['x'] + 1; print('a library')", tmp_path, {"x": torch.ones(1)}, {})
+        process.begin("out['b'] = given['x'] * options['by']", tmp_path, {"x": torch.ones(2)}, {"by": 3})
+        assert {k: v.tolist() for k, v in process.results().items()} == {"a": [2.0], "b": [3.0, 3.0]}
+    with Fresh() as process, pytest.raises(GuidedCDError, match=r"second does not load .*ZeroDivisionError"):
+        process.begin("out['a'] = given['x']", tmp_path / "first", {"x": torch.ones(1)}, {})
+        process.begin("1 / 0", tmp_path / "second", {"x": torch.ones(1)}, {})
+        process.results()
 
 
 def test_comparing_finds_numbers_shapes_and_ids_that_differ():

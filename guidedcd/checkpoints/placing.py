@@ -46,17 +46,19 @@ def place(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     unused: Collection[str] = (),
+    copy: bool = True,
 ) -> None:
     """Fill `module` from `state`; every key must be known, every parameter filled, every shape equal.
 
     Args:
         module: Module on the meta device.
         rename: From a key of `state` to a name in `module`, or to several that share the tensor along its first axis.
-        state: The checkpoint; an item is read only when it is its turn, and copied.
+        state: The checkpoint; an item is read only when it is its turn.
         what: Name of the loader, for errors.
         dtype: Of the parameters afterwards.
         device: Where they are put.
         unused: Keys of `state` that may be there and are not read.
+        copy: False leaves a tensor that needs no conversion where it is, for example in a mapped file.
 
     Raises:
         GuidedCDError: Keys are missing or unexpected, or a shape differs; the first of them are named.
@@ -80,7 +82,7 @@ def place(
                 "give the architecture that the file was made with (--arch config.json)"
             )
         for name, part in zip(names, fitted.chunk(len(names)), strict=True):
-            assign(module, name, part.to(device=device, dtype=dtype, copy=True).contiguous())
+            assign(module, name, part.to(device=device, dtype=dtype, copy=copy or len(names) > 1).contiguous())
     finish(module, device)
 
 

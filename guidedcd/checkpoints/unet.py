@@ -49,6 +49,7 @@ def load_unet(
     fps: int | None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    copy: bool = True,
 ) -> UNet3DConditionModel:
     """A stock UNet with the weights of an lvdm state dict (keys without prefix), in eval mode.
 
@@ -62,6 +63,7 @@ def load_unet(
             so that `guidedcd.conditioning.set_fps` can set it per sample and it can be trained.
         dtype: Of the parameters; folding is computed in float64 and rounded once.
         device: Where they are put.
+        copy: False leaves tensors that need no conversion in the file; nothing may change them then.
 
     Raises:
         GuidedCDError: A key or a shape does not match.
@@ -92,6 +94,7 @@ def load_unet(
         what="videocrafter2 UNet",
         dtype=dtype,
         device=device,
+        copy=copy,
     )
     if folded:
         bias = state["time_embed.2.bias"].double() + fps_vector(kept, fps)

@@ -62,10 +62,13 @@ def load_vae(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    copy: bool = True,
 ) -> AutoencoderKL:
     """A stock autoencoder with the weights of a latent-diffusion one (keys without prefix), in eval mode."""
     vae = skeleton(lambda: AutoencoderKL(**vae_arguments(arch.ddconfig, arch.embed_dim, arch.scale)))
-    place(vae, rename_vae(arch.ddconfig), state, what="videocrafter2 autoencoder", dtype=dtype, device=device)
+    place(
+        vae, rename_vae(arch.ddconfig), state, what="videocrafter2 autoencoder", dtype=dtype, device=device, copy=copy
+    )
     return vae.eval()
 
 
@@ -75,6 +78,7 @@ def load_text(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    copy: bool = True,
 ) -> nn.Module:
     """A stock `CLIPTextModel` with the weights of open_clip's text tower (keys without prefix), in eval mode.
 
@@ -87,7 +91,8 @@ def load_text(
     prefix = "text_model." if any(key.startswith("text_model.") for key in model.state_dict()) else ""
     rename, unused = rename_text(arch.text, arch.layer, prefix)
     unused = [*unused, "attn_mask"]
-    place(model, rename, state, what="videocrafter2 text tower", dtype=dtype, device=device, unused=unused)
+    kept = {"dtype": dtype, "device": device, "copy": copy}
+    place(model, rename, state, what="videocrafter2 text tower", unused=unused, **kept)
     return model.eval()
 
 
