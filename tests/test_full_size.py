@@ -75,7 +75,7 @@ def test_the_published_size_is_read_and_converted_in_the_space_of_its_weights(sh
     path = tmp_path / "model.ckpt"
     try:
         torch.save({"state_dict": state}, path)
-        del state, noise
+        del state
         read, converted = (
             subprocess.run([sys.executable, "-c", WATCHED + script, str(path)], capture_output=True, text=True)
             for script in (READ, CONVERT)
