@@ -7,7 +7,8 @@
 Random weights and videos, 200 solver steps, every sample in the guided half of them, as officially.
 The parts of a sample are measured (medians; a pass has as many rows as in a real store) and added up with the number
 of passes that the schedule really needs for a shard of 64 videos, idle rows included. Lines are printed as they become
-known; at last, while there is time, whole shards are made for comparison. A part that fails is a line with its error.
+known; then, while there is time, whole shards are made for comparison, all of one setting before the next, for
+compiling takes minutes. A part that fails is a line with its error, and so is one for which no time was left.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from __future__ import annotations
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -141,13 +141,12 @@ class Bench:
         self.device = options.device
         self.seconds: dict[str, float] = {}
 
-    @contextmanager
-    def going_on(self, name: str) -> Iterator[None]:
-        """A failure inside becomes a row."""
+    def attempt(self, name: str, work: Callable[[], None]) -> None:
+        """Measure, unless the time is over; a failure becomes a row."""
         try:
             if self.results.spent():
                 raise TimeoutError("left out: the time is over")
-            yield
+            work()
         except Exception as error:
             self.results.add(figure=name, fast=self.fast, error=f"{type(error).__name__}: {str(error)[:300]}")
             if not isinstance(error, TimeoutError):
@@ -185,16 +184,21 @@ class Bench:
         """All parts, and a figure as soon as its parts are known."""
         settings = run(self.options, self.fast, "inversion", 1)
         with tuned(self.model, settings.preprocess, ours=True) as quick:
-            with self.going_on("score and prediction"):
-                self.score(quick)
-            with self.going_on("guided samples"):
-                self.guided(quick, "single-step")
-                self.encode(quick)
-                self.hours("single-step reference", 0, 1)
-            with self.going_on("inversion"):
-                self.inversion(quick)
-                self.hours("one draw per video", *passes(self.options, 1), draws=1)
-                self.hours("eight draws per video", *passes(self.options, 8), draws=8)
+            self.attempt("score and prediction", lambda: self.score(quick))
+            self.attempt("guided samples", lambda: self.single(quick))
+            self.attempt("inversion", lambda: self.inverted(quick))
+
+    def single(self, quick: LatentTeacher) -> None:
+        """Samples with the single-step reference."""
+        self.guided(quick, "single-step")
+        self.encode(quick)
+        self.hours("single-step reference", 0, 1)
+
+    def inverted(self, quick: LatentTeacher) -> None:
+        """Samples with full inversions."""
+        self.inversion(quick)
+        self.hours("one draw per video", *passes(self.options, 1), draws=1)
+        self.hours("eight draws per video", *passes(self.options, 8), draws=8)
 
     def score(self, quick: LatentTeacher) -> None:
         """The reference's pass, the prediction, and the gradient, `batch` samples with gradient at once."""
@@ -258,17 +262,19 @@ class Bench:
         expected = videos * draws * self.seconds.get("guided", 0.3)
         if reference == "inversion":
             expected += videos * self.options.steps * self.seconds.get("inversion", 0.06)
-        with self.going_on(name), tuned(self.model, settings.preprocess, ours=True) as quick:
+
+        def work() -> None:
             if self.results.seconds + expected > self.options.budget + 30:
                 raise TimeoutError(f"left out: would take {expected:.0f} s")
-            worker = GuidedWorker(settings, quick)
-            some = clips(videos, quick)
-            bare.synchronize(self.device)
-            began = time.perf_counter()
-            samples, tensors = worker.shard(some, lambda share: None)
-            with tempfile.TemporaryDirectory() as folder:
-                store.save_shard(Path(folder), 0, samples, tensors, [])
-            seconds = time.perf_counter() - began
+            with tuned(self.model, settings.preprocess, ours=True) as quick:
+                worker = GuidedWorker(settings, quick)
+                some = clips(videos, quick)
+                bare.synchronize(self.device)
+                began = time.perf_counter()
+                samples, tensors = worker.shard(some, lambda share: None)
+                with tempfile.TemporaryDirectory() as folder:
+                    store.save_shard(Path(folder), 0, samples, tensors, [])
+                seconds = time.perf_counter() - began
             self.results.add(
                 whole=name,
                 fast=self.fast,
@@ -276,6 +282,8 @@ class Bench:
                 samples_per_hour=videos * draws / seconds * 3600,
                 peak_gb=bare.peak_gb(self.device),
             )
+
+        self.attempt(name, work)
 
 
 def main() -> None:
@@ -295,11 +303,11 @@ def main() -> None:
     weights = sum(p.numel() for p in model.network.parameters())
     results.add(about="network", parameters=weights, recompute=options.recompute, batch=options.batch)
     benches = [Bench(options, results, model, fast) for fast in options.fast.split(",")]
-    for bench in benches:
+    for bench in benches:  # all of a setting before the next: compiling takes minutes
         bench.measure()
-    for bench in [] if options.parts_only else benches[-1:]:
-        bench.whole("single-step", 4 * options.batch, 1)
-        bench.whole("inversion", 2 * options.batch, 2 if options.tiny else 8)
+        if not options.parts_only:
+            bench.whole("single-step", 4 * options.batch, 1)
+            bench.whole("inversion", 2 * options.batch, 2 if options.tiny else 8)
 
 
 if __name__ == "__main__":

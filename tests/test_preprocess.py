@@ -509,3 +509,19 @@ def test_the_benchmark_runs_anywhere(tmp_path, monkeypatch, capsys):
     assert figures["one draw per video"]["official"] == 300
     assert all(row["ours"] > 0 for row in figures.values())
     assert capsys.readouterr().out.count("official=") == 4
+
+
+def test_the_benchmark_ends_in_order_when_its_time_is_over(tmp_path, monkeypatch):
+    """Without time every figure of every setting is a row that says so, a setting's shards before the next setting."""
+    benchmarks = HERE.parent / "benchmarks"
+    monkeypatch.syspath_prepend(benchmarks)
+    out = tmp_path / "figures.json"
+    command = ["preprocess.py", "--tiny", "--device", "cpu", "--fast", "no,layers", "--budget", "0", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    runpy.run_path(str(benchmarks / "preprocess.py"), run_name="__main__")
+
+    rows = read_json(out)["rows"][1:]
+    assert len(rows) == 10
+    assert all(row["error"] == "TimeoutError: left out: the time is over" for row in rows)
+    assert [row["fast"] for row in rows] == ["no"] * 5 + ["layers"] * 5
+    assert [row["figure"].startswith("whole shard") for row in rows] == [False, False, False, True, True] * 2
