@@ -1,0 +1,197 @@
+"""A little of a run, really done: what the prediction is worth on this device.
+
+The measured part is a run of its own, with fewer videos and steps, in a temporary folder; it is predicted as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from guidedcd.devices import device, part
+from guidedcd.plan.estimate import Estimator, Stage
+from guidedcd.plan.machines import GB
+from guidedcd.plan.teaching import ROWS
+from guidedcd.preprocess import run_preprocess
+from guidedcd.run import Run
+from guidedcd.store import LatentStore
+from guidedcd.trainer import Trainer
+
+LIMIT = 60.0
+"""Seconds of measurement in all; what is predicted to end later is not begun."""
+SHARE = 0.3
+"""Of the time, for one batch of preprocessing; its grid has fewer points if need be."""
+STEPS = 3
+"""Of training; the first one is not counted."""
+
+
+def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any]:
+    """Measure one pass of the teacher, one batch of preprocessing and two training steps.
+
+    Returns:
+        "rows", each with what, predicted, measured (None with a reason why), unit and, for whole stages, the
+        device-hours that follow for the run; and "seconds", how long it took.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), part("the teacher"):
+        teacher = run.teacher.build().to(device(run.device))
+    began, found = time.perf_counter(), _Rows(teacher.device)
+
+    def left() -> float:
+        return limit - (time.perf_counter() - began)
+
+    small = _small(run)
+    ratio = found.seconds(*_pass(small, teacher, estimator), left())
+    small = _coarser(small, estimator, SHARE * limit / max(ratio or 1.0, 0.1))
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder, "store")
+        predicted = estimator.preprocess(small)
+        videos, points = small.preprocess.videos, small.solver.steps
+        what = f"preprocess, {videos} videos, {points} grid points"
+        whole = estimator.preprocess(run)
+        if found.seconds(
+            what,
+            predicted.each_seconds * videos,
+            lambda: run_preprocess(small, store_folder=store, teacher=teacher),
+            left(),
+            whole=whole,
+            peak=predicted,
+        ):
+            size = sum(file.stat().st_size for file in store.glob("shard-*"))
+            found.add("store, per video", predicted.disk_gb * GB / videos / 1e6, size / videos / 1e6, "MB")
+            step = estimator.train(small)
+            run_folder = Path(folder, "run")
+            run_folder.mkdir()
+            found.seconds(
+                f"{STEPS - 1} training steps",
+                step.each_seconds * (STEPS - 1),
+                lambda: _steps(small, run_folder, store, teacher),
+                left() * (STEPS - 1) / STEPS,
+                whole=estimator.train(run),
+                peak=step,
+            )
+        else:
+            found.add("training", estimator.train(small).each_seconds, None, "s", "it needs a preprocessed batch")
+    return {"rows": found.rows, "seconds": time.perf_counter() - began}
+
+
+class _Rows:
+    """What was predicted and measured so far."""
+
+    def __init__(self, where: torch.device) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.where, self.ratio = where, 1.0
+
+    def add(self, what: str, predicted: float, measured: float | None, unit: str, why: str = "", **more: Any) -> None:
+        """One more."""
+        self.rows.append({"what": what, "predicted": predicted, "measured": measured, "unit": unit, "why": why, **more})
+
+    def seconds(
+        self,
+        what: str,
+        predicted: float,
+        work: Any,
+        left: float,
+        *,
+        whole: Stage | None = None,
+        peak: Stage | None = None,
+    ) -> float | None:
+        """Do `work` if it should end in time; measured by predicted seconds, or None.
+
+        `work` returns its own seconds where not all of it counts.
+        """
+        expected = predicted * self.ratio
+        if expected > left:
+            self.add(what, predicted, None, "s", f"would take about {expected:.0f} s")
+            return None
+        _reset(self.where)
+        began = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            own = work()
+        _wait(self.where)
+        measured = own if isinstance(own, float) else time.perf_counter() - began
+        self.ratio = measured / predicted
+        more = {} if whole is None else {"device_hours": whole.device_hours * self.ratio}
+        self.add(what, predicted, measured, "s", **more)
+        if peak is not None and self.where.type == "cuda":
+            self.add("  its peak", peak.peak_gb, torch.cuda.max_memory_allocated(self.where) / GB, "GB")
+        return self.ratio
+
+
+def _small(run: Run) -> Run:
+    """The run with one batch of videos, two draws of each, and three steps."""
+    videos = min(run.preprocess.batch_size, run.preprocess.videos)
+    few = {"videos": videos, "shard_size": videos, "draws_per_video": min(2, run.preprocess.draws_per_video)}
+    # Compiling takes minutes.
+    fast = [s.fast if s.fast in ("auto", "no") else "layers" for s in (run.preprocess, run.train)]
+    return attrs.evolve(
+        run,
+        preprocess=attrs.evolve(run.preprocess, fast=fast[0], **few),
+        train=attrs.evolve(
+            run.train, steps=STEPS, log_every=1, save_every=10**9, validate_every=None, tracker="none", fast=fast[1]
+        ),
+    )
+
+
+def _coarser(run: Run, estimator: Estimator, seconds: float) -> Run:
+    """The run with as many grid points as are preprocessed in `seconds`, at least two."""
+    while run.solver.steps > 2 and estimator.preprocess(run).each_seconds * run.preprocess.videos > seconds:
+        run = attrs.evolve(run, solver=attrs.evolve(run.solver, steps=max(2, run.solver.steps * 2 // 3)))
+    return run
+
+
+def _pass(run: Run, teacher: Any, estimator: Estimator) -> tuple[str, float, Any]:
+    """One pass of the teacher as preprocessing has it: its name, predicted seconds, and what to do."""
+    from guidedcd.tuning import tuned
+
+    rows = ROWS * run.preprocess.batch_size
+    counted, where = estimator.teaching(run).forward, estimator.machine.with_layers(run.preprocess.fast)
+
+    def work() -> float:
+        with torch.no_grad(), tuned(teacher, run.preprocess) as quick:
+            z = torch.zeros(rows, *teacher.geometry.latent_shape, device=teacher.device)
+            t, text = torch.full((rows,), 500, device=teacher.device), teacher.null(rows)
+            quick.net(z[:1], t[:1], {key: value[:1] for key, value in text.items()})
+            if teacher.device.type != "cpu":
+                quick.net(z, t, text)
+            _wait(teacher.device)
+            began = time.perf_counter()
+            quick.net(z, t, text)
+            _wait(teacher.device)
+            return time.perf_counter() - began
+
+    return f"one pass, {rows} samples", where.seconds(counted), work
+
+
+class _Unsaved(Trainer):
+    """A trainer whose student is thrown away."""
+
+    def _finish(self, target: Path) -> None:
+        pass
+
+
+def _steps(run: Run, folder: Path, store: Path, teacher: Any) -> float:
+    """Seconds of all training steps but the first."""
+    _Unsaved(run, folder, LatentStore(store), teacher).fit()
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return float(lines[-1]["seconds"] - lines[0]["seconds"])
+
+
+def _wait(where: torch.device) -> None:
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+
+
+def _reset(where: torch.device) -> None:
+    gc.collect()
+    if where.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(where)
