@@ -391,6 +391,27 @@ def test_the_group_norm_kernel_is_group_norm(kernels, shape, groups, shift, silu
     compare(mine, plain, *given)
 
 
+@pytest.mark.parametrize("trained", ["x", "x and shift", "x and weights"])
+def test_norm_kernels_compute_the_gradients_that_are_wanted(kernels, trained):
+    """With frozen weights, or a frozen shift, the others' gradients are the same, and nobody gets one unasked."""
+    x, w, b, s = (y.to(DEVICE) for y in (torch.randn(2, 70, 16) + 1, *torch.randn(2, 16), torch.randn(2, 16)))
+    x.requires_grad_(True)
+    s.requires_grad_("shift" in trained)
+    for p in (w, b):
+        p.requires_grad_("weights" in trained)
+    plain = nnf.silu(nnf.group_norm((x + s[:, None]).transpose(1, 2), 4, w, b).transpose(1, 2))
+    layered = nnf.layer_norm(x + s[:, None], (16,), w, b)
+    wanted = [p for p in (x, w, b, s) if p.requires_grad]
+    for mine, stock in (
+        (kernels.GroupNorm.apply(x, w, b, s, 4, 1e-5, True, torch.float32), plain),
+        (kernels.LayerNorm.apply(x + s[:, None], None, w, b, 1e-5, torch.float32)[1], layered),
+    ):
+        weight = torch.randn_like(x)
+        for one, other in zip(*(torch.autograd.grad(y, wanted, weight) for y in (mine, stock)), strict=True):
+            assert (one - other).norm() <= 1e-5 * other.norm()
+    assert all(p.grad is None for p in (w, b, s))
+
+
 @pytest.mark.slow
 def test_compiled_layers_call_the_kernels(kernels, monkeypatch):
     """A compiled layer that calls the kernels, for norms and over frames, has no breaks and the stock gradients."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from guidedcd.fast import kernels, kernels_backward
+from guidedcd.fast import group_norm_kernels, kernels, kernels_backward
 
 
 class GroupNorm(torch.autograd.Function):
@@ -28,7 +28,7 @@ class GroupNorm(torch.autograd.Function):
     ) -> Tensor:
         """See `operations.group_norm`."""
         x = x.contiguous()
-        y, stats = kernels.group_norm(x, weight, bias, groups, eps, silu, shift, dtype)
+        y, stats = group_norm_kernels.group_norm(x, weight, bias, groups, eps, silu, shift, dtype)
         ctx.save_for_backward(x, weight, bias, stats, *([] if shift is None else [shift]))
         ctx.groups, ctx.silu = groups, silu
         return y
@@ -39,12 +39,24 @@ class GroupNorm(torch.autograd.Function):
         """Gradients of x, weight, bias and shift."""
         x, weight, bias, stats, *rest = ctx.saved_tensors
         shift = rest[0] if rest else None
-        dx, dweight, dbias, dshift = kernels_backward.group_norm_backward(
-            grad, x, stats, weight, bias, ctx.groups, ctx.silu, shift
+        learned, shifted = ctx.needs_input_grad[1] or ctx.needs_input_grad[2], ctx.needs_input_grad[3]
+        dx, sums, dshift = group_norm_kernels.group_norm_backward(
+            grad, x, stats, weight, bias, ctx.groups, ctx.silu, shift, learned, shifted
         )
-        if shift is not None:
+        if dshift is not None:
             dshift = dshift.sum_to_size(shift.shape).to(shift.dtype)
-        return dx, dweight.to(weight.dtype), dbias.to(bias.dtype), None if shift is None else dshift, *[None] * 4
+        dweight, dbias = narrowed(sums, weight.dtype, bias.dtype)
+        return dx, dweight, dbias, dshift, *[None] * 4
+
+
+def narrowed(sums: Tensor | None, one: torch.dtype, other: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Two gradients (2, C) in the dtypes of their parameters, in one step where these are the same."""
+    if sums is None:
+        return None, None
+    if one == other:
+        first, second = sums.to(one)
+        return first, second
+    return sums[0].to(one), sums[1].to(other)
 
 
 class LayerNorm(torch.autograd.Function):
@@ -68,16 +80,14 @@ class LayerNorm(torch.autograd.Function):
     def backward(ctx: Any, of_sum: Tensor | None, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of both summands, weight and bias."""
         total, weight = ctx.saved_tensors
-        kinds, dweight, dbias = ctx.dtypes, None, None
+        kinds, sums = ctx.dtypes, None
         if grad is None:
             dx = of_sum
         else:
             learned = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-            dx, dweight, dbias = kernels_backward.layer_norm_backward(grad, of_sum, total, weight, ctx.eps, learned)
-        given = [None if kind is None or value is None else value.to(kind) for value, kind in zip(
-            (dx, dx, dweight, dbias), kinds, strict=True
-        )]  # fmt: skip
-        return *given, None, None
+            dx, sums = kernels_backward.layer_norm_backward(grad, of_sum, total, weight, ctx.eps, learned)
+        given = [None if kind is None or dx is None else dx.to(kind) for kind in kinds[:2]]
+        return *given, *narrowed(sums, *kinds[2:]), None, None
 
 
 class Geglu(torch.autograd.Function):

@@ -10,114 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from guidedcd.fast.kernels import CHUNKS, COLUMNS, ROWS
-
-PROGRAMS = 528
-"""Most partial sums of a layer norm's weights: four per multiprocessor of the largest GPUs."""
-
-
-@triton.jit
-def _parts(
-    X, GRAD, STATS, WEIGHT, BIAS, SHIFT, STEP, at, inside, c, n, C, G, HAS_SHIFT: tl.constexpr, SILU: tl.constexpr
-):
-    """(normalised x, gradient behind SiLU, 1/std of each channel, weight) of a tile of tokens by channels."""
-    known = c < C
-    x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
-    grad = tl.load(GRAD + at, mask=inside, other=0.0).to(tl.float32)
-    stats = STATS + (n * G + c // (C // G)) * 2
-    center = tl.load(stats, mask=known, other=0.0)
-    factor = tl.load(stats + 1, mask=known, other=0.0)
-    if HAS_SHIFT:
-        center -= tl.load(SHIFT + n * STEP + c, mask=known, other=0.0).to(tl.float32)
-    weight = tl.load(WEIGHT + c, mask=known, other=0.0).to(tl.float32)
-    x = tl.where(inside, (x - center[None, :]) * factor[None, :], 0.0)
-    if SILU:
-        z = x * weight[None, :] + tl.load(BIAS + c, mask=known, other=0.0).to(tl.float32)[None, :]
-        s = 1.0 / (1.0 + tl.exp(-z))
-        grad = grad * s * (1.0 + z * (1.0 - s))
-    return x, grad, factor, weight
-
-
-@triton.jit
-def _sums(
-    X, GRAD, STATS, WEIGHT, BIAS, SHIFT, STEP, SUMS, L, C, G, CHUNK, N,
-    HAS_SHIFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Sums over a chunk of tokens, by channel: of the gradient, of gradient times x, and of x (normalised)."""
-    chunk, n = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    c = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    ones = tl.zeros((COLUMNS,), tl.float32)
-    products = tl.zeros((COLUMNS,), tl.float32)
-    values = tl.zeros((COLUMNS,), tl.float32)
-    for start in range(0, CHUNK, ROWS):
-        r = start + tl.arange(0, ROWS)
-        row = chunk * CHUNK + r
-        inside = ((r < CHUNK) & (row < L))[:, None] & (c < C)[None, :]
-        at = n * L * C + row[:, None] * C + c[None, :]
-        x, grad, _, _ = _parts(X, GRAD, STATS, WEIGHT, BIAS, SHIFT, STEP, at, inside, c, n, C, G, HAS_SHIFT, SILU)
-        ones += tl.sum(grad, axis=0)
-        products += tl.sum(grad * x, axis=0)
-        values += tl.sum(x, axis=0)
-    at = (n * tl.num_programs(0) + chunk) * C + c
-    step = N * tl.num_programs(0) * C
-    tl.store(SUMS + at, ones, mask=c < C)
-    tl.store(SUMS + step + at, products, mask=c < C)
-    tl.store(SUMS + 2 * step + at, values, mask=c < C)
-
-
-@triton.jit
-def _back(
-    X, GRAD, STATS, WEIGHT, BIAS, SHIFT, STEP, MEANS, DX, L, C, G,
-    HAS_SHIFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    n = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (row < L)[:, None] & (c < C)[None, :]
-    at = n * L * C + row[:, None] * C + c[None, :]
-    x, grad, factor, weight = _parts(X, GRAD, STATS, WEIGHT, BIAS, SHIFT, STEP, at, inside, c, n, C, G, HAS_SHIFT, SILU)
-    means = MEANS + (n * G + c // (C // G)) * 2
-    mean = tl.load(means, mask=c < C, other=0.0)
-    slope = tl.load(means + 1, mask=c < C, other=0.0)
-    dx = factor[None, :] * (grad * weight[None, :] - mean[None, :] - x * slope[None, :])
-    tl.store(DX + at, dx.to(DX.dtype.element_ty), mask=inside)
-
-
-def group_norm_backward(
-    grad: Tensor,
-    x: Tensor,
-    stats: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    silu: bool,
-    shift: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `x` (N, L, C), of the weight and the bias (C,), and of the shift (N, C)."""
-    grad = grad.contiguous()
-    n, length, channels = x.shape
-    chunk = max(ROWS, triton.next_power_of_2(triton.cdiv(length, CHUNKS)))
-    chunks, columns = triton.cdiv(length, chunk), triton.cdiv(channels, COLUMNS)
-    given = shift is not None
-    common = (
-        x, grad, stats, weight, bias, shift if given else stats,
-        shift.stride(0) if given and shift.shape[0] > 1 else 0,
-    )  # fmt: skip
-    constants = {"HAS_SHIFT": given, "SILU": silu, "COLUMNS": COLUMNS}
-    parts = torch.empty(3, n, chunks, channels, device=x.device, dtype=torch.float32)
-    dx = torch.empty_like(x)
-    with torch.cuda.device_of(x):
-        _sums[chunks, n, columns](*common, parts, length, channels, groups, chunk, n, ROWS=ROWS, **constants)
-        ones, products, values = parts.sum(dim=2)
-        weight32 = weight.float()
-        means = torch.stack((ones * weight32, products * weight32), dim=-1).view(n, groups, -1, 2).sum(dim=2)
-        means /= length * (channels // groups)
-        grid = triton.cdiv(length, 64), n, columns
-        _back[grid](*common, means, dx, length, channels, groups, ROWS=64, **constants)
-    each = means.repeat_interleave(channels // groups, dim=1)
-    factor = stats[..., 1].repeat_interleave(channels // groups, dim=1)
-    dshift = factor * (ones * weight32 - length * each[..., 0] - values * each[..., 1])
-    return dx, products.sum(dim=0), ones.sum(dim=0), dshift
+PROGRAMS = 2112
+"""Most partial sums of a layer norm's weights: sixteen, of one warp each, per multiprocessor of the largest GPUs."""
+LEAST = 16
+"""Fewest rows of one of them, so that the sums are small beside what is summed."""
 
 
 @triton.jit
@@ -136,6 +32,8 @@ def _layer_norm_back(
         at = row[:, None] * C + c[None, :]
         x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(GRAD + at, mask=inside, other=0.0).to(tl.float32)
+        if HAS_SUM:
+            of_sum = tl.load(GSUM + at, mask=inside, other=0.0).to(tl.float32)
         d = tl.where(inside, x - (tl.sum(x, axis=1) / C)[:, None], 0.0)
         factor = 1.0 / tl.sqrt(tl.sum(d * d, axis=1) / C + eps)
         normed = d * factor[:, None]
@@ -144,7 +42,7 @@ def _layer_norm_back(
         slope = tl.sum(g * normed, axis=1) / C
         dx = factor[:, None] * (g - mean[:, None] - normed * slope[:, None])
         if HAS_SUM:
-            dx += tl.load(GSUM + at, mask=inside, other=0.0).to(tl.float32)
+            dx += of_sum
         tl.store(DX + at, dx.to(DX.dtype.element_ty), mask=inside)
         if LEARNED:
             dweight += tl.sum(grad * normed, axis=0)
@@ -157,25 +55,25 @@ def _layer_norm_back(
 
 def layer_norm_backward(
     grad: Tensor, of_sum: Tensor | None, total: Tensor, weight: Tensor, eps: float, learned: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of the sum (..., C), given those of its norm and of itself, and of weight and bias if `learned`."""
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the sum (..., C), given those of its norm and of itself; of weight and bias (2, C) if `learned`."""
     channels = total.shape[-1]
     rows = total.numel() // channels
     columns = triton.next_power_of_2(channels)
-    per = max(1, 4096 // columns)
-    programs = min(triton.cdiv(rows, per), PROGRAMS)
+    # A warp has whole rows to itself, if they are short enough: nothing waits for other warps.
+    per, warps = max(1, 1024 // columns), min(max(1, columns // 1024), 8)
+    programs = max(1, min(rows // LEAST, PROGRAMS // warps))
     dx = torch.empty_like(total)
     parts = torch.empty(2, programs if learned else 1, channels, device=dx.device, dtype=torch.float32)
     given = of_sum is not None
     with torch.cuda.device_of(total):
         _layer_norm_back[(programs,)](
             total, grad.contiguous(), of_sum.contiguous() if given else total, dx, weight, parts[0], parts[1],
-            rows, channels, eps, HAS_SUM=given, LEARNED=learned, ROWS=per, COLUMNS=columns,
+            rows, channels, eps, HAS_SUM=given, LEARNED=learned, ROWS=per, COLUMNS=columns, num_warps=warps,
         )  # fmt: skip
     if not learned:
-        return dx, None, None
-    dweight, dbias = parts.sum(dim=1)
-    return dx, dweight, dbias
+        return dx, None
+    return dx, parts.sum(dim=1)
 
 
 @triton.jit

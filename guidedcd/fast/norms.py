@@ -23,9 +23,9 @@ def group_norm(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Group norm of `x` + `shift`, (N, L, C) and (N or 1, C), then SiLU; and mean and 1/std (N, G, 2). By Triton."""
-    from guidedcd.fast import kernels
+    from guidedcd.fast import group_norm_kernels
 
-    return kernels.group_norm(x, weight, bias, groups, eps, silu, shift, dtype)
+    return group_norm_kernels.group_norm(x, weight, bias, groups, eps, silu, shift, dtype)
 
 
 @group_norm.register_fake
@@ -47,19 +47,26 @@ def _(
 def _backward(
     grad: Tensor, x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, groups: int, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from guidedcd.fast import kernels_backward
+    from guidedcd.fast import group_norm_kernels
 
-    return kernels_backward.group_norm_backward(grad, x.contiguous(), stats, weight, bias, groups, silu, shift)
+    dx, sums, dshift = group_norm_kernels.group_norm_backward(
+        grad, x.contiguous(), stats, weight, bias, groups, silu, shift
+    )
+    if dshift is None:
+        dshift = sums.new_empty(0)
+    return dx, sums[0].clone(), sums[1].clone(), dshift  # results of an operator share no memory
 
 
 @_backward.register_fake
 def _(
     grad: Tensor, x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, groups: int, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def sums(*shape: int) -> Tensor:
+        return torch.empty(shape, device=x.device, dtype=torch.float32)
+
     channels = x.shape[2]
-    sums = torch.empty(2, channels, device=x.device, dtype=torch.float32)
-    shifts = torch.empty(x.shape[0], channels, device=x.device, dtype=torch.float32)
-    return torch.empty(x.shape, device=x.device, dtype=x.dtype), sums[0].clone(), sums[1].clone(), shifts
+    shifts = sums(0) if shift is None else sums(x.shape[0], channels)
+    return torch.empty(x.shape, device=x.device, dtype=x.dtype), sums(channels), sums(channels), shifts
 
 
 def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
