@@ -12,14 +12,14 @@ from guidedcd.fast.operations import target_dtype
 
 
 class FrozenConvolution(torch.autograd.Function):
-    """A convolution without bias whose weight needs no gradient: autograd's own would keep the input all the same."""
+    """A convolution whose weight and bias need no gradient: autograd's own would keep the input all the same."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, how: tuple) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple) -> Tensor:
         """The output for `x` (N, C, H, W), with `how` = stride, padding, dilation and groups."""
         # Not save_for_backward: a checkpoint computes again up to the last thing that was saved, and no further.
         ctx.weight, ctx.shape, ctx.how = weight, x.shape, how
-        return nnf.conv2d(x, weight, None, *how)
+        return nnf.conv2d(x, weight, bias, *how)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -29,16 +29,17 @@ class FrozenConvolution(torch.autograd.Function):
         found = torch.ops.aten.convolution_backward(
             grad, blank, ctx.weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
         )
-        return found[0], None, None
+        return found[0], None, None, None
 
 
-def convolution(x: Tensor, weight: Tensor, how: tuple) -> Tensor:
-    """`conv2d` without bias; `how` = stride, padding, dilation and groups."""
-    graded = torch.is_grad_enabled() and x.requires_grad and not weight.requires_grad
+def convolution(x: Tensor, weight: Tensor, how: tuple, bias: Tensor | None = None) -> Tensor:
+    """`conv2d`; `how` = stride, padding, dilation and groups."""
+    learns = weight.requires_grad or (bias is not None and bias.requires_grad)
+    graded = torch.is_grad_enabled() and x.requires_grad and not learns
     if not graded or torch.compiler.is_compiling():
-        return nnf.conv2d(x, weight, None, *how)
+        return nnf.conv2d(x, weight, bias, *how)
     dtype = target_dtype(x)
-    return FrozenConvolution.apply(x.to(dtype), weight.to(dtype), how)
+    return FrozenConvolution.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), how)
 
 
 def is_usual(conv: nn.Module, kind: type) -> bool:
@@ -51,6 +52,13 @@ def convolve(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     if not is_usual(conv, nn.Conv2d):
         return conv(x), None
     return convolution(x, conv.weight, (conv.stride, conv.padding, conv.dilation, conv.groups)), conv.bias
+
+
+def convolved(conv: nn.Module, x: Tensor) -> Tensor:
+    """A convolution's output with its bias, channels-last (N, C, H, W) to the same."""
+    if not is_usual(conv, nn.Conv2d):
+        return conv(x)
+    return convolution(x, conv.weight, (conv.stride, conv.padding, conv.dilation, conv.groups), conv.bias)
 
 
 def convolve_frames(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -17,6 +17,8 @@ ROWS, COLUMNS = 32, 64
 """A tile of tokens by channels: rows of 128 bytes."""
 PROGRAMS = 1056
 """Programs that a reduction is cut into, if it is long enough: eight per multiprocessor of the largest GPUs."""
+SUMMED = 16
+"""Tokens of a tile where three sums are held."""
 TILES = 4
 """Tiles that one program transforms, one below the other."""
 
@@ -176,21 +178,22 @@ def _sums(
     ones = tl.zeros((ROWS, COLUMNS), tl.float32)
     products = tl.zeros((ROWS, COLUMNS), tl.float32)
     values = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(first, last, ROWS):
-        row = start + tl.arange(0, ROWS)
-        inside = (row < last)[:, None] & known[None, :]
-        at = row[:, None] * C + c[None, :]
-        x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
-        grad = tl.load(GRAD + at, mask=inside, other=0.0).to(tl.float32)
-        x = (x - center[None, :]) * factor[None, :]
-        if SILU:
-            z = x * weight[None, :] + bias[None, :]
-            s = 1.0 / (1.0 + tl.exp(-z))
-            grad = grad * s * (1.0 + z * (1.0 - s))
-        ones += grad
-        products += grad * x
-        if VALUES:
-            values += tl.where(inside, x, 0.0)
+    for start in range(first, last, 2 * ROWS):
+        for half in tl.static_range(2):
+            row = start + half * ROWS + tl.arange(0, ROWS)
+            inside = (row < last)[:, None] & known[None, :]
+            at = row[:, None] * C + c[None, :]
+            x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
+            grad = tl.load(GRAD + at, mask=inside, other=0.0).to(tl.float32)
+            x = (x - center[None, :]) * factor[None, :]
+            if SILU:
+                z = x * weight[None, :] + bias[None, :]
+                s = 1.0 / (1.0 + tl.exp(-z))
+                grad = grad * s * (1.0 + z * (1.0 - s))
+            ones += grad
+            products += grad * x
+            if VALUES:
+                values += tl.where(inside, x, 0.0)
     at = (n * tl.num_programs(1) + chunk) * C + c
     step = N * tl.num_programs(1) * C
     tl.store(SUMS + at, tl.sum(ones, axis=0), mask=known)
@@ -312,7 +315,7 @@ def group_norm_backward(
     with torch.cuda.device_of(x):
         _sums[columns, chunks, n](
             x, grad, *common, sums, length, channels, groups, chunk, n,
-            SILU=silu, ROWS=ROWS, COLUMNS=COLUMNS, **constants,
+            SILU=silu, ROWS=SUMMED, COLUMNS=COLUMNS, **constants,
         )  # fmt: skip
         _slopes[groups, n](
             sums, *common, coefficients, parts if learned else sums, dshift if values else sums,

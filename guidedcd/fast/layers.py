@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from guidedcd.fast.attention import spatial, temporal
-from guidedcd.fast.convolutions import convolve, convolve_frames
+from guidedcd.fast.convolutions import convolve, convolve_frames, convolved
 from guidedcd.fast.operations import geglu, group_norm, layer_norm, residual
 
 
@@ -104,7 +104,7 @@ def upsample(self: nn.Module, x: Tensor) -> Tensor:
     """`Upsample2D`: each pixel four times, then the convolution; (N, C, H, W) to (N, C', 2 H, 2 W)."""
     n, c, h, w = x.shape
     twice = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(n, h, 2, w, 2, c).reshape(n, 2 * h, 2 * w, c)
-    return self.conv(twice.permute(0, 3, 1, 2))
+    return convolved(self.conv, twice.permute(0, 3, 1, 2))
 
 
 def norm_out(self: nn.GroupNorm, x: Tensor) -> Tensor:

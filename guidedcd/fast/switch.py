@@ -137,7 +137,11 @@ def _path(name: str, module: nn.Module) -> Callable[..., Any] | None:
     if type(module) is GEGLU:
         return _gated
     if type(module) is ResnetBlock2D:
-        usual = module.time_embedding_norm == "default" and not (module.skip_time_act or module.up or module.down)
+        # An autoencoder's decoder says "group", and has no time embedding that could be taken in otherwise.
+        plainly = module.time_embedding_norm == "default" or (
+            module.time_embedding_norm == "group" and module.time_emb_proj is None
+        )
+        usual = plainly and not (module.skip_time_act or module.up or module.down)
         return _resnet if usual and type(module.nonlinearity) is nn.SiLU else None
     if type(module) is TemporalConvLayer:
         return _temporal_convolution
