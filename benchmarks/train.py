@@ -32,8 +32,8 @@ OFFICIAL = {
     "sample": "0.53 s, 4.3 GB",
 }
 ORDER = (
-    *("cd/layers", "cd-checkpointed/layers", "all/layers", "all-checkpointed/layers", "lora-checkpointed/layers"),
-    *("cd-temporal/layers", "all-temporal/layers"),
+    *("all-most/layers", "cd/layers", "all/layers", "cd-checkpointed/layers", "all-checkpointed/layers"),
+    *("cd-most/layers", "lora-checkpointed/layers", "all-temporal/layers"),
     *("cd-8bit-checkpointed/layers", "reward-hps", "reward-clip", "reward-internv2", "sample/layers"),
     *("cd/blocks", "cd-checkpointed/blocks", "all/blocks", "all-temporal/blocks", "all-checkpointed/blocks"),
     *("cd/no", "cd-checkpointed/no", "all/no", "cd-average-checkpointed/layers"),

@@ -27,8 +27,10 @@ FRAMES = {"hps": 2, "clip": 2, "internv2": 4}
 STEPS: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
     "cd": ({}, (), {}),
     "cd-checkpointed": (CHECKPOINTED, (), {}),
-    "all": ({"decoder_checkpointing": True}, REWARDS, {}),
+    "all": ({}, REWARDS, {}),
     "all-checkpointed": (CHECKPOINTED, REWARDS, {}),
+    "cd-most": ({**CHECKPOINTED, "checkpointed": "most"}, (), {}),
+    "all-most": ({**CHECKPOINTED, "checkpointed": "most"}, REWARDS, {}),
     "cd-temporal": ({**CHECKPOINTED, "checkpointed": "temporal"}, (), {}),
     "all-temporal": ({**CHECKPOINTED, "checkpointed": "temporal"}, REWARDS, {}),
     "lora-checkpointed": (CHECKPOINTED, (), {"kind": "lora", "rank": 64}),
@@ -83,8 +85,7 @@ def stepper(name: str, options: argparse.Namespace, parallel: str = "ddp") -> St
     accelerator = accelerator_for(run, device)
     teacher = parts.teacher(accelerator.device if accelerator.num_processes > 1 else device, options.tiny)
     modules = {n: (parts.reward(n, teacher.device, options.tiny), run.rewards[n]) for n in rewards}
-    low = settings.gradient_checkpointing if settings.decoder_checkpointing is None else settings.decoder_checkpointing
-    engine = Rewards(modules, teacher, low_memory=low)
+    engine = Rewards(modules, teacher, low_memory=settings.decodes_again)
     made = parts.batches(teacher, settings.batch_size, rewards)
     return Stepper(run, teacher, accelerator, rewards=engine, batches=made)
 

@@ -164,10 +164,10 @@ class Train:
     """Faster paths through a 3D UNet: exact layers (auto: on GPUs), also compiled (blocks), also tuned (minutes)."""
     gradient_checkpointing: bool = False
     """Recompute the student's activations in the backward pass: less memory, about a third more time."""
-    checkpointed: str = attrs.field(default="all", validator=in_(("all", "temporal")))
-    """Which layers gradient_checkpointing is for: all, or only the temporal ones, which keep more than they compute."""
+    checkpointed: str = attrs.field(default="all", validator=in_(("all", "most", "temporal")))
+    """Which layers gradient_checkpointing is for: all; most, all but residual blocks; or only the temporal ones."""
     decoder_checkpointing: bool | None = None
-    """Recompute frames decoded for rewards one by one in the backward pass; none: as gradient_checkpointing."""
+    """Recompute frames decoded for rewards one by one in the backward pass; none: where all layers are recomputed."""
     parallel: str = attrs.field(default="ddp", validator=in_(("ddp", "fsdp")))
     """Several processes hold copies of weights and optimiser (ddp), or a part each (fsdp), which needs less memory."""
     validate_every: int | None = attrs.field(default=None, validator=optional(ge(1)))
@@ -180,6 +180,13 @@ class Train:
     """Steps between lines of the log."""
     save_every: int = attrs.field(default=25, validator=ge(1))
     """Steps between checkpoints."""
+
+    @property
+    def decodes_again(self) -> bool:
+        """Whether frames that are decoded for rewards are recomputed."""
+        if self.decoder_checkpointing is not None:
+            return self.decoder_checkpointing
+        return self.gradient_checkpointing and self.checkpointed == "all"
 
 
 @attrs.frozen(kw_only=True)

@@ -138,7 +138,7 @@ class Student(nn.Module):
         return self(*args, **kwargs, averaged=self.averaged is not None)
 
     def enable_gradient_checkpointing(self, layers: str = "all") -> None:
-        """Recompute activations in the backward pass: of "all" layers, or of the "temporal" ones alone."""
+        """Recompute activations in the backward pass: of "all" layers, "most", or the "temporal" ones alone."""
         if layers == "all" and getattr(self.network, "_supports_gradient_checkpointing", False):
             self.network.enable_gradient_checkpointing()
         else:
@@ -243,17 +243,30 @@ def _with_adapters(network: nn.Module, rank: int) -> nn.Module:
     return inject_adapter_in_model(config, network)
 
 
+RECOMPUTED = {
+    "temporal": ("TemporalConvLayer", "TransformerTemporalModel"),
+    "most": ("TemporalConvLayer", "TransformerTemporalModel", "Transformer2DModel"),
+    "all": ("TemporalConvLayer", "TransformerTemporalModel", "Transformer2DModel", "ResnetBlock2D"),
+}
+"""Layers by how much is recomputed. A residual block computes much for what it keeps; temporal layers least."""
+
+
 def checkpoint_layers(network: nn.Module, layers: str = "all") -> None:
-    """Recompute the activations of each layer of a `UNet3DConditionModel` in the backward pass, also of a fast one."""
-    names = ("TemporalConvLayer", "TransformerTemporalModel")
-    names += ("ResnetBlock2D", "Transformer2DModel") if layers == "all" else ()
+    """Recompute activations of each layer of a `UNet3DConditionModel` in the backward pass, also of a fast one.
+
+    Args:
+        network: Changed in place.
+        layers: A key of `RECOMPUTED`.
+    """
+    names = RECOMPUTED[layers]
     for module in network.modules():
         wrapped = isinstance(vars(module).get("forward"), functools.partial)
         if type(module).__name__ in names and not wrapped:
-            module.forward = functools.partial(_checkpointed, module.forward)
+            module.forward = functools.partial(_checkpointed, module, module.forward)
 
 
-def _checkpointed(forward: Any, *args: Any, **kwargs: Any) -> Any:
+def _checkpointed(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    drops = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in module.modules())
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=drops, **kwargs)

@@ -34,14 +34,14 @@ class Trainer(Stepper):
         self, run: Run, folder: Path, store: LatentStore, teacher: Any, accelerator: Accelerator | None = None
     ) -> None:
         accelerator = accelerator or accelerator_for(run, teacher.device)
-        settings, low_memory = run.train, run.train.decoder_checkpointing
+        settings = run.train
         with part("the rewards", "Use fewer --rewards"):
             modules = {name: module.to(teacher.device) for name, module in run.build("reward").items()}
             rewards = Rewards(
                 {name: (modules[name], config) for name, config in run.rewards.items()},
                 teacher,
                 whose={name: str(run.component("reward", name)) for name in modules},
-                low_memory=settings.gradient_checkpointing if low_memory is None else low_memory,
+                low_memory=settings.decodes_again,
             )
         batches = Batches(
             store,

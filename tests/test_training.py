@@ -270,7 +270,7 @@ def test_checkpoints_of_an_average_can_be_sampled(toy, tmp_path):  # noqa: F811
 
 
 def test_temporal_layers_alone_can_be_recomputed(toy, tmp_path):  # noqa: F811
-    """`checkpointed = "temporal"` runs temporal layers once more in the backward pass, and changes no number."""
+    """`checkpointed` "temporal" and "most" run temporal layers again in the backward pass, and change no number."""
     from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 
     calls: dict[str, list[type]] = {}
@@ -278,6 +278,7 @@ def test_temporal_layers_alone_can_be_recomputed(toy, tmp_path):  # noqa: F811
     for name, options in {
         "none": {},
         "temporal": {"gradient_checkpointing": True, "checkpointed": "temporal"},
+        "most": {"gradient_checkpointing": True, "checkpointed": "most"},
         "all": {"gradient_checkpointing": True},
     }.items():
         run = make(train={"steps": 1, "decoder_checkpointing": False, **options})
@@ -293,8 +294,21 @@ def test_temporal_layers_alone_can_be_recomputed(toy, tmp_path):  # noqa: F811
 
     spatial, temporal = count["none"]
     assert count["temporal"] == (spatial, temporal * 3 // 2)  # two forward passes, one of them with gradient
+    assert count["most"] == count["temporal"]
     assert count["all"] == (spatial * 3 // 2, temporal * 3 // 2)
     assert lines["temporal"] == pytest.approx(lines["none"], rel=1e-4)
+    assert lines["most"] == pytest.approx(lines["none"], rel=1e-4)
+
+
+def test_the_decoder_is_recomputed_where_everything_is():
+    """Unless it is said, decoded frames are recomputed with `checkpointed = "all"` alone."""
+    from guidedcd.configs import Train
+
+    assert not Train().decodes_again
+    assert Train(gradient_checkpointing=True).decodes_again
+    assert not Train(gradient_checkpointing=True, checkpointed="most").decodes_again
+    assert Train(gradient_checkpointing=True, checkpointed="most", decoder_checkpointing=True).decodes_again
+    assert not Train(gradient_checkpointing=True, decoder_checkpointing=False).decodes_again
 
 
 @pytest.mark.slow

@@ -108,8 +108,7 @@ class Estimator:
         rewards, beside = None, 0
         if run.rewards:
             key = (
-                *(settings.batch_size, settings.reward_batch, settings.precision, settings.gradient_checkpointing),
-                settings.decoder_checkpointing,
+                *(settings.batch_size, settings.reward_batch, settings.precision, settings.decodes_again),
                 *run.rewards.items(),
             )
             rewards, beside = self._once(key, lambda: self._rewards(run))

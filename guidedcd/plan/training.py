@@ -103,7 +103,7 @@ def training(run: Run, teacher: Any, cond: dict[str, tuple[int, ...]]) -> Traini
     if (narrow := NARROW[settings.precision]) is not None:
         student.to(narrow)
     if settings.gradient_checkpointing:
-        student.enable_gradient_checkpointing()
+        student.enable_gradient_checkpointing(settings.checkpointed)
     student.train()
     z = [empty(batch, *teacher.geometry.latent_shape) for _ in range(4)]
     given = SimpleNamespace(
@@ -176,10 +176,8 @@ def scoring(run: Run, teacher: Any, modules: dict[str, Any]) -> Cost:
     settings = run.train
     if settings.precision == "bf16" and isinstance(teacher.vae, torch.nn.Module):
         teacher.vae.to(torch.bfloat16)
-    low_memory = settings.decoder_checkpointing
-    if low_memory is None:
-        low_memory = settings.gradient_checkpointing
-    rewards = Rewards({name: (modules[name], run.rewards[name]) for name in modules}, teacher, low_memory=low_memory)
+    rewards = {name: (modules[name], run.rewards[name]) for name in modules}
+    rewards = Rewards(rewards, teacher, low_memory=settings.decodes_again)
     batch = min(settings.batch_size, settings.reward_batch or settings.batch_size)
     routes = [Route(caption="a", rewards=frozenset(modules))] * batch
     predicted = empty(batch, *teacher.geometry.latent_shape).requires_grad_()
