@@ -1,6 +1,6 @@
 """The denoiser of VideoCrafter2's size, forward and in training, stock and on the fast paths of `guidedcd.fast`.
 
-    python benchmarks/unet.py --out unet.json --budget 240
+    python benchmarks/unet.py --out unet.json --budget 150
     for i in 1 2 3 4; do
         CUDA_VISIBLE_DEVICES=$((i-1)) python benchmarks/unet.py --part $i/4 --out unet$i.json > unet$i.txt 2>&1 &
     done; wait
@@ -32,6 +32,7 @@ from guidedcd import fast
 from guidedcd.fast import operations
 from guidedcd.shapes import fast as processors
 from guidedcd.student import checkpoint_layers
+from guidedcd.weights import Weights
 
 OFFICIAL = {1: 78.8, 2: 64.0, 4: 57.3}
 """Milliseconds per sample of the official code with PyTorch's attention, by batch, on an H200."""
@@ -53,7 +54,8 @@ class Variant:
     triton: bool = True
     norms: bool = True
     """Compiled layers call the group norm kernels."""
-    checkpointing: bool = False
+    checkpointing: str | None = None
+    """Layers that are computed again, see `student.checkpoint_layers`."""
     autocast: bool = False
     """Train float32 weights under autocast, rather than bfloat16 weights with float32 masters."""
     profile: bool = False
@@ -83,20 +85,22 @@ def variants() -> list[Variant]:
     step = functools.partial(Variant, kind="step", batch=3)
     return [
         Variant(name="fast", prepare=quick(), profile=True),
-        Variant(name="blocks", prepare=blocks, profile=True),
         step(name="step fast", prepare=quick(), profile=True),
+        step(name="step fast most", prepare=quick(), checkpointing="most", profile=True),
+        Variant(name="fast graph", prepare=quick(graphs=True)),
         Variant(name="fast graph", prepare=quick(graphs=True), batch=1),
         Variant(name="fast cudnn-attention", prepare=quick(), attention="cudnn"),
-        Variant(name="stock", prepare=stock, benchmark=False, profile=True),
-        step(name="step blocks", prepare=blocks),
-        Variant(name="fast graph", prepare=quick(graphs=True)),
-        Variant(name="fast no-triton", prepare=quick(), triton=False),
-        step(name="step stock autocast", prepare=stock, benchmark=False, autocast=True),
-        step(name="step fast checkpointing", prepare=quick(), checkpointing=True),
-        Variant(name="fast graph", prepare=quick(graphs=True), batch=8),
+        step(name="step fast checkpointing", prepare=quick(), checkpointing="all"),
         Variant(name="fast", prepare=quick(), batch=8),
-        step(name="step fast cudnn-attention", prepare=quick(), attention="cudnn"),
+        Variant(name="fast graph", prepare=quick(graphs=True), batch=8),
         Variant(name="fast", prepare=quick(), batch=1),
+        step(name="step fast temporal", prepare=quick(), checkpointing="temporal"),
+        step(name="step fast cudnn-attention", prepare=quick(), attention="cudnn"),
+        Variant(name="stock", prepare=stock, benchmark=False, profile=True),
+        Variant(name="fast no-triton", prepare=quick(), triton=False),
+        Variant(name="blocks", prepare=blocks, profile=True),
+        step(name="step blocks", prepare=blocks),
+        step(name="step stock autocast", prepare=stock, benchmark=False, autocast=True),
         Variant(name="blocks cudnn-attention", prepare=blocks, attention="cudnn"),
         Variant(name="blocks compiler-norms", prepare=blocks, norms=False),
         Variant(name="stock channels-last", prepare=layout),
@@ -106,7 +110,7 @@ def variants() -> list[Variant]:
         Variant(name="blocks graph", prepare=both, batch=1),
         Variant(name="stock", prepare=stock, batch=1, benchmark=False),
         Variant(name="stock cudnn-benchmark", prepare=stock),
-        step(name="step blocks checkpointing", prepare=blocks, checkpointing=True),
+        step(name="step blocks checkpointing", prepare=blocks, checkpointing="all"),
         Variant(name="stock", prepare=stock, batch=8, benchmark=False),
         Variant(name="fast graph", prepare=quick(graphs=True), batch=2),
         Variant(name="fast no-benchmark", prepare=quick(), benchmark=False),
@@ -197,15 +201,16 @@ class Bench:
     def train(self, variant: Variant) -> dict[str, Any]:
         """Milliseconds of forward and backward, or of a whole step with clipping and AdamW in float32."""
         network = copy.deepcopy(self.network).requires_grad_(True)
-        network = variant.prepare(network.float() if variant.autocast else network)
+        whole = variant.kind == "step"
+        network = variant.prepare(network.float() if variant.autocast or whole else network)
         if variant.checkpointing:
-            checkpoint_layers(network)
+            checkpoint_layers(network, variant.checkpointing)
         z, t, prompt = self.inputs(variant.batch, torch.float32 if variant.autocast else torch.bfloat16)
         goal = torch.randn(z.shape, device=z.device)
-        kind, weights = torch.device(self.device).type, list(network.parameters())
-        whole = variant.kind == "step"
-        masters = [p.detach().float() for p in weights] if whole and not variant.autocast else weights
-        optimizer = torch.optim.AdamW(masters, lr=1e-6, fused=kind == "cuda") if whole else None
+        kind, narrow = torch.device(self.device).type, None if variant.autocast else torch.bfloat16
+        weights = Weights(network, dtype=narrow) if whole else None  # the trainer's own
+        optimizer = torch.optim.AdamW(weights.masters, lr=1e-6, fused=kind == "cuda") if whole else None
+        before = weights.masters[0].clone() if whole else None
 
         def run() -> Tensor:
             with torch.autocast(kind, torch.bfloat16, enabled=variant.autocast):
@@ -215,21 +220,13 @@ class Bench:
                         network(z, t, encoder_hidden_states=prompt, return_dict=False)
             ((out - goal).square() + 1e-6).sqrt().mean().backward()
             if whole:
-                step()
-            for p in weights:
-                p.grad = None
-            return out.detach()
-
-        def step() -> None:
-            if masters is not weights:
-                for master, p in zip(masters, weights, strict=True):
-                    master.grad = p.grad.float()
-            torch.nn.utils.clip_grad_norm_(masters, 1.0, foreach=True)
-            optimizer.step()
-            if masters is not weights:
-                with torch.no_grad():
-                    torch._foreach_copy_(weights, masters)
+                weights.collect()
+                torch.nn.utils.clip_grad_norm_(weights.masters, 1.0)
+                optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                weights.publish()
+            network.zero_grad(set_to_none=True)
+            return out.detach()
 
         start = time.perf_counter()
         out = run()
@@ -239,21 +236,32 @@ class Bench:
         seconds, spread = bare.timed(run, self.device, repeats=5)
         row = {"ms": 1e3 * seconds, "spread_ms": 1e3 * spread, "first_call_s": first}
         row |= {"peak_gb": bare.peak_gb(self.device), "relative_error": relative, "largest_error": largest}
+        if whole:
+            row |= {"moved": (weights.masters[0] - before).abs().max().item()}
         if variant.profile and self.device.startswith("cuda"):
             profile(run, f"{variant.name}, batch {variant.batch}")
         return row
 
 
 GROUPS = {
+    "optimiser": r"FusedOptimizer|multi_tensor_apply|lpnorm",
     "frame attention": r"_attend",
+    "gated GELU": r"geglu|gelu",
+    "sums of layers": r"^_residual$|CUDAFunctor_add",
+    "sums over tokens": r"reduce_kernel",
     "attention": r"flash|fmha|sdpa|attention|cudnn_generated_fort",
     "convolution": r"conv|implicit|xmma_fprop|cutlass.*fprop|dgrad|wgrad",
     "matrix product": r"gemm|nvjet|cutlass|cublas|splitK|gemv",
-    "norm": r"norm|moments|_combine|welford|RowwiseMoments|native_group|var_mean",
+    "norm": r"norm|moments|_combine|^_sums$|^_slopes$|^_back$|welford|RowwiseMoments|native_group|var_mean",
     "layout and copy": r"nchw|nhwc|transpose|copy|Memcpy|CatArray|permute",
     "triton": r"triton",
 }
 """Kernels by name; the first match counts."""
+
+
+def group_of(kernel: str) -> str:
+    """The first group whose words a kernel's name contains."""
+    return next((g for g, words in GROUPS.items() if re.search(words, kernel, re.IGNORECASE)), "elementwise, other")
 
 
 def profile(run: Callable[[], Any], title: str) -> None:
@@ -271,8 +279,7 @@ def profile(run: Callable[[], Any], title: str) -> None:
     total = sum(kernels.values()) or 1.0
     groups = Counter()
     for name, spent in kernels.items():
-        group = next((g for g, words in GROUPS.items() if re.search(words, name, re.IGNORECASE)), "elementwise, other")
-        groups[group] += spent
+        groups[group_of(name)] += spent
     print(f"\nprofile of {title}: {total / 1e3:.1f} ms in {sum(calls.values())} kernels")
     for group, spent in groups.most_common():
         print(f"  {spent / 1e3:8.2f} ms {100 * spent / total:5.1f} %  {group}")
@@ -283,7 +290,7 @@ def profile(run: Callable[[], Any], title: str) -> None:
 
 def main() -> None:
     """Measure, and print the tables."""
-    options = bare.parser(__doc__, budget=240).parse_args()
+    options = bare.parser(__doc__, budget=150).parse_args()
     bench = Bench(options)
     for variant in bare.chosen(variants(), options.part, options.only):
         if bench.results.spent():

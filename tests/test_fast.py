@@ -463,7 +463,13 @@ def test_the_layer_norm_kernel_is_layer_norm(kernels):
 
 def test_the_elementwise_kernels_are_what_they_say(kernels):
     """Gated GELU, and a sum of two and a bias."""
-    compare(kernels.Geglu.apply, lambda x: x[..., :40] * nnf.gelu(x[..., 40:]), torch.randn(9, 80))
+
+    def gated(x, b=0):
+        value, gate = (x + b).chunk(2, dim=-1)
+        return value * nnf.gelu(gate)
+
+    compare(lambda x: kernels.Geglu.apply(x, None), gated, torch.randn(9, 80))
+    compare(kernels.Geglu.apply, gated, torch.randn(3, 7, 80), torch.randn(80))
     compare(kernels.Residual.apply, lambda x, y, b: x + y + b, *torch.randn(2, 3, 5, 20), torch.randn(20))
 
 

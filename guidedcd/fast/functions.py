@@ -91,20 +91,22 @@ class LayerNorm(torch.autograd.Function):
 
 
 class Geglu(torch.autograd.Function):
-    """First half of the channels times the exact GELU of the second."""
+    """First half of the channels times the exact GELU of the second, after a bias or not."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        """(..., 2 C) to (..., C)."""
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., 2 C) and (2 C,) to (..., C)."""
         x = x.contiguous()
-        ctx.save_for_backward(x)
-        return kernels.geglu(x)
+        ctx.save_for_backward(x, bias)
+        return kernels.geglu(x, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """Gradient of x."""
-        return kernels_backward.geglu_backward(grad, *ctx.saved_tensors)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Gradients of x and of the bias."""
+        x, bias = ctx.saved_tensors
+        dx, dbias = kernels_backward.geglu_backward(grad, x, bias, ctx.needs_input_grad[1])
+        return dx, None if dbias is None else dbias.to(bias.dtype)
 
 
 class Residual(torch.autograd.Function):

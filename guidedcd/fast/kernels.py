@@ -56,25 +56,30 @@ def layer_norm(
 
 
 @triton.jit
-def _geglu(X, Y, M, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _geglu(X, BIAS, Y, M, C, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < M)[:, None] & (c < C)[None, :]
     at = row[:, None] * (2 * C) + c[None, :]
     value = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(X + at + C, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        value += tl.load(BIAS + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+        gate += tl.load(BIAS + C + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     y = value * 0.5 * gate * (1.0 + tl.math.erf(gate * 0.7071067811865476))
     tl.store(Y + row[:, None] * C + c[None, :], y.to(Y.dtype.element_ty), mask=inside)
 
 
-def geglu(x: Tensor) -> Tensor:
-    """First half of the channels times the exact GELU of the second, (..., 2 C) to (..., C)."""
+def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """First half of the channels of `x` + `bias` times the exact GELU of the second, (..., 2 C) to (..., C)."""
     x = x.contiguous()
     channels = x.shape[-1] // 2
     y = torch.empty(*x.shape[:-1], channels, device=x.device, dtype=x.dtype)
     rows = y.numel() // channels
     with torch.cuda.device_of(x):
-        _geglu[triton.cdiv(rows, 8), triton.cdiv(channels, 256)](x, y, rows, channels, ROWS=8, COLUMNS=256)
+        _geglu[triton.cdiv(rows, 8), triton.cdiv(channels, 256)](
+            x, x if bias is None else bias, y, rows, channels, HAS_BIAS=bias is not None, ROWS=8, COLUMNS=256
+        )
     return y
 
 

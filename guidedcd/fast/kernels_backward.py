@@ -77,27 +77,54 @@ def layer_norm_backward(
 
 
 @triton.jit
-def _geglu_back(X, GRAD, DX, M, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (row < M)[:, None] & (c < C)[None, :]
-    at = row[:, None] * (2 * C) + c[None, :]
-    value = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
-    gate = tl.load(X + at + C, mask=inside, other=0.0).to(tl.float32)
-    grad = tl.load(GRAD + row[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
-    share = 0.5 * (1.0 + tl.math.erf(gate * 0.7071067811865476))
-    slope = share + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
-    tl.store(DX + at, (grad * gate * share).to(DX.dtype.element_ty), mask=inside)
-    tl.store(DX + at + C, (grad * value * slope).to(DX.dtype.element_ty), mask=inside)
+def _geglu_back(
+    X, BIAS, GRAD, DX, SUMS, M, C, CHUNK,
+    HAS_BIAS: tl.constexpr, LEARNED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """A chunk of rows, and the sums of its gradients: those of the bias."""
+    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    known = c < C
+    first = tl.program_id(1) * CHUNK
+    last = tl.minimum(first + CHUNK, M)
+    of_values = tl.zeros((ROWS, COLUMNS), tl.float32)
+    of_gates = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(first, last, ROWS):
+        row = start + tl.arange(0, ROWS).to(tl.int64)
+        inside = (row < last)[:, None] & known[None, :]
+        at = row[:, None] * (2 * C) + c[None, :]
+        value = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
+        gate = tl.load(X + at + C, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(GRAD + row[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            value += tl.load(BIAS + c, mask=known, other=0.0).to(tl.float32)[None, :]
+            gate += tl.load(BIAS + C + c, mask=known, other=0.0).to(tl.float32)[None, :]
+        share = 0.5 * (1.0 + tl.math.erf(gate * 0.7071067811865476))
+        slope = share + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
+        of_value, of_gate = grad * gate * share, grad * value * slope
+        tl.store(DX + at, of_value.to(DX.dtype.element_ty), mask=inside)
+        tl.store(DX + at + C, of_gate.to(DX.dtype.element_ty), mask=inside)
+        if LEARNED:
+            of_values += of_value
+            of_gates += of_gate
+    if LEARNED:
+        to = SUMS + tl.program_id(1) * (2 * C) + c
+        tl.store(to, tl.sum(of_values, axis=0), mask=known)
+        tl.store(to + C, tl.sum(of_gates, axis=0), mask=known)
 
 
-def geglu_backward(grad: Tensor, x: Tensor) -> Tensor:
-    """Gradient of (..., 2 C), given that of (..., C)."""
+def geglu_backward(
+    grad: Tensor, x: Tensor, bias: Tensor | None = None, learned: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of `x` (..., 2 C), and of the bias (2 C,) in float32 if `learned`, given that of (..., C)."""
     channels = x.shape[-1] // 2
     dx = torch.empty_like(x)
-    rows = x.numel() // (2 * channels)
+    rows, columns = x.numel() // (2 * channels), triton.cdiv(channels, 256)
+    chunk = max(8, triton.cdiv(triton.cdiv(rows, max(1, PROGRAMS // columns)), 8) * 8)
+    chunks = triton.cdiv(rows, chunk)
+    sums = torch.empty(chunks if learned else 0, 2 * channels, device=x.device, dtype=torch.float32)
     with torch.cuda.device_of(x):
-        _geglu_back[triton.cdiv(rows, 8), triton.cdiv(channels, 256)](
-            x, grad.contiguous(), dx, rows, channels, ROWS=8, COLUMNS=256
-        )
-    return dx
+        _geglu_back[columns, chunks](
+            x, x if bias is None else bias, grad.contiguous(), dx, sums, rows, channels, chunk,
+            HAS_BIAS=bias is not None, LEARNED=learned, ROWS=8, COLUMNS=256,
+        )  # fmt: skip
+    return dx, sums.sum(dim=0) if learned else None

@@ -18,7 +18,7 @@ from torch.nn import functional as nnf
 
 from guidedcd.fast.attention import spatial, temporal
 from guidedcd.fast.convolutions import convolve, convolve_frames, convolved
-from guidedcd.fast.operations import geglu, group_norm, layer_norm, residual
+from guidedcd.fast.operations import fused, geglu, group_norm, layer_norm, residual
 
 
 def tokens(image: Tensor) -> Tensor:
@@ -73,7 +73,9 @@ def temporal_convolution(self: nn.Module, x: Tensor, frames: int) -> Tensor:
 
 
 def gated(self: nn.Module, x: Tensor) -> Tensor:
-    """`GEGLU`: (..., C) to (..., 4 C)."""
+    """`GEGLU`: (..., C) to (..., 4 C); the bias's gradient is summed where the activation's is made."""
+    if type(self.proj) is nn.Linear and fused(x):
+        return geglu(nnf.linear(x, self.proj.weight), self.proj.bias)
     return geglu(self.proj(x))
 
 

@@ -103,10 +103,12 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, delta: Tensor | None = None) -> tu
     return x, nnf.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-def geglu(x: Tensor) -> Tensor:
-    """First half of the channels times the exact GELU of the second, (..., 2 C) to (..., C)."""
+def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """First half of the channels of `x` + `bias` times the exact GELU of the second, (..., 2 C) to (..., C)."""
     if fused(x):
-        return functions().Geglu.apply(x)
+        return functions().Geglu.apply(x, bias)
+    if bias is not None:
+        x = x + bias.to(x.dtype)
     value, gate = x.chunk(2, dim=-1)
     return value * nnf.gelu(gate)
 
