@@ -80,7 +80,7 @@ def write(folder: Path, page: Path) -> None:
                     )
                     for name in ("clip", "hps", "internv2")
                     for kind, row in stages.get(name, {}).get("pairs", {}).items()
-                    if kind in ("clean", "decoded", "dense")
+                    if kind in ("clean", "decoded", "dense", "pictures")
                 ),
             ),
             motion=table(

@@ -40,7 +40,7 @@ LOOKS = len(VALUES) - len(world.MOTIONS) - len(world.SPEEDS)
 
 @attrs.define
 class Gallery:
-    """Videos and captions on the device."""
+    """Videos and captions on the device, in pairs: 2i and 2i + 1 differ in one attribute, and where it is named."""
 
     video: Tensor
     """(N, F, 3, H, W), uint8."""
@@ -57,12 +57,13 @@ class Gallery:
 
 @torch.no_grad()
 def gallery(session: Session, count: int, seed: int) -> Gallery:
-    """Scenes of all combinations in all qualities."""
-    scenes = pool.make(session, count, "uniform", (0.4, 0.45, 0.15), seed, None)
+    """Scenes of all combinations in all qualities, each beside one that differs in a single attribute."""
     generator = session.generator(seed)
+    scenes = paired(pool.make(session, count // 2, "uniform", (0.4, 0.45, 0.15), seed, None), generator)
     vae, text = session.load("vae").to(session.dtype), session.load("text").to(session.dtype)
     sampler = Sampler(session, session.load("unet"))
-    quality = choose((0.25, 0.2, 0.15, 0.4), torch.rand(len(scenes), device=session.device, generator=generator))
+    rand = torch.rand(len(scenes) // 2, device=session.device, generator=generator)
+    quality = choose((0.25, 0.2, 0.15, 0.4), rand).repeat_interleave(2)
     videos, centers = [], []
     for index in torch.arange(len(scenes), device=session.device).split(512):
         kind = quality[index]
@@ -80,6 +81,42 @@ def gallery(session: Session, count: int, seed: int) -> Gallery:
         centers.append(path[0][:, 0])
     values = true_values(scenes.truth)
     return Gallery(torch.cat(videos), scenes.tokens.long(), values, quality, scenes.truth, torch.cat(centers))
+
+
+@torch.no_grad()
+def paired(scenes: pool.Pool, generator: torch.Generator) -> pool.Pool:
+    """Put behind each scene the same one with a single attribute changed, and its caption changed alike.
+
+    A judge that only learns to choose among captions need not prefer the right one of two pictures: it may like all
+    large objects better, and a student that it trains then draws nothing else.
+    """
+    truth, device = scenes.truth, scenes.kind.device
+    n, names = len(scenes), list(GROUPS)
+    moves = (truth["motion"] >= 1) & (truth["motion"] <= 4)
+    allowed = torch.ones(n, len(names), device=device)
+    allowed[:, names.index("size")] = 1.5 * (truth["objects"] == 1)  # the one that its pixels hide best
+    allowed[:, names.index("motion")] = (moves & (truth["objects"] == 1)).float()  # two objects have their places
+    group = torch.multinomial(allowed, 1, generator=generator)
+    count = torch.tensor([len(words) for words in GROUPS.values()], device=device)[group]
+    shift = 1 + (torch.rand(n, 1, device=device, generator=generator) * (count - 1)).long()
+    other = {name: value.clone() for name, value in truth.items()}
+    for g, name in enumerate(names):
+        value, mine, first = truth[name], group == g, int(name == "motion")
+        if value.ndim == 1:
+            mine, by = mine[:, 0], shift[:, 0]
+        else:
+            by = shift
+        other[name] = torch.where(mine, first + (value - first + by) % len(GROUPS[name]), value)
+    tokens = Words(device).exchange(scenes.tokens.long(), group, shift).to(scenes.tokens.dtype)
+
+    def mix(one: Tensor, two: Tensor) -> Tensor:
+        return torch.stack([one, two], 1).flatten(0, 1)
+
+    return pool.Pool(
+        {name: mix(truth[name], other[name]) for name in truth},
+        mix(scenes.tokens, tokens),
+        scenes.kind.repeat_interleave(2),
+    )
 
 
 def choose(weights: tuple[float, ...], rand: Tensor) -> Tensor:
@@ -134,8 +171,12 @@ class Words:
     def wrong(self, ids: Tensor, group: Tensor) -> Tensor:
         """Captions (N, L) with the words of one group per row (N,) exchanged at random; unchanged if they name none."""
         shift = 1 + (torch.rand(len(ids), device=ids.device) * (self.count[group] - 1)).long()
-        other = (self.place[ids] + shift[:, None]) % self.count[group][:, None]
-        return torch.where(self.group[ids] == group[:, None], self.member[group[:, None], other], ids)
+        return self.exchange(ids, group[:, None], shift[:, None])
+
+    def exchange(self, ids: Tensor, group: Tensor, shift: Tensor) -> Tensor:
+        """Captions (N, L) in which the words of `group` (N, 1) are `shift` (N, 1) places further in it."""
+        other = (self.place[ids] + shift) % self.count[group]
+        return torch.where(self.group[ids] == group, self.member[group, other], ids)
 
 
 def contrast(picture: Tensor, caption: Tensor, negative: Tensor, usable: Tensor, agree: Tensor, scale: float) -> Tensor:

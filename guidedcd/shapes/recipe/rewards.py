@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from functools import cache
 
+import attrs
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
@@ -69,7 +70,8 @@ def run(session: Session, name: str) -> None:
     )
 
     def loss() -> Tensor:
-        index = torch.randint(0, len(shown.video), (batch,), device=session.device)
+        half = 2 * torch.randint(0, len(shown.video) // 2, (batch // 2,), device=session.device)
+        index = torch.cat([half, half + 1])
         if name == "internv2":
             start = torch.randint(0, 2, (batch, 1), device=session.device)
             frames = start + 2 * torch.arange(4, device=session.device)
@@ -126,10 +128,12 @@ def preference(model: nn.Module, video: Tensor, picture: Tensor, text: Tensor) -
 
 
 @cache
-def minimal_pairs(count: int, attribute: str, dense: bool) -> tuple[list[world.Scene], list[str], list[str]]:
-    """Scenes, true captions, and captions in which one attribute is wrong; seeds that no training uses."""
+def minimal_pairs(
+    count: int, attribute: str, dense: bool
+) -> tuple[list[world.Scene], list[world.Scene], list[str], list[str]]:
+    """Scenes, the same with one attribute changed, and the captions of both; seeds that no training uses."""
     rng = random.Random(f"pairs {attribute} {dense}")
-    scenes, right, wrong = [], [], []
+    scenes, others, right, wrong = [], [], [], []
     values = GROUPS[attribute]
     while len(scenes) < count:
         scene = world.sample_scene(rng, "uniform", two=0.0, unseen=None)
@@ -138,15 +142,23 @@ def minimal_pairs(count: int, attribute: str, dense: bool) -> tuple[list[world.S
         caption = captions.dense_caption(scene, rng) if dense else captions.full_caption(scene, rng)
         true = next(word for word in values if f" {word} " in f" {caption} ")
         other = rng.choice([word for word in values if word != true])
+        value, first = values.index(other), int(attribute == "motion")
+        held = getattr(scene, attribute)
+        changed = (value, held[1]) if isinstance(held, tuple) else first + value
         scenes.append(scene)
+        others.append(attrs.evolve(scene, **{attribute: changed}))
         right.append(caption)
         wrong.append(" ".join(other if word == true else word for word in caption.split()))
-    return scenes, right, wrong
+    return scenes, others, right, wrong
 
 
 @torch.no_grad()
 def measure(session: Session, name: str, model: nn.Module) -> dict[str, dict[str, float]]:
-    """Pairwise accuracy by attribute: clean short, decoded short, and dense captions; ties count one half."""
+    """Pairwise accuracy by attribute; ties count one half.
+
+    Of two captions for one clean or decoded picture, and for a clean one with dense captions; `pictures`: of two
+    decoded pictures for one caption.
+    """
     vae, tokenize, table = session.load("vae"), WorldTokenizer(models.CONTEXT[name]), {}
     every = slice(0, None, 2) if name == "internv2" else slice(3, 4)
 
@@ -155,9 +167,12 @@ def measure(session: Session, name: str, model: nn.Module) -> dict[str, dict[str
 
     for attribute in GROUPS:
         for dense in (False, True):
-            scenes, right, wrong = minimal_pairs(session.size(400, 4), attribute, dense)
-            video = drawing.render(
-                world.to(world.pack(scenes), session.device), generator=session.generator(11), variety=VARIETY
+            scenes, others, right, wrong = minimal_pairs(session.size(400, 4), attribute, dense)
+            video, changed = (
+                drawing.render(
+                    world.to(world.pack(s), session.device), generator=session.generator(11), variety=VARIETY
+                )
+                for s in (scenes, others)
             )
             texts = [read(name, model, tokenize(t).to(session.device)) for t in (right, wrong)]
             kinds: dict[str, Callable[[Tensor], Tensor]] = {"dense": lambda v: v}
@@ -167,6 +182,9 @@ def measure(session: Session, name: str, model: nn.Module) -> dict[str, dict[str
                 picture = look(name, model, change(video)[:, every])
                 good, bad = ((picture * t).sum(-1) for t in texts)
                 table.setdefault(kind, {})[attribute] = accuracy(good, bad)
+                if kind == "decoded":
+                    bad = (look(name, model, change(changed)[:, every]) * texts[0]).sum(-1)
+                    table.setdefault("pictures", {})[attribute] = accuracy(good, bad)
             if not dense and attribute == "shape":
                 worse = look(name, model, drawing.degrade(video, generator=session.generator(12))[:, every])
                 table["quality"] = {
