@@ -476,14 +476,17 @@ def test_the_elementwise_kernels_are_what_they_say(kernels):
 @pytest.mark.parametrize(("frames", "heads", "width"), [(5, 2, 8), (16, 1, 64)])
 def test_the_frame_attention_kernel_is_attention(kernels, frames, heads, width):
     """Over any number of frames and channels: values, and gradients through PyTorch's operator registration."""
-    from guidedcd.fast.attention import frame_attention
+    from guidedcd.fast.attention import frame_attention, packed_frame_attention
 
     def plain(*given):
         q, k, v = (x.transpose(1, 2).unflatten(-1, (heads, -1)).transpose(2, 3) for x in given)
         out = (q @ k.transpose(-1, -2) * 0.3).softmax(-1) @ v
         return out.transpose(2, 3).flatten(3).transpose(1, 2)
 
-    compare(lambda q, k, v: frame_attention(q, k, v, heads, 0.3), plain, *torch.randn(3, 2, frames, 3, heads * width))
+    given = torch.randn(3, 2, frames, 3, heads * width)
+    compare(lambda q, k, v: frame_attention(q, k, v, heads, 0.3), plain, *given)
+    packed = torch.cat([*given], dim=-1)
+    compare(lambda x: packed_frame_attention(x, heads, 0.3), lambda x: plain(*x.chunk(3, dim=-1)), packed)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from guidedcd.fast import operations
@@ -60,8 +60,45 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 frame_attention.register_autograd(_differentiate, setup_context=_keep)
 
 
+@torch.library.custom_op("guidedcd::packed_frame_attention", mutates_args=())
+def packed_frame_attention(qkv: Tensor, heads: int, scale: float) -> Tensor:
+    """The same for queries, keys and values side by side, (B, F, P, 3 C); so is its gradient, nothing is copied."""
+    from guidedcd.fast import kernels
+
+    return kernels.packed_frame_attention(qkv, heads, scale)
+
+
+@packed_frame_attention.register_fake
+def _(qkv: Tensor, heads: int, scale: float) -> Tensor:
+    return torch.empty(*qkv.shape[:-1], qkv.shape[-1] // 3, device=qkv.device, dtype=qkv.dtype)
+
+
+@torch.library.custom_op("guidedcd::packed_frame_attention_backward", mutates_args=())
+def _packed_backward(grad: Tensor, qkv: Tensor, heads: int, scale: float) -> Tensor:
+    from guidedcd.fast import kernels
+
+    return kernels.packed_frame_attention_backward(grad, qkv, heads, scale)
+
+
+@_packed_backward.register_fake
+def _(grad: Tensor, qkv: Tensor, heads: int, scale: float) -> Tensor:
+    return torch.empty(qkv.shape, device=qkv.device, dtype=qkv.dtype)
+
+
+def _keep_packed(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    qkv, ctx.heads, ctx.scale = inputs
+    ctx.save_for_backward(qkv)
+
+
+def _differentiate_packed(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _packed_backward(grad.contiguous(), *ctx.saved_tensors, ctx.heads, ctx.scale), None, None
+
+
+packed_frame_attention.register_autograd(_differentiate_packed, setup_context=_keep_packed)
+
+
 def takes(q: Tensor) -> bool:
-    """Whether the Triton kernel takes queries (B, F, P, C)."""
+    """Whether the Triton kernels take queries (B, F, P, C)."""
     return q.is_cuda and operations.HAS_TRITON and q.shape[1] <= LONGEST and q.dtype != torch.float64
 
 
@@ -75,20 +112,37 @@ def over_frames(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Te
     return out.transpose(1, 2).reshape(b, p, f, c).transpose(1, 2).contiguous()
 
 
+def packed(attn: Attention) -> Tensor | None:
+    """Weights of queries, keys and values as one (3 C, C): one product reads tokens once. None under adapters."""
+    parts = (attn.to_q, attn.to_k, attn.to_v)
+    if any(type(part) is not nn.Linear or part.bias is not None for part in parts):
+        return None
+    weights = [part.weight for part in parts]
+    return torch.cat(weights) if weights[0].shape == weights[1].shape == weights[2].shape else None
+
+
 def temporal(attn: Attention, hidden: Tensor) -> Tensor:
     """A temporal self-attention on tokens in the order of frames, (B, F, P, C) to the same."""
-    q, k, v = attn.to_q(hidden), attn.to_k(hidden), attn.to_v(hidden)
-    return attn.to_out[1](attn.to_out[0](over_frames(q, k, v, attn.heads, attn.scale)))
+    weight = packed(attn) if takes(hidden) else None
+    if weight is not None:
+        out = packed_frame_attention(nnf.linear(hidden, weight), attn.heads, attn.scale)
+    else:
+        q, k, v = attn.to_q(hidden), attn.to_k(hidden), attn.to_v(hidden)
+        out = over_frames(q, k, v, attn.heads, attn.scale)
+    return attn.to_out[1](attn.to_out[0](out))
 
 
 def spatial(attn: Attention, hidden: Tensor, prompt: Tensor | None, frames: int) -> Tensor:
     """Attention within frames (B F, P, C), or to the prompt, whose rows (B F, L, D) repeat `frames` times."""
     context = hidden if prompt is None else prompt[::frames]
     videos = context.shape[0]
-    q = attn.to_q(hidden)
+    weight = packed(attn) if prompt is None else None
+    if weight is not None:
+        q, k, v = nnf.linear(hidden, weight).chunk(3, dim=-1)
+    else:
+        q, k, v = attn.to_q(hidden), attn.to_k(context), attn.to_v(context)
     q = split(q.reshape(videos, -1, q.shape[-1]), attn.heads)
-    k, v = split(attn.to_k(context), attn.heads), split(attn.to_v(context), attn.heads)
-    out = nnf.scaled_dot_product_attention(q, k, v, scale=attn.scale)
+    out = nnf.scaled_dot_product_attention(q, split(k, attn.heads), split(v, attn.heads), scale=attn.scale)
     out = out.transpose(1, 2).reshape(*hidden.shape[:2], -1)
     return attn.to_out[1](attn.to_out[0](out))
 

@@ -7,6 +7,8 @@ videos), L tokens in each, C channels, G channel groups; M rows; B videos, F fra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -157,9 +159,9 @@ def _attend_backward(
     ds = tl.where((f < F)[:, None], ds, 0.0).to(q.dtype)
     dq = tl.dot(ds, k, input_precision=PRECISION)
     dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION)
-    tl.store(DQ + to, dq.to(DQ.dtype.element_ty), mask=inside)
-    tl.store(DK + to, dk.to(DK.dtype.element_ty), mask=inside)
-    tl.store(DV + to, dv.to(DV.dtype.element_ty), mask=inside)
+    tl.store(DQ + at, dq.to(DQ.dtype.element_ty), mask=inside)
+    tl.store(DK + at, dk.to(DK.dtype.element_ty), mask=inside)
+    tl.store(DV + at, dv.to(DV.dtype.element_ty), mask=inside)
 
 
 def _sizes(q: Tensor, heads: int) -> tuple[tuple[int, int], dict[str, int | str]]:
@@ -173,26 +175,54 @@ def _sizes(q: Tensor, heads: int) -> tuple[tuple[int, int], dict[str, int | str]
     return (q.shape[2] * heads, q.shape[0]), constants
 
 
-def frame_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
-    """softmax(q k^T scale) v over frames, (B, F, P, C); frames stay where they are, nothing is transposed in memory."""
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    (_, frames, positions, channels), out = q.shape, torch.empty_like(q)
+def _forward(given: Sequence[Tensor], row: int, heads: int, scale: float) -> Tensor:
+    """Of q, k and v, whose tokens lie `row` numbers apart, each token's channels side by side."""
+    q = given[0]
+    _, frames, positions, channels = q.shape
+    out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
     grid, constants = _sizes(q, heads)
     with torch.cuda.device_of(q):
-        _attend[grid](q, k, v, out, scale, positions, frames, channels // heads, channels, num_warps=1, **constants)
+        _attend[grid](*given, out, scale, positions, frames, channels // heads, row, num_warps=1, **constants)
     return out
+
+
+def _backward(
+    grad: Tensor, given: Sequence[Tensor], found: Sequence[Tensor], row: int, heads: int, scale: float
+) -> None:
+    """Write gradients of q, k and v, which lie as these do; the attention is computed again rather than kept."""
+    q = given[0]
+    _, frames, positions, channels = q.shape
+    grid, constants = _sizes(q, heads)
+    with torch.cuda.device_of(q):
+        _attend_backward[grid](
+            *given, grad.contiguous(), *found, scale, positions, frames, channels // heads, row,
+            num_warps=1, **constants,
+        )  # fmt: skip
+
+
+def frame_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
+    """softmax(q k^T scale) v over frames, (B, F, P, C); frames stay where they are, nothing is transposed in memory."""
+    return _forward((q.contiguous(), k.contiguous(), v.contiguous()), q.shape[-1], heads, scale)
 
 
 def frame_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v; the attention is computed again rather than kept."""
-    grad, q, k, v = grad.contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
-    _, frames, positions, channels = q.shape
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    grid, constants = _sizes(q, heads)
-    with torch.cuda.device_of(q):
-        _attend_backward[grid](
-            q, k, v, grad, dq, dk, dv, scale, positions, frames, channels // heads, channels, num_warps=1, **constants
-        )
-    return dq, dk, dv
+    """Gradients of q, k and v."""
+    given = q.contiguous(), k.contiguous(), v.contiguous()
+    found = tuple(torch.empty_like(x) for x in given)
+    _backward(grad, given, found, q.shape[-1], heads, scale)
+    return found
+
+
+def packed_frame_attention(qkv: Tensor, heads: int, scale: float) -> Tensor:
+    """The same with queries, keys and values side by side, (B, F, P, 3 C) to (B, F, P, C)."""
+    return _forward(qkv.contiguous().chunk(3, dim=-1), qkv.shape[-1], heads, scale)
+
+
+def packed_frame_attention_backward(grad: Tensor, qkv: Tensor, heads: int, scale: float) -> Tensor:
+    """Its gradient (B, F, P, 3 C)."""
+    qkv = qkv.contiguous()
+    found = torch.empty_like(qkv)
+    _backward(grad, qkv.chunk(3, dim=-1), found.chunk(3, dim=-1), qkv.shape[-1], heads, scale)
+    return found

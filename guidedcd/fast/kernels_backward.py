@@ -86,6 +86,9 @@ def _geglu_back(
     known = c < C
     first = tl.program_id(1) * CHUNK
     last = tl.minimum(first + CHUNK, M)
+    if HAS_BIAS:
+        of_one = tl.load(BIAS + c, mask=known, other=0.0).to(tl.float32)
+        of_other = tl.load(BIAS + C + c, mask=known, other=0.0).to(tl.float32)
     of_values = tl.zeros((ROWS, COLUMNS), tl.float32)
     of_gates = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(first, last, ROWS):
@@ -96,8 +99,8 @@ def _geglu_back(
         gate = tl.load(X + at + C, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(GRAD + row[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
         if HAS_BIAS:
-            value += tl.load(BIAS + c, mask=known, other=0.0).to(tl.float32)[None, :]
-            gate += tl.load(BIAS + C + c, mask=known, other=0.0).to(tl.float32)[None, :]
+            value += of_one[None, :]
+            gate += of_other[None, :]
         share = 0.5 * (1.0 + tl.math.erf(gate * 0.7071067811865476))
         slope = share + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
         of_value, of_gate = grad * gate * share, grad * value * slope
@@ -125,6 +128,6 @@ def geglu_backward(
     with torch.cuda.device_of(x):
         _geglu_back[columns, chunks](
             x, x if bias is None else bias, grad.contiguous(), dx, sums, rows, channels, chunk,
-            HAS_BIAS=bias is not None, LEARNED=learned, ROWS=8, COLUMNS=256,
+            HAS_BIAS=bias is not None, LEARNED=learned, ROWS=4, COLUMNS=256,
         )  # fmt: skip
     return dx, sums.sum(dim=0) if learned else None
