@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -38,6 +39,17 @@ def test_kernels_are_measured_one_by_one(scripts):
     three = torch.cat(named("queries, keys, values"), dim=1)
     for name in ("queries, keys, values in one product", "the same, joined anew"):
         assert (three - named(name)).float().norm() < 1e-2 * three.float().norm()
+
+
+def test_more_recomputing_keeps_less_and_computes_more(scripts):
+    """Counted without memory: from nothing over temporal and most to all, each step keeps less for more operations."""
+    pytest.importorskip("triton")
+    import memory
+
+    found = [memory.activations(name, tiny=True) for name in ("nothing", "temporal", "most", "all")]
+    assert all(one["kept"] > other["kept"] > 0 for one, other in pairwise(found))
+    assert all(one["whole"] < other["whole"] for one, other in pairwise(found))
+    assert len({one["forward"] for one in found}) == 1
 
 
 @pytest.mark.slow

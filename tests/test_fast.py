@@ -497,7 +497,8 @@ def test_a_network_on_the_kernels_is_the_stock_network(kernels, monkeypatch):
     stock, given = network(), inputs(2, 2, 2)
     quick = fast.speed_up(network(dtype=torch.float32).to(DEVICE))
     called = []
-    monkeypatch.setattr(operations, "fused", lambda x: True)
+    for module in (operations, layers):
+        monkeypatch.setattr(module, "fused", lambda x: True)
     monkeypatch.setattr(attention, "takes", lambda q: called.append(q) or True)
     mine = gradients(quick, *(x.to(DEVICE, torch.float32 if x.is_floating_point() else None) for x in given))
 

@@ -79,7 +79,7 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return (x.float() * self.gamma.float()).to(x.dtype)
+        return (x * self.gamma.float()).to(x.dtype)  # promoted as it is read: no copy in float32
 
 
 class Block(nn.Module):
