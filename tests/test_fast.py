@@ -392,6 +392,20 @@ def test_the_group_norm_kernel_is_group_norm(kernels, shape, groups, shift, silu
     compare(mine, plain, *given)
 
 
+@pytest.mark.parametrize("n", [1, 4, 64])
+@pytest.mark.parametrize("length", [1, 40, 640, 2560, 40960, 163840])
+def test_reductions_are_cut_so_that_every_token_counts_once(n, length):
+    """Chunks cover all tokens, none is empty, tiles fill them, and long reductions have work for a large GPU."""
+    group_norms = pytest.importorskip("guidedcd.fast.group_norm_kernels")
+    for columns in (2, 5, 20):
+        chunk, chunks = group_norms.chunks_of(n, length, columns)
+        assert chunk % group_norms.ROWS == 0 and chunk % group_norms.SUMMED == 0
+        assert (chunks - 1) * chunk < length <= chunks * chunk
+        programs = n * columns * chunks
+        assert programs <= 2 * max(group_norms.PROGRAMS, n * columns)
+        assert programs > group_norms.PROGRAMS // 2 or chunk <= 4 * group_norms.ROWS
+
+
 @pytest.mark.parametrize("trained", ["x", "x and shift", "x and weights"])
 def test_norm_kernels_compute_the_gradients_that_are_wanted(kernels, trained):
     """With frozen weights, or a frozen shift, the others' gradients are the same, and nobody gets one unasked."""
