@@ -10,6 +10,7 @@ convolution as three matrix products, one product for queries, keys and values, 
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,7 @@ import bare  # also finds guidedcd where it is not installed
 import torch
 from torch import Tensor
 from torch.nn import functional as nnf
+from torch.nn.attention import sdpa_kernel
 
 LEVELS = ((2560, 320), (640, 640), (160, 1280), (40, 1280))
 """Positions of a frame, and channels."""
@@ -58,6 +60,8 @@ class Cases:
         yield from self.cuts(VIDEOS, self.frames // VIDEOS * levels[0][0], levels[0][1])
         for positions, channels in levels[:3]:
             yield from self.tokens(self.frames * positions, channels)
+        for positions, channels in levels[:3]:
+            yield from self.attention(positions, channels)
         for positions, channels in levels:
             yield from self.products(positions, channels)
 
@@ -118,6 +122,28 @@ class Cases:
         yield Case(f"gated GELU {where}", lambda: kernels.geglu(wide, inner), 12 * size)
         yield Case(f"gated GELU backward {where}", lambda: back(narrow, wide, inner, True), 20 * size)
         yield Case(f"PyTorch's sum over tokens {where}", lambda: wide.sum(0), 8 * size)
+
+    def attention(self, positions: int, channels: int) -> Iterator[Case]:
+        """Within frames, by PyTorch's first choice and by cuDNN's kernel, forward and with its gradient."""
+        from guidedcd.fast.quicker import CUDNN
+
+        heads, where = max(1, channels // 64), f"({self.frames}, {positions}, {channels})"
+        packed = self.new(self.frames, positions, 3 * channels)
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in packed.chunk(3, dim=-1))
+        given = [part.detach().requires_grad_(True) for part in (q, k, v)]
+        flops = 4 * self.frames * positions**2 * channels
+
+        def run(cudnn: bool, graded: bool) -> Any:
+            with sdpa_kernel(CUDNN, set_priority=True) if cudnn else contextlib.nullcontext():
+                if not graded:
+                    return nnf.scaled_dot_product_attention(q, k, v)
+                out = nnf.scaled_dot_product_attention(*given)
+                return torch.autograd.grad(out, given, out.detach())
+
+        for graded in (False, True):
+            for cudnn in (False, True):
+                name = f"attention{' and gradient' * graded}, {'cuDNN' if cudnn else 'flash'} {where}"
+                yield Case(name, lambda c=cudnn, g=graded: run(c, g), flops=flops * (7 if graded else 2) // 2)
 
     def products(self, positions: int, channels: int) -> Iterator[Case]:
         """Temporal convolutions and projections, in two ways each."""

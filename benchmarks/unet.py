@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from guidedcd import fast
-from guidedcd.fast import operations
+from guidedcd.fast import operations, quicker
 from guidedcd.shapes import fast as processors
 from guidedcd.student import checkpoint_layers
 from guidedcd.weights import Weights
@@ -49,8 +49,8 @@ class Variant:
     batch: int = 4
     benchmark: bool = True
     """Let cuDNN try its convolutions."""
-    attention: str = "flash"
-    """Backend of fused attention that is asked first."""
+    attention: str = "quicker"
+    """Fused attention over positions: whichever is quicker, or always flash, or always cudnn."""
     triton: bool = True
     norms: bool = True
     """Compiled layers call the group norm kernels."""
@@ -90,12 +90,13 @@ def variants() -> list[Variant]:
         Variant(name="fast graph", prepare=quick(graphs=True)),
         Variant(name="fast graph", prepare=quick(graphs=True), batch=1),
         Variant(name="fast cudnn-attention", prepare=quick(), attention="cudnn"),
+        Variant(name="fast flash-attention", prepare=quick(), attention="flash"),
         step(name="step fast checkpointing", prepare=quick(), checkpointing="all"),
         Variant(name="fast", prepare=quick(), batch=8),
         Variant(name="fast graph", prepare=quick(graphs=True), batch=8),
         Variant(name="fast", prepare=quick(), batch=1),
         step(name="step fast temporal", prepare=quick(), checkpointing="temporal"),
-        step(name="step fast cudnn-attention", prepare=quick(), attention="cudnn"),
+        step(name="step fast flash-attention", prepare=quick(), attention="flash"),
         Variant(name="stock", prepare=stock, benchmark=False, profile=True),
         Variant(name="fast no-triton", prepare=quick(), triton=False),
         Variant(name="blocks", prepare=blocks, profile=True),
@@ -128,6 +129,7 @@ def settings(variant: Variant) -> Iterator[None]:
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     if variant.attention == "cudnn":
         order[:2] = order[1::-1]
+    quicker.CHOOSE = variant.attention == "quicker"
     search, triton = torch.backends.cudnn.benchmark, operations.HAS_TRITON
     torch.backends.cudnn.benchmark = variant.benchmark
     operations.HAS_TRITON = triton and variant.triton

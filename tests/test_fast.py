@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from guidedcd import configs, fast
-from guidedcd.fast import graphs, layers, operations, switch
+from guidedcd.fast import graphs, layers, operations, quicker, switch
 from guidedcd.student import Student, checkpoint_layers
 from guidedcd.teachers import probes
 
@@ -473,6 +473,39 @@ def test_the_layer_norm_kernel_is_layer_norm(kernels):
         lambda x, w, b: nnf.layer_norm(x, (24,), w, b, 1e-5),
         x, w, b,
     )  # fmt: skip
+
+
+def test_the_quicker_attention_is_found_once_for_each_size(monkeypatch):
+    """Kernels are compared at a size's first call, with and without gradients, and results stay the same."""
+    sizes, stock = [], nnf.scaled_dot_product_attention
+    monkeypatch.setattr(quicker, "_KNOWN", {})
+    monkeypatch.setattr(quicker, "tries", lambda q: True)
+    monkeypatch.setattr(quicker, "is_quicker", lambda given, *how: sizes.append((*given[0].shape, how[1])) or True)
+    for length, graded in ((5, False), (5, False), (7, False), (5, True), (5, True)):
+        q, k, v = torch.randn(3, 2, 2, length, 8).requires_grad_(graded)
+        assert torch.equal(quicker.attention(q, k, v, 0.4), stock(q, k, v, scale=0.4))
+
+    assert sizes == [(2, 2, 5, 8, False), (2, 2, 7, 8, False), (2, 2, 5, 8, True)]
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_comparing_attention_leaves_no_trace(monkeypatch, graded):
+    """Timing both kernels works, keeps nothing in a checkpoint around it, and a kernel that is wrong is not taken."""
+    monkeypatch.setattr(quicker, "_KNOWN", {})
+    monkeypatch.setattr(quicker, "tries", lambda q: True)
+    q, k, v = torch.randn(3, 2, 2, 5, 8).requires_grad_(graded)
+    held = keeping(lambda: quicker.attention(q, k, v, 0.4))
+    assert held == (keeping(lambda: nnf.scaled_dot_product_attention(q, k, v, scale=0.4)) if graded else 0)
+    assert len(quicker._KNOWN) == 1
+
+    given = [x.detach() for x in (q, k, v)]
+    clock = iter([2.0, 1.0] * 2)
+    monkeypatch.setattr(quicker, "_seconds", lambda run, device: next(clock))
+    assert quicker.is_quicker(given, 0.4, graded)
+    answers = iter([torch.ones(2, 2, 5, 8), torch.zeros(2, 2, 5, 8)])
+    monkeypatch.setattr(nnf, "scaled_dot_product_attention", lambda *a, **k: next(answers).requires_grad_(graded))
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a: None)
+    assert not quicker.is_quicker(given, 0.4, graded)
 
 
 def test_the_elementwise_kernels_are_what_they_say(kernels):

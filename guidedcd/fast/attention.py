@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from guidedcd.fast import operations
+from guidedcd.fast import operations, quicker
 
 LONGEST = 64
 """Most frames that the Triton kernel takes."""
@@ -142,7 +142,7 @@ def spatial(attn: Attention, hidden: Tensor, prompt: Tensor | None, frames: int)
     else:
         q, k, v = attn.to_q(hidden), attn.to_k(context), attn.to_v(context)
     q = split(q.reshape(videos, -1, q.shape[-1]), attn.heads)
-    out = nnf.scaled_dot_product_attention(q, split(k, attn.heads), split(v, attn.heads), scale=attn.scale)
+    out = quicker.attention(q, split(k, attn.heads), split(v, attn.heads), attn.scale)
     out = out.transpose(1, 2).reshape(*hidden.shape[:2], -1)
     return attn.to_out[1](attn.to_out[0](out))
 

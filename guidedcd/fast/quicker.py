@@ -1,0 +1,88 @@
+"""Attention over positions by whichever fused kernel is quicker for its size: PyTorch's first choice, or cuDNN's."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as nnf
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+CHOOSE = True
+"""Whether cuDNN's kernel is tried at all; as its convolutions, only under `torch.backends.cudnn.benchmark`."""
+MARGIN = 0.97
+"""Part of the usual time below which it is taken."""
+CUDNN = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_KNOWN: dict[tuple[Any, ...], bool] = {}
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """softmax(q k^T scale) v of (N, heads, L, D), differentiable."""
+    with sdpa_kernel(CUDNN, set_priority=True) if _prefers_cudnn(q, k, v, scale) else contextlib.nullcontext():
+        return nnf.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def tries(q: Tensor) -> bool:
+    """Whether the kernels are compared for such queries."""
+    usual = CHOOSE and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
+    return usual and torch.backends.cudnn.benchmark
+
+
+def _prefers_cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
+    if torch.compiler.is_compiling() or not tries(q):
+        return False
+    graded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    key = (q.device, q.dtype, graded, *((x.shape, x.stride()) for x in (q, k, v)))
+    if key not in _KNOWN:
+        if q.is_cuda and torch.cuda.is_current_stream_capturing():
+            return False
+        given = [x.detach() for x in (q, k, v)]
+        # In a thread of its own: what a checkpoint around the caller counts must not see these calls.
+        with ThreadPoolExecutor(1) as thread:
+            _KNOWN[key] = thread.submit(is_quicker, given, scale, graded).result()
+    return _KNOWN[key]
+
+
+def is_quicker(given: list[Tensor], scale: float, graded: bool) -> bool:
+    """Whether cuDNN's kernel takes less time for these q, k and v, gradients included if `graded`, and says the same.
+
+    A kernel that fails is not quicker.
+    """
+    device = given[0].device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.synchronize(device)
+    given = [x.requires_grad_(graded) for x in given]
+
+    def run() -> Tensor:
+        out = nnf.scaled_dot_product_attention(*given, scale=scale)
+        if graded:
+            torch.autograd.grad(out, given, out.detach())
+        return out.detach()
+
+    with torch.set_grad_enabled(graded):
+        usual, first = run(), _seconds(run, device)
+        try:
+            with sdpa_kernel(CUDNN, set_priority=True):
+                other, second = run(), _seconds(run, device)
+        except RuntimeError:
+            return False
+    same = (usual.float() - other.float()).norm() <= 1e-2 * usual.float().norm()
+    return bool(same) and second < MARGIN * first
+
+
+def _seconds(run: Any, device: torch.device, repeats: int = 5) -> float:
+    """Of one call."""
+    for timed in (False, True):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        for _ in range(repeats if timed else 1):
+            run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / repeats
