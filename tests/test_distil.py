@@ -151,4 +151,4 @@ def test_the_guided_prediction_is_learnt_beside_the_step():
     guided = [loss_of(b, {}, student=lambda *_: said, guided=weight)[0] for weight in (0.0, 1.0)]
 
     torch.testing.assert_close(half, plain + 0.5 * (f - goal).square().mean())
-    assert half > plain and guided[0] == guided[1]
+    assert half > plain + 1 and max(guided) < 1e-6
