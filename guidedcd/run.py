@@ -105,7 +105,7 @@ class Run:
                 )
 
         if self.student.ema is not None and self.train.average is not None:
-            raise GuidedCDError("--student.ema averages the weights already: leave --train.average out.")
+            raise GuidedCDError("--student.ema averages the weights already: give --train.average none.")
 
     def chosen(self, kind: str) -> tuple[Chosen, ...]:
         """The components of one kind ("energy", "reward", "route", "teacher", "dataset", "metric") with options."""

@@ -104,7 +104,9 @@ def test_lists_by_comma_and_data_by_repetition(command, toys):
 
 def test_booleans_and_none(command, toys):
     """A boolean is a switch with a negative, and an optional number can be none."""
-    on = command("train", *TOYS, "--train.gradient-checkpointing", "--data.toy.mirror", "--student.ema", "0.9").run
+    off = "--train.average", "none"
+    one = "--train.gradient-checkpointing", "--data.toy.mirror", "--student.ema", "0.9"
+    on = command("train", *TOYS, *one, *off).run
     off = command("train", *TOYS, "--train.no-gradient-checkpointing", "--student.ema", "none").run
 
     assert (on.train.gradient_checkpointing, on.data[0].config.mirror, on.student.ema) == (True, True, 0.9)
