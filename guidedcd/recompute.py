@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch
 from torch.utils.checkpoint import checkpoint
 
+from guidedcd.fast.convolutions import FrozenConvolution
 from guidedcd.fast.switch import SLOT
 from guidedcd.teachers.probes import KIND, select_layers, temporal_layers
 
@@ -133,23 +134,6 @@ def _unless_activated(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
     return lambda x: x if getattr(x, "is_activated", False) else act(x)
 
 
-class _Convolution(torch.autograd.Function):
-    """A convolution that keeps its weight only."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple) -> Tensor:
-        # Not save_for_backward: a checkpoint computes again up to the last thing that was saved, and no further.
-        ctx.weight, ctx.shape, ctx.how = weight, x.shape, how
-        return torch.convolution(x, weight, bias, *how)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        blank = grad.new_empty(1).expand(ctx.shape)  # of the input only the shape is read
-        only_input = (True, False, False)
-        found = torch.ops.aten.convolution_backward(grad, blank, ctx.weight, None, *ctx.how, only_input)
-        return found[0], None, None, None
-
-
 def _is_frozen(module: nn.Conv2d | nn.Conv3d) -> bool:
     plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return plain and not any(parameter.requires_grad for parameter in module.parameters())
@@ -157,10 +141,9 @@ def _is_frozen(module: nn.Conv2d | nn.Conv3d) -> bool:
 
 def _frozen(module: nn.Conv2d | nn.Conv3d) -> Callable[[Tensor], Tensor]:
     forward = module.forward
-    none = (0,) * len(module.stride)
-    how = (module.stride, module.padding, module.dilation, False, none, module.groups)
+    how = (module.stride, module.padding, module.dilation, module.groups)
 
     def run(x: Tensor) -> Tensor:
-        return _Convolution.apply(x, module.weight, module.bias, how) if _graded(x) else forward(x)
+        return FrozenConvolution.apply(x, module.weight, module.bias, how) if _graded(x) else forward(x)
 
     return run

@@ -16,19 +16,19 @@ class FrozenConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple) -> Tensor:
-        """The output for `x` (N, C, H, W), with `how` = stride, padding, dilation and groups."""
+        """The output for `x` (N, C, ...); `how` = stride, padding and dilation, each by dimension, and groups."""
         # Not save_for_backward: a checkpoint computes again up to the last thing that was saved, and no further.
         ctx.weight, ctx.shape, ctx.how = weight, x.shape, how
-        return nnf.conv2d(x, weight, bias, *how)
+        stride, padding, dilation, groups = how
+        return torch.convolution(x, weight, bias, stride, padding, dilation, False, (0,) * len(stride), groups)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of x."""
         stride, padding, dilation, groups = ctx.how
         blank = grad.new_empty(1).expand(ctx.shape)  # of the input only the shape is read
-        found = torch.ops.aten.convolution_backward(
-            grad, blank, ctx.weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
-        )
+        rest = (False, (0,) * len(stride), groups, (True, False, False))
+        found = torch.ops.aten.convolution_backward(grad, blank, ctx.weight, None, stride, padding, dilation, *rest)
         return found[0], None, None, None
 
 
