@@ -153,3 +153,13 @@ def build_wheel(source: Path, folder: Path) -> Path:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this repository."""
     return build_wheel(REPOSITORY, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture
+def toy(install, monkeypatch, tmp_path):
+    """The plugin of the module `toy`, installed; the test runs in its own folder."""
+    from toy import PLUGIN
+
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.chdir(tmp_path)
+    install("toy-plugin", PLUGIN)

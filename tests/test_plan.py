@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from toy import CONFIG, PLUGIN
+from toy import make
 
 from guidedcd import checkpoint
 from guidedcd.errors import GuidedCDError
@@ -29,20 +29,6 @@ from guidedcd.run import Run
 from guidedcd.store import LatentStore
 from guidedcd.tiny import tiny_teacher
 from guidedcd.trainer import Trainer
-
-
-@pytest.fixture
-def toy(install):
-    """The toy components, installed."""
-    install("toy-plugin", PLUGIN)
-
-
-def make(**changes) -> Run:
-    """The toy run with changed sections."""
-    described = json.loads(json.dumps(CONFIG))
-    for key, value in changes.items():
-        described[key] = {**described.get(key, {}), **value} if isinstance(value, dict) else value
-    return Run.from_dict(described)
 
 
 def described(**parts) -> Run:

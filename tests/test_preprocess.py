@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import attrs
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy import CONFIG, PLUGIN
+from toy import make as toy_run
 
 from guidedcd import references, space
 from guidedcd.ahead import ahead
@@ -38,23 +39,7 @@ from guidedcd.tuning import tuned
 from guidedcd.worker import Worker
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture
-def toy(install, monkeypatch, tmp_path):
-    """The toy plugin, installed; the test runs in its own folder."""
-    monkeypatch.syspath_prepend(HERE)
-    monkeypatch.chdir(tmp_path)
-    install("toy-plugin", PLUGIN)
-
-
-def make(**changes) -> Run:
-    """The toy run with changed sections; energies are replaced."""
-    described = json.loads(json.dumps(CONFIG))
-    for key, value in changes.items():
-        whole = not isinstance(value, dict) or key == "energy"
-        described[key] = value if whole else {**described.get(key, {}), **value}
-    return Run.from_dict(described)
+make = partial(toy_run, replace=("energy",))
 
 
 def files(folder: Path) -> dict[str, bytes]:

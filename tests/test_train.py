@@ -15,7 +15,7 @@ import attrs
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy import CONFIG, PLUGIN
+from toy import make
 
 from guidedcd import checkpoint, devices, runs
 from guidedcd.batches import Batches
@@ -30,22 +30,6 @@ from guidedcd.train import run_training
 from guidedcd.trainer import Trainer
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture
-def toy(install, monkeypatch, tmp_path):
-    """The toy plugin, installed; the test runs in its own folder."""
-    monkeypatch.syspath_prepend(HERE)
-    monkeypatch.chdir(tmp_path)
-    install("toy-plugin", PLUGIN)
-
-
-def make(**changes) -> Run:
-    """The toy run with changed sections."""
-    described = json.loads(json.dumps(CONFIG))
-    for key, value in changes.items():
-        described[key] = {**described.get(key, {}), **value} if isinstance(value, dict) else value
-    return Run.from_dict(described)
 
 
 def trained(run: Run, folder: Path, store: Path) -> list[dict]:

@@ -12,8 +12,9 @@ import types
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import launch, make, toy, trained  # noqa: F401 - a fixture
+from test_train import launch, trained
 from torch import nn
+from toy import make
 
 from guidedcd import checkpoint
 from guidedcd.errors import GuidedCDError
@@ -97,7 +98,7 @@ def test_loading_gives_back_what_state_said():
         second.load({})
 
 
-def test_the_teacher_s_network_is_taken_over(toy):  # noqa: F811
+def test_the_teacher_s_network_is_taken_over(toy):
     """A student that takes the network over holds no copy, keeps the teacher's fingerprint, and starts as it."""
     teacher, other = make().teacher.build(), make().teacher.build()
     student = Student(teacher, take=True)
@@ -110,7 +111,7 @@ def test_the_teacher_s_network_is_taken_over(toy):  # noqa: F811
         torch.testing.assert_close(said, other.net(z, t, other.embed(["x"])), atol=1e-6, rtol=1e-5)
 
 
-def test_bfloat16_learns_as_float32_does_and_resumes_exactly(toy, tmp_path, monkeypatch):  # noqa: F811
+def test_bfloat16_learns_as_float32_does_and_resumes_exactly(toy, tmp_path, monkeypatch):
     """Losses agree to bfloat16's accuracy, weights are saved in float32, and a resumed run repeats every number."""
     options = {"steps": 2, "save_every": 1, "accumulate": 2, "gradient_checkpointing": True, "average": 0.5}
     runs = {name: make(train={**options, "precision": name}) for name in ("no", "bf16")}
@@ -139,7 +140,7 @@ def test_bfloat16_learns_as_float32_does_and_resumes_exactly(toy, tmp_path, monk
 
 
 @pytest.mark.parametrize("changes", [{"student": {"ema": 0.9}}, {"train": {"average": 0.9}}], ids=["ema", "average"])
-def test_the_average_is_the_student_and_the_online_weights_lie_beside_it(toy, tmp_path, changes):  # noqa: F811
+def test_the_average_is_the_student_and_the_online_weights_lie_beside_it(toy, tmp_path, changes):
     """What is sampled is the average; one step of 0.9 leaves it a tenth of the way to the online weights."""
     train = {"steps": 1, **changes.get("train", {})}
     trained(make(**{**changes, "train": train}), tmp_path / "a", tmp_path / "s")
@@ -154,13 +155,13 @@ def test_the_average_is_the_student_and_the_online_weights_lie_beside_it(toy, tm
     assert torch.equal(loaded.network.state_dict()[key], mean[key])
 
 
-def test_two_averages_are_refused(toy):  # noqa: F811
+def test_two_averages_are_refused(toy):
     """The averaged target is the average: a second one would be another student."""
     with pytest.raises(GuidedCDError, match="--student.ema averages the weights already"):
         make(student={"ema": 0.9}, train={"average": 0.5})
 
 
-def test_eight_bit_states_need_their_package(toy, tmp_path, monkeypatch):  # noqa: F811
+def test_eight_bit_states_need_their_package(toy, tmp_path, monkeypatch):
     """Without bitsandbytes one sentence says so before anything is computed; with it its AdamW8bit is used."""
     run = make(train={"optimizer": "adamw-8bit"})
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
@@ -180,7 +181,7 @@ def test_eight_bit_states_need_their_package(toy, tmp_path, monkeypatch):  # noq
         run_training(make(train={"optimizer": "adamw-8bit", "parallel": "fsdp"}))
 
 
-def test_a_tracker_hears_every_logged_step(toy, tmp_path, monkeypatch):  # noqa: F811
+def test_a_tracker_hears_every_logged_step(toy, tmp_path, monkeypatch):
     """A tracker that is not installed is told at once; one that is gets the options and every line of the log."""
     from accelerate import tracking
 
@@ -220,7 +221,7 @@ def test_a_tracker_hears_every_logged_step(toy, tmp_path, monkeypatch):  # noqa:
     assert [one for one in Heard.said if one != "start"] == [3, *((x["step"], x["cd_loss"]) for x in lines), "finish"]
 
 
-def test_validation_videos_do_not_disturb_the_training(toy, tmp_path):  # noqa: F811
+def test_validation_videos_do_not_disturb_the_training(toy, tmp_path):
     """Videos of the same prompts appear at intervals and in the report, and every number of the log stays the same."""
     train = {"steps": 4, "average": 0.5}
     plain = trained(make(train=train), tmp_path / "a", tmp_path / "s")
@@ -238,7 +239,7 @@ def test_validation_videos_do_not_disturb_the_training(toy, tmp_path):  # noqa: 
     assert "step 2" in page
 
 
-def test_frames_are_decoded_one_by_one_where_memory_is_short(toy, tmp_path, monkeypatch):  # noqa: F811
+def test_frames_are_decoded_one_by_one_where_memory_is_short(toy, tmp_path, monkeypatch):
     """`decoder_checkpointing` decodes single frames, twice each, and changes no number beyond rounding."""
     from guidedcd.teachers.protocol import LatentTeacher
 
@@ -258,7 +259,7 @@ def test_frames_are_decoded_one_by_one_where_memory_is_short(toy, tmp_path, monk
     assert lines[1][0]["grad_norm"] == pytest.approx(lines[0][0]["grad_norm"], rel=1e-4)
 
 
-def test_checkpoints_of_an_average_can_be_sampled(toy, tmp_path):  # noqa: F811
+def test_checkpoints_of_an_average_can_be_sampled(toy, tmp_path):
     """A checkpoint's model.safetensors is the average, its online.safetensors what training goes on from."""
     run = make(train={"average": 0.5})
     trained(run, tmp_path / "a", tmp_path / "s")
@@ -269,7 +270,7 @@ def test_checkpoints_of_an_average_can_be_sampled(toy, tmp_path):  # noqa: F811
     assert any(not torch.equal(mean[key], online[key]) for key in mean)
 
 
-def test_temporal_layers_alone_can_be_recomputed(toy, tmp_path):  # noqa: F811
+def test_temporal_layers_alone_can_be_recomputed(toy, tmp_path):
     """`checkpointed` "temporal" and "most" run temporal layers again in the backward pass, and change no number."""
     from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 
@@ -312,7 +313,7 @@ def test_the_decoder_is_recomputed_where_everything_is():
 
 
 @pytest.mark.slow
-def test_all_objectives_survive_a_kill_at_step_100(toy, tmp_path):  # noqa: F811
+def test_all_objectives_survive_a_kill_at_step_100(toy, tmp_path):
     """200 steps with energies and three rewards, killed at step 100 and continued: every number is the same."""
     run = make(
         data=[{"shapes": {}}],
@@ -343,7 +344,7 @@ def test_all_objectives_survive_a_kill_at_step_100(toy, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_resume(toy, tmp_path, parallel):  # noqa: F811
+def test_two_processes_resume(toy, tmp_path, parallel):
     """Two processes go on from a checkpoint of theirs to the same numbers, and so does one with twice the batch."""
     options = {"steps": 4, "average": 0.5, "parallel": parallel}
     run, folder = make(train=options), tmp_path / "a"
@@ -362,7 +363,7 @@ def test_two_processes_resume(toy, tmp_path, parallel):  # noqa: F811
     assert [line["loss"] for line in alone[2:]] == pytest.approx(found[0][2:], rel=1e-3)
 
 
-def test_the_learning_rate_warms_up_and_cools_down(toy, tmp_path):  # noqa: F811
+def test_the_learning_rate_warms_up_and_cools_down(toy, tmp_path):
     """It rises linearly over the first steps and falls linearly over the last ones."""
     run = make(train={"steps": 6, "lr": 0.012, "warmup": 2, "cooldown": 3, "log_every": 1})
     run_training(run, out=tmp_path / "r", store=tmp_path / "s")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from pathlib import Path
 
 import attrs
@@ -10,6 +12,7 @@ from diffusers import AutoencoderKL, UNet3DConditionModel
 
 from guidedcd import DatasetConfig, EnergyConfig, RewardConfig, TeacherConfig
 from guidedcd.data import Clip, ClipError
+from guidedcd.run import Run
 from guidedcd.schedule import NoiseSchedule
 from guidedcd.teachers.protocol import Geometry, LatentTeacher
 
@@ -44,6 +47,15 @@ CONFIG = {
     "train": {"steps": 6, "batch_size": 2, "lr": 1e-3, "log_every": 1, "save_every": 2},
     "device": "cpu",
 }
+
+
+def make(*, replace: Collection[str] = (), **changes: object) -> Run:
+    """The toy run with changed sections: options of a section are merged into it, unless it is in `replace`."""
+    described = json.loads(json.dumps(CONFIG))
+    for key, value in changes.items():
+        merge = isinstance(value, dict) and key not in replace
+        described[key] = {**described.get(key, {}), **value} if merge else value
+    return Run.from_dict(described)
 
 
 @attrs.frozen(kw_only=True)
