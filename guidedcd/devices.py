@@ -10,6 +10,9 @@ import torch
 
 from guidedcd.errors import GuidedCDError
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""By the names that options have."""
+
 
 def device(name: str) -> torch.device:
     """The device called `name`; "auto" takes a GPU when there is one, of several processes each its own.

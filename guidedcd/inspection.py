@@ -19,6 +19,7 @@ from guidedcd.media import contact_sheet
 from guidedcd.routes import Reader, Route, Sample, route
 from guidedcd.run import Chosen, Run
 from guidedcd.teachers.protocol import Geometry
+from guidedcd.work import sample_of
 
 SHOWN = 12
 """Rows of the contact sheet, over all data sets."""
@@ -82,7 +83,7 @@ def inspect_data(run: Run, *, sample: int = 32, sheet: Path = Path("data.png")) 
             skipped=[],
         )
         for clip in _read(clips, min(seen.wanted, seen.listed), sample, seen):
-            about = _sample(clip, known)
+            about = attrs.evolve(sample_of(clip), readers=known)
             seen.samples.append(about)
             seen.routes.append(route(about, rules))
             if len(seen.samples) <= rows:
@@ -132,18 +133,6 @@ def _read(clips: Sequence[Clip], usable: int, sample: int, seen: Inspected) -> I
             except ClipError as error:
                 seen.skipped.append(str(error))
             advance()
-
-
-def _sample(clip: Clip, known: Mapping[str, Reader]) -> Sample:
-    return Sample(
-        id=clip.id,
-        dataset=clip.dataset,
-        caption=clip.caption,
-        short_caption=clip.short_caption,
-        tags=clip.tags,
-        motion=clip.motion,
-        readers=known,
-    )
 
 
 def _names(data: Sequence[Chosen]) -> list[str]:

@@ -211,14 +211,6 @@ def _too_many(lost: Sequence[dict[str, str]], tried: int, allowed: float) -> Gui
     )
 
 
-def _too_many(lost: Sequence[dict[str, str]], tried: int, allowed: float) -> GuidedCDError:
-    first = lost[0]
-    return GuidedCDError(
-        f"{len(lost)} of {tried} clips could not be used (the first, {first['id']}: {first['reason']}), more than "
-        f"the share of {allowed:.0%} allowed. Mend the data or raise --preprocess.max-skipped."
-    )
-
-
 def _checked(run: Run, folder: Path) -> Path:
     """The finished store in `folder`, unless too many of its clips could not be used."""
     opened = store.LatentStore(folder)

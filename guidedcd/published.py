@@ -16,14 +16,14 @@ from guidedcd.checkpoints.files import exists
 from guidedcd.checkpoints.t2v_turbo import WHERE, read_student
 from guidedcd.checkpoints.videocrafter2 import load_unet
 from guidedcd.conditioning import GuidanceProjection
+from guidedcd.devices import DTYPES, part
 from guidedcd.devices import device as find_device
-from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import load_plugins
 from guidedcd.run import Chosen, Run
 from guidedcd.student import Student
 from guidedcd.teachers.videocrafter2 import VideoCrafter2Teacher
-from guidedcd.trained import DTYPES, Trained
+from guidedcd.trained import Trained
 
 ENERGY = "pta"
 

@@ -36,13 +36,30 @@ class Size:
 def store_size(run: Run, teacher: Any) -> Size:
     """The store of a run: clean latents and text once per video, two predictions and the scores per draw."""
     settings, steps = run.preprocess, run.solver.steps
-    latent, kept = math.prod(teacher.geometry.latent_shape), BYTES[settings.dtype]
     text = sum(value.numel() * value.element_size() for value in teacher.null(1).values())
-    share = 1 - guided_from(settings.window, steps) / steps if run.energies else 0.0
-    scores = len(run.energies) * settings.draws_per_video * share * latent * kept
-    return Size(
-        video=round(4 * latent + text + settings.draws_per_video * 2 * latent * kept + scores), videos=settings.videos
-    )
+    scored = settings.draws_per_video * (1 - guided_from(settings.window, steps) / steps) if run.energies else 0.0
+    video = video_bytes(run, math.prod(teacher.geometry.latent_shape), text, scored)
+    return Size(video=round(video), videos=settings.videos)
+
+
+def video_bytes(run: Run, latent: int, cond: int, scored: float, *, dtype: str | None = None) -> float:
+    """Bytes of one video's tensors in a store.
+
+    Args:
+        run: How many draws and energies, and the dtype of what is stored.
+        latent: Numbers in the latents of one video.
+        cond: Bytes of one caption's conditioning.
+        scored: How many of a video's draws have scores, on average.
+        dtype: Another dtype than the run's.
+    """
+    number, draws, energies = BYTES[dtype or run.preprocess.dtype], run.preprocess.draws_per_video, len(run.energies)
+    about = 8 + 8 * draws * (1 + energies)  # the seed, and places of draws and of their scores
+    return 4 * latent + cond + about + 2 * draws * latent * number + energies * scored * (latent * number + 4)
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there: on its disk it would be made."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
 def check(folder: Path, run: Run, teacher: Any, shards: int) -> None:
@@ -53,8 +70,7 @@ def check(folder: Path, run: Run, teacher: Any, shards: int) -> None:
     """
     size = store_size(run, teacher)
     needed = ROOM * size.video * min(size.videos, shards * run.preprocess.shard_size)
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(existing(folder)).free
     about = f"{human(needed)} ({human(size.video)} per video)"
     if needed > free:
         raise GuidedCDError(

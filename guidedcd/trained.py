@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from guidedcd.configs import EnergyConfig
+from guidedcd.devices import DTYPES, part
 from guidedcd.devices import device as find_device
-from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.guidance import lambda_input
@@ -29,7 +29,6 @@ from guidedcd.student import Student
 
 FIRST_DRAW = 2**48
 """Draws of the noise generator from here on are for finished videos: none of them was trained on."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @attrs.frozen(kw_only=True, eq=False)

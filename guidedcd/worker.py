@@ -19,14 +19,13 @@ from torch import Tensor
 from guidedcd import references, store
 from guidedcd.ahead import ahead
 from guidedcd.data import Clip
-from guidedcd.devices import part
+from guidedcd.devices import DTYPES, part
 from guidedcd.guidance import guided_from
 from guidedcd.routes import Sample
 from guidedcd.run import Run
 from guidedcd.scores import Scores
 from guidedcd.work import OTHER_STREAM, Job, Work, clip_seed, sample_of
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 ADVICE = "Lower --preprocess.batch-size"
 ROWS = 2
 """Rows of a pass without gradient, per sample of one with: activations are dropped at once."""

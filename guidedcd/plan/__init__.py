@@ -17,6 +17,7 @@ from guidedcd.plan.cheaper import choices
 from guidedcd.plan.estimate import Estimator, Stage, usable
 from guidedcd.plan.machines import GB, Machine, machine
 from guidedcd.run import Run
+from guidedcd.space import existing
 
 
 @attrs.frozen(kw_only=True)
@@ -119,9 +120,7 @@ def warnings(
             found.append(
                 f"{name} needs {stage.peak_gb:.1f} GB per process, {where.name} has {room:.1f} to spare; {advice}"
             )
-    folder = (store or Path("runs")).absolute()
-    while not folder.exists():
-        folder = folder.parent
+    folder = existing(store or Path("runs"))
     free, needed = shutil.disk_usage(folder).free / GB, sum(stage.disk_gb for stage in stages.values())
     if needed > free:
         found.append(f"{needed:.1f} GB of disk are needed, {folder} has {free:.1f} free")

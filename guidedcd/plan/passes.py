@@ -7,8 +7,8 @@ import numpy
 
 from guidedcd.guidance import guided_from
 from guidedcd.run import Run
+from guidedcd.space import video_bytes
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 ABOUT = 150
 """Bytes of JSON per video, besides its caption."""
 HEADER = 800
@@ -58,8 +58,6 @@ def store_bytes(run: Run, latent: int, cond: int, *, dtype: str | None = None, c
         dtype: Another dtype than the run's.
         caption: Bytes of a caption.
     """
-    settings, energies = run.preprocess, len(run.energies)
-    number, draws, scored = BYTES[dtype or settings.dtype], settings.draws_per_video, passes(run).scored
-    video = 4 * latent + cond + 8 + 8 * draws * (1 + energies) + ABOUT + caption
-    video += 2 * draws * latent * number + energies * scored * (latent * number + 4)
+    settings = run.preprocess
+    video = video_bytes(run, latent, cond, passes(run).scored, dtype=dtype) + ABOUT + caption
     return settings.videos * video + HEADER * -(-settings.videos // settings.shard_size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as nnf
@@ -104,9 +104,7 @@ def trajectories(
     """Centers (B, 2, F, 2) and radii (B, 2) of both objects, in pixels; the second one rests."""
     device, b = truth["objects"].device, truth["objects"].shape[0]
 
-    def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, device=device, generator=generator)
-
+    rand = partial(torch.rand, device=device, generator=generator)
     r = world.constant(world.RADII, device)[truth["size"]] * (1 + 0.06 * (rand(b, 2) * 2 - 1))
     path = world.constant(world.VELOCITY, device)[truth["speed"]] * (1 + 0.1 * (rand(b) * 2 - 1)) * (world.FRAMES - 1)
     time = torch.linspace(0, 1, world.FRAMES, device=device)
@@ -155,9 +153,7 @@ def render(
     """
     device, b = truth["objects"].device, truth["objects"].shape[0]
 
-    def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, device=device, generator=generator)
-
+    rand = partial(torch.rand, device=device, generator=generator)
     center, r = path or trajectories(truth, generator, variety)
     tilt = (rand(b, 2, 1) * 2 - 1).expand(b, 2, world.FRAMES) * math.radians(variety.tilt) if variety.tilt else 0.0
     shape, radius = (x[:, :, None].expand(b, 2, world.FRAMES) for x in (truth["shape"], r))
@@ -196,12 +192,8 @@ def degrade(video: Tensor, strength: Tensor | None = None, generator: torch.Gene
     b, f, c, h, w = video.shape
     device = video.device
 
-    def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, device=device, generator=generator)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device, generator=generator)
-
+    rand = partial(torch.rand, device=device, generator=generator)
+    randn = partial(torch.randn, device=device, generator=generator)
     s = (0.35 + 0.65 * rand(b) if strength is None else strength).view(b, 1, 1, 1, 1)
     video = video + s * (blur(video) - video)
     video = 0.5 + (1 - 0.45 * s) * (video - 0.5)

@@ -60,21 +60,13 @@ class Lines(Iterator[str]):
         return text
 
 
-class CsvTable(Table):
-    """Comma-separated values with a header (tabs in a .tsv file); only the places of the rows stay in memory."""
+class Indexed(Table):
+    """A table of which only the places of its rows stay in memory."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header, and find the rows."""
+        """No rows yet."""
         super().__init__(path)
         self._offsets, self._numbers = array("Q"), array("Q")
-        records = self._records(0, 1)
-        *_, header = next(records, (0, 0, []))
-        if isinstance(header, ClipError):
-            raise GuidedCDError(f"{path} is no table with a header: its first line is {header}.")
-        self.columns = tuple(name.strip() for name in header)
-        for offset, number, _ in records:
-            self._offsets.append(offset)
-            self._numbers.append(number)
 
     def __len__(self) -> int:
         """How many rows."""
@@ -83,6 +75,22 @@ class CsvTable(Table):
     def where(self, place: int) -> str:
         """What to call row `place` in messages."""
         return f"{self.path.name} line {self._numbers[place]}"
+
+
+class CsvTable(Indexed):
+    """Comma-separated values with a header (tabs in a .tsv file); only the places of the rows stay in memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header, and find the rows."""
+        super().__init__(path)
+        records = self._records(0, 1)
+        *_, header = next(records, (0, 0, []))
+        if isinstance(header, ClipError):
+            raise GuidedCDError(f"{path} is no table with a header: its first line is {header}.")
+        self.columns = tuple(name.strip() for name in header)
+        for offset, number, _ in records:
+            self._offsets.append(offset)
+            self._numbers.append(number)
 
     def scan(self) -> Iterator[Row | None]:
         """All rows in one go; None for one that cannot be read."""
@@ -126,13 +134,12 @@ class CsvTable(Table):
         return dict(zip(self.columns, record, strict=True))
 
 
-class JsonLines(Table):
+class JsonLines(Indexed):
     """One JSON object per line; only the places of the lines stay in memory."""
 
     def __init__(self, path: Path) -> None:
         """Find the lines, and the names that the first sound one has."""
         super().__init__(path)
-        self._offsets, self._numbers = array("Q"), array("Q")
         lines, offset = Lines(path), 0
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -140,14 +147,6 @@ class JsonLines(Table):
                 self._numbers.append(number)
             offset = lines.next
         self.columns = _names(self)
-
-    def __len__(self) -> int:
-        """How many lines that are not blank."""
-        return len(self._offsets)
-
-    def where(self, place: int) -> str:
-        """What to call row `place` in messages."""
-        return f"{self.path.name} line {self._numbers[place]}"
 
     def scan(self) -> Iterator[Row | None]:
         """All rows in one go; None for one that cannot be read."""
