@@ -108,8 +108,8 @@ def timed(run: Callable[[], Any], device: str, *, repeats: int = 7, warm_up: int
 
 
 def peak_gb(device: str) -> float:
-    """Most memory allocated since the last reset, in GB."""
-    return torch.cuda.max_memory_allocated() / 1e9 if device.startswith("cuda") else float("nan")
+    """Most memory allocated since the last reset, in GB of 2^30 bytes."""
+    return torch.cuda.max_memory_allocated() / 2**30 if device.startswith("cuda") else float("nan")
 
 
 def reset(device: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GB = 1e9
+GB = 2**30
 
 
 class Report:

@@ -39,11 +39,11 @@ KNOWN = {
 }
 """GPUs by a part of the name that the driver gives; the longest part that fits counts."""
 
-SHARES = {"no": 0.37, "layers": 0.45, "blocks": 0.53, "blocks-tuned": 0.53}
+SHARES = {"no": 0.37, "layers": 0.65, "blocks": 0.62, "blocks-tuned": 0.62}
 """Of a GPU's peaks, reached by each path through a network, the options `fast` of preprocess and train.
 
-On an H200 at VideoCrafter2's size: stock kernels take 57 ms a sample and 0.81 s a step at batch 3, both 0.37; compiled
-ones 39 ms, 0.53. `layers` is put between them.
+On an H200 at VideoCrafter2's size: stock kernels take 57 ms a sample and 0.81 s a step at batch 3, both 0.37; `layers`
+31.5 ms and 0.44 s, 0.67 and 0.69; `blocks` 34 ms with older kernels.
 """
 LAUNCH = 5e-5
 """Seconds of the host per kernel, run from Python."""
