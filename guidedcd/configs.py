@@ -16,6 +16,11 @@ def _ascending(instance: object, attribute: attrs.Attribute, value: tuple[float,
         raise ValueError(f"'{attribute.name}' must be two numbers, 0 <= low <= high: {value}")
 
 
+def _part(instance: object, attribute: attrs.Attribute, value: tuple[float, float]) -> None:
+    if not 0 <= value[0] < value[1] <= 1:
+        raise ValueError(f"'{attribute.name}' must be two numbers, 0 <= low < high <= 1: {value}")
+
+
 @attrs.frozen(kw_only=True)
 class ComponentConfig:
     """Options every component may have: none."""
@@ -94,6 +99,9 @@ class Preprocess:
     """How many videos of the mixture are used."""
     draws_per_video: int = attrs.field(default=8, validator=ge(1))
     """Noise draws (step index and noise) per video; all share one inversion trajectory."""
+    noise_range: tuple[float, float] = attrs.field(default=(0.0, 1.0), validator=_part)
+    """The part of the grid that draws come from, 0 its cleanest and 1 its noisiest end. Where the noisy end is all but
+    pure noise, neither a solver step nor a reward says anything there."""
     window: float = attrs.field(default=0.5, validator=_between(0, 1))
     """Scores are computed for this noisiest fraction of the grid; an energy's `fraction` may not exceed it."""
     batch_size: int = attrs.field(default=4, validator=ge(1))

@@ -14,7 +14,9 @@ With s = strength and k = the noise factor at t, one solver step from t to t' is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -44,6 +46,12 @@ def window(index: Tensor, steps: int, fraction: float) -> Tensor:
 def guided_from(fraction: float, steps: int) -> int:
     """The smallest guided index of a grid of `steps`; `steps` when no step is guided."""
     return int((~window(torch.arange(steps), steps, fraction)).sum())
+
+
+def draw_index(place: Any, steps: int, part: tuple[float, float]) -> Any:
+    """Solver indices of evenly spread places in [0, `steps`), numbers or an array, squeezed into `part` of the grid."""
+    low, high = part
+    return numpy.minimum((low * steps + (high - low) * place).astype(int), steps - 1)
 
 
 def lambda_input(strength: Tensor, relative: bool = False) -> Tensor:

@@ -139,6 +139,7 @@ def identify(run: Run, teacher: Any) -> dict[str, Any]:
         "window": settings.window if run.energies else None,
         "videos": settings.videos,
         "draws_per_video": settings.draws_per_video,
+        "noise_range": list(settings.noise_range),
         "shards": -(-settings.videos // settings.shard_size),
         "shard_size": settings.shard_size,
         "batch_size": settings.batch_size,

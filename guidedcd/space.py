@@ -37,7 +37,9 @@ def store_size(run: Run, teacher: Any) -> Size:
     """The store of a run: clean latents and text once per video, two predictions and the scores per draw."""
     settings, steps = run.preprocess, run.solver.steps
     text = sum(value.numel() * value.element_size() for value in teacher.null(1).values())
-    scored = settings.draws_per_video * (1 - guided_from(settings.window, steps) / steps) if run.energies else 0.0
+    low, high = settings.noise_range
+    share = (high - max(low, guided_from(settings.window, steps) / steps)) / (high - low)
+    scored = settings.draws_per_video * max(0.0, share) if run.energies else 0.0
     video = video_bytes(run, math.prod(teacher.geometry.latent_shape), text, scored)
     return Size(video=round(video), videos=settings.videos)
 

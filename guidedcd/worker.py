@@ -20,7 +20,7 @@ from guidedcd import references, store
 from guidedcd.ahead import ahead
 from guidedcd.data import Clip
 from guidedcd.devices import DTYPES, part
-from guidedcd.guidance import guided_from
+from guidedcd.guidance import draw_index, guided_from
 from guidedcd.routes import Sample
 from guidedcd.run import Run
 from guidedcd.scores import Scores
@@ -76,13 +76,13 @@ class Worker:
         return Work(clips=clips, z0=z0, cond=cond, seeds=seeds, jobs=self.jobs(seeds), scores=scores)
 
     def jobs(self, seeds: Sequence[int]) -> list[Job]:
-        """Every (video, draw) with its solver index: stratified over the grid, so that few draws still cover it."""
+        """Every (video, draw) with its solver index: stratified, so that few draws still cover the range."""
         steps, draws = self.run.solver.steps, self.run.preprocess.draws_per_video
         found = []
         for video, seed in enumerate(seeds):
             u = numpy.random.Generator(numpy.random.Philox(key=[seed, 2**32])).random(draws)
             for draw in range(draws):
-                index = min(int((draw + u[draw]) * steps / draws), steps - 1)
+                index = int(draw_index((draw + u[draw]) * steps / draws, steps, self.run.preprocess.noise_range))
                 found.append(Job(video=video, draw=draw, index=index, scored=index >= self.first))
         return found
 

@@ -123,6 +123,19 @@ def test_full_passes_equal_plain_ones(toy, kind, how):
             compare(tensors[f"score.{name}"][rows[place]] * tensors[f"rms.{name}"][rows[place]], score)
 
 
+def test_draws_come_from_their_part_of_the_grid(toy):
+    """With noise_range .2 to .6 on 50 points every index is 10 to 29, evenly spread; the whole grid is as it was."""
+    run = make(solver={"steps": 50}, preprocess={"draws_per_video": 8, "noise_range": (0.2, 0.6)})
+    whole = make(solver={"steps": 50}, preprocess={"draws_per_video": 8})
+    teacher = run.teacher.build()
+    some = [job.index for job in Worker(run, teacher).jobs(range(200))]
+    every = [job.index for job in Worker(whole, teacher).jobs(range(200))]
+
+    assert set(some) == set(range(10, 30)) and set(every) == set(range(50))
+    assert [10 + int(0.4 * i) for i in every[:8]] == pytest.approx(some[:8], abs=1)
+    assert abs(sum(some) / len(some) - 19.5) < 0.2
+
+
 def test_no_pass_is_made_twice(toy):
     """Rows of the network per shard: one inversion per video to its last reference, then 3 per scored draw, else 2."""
     run = make(energy={"pta": {}}, preprocess={"draws_per_video": 4, "batch_size": 2})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import numpy
 
-from guidedcd.guidance import guided_from
+from guidedcd.guidance import draw_index, guided_from
 from guidedcd.run import Run
 from guidedcd.space import video_bytes
 
@@ -32,13 +32,15 @@ class Passes:
 def passes(run: Run) -> Passes:
     """The expected passes of one video.
 
-    The draws of a video are stratified: draw i of D stands at solver index floor((i + u) N / D), u uniform in [0, 1).
+    The draws of a video are stratified: draw i of D stands at solver index floor((i + u) N / D), u uniform in [0, 1),
+    squeezed into the range that draws come from.
     One inversion, up to the last scored draw, serves all of them.
     """
     steps, draws = run.solver.steps, run.preprocess.draws_per_video
     first = guided_from(run.preprocess.window, steps) if run.energies else steps
     u = (numpy.arange(POINTS) + 0.5) / POINTS
-    index = numpy.minimum(((numpy.arange(draws)[:, None] + u) * steps / draws).astype(int), steps - 1)
+    place = (numpy.arange(draws)[:, None] + u) * steps / draws
+    index = draw_index(place, steps, run.preprocess.noise_range)
     scored = index >= first
     inverts = any(config.reference == "inversion" for config in run.energies.values())
     return Passes(
