@@ -46,7 +46,7 @@ class Clips(Sequence[Clip]):
         config = self.config
         kind = ("web", "web", "web", "dense")[index % 4] if config.set == "mix" else config.set
         rng = random.Random(f"clip {config.seed} {kind} {config.motion} {index}")
-        scene = world.sample_scene(rng, config.motion)
+        scene = world.sample_scene(rng, config.motion, unseen=None)  # a user's clips show what the teacher never saw
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
         truth = world.pack([scene])
         video = drawing.render(truth, kind == "web", generator, models.variety())[0]

@@ -49,7 +49,7 @@ def load(config: ShapesTeacherConfig) -> LatentTeacher:
         network=fast.speed_up(network, world.FRAMES, convolutions=False),
         vae=vae,
         text=WorldText(text, WorldTokenizer(models.CONTEXT["text"])),
-        schedule=NoiseSchedule(models.alphas_cumprod(), "v"),
+        schedule=NoiseSchedule(models.alphas_cumprod(folder), "v"),
         geometry=Geometry(
             frames=world.FRAMES,
             height=world.SIZE,

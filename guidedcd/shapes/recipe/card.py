@@ -17,7 +17,7 @@ ABOUT = {
     "hps": "the same, tuned on better and worse pictures",
     "internv2": "InternVideo2's two towers, 4 frames, context 40",
 }
-ATTRIBUTES = ("color", "shape", "size", "background", "motion")
+ATTRIBUTES = ("color", "shape", "size", "background", "motion", "second")
 
 
 def write(folder: Path, page: Path) -> None:
@@ -26,11 +26,10 @@ def write(folder: Path, page: Path) -> None:
     stages = meta.get("stages", {})
     steps, guided = stages.get("evaluation", {}).get("steps", {}), motion(stages)
     notes = "".join(f"- {note}\n" for note in meta.get("notes", ()))
-    varied = (
-        "Where no caption speaks, shapes are tilted, textures turn and shift, and paths bend."
-        if models.variety(folder) != world.Variety()
-        else ""
-    )
+    free = models.variety(folder)
+    said = {"shapes are tilted": free.tilt, "textures turn and shift": free.texture, "paths bend": free.sway}
+    loose = [what for what, much in said.items() if much]
+    varied = f"Where no caption speaks, {' and '.join(loose)}." if loose else ""
     text = (
         (Path(__file__).parent / "card.md")
         .read_text(encoding="utf-8")
@@ -53,7 +52,6 @@ def write(folder: Path, page: Path) -> None:
                     "all",
                     "all, new pairs",
                     *ATTRIBUTES,
-                    "second",
                     "direction",
                     "misfit",
                 ),
@@ -63,7 +61,7 @@ def write(folder: Path, page: Path) -> None:
                         n,
                         solver,
                         g,
-                        *_numbers(row, "all", "all-unseen", *ATTRIBUTES, "second", "direction", "misfit"),
+                        *_numbers(row, "all", "all-unseen", *ATTRIBUTES, "direction", "misfit"),
                     )
                     for kind, n, solver, g, row in best(steps)
                 ),
@@ -170,8 +168,9 @@ def bars(stages: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             bar("`internv2` on minimal pairs: direction", row.get("motion"), 0.9)
     guided = motion(stages)
     if guided:
-        plain, *others = guided.values()
-        cheap = [r for r in others if min(r[a] - plain[a] for a in ("shape", "color")) >= -0.02]
+        plain = {key.rpartition(" ")[2]: row for key, row in guided.items() if key.startswith("none")}
+        pairs = [(row, plain[key.rpartition(" ")[2]]) for key, row in guided.items() if not key.startswith("none")]
+        cheap = [row for row, none in pairs if min(row[a] - none[a] for a in ("shape", "color")) >= -0.02]
         most = max((r["direction"] for r in cheap), default=0.0)
         bar("motion guidance, direction at a cost of at most .02 in shape and in colour", most, 0.9)
     return rows

@@ -34,6 +34,7 @@ _FORMS = {
     **dict(zip(world.SPEEDS, map(list, captions.ADVERBS), strict=True)),
 }
 VALUES = tuple(_FORMS)
+EVERY = 0
 LOOKS = len(VALUES) - len(world.MOTIONS) - len(world.SPEEDS)
 """The first VALUES show in a single frame; the rest are motion and speed."""
 
@@ -64,6 +65,7 @@ def gallery(session: Session, count: int, seed: int) -> Gallery:
     sampler = Sampler(session, session.load("unet"))
     rand = torch.rand(len(scenes) // 2, device=session.device, generator=generator)
     quality = choose((0.25, 0.2, 0.15, 0.4), rand).repeat_interleave(2)
+    middle = ((sampler.abar < 0.93) & (sampler.abar > 0.002)).nonzero()[:, 0]
     videos, centers = [], []
     for index in torch.arange(len(scenes), device=session.device).split(512):
         kind = quality[index]
@@ -71,7 +73,7 @@ def gallery(session: Session, count: int, seed: int) -> Gallery:
         path = drawing.trajectories(truth, generator, VARIETY)
         video = drawing.render(truth, kind == 1, generator, VARIETY, path)
         z = models.encode(vae, video)
-        t = torch.randint(80, 800, (len(index),), device=session.device, generator=generator)
+        t = middle[torch.randint(len(middle), (len(index),), device=session.device, generator=generator)]
         abar = sampler.abar[t].view(-1, 1, 1, 1, 1)
         noisy = abar.sqrt() * z + (1 - abar).sqrt() * torch.randn(z.shape, device=z.device, generator=generator)
         guess, _ = sampler.split(noisy, sampler.run(noisy, t, states(text, scenes.tokens[index])), abar)
@@ -99,15 +101,21 @@ def paired(scenes: pool.Pool, generator: torch.Generator) -> pool.Pool:
     group = torch.multinomial(allowed, 1, generator=generator)
     count = torch.tensor([len(words) for words in GROUPS.values()], device=device)[group]
     shift = 1 + (torch.rand(n, 1, device=device, generator=generator) * (count - 1)).long()
+    second = (torch.rand(n, 1, device=device, generator=generator) < 0.6).long()
+    belongs = (truth["objects"] == 2)[:, None] & (group <= names.index("shape"))
+    which = torch.where(
+        belongs, 1 + second, EVERY
+    )  # of two objects one changes, mostly the one that captions name last
     other = {name: value.clone() for name, value in truth.items()}
     for g, name in enumerate(names):
         value, mine, first = truth[name], group == g, int(name == "motion")
         if value.ndim == 1:
             mine, by = mine[:, 0], shift[:, 0]
         else:
-            by = shift
+            place, by = torch.arange(1, 3, device=device), shift
+            mine = mine & ((which == EVERY) | (which == place))
         other[name] = torch.where(mine, first + (value - first + by) % len(GROUPS[name]), value)
-    tokens = Words(device).exchange(scenes.tokens.long(), group, shift).to(scenes.tokens.dtype)
+    tokens = Words(device).exchange(scenes.tokens.long(), group, shift, which).to(scenes.tokens.dtype)
 
     def mix(one: Tensor, two: Tensor) -> Tensor:
         return torch.stack([one, two], 1).flatten(0, 1)
@@ -169,14 +177,24 @@ class Words:
         return hot
 
     def wrong(self, ids: Tensor, group: Tensor) -> Tensor:
-        """Captions (N, L) with the words of one group per row (N,) exchanged at random; unchanged if they name none."""
-        shift = 1 + (torch.rand(len(ids), device=ids.device) * (self.count[group] - 1)).long()
-        return self.exchange(ids, group[:, None], shift[:, None])
+        """Captions (N, L) with words of one group per row (N,) exchanged at random; unchanged if they name none.
 
-    def exchange(self, ids: Tensor, group: Tensor, shift: Tensor) -> Tensor:
-        """Captions (N, L) in which the words of `group` (N, 1) are `shift` (N, 1) places further in it."""
+        Where a caption names two of the group, for two objects, mostly one of them is exchanged.
+        """
+        rand = torch.rand(2, len(ids), 1, device=ids.device)
+        shift = 1 + (rand[0] * (self.count[group] - 1)[:, None]).long()
+        two = (self.group[ids] == group[:, None]).sum(1, keepdim=True) == 2
+        return self.exchange(ids, group[:, None], shift, torch.where(two, (4 * rand[1]).long().clamp(max=2), EVERY))
+
+    def exchange(self, ids: Tensor, group: Tensor, shift: Tensor, which: Tensor) -> Tensor:
+        """Captions (N, L) in which words of `group` (N, 1) are `shift` (N, 1) places further in it.
+
+        `which` (N, 1) says which of those words: EVERY one, the first (1) or the second (2).
+        """
         other = (self.place[ids] + shift) % self.count[group]
-        return torch.where(self.group[ids] == group, self.member[group, other], ids)
+        named = self.group[ids] == group
+        named = named & ((which == EVERY) | (named.cumsum(1) == which))
+        return torch.where(named, self.member[group, other], ids)
 
 
 def contrast(picture: Tensor, caption: Tensor, negative: Tensor, usable: Tensor, agree: Tensor, scale: float) -> Tensor:

@@ -15,19 +15,21 @@ from guidedcd.shapes.oracle import Oracle, summarise
 from guidedcd.shapes.recipe.session import VARIETY, Session
 
 SETTINGS = (
-    ("official", 0.0, 0.5, 2.0),
-    *(("official", relative, 0.5, 2.0) for relative in (0.03, 0.1, 0.05, 0.02, 0.01, 0.2)),
-    *(("eps", relative, 0.5, 2.0) for relative in (0.1, 0.3, 0.2, 0.03, 0.5)),
-    *(("official", relative, 0.3, 2.0) for relative in (0.05, 0.1)),
-    *(("eps", relative, 0.3, 2.0) for relative in (0.3, 0.5)),
-    *(("official", relative, 0.7, 2.0) for relative in (0.02, 0.05)),
-    *(("eps", relative, 0.7, 2.0) for relative in (0.1, 0.2)),
-    ("official", 0.05, 0.5, 4.0),
-    ("eps", 0.2, 0.5, 4.0),
+    ("official", 0.0, 0.5, 6.5, "official"),
+    *(("official", relative, 0.7, 6.5, "official") for relative in (0.05, 0.1, 0.2)),
+    ("official", 0.1, 0.6, 6.5, "official"),
+    ("official", 0.03, 0.8, 6.5, "official"),
+    *(("official", relative, fraction, 6.5, "all") for relative, fraction in ((0.05, 0.7), (0.1, 0.6))),
+    ("official", 0.0, 0.5, 4.0, "official"),
+    ("official", 0.1, 0.7, 4.0, "official"),
+    ("official", 0.0, 0.5, 2.0, "official"),
+    *(("official", relative, 0.6, 2.0, "official") for relative in (0.05, 0.1, 0.2)),
+    ("official", 0.2, 0.5, 2.0, "official"),
+    ("official", 0.05, 0.8, 2.0, "official"),
+    *(("official", relative, 0.7, 2.0, "all") for relative in (0.05, 0.1)),
+    *(("official", relative, 0.7, 2.0, "motionclone") for relative in (0.03, 0.1)),
 )
-"""Rule, norm of the guided term as a fraction of the prediction's, share of the steps that are guided, omega.
-
-One official step moves the latents several times as far as one of "eps" with the same fraction."""
+"""Rule, norm of the guided term as a fraction of the prediction's, share of the steps that are guided, omega, layers."""
 
 
 def reference(rng: random.Random, prompt: dict) -> world.Scene:
@@ -49,9 +51,9 @@ def run(session: Session) -> None:
     from guidedcd.noise import noise
     from guidedcd.teacher_sampling import Guide, teacher_sample
 
-    count, steps, oracle = session.size(128, 2), session.size(50, 4), Oracle(session.device)
+    count, steps, oracle = session.size(96, 2), session.size(50, 4), Oracle(session.device)
     teacher = load(ShapesTeacherConfig(path=str(session.out))).to(session.device)
-    wanted, rng = prompts.evaluation_prompts(count, 3, "no-motion"), random.Random(3)
+    wanted, rng = prompts.evaluation_prompts(count, 5, "no-motion"), random.Random(5)
     theirs = [reference(rng, p.scene) for p in wanted]
     truth = world.to(world.pack(theirs), session.device)
     clips = drawing.render(truth, generator=session.generator(3), variety=VARIETY)
@@ -66,13 +68,14 @@ def run(session: Session) -> None:
     latents = noise(session.seed, 3, guide.z0.shape).to(session.device)
     table = {"reference clips": summarise(oracle.score(clips, truth))}
     deadline = time.monotonic() + session.seconds("motion")
-    for rule, relative, fraction, omega in SETTINGS[:: session.size(1, 9)]:
+    for rule, relative, fraction, omega, layers in SETTINGS[:: session.size(1, 9)]:
         if time.monotonic() > deadline and not session.tiny:
             break
-        config = PTAConfig(relative=relative, fraction=fraction if relative else 0.0)
-        guides = [attrs.evolve(guide, config=config)]
+        config = PTAConfig(relative=relative, fraction=fraction if relative else 0.0, layers=layers)
+        guides = [attrs.evolve(guide, config=config, energy=PTA(config))]
         z = teacher_sample(teacher, cond, null, latents, steps, omega, energies=guides, rule=rule)
-        key = f"{rule} relative {relative} fraction {fraction} omega {omega}" if relative else f"none omega {omega}"
+        how = f"{rule} relative {relative} fraction {fraction}" + (f" layers {layers}" if layers != "official" else "")
+        key = f"{how if relative else 'none'} omega {omega}"
         table[key] = summarise(oracle.score(teacher.decode(z), asked))
         session.log("motion", on=key, **table[key])
         session.record("motion", {"prompts": count, "steps": steps, "settings": table})

@@ -25,6 +25,8 @@ SCALE, NEGATIVES = 12.0, 3
 RATES = {"clip": 1e-3, "hps": 3e-4, "internv2": 1e-3}
 PICK = {"clip": (0.3, 0.3, 0.2, 0.2, 0.0), "hps": (0.3, 0.3, 0.2, 0.2, 0.0), "internv2": (0.2, 0.15, 0.15, 0.15, 0.35)}
 """How often each of GROUPS is made wrong in a negative."""
+SECOND = "second"
+"""Colour or shape of the second of two objects."""
 _galleries: dict[int, judges.Gallery] = {}
 
 
@@ -134,21 +136,24 @@ def minimal_pairs(
     """Scenes, the same with one attribute changed, and the captions of both; seeds that no training uses."""
     rng = random.Random(f"pairs {attribute} {dense}")
     scenes, others, right, wrong = [], [], [], []
-    values = GROUPS[attribute]
     while len(scenes) < count:
-        scene = world.sample_scene(rng, "uniform", two=0.0, unseen=None)
+        scene = world.sample_scene(rng, "uniform", two=float(attribute == SECOND), unseen=None)
         if attribute == "motion" and not 1 <= scene.motion <= 4:
             continue
         caption = captions.dense_caption(scene, rng) if dense else captions.full_caption(scene, rng)
-        true = next(word for word in values if f" {word} " in f" {caption} ")
-        other = rng.choice([word for word in values if word != true])
-        value, first = values.index(other), int(attribute == "motion")
-        held = getattr(scene, attribute)
-        changed = (value, held[1]) if isinstance(held, tuple) else first + value
+        name = rng.choice(("color", "shape")) if attribute == SECOND else attribute
+        values, said = GROUPS[name], caption.split()
+        place = max(i for i, word in enumerate(said) if word in values)  # the second object is named last
+        other = rng.choice([word for word in values if word != said[place]])
+        value, first, held = values.index(other), int(name == "motion"), getattr(scene, name)
+        if isinstance(held, tuple):
+            changed = (held[0], value) if attribute == SECOND else (value, held[1])
+        else:
+            changed = first + value
         scenes.append(scene)
-        others.append(attrs.evolve(scene, **{attribute: changed}))
+        others.append(attrs.evolve(scene, **{name: changed}))
         right.append(caption)
-        wrong.append(" ".join(other if word == true else word for word in caption.split()))
+        wrong.append(" ".join([*said[:place], other, *said[place + 1 :]]))
     return scenes, others, right, wrong
 
 
@@ -165,7 +170,7 @@ def measure(session: Session, name: str, model: nn.Module) -> dict[str, dict[str
     def accuracy(good: Tensor, bad: Tensor) -> float:
         return round(((good > bad).float() + 0.5 * (good == bad).float()).mean().item(), 4)
 
-    for attribute in GROUPS:
+    for attribute in (*GROUPS, SECOND):
         for dense in (False, True):
             scenes, others, right, wrong = minimal_pairs(session.size(400, 4), attribute, dense)
             video, changed = (
