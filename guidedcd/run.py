@@ -103,6 +103,13 @@ class Run:
                     f"energy.{name}.fraction is {config.fraction}, but scores are computed only for the noisiest "
                     f"{self.preprocess.window} of the grid. Set --preprocess.window {config.fraction} or lower it."
                 )
+            noisiest = self.preprocess.noise_range[1]
+            if config.fraction > 0 and noisiest <= 1 - config.fraction:
+                raise GuidedCDError(
+                    f"energy.{name}.fraction is {config.fraction}, the noisiest part of the grid, but draws come from "
+                    f"below {noisiest} of it, so that the energy would never act. Raise --energy.{name}.fraction or "
+                    "--preprocess.noise-range."
+                )
 
         if self.student.ema is not None and self.train.average is not None:
             raise GuidedCDError("--student.ema averages the weights already: give --train.average none.")

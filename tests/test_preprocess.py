@@ -136,6 +136,13 @@ def test_draws_come_from_their_part_of_the_grid(toy):
     assert abs(sum(some) / len(some) - 19.5) < 0.2
 
 
+def test_an_energy_without_draws_is_refused(toy):
+    """An energy of the noisiest half never acts on draws from the cleanest four tenths: an error, not a silent no."""
+    with pytest.raises(GuidedCDError, match="never act"):
+        make(energy={"pta": {"fraction": 0.5}}, preprocess={"noise_range": (0.0, 0.4)})
+    make(energy={"pta": {"fraction": 0.5}}, preprocess={"noise_range": (0.0, 0.6)})
+
+
 def test_no_pass_is_made_twice(toy):
     """Rows of the network per shard: one inversion per video to its last reference, then 3 per scored draw, else 2."""
     run = make(energy={"pta": {}}, preprocess={"draws_per_video": 4, "batch_size": 2})

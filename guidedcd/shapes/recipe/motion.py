@@ -29,7 +29,7 @@ SETTINGS = (
     *(("official", relative, 0.7, 2.0, "all") for relative in (0.05, 0.1)),
     *(("official", relative, 0.7, 2.0, "motionclone") for relative in (0.03, 0.1)),
 )
-"""Rule, norm of the guided term as a fraction of the prediction's, share of the steps that are guided, omega, layers."""
+"""Rule, norm of the guided term as a fraction of the prediction's, share of guided steps, omega, layers."""
 
 
 def reference(rng: random.Random, prompt: dict) -> world.Scene:
