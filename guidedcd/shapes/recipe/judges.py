@@ -35,6 +35,7 @@ _FORMS = {
 }
 VALUES = tuple(_FORMS)
 EVERY = 0
+"""All words of a group, where another number counts one of them."""
 LOOKS = len(VALUES) - len(world.MOTIONS) - len(world.SPEEDS)
 """The first VALUES show in a single frame; the rest are motion and speed."""
 
@@ -103,9 +104,8 @@ def paired(scenes: pool.Pool, generator: torch.Generator) -> pool.Pool:
     shift = 1 + (torch.rand(n, 1, device=device, generator=generator) * (count - 1)).long()
     second = (torch.rand(n, 1, device=device, generator=generator) < 0.6).long()
     belongs = (truth["objects"] == 2)[:, None] & (group <= names.index("shape"))
-    which = torch.where(
-        belongs, 1 + second, EVERY
-    )  # of two objects one changes, mostly the one that captions name last
+    # Of two objects one changes, mostly the one that captions name last.
+    which = torch.where(belongs, 1 + second, EVERY)
     other = {name: value.clone() for name, value in truth.items()}
     for g, name in enumerate(names):
         value, mine, first = truth[name], group == g, int(name == "motion")
