@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import tomllib
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ from pathlib import Path
 import attrs
 import pytest
 
+import guidedcd
 from guidedcd.cli import main
 from guidedcd.run import Run
 
+OF_PROFILE = tomllib.loads((Path(guidedcd.__file__).parent / "profiles" / "shapes.toml").read_text())["train"]
 TOYS = ["--teacher", "toy", "--data", "toy", "--routes", "none", "--metrics", "none"]
 
 
@@ -73,7 +76,7 @@ def test_flags_files_and_profile_are_layers(command, toys, tmp_path):
     run = command("train", *TOYS, "--config", "run.toml", "--train.steps", "9", "--energy.shake.top", "6").run
 
     assert (run.train.steps, run.train.batch_size, run.train.accumulate) == (9, 2, 1)
-    assert run.train.lr == 1e-4  # of the profile
+    assert run.train.lr == OF_PROFILE["lr"]
     assert (run.energies["shake"].top, run.energies["shake"].fraction) == (6, 0.25)
 
 
@@ -276,7 +279,7 @@ def test_help_shows_every_option_with_its_docstring_and_default(command, toys):
     out = " ".join(command("train", "--help").out.replace("│", " ").split())
 
     assert "--energy.shake.top INT How many. (>= 1) [default: 1]" in out
-    assert "--train.lr FLOAT" in out and "[default: 0.0001]" in out
+    assert "--train.lr FLOAT" in out and f"[default: {OF_PROFILE['lr']}]" in out
     assert "one of full, lora" in out
     assert "[default: 8000]" in command("train", "--profile", "t2v-turbo-v2", "--help").out
 
