@@ -21,6 +21,16 @@ SLIDER_OFF = 0.1
 """With a scale range, the share of samples that are not guided at all."""
 
 
+def strengths(config: EnergyConfig, random: numpy.random.Generator, count: int) -> numpy.ndarray:
+    """How strong an energy is for each of `count` samples: its scale (or relative), or one drawn from its range."""
+    value = config.scale if config.relative is None else config.relative
+    drawn, on = random.random(count), random.random(count) >= SLIDER_OFF
+    if config.scale_range is None:
+        return numpy.full(count, value)
+    low, high = config.scale_range
+    return (low + (high - low) * drawn) * on
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class Batch:
     """This process's samples of one step, on the training device."""
@@ -98,11 +108,11 @@ class Batches:
         random = numpy.random.Generator(numpy.random.Philox(key=[self.seed, number + 2**33]))
         low, high = self.omega
         omega = low + (high - low) * random.random(everyone)
-        strengths = numpy.stack(
-            [*(self._strengths(config, random, everyone) for config in self.energies.values()), numpy.zeros(everyone)],
+        scales = numpy.stack(
+            [*(strengths(config, random, everyone) for config in self.energies.values()), numpy.zeros(everyone)],
             axis=1,
         )[:, :-1]
-        return self._assemble([self.store[p] for p in places], omega[mine], strengths[mine])
+        return self._assemble([self.store[p] for p in places], omega[mine], scales[mine])
 
     def _place(self, position: int) -> int:
         """The store position of the run's sample `position`: a new permutation of all draws every epoch."""
@@ -113,19 +123,10 @@ class Batches:
             self._order = random.permutation(len(self.store))
         return int(self._order[place])
 
-    @staticmethod
-    def _strengths(config: EnergyConfig, random: numpy.random.Generator, count: int) -> numpy.ndarray:
-        value = config.scale if config.relative is None else config.relative
-        drawn, on = random.random(count), random.random(count) >= SLIDER_OFF
-        if config.scale_range is None:
-            return numpy.full(count, value)
-        low, high = config.scale_range
-        return (low + (high - low) * drawn) * on
-
-    def _assemble(self, draws: Sequence[Draw], omega: numpy.ndarray, strengths: numpy.ndarray) -> Batch:
+    def _assemble(self, draws: Sequence[Draw], omega: numpy.ndarray, scales: numpy.ndarray) -> Batch:
         routed = [self.routed(draw.sample) for draw in draws]
         index = torch.tensor([draw.index for draw in draws])
-        active = torch.from_numpy(strengths).float()
+        active = torch.from_numpy(scales).float()
         for column, config in enumerate(self.energies.values()):
             active[:, column] *= index >= guided_from(config.fraction, self.store.identity["steps"])
         active *= torch.tensor([[float(found.guided)] for _, found in routed])

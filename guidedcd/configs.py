@@ -164,6 +164,12 @@ class Train:
     """First steps in which the student also learns the teacher's guided prediction; the weight falls from 1 to 0."""
     reward_batch: int | None = attrs.field(default=None, validator=optional(ge(1)))
     """At most this many samples of a batch are decoded for rewards; none means all that are routed."""
+    rollouts: int = attrs.field(default=0, validator=ge(0))
+    """Videos per step and process that the student makes itself from noise, for the rewards: prompts without clips."""
+    rollout_steps: int = attrs.field(default=4, validator=_between(1, 50))
+    """Sampling steps of such a video; it ends after a random number of them, and only the last has a gradient."""
+    prompts: str | None = None
+    """File of prompts for them, one a line; none: the teacher's own (shapes has some), else the store's captions."""
     average: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
     """Decay of averaged weights, saved as the student; unlike student.ema the target stays the student itself."""
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))

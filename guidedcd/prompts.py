@@ -1,7 +1,8 @@
 """Prompts: from the command line, from files, and a list for evaluations of teachers that bring none. No torch.
 
 A teacher brings its own evaluation prompts with a method `prompts(split, count)`, where split is "motion" (each names a
-movement), "no-motion" (none does) or "validation" (to choose settings on). The proving ground's are in guidedcd.shapes.
+movement), "no-motion" (none does) or "validation" (to choose settings on), and prompts to train on without clips with a
+method `training_prompts(count)`. The proving ground's are in guidedcd.shapes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from typing import Any
 from guidedcd.data import Prompt
 from guidedcd.errors import GuidedCDError
 
+TRAINING = 2000
+"""How many prompts without clips a teacher is asked for."""
+HELD_OUT = 384
+"""So many prompts of an evaluation are never trained on without clips."""
 SPLITS = {"motion": "prompts that name a motion", "no-motion": "prompts without motion words"}
 """The splits that figures are reported for, and what they are called; a user's own list is one split, "prompts"."""
 
@@ -94,11 +99,31 @@ def evaluation(teacher: Any, name: str, count: int) -> tuple[dict[str, list[Prom
     return splits, others[:choosing]
 
 
+def training(teacher: Any, name: str, count: int = TRAINING) -> list[Prompt]:
+    """Prompts to train on without clips: the teacher's own where it has some, else none.
+
+    No text is among those that an `evaluation` of `HELD_OUT` prompts measures or chooses on.
+
+    Args:
+        teacher: May have a method `training_prompts(count)`.
+        name: Its registered name; "shapes" has the proving ground's prompts.
+        count: At most so many.
+    """
+    if hasattr(teacher, "training_prompts"):
+        found = list(teacher.training_prompts(count))
+    else:
+        found = shapes("training", count) if name == "shapes" else []
+    splits, others = evaluation(teacher, name, HELD_OUT) if found else ({}, [])
+    measured = {prompt.text for some in (*splits.values(), others) for prompt in some}
+    return [prompt for prompt in found if prompt.text not in measured]
+
+
 def shapes(split: str, count: int) -> list[Prompt]:
     """The proving ground's prompts, whose true scenes the oracle knows."""
     from guidedcd.shapes.prompts import evaluation_prompts
 
-    seed, kind = {"motion": (0, "full"), "no-motion": (0, "no-motion"), "validation": (1, "full")}[split]
+    kinds = {"motion": (0, "full"), "no-motion": (0, "no-motion"), "validation": (1, "full"), "training": (-1, "mixed")}
+    seed, kind = kinds[split]
     return evaluation_prompts(count, seed, kind)
 
 

@@ -11,10 +11,14 @@ import attrs
 
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
-from guidedcd.guidance import guided_from
+from guidedcd.passes import passes
 from guidedcd.run import Run
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+ABOUT = 150
+"""Bytes of JSON per video, besides its caption."""
+HEADER = 800
+"""Bytes of names and checksums per shard."""
 ROOM = 1.02
 """What headers and descriptions take on top, and some distance from a full disk."""
 
@@ -35,13 +39,9 @@ class Size:
 
 def store_size(run: Run, teacher: Any) -> Size:
     """The store of a run: clean latents and text once per video, two predictions and the scores per draw."""
-    settings, steps = run.preprocess, run.solver.steps
     text = sum(value.numel() * value.element_size() for value in teacher.null(1).values())
-    low, high = settings.noise_range
-    share = (high - max(low, guided_from(settings.window, steps) / steps)) / (high - low)
-    scored = settings.draws_per_video * max(0.0, share) if run.energies else 0.0
-    video = video_bytes(run, math.prod(teacher.geometry.latent_shape), text, scored)
-    return Size(video=round(video), videos=settings.videos)
+    video = video_bytes(run, math.prod(teacher.geometry.latent_shape), text, passes(run).scored)
+    return Size(video=round(video), videos=run.preprocess.videos)
 
 
 def video_bytes(run: Run, latent: int, cond: int, scored: float, *, dtype: str | None = None) -> float:
@@ -57,6 +57,21 @@ def video_bytes(run: Run, latent: int, cond: int, scored: float, *, dtype: str |
     number, draws, energies = BYTES[dtype or run.preprocess.dtype], run.preprocess.draws_per_video, len(run.energies)
     about = 8 + 8 * draws * (1 + energies)  # the seed, and places of draws and of their scores
     return 4 * latent + cond + about + 2 * draws * latent * number + energies * scored * (latent * number + 4)
+
+
+def store_bytes(run: Run, latent: int, cond: int, *, dtype: str | None = None, caption: int = 100) -> float:
+    """Bytes of the finished store.
+
+    Args:
+        run: How many videos, draws and energies, and the dtype of what is stored.
+        latent: Numbers in the latents of one video.
+        cond: Bytes of one caption's conditioning.
+        dtype: Another dtype than the run's.
+        caption: Bytes of a caption.
+    """
+    settings = run.preprocess
+    video = video_bytes(run, latent, cond, passes(run).scored, dtype=dtype) + ABOUT + caption
+    return settings.videos * video + HEADER * -(-settings.videos // settings.shard_size)
 
 
 def existing(folder: Path) -> Path:

@@ -22,6 +22,7 @@ from guidedcd.distil import consistency
 from guidedcd.errors import GuidedCDError
 from guidedcd.fast import is_fast, speed_up
 from guidedcd.rewards import Rewards
+from guidedcd.rollouts import Rollouts
 from guidedcd.run import Run
 from guidedcd.student import Student
 from guidedcd.tuning import compiled_as
@@ -40,6 +41,7 @@ class Stepper:
         accelerator: See `parallel.accelerator_for`.
         rewards: Those of the run, with the run's decoder.
         batches: Batch by number, for this process; on any device.
+        rollouts: The student's own videos by batch number, for the rewards.
     """
 
     def __init__(
@@ -50,9 +52,10 @@ class Stepper:
         *,
         rewards: Rewards,
         batches: Callable[[int], Batch],
+        rollouts: Rollouts | None = None,
     ) -> None:
         self.run, self.teacher, self.accelerator = run, teacher, accelerator
-        self.rewards, self.batches = rewards, batches
+        self.rewards, self.batches, self.rollouts = rewards, batches, rollouts
         settings, self.device = run.train, teacher.device
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -92,7 +95,7 @@ class Stepper:
             group["lr"] = settings.lr * min(1.0, up, down)
         # Float32 gradients of bfloat16 weights are summed outside of the network: every part must be reduced.
         apart = self.weights.masters is not self.weights.working
-        losses: list[tuple[Tensor, Batch]] = []
+        losses: list[tuple[Tensor, list[str]]] = []
         seen: list[dict[str, Any]] = []
         for micro in range(settings.accumulate):
             number = (step - 1) * settings.accumulate + micro
@@ -104,7 +107,7 @@ class Stepper:
                     self.accelerator.backward(loss / settings.accumulate)
             with part("the gradients", "Use --student.kind lora"):
                 self.weights.collect()
-            losses.append((loss.detach(), batch))
+            losses.append((loss.detach(), self._names(batch, number)))
             seen.append(numbers)
         norm = whole(self.accelerator.clip_grad_norm_(self.weights.masters, settings.max_grad_norm))
         # Numbers stay on the device until here: asking for one waits for all that was launched before.
@@ -140,13 +143,19 @@ class Stepper:
         numbers: dict[str, Any] = {"cd_loss": loss.detach()}
         if self.rewards.names:
             generator = torch.Generator().manual_seed((self.run.seed * 1_000_003 + number) % 2**63)
+            routes = list(batch.routes)
+            if self.rollouts is not None:
+                with part("the student's own videos", "Lower --train.rollouts"), self.accelerator.autocast():
+                    own, theirs = self.rollouts(model, number)
+                # First, so that `reward_batch` leaves out predictions from clips before them.
+                predicted, routes = torch.cat([own, predicted]), [*theirs, *routes]
             with part("the rewards", "Use --train.reward-batch 1"):
-                scored = self.rewards(predicted, batch.routes, generator, limit=run.train.reward_batch)
+                scored = self.rewards(predicted, routes, generator, limit=run.train.reward_batch)
             counts = torch.tensor([float(len(scores)) for scores in scored.values()])
             if processes > 1:
                 counts = self.accelerator.reduce(counts.to(loss.device), "sum")
             for (name, scores), count in zip(scored.items(), counts, strict=True):
-                numbers[f"routed/{name}"] = len(scores) / len(batch.ids)
+                numbers[f"routed/{name}"] = len(scores) / len(routes)
                 if len(scores):
                     numbers[f"reward/{name}"] = scores.detach().mean()
                     # Gradients are averaged over processes: times their number, over the samples of all of them.
@@ -164,20 +173,25 @@ class Stepper:
         self._ahead = (number + 1, self._reader.submit(read, number + 1))
         return batch
 
-    def _must_be_finite(self, losses: list[tuple[Tensor, Batch]], means: dict[str, float], step: int) -> None:
+    def _names(self, batch: Batch, number: int) -> list[str]:
+        """What a batch is made of: draws of clips, and prompts."""
+        own = self.rollouts.chosen(number) if self.rollouts is not None else []
+        return [*batch.ids, *(f"'{sample.caption}'" for sample, _ in own)]
+
+    def _must_be_finite(self, losses: list[tuple[Tensor, list[str]]], means: dict[str, float], step: int) -> None:
         values = torch.stack([loss for loss, _ in losses]).tolist()
-        for value, (_, batch) in zip(values, losses, strict=True):
+        for value, (_, names) in zip(values, losses, strict=True):
             if not math.isfinite(value):
-                raise GuidedCDError(self._not_finite(f"the loss ({means})", step, batch))
+                raise GuidedCDError(self._not_finite(f"the loss ({means})", step, names))
         scaler = self.accelerator.scaler
         if scaler is not None and scaler.get_scale() > 1:
             return  # half precision overflows at first: its scaler skips such steps
         if not math.isfinite(means["grad_norm"]):
             raise GuidedCDError(self._not_finite("the gradient", step, losses[-1][1]))
 
-    def _not_finite(self, what: str, step: int, batch: Batch) -> str:
+    def _not_finite(self, what: str, step: int, names: list[str]) -> str:
         return (
-            f"{what} is not finite at step {step}, samples {', '.join(batch.ids)}. {self._good()}; "
+            f"{what} is not finite at step {step}, samples {', '.join(names)}. {self._good()}; "
             "lower --train.lr, the energies' scale or the rewards' weight and start with --new."
         )
 

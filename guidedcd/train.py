@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
-from guidedcd import optimizer, trackers
+from guidedcd import optimizer, rollouts, trackers
 from guidedcd.console import console
 from guidedcd.devices import device, part
 from guidedcd.parallel import accelerator_for
@@ -76,3 +76,4 @@ def _rehearse(run: Run) -> None:
     with part("the rewards", "Use fewer --rewards"):
         run.build("reward")
     run.build("route")
+    rollouts.listed(run)

@@ -19,6 +19,8 @@ from guidedcd.files import leftovers, replacing
 from guidedcd.interrupt import interruptible
 from guidedcd.parallel import accelerator_for
 from guidedcd.rewards import Rewards
+from guidedcd.rollouts import Rollouts
+from guidedcd.routes import Sample
 from guidedcd.run import Run
 from guidedcd.runs import Log
 from guidedcd.stepper import Stepper
@@ -54,10 +56,20 @@ class Trainer(Stepper):
             process=accelerator.process_index,
             processes=accelerator.num_processes,
         )
+        rollouts = None
+        if settings.rollouts and rewards.names:
+            rollouts = Rollouts(
+                run,
+                teacher,
+                (Sample(**about) for about in store.samples),
+                routed=batches.routed,
+                process=accelerator.process_index,
+                processes=accelerator.num_processes,
+            )
         self.validation = Validation(run, folder, teacher) if settings.validate_every else None
-        if self.validation is None and isinstance(getattr(teacher, "text", None), nn.Module):
+        if self.validation is None and rollouts is None and isinstance(getattr(teacher, "text", None), nn.Module):
             teacher.text.to("cpu")  # captions are in the store
-        super().__init__(run, teacher, accelerator, rewards=rewards, batches=batches)
+        super().__init__(run, teacher, accelerator, rewards=rewards, batches=batches, rollouts=rollouts)
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
 

@@ -15,17 +15,18 @@ from toy import make
 from guidedcd import checkpoint
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
+from guidedcd.passes import passes
 from guidedcd.plan import Question, run_plan
 from guidedcd.plan.cheaper import choices
 from guidedcd.plan.estimate import Estimator, run_bytes
 from guidedcd.plan.machines import GB, KNOWN, Machine, machine
 from guidedcd.plan.meter import Cost, Kernel, metered, without_memory
 from guidedcd.plan.outlines import outline
-from guidedcd.plan.passes import passes, store_bytes
 from guidedcd.plan.teaching import empty
 from guidedcd.plan.training import resident
 from guidedcd.preprocess import run_preprocess
 from guidedcd.run import Run
+from guidedcd.space import store_bytes
 from guidedcd.store import LatentStore
 from guidedcd.tiny import tiny_teacher
 from guidedcd.trainer import Trainer
@@ -139,6 +140,19 @@ def test_a_training_step_of_videocrafter2_has_its_measured_cost():
 
     assert found[False] == pytest.approx(151, rel=0.03)
     assert found[True] == pytest.approx(188, rel=0.03)
+
+
+def test_own_videos_are_counted(toy):
+    """An own video of one step costs three of a clip's four passes, of four steps two more; without rewards nothing."""
+
+    def flops(rollouts: int, steps: int = 1, **changes) -> float:
+        run = make(train={"rollouts": rollouts, "rollout_steps": steps, "batch_size": 2}, **changes)
+        return Estimator(gpu()).training(run).step.flops
+
+    clips = flops(0)
+    assert flops(2) == pytest.approx(clips * 7 / 4, rel=0.02)
+    assert flops(2, 4) == pytest.approx(clips * 9 / 4, rel=0.02)
+    assert flops(2, 4, rewards={}, replace=("rewards",)) == clips
 
 
 @pytest.mark.parametrize("name", ["unet3d", "animatediff"])

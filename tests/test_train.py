@@ -517,11 +517,11 @@ def test_killed_run_continues_to_the_same_numbers(toy, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_equal_one_with_twice_the_batch(toy, tmp_path, parallel):
-    """Two gloo processes with half the batch each give the losses and weights of one process with all of it."""
+    """Two gloo processes with half the clips and own videos each give losses and weights of one process with all."""
     store = tmp_path / "s"
-    one = make(train={"batch_size": 4, "steps": 4, "average": 0.5})
+    one = make(train={"batch_size": 4, "steps": 4, "average": 0.5, "rollouts": 4, "rollout_steps": 2})
     straight = trained(one, tmp_path / "a", tmp_path / "other")
-    two = attrs.evolve(one, train=attrs.evolve(one.train, batch_size=2, parallel=parallel))
+    two = attrs.evolve(one, train=attrs.evolve(one.train, batch_size=2, rollouts=2, parallel=parallel))
     prefix = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29571")
 
     process = launch(two, tmp_path / "b", store, prefix)

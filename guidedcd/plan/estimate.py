@@ -11,10 +11,10 @@ import attrs
 from guidedcd.errors import GuidedCDError
 from guidedcd.plan.machines import GB, Machine
 from guidedcd.plan.outlines import outline
-from guidedcd.plan.passes import store_bytes
 from guidedcd.plan.teaching import Teaching, teaching
 from guidedcd.plan.training import Training, others, scoring, training
 from guidedcd.run import Run
+from guidedcd.space import store_bytes
 
 CHECKPOINTS = 3
 """On disk at once: two are kept while the next one is written."""
@@ -103,14 +103,13 @@ class Estimator:
         scaled = attrs.evolve(settings, steps=1, lr=1, accumulate=1, optimizer="adamw", reward_batch=None)
         cond = {name: shape for name, (shape, _) in self.teaching(run).cond.items()}
         step = self._once(
-            ("train", run.student, scaled, tuple(run.energies)), lambda: training(run, outline(run.teacher), cond)
+            ("train", run.student, scaled, tuple(run.energies), bool(run.rewards)),
+            lambda: training(run, outline(run.teacher), cond),
         )
         rewards, beside = None, 0
         if run.rewards:
-            key = (
-                *(settings.batch_size, settings.reward_batch, settings.precision, settings.decodes_again),
-                *run.rewards.items(),
-            )
+            sizes = (settings.batch_size, settings.rollouts, settings.reward_batch)
+            key = (*sizes, settings.precision, settings.decodes_again, *run.rewards.items())
             rewards, beside = self._once(key, lambda: self._rewards(run))
         found = attrs.evolve(step, run=run, rewards=rewards, others=beside)
         return found.sized(self.processes)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from guidedcd.console import console, print_table
+from guidedcd.passes import passes
 from guidedcd.plan.estimate import Estimator, Stage, usable
 from guidedcd.plan.machines import GB, Machine
-from guidedcd.plan.passes import passes
 from guidedcd.run import Run
 
 

@@ -11,9 +11,9 @@ import attrs
 import torch
 from torch import Tensor
 
+from guidedcd.passes import Passes, passes
 from guidedcd.plan.machines import Machine
 from guidedcd.plan.meter import Cost, metered, size
-from guidedcd.plan.passes import Passes, passes
 from guidedcd.run import Run
 
 ROWS = 2

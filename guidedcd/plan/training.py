@@ -129,11 +129,25 @@ def training(run: Run, teacher: Any, cond: dict[str, tuple[int, ...]]) -> Traini
             huber_c=settings.huber_c,
             target=student.target,
         )
+        if run.rewards and settings.rollouts:
+            loss = loss + _rollouts(run, student, teacher, cond)
         held = step.kept
         torch.autograd.backward(loss)
     sizes = resident(run, whole, trained, width)
     about = {"trained": trained, "whole": whole, "width": width}
     return Training(run=run, step=step, held=held, rewards=None, sizes=sizes, others=0, **about)
+
+
+def _rollouts(run: Run, student: Student, teacher: Any, cond: dict[str, tuple[int, ...]]) -> torch.Tensor:
+    """The student's own videos: one pass with a gradient, and before it half of their steps on average."""
+    own, settings = run.train.rollouts, run.train
+    z, t = empty(own, *teacher.geometry.latent_shape), torch.zeros(own, dtype=torch.long, device="meta")
+    text = {key: empty(own, *shape) for key, shape in cond.items()}
+    lambdas = empty(own, len(run.energies)) if run.energies else None
+    with torch.no_grad():
+        for _ in range(settings.rollout_steps // 2):
+            student(z, t, text, empty(own), lambdas)
+    return student(z, t, text, empty(own), lambdas).mean()
 
 
 def resident(run: Run, whole: int, trained: int, width: int = 4, *, processes: int = 1) -> Sizes:
@@ -178,7 +192,8 @@ def scoring(run: Run, teacher: Any, modules: dict[str, Any]) -> Cost:
         teacher.vae.to(torch.bfloat16)
     rewards = {name: (modules[name], run.rewards[name]) for name in modules}
     rewards = Rewards(rewards, teacher, low_memory=settings.decodes_again)
-    batch = min(settings.batch_size, settings.reward_batch or settings.batch_size)
+    batch = settings.batch_size + settings.rollouts
+    batch = min(batch, settings.reward_batch or batch)
     routes = [Route(caption="a", rewards=frozenset(modules))] * batch
     predicted = empty(batch, *teacher.geometry.latent_shape).requires_grad_()
     with metered() as cost:
@@ -189,8 +204,9 @@ def scoring(run: Run, teacher: Any, modules: dict[str, Any]) -> Cost:
 
 
 def others(run: Run, teacher: Any, modules: dict[str, Any]) -> int:
-    """Bytes of what stands beside the student: the decoder, in 16 bits with bf16, and the rewards."""
+    """Bytes beside the student: the decoder, in 16 bits with bf16, the rewards, the text encoder where prompts are."""
     vae = size(getattr(teacher, "vae", None))
     if vae and run.train.precision == "bf16":
         vae = vae * 2 // next(teacher.vae.parameters()).itemsize
-    return vae + sum(map(size, modules.values()))
+    text = getattr(teacher, "text", None) if run.train.rollouts else None
+    return vae + size(text if isinstance(text, torch.nn.Module) else None) + sum(map(size, modules.values()))

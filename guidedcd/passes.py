@@ -1,4 +1,4 @@
-"""What a run's store asks of the teacher, in passes, and how many bytes it is: expectations over the random draws."""
+"""What a run's store asks of the teacher, in passes: expectations over the random draws."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ import numpy
 
 from guidedcd.guidance import draw_index, guided_from
 from guidedcd.run import Run
-from guidedcd.space import video_bytes
 
-ABOUT = 150
-"""Bytes of JSON per video, besides its caption."""
-HEADER = 800
-"""Bytes of names and checksums per shard."""
 POINTS = 4096
 """Points at which each draw's random number is looked at."""
 
@@ -48,18 +43,3 @@ def passes(run: Run) -> Passes:
         scored=float(scored.mean(1).sum()),
         plain=float((~scored).mean(1).sum()),
     )
-
-
-def store_bytes(run: Run, latent: int, cond: int, *, dtype: str | None = None, caption: int = 100) -> float:
-    """Bytes of the finished store.
-
-    Args:
-        run: How many videos, draws and energies, and the dtype of what is stored.
-        latent: Numbers in the latents of one video.
-        cond: Bytes of one caption's conditioning.
-        dtype: Another dtype than the run's.
-        caption: Bytes of a caption.
-    """
-    settings = run.preprocess
-    video = video_bytes(run, latent, cond, passes(run).scored, dtype=dtype) + ABOUT + caption
-    return settings.videos * video + HEADER * -(-settings.videos // settings.shard_size)

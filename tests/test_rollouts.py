@@ -1,0 +1,186 @@
+"""The student's own videos for the rewards: prompts, randomness, gradients, and what routes make of them."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+import torch
+from test_train import trained
+from toy import make
+
+from guidedcd import prompts
+from guidedcd.errors import GuidedCDError
+from guidedcd.rollouts import Rollouts, listed
+from guidedcd.routes import Reader, Sample, route
+from guidedcd.sample import sample
+from guidedcd.student import Student
+from guidedcd.train import run_training
+from guidedcd.trainer import Trainer
+
+CLIPS = [Sample(id=f"{i}", dataset="toy", caption=f"clip {i}") for i in range(9)]
+
+
+def routed(sample: Sample):
+    """Every reward of the toy run reads everything."""
+    known = attrs.evolve(sample, readers={"toy": Reader(max_tokens=8, count=len)})
+    return known, route(known, [])
+
+
+def rollouts(run, teacher, clips=CLIPS, **options) -> Rollouts:
+    """Those of a run, with captions of clips."""
+    return Rollouts(run, teacher, clips, routed=routed, **options)
+
+
+def counting(student):
+    """The student, and a list of (timestep, whether the pass has a gradient) of its calls."""
+    calls = []
+
+    def model(z, t, *args):
+        calls.append((int(t[0]), torch.is_grad_enabled()))
+        return student(z, t, *args)
+
+    return model, calls
+
+
+def test_only_the_last_pass_has_a_gradient(toy):
+    """A step's videos end after a random number of passes of the sampler's grid, and the last one alone is recorded."""
+    run = make(train={"rollouts": 2, "rollout_steps": 4})
+    teacher = run.teacher.build()
+    own, (model, calls) = rollouts(run, teacher), counting(Student(teacher, energies=("toy",)))
+    lengths = set()
+    for number in range(24):
+        calls.clear()
+        predicted, routes = own(model, number)
+        assert predicted.shape == (2, *teacher.geometry.latent_shape) and predicted.requires_grad
+        assert [t for t, _ in calls] == [999, 749, 499, 249][: len(calls)]
+        assert [grad for _, grad in calls] == [False] * (len(calls) - 1) + [True]
+        assert all(one.rewards == {"toy"} for one in routes)
+        lengths.add(len(calls))
+    assert lengths == {1, 2, 3, 4}
+
+
+def test_the_last_of_all_passes_is_what_sampling_gives(toy):
+    """With the same noise, omega and strengths, a video of all passes is the sampler's, bit for bit."""
+    run = make(train={"rollouts": 3, "rollout_steps": 1}, solver={"omega": [2.5, 2.5]})
+    teacher = run.teacher.build()
+    student = Student(teacher, energies=("toy",)).eval()
+    torch.nn.init.normal_(student.network.time_embedding.cond_proj.outermost.weight, std=0.1)
+    own, seen = rollouts(run, teacher), []
+
+    def model(z, *args):
+        seen.append(z)
+        return student(z, *args)
+
+    predicted, routes = own(model, 7)
+    cond = teacher.embed([one.caption for one in routes])
+    told = [run.energies["toy"].relative / 6]
+    expected = sample(student, teacher, cond, seen[0], 1, 2.5, told, run.energies["toy"].fraction)
+    assert torch.equal(predicted.detach(), expected)
+
+
+def test_numbers_depend_on_seed_and_step_alone(toy):
+    """A batch number gives the same videos whatever came before; two processes make those of one with twice as many."""
+    run = make(train={"rollouts": 2, "rollout_steps": 2})
+    teacher = run.teacher.build()
+    student = Student(teacher, energies=("toy",))
+    whole = rollouts(make(train={"rollouts": 4, "rollout_steps": 2}), teacher)
+    parts = [rollouts(run, teacher, process=i, processes=2) for i in range(2)]
+    for number in (5, 3, 5):
+        expected, routes = whole(student, number)
+        found = [part(student, number) for part in parts]
+        torch.testing.assert_close(torch.cat([one for one, _ in found]), expected, atol=1e-5, rtol=1e-5)
+        assert [r.caption for _, some in found for r in some] == [r.caption for r in routes]
+    other = rollouts(make(train={"rollouts": 4, "rollout_steps": 2}, seed=1), teacher)
+    assert [s.id for s, _ in other.chosen(5)] != [s.id for s, _ in whole.chosen(5)]
+
+
+def test_prompts_come_from_a_file_the_teacher_or_the_store(toy, tmp_path):
+    """A file of prompts wins over the teacher's own, which win over the store's captions."""
+    run = make(train={"rollouts": 1})
+    teacher = run.teacher.build()
+    assert {s.caption for s, _ in rollouts(run, teacher).prompts} == {f"clip {i}" for i in range(9)}
+    teacher.training_prompts = lambda count: [prompts.Prompt(text="of the teacher")] * min(count, 3)
+    teacher.prompts = lambda split, count: [prompts.Prompt(text=f"{split} {i}") for i in range(count)]
+    assert [s.caption for s, _ in rollouts(run, teacher).prompts] == ["of the teacher"] * 3
+    (tmp_path / "list.txt").write_text("one\n\ntwo\n")
+    listed = make(train={"rollouts": 1, "prompts": str(tmp_path / "list.txt")})
+    found = [s for s, _ in rollouts(listed, teacher).prompts]
+    assert [s.caption for s in found] == ["one", "two"] and {s.dataset for s in found} == {"prompts"}
+    with pytest.raises(GuidedCDError, match="there is no prompts file"):
+        rollouts(make(train={"rollouts": 1, "prompts": str(tmp_path / "none.txt")}), teacher)
+
+
+def test_a_missing_file_of_prompts_is_told_before_the_work(toy, tmp_path):
+    """The run stops before its latents are computed, and nothing is written; a file that is not used is not read."""
+    missing = str(tmp_path / "none.txt")
+    with pytest.raises(GuidedCDError, match="there is no prompts file"):
+        run_training(make(train={"rollouts": 1, "prompts": missing}), out=tmp_path / "a", store=tmp_path / "s")
+    assert not (tmp_path / "a").exists() and not (tmp_path / "s").exists()
+    assert listed(make(train={"prompts": missing})) == []
+
+
+def test_prompts_that_no_reward_reads_are_left_out(toy):
+    """Routes decide about prompts as about clips; when none is left one sentence says what to do."""
+    run = make(train={"rollouts": 1})
+    teacher = run.teacher.build()
+
+    def none(sample):
+        known, found = routed(sample)
+        return known, attrs.evolve(found, rewards=frozenset() if sample.caption != "clip 3" else found.rewards)
+
+    kept = Rollouts(run, teacher, CLIPS, routed=none).prompts
+    assert [s.caption for s, _ in kept] == ["clip 3"]
+    with pytest.raises(GuidedCDError, match="none of 3 prompts goes to a reward.*--train.prompts FILE"):
+        Rollouts(run, teacher, CLIPS[:3], routed=none)
+
+
+def test_the_proving_ground_has_prompts_of_its_own():
+    """More than a thousand prompts, with and without motion words; none is among those that evaluations measure."""
+    found = prompts.training(None, "shapes")
+    assert 1000 < len(found) < 2000 and 500 < sum("motion" in p.named for p in found) < 1001
+    for count in (48, 384):
+        splits, others = prompts.evaluation(None, "shapes", count)
+        measured = {p.text for some in (*splits.values(), others) for p in some}
+        assert not measured & {p.text for p in found}
+    assert prompts.training(None, "videocrafter2") == []
+
+
+def test_training_with_rollouts_resumes_exactly(toy, tmp_path, monkeypatch):
+    """Own videos raise the reward's share of samples, change the student, and a resumed run repeats every number."""
+    plain, own = make(), make(train={"rollouts": 3, "rollout_steps": 2})
+    store = tmp_path / "s"
+    without, lines = trained(plain, tmp_path / "p", store), trained(own, tmp_path / "a", store)
+    assert all(line["routed/toy"] == 1 for line in lines)
+    assert [line["cd_loss"] for line in lines][1:] != [line["cd_loss"] for line in without][1:]
+    step = Trainer._step
+
+    def stopping(self, model, now):
+        if now == 4:
+            raise KeyboardInterrupt
+        return step(self, model, now)
+
+    monkeypatch.setattr(Trainer, "_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        trained(own, tmp_path / "b", store)
+    monkeypatch.setattr(Trainer, "_step", step)
+    assert trained(own, tmp_path / "b", store) == lines
+
+
+def test_without_rewards_there_are_no_rollouts(toy, tmp_path):
+    """A run of energies alone, with the same settings, needs no prompts and trains as before."""
+    one = trained(make(rewards={}, replace=("rewards",), train={"rollouts": 3}), tmp_path / "a", tmp_path / "s")
+    other = trained(make(rewards={}, replace=("rewards",)), tmp_path / "b", tmp_path / "s")
+    assert one == other
+
+
+def test_a_loss_that_is_not_finite_names_the_prompts(toy, tmp_path, monkeypatch):
+    """The message lists the step's clips and, in quotation marks, its prompts."""
+    call = Rollouts.__call__
+
+    def broken(self, model, number):
+        predicted, routes = call(self, model, number)
+        return predicted * float("inf"), routes
+
+    monkeypatch.setattr(Rollouts, "__call__", broken)
+    with pytest.raises(GuidedCDError, match=r"not finite at step 1, samples toy/\d#\d, toy/\d#\d, 'clip \d'"):
+        trained(make(train={"rollouts": 1}), tmp_path / "a", tmp_path / "s")
