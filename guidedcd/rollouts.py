@@ -24,7 +24,7 @@ from guidedcd.guidance import lambda_input
 from guidedcd.noise import noise
 from guidedcd.routes import Route, Sample
 from guidedcd.run import Run
-from guidedcd.sample import lambda_kept, multistep, multistep_timesteps
+from guidedcd.sample import lambdas_at, multistep, multistep_timesteps
 
 DATASET = "prompts"
 """What routes are told as the dataset of such a sample."""
@@ -108,7 +108,8 @@ class Rollouts:
             lambda_input(torch.from_numpy(strengths(config, random, self.everyone)), config.relative is not None)
             for config in self.run.energies.values()
         ]
-        device, shape = self.teacher.device, self.teacher.geometry.latent_shape
+        fractions = [config.fraction for config in self.run.energies.values()]
+        schedule, device, shape = self.teacher.schedule, self.teacher.device, self.teacher.geometry.latent_shape
         at = torch.from_numpy(omega[self.mine]).float().to(device)
         lambdas = torch.stack(told, dim=1)[self.mine].float().to(device) if told else None
         with torch.no_grad():
@@ -119,18 +120,12 @@ class Rollouts:
 
         def say(z: Tensor, t: Tensor) -> Tensor:
             with torch.set_grad_enabled(torch.is_grad_enabled() and int(t[0]) == self.times[last]):
-                return model(z, t, cond, at, self._kept(lambdas, int(t[0])))
+                kept = None if lambdas is None else lambdas_at(int(t[0]), lambdas, fractions, len(schedule))
+                return model(z, t, cond, at, kept)
 
-        steps = multistep(say, self.teacher.schedule, noises(0), self.times, lambda i: noises(1 + i))
+        steps = multistep(say, schedule, noises(0), self.times, lambda i: noises(1 + i))
         predicted = next(step.denoised for i, step in enumerate(steps) if i == last)
         return predicted, [route for _, route in chosen]
-
-    def _kept(self, lambdas: Tensor | None, t: int) -> Tensor | None:
-        """What the energies' inputs are at a timestep, as in sampling."""
-        if lambdas is None:
-            return None
-        kept = [float(lambda_kept(t, c.fraction, len(self.teacher.schedule))) for c in self.run.energies.values()]
-        return lambdas * torch.tensor(kept, device=lambdas.device)
 
     def _random(self, number: int, stream: int) -> numpy.random.Generator:
         # As in `Batches`, numbers are drawn for all processes and then sliced.

@@ -20,6 +20,7 @@ __all__ = [
     "Guide",
     "Step",
     "lambda_kept",
+    "lambdas_at",
     "multistep",
     "multistep_timesteps",
     "sample",
@@ -45,6 +46,12 @@ def multistep_timesteps(steps: int, origin: int = 200, timesteps: int = 1000) ->
 def lambda_kept(t: int, fraction: float, timesteps: int = 1000) -> bool:
     """Whether a student is told an energy's strength at `t`: t >= timesteps (1 - fraction); else it is told 0."""
     return bool(torch.tensor(t) >= timesteps * (1 - fraction))
+
+
+def lambdas_at(t: int, lambdas: Tensor, fractions: Sequence[float], timesteps: int = 1000) -> Tensor:
+    """Energy inputs (B, E) as a student is told them at `t`: 0 where `lambda_kept` says so, by fraction (E,)."""
+    kept = [float(lambda_kept(t, fraction, timesteps)) for fraction in fractions]
+    return lambdas * torch.tensor(kept, device=lambdas.device)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -141,8 +148,7 @@ def sample_steps(
         with torch.no_grad():
             if lambdas is None:
                 return student(z, t, cond, omega, None)
-            kept = [float(lambda_kept(int(t[0]), f, len(schedule))) for f in fractions]
-            return student(z, t, cond, omega, lambdas * torch.tensor(kept, device=device))
+            return student(z, t, cond, omega, lambdas_at(int(t[0]), lambdas, fractions, len(schedule)))
 
     def noise(i: int) -> Tensor:
         if noises is None or isinstance(noises, torch.Generator):

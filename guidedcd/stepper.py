@@ -95,7 +95,7 @@ class Stepper:
             group["lr"] = settings.lr * min(1.0, up, down)
         # Float32 gradients of bfloat16 weights are summed outside of the network: every part must be reduced.
         apart = self.weights.masters is not self.weights.working
-        losses: list[tuple[Tensor, list[str]]] = []
+        losses: list[tuple[Tensor, Batch, int]] = []
         seen: list[dict[str, Any]] = []
         for micro in range(settings.accumulate):
             number = (step - 1) * settings.accumulate + micro
@@ -107,7 +107,7 @@ class Stepper:
                     self.accelerator.backward(loss / settings.accumulate)
             with part("the gradients", "Use --student.kind lora"):
                 self.weights.collect()
-            losses.append((loss.detach(), self._names(batch, number)))
+            losses.append((loss.detach(), batch, number))
             seen.append(numbers)
         norm = whole(self.accelerator.clip_grad_norm_(self.weights.masters, settings.max_grad_norm))
         # Numbers stay on the device until here: asking for one waits for all that was launched before.
@@ -173,23 +173,20 @@ class Stepper:
         self._ahead = (number + 1, self._reader.submit(read, number + 1))
         return batch
 
-    def _names(self, batch: Batch, number: int) -> list[str]:
-        """What a batch is made of: draws of clips, and prompts."""
-        own = self.rollouts.chosen(number) if self.rollouts is not None else []
-        return [*batch.ids, *(f"'{sample.caption}'" for sample, _ in own)]
-
-    def _must_be_finite(self, losses: list[tuple[Tensor, list[str]]], means: dict[str, float], step: int) -> None:
-        values = torch.stack([loss for loss, _ in losses]).tolist()
-        for value, (_, names) in zip(values, losses, strict=True):
+    def _must_be_finite(self, losses: list[tuple[Tensor, Batch, int]], means: dict[str, float], step: int) -> None:
+        values = torch.stack([loss for loss, _, _ in losses]).tolist()
+        for value, (_, *where) in zip(values, losses, strict=True):
             if not math.isfinite(value):
-                raise GuidedCDError(self._not_finite(f"the loss ({means})", step, names))
+                raise GuidedCDError(self._not_finite(f"the loss ({means})", step, *where))
         scaler = self.accelerator.scaler
         if scaler is not None and scaler.get_scale() > 1:
             return  # half precision overflows at first: its scaler skips such steps
         if not math.isfinite(means["grad_norm"]):
-            raise GuidedCDError(self._not_finite("the gradient", step, losses[-1][1]))
+            raise GuidedCDError(self._not_finite("the gradient", step, *losses[-1][1:]))
 
-    def _not_finite(self, what: str, step: int, names: list[str]) -> str:
+    def _not_finite(self, what: str, step: int, batch: Batch, number: int) -> str:
+        own = self.rollouts.chosen(number) if self.rollouts is not None else []
+        names = [*batch.ids, *(f"'{sample.caption}'" for sample, _ in own)]
         return (
             f"{what} is not finite at step {step}, samples {', '.join(names)}. {self._good()}; "
             "lower --train.lr, the energies' scale or the rewards' weight and start with --new."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 import torch
-from test_train import trained
+from test_train import interrupted, trained
 from toy import make
 
 from guidedcd import prompts
@@ -15,7 +15,6 @@ from guidedcd.routes import Reader, Sample, route
 from guidedcd.sample import sample
 from guidedcd.student import Student
 from guidedcd.train import run_training
-from guidedcd.trainer import Trainer
 
 CLIPS = [Sample(id=f"{i}", dataset="toy", caption=f"clip {i}") for i in range(9)]
 
@@ -152,17 +151,8 @@ def test_training_with_rollouts_resumes_exactly(toy, tmp_path, monkeypatch):
     without, lines = trained(plain, tmp_path / "p", store), trained(own, tmp_path / "a", store)
     assert all(line["routed/toy"] == 1 for line in lines)
     assert [line["cd_loss"] for line in lines][1:] != [line["cd_loss"] for line in without][1:]
-    step = Trainer._step
-
-    def stopping(self, model, now):
-        if now == 4:
-            raise KeyboardInterrupt
-        return step(self, model, now)
-
-    monkeypatch.setattr(Trainer, "_step", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, 4):
         trained(own, tmp_path / "b", store)
-    monkeypatch.setattr(Trainer, "_step", step)
     assert trained(own, tmp_path / "b", store) == lines
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -40,6 +41,21 @@ def trained(run: Run, folder: Path, store: Path) -> list[dict]:
     return [
         {k: v for k, v in line.items() if k not in ("seconds", "samples_per_second", "memory_gb")} for line in lines
     ]
+
+
+@contextmanager
+def interrupted(monkeypatch, number: int):
+    """Inside, training is stopped before step `number`, and nothing else ends it."""
+    step = Trainer._step
+
+    def stopping(self, model, now):
+        if now == number:
+            raise KeyboardInterrupt
+        return step(self, model, now)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_step", stopping)
+        yield
 
 
 @pytest.fixture
@@ -122,21 +138,9 @@ def test_resumed_run_equals_an_uninterrupted_one(toy, tmp_path, monkeypatch):
     """Training stopped at any step and continued gives the same log and the same weights, bit for bit."""
     run, store = make(), tmp_path / "s"
     straight = trained(run, tmp_path / "a", store)
-    step = Trainer._step
-
-    def stop_at(number):
-        def stopping(self, model, now):
-            if now == number:
-                raise KeyboardInterrupt
-            return step(self, model, now)
-
-        return stopping
-
     for number in (2, 4, 5):
-        monkeypatch.setattr(Trainer, "_step", stop_at(number))
-        with pytest.raises(KeyboardInterrupt):
+        with interrupted(monkeypatch, number):
             trained(run, tmp_path / "b", store)
-    monkeypatch.setattr(Trainer, "_step", step)
     resumed = trained(run, tmp_path / "b", store)
 
     assert straight == resumed

@@ -12,7 +12,7 @@ import types
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import launch, trained
+from test_train import interrupted, launch, trained
 from torch import nn
 from toy import make
 
@@ -122,17 +122,8 @@ def test_bfloat16_learns_as_float32_does_and_resumes_exactly(toy, tmp_path, monk
     saved = load_file(tmp_path / "bf16" / "student" / "model.safetensors")
     assert {value.dtype for value in saved.values()} == {torch.float32}
 
-    step = Trainer._step
-
-    def stopping(self, model, now):
-        if now == 2:
-            raise KeyboardInterrupt
-        return step(self, model, now)
-
-    monkeypatch.setattr(Trainer, "_step", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, 2):
         trained(runs["bf16"], tmp_path / "b", store)
-    monkeypatch.setattr(Trainer, "_step", step)
     assert trained(runs["bf16"], tmp_path / "b", store) == lines["bf16"]
     for name in ("model", "online"):
         one, other = (load_file(tmp_path / x / "student" / f"{name}.safetensors") for x in ("bf16", "b"))
