@@ -108,7 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.profile:
         return profile(options.profile, options)
     lines = Lines(options)
-    wanted = [name for name in PARALLEL if "parallel" in options.only or name in options.only or not options.only]
+    words = options.only.split(",")
+    wanted = [name for name in PARALLEL if not options.only or {"parallel", name} & set(words)]
     if options.processes > 1 and wanted:
         parallel_figures(lines, options, wanted)
     for name in chosen(ORDER, options.only):

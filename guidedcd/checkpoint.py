@@ -14,7 +14,7 @@ from guidedcd.devices import is_out_of_memory
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing
 from guidedcd.student import Student
-from guidedcd.weights import Weights, spread, whole
+from guidedcd.weights import Weights
 
 KEPT = 2
 
@@ -51,7 +51,7 @@ def save(
     target = folder / f"step-{step:06d}"
     if not target.exists():
         online, average = weights_of(weights)
-        state = {"step": step, "optimizer": _mapped(optimizer.state_dict(), lambda value: whole(value).cpu())}
+        state = {"step": step, "optimizer": _on_cpu(_whole(weights, optimizer.state_dict()))}
         state["scaler"] = scaler.state_dict() if scaler is not None else None
         if not write:
             return target
@@ -82,12 +82,10 @@ def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer, scaler:
         average = load_file(path / "model.safetensors") if weights.average is not None else None
         weights.load(load_file(online if average is not None else path / "model.safetensors"), average)
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        # The optimiser counts parameters in the order in which it was given them.
-        like = dict(enumerate(weights.masters))
         states = state["optimizer"]["state"]
         for number, values in states.items():
-            shape = like[number].shape
-            states[number] = {k: spread(v, like[number]) if _like(v, shape) else v for k, v in values.items()}
+            shape = weights.working[number].shape
+            states[number] = {k: weights.part(number, v) if _like(v, shape) else v for k, v in values.items()}
         optimizer.load_state_dict(state["optimizer"])
         if scaler is not None and state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
@@ -105,10 +103,19 @@ def _like(value: Any, shape: torch.Size) -> bool:
     return isinstance(value, Tensor) and value.shape == shape and value.dtype == torch.float32 and value.dim() > 0
 
 
-def _mapped(value: Any, change: Any) -> Any:
-    """A nested state with every tensor changed."""
+def _whole(weights: Weights, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimiser's state with numbers of all processes' weights, in the order in which it was given them."""
+    states = {}
+    for number, values in state["state"].items():
+        shape = weights.masters[number].shape
+        states[number] = {k: weights.whole(number, v) if _like(v, shape) else v for k, v in values.items()}
+    return {**state, "state": states}
+
+
+def _on_cpu(value: Any) -> Any:
+    """A nested state with every tensor on the CPU."""
     if isinstance(value, Tensor):
-        return change(value)
+        return value.cpu()
     if isinstance(value, dict):
-        return {key: _mapped(one, change) for key, one in value.items()}
-    return [_mapped(one, change) for one in value] if isinstance(value, list) else value
+        return {key: _on_cpu(one) for key, one in value.items()}
+    return [_on_cpu(one) for one in value] if isinstance(value, list) else value

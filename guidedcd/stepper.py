@@ -26,7 +26,6 @@ from guidedcd.rollouts import Rollouts
 from guidedcd.run import Run
 from guidedcd.student import Student
 from guidedcd.tuning import compiled_as
-from guidedcd.weights import whole
 
 
 class Stepper:
@@ -109,7 +108,8 @@ class Stepper:
                 self.weights.collect()
             losses.append((loss.detach(), batch, number))
             seen.append(numbers)
-        norm = whole(self.accelerator.clip_grad_norm_(self.weights.masters, settings.max_grad_norm))
+        self.accelerator.unscale_gradients()
+        norm = self.weights.clip(settings.max_grad_norm)
         # Numbers stay on the device until here: asking for one waits for all that was launched before.
         means = _means(seen, norm)
         self._must_be_finite(losses, means, step)

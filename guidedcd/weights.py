@@ -7,21 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 CHUNK = 64
 """Gradients that are widened together: the narrow ones of a chunk are freed before the next."""
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that is spread over processes as one, in every process; others as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor on the device of `like`, over processes as that is."""
-    tensor = tensor.to(like.device, like.dtype)
-    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
 
 
 class Weights:
@@ -29,6 +17,7 @@ class Weights:
 
     Without `dtype` the network's own parameters are what the optimiser updates. With it the network computes in that
     dtype, and `masters` are float32: a step of AdamW is mostly smaller than half a bit of bfloat16, and would be lost.
+    `guidedcd.spread.Spread` is the same for a network of which every process has a part.
 
     Args:
         network: Its parameters that require a gradient are trained. Changed to `dtype` in place.
@@ -47,11 +36,11 @@ class Weights:
     ) -> None:
         self.names = tuple(name for name, p in network.named_parameters() if p.requires_grad)
         self.decay = decay
-        self.working, self.masters = _lowered(network, self.names, dtype)
+        self.working, self.masters = self._taken(network, dtype)
         self._target: Sequence[Tensor] = ()
         self.average: list[Tensor] | None = None
         if target is not None:
-            self._target, self.average = _lowered(target, self.names, dtype)
+            self._target, self.average = self._taken(target, dtype)
         elif decay is not None:
             self.average = [master.detach().clone() for master in self.masters]
 
@@ -78,16 +67,18 @@ class Weights:
             for working, _ in fresh:
                 working.grad = None
 
+    def clip(self, max_norm: float) -> Tensor:
+        """Shorten the masters' gradients to `max_norm` where they are longer; returns how long they were."""
+        return torch.nn.utils.clip_grad_norm_(self.masters, max_norm)
+
     @torch.no_grad()
     def publish(self) -> None:
         """After an optimiser step: move the average, and give the network and the target their new weights."""
-        if self.masters is not self.working:
-            torch._foreach_copy_(self.working, self.masters)
+        self._give(self.working, self.masters)
         if self.average is None or self.decay is None:
             return
-        torch._foreach_lerp_([_local(a) for a in self.average], [_local(m) for m in self.masters], 1 - self.decay)
-        if self._target is not self.average and self._target:
-            torch._foreach_copy_(self._target, self.average)
+        torch._foreach_lerp_(self.average, self.masters, 1 - self.decay)
+        self._give(self._target, self.average)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -95,34 +86,17 @@ class Weights:
         if self.average is None:
             yield
             return
-        if self.masters is not self.working:
-            with torch.no_grad():
-                torch._foreach_copy_(self.working, self.average)
-            try:
-                yield
-            finally:
-                with torch.no_grad():
-                    torch._foreach_copy_(self.working, self.masters)
-            return
-        self._exchange()
+        self._show(self.average)
         try:
             yield
         finally:
-            self._exchange()
-
-    @torch.no_grad()
-    def _exchange(self) -> None:
-        """Swap weights and average, one tensor at a time: a second copy of all of them may not fit."""
-        for weight, mean in zip(self.working, self.average, strict=True):
-            weight, mean = _local(weight), _local(mean)
-            kept = weight.clone()
-            weight.copy_(mean)
-            mean.copy_(kept)
+            self._show(self.masters)
 
     def state(self, *, averaged: bool = False) -> dict[str, Tensor]:
         """Float32 weights, or their average, by name, whole and on the CPU; to be called in every process."""
         values = self.average if averaged else self.masters
-        return {name: whole(v.detach()).cpu().contiguous() for name, v in zip(self.names, values, strict=True)}
+        found = ((name, self.whole(n, values[n].detach())) for n, name in enumerate(self.names))
+        return {name: value.cpu().contiguous() for name, value in found}
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor], average: Mapping[str, Tensor] | None = None) -> None:
@@ -134,24 +108,47 @@ class Weights:
         """
         for values, found in ((self.masters, weights), (self.average, average)):
             if values is not None and found is not None:
-                for name, value in zip(self.names, values, strict=True):
-                    value.copy_(spread(found[name], value))
-        if self.masters is not self.working:
-            torch._foreach_copy_(self.working, self.masters)
-        if self.average is not None and self._target and self._target is not self.average:
-            torch._foreach_copy_(self._target, self.average)
+                for n, name in enumerate(self.names):
+                    values[n].copy_(self.part(n, found[name]))
+        self._give(self.working, self.masters)
+        if self.average is not None:
+            self._give(self._target, self.average)
 
+    def whole(self, number: int, value: Tensor) -> Tensor:
+        """A tensor like master `number` as that of all processes together."""
+        return value
 
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    def part(self, number: int, value: Tensor) -> Tensor:
+        """Of a tensor like the whole of master `number`, what belongs to this process."""
+        return value
 
+    def _taken(self, network: nn.Module, dtype: torch.dtype | None) -> tuple[list[Tensor], list[Tensor]]:
+        """The trained parameters as a network computes with them, and in float32; the same where that is the same."""
+        found = dict(network.named_parameters())
+        working = [found[name] for name in self.names]
+        if dtype is None or all(p.dtype == dtype for p in found.values()):
+            return working, working
+        masters = [p.detach().float() for p in working]  # no copy: the network gets new tensors
+        nn.Module.to(network, dtype)  # the class's own may warn about layers that it has none of
+        return working, masters
 
-def _lowered(network: nn.Module, names: Sequence[str], dtype: torch.dtype | None) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters `names` as they compute, and in float32: the same ones where the network needs no change."""
-    found = dict(network.named_parameters())
-    working = [found[name] for name in names]
-    if dtype is None or all(p.dtype == dtype for p in found.values()):
-        return working, working
-    masters = [p.detach().float() for p in working]  # no copy: the network gets new tensors
-    nn.Module.to(network, dtype)  # the class's own may warn about layers that it has none of
-    return working, masters
+    def _give(self, into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Copy float32 weights to the parameters of a network, unless they are those."""
+        if into and into is not values:
+            torch._foreach_copy_(into, values)
+
+    @torch.no_grad()
+    def _show(self, values: Sequence[Tensor]) -> None:
+        """Let the network have the average, or what it is the average of, each in its turn."""
+        if self.masters is self.working:
+            self._exchange()
+        else:
+            self._give(self.working, values)
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        """Swap weights and average, one tensor at a time: a second copy of all of them may not fit."""
+        for weight, mean in zip(self.masters, self.average, strict=True):
+            kept = weight.clone()
+            weight.copy_(mean)
+            mean.copy_(kept)

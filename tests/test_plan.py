@@ -384,11 +384,13 @@ def test_a_probe_begins_nothing_that_would_take_too_long(toy):
 
 
 def test_processes_share_the_work(toy):
-    """With several processes the store takes as many device-hours in a part of the time, and FSDP spreads the state."""
+    """Several processes share a store's device-hours; FSDP spreads what stays, and has the network whole beside it."""
     one, four = Estimator(gpu()).preprocess(make()), Estimator(gpu(), 4).preprocess(make())
     assert four.device_hours == pytest.approx(one.device_hours) and four.hours == pytest.approx(one.hours / 4)
-    run = make(train={"parallel": "fsdp"})
-    assert resident(run, 100, 100, processes=4).between == resident(run, 100, 100).between / 4
+    for precision, width in (("no", 4), ("bf16", 2)):
+        run = make(train={"parallel": "fsdp", "precision": precision})
+        plain = resident(make(train={"parallel": "fsdp", "precision": "no"}), 100, 100)
+        assert resident(run, 100, 100, processes=4).between == plain.between / 4 + 100 * width
 
 
 def test_meta_modules_keep_their_dtypes():

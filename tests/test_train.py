@@ -544,6 +544,25 @@ def test_two_processes_equal_one_with_twice_the_batch(toy, tmp_path, parallel):
     assert apart < 0.01 * moved
 
 
+@pytest.mark.slow
+def test_a_network_in_parts_is_never_out_of_date(toy, tmp_path):
+    """Two FSDP processes in bfloat16, with an averaged target and videos after every step, lose what one process loses."""
+    options = {"batch_size": 4, "steps": 4, "precision": "bf16", "validate_every": 1, "lr": 0.02}
+    one = make(train=options, student={"ema": 0.5})
+    straight = trained(one, tmp_path / "a", tmp_path / "other")
+    two = attrs.evolve(one, train=attrs.evolve(one.train, batch_size=2, parallel="fsdp"))
+    prefix = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29583")
+
+    process = launch(two, tmp_path / "b", tmp_path / "s", prefix)
+    output, _ = process.communicate()
+
+    assert process.returncode == 0, output
+    lines = [json.loads(line) for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
+    losses = [line["cd_loss"] for line in straight]
+    assert [line["cd_loss"] for line in lines] == pytest.approx(losses, rel=0.05)
+    assert max(losses) > 1.2 * min(losses)
+
+
 def test_run_json_reads_back(toy, tmp_path):
     """What a run writes about itself is the run."""
     run = make()

@@ -170,8 +170,10 @@ def resident(run: Run, whole: int, trained: int, width: int = 4, *, processes: i
         averages += 2 * whole  # the target computes with a narrow copy
     elif run.student.ema is not None:
         averages = width * whole
+    computing = 2 if settings.precision == "bf16" else width
+    together = computing * whole if share > 1 else 0  # as `parallel.shard` keeps it through a step
     return Sizes(
-        weights=(2 if narrow else width) * whole / share,
+        weights=(2 if narrow else width) * whole / share + together,
         masters=4 * trained / share if narrow else 0,
         states=(2 + 8 / 256 if eight_bit else 8) * trained / share,
         averages=averages / share,

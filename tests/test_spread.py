@@ -1,0 +1,121 @@
+"""A network spread over processes: what its optimiser, its averages and its checkpoints see; here in one process."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from guidedcd.parallel import shard
+from guidedcd.spread import Spread
+from guidedcd.weights import Weights
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    """A process group of this process alone."""
+    file = tmp_path_factory.mktemp("group") / "file"
+    distributed.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+def network() -> nn.Module:
+    """Two layers with a norm between them."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+
+
+def spread(mesh, *, dtype=None, **options) -> tuple[nn.Module, Spread]:
+    """A network after `shard`, and its weights."""
+    net = network()
+    shard(net, mesh, dtype, keep=True)
+    return net, Spread(net, dtype=dtype, **options)
+
+
+def step(weights: Weights, net: nn.Module, x: torch.Tensor, passes: int = 1) -> torch.Tensor:
+    """Some backward passes, clipping, a step of gradient descent; returns the norm."""
+    for _ in range(passes):
+        net(x).float().square().sum().backward()
+        weights.collect()
+    norm = weights.clip(0.5)
+    with torch.no_grad():
+        for master in weights.masters:
+            master -= 0.1 * master.grad
+            master.grad = None
+    weights.publish()
+    return norm
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_step_equals_that_of_whole_weights(mesh, passes):
+    """Norm, clipped step, average and output of a spread network are those of the same one in one piece."""
+    plain, x = network(), torch.randn(5, 3)
+    own = Weights(plain, decay=0.5)
+    net, weights = spread(mesh, decay=0.5)
+    for _ in range(3):
+        for _ in range(passes):
+            plain(x).square().sum().backward()
+        wanted = own.clip(0.5)
+        with torch.no_grad():
+            for parameter in own.masters:
+                parameter -= 0.1 * parameter.grad
+                parameter.grad = None
+        own.publish()
+        torch.testing.assert_close(step(weights, net, x, passes), wanted)
+    torch.testing.assert_close(net(x), plain(x))
+    for averaged in (False, True):
+        found, expected = weights.state(averaged=averaged), own.state(averaged=averaged)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value)
+
+
+def test_vectors_stay_whole_and_masters_are_plain_float32(mesh):
+    """Matrices are spread, vectors are bfloat16 parameters, and masters are plain float32 tensors."""
+    net, weights = spread(mesh, dtype=torch.bfloat16)
+
+    for name, parameter in net.named_parameters():
+        assert isinstance(parameter, DTensor) == (parameter.dim() > 1), name
+        assert parameter.dtype == (torch.float32 if parameter.dim() > 1 else torch.bfloat16), name
+    assert all(not isinstance(m, DTensor) and m.dtype == torch.float32 for m in weights.masters)
+    before = copy.deepcopy(weights.state())
+    step(weights, net, torch.randn(5, 3))
+    assert all(not torch.equal(value, before[name]) for name, value in weights.state().items())
+    assert torch.equal(net[1].weight, weights.masters[weights.names.index("1.weight")].bfloat16())
+
+
+def test_no_forward_pass_has_weights_of_before(mesh):
+    """A network that was put together without a backward pass shows new weights, its average, and the weights again."""
+    net, weights = spread(mesh, decay=0.9)
+    x = torch.randn(5, 3)
+    fresh = copy.deepcopy(weights.state())
+    step(weights, net, x)
+    averages = copy.deepcopy(weights.state(averaged=True))
+    with torch.no_grad():
+        moved = net(x)  # put together, and kept so
+        with weights.averaged():
+            mean = net(x)
+        assert torch.equal(net(x), moved)
+        weights.load(fresh, fresh)
+        first = net(x)
+
+    plain = network()
+    torch.testing.assert_close(first, plain(x))
+    plain.load_state_dict(averages)
+    torch.testing.assert_close(mean, plain(x))
+    assert not torch.allclose(mean, moved)
+
+
+def test_what_is_whole_can_be_parted_again(mesh):
+    """An optimiser's state of a part becomes one of the whole weight, and that the same part."""
+    _, weights = spread(mesh)
+    for n, master in enumerate(weights.masters):
+        value = torch.randn_like(master)
+        whole = weights.whole(n, value)
+        assert whole.shape == weights.working[n].shape
+        assert torch.equal(weights.part(n, whole), value)
