@@ -546,7 +546,7 @@ def test_two_processes_equal_one_with_twice_the_batch(toy, tmp_path, parallel):
 
 @pytest.mark.slow
 def test_a_network_in_parts_is_never_out_of_date(toy, tmp_path):
-    """Two FSDP processes in bfloat16, with an averaged target and videos after every step, lose what one process loses."""
+    """Two FSDP processes in bfloat16, an averaged target, videos after every step: the losses of one process."""
     options = {"batch_size": 4, "steps": 4, "precision": "bf16", "validate_every": 1, "lr": 0.02}
     one = make(train=options, student={"ema": 0.5})
     straight = trained(one, tmp_path / "a", tmp_path / "other")
