@@ -95,11 +95,16 @@ class Lines:
 
 def chosen(names: tuple[str, ...], only: str) -> Iterator[str]:
     """The figures that are asked for; all of `names` when none is."""
-    words = [word for word in only.split(",") if word]
     extra = tuple(f"{what}/{fast}" for what in STEPS for fast in ("no", "layers", "blocks", "blocks-tuned"))
-    for name in dict.fromkeys((*names, *(extra if words else ()))):
-        if not words or any(fnmatch.fnmatch(name, word) for word in words):
+    for name in dict.fromkeys((*names, *(extra if only else ()))):
+        if asked(name, only):
             yield name
+
+
+def asked(name: str, only: str) -> bool:
+    """Whether a figure is asked for: its name is one of the words of `only`, '*' allowed; all are without words."""
+    words = [word for word in only.split(",") if word]
+    return not words or any(fnmatch.fnmatch(name, word) for word in words)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -108,8 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.profile:
         return profile(options.profile, options)
     lines = Lines(options)
-    words = options.only.split(",")
-    wanted = [name for name in PARALLEL if not options.only or {"parallel", name} & set(words)]
+    wanted = [n for n in PARALLEL if any(asked(said, options.only) for said in ("parallel", n, f"{n}/{options.fast}"))]
     if options.processes > 1 and wanted:
         parallel_figures(lines, options, wanted)
     for name in chosen(ORDER, options.only):

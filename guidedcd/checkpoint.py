@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def save(
     target = folder / f"step-{step:06d}"
     if not target.exists():
         online, average = weights_of(weights)
-        state = {"step": step, "optimizer": _on_cpu(_whole(weights, optimizer.state_dict()))}
+        update = optimizer.state_dict()
+        update["state"] = _changed(update["state"], weights.masters, weights.whole)
+        state = {"step": step, "optimizer": _on_cpu(update)}
         state["scaler"] = scaler.state_dict() if scaler is not None else None
         if not write:
             return target
@@ -82,10 +85,7 @@ def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer, scaler:
         average = load_file(path / "model.safetensors") if weights.average is not None else None
         weights.load(load_file(online if average is not None else path / "model.safetensors"), average)
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        states = state["optimizer"]["state"]
-        for number, values in states.items():
-            shape = weights.working[number].shape
-            states[number] = {k: weights.part(number, v) if _like(v, shape) else v for k, v in values.items()}
+        state["optimizer"]["state"] = _changed(state["optimizer"]["state"], weights.working, weights.part)
         optimizer.load_state_dict(state["optimizer"])
         if scaler is not None and state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
@@ -103,13 +103,12 @@ def _like(value: Any, shape: torch.Size) -> bool:
     return isinstance(value, Tensor) and value.shape == shape and value.dtype == torch.float32 and value.dim() > 0
 
 
-def _whole(weights: Weights, state: dict[str, Any]) -> dict[str, Any]:
-    """An optimiser's state with numbers of all processes' weights, in the order in which it was given them."""
-    states = {}
-    for number, values in state["state"].items():
-        shape = weights.masters[number].shape
-        states[number] = {k: weights.whole(number, v) if _like(v, shape) else v for k, v in values.items()}
-    return {**state, "state": states}
+def _changed(states: dict[int, Any], like: Sequence[Tensor], change: Callable[[int, Tensor], Tensor]) -> dict[int, Any]:
+    """An optimiser's states, in the order in which it was given weights, with what is like a weight changed."""
+    return {
+        number: {k: change(number, v) if _like(v, like[number].shape) else v for k, v in values.items()}
+        for number, values in states.items()
+    }
 
 
 def _on_cpu(value: Any) -> Any:

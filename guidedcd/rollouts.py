@@ -120,8 +120,7 @@ class Rollouts:
 
         def say(z: Tensor, t: Tensor) -> Tensor:
             with torch.set_grad_enabled(torch.is_grad_enabled() and int(t[0]) == self.times[last]):
-                kept = None if lambdas is None else lambdas_at(int(t[0]), lambdas, fractions, len(schedule))
-                return model(z, t, cond, at, kept)
+                return model(z, t, cond, at, lambdas_at(int(t[0]), lambdas, fractions, len(schedule)))
 
         steps = multistep(say, schedule, noises(0), self.times, lambda i: noises(1 + i))
         predicted = next(step.denoised for i, step in enumerate(steps) if i == last)

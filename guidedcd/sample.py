@@ -48,8 +48,13 @@ def lambda_kept(t: int, fraction: float, timesteps: int = 1000) -> bool:
     return bool(torch.tensor(t) >= timesteps * (1 - fraction))
 
 
-def lambdas_at(t: int, lambdas: Tensor, fractions: Sequence[float], timesteps: int = 1000) -> Tensor:
-    """Energy inputs (B, E) as a student is told them at `t`: 0 where `lambda_kept` says so, by fraction (E,)."""
+def lambdas_at(t: int, lambdas: Tensor | None, fractions: Sequence[float], timesteps: int = 1000) -> Tensor | None:
+    """Energy inputs (B, E) as a student is told them at `t`: 0 where `lambda_kept` says so, by fraction (E,).
+
+    None, for a student without energies, stays None.
+    """
+    if lambdas is None:
+        return None
     kept = [float(lambda_kept(t, fraction, timesteps)) for fraction in fractions]
     return lambdas * torch.tensor(kept, device=lambdas.device)
 
@@ -137,6 +142,7 @@ def sample_steps(
     timesteps = multistep_timesteps(steps, origin, len(schedule))
     omega = torch.as_tensor(omega, dtype=torch.float32, device=device).expand(batch)
     count = len(getattr(student, "energies", ()))
+    fractions: Sequence[float] = ()
     if lambdas is None and count:
         lambdas = torch.zeros(count)
     if lambdas is not None:
@@ -146,8 +152,6 @@ def sample_steps(
 
     def say(z: Tensor, t: Tensor) -> Tensor:
         with torch.no_grad():
-            if lambdas is None:
-                return student(z, t, cond, omega, None)
             return student(z, t, cond, omega, lambdas_at(int(t[0]), lambdas, fractions, len(schedule)))
 
     def noise(i: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -19,18 +20,10 @@ class Spread(Weights):
     the former and float32 copies of the latter: a host needs twice as long to launch an optimiser's step of DTensors.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        dtype: torch.dtype | None = None,
-        decay: float | None = None,
-        target: nn.Module | None = None,
-    ) -> None:
-        self._dtype = dtype
+    def __init__(self, network: nn.Module, *, target: nn.Module | None = None, **options: Any) -> None:
+        super().__init__(network, target=target, **options)
         networks = [one for one in (network, target) if one is not None]
         self._blocks = [block for one in networks for block in one.modules() if isinstance(block, FSDPModule)]
-        super().__init__(network, dtype=dtype, decay=decay, target=target)
         self._is_part = [isinstance(working, DTensor) for working in self.working]
         # All processes of the mesh, which is the same for every parameter.
         self._group = next(w.device_mesh for w in self.working if isinstance(w, DTensor)).get_group()
@@ -98,8 +91,9 @@ class Spread(Weights):
         return working, masters
 
     def _give(self, into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        pairs = [(i, v) for i, v in zip(into, values, strict=True) if not isinstance(i, DTensor)] if into else []
-        if pairs and self._dtype is not None:
+        # Parts, and vectors that compute in float32, are the network's own memory.
+        pairs = [(i, v) for i, v in zip(into, values, strict=True) if i.dtype != v.dtype] if into else []
+        if pairs:
             torch._foreach_copy_([i for i, _ in pairs], [v for _, v in pairs])
         for block in self._blocks:
             block.reshard()  # a network that was put together for a forward pass alone still has its weights of then
