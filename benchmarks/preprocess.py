@@ -31,6 +31,7 @@ from torch import Tensor
 from guidedcd import references, store
 from guidedcd.configs import DatasetConfig, Preprocess, Solver, TeacherConfig
 from guidedcd.data import Clip
+from guidedcd.garbage import settled
 from guidedcd.run import Chosen, Run
 from guidedcd.schedule import NoiseSchedule
 from guidedcd.teachers.protocol import Geometry, LatentTeacher
@@ -304,7 +305,8 @@ def main() -> None:
     results.add(about="network", parameters=weights, recompute=options.recompute, batch=options.batch)
     benches = [Bench(options, results, model, fast) for fast in options.fast.split(",")]
     for bench in benches:  # all of a setting before the next: compiling takes minutes
-        bench.measure()
+        with settled():  # as when a store is filled
+            bench.measure()
         if not options.parts_only:
             bench.whole("single-step", 4 * options.batch, 1)
             bench.whole("inversion", 2 * options.batch, 2 if options.tiny else 8)

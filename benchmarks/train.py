@@ -32,8 +32,8 @@ OFFICIAL = {
     "sample": "0.53 s, 4.3 GB",
 }
 ORDER = (
-    *("all-most/layers", "cd/layers", "all/layers", "cd-checkpointed/layers", "all-checkpointed/layers"),
-    *("cd-most/layers", "lora-checkpointed/layers", "all-temporal/layers"),
+    *("all-most-internv2/graphs", "all-most/layers", "cd/layers", "all/layers", "cd-checkpointed/layers"),
+    *("all-checkpointed/layers", "cd-most/layers", "lora-checkpointed/layers", "all-temporal/layers"),
     *("cd-8bit-checkpointed/layers", "reward-hps", "reward-clip", "reward-internv2", "sample/layers"),
     *("cd/blocks", "cd-checkpointed/blocks", "all/blocks", "all-temporal/blocks", "all-checkpointed/blocks"),
     *("cd/no", "cd-checkpointed/no", "all/no", "cd-average-checkpointed/layers"),
@@ -95,7 +95,7 @@ class Lines:
 
 def chosen(names: tuple[str, ...], only: str) -> Iterator[str]:
     """The figures that are asked for; all of `names` when none is."""
-    extra = tuple(f"{what}/{fast}" for what in STEPS for fast in ("no", "layers", "blocks", "blocks-tuned"))
+    extra = tuple(f"{what}/{fast}" for what in STEPS for fast in ("no", "layers", "graphs", "blocks", "blocks-tuned"))
     for name in dict.fromkeys((*names, *(extra if only else ()))):
         if asked(name, only):
             yield name

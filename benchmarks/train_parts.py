@@ -84,7 +84,7 @@ def teacher(device: torch.device, tiny: bool) -> LatentTeacher:
     return made.to(device)
 
 
-def reward(name: str, device: torch.device, tiny: bool) -> FrozenReward:
+def reward(name: str, device: torch.device, tiny: bool, recomputed: bool = False) -> FrozenReward:
     """A reward with the released sizes in bfloat16, and random weights; caption features are remembered as always."""
     dtype = torch.float32 if tiny else torch.bfloat16
     precision = "fp32" if tiny else "bf16"
@@ -93,6 +93,7 @@ def reward(name: str, device: torch.device, tiny: bool) -> FrozenReward:
         video = InternV2.__new__(InternV2)
         with torch.device(device):
             model = nonzero(InternVideo2(TINY_VIDEO if tiny else None)).to(dtype)
+        model.gradient_checkpointing(recomputed)
         FrozenReward.__init__(video, model, WorldTokens(complete(None)["max_txt_l"]))
         video.config = InternV2Config(dtype=precision)
         return video.to(device)
@@ -102,6 +103,7 @@ def reward(name: str, device: torch.device, tiny: bool) -> FrozenReward:
     image: ImageTextReward = kind.__new__(kind)
     with torch.device(device):
         model = nonzero(build_clip(TINY_CLIP if tiny else open_clip.get_model_config("ViT-H-14"), dtype))
+    model.set_grad_checkpointing(recomputed)
     FrozenReward.__init__(image, model, ClipTokens())
     image.config, image.prepare, image.tiled = config(dtype=precision), prepare, False
     return image.to(device)

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import bare
 import torch
 import train_parts as parts  # first: it finds guidedcd where that is not installed
 
 from guidedcd.configs import Student, Train
 from guidedcd.fast import speed_up
+from guidedcd.garbage import settled
 from guidedcd.parallel import accelerator_for
 from guidedcd.rewards import Rewards
 from guidedcd.sample import sample
@@ -31,6 +33,7 @@ STEPS: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
     "all-checkpointed": (CHECKPOINTED, REWARDS, {}),
     "cd-most": ({**CHECKPOINTED, "checkpointed": "most"}, (), {}),
     "all-most": ({**CHECKPOINTED, "checkpointed": "most"}, REWARDS, {}),
+    "all-most-internv2": ({**CHECKPOINTED, "checkpointed": "most"}, REWARDS, {}),
     "cd-temporal": ({**CHECKPOINTED, "checkpointed": "temporal"}, (), {}),
     "all-temporal": ({**CHECKPOINTED, "checkpointed": "temporal"}, REWARDS, {}),
     "lora-checkpointed": (CHECKPOINTED, (), {"kind": "lora", "rank": 64}),
@@ -39,6 +42,8 @@ STEPS: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
     "cd-float32-masters-only": ({**CHECKPOINTED, "precision": "no"}, (), {}),
 }
 """By name: options of training, rewards, options of the student."""
+RECOMPUTED = {"all-most-internv2": ("internv2",)}
+"""Rewards whose blocks are recomputed."""
 
 
 def free() -> None:
@@ -58,19 +63,20 @@ def timed(call: Callable[[int], Any], options: argparse.Namespace) -> dict[str, 
     """Median seconds of call(1), call(2), ..., and the peak of memory, after warm-up."""
     gpu = options.device.startswith("cuda")
     began, times = time.perf_counter(), []
-    for number in range(1, options.warm_up + options.repeats + 1):
-        if number == options.warm_up + 1:
-            first = time.perf_counter() - began
-            if gpu:
-                torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
-        call(number)
-        synchronize()
-        times.append(time.perf_counter() - start)
+    with settled():  # as in the trainer's own loop
+        for number in range(1, options.warm_up + options.repeats + 1):
+            if number == options.warm_up + 1:
+                first = time.perf_counter() - began
+                if gpu:
+                    torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            call(number)
+            synchronize()
+            times.append(time.perf_counter() - start)
     times = times[options.warm_up :]
     found: dict[str, Any] = {"seconds": round(statistics.median(times), 4)}
     if gpu:
-        found["gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        found["gb"] = round(bare.peak_gb(options.device), 2)
         found["gb_reserved"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
     return found | {"warm_up_s": round(first, 1), "times_s": [round(t, 4) for t in times]}
 
@@ -84,7 +90,8 @@ def stepper(name: str, options: argparse.Namespace, parallel: str = "ddp") -> St
     run = parts.run(settings, rewards, Student(**student))
     accelerator = accelerator_for(run, device)
     teacher = parts.teacher(accelerator.device if accelerator.num_processes > 1 else device, options.tiny)
-    modules = {n: (parts.reward(n, teacher.device, options.tiny), run.rewards[n]) for n in rewards}
+    again = RECOMPUTED.get(what, ())
+    modules = {n: (parts.reward(n, teacher.device, options.tiny, n in again), run.rewards[n]) for n in rewards}
     engine = Rewards(modules, teacher, low_memory=settings.decodes_again)
     made = parts.batches(teacher, settings.batch_size, rewards)
     return Stepper(run, teacher, accelerator, rewards=engine, batches=made)

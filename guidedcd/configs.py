@@ -174,8 +174,9 @@ class Train:
     """Decay of averaged weights, saved as the student; unlike student.ema the target stays the student itself."""
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))
     """What the networks compute in: bf16 keeps float32 masters in the optimiser; fp16 autocasts and scales the loss."""
-    fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "blocks", "blocks-tuned")))
-    """Faster paths through a 3D UNet: exact layers (auto: on GPUs), also compiled (blocks), also tuned (minutes)."""
+    fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks", "blocks-tuned")))
+    """Faster paths through a 3D UNet: exact layers (auto: on GPUs); graphs: its passes without gradient, and rewards,
+    are replayed as CUDA graphs as well, for some memory; layers also compiled (blocks), also tuned (minutes)."""
     gradient_checkpointing: bool = False
     """Recompute the student's activations in the backward pass: less memory, about a third more time."""
     checkpointed: str = attrs.field(default="all", validator=in_(("all", "most", "temporal")))

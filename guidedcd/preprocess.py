@@ -23,6 +23,7 @@ from guidedcd.console import console, progress
 from guidedcd.devices import device, part, process
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, leftovers, locked, read_json, write_json
+from guidedcd.garbage import settled
 from guidedcd.mixture import Mixture
 from guidedcd.run import Run
 from guidedcd.structure import plain
@@ -168,7 +169,10 @@ class Filler:
         before = [read_json(path) for path in sorted(folder.glob("shard-*.json"))]
         lost = [entry for about in before for entry in about["skipped"]]
         tried = len(lost) + sum(len(about["samples"]) for about in before)
-        with progress("preprocess", sum(map(len, map(self.places, missing))) * per_video, unit="draws") as advance:
+        with (
+            settled(),
+            progress("preprocess", sum(map(len, map(self.places, missing))) * per_video, unit="draws") as advance,
+        ):
             read = ahead(lambda number: self.mixture.read(self.places(number)), missing)
             for number, (clips, skipped) in zip(missing, read, strict=True):
                 tell = _Shares(advance, len(self.places(number)) * per_video)

@@ -58,6 +58,10 @@ class Stepper:
         settings, self.device = run.train, teacher.device
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        if settings.fast == "graphs":
+            for module in rewards.modules.values():
+                if callable(getattr(module, "use_graphs", None)):
+                    module.use_graphs()
         self.schedule = teacher.schedule
         self.grid = self.schedule.grid(run.solver.steps).to(self.device)
         with part("the student", "Use --student.kind lora"):
@@ -67,7 +71,7 @@ class Stepper:
                 nn.Module.to(vae, dtype)
             compiled = compiled_as(settings, teacher.network)
             if compiled is not False and not is_fast(teacher.network):
-                speed_up(teacher.network, compile=compiled)
+                speed_up(teacher.network, compile=compiled, graphs=settings.fast == "graphs")
                 if type(vae).__name__ == "AutoencoderKL":
                     speed_up(vae)
                 # Convolutions are tried in all ways at first, where results need not be the same from run to run.

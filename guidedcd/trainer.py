@@ -16,6 +16,7 @@ from guidedcd.batches import Batches
 from guidedcd.console import console, progress
 from guidedcd.devices import part
 from guidedcd.files import leftovers, replacing
+from guidedcd.garbage import settled
 from guidedcd.interrupt import interruptible
 from guidedcd.parallel import accelerator_for
 from guidedcd.rewards import Rewards
@@ -85,6 +86,7 @@ class Trainer(Stepper):
             log = Log(self.folder / "log.jsonl", resumed_at=done)
         began = time.perf_counter()
         with (
+            settled(),
             tracked(self.accelerator, self.run, self.folder),
             interruptible() as stop,
             progress("train", settings.steps, start=done, unit="steps") as advance,

@@ -51,7 +51,7 @@ def compiled_as(settings: Preprocess | Train, network: nn.Module) -> str | bool 
     on_gpu = next(network.parameters()).is_cuda
     if settings.fast == "auto":
         return None if on_gpu else False
-    return settings.fast if on_gpu and settings.fast != "layers" else None
+    return settings.fast if on_gpu and settings.fast not in ("layers", "graphs") else None
 
 
 def _with(teacher: Any, network: nn.Module) -> Any:

@@ -48,7 +48,7 @@ def test_no_figure_begins_when_the_time_is_over(repository, monkeypatch, capsys)
 
     train.main(["--tiny", "--only", "cd/*", "--budget", "0"])
 
-    assert capsys.readouterr().out.count("left_out the time is over") == 4
+    assert capsys.readouterr().out.count("left_out the time is over") == 5
 
 
 @pytest.mark.slow

@@ -6,13 +6,15 @@ import copy
 import importlib
 from collections.abc import Callable
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from guidedcd import configs, fast
-from guidedcd.fast import graphs, layers, operations, quicker, switch
+from guidedcd.fast import convolutions, graphs, layers, operations, quicker, switch
 from guidedcd.student import Student, checkpoint_layers
 from guidedcd.teachers import probes
 
@@ -179,6 +181,59 @@ def test_a_frozen_convolution_keeps_nothing_for_the_gradient_of_its_input():
 
     assert (found - expected).abs().max() < 1e-9 * expected.abs().max()
     assert learned - frozen >= 4 * x.numel()
+
+
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@hypothesis.given(
+    kernel=pairs,
+    stride=pairs,
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+    groups=st.sampled_from([1, 2]),
+)
+def test_a_frozen_convolution_has_the_gradient_of_any_other(kernel, stride, padding, dilation, size, groups):
+    """Whatever stride, padding, dilation and groups, and where the last pixels are not reached, too."""
+    x = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 4 // groups, *kernel, dtype=torch.float64)
+    how = stride, padding, dilation, groups
+    expected = nnf.conv2d(x, weight, None, *how)
+    grad = torch.randn_like(expected)
+    found = convolutions.FrozenConvolution.apply(x, weight, None, how)
+
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(y, x, grad)[0] for y in (found, expected)))
+
+
+class Counting:
+    """An attention processor that tells when it runs."""
+
+    def __init__(self, processor: Callable[..., Tensor], ran: list[int]) -> None:
+        self.processor, self.ran = processor, ran
+
+    def __call__(self, *args: object, **kwargs: object) -> Tensor:
+        self.ran.append(1)
+        return self.processor(*args, **kwargs)
+
+
+def test_recording_leaves_the_fast_path_in_place_and_other_hooks_do_not():
+    """Stock attention runs under a hook that could change its input, which it sees as ever, and not for a record."""
+    quick, given = fast.speed_up(network()), inputs()
+    watched, ran, shapes = probes.temporal_layers(quick), [], []
+    for module in watched.values():
+        module.processor = Counting(module.processor, ran)
+    with probes.record(quick, ["temporal-attention:all"], batch=2) as records:
+        say(quick, *given)
+    assert len(records["temporal-attention:all"]) == len(watched) and not ran
+
+    name = next(name for name in watched if name.startswith("up_blocks"))
+    handle = watched[name].register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
+    say(quick, *given)
+    handle.remove()
+    assert len(ran) == 1
+    assert [(len(shape), shape[1]) for shape in shapes] == [(3, given[0].shape[2])]
 
 
 def test_attention_can_be_watched():
@@ -348,6 +403,10 @@ def test_graphs_are_recorded_only_where_they_can_be():
     with torch.no_grad():
         assert replay.possible(given)
         with probes.record(quick, ["temporal-attention:all"], batch=2):
+            assert not replay.possible(given)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert replay.possible(given)
+            quick.conv_out.float()  # whose narrow copy autocast would remember
             assert not replay.possible(given)
     quick.requires_grad_(False)
     assert replay.possible(given)

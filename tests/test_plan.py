@@ -179,6 +179,16 @@ def test_rewards_are_planned_without_their_files(name):
     assert reward.count_tokens("a cat") > 0
 
 
+def test_a_graph_of_the_targets_pass_counts_beside_everything_else(toy):
+    """`--train.fast graphs` is planned with what a pass without gradient holds at most, and nothing else more."""
+    parts = {"layers": make(train={"fast": "layers"}), "graphs": make(train={"fast": "graphs"})}
+    estimator = Estimator(gpu())
+    plain, replayed = (estimator.training(run) for run in parts.values())
+
+    assert plain.replayed == 0 < replayed.replayed < plain.step.peak
+    assert replayed.peak - plain.peak == replayed.replayed
+
+
 def test_passes_are_those_of_a_real_store(toy, tmp_path, monkeypatch):
     """Samples that the teacher is really asked for are those that are predicted, on average over the noise seeds."""
     import guidedcd.teachers.protocol as protocol

@@ -16,6 +16,7 @@ from guidedcd_internv2.model import FULL, InternVideo2, is_unused
 from guidedcd_internv2.reward import InternV2, load_internvideo2
 from safetensors.torch import load_file, save_file
 from tiny_rewards import BUILDERS, CAPTIONS, image_text, video, video_text, write
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from guidedcd.checkpoints.placing import skeleton
 from guidedcd.parity import rewards as parity
@@ -104,6 +105,26 @@ def _manifest(shared, name: str) -> dict:
     if not path.is_file():
         pytest.skip("the manifests of full-size checkpoints are not here")
     return json.loads(path.read_text())["keys"]
+
+
+def test_an_image_tower_multiplies_all_tokens_with_a_frozen_weight_at_once():
+    """Every projection of two images is one product of all their tokens, not one for every token's place."""
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket is torch.ops.aten.bmm:
+                batched.append(tuple(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    batched: list[tuple[int, ...]] = []
+    sizes = {"image_size": 28, "layers": 2, "width": 32, "head_width": 16, "patch_size": 14}
+    text = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
+    model = build_clip({"embed_dim": 16, "vision_cfg": sizes, "text_cfg": text}).requires_grad_(False).eval()
+    images = torch.randn(2, 3, 28, 28, requires_grad=True)
+    with Products():
+        model.encode_image(images).sum().backward()
+    tokens = 1 + (28 // 14) ** 2
+    assert not [shape for shape in batched if shape[0] == tokens]
 
 
 # The contract of a reward

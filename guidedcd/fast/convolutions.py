@@ -24,12 +24,13 @@ class FrozenConvolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradient of x."""
+        """Gradient of x: the transposed convolution."""
+        # Not aten's convolution_backward: it would have to be given an input, and lay the gradient out as that lies.
         stride, padding, dilation, groups = ctx.how
-        blank = grad.new_empty(1).expand(ctx.shape)  # of the input only the shape is read
-        rest = (False, (0,) * len(stride), groups, (True, False, False))
-        found = torch.ops.aten.convolution_backward(grad, blank, ctx.weight, None, stride, padding, dilation, *rest)
-        return found[0], None, None, None
+        shapes = zip(ctx.shape[2:], grad.shape[2:], ctx.weight.shape[2:], stride, padding, dilation, strict=True)
+        more = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in shapes]
+        found = torch.convolution(grad, ctx.weight, None, stride, padding, dilation, True, more, groups)
+        return found, None, None, None
 
 
 def convolution(x: Tensor, weight: Tensor, how: tuple, bias: Tensor | None = None) -> Tensor:

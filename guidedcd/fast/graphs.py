@@ -59,6 +59,9 @@ class Replay:
             return False
         if getattr(getattr(self.network, "time_embedding", None), "post_act", None) is not None:
             return False  # a frame rate that may be a Python number
+        kind = given["sample"].device.type
+        if torch.is_autocast_enabled(kind) and any(p.dtype == torch.float32 for p in self.network.parameters()):
+            return False  # autocast would remember its narrow copies of weights, which lie in the graph's memory
         # The network's own hooks run outside of its forward pass.
         inner = (module for name, module in self.network.named_modules() if name)
         return not any(m._forward_pre_hooks or m._forward_hooks for m in inner)
@@ -89,7 +92,7 @@ class Replay:
                 run(self.network, **inputs, return_dict=False)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(graph, pool=self.pool):
+        with torch.no_grad(), torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             (output,) = run(self.network, **inputs, return_dict=False)
         self.pool = graph.pool()
         return graph, inputs, output

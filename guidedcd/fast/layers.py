@@ -115,8 +115,15 @@ def norm_out(self: nn.GroupNorm, x: Tensor) -> Tensor:
 
 
 def _watched(attn: nn.Module, hidden: Tensor) -> Tensor:
-    """A temporal attention; hooks on it see what the stock network gives them, (B P, F, C)."""
-    if torch.compiler.is_compiling() or not (attn._forward_pre_hooks or attn._forward_hooks):
+    """A temporal attention; hooks on it see what the stock network gives them, (B P, F, C).
+
+    One before it that says `takes_frames` is given (B, F, P, C), changes nothing, and leaves the fast path in place.
+    """
+    before = [] if torch.compiler.is_compiling() else list(attn._forward_pre_hooks.values())
+    known = all(getattr(hook, "takes_frames", False) for hook in before)
+    if torch.compiler.is_compiling() or (known and not attn._forward_hooks):
+        for hook in before:
+            hook(attn, (hidden,), {})
         return temporal(attn, hidden)
     b, f, p, c = hidden.shape
     found = attn(hidden.transpose(1, 2).reshape(b * p, f, c))

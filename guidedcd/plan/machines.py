@@ -39,7 +39,7 @@ KNOWN = {
 }
 """GPUs by a part of the name that the driver gives; the longest part that fits counts."""
 
-SHARES = {"no": 0.37, "layers": 0.65, "blocks": 0.62, "blocks-tuned": 0.62}
+SHARES = {"no": 0.37, "layers": 0.65, "graphs": 0.65, "blocks": 0.62, "blocks-tuned": 0.62}
 """Of a GPU's peaks, reached by each path through a network, the options `fast` of preprocess and train.
 
 On an H200 at VideoCrafter2's size: stock kernels take 57 ms a sample and 0.81 s a step at batch 3, both 0.37; `layers`

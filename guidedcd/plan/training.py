@@ -54,6 +54,8 @@ class Training:
     """Bytes that the student's passes leave for the gradient, when the rewards run."""
     rewards: Cost | None
     sizes: Sizes
+    replayed: float
+    """Bytes that a CUDA graph of the target's pass keeps for itself."""
     others: int
     """Bytes of the decoder and of the rewards."""
     trained: int
@@ -77,7 +79,7 @@ class Training:
     def peak(self) -> float:
         """Bytes at the worst moment: in a backward pass, while rewards are computed, or when gradients are widened."""
         working = max(self.step.peak, self.held + (self.rewards.peak if self.rewards else 0), self.sizes.gradients)
-        return self.sizes.between + self.others + working
+        return self.sizes.between + self.others + self.replayed + working
 
     def seconds(self, machine: Machine) -> float:
         """Seconds of one optimiser step."""
@@ -117,6 +119,10 @@ def training(run: Run, teacher: Any, cond: dict[str, tuple[int, ...]]) -> Traini
         omega=empty(batch),
         strengths=empty(batch, len(run.energies)),
     )
+    with metered() as alone, torch.no_grad():
+        if settings.fast == "graphs":
+            strengths = given.strengths if run.energies else None
+            student.target(given.z0, given.index, given.cond, given.omega, strengths)
     with metered() as step:
         loss, _ = consistency(
             student,
@@ -134,7 +140,7 @@ def training(run: Run, teacher: Any, cond: dict[str, tuple[int, ...]]) -> Traini
         held = step.kept
         torch.autograd.backward(loss)
     sizes = resident(run, whole, trained, width)
-    about = {"trained": trained, "whole": whole, "width": width}
+    about = {"trained": trained, "whole": whole, "width": width, "replayed": alone.peak}
     return Training(run=run, step=step, held=held, rewards=None, sizes=sizes, others=0, **about)
 
 

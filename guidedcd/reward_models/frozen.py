@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from guidedcd.fast.gradient_graphs import GradientReplay
 from guidedcd.reward_models.texts import Remembered, Tokenizer
 
 
@@ -37,8 +38,15 @@ class FrozenReward(nn.Module):
         """A reward is never trained: stays in eval mode whatever `mode` says."""
         return super().train(False)
 
+    def use_graphs(self) -> None:
+        """Replay the image or video tower and its gradient as CUDA graphs, on a GPU, until the weights are moved."""
+        if not isinstance(self.pixel_features, GradientReplay):
+            self.pixel_features = GradientReplay(self.pixel_features)
+
     def _apply(self, fn: Callable, recurse: bool = True) -> Self:
         self.remembered.clear()  # its features stay where they were computed
+        if isinstance(self.pixel_features, GradientReplay):
+            self.pixel_features.recorded.clear()
         return super()._apply(fn, recurse)
 
     def _encode(self, caption: str) -> Tensor:
@@ -50,6 +58,10 @@ class FrozenReward(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    def pixel_features(self, pixel_values: Tensor) -> Tensor:
+        """Prepared images (N, 3, S, S) or clips (B, T, 3, S, S) -> unit vectors (N or B, E), float32."""
+        raise NotImplementedError
 
     def text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Token ids and mask (B, L) -> unit vectors (B, E), float32."""

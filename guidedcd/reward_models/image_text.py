@@ -12,7 +12,8 @@ import open_clip
 import torch
 import torch.nn.functional as nnf
 from open_clip.model import CLIP, convert_weights_to_lp
-from torch import Tensor
+from open_clip.transformer import Transformer
+from torch import Tensor, nn
 
 from guidedcd.checkpoints.placing import skeleton
 from guidedcd.errors import GuidedCDError
@@ -44,7 +45,21 @@ def build_clip(sizes: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> 
     model = CLIP(**known, cast_dtype=dtype)
     if dtype != torch.float32:
         convert_weights_to_lp(model, dtype)
+    _tokens_first(model.visual)
     return model
+
+
+def _tokens_first(tower: nn.Module) -> None:
+    """Let an image tower work on (L, N, D), as PyTorch's attention does inside.
+
+    Given (N, L, D) it transposes, and multiplies a frozen weight with the N images of every place apart: L small matrix
+    products instead of one.
+    """
+    stack = getattr(tower, "transformer", None)
+    if isinstance(stack, Transformer) and all(type(b.attn) is nn.MultiheadAttention for b in stack.resblocks):
+        stack.batch_first = False
+        for block in stack.resblocks:
+            block.attn.batch_first = False
 
 
 def load_clip(
@@ -148,12 +163,17 @@ class ImageTextReward(FrozenReward):
         self.model.set_grad_checkpointing(config.gradient_checkpointing)
         self.config, self.prepare, self.tiled = config, prepare, tiled
 
+    def use_graphs(self) -> None:
+        """See the base class; not where blocks are recomputed, for then the state of random numbers is asked for."""
+        if not self.config.gradient_checkpointing:
+            super().use_graphs()
+
     @property
     def image_size(self) -> int:
         """Height and width of the image tower's input, pixels."""
         return self.model.visual.image_size[0]
 
-    def image_features(self, pixel_values: Tensor) -> Tensor:
+    def pixel_features(self, pixel_values: Tensor) -> Tensor:
         """Prepared images (N, 3, S, S) -> unit vectors (N, E), float32."""
         dtype = self.model.visual.conv1.weight.dtype
         return nnf.normalize(self.model.encode_image(pixel_values.to(dtype)).float(), dim=-1)
@@ -167,4 +187,4 @@ class ImageTextReward(FrozenReward):
         batch, frames = video.shape[:2]
         pixels = self.prepare(video.flatten(0, 1), self.image_size, self.config.antialias)
         text = text.repeat(frames, 1) if self.tiled else text.repeat_interleave(frames, dim=0)
-        return (self.image_features(pixels) * text).sum(-1).view(batch, frames).mean(1)
+        return (self.pixel_features(pixels) * text).sum(-1).view(batch, frames).mean(1)

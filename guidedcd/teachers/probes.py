@@ -7,6 +7,7 @@ Legend: B batch, P latent positions (h w), F frames, N = P * heads with the posi
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -118,10 +119,11 @@ def record(
         if not waiting and tail == "detached":
             torch.set_grad_enabled(False)
 
-    handles = [
-        module.register_forward_pre_hook(lambda m, a, k, name=name: hook(name, m, a, k), with_kwargs=True)
-        for name, module in layers.items()
-    ]
+    handles = []
+    for name, module in layers.items():
+        watch = functools.partial(hook, name)
+        watch.takes_frames = True  # see `fast.layers`
+        handles.append(module.register_forward_pre_hook(watch, with_kwargs=True))
     try:
         with contextlib.suppress(_Complete):
             yield records
@@ -133,13 +135,21 @@ def record(
 
 
 def attention(module: nn.Module, hidden: Tensor, batch: int) -> Tensor:
-    """Attention probabilities (B, N, F, F) of a diffusers `Attention` module on `hidden` (B * P, F, channels)."""
-    q, k = (proj(hidden).unflatten(-1, (module.heads, -1)).transpose(1, 2) for proj in (module.to_q, module.to_k))
+    """Attention probabilities (B, N, F, F) of a diffusers `Attention` module.
+
+    Args:
+        module: A temporal self-attention.
+        hidden: Its input, (B P, F, channels); or (B, F, P, channels), as fast layers have it.
+        batch: B.
+    """
+    frames = hidden.shape[1]
+    q, k = (proj(hidden).unflatten(-1, (module.heads, -1)) for proj in (module.to_q, module.to_k))
+    q, k = (x.transpose(1, 2) if x.dim() == 4 else x.permute(0, 2, 3, 1, 4) for x in (q, k))
     if getattr(module, "norm_q", None) is not None:
         q, k = module.norm_q(q), module.norm_k(k)
     dtype = torch.promote_types(q.dtype, torch.float32)
     logits = (q.to(dtype) * module.scale) @ k.to(dtype).transpose(-1, -2)
-    return logits.softmax(dim=-1).reshape(batch, -1, hidden.shape[1], hidden.shape[1])
+    return logits.softmax(dim=-1).reshape(batch, -1, frames, frames)
 
 
 def _below(name: str, prefix: str) -> bool:

@@ -93,6 +93,10 @@ class InternV2(FrozenReward):
         """Height and width of the video tower's input, pixels."""
         return self.model.image_size
 
+    def pixel_features(self, pixel_values: Tensor) -> Tensor:
+        """Prepared clips (B, T, 3, S, S) -> unit vectors (B, E), float32."""
+        return self.model.encode_video(pixel_values.to(self.model.vision_proj.weight.dtype))
+
     def text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Token ids and mask (B, L) -> unit vectors (B, E), float32."""
         return self.model.encode_text(ids, mask)
@@ -101,4 +105,4 @@ class InternV2(FrozenReward):
         """Frames (B, T, 3, H, W) in [0, 1] and caption features (B, E) -> cosines (B,)."""
         generator = self.generator if self.config.crop == "random" else None
         clip = pixels.internvideo2(video, self.image_size, self.config.antialias, generator=generator)
-        return (self.model.encode_video(clip.to(self.model.vision_proj.weight.dtype)) * text).sum(-1)
+        return (self.pixel_features(clip) * text).sum(-1)

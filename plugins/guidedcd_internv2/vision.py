@@ -180,7 +180,7 @@ class VisionEncoder(nn.Module):
         x = x + self.positions(video.shape[1], video.shape[-1] // self.patch)
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
             else:
                 x = block(x)
         return x

@@ -68,7 +68,7 @@ class PickScore(FrozenReward):
         self.config = config
         if config.gradient_checkpointing:
             for layer in model.vision_model.encoder.layers:
-                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
     @staticmethod
     def tokens(config: PickScoreConfig) -> Tokenizer:
@@ -81,7 +81,7 @@ class PickScore(FrozenReward):
         """Height and width of the image tower's input, pixels."""
         return self.model.config.vision_config.image_size
 
-    def image_features(self, pixel_values: Tensor) -> Tensor:
+    def pixel_features(self, pixel_values: Tensor) -> Tensor:
         """Prepared images (N, 3, S, S) -> unit vectors (N, E), float32."""
         projection = self.model.visual_projection
         pooled = self.model.vision_model(pixel_values=pixel_values.to(projection.weight.dtype)).pooler_output
@@ -96,5 +96,5 @@ class PickScore(FrozenReward):
         """Frames (B, F, 3, H, W) in [0, 1] and caption features (B, E) -> mean cosine over frames (B,)."""
         batch, frames = video.shape[:2]
         prepare = {"squash": pixels.clip, "crop": pixels.image_reward}[self.config.resize]
-        image = self.image_features(prepare(video.flatten(0, 1), self.image_size, self.config.antialias))
+        image = self.pixel_features(prepare(video.flatten(0, 1), self.image_size, self.config.antialias))
         return (image * text.repeat_interleave(frames, dim=0)).sum(-1).view(batch, frames).mean(1)
