@@ -1,0 +1,114 @@
+"""Towers and their gradients as CUDA graphs: who may use a graph's memory, and what is said on a GPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_rewards import BUILDERS, write
+from torch import Tensor
+
+from guidedcd.fast import gradient_graphs
+from guidedcd.fast.gradient_graphs import GradientReplay, Graphs, Replayed
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def function(x: Tensor) -> Tensor:
+    """Something whose gradient depends on where it is taken."""
+    return (x.double() ** 3).sum(dim=1).float()
+
+
+class Recorded(Graphs):
+    """What a GPU's graphs do, on a CPU: everything is written to the same places at every replay."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.x, self.use = like.detach().clone().requires_grad_(True), None
+        self.y = function(self.x)
+        self.grad, self.dx = torch.zeros_like(self.y), torch.zeros_like(self.x)
+        self.forward, self.backward = SimpleNamespace(replay=self.ahead), SimpleNamespace(replay=self.back)
+
+    @torch.enable_grad()
+    def ahead(self) -> None:
+        """The forward graph."""
+        self.y = function(self.x)
+
+    def back(self) -> None:
+        """The other one."""
+        (self.dx,) = torch.autograd.grad(self.y, self.x, self.grad)
+
+
+def test_values_and_gradients_are_the_functions():
+    """Two uses one after the other have their own values and gradients, scaled by what comes after."""
+    graphs, inputs = Recorded(torch.zeros(2, 3)), torch.randn(2, 2, 3)
+    for x in inputs:
+        mine, plain = (x.clone().requires_grad_(True) for _ in range(2))
+        found, expected = Replayed.apply(mine, graphs), function(plain)
+        assert torch.equal(found, expected) and graphs.taken()
+        (2 * found).sum().backward()
+        (2 * expected).sum().backward()
+        assert not graphs.taken()
+        torch.testing.assert_close(mine.grad, plain.grad)
+
+
+def test_one_use_at_a_time():
+    """A pass waits for its gradient until that was asked for, or nobody can ask any more."""
+    graphs = Recorded(torch.zeros(1, 3))
+    assert not graphs.taken()
+    y = Replayed.apply(torch.randn(1, 3, requires_grad=True), graphs)
+    assert graphs.taken()
+    del y
+    assert not graphs.taken()
+
+
+def test_a_late_gradient_is_an_error():
+    """What the next use has overwritten is not taken for a gradient."""
+    graphs = Recorded(torch.zeros(1, 3))
+    first, second = (Replayed.apply(torch.randn(1, 3, requires_grad=True), graphs) for _ in range(2))
+    second.sum().backward()
+    with pytest.raises(RuntimeError, match="used again"):
+        first.sum().backward()
+
+
+def test_on_a_cpu_and_without_gradient_nothing_is_recorded(monkeypatch):
+    """The function itself is called."""
+    monkeypatch.setattr(gradient_graphs, "Graphs", None)
+    replay, x = GradientReplay(function), torch.randn(2, 3)
+    assert torch.equal(replay(x), function(x))
+    assert torch.equal(replay(x.requires_grad_(True)), function(x))
+
+
+@pytest.mark.parametrize("name", ["clip", "internv2"])
+def test_a_reward_can_be_told_to(name, tmp_path):
+    """Once is enough; scores stay as they were, and graphs are forgotten where weights are moved."""
+    reward = BUILDERS[name](write(tmp_path))
+    video = torch.rand(2, 4, 3, 20, 32)
+    before = reward(video, ["a", "b"])
+    reward.use_graphs()
+    reward.use_graphs()
+    tower = reward.pixel_features
+    assert isinstance(tower, GradientReplay) and not isinstance(tower.function, GradientReplay)
+    assert torch.equal(reward(video, ["a", "b"]), before)
+    tower.recorded["a size"] = None
+    reward.double()
+    assert not tower.recorded
+
+
+@gpu
+@pytest.mark.parametrize("name", ["clip", "hps", "internv2"])
+def test_on_a_gpu_replayed_rewards_are_the_rewards(name, tmp_path):
+    """Scores and gradients of several clips, in turn and two at once, are those without graphs."""
+    plain, replayed = (BUILDERS[name](write(tmp_path)).cuda() for _ in range(2))
+    replayed.use_graphs()
+    videos = torch.rand(3, 1, 4, 3, 20, 32, device="cuda")
+
+    def graded(reward: torch.nn.Module, some: Tensor) -> list[Tensor]:
+        given = [video.clone().requires_grad_(True) for video in some]
+        scores = [reward(video, ["a"]) for video in given]
+        sum(score.sum() for score in scores).backward()
+        return [*(score.detach() for score in scores), *(video.grad for video in given)]
+
+    for some in (videos[:1], videos[1:2], videos[1:], videos[:1]):
+        torch.testing.assert_close(graded(replayed, some), graded(plain, some))
+    assert replayed.pixel_features.recorded
