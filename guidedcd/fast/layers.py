@@ -119,9 +119,10 @@ def _watched(attn: nn.Module, hidden: Tensor) -> Tensor:
 
     One before it that says `takes_frames` is given (B, F, P, C), changes nothing, and leaves the fast path in place.
     """
-    before = [] if torch.compiler.is_compiling() else list(attn._forward_pre_hooks.values())
-    known = all(getattr(hook, "takes_frames", False) for hook in before)
-    if torch.compiler.is_compiling() or (known and not attn._forward_hooks):
+    if torch.compiler.is_compiling():
+        return temporal(attn, hidden)
+    before = attn._forward_pre_hooks.values()
+    if not attn._forward_hooks and all(getattr(hook, "takes_frames", False) for hook in before):
         for hook in before:
             hook(attn, (hidden,), {})
         return temporal(attn, hidden)
