@@ -65,6 +65,21 @@ def geglu_backward(grad: Tensor, x: Tensor, bias: Any, learned: bool) -> tuple[T
     return like(x), x.new_empty(x.shape[-1], dtype=torch.float32) if learned else None
 
 
+def frame_attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    """Gradients of queries, keys and values."""
+    return like(q), like(k), like(v)
+
+
+def packed_frame_attention(qkv: Tensor, *_: Any) -> Tensor:
+    """A third of the channels."""
+    return qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
+
+
+def packed_frame_attention_backward(grad: Tensor, qkv: Tensor, *_: Any) -> Tensor:
+    """The gradient of all three."""
+    return like(qkv)
+
+
 @contextlib.contextmanager
 def on_paper() -> Iterator[None]:
     """Fast paths take the way that they take on a GPU, with kernels that compute nothing."""
@@ -72,13 +87,15 @@ def on_paper() -> Iterator[None]:
 
     replaced = [
         *((group_norm_kernels, function) for function in (group_norm, group_norm_backward)),
-        *((kernels, function) for function in (layer_norm, geglu)),
+        *((kernels, function) for function in (layer_norm, geglu, frame_attention_backward)),
+        *((kernels, function) for function in (packed_frame_attention, packed_frame_attention_backward)),
         *((kernels_backward, function) for function in (layer_norm_backward, geglu_backward)),
     ]
     with contextlib.ExitStack() as stack:
         for module, function in replaced:
             stack.enter_context(mock.patch.object(module, function.__name__, function))
-        stack.enter_context(mock.patch.object(kernels, "residual", like))
+        for name in ("residual", "frame_attention"):
+            stack.enter_context(mock.patch.object(kernels, name, like))
         stack.enter_context(mock.patch.object(operations, "fused", lambda x: True))
         stack.enter_context(mock.patch("guidedcd.fast.layers.fused", lambda x: True))
         stack.enter_context(mock.patch.object(attention, "takes", lambda q: True))

@@ -60,9 +60,12 @@ def synchronize() -> None:
 
 
 def timed(call: Callable[[int], Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds of call(1), call(2), ..., and the peak of memory, after warm-up."""
+    """Median seconds of call(1), call(2), ..., and the peak of memory, after warm-up.
+
+    A call that gives a function is only launched: that is called after the next launch, as the trainer does.
+    """
     gpu = options.device.startswith("cuda")
-    began, times = time.perf_counter(), []
+    began, times, before = time.perf_counter(), [], None
     with settled():  # as in the trainer's own loop
         for number in range(1, options.warm_up + options.repeats + 1):
             if number == options.warm_up + 1:
@@ -70,9 +73,16 @@ def timed(call: Callable[[int], Any], options: argparse.Namespace) -> dict[str, 
                 if gpu:
                     torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
-            call(number)
-            synchronize()
+            launched = call(number)
+            if before is not None:
+                before()
+            before = launched if callable(launched) else None
+            if before is None:
+                synchronize()
             times.append(time.perf_counter() - start)
+        if before is not None:
+            before()
+        synchronize()
     times = times[options.warm_up :]
     found: dict[str, Any] = {"seconds": round(statistics.median(times), 4)}
     if gpu:
@@ -100,7 +110,12 @@ def stepper(name: str, options: argparse.Namespace, parallel: str = "ddp") -> St
 def step_figure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds and memory of one training step."""
     step, lines = stepper(name, options), []
-    found = timed(lambda number: lines.append(step(number)), options)
+
+    def call(number: int) -> Callable[[], None]:
+        numbers = step.begin(number)
+        return lambda: lines.append(numbers())
+
+    found = timed(call, options)
     params = sum(p.numel() for p in step.student.network.parameters())
     losses = {key: round(lines[-1][key], 4) for key in ("loss", "cd_loss", "grad_norm")}
     return found | {"params_b": round(params / 1e9, 3)} | losses

@@ -6,15 +6,19 @@ import argparse
 import json
 import os
 import socket
+import statistics
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 from train_steps import BASE, stepper, timed
 
+ALONE = "parallel-one"
 PARALLEL = ("parallel-ddp", "parallel-fsdp")
+ROUNDS = 2
 
 
 def together(rank: int, world: int, name: str, options: argparse.Namespace, port: int, out: str) -> None:
@@ -27,10 +31,10 @@ def together(rank: int, world: int, name: str, options: argparse.Namespace, port
         torch.cuda.set_device(rank)
     else:
         torch.set_num_threads(1)
-    step = stepper(f"cd/{options.fast}", options, name.removeprefix("parallel-"))
+    step = stepper(f"cd/{options.fast}", options, "fsdp" if name.endswith("fsdp") else "ddp")
     made = step.batches
     step.batches = lambda number: made(number * world + rank)
-    found = timed(step, options)
+    found = timed(step.begin, options)
     if rank == 0:
         Path(out).write_text(json.dumps(found))
     if torch.distributed.is_initialized():
@@ -58,23 +62,40 @@ def spawned(world: int, name: str, options: argparse.Namespace) -> dict[str, Any
                 if process.is_alive():
                     process.kill()
         found = json.loads(Path(out).read_text())
-    return found | {"samples_per_s": round(world * BASE["batch_size"] / found["seconds"], 3)}
+    return found
 
 
 def parallel_figures(lines: Any, options: argparse.Namespace, wanted: list[str]) -> None:
-    """Samples per second of several GPUs, beside those of one."""
-    alone: dict[str, Any] = {}
+    """Samples per second of several GPUs and of one, measured in turn: a host changes from minute to minute."""
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in (ALONE, *wanted)}
+    failed: dict[str, str] = {}
+    for _ in range(ROUNDS):
+        for name, found in rounds.items():
+            if lines.left() <= 0 or name in failed:
+                continue
+            try:
+                found.append(spawned(1 if name == ALONE else options.processes, name, options))
+            except Exception as error:
+                traceback.print_exc()
+                failed[name] = f"{type(error).__name__}: {str(error)[:300]}"
+    alone = merged(rounds[ALONE], 1) if rounds[ALONE] else None
+    for name, found in rounds.items():
+        about = {}
+        if found and name != ALONE:
+            whole = merged(found, options.processes)
+            times = whole["samples_per_s"] / alone["samples_per_s"] if alone else float("nan")
+            about = {"processes": options.processes, "times_one": round(times, 3), **whole}
+        elif found:
+            about = alone
+        if name in failed or not found:
+            about |= {"failed": failed[name]} if name in failed else {"left_out": "the time is over"}
+        lines.add(f"{name}/{options.fast}", **about)
 
-    def single() -> dict[str, Any]:
-        alone.update(spawned(1, "parallel-ddp", options))
-        return alone
 
-    lines.attempt(f"parallel-one/{options.fast}", single)
-    for name in wanted:
-
-        def measure(name: str = name) -> dict[str, Any]:
-            found = spawned(options.processes, name, options)
-            times = found["samples_per_s"] / alone["samples_per_s"] if alone else float("nan")
-            return {"processes": options.processes, "times_one": round(times, 3), **found}
-
-        lines.attempt(f"{name}/{options.fast}", measure)
+def merged(found: list[dict[str, Any]], world: int) -> dict[str, Any]:
+    """Some rounds of one figure as one measurement."""
+    times = [seconds for one in found for seconds in one["times_s"]]
+    seconds = statistics.median(times)
+    peaks = {key: max(one[key] for one in found) for key in ("gb", "gb_reserved") if key in found[0]}
+    speed = round(world * BASE["batch_size"] / seconds, 3)
+    return {"seconds": round(seconds, 4), **peaks, "rounds": len(found), "samples_per_s": speed, "times_s": times}

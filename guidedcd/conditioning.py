@@ -77,7 +77,10 @@ class FpsEmbedding(nn.Module):
 
     def forward(self, emb: Tensor) -> Tensor:
         """The time embedding (B, width) plus the frame-rate vector."""
-        fps = torch.as_tensor(self.fps, device=emb.device).reshape(-1)
+        fps = self.fps
+        if isinstance(fps, int):
+            fps = torch.full((1,), fps, device=emb.device)  # made there: a copy would wait for the GPU
+        fps = torch.as_tensor(fps, device=emb.device).reshape(-1)
         if fps.numel() not in {1, emb.shape[0]}:
             raise ValueError(f"fps holds {fps.numel()} values for a batch of {emb.shape[0]}")
         return emb + self.embed(fps)

@@ -20,6 +20,10 @@ from guidedcd.spread import Spread
 from guidedcd.student import Student
 from guidedcd.weights import Weights
 
+WHOLE = 1 / 16
+"""Part of a network's numbers that FSDP2 leaves whole in every process: those of its smallest parameters."""
+GROUP = 1 / 12
+"""Least part of a network's numbers that is put together at once: every time costs the host milliseconds."""
 DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": None}
 """What the networks' weights are in; fp16 is autocast from float32 weights."""
 
@@ -62,10 +66,10 @@ def distribute(student: Student, run: Run, accelerator: Accelerator) -> tuple[An
 
 
 def shard(network: nn.Module, mesh: Any, dtype: torch.dtype | None, *, keep: bool = False) -> None:
-    """Spread a network's float32 weights over the processes of `mesh`, block by block; it computes in `dtype`.
+    """Spread a network's float32 weights over the processes of `mesh`, some blocks at a time; it computes in `dtype`.
 
-    Biases and the weights of norms stay whole in every process, for `spread.Spread` to take care of: they are more than
-    half of all parameters, a thousandth of all numbers, and a host needs as long to gather a small one as a large one.
+    Vectors, and the smallest matrices up to `WHOLE` of all numbers, stay whole in every process, for `spread.Spread` to
+    take care of: they are four fifths of all parameters, and a host needs as long to gather a small one as a large one.
 
     Args:
         network: Changed in place.
@@ -74,17 +78,46 @@ def shard(network: nn.Module, mesh: Any, dtype: torch.dtype | None, *, keep: boo
         keep: Keep what a forward pass has put together until the backward pass: a step passes the network three times.
     """
     for parameter in network.parameters():
-        parameter.data = parameter.data.contiguous()  # no other layout can be spread
+        parameter.data = parameter.data.contiguous()  # no other layout can be spread, nor optimised beside parts
+    parts = spread_parameters(network)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
-    vectors = {parameter for parameter in network.parameters() if parameter.dim() < 2}
-    options = {"mesh": mesh, "mp_policy": policy, "reshard_after_forward": not keep, "ignored_params": vectors}
-    blocks = [
-        one
-        for child in network.children()
-        for one in (child if isinstance(child, nn.ModuleList) else [child])
-        if isinstance(child, nn.ModuleList) or sum(1 for _ in child.modules()) > 20
-    ]
-    for block in blocks:
-        if any(parameter not in vectors for parameter in block.parameters()):
-            fully_shard(block, **options)
+    whole = {parameter for parameter in network.parameters() if parameter not in parts}
+    options = {"mesh": mesh, "mp_policy": policy, "reshard_after_forward": not keep, "ignored_params": whole}
+    for group in groups(network, parts):
+        fully_shard(group, **options)
     fully_shard(network, **options)
+
+
+def groups(network: nn.Module, parts: set[nn.Parameter]) -> list[list[nn.Module]]:
+    """Blocks of a network whose `parts` are put together at once: each list holds at least `GROUP` of all numbers.
+
+    Neighbours of one list of blocks go together, and what is small on its own with the network's other parameters.
+    """
+
+    def numbers(*modules: nn.Module) -> int:
+        return sum(p.numel() for module in modules for p in module.parameters() if p in parts)
+
+    least, found = GROUP * numbers(network), []
+    for child in network.children():
+        own: list[list[nn.Module]] = []
+        for block in child if isinstance(child, nn.ModuleList) else [child]:
+            if own and (numbers(*own[-1]) < least or not numbers(block)):
+                own[-1].append(block)
+            else:
+                own.append([block])
+        if len(own) > 1 and numbers(*own[-1]) < least:
+            last = own.pop()
+            own[-1] += last
+        found += [group for group in own if numbers(*group) >= least]
+    return found
+
+
+def spread_parameters(network: nn.Module) -> set[nn.Parameter]:
+    """The parameters of a network that every process holds a part of: all matrices but the smallest."""
+    matrices = sorted((p for p in network.parameters() if p.dim() > 1), key=lambda p: p.numel())
+    left = WHOLE * sum(p.numel() for p in matrices)
+    for number, parameter in enumerate(matrices):
+        left -= parameter.numel()
+        if left < 0:
+            return set(matrices[number:])
+    return set()

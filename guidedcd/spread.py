@@ -16,7 +16,7 @@ from guidedcd.weights import Weights
 class Spread(Weights):
     """`Weights` of a network after `parallel.shard`.
 
-    Its large parameters are DTensors, its vectors whole in every process. `masters` are plain tensors, the own parts of
+    Its large parameters are DTensors, the others whole in every process. `masters` are plain tensors, the own parts of
     the former and float32 copies of the latter: a host needs twice as long to launch an optimiser's step of DTensors.
     """
 
@@ -25,43 +25,66 @@ class Spread(Weights):
         networks = [one for one in (network, target) if one is not None]
         self._blocks = [block for one in networks for block in one.modules() if isinstance(block, FSDPModule)]
         self._is_part = [isinstance(working, DTensor) for working in self.working]
-        # All processes of the mesh, which is the same for every parameter.
-        self._group = next(w.device_mesh for w in self.working if isinstance(w, DTensor)).get_group()
+        # All processes of the one mesh. With adapters, the trained parameters may all be whole.
+        self._group = next(p.device_mesh for p in network.parameters() if isinstance(p, DTensor)).get_group()
+
+        self._joint: tuple[list[int], Tensor] | None = None
+        """Which whole parameters have a gradient in this step, and all of these in one tensor."""
 
     @torch.no_grad()
     def collect(self) -> None:
         """After a backward pass: add gradients to the masters'; those of whole parameters are averaged here first."""
-        means = self._means()
-        for n, (working, master) in enumerate(zip(self.working, self.masters, strict=True)):
-            if working.grad is None:
+        given = [working.grad for working in self.working]
+        whole = [n for n, gradient in enumerate(given) if gradient is not None and not self._is_part[n]]
+        if whole:
+            self._collect_whole(whole, [given[n] for n in whole])
+        for n, gradient in enumerate(given):
+            if gradient is None:
                 continue
-            gradient = working.grad.to_local() if self._is_part[n] else means[n]
-            working.grad = None
-            if master.grad is None:
-                master.grad = gradient.to(master.dtype)
-            else:
-                master.grad += gradient
+            self.working[n].grad = None
+            if self._is_part[n]:
+                _add(self.masters[n], gradient.to_local())
 
-    def _means(self) -> dict[int, Tensor]:
-        """Float32 gradients of whole parameters by number, averaged over the processes in one exchange."""
-        plain = {n: w for n, w in enumerate(self.working) if not self._is_part[n] and w.grad is not None}
-        if not plain:
-            return {}
-        flat = torch.cat([w.grad.flatten().float() for w in plain.values()])
-        distributed.all_reduce(flat, group=self._group)
-        parts = (flat / distributed.get_world_size(self._group)).split([w.numel() for w in plain.values()])
-        return {n: part.view_as(w) for (n, w), part in zip(plain.items(), parts, strict=True)}
+    def _collect_whole(self, numbers: list[int], gradients: Sequence[Tensor]) -> None:
+        """Average gradients over the processes in one exchange, and keep them in one piece: the host has less to do."""
+        masters = [self.masters[n] for n in numbers]
+        joint = torch.cat([gradient.flatten() for gradient in gradients]).to(masters[0].dtype)
+        distributed.all_reduce(joint, group=self._group)
+        joint /= distributed.get_world_size(self._group)
+        if self._joint is not None and self._joint[0] == numbers:
+            self._joint[1].add_(joint)
+            return
+        self._joint = (numbers, joint) if all(master.grad is None for master in self.masters) else None
+        for master, gradient in zip(masters, joint.split([master.numel() for master in masters]), strict=True):
+            _add(master, gradient.view(master.shape))
 
     @torch.no_grad()
     def clip(self, max_norm: float) -> Tensor:
         """Shorten the gradients of all processes together to `max_norm`; returns how long they were."""
-        gradients = {n: m.grad for n, m in enumerate(self.masters) if m.grad is not None}
-        parts, plain = ([g for n, g in gradients.items() if self._is_part[n] == part] for part in (True, False))
+        parts, whole = (
+            [
+                m.grad
+                for m, part in zip(self.masters, self._is_part, strict=True)
+                if part == wanted and m.grad is not None
+            ]
+            for wanted in (True, False)
+        )
+        whole = whole if self._joint is None else [self._joint[1]]
         squares = torch.nn.utils.get_total_norm(parts).square().to(self.masters[0].device)
         distributed.all_reduce(squares, group=self._group)
-        norm = (squares + torch.nn.utils.get_total_norm(plain).square().to(squares.device)).sqrt()
-        torch.nn.utils.clip_grads_with_norm_(self.masters, max_norm, norm)
+        norm = (squares + torch.nn.utils.get_total_norm(whole).square().to(squares.device)).sqrt()
+        # As `clip_grads_with_norm_`, which takes parameters.
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradients in (parts, whole):
+            if gradients:
+                torch._foreach_mul_(gradients, factor)
         return norm
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """After an optimiser step: move the average, and take the network apart, whose weights are those of before."""
+        self._joint = None
+        super().publish()
 
     def whole(self, number: int, value: Tensor) -> Tensor:
         """A tensor like master `number` as that of all processes together; to be called in every process."""
@@ -102,3 +125,10 @@ class Spread(Weights):
     def _show(self, values: Sequence[Tensor]) -> None:
         self._exchange()
         self._give(self.working, self.masters)
+
+
+def _add(master: Tensor, gradient: Tensor) -> None:
+    if master.grad is None:
+        master.grad = gradient.to(master.dtype)
+    else:
+        master.grad += gradient

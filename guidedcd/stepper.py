@@ -5,6 +5,7 @@ Legend: B samples of this process and step, E energies; latents (C, F, H, W).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,11 +22,15 @@ from guidedcd.devices import part
 from guidedcd.distil import consistency
 from guidedcd.errors import GuidedCDError
 from guidedcd.fast import is_fast, speed_up
+from guidedcd.outcome import Outcome
 from guidedcd.rewards import Rewards
 from guidedcd.rollouts import Rollouts
 from guidedcd.run import Run
 from guidedcd.student import Student
 from guidedcd.tuning import compiled_as
+
+Done = Callable[[], dict[str, float]]
+"""A launched step: called, it waits for its numbers, and raises GuidedCDError where they are not finite."""
 
 
 class Stepper:
@@ -86,9 +91,13 @@ class Stepper:
 
     def __call__(self, step: int) -> dict[str, float]:
         """Do step number `step`, from 1; returns the numbers of its log line."""
+        return self.begin(step)()
+
+    def begin(self, step: int) -> Done:
+        """Do step number `step`, from 1, and do not wait for the device; the result, called, gives its log line."""
         return self._step(self.model, step)
 
-    def _step(self, model: Any, step: int) -> dict[str, float]:
+    def _step(self, model: Any, step: int) -> Done:
         settings = self.run.train
         # Dropout, where it is asked for, is the only consumer of the global generator.
         torch.manual_seed(hash((self.run.seed, step, self.accelerator.process_index)) % 2**63)
@@ -98,7 +107,7 @@ class Stepper:
             group["lr"] = settings.lr * min(1.0, up, down)
         # Float32 gradients of bfloat16 weights are summed outside of the network: every part must be reduced.
         apart = self.weights.masters is not self.weights.working
-        losses: list[tuple[Tensor, Batch, int]] = []
+        where: list[tuple[list[str], int]] = []
         seen: list[dict[str, Any]] = []
         for micro in range(settings.accumulate):
             number = (step - 1) * settings.accumulate + micro
@@ -110,18 +119,35 @@ class Stepper:
                     self.accelerator.backward(loss / settings.accumulate)
             with part("the gradients", "Use --student.kind lora"):
                 self.weights.collect()
-            losses.append((loss.detach(), batch, number))
+            where.append((list(batch.ids), number))
             seen.append(numbers)
         self.accelerator.unscale_gradients()
         norm = self.weights.clip(settings.max_grad_norm)
-        # Numbers stay on the device until here: asking for one waits for all that was launched before.
-        means = _means(seen, norm)
-        self._must_be_finite(losses, means, step)
+        outcome = Outcome(seen, norm)
+        if self.accelerator.num_processes > 1:
+            rewards = [f"{what}/{name}" for name in self.rewards.names for what in ("reward", "routed")]
+            outcome.share(self.accelerator, ("loss", "cd_loss", "grad_norm", *rewards))
         with part("the optimiser", "Use --student.kind lora"):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.weights.publish()
-        return means | {"lr": self.optimizer.param_groups[0]["lr"]}
+        return functools.partial(self._told, step, outcome, where, self.optimizer.param_groups[0]["lr"])
+
+    def _told(self, step: int, outcome: Outcome, where: list[tuple[list[str], int]], lr: float) -> dict[str, float]:
+        """A step's log line; over all processes, where there are several.
+
+        Raises:
+            GuidedCDError: The loss or the gradient is not finite, and so the weights are not.
+        """
+        found = outcome.wait()
+        for loss, samples in zip(found.losses, where, strict=True):
+            if not math.isfinite(loss):
+                raise GuidedCDError(self._not_finite(f"the loss ({found.line})", step, *samples))
+        scaler = self.accelerator.scaler
+        # Half precision overflows at first: its scaler skips such steps.
+        if (scaler is None or scaler.get_scale() <= 1) and not math.isfinite(found.line["grad_norm"]):
+            raise GuidedCDError(self._not_finite("the gradient", step, *where[-1]))
+        return (found.line if found.everywhere is None else found.everywhere) | {"lr": lr}
 
     def losses(self, model: Any, batch: Batch, number: int) -> tuple[Tensor, dict[str, Any]]:
         """The total loss of one batch, and its parts for the log, on the device.
@@ -177,20 +203,9 @@ class Stepper:
         self._ahead = (number + 1, self._reader.submit(read, number + 1))
         return batch
 
-    def _must_be_finite(self, losses: list[tuple[Tensor, Batch, int]], means: dict[str, float], step: int) -> None:
-        values = torch.stack([loss for loss, _, _ in losses]).tolist()
-        for value, (_, *where) in zip(values, losses, strict=True):
-            if not math.isfinite(value):
-                raise GuidedCDError(self._not_finite(f"the loss ({means})", step, *where))
-        scaler = self.accelerator.scaler
-        if scaler is not None and scaler.get_scale() > 1:
-            return  # half precision overflows at first: its scaler skips such steps
-        if not math.isfinite(means["grad_norm"]):
-            raise GuidedCDError(self._not_finite("the gradient", step, *losses[-1][1:]))
-
-    def _not_finite(self, what: str, step: int, batch: Batch, number: int) -> str:
+    def _not_finite(self, what: str, step: int, ids: list[str], number: int) -> str:
         own = self.rollouts.chosen(number) if self.rollouts is not None else []
-        names = [*batch.ids, *(f"'{sample.caption}'" for sample, _ in own)]
+        names = [*ids, *(f"'{sample.caption}'" for sample, _ in own)]
         return (
             f"{what} is not finite at step {step}, samples {', '.join(names)}. {self._good()}; "
             "lower --train.lr, the energies' scale or the rewards' weight and start with --new."
@@ -213,18 +228,3 @@ class Stepper:
         if not settings.gradient_checkpointing:
             return "It needs less with --train.gradient-checkpointing."
         return "It needs less with --student.kind lora."
-
-
-def _means(seen: list[dict[str, Any]], norm: Tensor) -> dict[str, float]:
-    """Means over a step's batches, and the gradient's norm; one transfer for all numbers.
-
-    A reward without samples in one of the batches has its mean over the others.
-    """
-    listed: dict[str, list[Any]] = {}
-    for numbers in seen:
-        for key, value in numbers.items():
-            listed.setdefault(key, []).append(value)
-    listed["grad_norm"] = [norm]
-    flat = torch.stack([torch.as_tensor(v, dtype=torch.float32).to(norm.device) for vs in listed.values() for v in vs])
-    values = iter(flat.tolist())
-    return {key: sum(next(values) for _ in vs) / len(vs) for key, vs in listed.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from guidedcd.rollouts import Rollouts
 from guidedcd.routes import Sample
 from guidedcd.run import Run
 from guidedcd.runs import Log
-from guidedcd.stepper import Stepper
+from guidedcd.stepper import Done, Stepper
 from guidedcd.store import LatentStore
 from guidedcd.trackers import tracked
 from guidedcd.validation import Validation
@@ -73,6 +72,8 @@ class Trainer(Stepper):
         super().__init__(run, teacher, accelerator, rewards=rewards, batches=batches, rollouts=rollouts)
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
+        self.waits = teacher.device.type != "cuda"
+        """Whether a step is told before the next one begins; a GPU computes while the next one is being launched."""
 
     def fit(self) -> Path:
         """Train from the newest checkpoint, or from the start, to the end; returns the student's folder."""
@@ -91,24 +92,40 @@ class Trainer(Stepper):
             interruptible() as stop,
             progress("train", settings.steps, start=done, unit="steps") as advance,
         ):
-            for step in range(done + 1, settings.steps + 1):
-                line = self(step)
-                if step % settings.log_every == 0 or step in (1, settings.steps):
-                    seconds = time.perf_counter() - began
-                    seen = (step - done) * settings.batch_size * settings.accumulate * self.accelerator.num_processes
-                    line = self._everywhere(line)
-                    line |= {"step": step, "samples_per_second": round(seen / seconds, 3)}
-                    if torch.cuda.is_available():
-                        line["memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-                    if main:
-                        log.write(line | {"seconds": round(log.seconds + seconds, 2)})
-                    self.accelerator.log(line, step=step)
+
+            def tell(step: int, numbers: Done) -> None:
+                line = numbers()
                 advance(1, f"loss {line['loss']:.3f}")
-                if self.validation is not None and step % settings.validate_every == 0:
+                if step % settings.log_every and step not in (1, settings.steps):
+                    return
+                seconds = time.perf_counter() - began
+                seen = (step - done) * settings.batch_size * settings.accumulate * self.accelerator.num_processes
+                line |= {"step": step, "samples_per_second": round(seen / seconds, 3)}
+                if torch.cuda.is_available():
+                    line["memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+                if main:
+                    log.write(line | {"seconds": round(log.seconds + seconds, 2)})
+                self.accelerator.log(line, step=step)
+
+            before: tuple[int, Done] | None = None
+            for step in range(done + 1, settings.steps + 1):
+                try:
+                    begun = self.begin(step)
+                finally:  # if this one fails, perhaps for what the one before did
+                    if before is not None:
+                        tell(*before)
+                stopping, last = stop.is_set, step == settings.steps
+                validates = self.validation is not None and step % settings.validate_every == 0
+                saves = (step % settings.save_every == 0 or stopping) and not last
+                before = step, begun
+                if self.waits or validates or saves or last:  # nothing is made of weights that may not be finite
+                    tell(*before)
+                    before = None
+                if validates:
                     self.validation(self.student, self.weights, step, write=main)
-                if (step % settings.save_every == 0 or stop.is_set) and step < settings.steps:
+                if saves:
                     self._save(step)
-                if stop.is_set and step < settings.steps:
+                if stopping and not last:
                     raise KeyboardInterrupt
         target = self.folder / "student"
         self._finish(target)
@@ -120,21 +137,6 @@ class Trainer(Stepper):
     def _good(self) -> str:
         saved = checkpoint.found(self.checkpoints)
         return f"The last good checkpoint is {saved[-1]}" if saved else "There is no checkpoint yet"
-
-    def _everywhere(self, line: dict[str, float]) -> dict[str, float]:
-        """Means over processes; a reward that was not scored on this one counts as not there."""
-        if self.accelerator.num_processes == 1:
-            return line
-        keys = [
-            "loss",
-            "cd_loss",
-            "grad_norm",
-            *(f"{k}/{n}" for n in self.rewards.names for k in ("reward", "routed")),
-        ]
-        values = torch.tensor([line.get(key, math.nan) for key in keys], device=self.device)
-        gathered = self.accelerator.gather(values[None])
-        means = {k: float(v) for k, v in zip(keys, gathered.nanmean(0), strict=True) if not math.isnan(float(v))}
-        return means | {"lr": line["lr"]}
 
     def _save(self, step: int) -> None:
         checkpoint.save(

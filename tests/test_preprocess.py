@@ -420,7 +420,7 @@ def test_recomputed_activations_are_not_kept(toy, fast):
     for seen, gradient, _ in (cheap, most):
         assert torch.equal(gradient, plain[1])
         assert torch.equal(seen.output, plain[0].output)
-    assert most[2] < cheap[2] < 0.6 * plain[2]
+    assert cheap[2] < 0.5 * plain[2] and most[2] < 0.3 * plain[2]
     with pytest.raises(ValueError, match="recompute must be one of"):
         look(teacher, needs, "whole", "some")
 

@@ -10,7 +10,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from guidedcd.parallel import shard
+from guidedcd.parallel import WHOLE, shard, spread_parameters
 from guidedcd.spread import Spread
 from guidedcd.weights import Weights
 
@@ -65,6 +65,35 @@ def test_a_step_equals_that_of_whole_weights(mesh, passes):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value)
+
+
+def test_the_smallest_matrices_stay_whole():
+    """Of all parameters, vectors and the smallest matrices up to a sixteenth of all numbers are not spread."""
+    sizes = [1, 40, 2, 3, 50, 4]
+    net = nn.ParameterList([nn.Parameter(torch.zeros(size, 1)) for size in sizes] + [nn.Parameter(torch.zeros(99))])
+    spread_ones = [parameter in spread_parameters(net) for parameter in net]
+
+    assert spread_ones == [False, True, False, False, True, True, False]
+    assert 1 + 2 + 3 <= WHOLE * sum(sizes) < 1 + 2 + 3 + 4
+    assert spread_parameters(nn.Linear(2, 2, bias=False))
+
+
+def test_adapters_that_all_stay_whole_are_trained(mesh):
+    """Where only small matrices of a large network are trained, a step equals that of the network in one piece."""
+
+    def build() -> nn.Module:
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 1, bias=False))
+        net[0].requires_grad_(False)
+        return net
+
+    plain, net, x = build(), build(), torch.randn(5, 40)
+    shard(net, mesh, None, keep=True)
+    own, weights = Weights(plain), Spread(net)
+    assert not any(isinstance(p, DTensor) for p in weights.working)
+    for _ in range(2):
+        torch.testing.assert_close(step(weights, net, x), step(own, plain, x))
+    torch.testing.assert_close(weights.state(), own.state())
 
 
 def test_vectors_stay_whole_and_masters_are_plain_float32(mesh):

@@ -240,6 +240,49 @@ def test_infinite_loss_names_step_samples_and_checkpoint(toy, tmp_path, monkeypa
     assert [path.name for path in checkpoint.found(tmp_path / "a" / "checkpoints")] == ["step-000002"]
 
 
+def late(monkeypatch) -> None:
+    """Steps are told while the next one is under way, as on a GPU."""
+    told = Trainer.__init__
+
+    def __init__(self, *args, **kwargs):
+        told(self, *args, **kwargs)
+        self.waits = False
+
+    monkeypatch.setattr(Trainer, "__init__", __init__)
+
+
+def test_steps_that_are_told_late_are_the_same(toy, tmp_path, monkeypatch):
+    """Log, checkpoints, and a run that was interrupted and continued, do not depend on when steps are told."""
+    run, store = make(), tmp_path / "s"
+    straight = trained(run, tmp_path / "a", store)
+    late(monkeypatch)
+
+    assert trained(run, tmp_path / "b", store) == straight
+    with interrupted(monkeypatch, 4):
+        trained(run, tmp_path / "c", store)
+    assert checkpoint.found(tmp_path / "c" / "checkpoints")[-1].name == "step-000002"
+    assert trained(run, tmp_path / "c", store) == straight
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_late_step_that_is_not_finite_is_told_before_anything_is_made_of_it(toy, tmp_path, monkeypatch, fails):
+    """It is named, and not the step after it, also where that one fails for it; it gets into no checkpoint."""
+    run, losses = make(train={"save_every": 4}), Trainer.losses
+
+    def spoiled(self, model, batch, number):
+        if fails and number == 3:
+            raise RuntimeError("for what the step before did")
+        loss, numbers = losses(self, model, batch, number)
+        spoil = number == (2 if fails else 3)
+        return (loss * float("nan") if spoil else loss), numbers | ({"loss": loss * float("nan")} if spoil else {})
+
+    monkeypatch.setattr(Trainer, "losses", spoiled)
+    late(monkeypatch)
+    with pytest.raises(GuidedCDError, match=f"not finite at step {3 if fails else 4}, samples toy"):
+        trained(run, tmp_path / "a", tmp_path / "s")
+    assert not checkpoint.found(tmp_path / "a" / "checkpoints")
+
+
 def test_out_of_memory_names_the_component(toy, tmp_path, monkeypatch):
     """Running out of memory names the component and the settings that need less."""
     run = make()

@@ -105,7 +105,9 @@ def takes(q: Tensor) -> bool:
 def over_frames(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
     """softmax(q k^T scale) v over the frames of (B, F, P, C), each position for itself; differentiable."""
     if takes(q):
-        return frame_attention(q, k, v, heads, scale)
+        if torch.compiler.is_compiling():
+            return frame_attention(q, k, v, heads, scale)
+        return operations.functions().FrameAttention.of(q, k, v, heads, scale)
     b, f, p, c = q.shape
     q, k, v = (split(x.transpose(1, 2).reshape(b * p, f, c), heads) for x in (q, k, v))
     out = nnf.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -125,11 +127,14 @@ def temporal(attn: Attention, hidden: Tensor) -> Tensor:
     """A temporal self-attention on tokens in the order of frames, (B, F, P, C) to the same."""
     weight = packed(attn) if takes(hidden) else None
     if weight is not None:
-        out = packed_frame_attention(nnf.linear(hidden, weight), attn.heads, attn.scale)
+        compiling = torch.compiler.is_compiling()
+        attend = packed_frame_attention if compiling else operations.functions().FrameAttention.of
+        out = attend(nnf.linear(hidden, weight), attn.heads, attn.scale)
     else:
         q, k, v = attn.to_q(hidden), attn.to_k(hidden), attn.to_v(hidden)
         out = over_frames(q, k, v, attn.heads, attn.scale)
-    return attn.to_out[1](attn.to_out[0](out))
+    project, dropout = attn.to_out
+    return operations.dropped(dropout, project(out))
 
 
 def spatial(attn: Attention, hidden: Tensor, prompt: Tensor | None, frames: int) -> Tensor:
@@ -144,7 +149,8 @@ def spatial(attn: Attention, hidden: Tensor, prompt: Tensor | None, frames: int)
     q = split(q.reshape(videos, -1, q.shape[-1]), attn.heads)
     out = quicker.attention(q, split(k, attn.heads), split(v, attn.heads), attn.scale)
     out = out.transpose(1, 2).reshape(*hidden.shape[:2], -1)
-    return attn.to_out[1](attn.to_out[0](out))
+    project, dropout = attn.to_out
+    return operations.dropped(dropout, project(out))
 
 
 def is_plain(attn: Attention) -> bool:

@@ -11,8 +11,28 @@ from torch.autograd.function import once_differentiable
 from guidedcd.fast import group_norm_kernels, kernels, kernels_backward
 
 
-class GroupNorm(torch.autograd.Function):
+class Fused(torch.autograd.Function):
+    """A function of tokens; where no gradient is wanted, without what a graph would cost the host."""
+
+    @classmethod
+    def of(cls, *args: Any) -> Any:
+        """The result for what `values` takes."""
+        return cls.apply(*args) if torch.is_grad_enabled() else cls.values(*args)
+
+    @staticmethod
+    def values(*args: Any) -> Any:
+        """The result alone."""
+        raise NotImplementedError
+
+
+class GroupNorm(Fused):
     """Group norm of (N, L, C) plus a shift, then SiLU or not."""
+
+    @staticmethod
+    def values(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, *how: Any) -> Tensor:
+        """See `operations.group_norm`."""
+        groups, eps, silu, dtype = how
+        return group_norm_kernels.group_norm(x.contiguous(), weight, bias, groups, eps, silu, shift, dtype)[0]
 
     @staticmethod
     def forward(
@@ -59,8 +79,13 @@ def narrowed(sums: Tensor | None, one: torch.dtype, other: torch.dtype) -> tuple
     return sums[0].to(one), sums[1].to(other)
 
 
-class LayerNorm(torch.autograd.Function):
+class LayerNorm(Fused):
     """The sum of two (..., C), and its layer norm."""
+
+    @staticmethod
+    def values(*args: Any) -> tuple[Tensor, Tensor]:
+        """See `operations.layer_norm`."""
+        return kernels.layer_norm(*args)
 
     @staticmethod
     def forward(
@@ -90,8 +115,13 @@ class LayerNorm(torch.autograd.Function):
         return *given, *narrowed(sums, *kinds[2:]), None, None
 
 
-class Geglu(torch.autograd.Function):
+class Geglu(Fused):
     """First half of the channels times the exact GELU of the second, after a bias or not."""
+
+    @staticmethod
+    def values(x: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., 2 C) and (2 C,) to (..., C)."""
+        return kernels.geglu(x, bias)
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -109,8 +139,13 @@ class Geglu(torch.autograd.Function):
         return dx, None if dbias is None else dbias.to(bias.dtype)
 
 
-class Residual(torch.autograd.Function):
+class Residual(Fused):
     """`x` + `y` + `bias`."""
+
+    @staticmethod
+    def values(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
+        """(..., C), (..., C), (C,)."""
+        return kernels.residual(x, y, bias)
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
@@ -124,3 +159,28 @@ class Residual(torch.autograd.Function):
         """Gradients of all three."""
         dbias = grad.flatten(0, -2).sum(dim=0, dtype=torch.float32).to(ctx.dtype) if ctx.needs_input_grad[2] else None
         return grad, grad, dbias
+
+
+class FrameAttention(Fused):
+    """Attention over frames, of queries, keys and values, or of all three side by side."""
+
+    @staticmethod
+    def values(*args: Any) -> Tensor:
+        """Three times (B, F, P, C), or once (B, F, P, 3 C), heads and scale; to (B, F, P, C)."""
+        return (kernels.packed_frame_attention if len(args) == 3 else kernels.frame_attention)(*args)
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        """See `values`."""
+        ctx.save_for_backward(*args[:-2])
+        ctx.how = args[-2:]
+        return FrameAttention.values(*args)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the tensors."""
+        given = ctx.saved_tensors
+        if len(given) == 1:
+            return kernels.packed_frame_attention_backward(grad, *given, *ctx.how), None, None
+        return *kernels.frame_attention_backward(grad, *given, *ctx.how), None, None

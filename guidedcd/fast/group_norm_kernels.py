@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from guidedcd.fast.launch import Launcher, cdiv, power_of_2
+
 ROWS, COLUMNS = 32, 64
 """A tile of tokens by channels: rows of 128 bytes."""
 PROGRAMS = 1056
@@ -23,8 +25,9 @@ TILES = 4
 """Tiles that one program transforms, one below the other."""
 
 
+@Launcher
 @triton.jit
-def _moments(X, MEAN, M2, L, C, CHUNK, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _moments(X, MOMENTS, L, C, CHUNK, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Mean and sum of squared deviations of each channel in one chunk of tokens."""
     chunk, n = tl.program_id(1), tl.program_id(2).to(tl.int64)
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -47,13 +50,15 @@ def _moments(X, MEAN, M2, L, C, CHUNK, ROWS: tl.constexpr, COLUMNS: tl.constexpr
     sums = tl.sum(total, axis=0)
     count = (last - first).to(tl.float32)
     at = (n * tl.num_programs(1) + chunk) * C + c
-    tl.store(MEAN + at, origin + sums / count, mask=known)
-    tl.store(M2 + at, tl.sum(squares, axis=0) - sums * sums / count, mask=known)
+    step = tl.num_programs(2) * tl.num_programs(1) * C
+    tl.store(MOMENTS + at, origin + sums / count, mask=known)
+    tl.store(MOMENTS + step + at, tl.sum(squares, axis=0) - sums * sums / count, mask=known)
 
 
+@Launcher
 @triton.jit
 def _combine(
-    MEAN, M2, WEIGHT, BIAS, SHIFT, STEP, STATS, SCALE, OFFSET, L, C, G, CHUNK, CHUNKS, eps,
+    MOMENTS, WEIGHT, BIAS, SHIFT, STEP, STATS, PLANES, L, C, G, CHUNK, CHUNKS, eps,
     HAS_SHIFT: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Mean and 1/std of each (n, group), from moments of its channels and chunks; scale and offset of each channel."""
@@ -64,8 +69,9 @@ def _combine(
     known = j < size
     inside = (k < CHUNKS)[:, None] & known[None, :]
     at = (n * CHUNKS + k[:, None]) * C + c[None, :]
-    mean = tl.load(MEAN + at, mask=inside, other=0.0)
-    m2 = tl.load(M2 + at, mask=inside, other=0.0)
+    rows = tl.num_programs(1)
+    mean = tl.load(MOMENTS + at, mask=inside, other=0.0)
+    m2 = tl.load(MOMENTS + rows * CHUNKS * C + at, mask=inside, other=0.0)
     shift = tl.zeros((WIDTH,), tl.float32)
     if HAS_SHIFT:
         shift += tl.load(SHIFT + n * STEP + c, mask=known, other=0.0).to(tl.float32)
@@ -79,20 +85,21 @@ def _combine(
     tl.store(STATS + (n * G + g) * 2 + 1, factor)
     scale = factor * tl.load(WEIGHT + c, mask=known, other=0.0).to(tl.float32)
     offset = tl.load(BIAS + c, mask=known, other=0.0).to(tl.float32) - (center - shift) * scale
-    tl.store(SCALE + n * C + c, scale, mask=known)
-    tl.store(OFFSET + n * C + c, offset, mask=known)
+    tl.store(PLANES + n * C + c, scale, mask=known)
+    tl.store(PLANES + (rows + n) * C + c, offset, mask=known)
 
 
+@Launcher
 @triton.jit
 def _normalise(
-    X, Y, SCALE, OFFSET, L, C,
+    X, Y, PLANES, L, C,
     SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(2).to(tl.int64)
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     known = c < C
-    scale = tl.load(SCALE + n * C + c, mask=known, other=0.0)
-    offset = tl.load(OFFSET + n * C + c, mask=known, other=0.0)
+    scale = tl.load(PLANES + n * C + c, mask=known, other=0.0)
+    offset = tl.load(PLANES + (tl.num_programs(2) + n) * C + c, mask=known, other=0.0)
     X += n * L * C
     Y += n * L * C
     for tile in tl.static_range(TILES):
@@ -107,14 +114,14 @@ def _normalise(
 
 def chunks_of(n: int, length: int, columns: int) -> tuple[int, int]:
     """(tokens in a chunk, chunks) of a reduction over `length` tokens that `n` rows and `columns` tiles share out."""
-    wanted = min(triton.cdiv(PROGRAMS, n * columns), triton.cdiv(length, 2 * ROWS))
-    chunk = triton.cdiv(triton.cdiv(length, wanted), ROWS) * ROWS
-    return chunk, triton.cdiv(length, chunk)
+    wanted = min(cdiv(PROGRAMS, n * columns), cdiv(length, 2 * ROWS))
+    chunk = cdiv(cdiv(length, wanted), ROWS) * ROWS
+    return chunk, cdiv(length, chunk)
 
 
 def _blocks(chunks: int, size: int) -> dict[str, int]:
     """The tile that holds all chunks of one group, and how many warps work on it."""
-    block, width = triton.next_power_of_2(chunks), triton.next_power_of_2(size)
+    block, width = power_of_2(chunks), power_of_2(size)
     return {"BLOCK": block, "WIDTH": width, "num_warps": 4 if block * width >= 2048 else 1}
 
 
@@ -136,25 +143,25 @@ def group_norm(
     """Group norm of `x` + `shift`, (N, L, C), then SiLU; and mean and 1/std (N, G, 2). `shift` is (N, C) or (1, C)."""
     x = x.contiguous()
     n, length, channels = x.shape
-    columns = triton.cdiv(channels, COLUMNS)
+    columns = cdiv(channels, COLUMNS)
     chunk, chunks = chunks_of(n, length, columns)
     moments = torch.empty(2, n, chunks, channels, device=x.device, dtype=torch.float32)
-    scale, offset = torch.empty(2, n, channels, device=x.device, dtype=torch.float32)
+    planes = torch.empty(2, n, channels, device=x.device, dtype=torch.float32)
     stats = torch.empty(n, groups, 2, device=x.device, dtype=torch.float32)
     y = torch.empty(x.shape, device=x.device, dtype=dtype)
-    with torch.cuda.device_of(x):
-        _moments[columns, chunks, n](x, moments[0], moments[1], length, channels, chunk, ROWS=ROWS, COLUMNS=COLUMNS)
-        _combine[groups, n](
-            moments[0], moments[1], weight, bias, stats if shift is None else shift, _step(shift), stats, scale, offset,
-            length, channels, groups, chunk, chunks, eps, HAS_SHIFT=shift is not None,
-            **_blocks(chunks, channels // groups),
-        )  # fmt: skip
-        _normalise[columns, triton.cdiv(length, TILES * ROWS), n](
-            x, y, scale, offset, length, channels, SILU=silu, ROWS=ROWS, COLUMNS=COLUMNS, TILES=TILES
-        )
+    _moments[columns, chunks, n](x, moments, length, channels, chunk, ROWS=ROWS, COLUMNS=COLUMNS)
+    _combine[groups, n](
+        moments, weight, bias, stats if shift is None else shift, _step(shift), stats, planes,
+        length, channels, groups, chunk, chunks, eps, HAS_SHIFT=shift is not None,
+        **_blocks(chunks, channels // groups),
+    )  # fmt: skip
+    _normalise[columns, cdiv(length, TILES * ROWS), n](
+        x, y, planes, length, channels, SILU=silu, ROWS=ROWS, COLUMNS=COLUMNS, TILES=TILES
+    )
     return y, stats
 
 
+@Launcher
 @triton.jit
 def _sums(
     X, GRAD, STATS, WEIGHT, BIAS, SHIFT, STEP, SUMS, L, C, G, CHUNK, N,
@@ -202,6 +209,7 @@ def _sums(
         tl.store(SUMS + 2 * step + at, tl.sum(values, axis=0), mask=known)
 
 
+@Launcher
 @triton.jit
 def _slopes(
     SUMS, STATS, WEIGHT, BIAS, SHIFT, STEP, PLANES, LEARNED_SUMS, DSHIFT, L, C, G, CHUNKS, N,
@@ -239,6 +247,7 @@ def _slopes(
         tl.store(DSHIFT + to, factor * (ones * weight - L * mean - values * slope), mask=known)
 
 
+@Launcher
 @triton.jit
 def _back(
     X, GRAD, DX, PLANES, L, C, N,
@@ -296,7 +305,7 @@ def group_norm_backward(
     """
     grad = grad.contiguous()
     n, length, channels = x.shape
-    columns = triton.cdiv(channels, COLUMNS)
+    columns = cdiv(channels, COLUMNS)
     chunk, chunks = chunks_of(n, length, columns)
     values = shifted and shift is not None
     common = (stats, weight, bias, stats if shift is None else shift, _step(shift))
@@ -312,16 +321,15 @@ def group_norm_backward(
     )
     parts = planes(2, n, channels) if learned else None
     dshift = planes(n, channels) if values else None
-    with torch.cuda.device_of(x):
-        _sums[columns, chunks, n](
-            x, grad, *common, sums, length, channels, groups, chunk, n,
-            SILU=silu, ROWS=SUMMED, COLUMNS=COLUMNS, **constants,
-        )  # fmt: skip
-        _slopes[groups, n](
-            sums, *common, coefficients, parts if learned else sums, dshift if values else sums,
-            length, channels, groups, chunks, n, LEARNED=learned, **constants, **_blocks(chunks, channels // groups),
-        )  # fmt: skip
-        _back[columns, triton.cdiv(length, TILES * ROWS), n](
-            x, grad, dx, coefficients, length, channels, n, SILU=silu, ROWS=ROWS, COLUMNS=COLUMNS, TILES=TILES
-        )
+    _sums[columns, chunks, n](
+        x, grad, *common, sums, length, channels, groups, chunk, n,
+        SILU=silu, ROWS=SUMMED, COLUMNS=COLUMNS, **constants,
+    )  # fmt: skip
+    _slopes[groups, n](
+        sums, *common, coefficients, parts if learned else sums, dshift if values else sums,
+        length, channels, groups, chunks, n, LEARNED=learned, **constants, **_blocks(chunks, channels // groups),
+    )  # fmt: skip
+    _back[columns, cdiv(length, TILES * ROWS), n](
+        x, grad, dx, coefficients, length, channels, n, SILU=silu, ROWS=ROWS, COLUMNS=COLUMNS, TILES=TILES
+    )
     return dx, parts.sum(dim=1) if learned else None, dshift

@@ -14,7 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from guidedcd.fast.launch import Launcher, cdiv, power_of_2
 
+
+@Launcher
 @triton.jit
 def _layer_norm(
     X, DELTA, SUM, Y, WEIGHT, BIAS, M, C, eps, HAS_DELTA: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
@@ -47,16 +50,16 @@ def layer_norm(
     rows = x.numel() // channels
     y = torch.empty(x.shape, device=x.device, dtype=dtype)
     total = x if delta is None else torch.empty_like(x)
-    columns = triton.next_power_of_2(channels)
+    columns = power_of_2(channels)
     per = max(1, 4096 // columns)
-    with torch.cuda.device_of(x):
-        _layer_norm[(triton.cdiv(rows, per),)](
-            x, x if delta is None else delta.contiguous(), total, y, weight, bias, rows, channels, eps,
-            HAS_DELTA=delta is not None, ROWS=per, COLUMNS=columns,
-        )  # fmt: skip
+    _layer_norm[(cdiv(rows, per),)](
+        x, x if delta is None else delta.contiguous(), total, y, weight, bias, rows, channels, eps,
+        HAS_DELTA=delta is not None, ROWS=per, COLUMNS=columns,
+    )  # fmt: skip
     return total, y
 
 
+@Launcher
 @triton.jit
 def _geglu(X, BIAS, Y, M, C, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -78,13 +81,13 @@ def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     channels = x.shape[-1] // 2
     y = torch.empty(*x.shape[:-1], channels, device=x.device, dtype=x.dtype)
     rows = y.numel() // channels
-    with torch.cuda.device_of(x):
-        _geglu[triton.cdiv(rows, 8), triton.cdiv(channels, 256)](
-            x, x if bias is None else bias, y, rows, channels, HAS_BIAS=bias is not None, ROWS=8, COLUMNS=256
-        )
+    _geglu[cdiv(rows, 8), cdiv(channels, 256)](
+        x, x if bias is None else bias, y, rows, channels, HAS_BIAS=bias is not None, ROWS=8, COLUMNS=256
+    )
     return y
 
 
+@Launcher
 @triton.jit
 def _residual(X, Y, BIAS, OUT, M, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -103,9 +106,8 @@ def residual(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
     x, y = x.contiguous(), y.contiguous()
     out, channels = torch.empty_like(x), x.shape[-1]
     rows = x.numel() // channels
-    grid = triton.cdiv(rows, 32), triton.cdiv(channels, 64)
-    with torch.cuda.device_of(x):
-        _residual[grid](x, y, bias, out, rows, channels, ROWS=32, COLUMNS=64)
+    grid = cdiv(rows, 32), cdiv(channels, 64)
+    _residual[grid](x, y, bias, out, rows, channels, ROWS=32, COLUMNS=64)
     return out
 
 
@@ -117,6 +119,7 @@ def _softmax(q, k, scale, known, PRECISION: tl.constexpr):
     return p / tl.sum(p, axis=1)[:, None]
 
 
+@Launcher
 @triton.jit
 def _attend(
     Q, K, V, OUT, scale, P, F, D, ROW,
@@ -137,6 +140,7 @@ def _attend(
     tl.store(OUT + to, out.to(OUT.dtype.element_ty), mask=inside)
 
 
+@Launcher
 @triton.jit
 def _attend_backward(
     Q, K, V, GRAD, DQ, DK, DV, scale, P, F, D, ROW,
@@ -168,8 +172,8 @@ def _sizes(q: Tensor, heads: int) -> tuple[tuple[int, int], dict[str, int | str]
     width = q.shape[-1] // heads
     constants = {
         "HEADS": heads,
-        "FRAMES": max(16, triton.next_power_of_2(q.shape[1])),
-        "WIDTH": max(16, triton.next_power_of_2(width)),
+        "FRAMES": max(16, power_of_2(q.shape[1])),
+        "WIDTH": max(16, power_of_2(width)),
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
     }
     return (q.shape[2] * heads, q.shape[0]), constants
@@ -181,8 +185,7 @@ def _forward(given: Sequence[Tensor], row: int, heads: int, scale: float) -> Ten
     _, frames, positions, channels = q.shape
     out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
     grid, constants = _sizes(q, heads)
-    with torch.cuda.device_of(q):
-        _attend[grid](*given, out, scale, positions, frames, channels // heads, row, num_warps=1, **constants)
+    _attend[grid](*given, out, scale, positions, frames, channels // heads, row, num_warps=1, **constants)
     return out
 
 
@@ -193,11 +196,10 @@ def _backward(
     q = given[0]
     _, frames, positions, channels = q.shape
     grid, constants = _sizes(q, heads)
-    with torch.cuda.device_of(q):
-        _attend_backward[grid](
-            *given, grad.contiguous(), *found, scale, positions, frames, channels // heads, row,
-            num_warps=1, **constants,
-        )  # fmt: skip
+    _attend_backward[grid](
+        *given, grad.contiguous(), *found, scale, positions, frames, channels // heads, row,
+        num_warps=1, **constants,
+    )  # fmt: skip
 
 
 def frame_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:

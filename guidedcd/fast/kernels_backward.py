@@ -10,12 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from guidedcd.fast.launch import Launcher, cdiv, power_of_2
+
 PROGRAMS = 2112
 """Most partial sums of a layer norm's weights: sixteen, of one warp each, per multiprocessor of the largest GPUs."""
 LEAST = 16
 """Fewest rows of one of them, so that the sums are small beside what is summed."""
 
 
+@Launcher
 @triton.jit
 def _layer_norm_back(
     X, GRAD, GSUM, DX, WEIGHT, DWEIGHT, DBIAS, M, C, eps,
@@ -59,23 +62,23 @@ def layer_norm_backward(
     """Gradients of the sum (..., C), given those of its norm and of itself; of weight and bias (2, C) if `learned`."""
     channels = total.shape[-1]
     rows = total.numel() // channels
-    columns = triton.next_power_of_2(channels)
+    columns = power_of_2(channels)
     # A warp has whole rows to itself, if they are short enough: nothing waits for other warps.
     per, warps = max(1, 1024 // columns), min(max(1, columns // 1024), 8)
     programs = max(1, min(rows // LEAST, PROGRAMS // warps))
     dx = torch.empty_like(total)
     parts = torch.empty(2, programs if learned else 1, channels, device=dx.device, dtype=torch.float32)
     given = of_sum is not None
-    with torch.cuda.device_of(total):
-        _layer_norm_back[(programs,)](
-            total, grad.contiguous(), of_sum.contiguous() if given else total, dx, weight, parts[0], parts[1],
-            rows, channels, eps, HAS_SUM=given, LEARNED=learned, ROWS=per, COLUMNS=columns, num_warps=warps,
-        )  # fmt: skip
+    _layer_norm_back[(programs,)](
+        total, grad.contiguous(), of_sum.contiguous() if given else total, dx, weight, parts[0], parts[1],
+        rows, channels, eps, HAS_SUM=given, LEARNED=learned, ROWS=per, COLUMNS=columns, num_warps=warps,
+    )  # fmt: skip
     if not learned:
         return dx, None
     return dx, parts.sum(dim=1)
 
 
+@Launcher
 @triton.jit
 def _geglu_back(
     X, BIAS, GRAD, DX, SUMS, M, C, CHUNK,
@@ -121,13 +124,12 @@ def geglu_backward(
     """Gradients of `x` (..., 2 C), and of the bias (2 C,) in float32 if `learned`, given that of (..., C)."""
     channels = x.shape[-1] // 2
     dx = torch.empty_like(x)
-    rows, columns = x.numel() // (2 * channels), triton.cdiv(channels, 256)
-    chunk = max(8, triton.cdiv(triton.cdiv(rows, max(1, PROGRAMS // columns)), 8) * 8)
-    chunks = triton.cdiv(rows, chunk)
+    rows, columns = x.numel() // (2 * channels), cdiv(channels, 256)
+    chunk = max(8, cdiv(cdiv(rows, max(1, PROGRAMS // columns)), 8) * 8)
+    chunks = cdiv(rows, chunk)
     sums = torch.empty(chunks if learned else 0, 2 * channels, device=x.device, dtype=torch.float32)
-    with torch.cuda.device_of(x):
-        _geglu_back[columns, chunks](
-            x, x if bias is None else bias, grad.contiguous(), dx, sums, rows, channels, chunk,
-            HAS_BIAS=bias is not None, LEARNED=learned, ROWS=4, COLUMNS=256,
-        )  # fmt: skip
+    _geglu_back[columns, chunks](
+        x, x if bias is None else bias, grad.contiguous(), dx, sums, rows, channels, chunk,
+        HAS_BIAS=bias is not None, LEARNED=learned, ROWS=4, COLUMNS=256,
+    )  # fmt: skip
     return dx, sums.sum(dim=0) if learned else None

@@ -18,7 +18,7 @@ from torch.nn import functional as nnf
 
 from guidedcd.fast.attention import spatial, temporal
 from guidedcd.fast.convolutions import convolve, convolve_frames, convolved
-from guidedcd.fast.operations import fused, geglu, group_norm, layer_norm, residual
+from guidedcd.fast.operations import dropped, fused, geglu, group_norm, layer_norm, residual
 
 
 def tokens(image: Tensor) -> Tensor:
@@ -29,11 +29,6 @@ def tokens(image: Tensor) -> Tensor:
 def image(tokens: Tensor, like: Tensor) -> Tensor:
     """(N, H W, C) to channels-last (N, C, H, W) with the height and width of `like`, without a copy."""
     return tokens.reshape(like.shape[0], *like.shape[2:], tokens.shape[-1]).permute(0, 3, 1, 2)
-
-
-def dropped(module: nn.Module, x: Tensor) -> Tensor:
-    """Dropout where it is one, and does something."""
-    return nnf.dropout(x, module.p) if isinstance(module, nn.Dropout) and module.training and module.p else x
 
 
 def shifted(bias: Tensor | None, time: Tensor | None = None) -> Tensor | None:

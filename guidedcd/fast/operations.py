@@ -50,6 +50,11 @@ def calls(x: Tensor) -> bool:
     return usual and NORM_OPERATOR and HAS_TRITON and torch.compiler.is_compiling()
 
 
+def dropped(module: nn.Module, x: Tensor) -> Tensor:
+    """Dropout where it is one, and does something."""
+    return nnf.dropout(x, module.p) if isinstance(module, nn.Dropout) and module.training and module.p else x
+
+
 def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool = False, shift: Tensor | None = None) -> Tensor:
     """Group norm over all tokens of each row.
 
@@ -61,7 +66,7 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool = False, shift: Tens
     """
     dtype = target_dtype(x)
     if fused(x):
-        return functions().GroupNorm.apply(x, norm.weight, norm.bias, shift, norm.num_groups, norm.eps, silu, dtype)
+        return functions().GroupNorm.of(x, norm.weight, norm.bias, shift, norm.num_groups, norm.eps, silu, dtype)
     if calls(x):
         how = norm.num_groups, norm.eps, silu, dtype
         return norms.group_norm(x, norm.weight, norm.bias, shift, *how)[0]
@@ -95,7 +100,7 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, delta: Tensor | None = None) -> tu
     """
     dtype = target_dtype(x)
     if norm.weight is not None and norm.bias is not None and fused(x):
-        return functions().LayerNorm.apply(x, delta, norm.weight, norm.bias, norm.eps, dtype)
+        return functions().LayerNorm.of(x, delta, norm.weight, norm.bias, norm.eps, dtype)
     x = x if delta is None else x + delta
     if torch.is_autocast_enabled(x.device.type):  # it would return float32
         weight, bias = (None if p is None else p.to(wide(x)) for p in (norm.weight, norm.bias))
@@ -106,7 +111,7 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, delta: Tensor | None = None) -> tu
 def geglu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """First half of the channels of `x` + `bias` times the exact GELU of the second, (..., 2 C) to (..., C)."""
     if fused(x):
-        return functions().Geglu.apply(x, bias)
+        return functions().Geglu.of(x, bias)
     if bias is not None:
         x = x + bias.to(x.dtype)
     value, gate = x.chunk(2, dim=-1)
@@ -118,5 +123,5 @@ def residual(x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
         return x + y
     if x.dtype == y.dtype and fused(x):
-        return functions().Residual.apply(x, y, bias)
+        return functions().Residual.of(x, y, bias)
     return x + (y + bias.to(y.dtype))

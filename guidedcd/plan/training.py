@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import torch
 
+from guidedcd import parallel
 from guidedcd.distil import consistency
 from guidedcd.plan.machines import Machine
 from guidedcd.plan.meter import Cost, metered, size
@@ -164,12 +165,13 @@ def resident(run: Run, whole: int, trained: int, width: int = 4, *, processes: i
         whole: Numbers in the network.
         trained: Of these, the trained ones.
         width: Bytes of a number as the teacher has it.
-        processes: With `fsdp` each holds its part.
+        processes: With `fsdp` each holds its part, and all have the smallest parameters.
     """
     settings = run.train
     eight_bit = settings.optimizer == "adamw-8bit"
-    share = processes if settings.parallel == "fsdp" else 1
-    narrow = settings.precision == "bf16" and share == 1
+    spread = settings.parallel == "fsdp" and processes > 1
+    part = parallel.WHOLE + (1 - parallel.WHOLE) / processes if spread else 1.0
+    narrow = settings.precision == "bf16" and not spread
     average = run.student.ema is not None or settings.average is not None
     averages = 4 * trained if average else 0
     if run.student.ema is not None and narrow:
@@ -177,13 +179,13 @@ def resident(run: Run, whole: int, trained: int, width: int = 4, *, processes: i
     elif run.student.ema is not None:
         averages = width * whole
     computing = 2 if settings.precision == "bf16" else width
-    together = computing * whole if share > 1 else 0  # as `parallel.shard` keeps it through a step
+    together = computing * whole if spread else 0  # as `parallel.shard` keeps it through a step
     return Sizes(
-        weights=(2 if narrow else width) * whole / share + together,
-        masters=4 * trained / share if narrow else 0,
-        states=(2 + 8 / 256 if eight_bit else 8) * trained / share,
-        averages=averages / share,
-        gradients=4 * trained / share if narrow else 0,
+        weights=(2 if narrow else width) * whole * part + together,
+        masters=4 * trained * part if narrow else 0,
+        states=(2 + 8 / 256 if eight_bit else 8) * trained * part,
+        averages=averages * part,
+        gradients=4 * trained * part if narrow else 0,
     )
 
 

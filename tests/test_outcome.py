@@ -1,0 +1,61 @@
+"""A step's numbers: means over its batches, sent off when it is launched and asked for later."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guidedcd.outcome import Outcome
+
+
+class Others:
+    """Stands for accelerate with a second process, whose numbers are given."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = torch.tensor([values])
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.cat([values, self.values])
+
+
+numbers = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=4)
+
+
+@given(numbers, st.lists(st.floats(0, 1), min_size=1, max_size=4))
+def test_a_line_has_means_over_batches(losses, shares):
+    """Tensors and plain numbers are averaged by name, over the batches that have them; losses are told one by one."""
+    count = max(len(losses), len(shares))
+    seen = [
+        {"loss": torch.tensor((losses * count)[n])} | ({"routed/a": shares[n]} if n < len(shares) else {})
+        for n in range(count)
+    ]
+    found = Outcome(seen, torch.tensor(3.0)).wait()
+
+    assert found.losses == (losses * count)[:count] and found.everywhere is None
+    assert found.line.keys() == {"loss", "routed/a", "grad_norm"} and found.line["grad_norm"] == 3.0
+    assert found.line["loss"] == pytest.approx(sum(found.losses) / count)
+    assert found.line["routed/a"] == pytest.approx(sum(shares) / len(shares))
+
+
+def test_means_over_processes_leave_out_what_a_process_has_not():
+    """Over processes: the mean of those that have a number; none where nobody has it. A process' own line stays."""
+    outcome = Outcome([{"loss": torch.tensor(1.0), "routed/a": 0.25, "reward/a": torch.tensor(4.0)}], torch.tensor(2.0))
+    keys = ("loss", "grad_norm", "routed/a", "reward/a", "reward/b")
+    outcome.share(Others([3.0, 2.0, 0.75, math.nan, math.nan]), keys)
+    found = outcome.wait()
+
+    assert found.everywhere == {"loss": 2.0, "grad_norm": 2.0, "routed/a": 0.5, "reward/a": 4.0}
+    assert found.line["loss"] == 1.0 and found.losses == [1.0]
+
+
+def test_numbers_are_those_of_the_launch():
+    """What changes in place after the launch changes nothing."""
+    loss = torch.tensor(1.0)
+    outcome = Outcome([{"loss": loss}], torch.tensor(2.0))
+    loss += 1
+
+    assert outcome.wait().line == {"loss": 1.0, "grad_norm": 2.0}
