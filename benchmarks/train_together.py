@@ -61,8 +61,7 @@ def spawned(world: int, name: str, options: argparse.Namespace) -> dict[str, Any
             for process in context.processes:
                 if process.is_alive():
                     process.kill()
-        found = json.loads(Path(out).read_text())
-    return found
+        return json.loads(Path(out).read_text())
 
 
 def parallel_figures(lines: Any, options: argparse.Namespace, wanted: list[str]) -> None:
@@ -78,17 +77,16 @@ def parallel_figures(lines: Any, options: argparse.Namespace, wanted: list[str])
             except Exception as error:
                 traceback.print_exc()
                 failed[name] = f"{type(error).__name__}: {str(error)[:300]}"
-    alone = merged(rounds[ALONE], 1) if rounds[ALONE] else None
-    for name, found in rounds.items():
-        about = {}
-        if found and name != ALONE:
-            whole = merged(found, options.processes)
-            times = whole["samples_per_s"] / alone["samples_per_s"] if alone else float("nan")
-            about = {"processes": options.processes, "times_one": round(times, 3), **whole}
-        elif found:
-            about = alone
-        if name in failed or not found:
-            about |= {"failed": failed[name]} if name in failed else {"left_out": "the time is over"}
+    whole = {name: merged(found, 1 if name == ALONE else options.processes) for name, found in rounds.items() if found}
+    one = whole.get(ALONE, {}).get("samples_per_s", float("nan"))
+    for name in rounds:
+        about = whole.get(name, {})
+        if about and name != ALONE:
+            about = {"processes": options.processes, "times_one": round(about["samples_per_s"] / one, 3), **about}
+        if name in failed:
+            about["failed"] = failed[name]
+        elif not about:
+            about["left_out"] = "the time is over"
         lines.add(f"{name}/{options.fast}", **about)
 
 

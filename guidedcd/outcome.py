@@ -71,7 +71,7 @@ class Outcome:
             keys, values = self._means
             found = zip(keys, values.wait(), strict=True)
             everywhere = {key: value for key, value in found if not math.isnan(value)}
-        line = {key: sum(values) / len(values) for key, values in listed.items()}
+        line = {key: _mean(values) for key, values in listed.items()}
         return Found(line=line, losses=listed["loss"], everywhere=everywhere)
 
 

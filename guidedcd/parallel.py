@@ -101,7 +101,7 @@ def groups(network: nn.Module, parts: set[nn.Parameter]) -> list[list[nn.Module]
     for child in network.children():
         own: list[list[nn.Module]] = []
         for block in child if isinstance(child, nn.ModuleList) else [child]:
-            if own and (numbers(*own[-1]) < least or not numbers(block)):
+            if own and numbers(*own[-1]) < least:
                 own[-1].append(block)
             else:
                 own.append([block])

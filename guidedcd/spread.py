@@ -27,7 +27,6 @@ class Spread(Weights):
         self._is_part = [isinstance(working, DTensor) for working in self.working]
         # All processes of the one mesh. With adapters, the trained parameters may all be whole.
         self._group = next(p.device_mesh for p in network.parameters() if isinstance(p, DTensor)).get_group()
-
         self._joint: tuple[list[int], Tensor] | None = None
         """Which whole parameters have a gradient in this step, and all of these in one tensor."""
 
@@ -61,15 +60,9 @@ class Spread(Weights):
     @torch.no_grad()
     def clip(self, max_norm: float) -> Tensor:
         """Shorten the gradients of all processes together to `max_norm`; returns how long they were."""
-        parts, whole = (
-            [
-                m.grad
-                for m, part in zip(self.masters, self._is_part, strict=True)
-                if part == wanted and m.grad is not None
-            ]
-            for wanted in (True, False)
-        )
-        whole = whole if self._joint is None else [self._joint[1]]
+        given = [(m.grad, part) for m, part in zip(self.masters, self._is_part, strict=True) if m.grad is not None]
+        parts = [gradient for gradient, part in given if part]
+        whole = [gradient for gradient, part in given if not part] if self._joint is None else [self._joint[1]]
         squares = torch.nn.utils.get_total_norm(parts).square().to(self.masters[0].device)
         distributed.all_reduce(squares, group=self._group)
         norm = (squares + torch.nn.utils.get_total_norm(whole).square().to(squares.device)).sqrt()

@@ -97,6 +97,10 @@ class Stepper:
         """Do step number `step`, from 1, and do not wait for the device; the result, called, gives its log line."""
         return self._step(self.model, step)
 
+    def is_logged(self, step: int) -> bool:
+        """Whether the numbers of step number `step` are written down."""
+        return step % self.run.train.log_every == 0 or step in (1, self.run.train.steps)
+
     def _step(self, model: Any, step: int) -> Done:
         settings = self.run.train
         # Dropout, where it is asked for, is the only consumer of the global generator.
@@ -124,7 +128,7 @@ class Stepper:
         self.accelerator.unscale_gradients()
         norm = self.weights.clip(settings.max_grad_norm)
         outcome = Outcome(seen, norm)
-        if self.accelerator.num_processes > 1:
+        if self.accelerator.num_processes > 1 and self.is_logged(step):
             rewards = [f"{what}/{name}" for name in self.rewards.names for what in ("reward", "routed")]
             outcome.share(self.accelerator, ("loss", "cd_loss", "grad_norm", *rewards))
         with part("the optimiser", "Use --student.kind lora"):
@@ -134,7 +138,7 @@ class Stepper:
         return functools.partial(self._told, step, outcome, where, self.optimizer.param_groups[0]["lr"])
 
     def _told(self, step: int, outcome: Outcome, where: list[tuple[list[str], int]], lr: float) -> dict[str, float]:
-        """A step's log line; over all processes, where there are several.
+        """A step's log line; over all processes, where there are several and the step is logged.
 
         Raises:
             GuidedCDError: The loss or the gradient is not finite, and so the weights are not.

@@ -96,7 +96,7 @@ class Trainer(Stepper):
             def tell(step: int, numbers: Done) -> None:
                 line = numbers()
                 advance(1, f"loss {line['loss']:.3f}")
-                if step % settings.log_every and step not in (1, settings.steps):
+                if not self.is_logged(step):
                     return
                 seconds = time.perf_counter() - began
                 seen = (step - done) * settings.batch_size * settings.accumulate * self.accelerator.num_processes

@@ -520,6 +520,30 @@ def test_compiled_layers_call_the_kernels(kernels, monkeypatch):
             assert (mine - stock).abs().max() <= 1e-4 * stock.abs().max()
 
 
+def test_without_gradients_functions_say_the_same(kernels):
+    """Where no gradient is wanted, every function gives the values of the differentiable one, and no graph."""
+    x, other, video = (torch.randn(shape, device=DEVICE) for shape in ((2, 6, 16), (2, 6, 16), (1, 4, 3, 48)))
+    w, b = torch.randn(2, 16, device=DEVICE)
+    calls = (
+        (kernels.GroupNorm, x, w, b, other[:, 0], 4, 1e-5, True, torch.float32),
+        (kernels.LayerNorm, x, other, w, b, 1e-5, torch.float32),
+        (kernels.LayerNorm, x, None, w, b, 1e-5, torch.float32),
+        (kernels.Geglu, x, b),
+        (kernels.Geglu, x, None),
+        (kernels.Residual, x, other, b),
+        (kernels.FrameAttention, video, 2, 0.3),
+        (kernels.FrameAttention, *video.chunk(3, dim=-1), 2, 0.3),
+    )
+    for function, first, *rest in calls:
+        found = function.of(first.clone().requires_grad_(True), *rest)
+        with torch.no_grad():
+            plain = function.of(first.clone().requires_grad_(True), *rest)
+        found, plain = ([y] if isinstance(y, Tensor) else y for y in (found, plain))
+        for one, same in zip(found, plain, strict=True):
+            assert one.requires_grad and torch.equal(one, same)
+            assert same.grad_fn is None
+
+
 def test_the_layer_norm_kernel_is_layer_norm(kernels):
     """With and without a summand: the sum, its norm, and the gradients through both."""
     x, delta, w, b = torch.randn(37, 24), torch.randn(37, 24), torch.randn(24), torch.randn(24)

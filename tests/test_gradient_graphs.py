@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -69,6 +70,40 @@ def test_a_late_gradient_is_an_error():
     second.sum().backward()
     with pytest.raises(RuntimeError, match="used again"):
         first.sum().backward()
+
+
+def test_both_graphs_are_recorded_after_a_warm_up(monkeypatch):
+    """Three calls with their gradients come first; then value and gradient are recorded, in memory that they share."""
+    events, stream = [], SimpleNamespace(wait_stream=lambda other: None)
+
+    class Graph:
+        def pool(self) -> str:
+            return "memory"
+
+    def graph(recorded: Graph, **options: object) -> contextlib.nullcontext:
+        events.append(options)
+        return contextlib.nullcontext()
+
+    def watched(x: Tensor) -> Tensor:
+        events.append("called")
+        return function(x)
+
+    for name, stub in {
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda one: contextlib.nullcontext(),
+        "synchronize": lambda: events.append("waited"),
+        "CUDAGraph": Graph,
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    x = torch.randn(2, 3)
+    graphs = Graphs(watched, x)
+
+    how = {"capture_error_mode": "thread_local"}
+    assert events == [*["called"] * 3, "waited", {"pool": None, **how}, "called", {"pool": "memory", **how}]
+    assert torch.equal(graphs.y, function(x)) and graphs.grad.shape == graphs.y.shape
+    assert graphs.dx.shape == x.shape and isinstance(graphs.forward, Graph) and isinstance(graphs.backward, Graph)
 
 
 def test_on_a_cpu_and_without_gradient_nothing_is_recorded(monkeypatch):

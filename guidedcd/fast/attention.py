@@ -105,9 +105,7 @@ def takes(q: Tensor) -> bool:
 def over_frames(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
     """softmax(q k^T scale) v over the frames of (B, F, P, C), each position for itself; differentiable."""
     if takes(q):
-        if torch.compiler.is_compiling():
-            return frame_attention(q, k, v, heads, scale)
-        return operations.functions().FrameAttention.of(q, k, v, heads, scale)
+        return _by_kernels(q, k, v, heads, scale)
     b, f, p, c = q.shape
     q, k, v = (split(x.transpose(1, 2).reshape(b * p, f, c), heads) for x in (q, k, v))
     out = nnf.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -127,14 +125,11 @@ def temporal(attn: Attention, hidden: Tensor) -> Tensor:
     """A temporal self-attention on tokens in the order of frames, (B, F, P, C) to the same."""
     weight = packed(attn) if takes(hidden) else None
     if weight is not None:
-        compiling = torch.compiler.is_compiling()
-        attend = packed_frame_attention if compiling else operations.functions().FrameAttention.of
-        out = attend(nnf.linear(hidden, weight), attn.heads, attn.scale)
+        out = _by_kernels(nnf.linear(hidden, weight), attn.heads, attn.scale)
     else:
         q, k, v = attn.to_q(hidden), attn.to_k(hidden), attn.to_v(hidden)
         out = over_frames(q, k, v, attn.heads, attn.scale)
-    project, dropout = attn.to_out
-    return operations.dropped(dropout, project(out))
+    return _projected(attn, out)
 
 
 def spatial(attn: Attention, hidden: Tensor, prompt: Tensor | None, frames: int) -> Tensor:
@@ -149,6 +144,17 @@ def spatial(attn: Attention, hidden: Tensor, prompt: Tensor | None, frames: int)
     q = split(q.reshape(videos, -1, q.shape[-1]), attn.heads)
     out = quicker.attention(q, split(k, attn.heads), split(v, attn.heads), attn.scale)
     out = out.transpose(1, 2).reshape(*hidden.shape[:2], -1)
+    return _projected(attn, out)
+
+
+def _by_kernels(*args: Any) -> Tensor:
+    """Attention over frames of queries, keys and values, or of all three side by side; then heads and scale."""
+    if not torch.compiler.is_compiling():
+        return operations.functions().FrameAttention.of(*args)
+    return (packed_frame_attention if len(args) == 3 else frame_attention)(*args)
+
+
+def _projected(attn: Attention, out: Tensor) -> Tensor:
     project, dropout = attn.to_out
     return operations.dropped(dropout, project(out))
 

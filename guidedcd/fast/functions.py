@@ -16,23 +16,20 @@ class Fused(torch.autograd.Function):
 
     @classmethod
     def of(cls, *args: Any) -> Any:
-        """The result for what `values` takes."""
-        return cls.apply(*args) if torch.is_grad_enabled() else cls.values(*args)
+        """The result for what `forward` takes."""
+        return cls.apply(*args) if torch.is_grad_enabled() else cls.forward(_Forgetful(), *args)
 
-    @staticmethod
-    def values(*args: Any) -> Any:
-        """The result alone."""
-        raise NotImplementedError
+
+class _Forgetful:
+    """Stands where a function keeps what its gradient needs, and keeps nothing beyond the call."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+    def set_materialize_grads(self, value: bool) -> None: ...
 
 
 class GroupNorm(Fused):
     """Group norm of (N, L, C) plus a shift, then SiLU or not."""
-
-    @staticmethod
-    def values(x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, *how: Any) -> Tensor:
-        """See `operations.group_norm`."""
-        groups, eps, silu, dtype = how
-        return group_norm_kernels.group_norm(x.contiguous(), weight, bias, groups, eps, silu, shift, dtype)[0]
 
     @staticmethod
     def forward(
@@ -83,11 +80,6 @@ class LayerNorm(Fused):
     """The sum of two (..., C), and its layer norm."""
 
     @staticmethod
-    def values(*args: Any) -> tuple[Tensor, Tensor]:
-        """See `operations.layer_norm`."""
-        return kernels.layer_norm(*args)
-
-    @staticmethod
     def forward(
         ctx: Any, x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
@@ -119,11 +111,6 @@ class Geglu(Fused):
     """First half of the channels times the exact GELU of the second, after a bias or not."""
 
     @staticmethod
-    def values(x: Tensor, bias: Tensor | None) -> Tensor:
-        """(..., 2 C) and (2 C,) to (..., C)."""
-        return kernels.geglu(x, bias)
-
-    @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None) -> Tensor:
         """(..., 2 C) and (2 C,) to (..., C)."""
         x = x.contiguous()
@@ -143,11 +130,6 @@ class Residual(Fused):
     """`x` + `y` + `bias`."""
 
     @staticmethod
-    def values(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
-        """(..., C), (..., C), (C,)."""
-        return kernels.residual(x, y, bias)
-
-    @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
         """(..., C), (..., C), (C,)."""
         ctx.dtype = bias.dtype
@@ -165,16 +147,11 @@ class FrameAttention(Fused):
     """Attention over frames, of queries, keys and values, or of all three side by side."""
 
     @staticmethod
-    def values(*args: Any) -> Tensor:
-        """Three times (B, F, P, C), or once (B, F, P, 3 C), heads and scale; to (B, F, P, C)."""
-        return (kernels.packed_frame_attention if len(args) == 3 else kernels.frame_attention)(*args)
-
-    @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        """See `values`."""
+        """Three times (B, F, P, C), or once (B, F, P, 3 C), heads and scale; to (B, F, P, C)."""
         ctx.save_for_backward(*args[:-2])
         ctx.how = args[-2:]
-        return FrameAttention.values(*args)
+        return (kernels.packed_frame_attention if len(args) == 3 else kernels.frame_attention)(*args)
 
     @staticmethod
     @once_differentiable

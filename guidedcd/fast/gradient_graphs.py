@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from guidedcd.fast.graphs import WARM_UP
+from guidedcd.fast.graphs import captured, warm_up
 
 
 class Graphs:
@@ -20,20 +20,17 @@ class Graphs:
         """Warm up, then record."""
         self.x = like.detach().clone().requires_grad_(True)
         self.use: weakref.ref[Use] | None = None
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                y = function(self.x)
-                torch.autograd.grad(y, self.x, torch.zeros_like(y))
-        torch.cuda.current_stream().wait_stream(stream)
-        self.grad = torch.zeros_like(y)
-        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        # Another thread may be copying the next batch meanwhile.
-        with torch.cuda.graph(self.forward, capture_error_mode="thread_local"):
-            self.y = function(self.x)
-        with torch.cuda.graph(self.backward, pool=self.forward.pool(), capture_error_mode="thread_local"):
-            (self.dx,) = torch.autograd.grad(self.y, self.x, self.grad)
+
+        def both() -> None:
+            y = function(self.x)
+            torch.autograd.grad(y, self.x, torch.zeros_like(y))
+
+        warm_up(both)
+        self.forward, self.y = captured(lambda: function(self.x))
+        self.grad = torch.zeros_like(self.y)
+        self.backward, (self.dx,) = captured(
+            lambda: torch.autograd.grad(self.y, self.x, self.grad), self.forward.pool()
+        )
 
     def taken(self) -> bool:
         """Whether an earlier forward pass still waits for its gradient: its activations are in the graphs' memory."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +12,28 @@ from torch import Tensor, nn
 
 WARM_UP = 3
 """Ordinary passes before a graph is recorded: kernels are compiled and chosen in them."""
+
+
+def warm_up(function: Callable[[], object], times: int = WARM_UP) -> None:
+    """Call `function` on a stream of its own, as CUDA graphs demand before they are recorded."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(times):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+
+
+def captured(function: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of `function`, which has been warmed up, and its result in the graph's memory.
+
+    Other threads may go on using the device, to copy the next batch for example.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        found = function()
+    return graph, found
 
 
 class Replay:
@@ -84,15 +108,9 @@ class Replay:
     def record(self, given: dict[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]:
         """Warm up on copies of the inputs, then record."""
         inputs = {name: x.detach().clone() for name, x in given.items()}
-        run = type(self.network).forward
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.no_grad(), torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                run(self.network, **inputs, return_dict=False)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            (output,) = run(self.network, **inputs, return_dict=False)
+        run = functools.partial(type(self.network).forward, self.network, **inputs, return_dict=False)
+        with torch.no_grad():
+            warm_up(run)
+            graph, (output,) = captured(run, self.pool)
         self.pool = graph.pool()
         return graph, inputs, output

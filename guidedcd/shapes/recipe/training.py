@@ -8,24 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-
-def on_side_stream(function: Callable[[], object], times: int) -> None:
-    """Warm up before a capture, as CUDA graphs demand."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(times):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-
-
-def captured(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of `function`, which has been warmed up; other threads may go on using the device."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        function()
-    return graph
+from guidedcd.fast.graphs import captured, warm_up
 
 
 class Trainer:
@@ -48,8 +31,8 @@ class Trainer:
         self.loss, self.steps = loss, 0
         self.replay = self._step
         if cuda and graph:
-            on_side_stream(self._step, 3)
-            self.replay = captured(self._step).replay
+            warm_up(self._step)
+            self.replay = captured(self._step)[0].replay
 
     def _step(self) -> None:
         loss = self.loss()
@@ -95,10 +78,8 @@ class Graphed:
         self.function, self.graph = function, None
         if example[0].is_cuda:
             self.inputs = [e.clone() for e in example]
-            on_side_stream(lambda: function(*self.inputs), 2)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.output = function(*self.inputs)
+            warm_up(lambda: function(*self.inputs), 2)
+            self.graph, self.output = captured(lambda: function(*self.inputs))
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self.graph is None:
