@@ -15,16 +15,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("GUIDEDCD_BLOCK", None)
-if not Path("/dev/nvidiactl").exists():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run on the CPU
 
 REPOSITORY = Path(__file__).parents[1]
 FIXTURES = Path(os.environ.get("GUIDEDCD_FIXTURES") or REPOSITORY.parent / "shared" / "fixtures")
 
 
-def pytest_runtest_setup() -> None:
-    """Keep torch on one thread, wherever it was imported."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Run on the CPU alone, also where a GPU is, unless tests with the mark `gpu` are selected."""
+    if "not gpu" in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        on_cpu = True
+    else:
+        import torch
+
+        on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: its kernels run on the CPU
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip the mark `gpu` without CUDA, and keep torch on one thread, wherever it was imported."""
     torch = sys.modules.get("torch")
+    if item.get_closest_marker("gpu") and not (torch and torch.cuda.is_available()):
+        pytest.skip("needs a CUDA device")
     if torch is not None and torch.get_num_threads() != 1:
         torch.set_num_threads(1)
 
@@ -40,6 +53,14 @@ def shared() -> Callable[..., Path]:
         return path
 
     return find
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where Triton's kernels run: interpreted on the CPU, or compiled for a GPU in tests with the mark `gpu`."""
+    if request.param == "cpu" and "TRITON_INTERPRET" not in os.environ:
+        pytest.skip("kernels are compiled for the GPU in this run")
+    return request.param
 
 
 @pytest.fixture(scope="session")

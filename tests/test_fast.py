@@ -18,7 +18,6 @@ from guidedcd.fast import convolutions, graphs, layers, operations, quicker, swi
 from guidedcd.student import Student, checkpoint_layers
 from guidedcd.teachers import probes
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYOUTS = {
     "two levels": {
         "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
@@ -413,29 +412,34 @@ def test_graphs_are_recorded_only_where_they_can_be():
 
 
 @pytest.fixture
-def kernels(monkeypatch):
-    """The Triton functions, on a GPU or run by Triton's interpreter."""
+def kernels(monkeypatch, device):
+    """The Triton functions, run by Triton's interpreter or on a GPU."""
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # what they are compared with is exact
     return importlib.import_module("guidedcd.fast.functions")
 
 
-def compare(mine, plain, *given: Tensor, tolerance: float = 2e-6) -> None:
-    """Values and gradients of a float32 function against a float64 one."""
-    ours = [x.to(DEVICE, copy=True).requires_grad_(True) for x in given]
-    theirs = [x.to(DEVICE).double().requires_grad_(True) for x in given]
-    found, expected = mine(*ours), plain(*theirs)
-    found, expected = ([x] if isinstance(x, Tensor) else list(x) for x in (found, expected))
-    weights = [torch.randn_like(x) for x in found]
-    found += torch.autograd.grad(found, ours, weights)
-    expected += torch.autograd.grad(expected, theirs, [w.double() for w in weights])
-    for one, other in zip(found, expected, strict=True):
-        assert (one.double() - other).norm() <= tolerance * other.norm()
+@pytest.fixture
+def compare(device):
+    """`compare(mine, plain, *inputs)`: values and gradients of a float32 function against a float64 one."""
+
+    def compare(mine, plain, *given: Tensor, tolerance: float = 2e-6) -> None:
+        ours = [x.to(device, copy=True).requires_grad_(True) for x in given]
+        theirs = [x.to(device).double().requires_grad_(True) for x in given]
+        found, expected = mine(*ours), plain(*theirs)
+        found, expected = ([x] if isinstance(x, Tensor) else list(x) for x in (found, expected))
+        weights = [torch.randn_like(x) for x in found]
+        found += torch.autograd.grad(found, ours, weights)
+        expected += torch.autograd.grad(expected, theirs, [w.double() for w in weights])
+        for one, other in zip(found, expected, strict=True):
+            assert (one.double() - other).norm() <= tolerance * other.norm()
+
+    return compare
 
 
 @pytest.mark.parametrize(("shape", "groups", "shift", "silu"), [((2, 70, 48), 4, 0, True), ((3, 33, 80), 8, 3, False),
                                                                ((2, 150, 16), 4, 1, True)])  # fmt: skip
-def test_the_group_norm_kernel_is_group_norm(kernels, shape, groups, shift, silu):
+def test_the_group_norm_kernel_is_group_norm(kernels, compare, shape, groups, shift, silu):
     """Over tokens in odd numbers, far from zero, with and without shift and SiLU: values and gradients."""
     channels = shape[2]
     given = [torch.randn(shape) + 5, torch.randn(channels), torch.randn(channels)]
@@ -467,9 +471,9 @@ def test_reductions_are_cut_so_that_every_token_counts_once(n, length):
 
 
 @pytest.mark.parametrize("trained", ["x", "x and shift", "x and weights"])
-def test_norm_kernels_compute_the_gradients_that_are_wanted(kernels, trained):
+def test_norm_kernels_compute_the_gradients_that_are_wanted(kernels, device, trained):
     """With frozen weights, or a frozen shift, the others' gradients are the same, and nobody gets one unasked."""
-    x, w, b, s = (y.to(DEVICE) for y in (torch.randn(2, 70, 16) + 1, *torch.randn(2, 16), torch.randn(2, 16)))
+    x, w, b, s = (y.to(device) for y in (torch.randn(2, 70, 16) + 1, *torch.randn(2, 16), torch.randn(2, 16)))
     x.requires_grad_(True)
     s.requires_grad_("shift" in trained)
     for p in (w, b):
@@ -488,14 +492,14 @@ def test_norm_kernels_compute_the_gradients_that_are_wanted(kernels, trained):
 
 
 @pytest.mark.slow
-def test_compiled_layers_call_the_kernels(kernels, monkeypatch):
+def test_compiled_layers_call_the_kernels(kernels, device, monkeypatch):
     """A compiled layer that calls the kernels, for norms and over frames, has no breaks and the stock gradients."""
     from guidedcd.fast import attention
 
     monkeypatch.setattr(operations, "calls", lambda x: torch.compiler.is_compiling())
     monkeypatch.setattr(attention, "takes", lambda q: True)
-    unet = network(dtype=torch.float32).to(DEVICE)
-    x, temb = torch.randn(2, 8, 2, 2, device=DEVICE), torch.randn(2, 32, device=DEVICE)
+    unet = network(dtype=torch.float32).to(device)
+    x, temb = torch.randn(2, 8, 2, 2, device=device), torch.randn(2, 32, device=device)
     for function, module, rest in (
         (layers.temporal_transformer, unet.down_blocks[0].temp_attentions[0], (2,)),
         (layers.temporal_convolution, unet.down_blocks[0].temp_convs[0], (2,)),
@@ -520,10 +524,10 @@ def test_compiled_layers_call_the_kernels(kernels, monkeypatch):
             assert (mine - stock).abs().max() <= 1e-4 * stock.abs().max()
 
 
-def test_without_gradients_functions_say_the_same(kernels):
+def test_without_gradients_functions_say_the_same(kernels, device):
     """Where no gradient is wanted, every function gives the values of the differentiable one, and no graph."""
-    x, other, video = (torch.randn(shape, device=DEVICE) for shape in ((2, 6, 16), (2, 6, 16), (1, 4, 3, 48)))
-    w, b = torch.randn(2, 16, device=DEVICE)
+    x, other, video = (torch.randn(shape, device=device) for shape in ((2, 6, 16), (2, 6, 16), (1, 4, 3, 48)))
+    w, b = torch.randn(2, 16, device=device)
     calls = (
         (kernels.GroupNorm, x, w, b, other[:, 0], 4, 1e-5, True, torch.float32),
         (kernels.LayerNorm, x, other, w, b, 1e-5, torch.float32),
@@ -544,7 +548,7 @@ def test_without_gradients_functions_say_the_same(kernels):
             assert same.grad_fn is None
 
 
-def test_the_layer_norm_kernel_is_layer_norm(kernels):
+def test_the_layer_norm_kernel_is_layer_norm(kernels, compare):
     """With and without a summand: the sum, its norm, and the gradients through both."""
     x, delta, w, b = torch.randn(37, 24), torch.randn(37, 24), torch.randn(24), torch.randn(24)
     compare(
@@ -592,7 +596,7 @@ def test_comparing_attention_leaves_no_trace(monkeypatch, graded):
     assert not quicker.is_quicker(given, 0.4, graded)
 
 
-def test_the_elementwise_kernels_are_what_they_say(kernels):
+def test_the_elementwise_kernels_are_what_they_say(kernels, compare):
     """Gated GELU, and a sum of two and a bias."""
 
     def gated(x, b=0):
@@ -605,7 +609,7 @@ def test_the_elementwise_kernels_are_what_they_say(kernels):
 
 
 @pytest.mark.parametrize(("frames", "heads", "width"), [(5, 2, 8), (16, 1, 64)])
-def test_the_frame_attention_kernel_is_attention(kernels, frames, heads, width):
+def test_the_frame_attention_kernel_is_attention(kernels, compare, frames, heads, width):
     """Over any number of frames and channels: values, and gradients through PyTorch's operator registration."""
     from guidedcd.fast.attention import frame_attention, packed_frame_attention
 
@@ -621,17 +625,17 @@ def test_the_frame_attention_kernel_is_attention(kernels, frames, heads, width):
 
 
 @pytest.mark.slow
-def test_a_network_on_the_kernels_is_the_stock_network(kernels, monkeypatch):
+def test_a_network_on_the_kernels_is_the_stock_network(kernels, device, monkeypatch):
     """All kernels in their places, forward and backward, in float32 against the stock network in float64."""
     from guidedcd.fast import attention
 
     stock, given = network(), inputs(2, 2, 2)
-    quick = fast.speed_up(network(dtype=torch.float32).to(DEVICE))
+    quick = fast.speed_up(network(dtype=torch.float32).to(device))
     called = []
     for module in (operations, layers):
         monkeypatch.setattr(module, "fused", lambda x: True)
     monkeypatch.setattr(attention, "takes", lambda q: called.append(q) or True)
-    mine = gradients(quick, *(x.to(DEVICE, torch.float32 if x.is_floating_point() else None) for x in given))
+    mine = gradients(quick, *(x.to(device, torch.float32 if x.is_floating_point() else None) for x in given))
 
     assert len(called) == len(probes.temporal_layers(stock))
     assert_near({k: v.cpu().double() for k, v in mine.items()}, gradients(stock, *given), 2e-4)

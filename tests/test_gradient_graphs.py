@@ -13,8 +13,6 @@ from torch import Tensor
 from guidedcd.fast import gradient_graphs
 from guidedcd.fast.gradient_graphs import GradientReplay, Graphs, Replayed
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
 
 def function(x: Tensor) -> Tensor:
     """Something whose gradient depends on where it is taken."""
@@ -130,7 +128,7 @@ def test_a_reward_can_be_told_to(name, tmp_path):
     assert not tower.recorded
 
 
-@gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["clip", "hps", "internv2"])
 def test_on_a_gpu_replayed_rewards_are_the_rewards(name, tmp_path):
     """Scores and gradients of several clips, in turn and two at once, are those without graphs."""
