@@ -151,9 +151,11 @@ def _videocrafter2(name: str, tiny: bool) -> dict[str, Tensor]:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from guidedcd.checkpoints.architecture import DDCONFIG, TEXT, Architecture
+    from guidedcd.checkpoints.names import unet_arguments
     from guidedcd.checkpoints.part_names import rename_text, rename_vae, text_arguments, vae_arguments
     from guidedcd.checkpoints.placing import skeleton
-    from guidedcd.checkpoints.videocrafter2 import PARTS, lvdm_state, unet_arguments
+    from guidedcd.checkpoints.unet import lvdm_state
+    from guidedcd.checkpoints.videocrafter2 import PARTS
     from guidedcd.conditioning import GuidanceProjection
 
     given = {"unet": TINY["unet"], "ddconfig": {**DDCONFIG, **TINY["ddconfig"]}, "text": {**TEXT, **TINY["text"]}}

@@ -22,6 +22,7 @@ from guidedcd_internv2 import InternV2Config  # noqa: E402
 from guidedcd_internv2.model import InternVideo2, complete  # noqa: E402
 from guidedcd_internv2.reward import InternV2  # noqa: E402
 from guidedcd_pta import PTAConfig  # noqa: E402
+from guidedcd_shapes.tokens import WorldTokens  # noqa: E402
 
 from guidedcd import pixels  # noqa: E402
 from guidedcd.batches import Batch  # noqa: E402
@@ -31,7 +32,7 @@ from guidedcd.checkpoints.part_names import vae_arguments  # noqa: E402
 from guidedcd.configs import TeacherConfig  # noqa: E402
 from guidedcd.reward_models.frozen import FrozenReward  # noqa: E402
 from guidedcd.reward_models.image_text import ImageTextReward, build_clip  # noqa: E402
-from guidedcd.reward_models.texts import ClipTokens, WorldTokens  # noqa: E402
+from guidedcd.reward_models.texts import ClipTokens  # noqa: E402
 from guidedcd.routes import Route, Sample  # noqa: E402
 from guidedcd.run import Chosen, Run  # noqa: E402
 from guidedcd.schedule import NoiseSchedule  # noqa: E402

@@ -14,7 +14,7 @@ import torch
 import train_parts as parts  # first: it finds guidedcd where that is not installed
 
 from guidedcd.configs import Student, Train
-from guidedcd.fast import speed_up
+from guidedcd.fast.switch import speed_up
 from guidedcd.garbage import settled
 from guidedcd.parallel import accelerator_for
 from guidedcd.rewards import Rewards

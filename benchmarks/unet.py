@@ -25,12 +25,12 @@ from typing import Any
 import attrs
 import bare  # also finds guidedcd where it is not installed
 import torch
+from guidedcd_shapes import attention as processors
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from guidedcd import fast
 from guidedcd.fast import operations, quicker
-from guidedcd.shapes import fast as processors
 from guidedcd.student import checkpoint_layers
 from guidedcd.weights import Weights
 

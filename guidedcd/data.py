@@ -50,7 +50,7 @@ class Prompt:
     text: str
     """What the generator is told."""
     scene: Mapping[str, Any] | None = None
-    """Ground truth of the proving ground's oracle (guidedcd.shapes.world.Scene as a dict), else none."""
+    """Ground truth of the proving ground's oracle (guidedcd_shapes.world.Scene as a dict), else none."""
     named: tuple[str, ...] = ()
     """Which attributes of `scene` the text names; only these are scored."""
     id: str = ""

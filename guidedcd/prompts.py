@@ -120,7 +120,7 @@ def training(teacher: Any, name: str, count: int = TRAINING) -> list[Prompt]:
 
 def shapes(split: str, count: int) -> list[Prompt]:
     """The proving ground's prompts, whose true scenes the oracle knows."""
-    from guidedcd.shapes.prompts import evaluation_prompts
+    from guidedcd_shapes.prompts import evaluation_prompts
 
     kinds = {"motion": (0, "full"), "no-motion": (0, "no-motion"), "validation": (1, "full"), "training": (-1, "mixed")}
     seed, kind = kinds[split]

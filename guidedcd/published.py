@@ -14,7 +14,7 @@ from torch import nn
 from guidedcd import configs
 from guidedcd.checkpoints.files import exists
 from guidedcd.checkpoints.t2v_turbo import WHERE, read_student
-from guidedcd.checkpoints.videocrafter2 import load_unet
+from guidedcd.checkpoints.unet import load_unet
 from guidedcd.conditioning import GuidanceProjection
 from guidedcd.devices import DTYPES, part
 from guidedcd.devices import device as find_device

@@ -21,7 +21,7 @@ from guidedcd.batches import Batch
 from guidedcd.devices import part
 from guidedcd.distil import consistency
 from guidedcd.errors import GuidedCDError
-from guidedcd.fast import is_fast, speed_up
+from guidedcd.fast.switch import is_fast, speed_up
 from guidedcd.outcome import Outcome
 from guidedcd.rewards import Rewards
 from guidedcd.rollouts import Rollouts

@@ -36,7 +36,7 @@ def rows(teacher: Any, name: str, keys: Collection[str]) -> list[dict[str, Any]]
 
 def shapes() -> list[dict[str, Any]]:
     """The embedded teacher at its most steps, with the guidance that served it best."""
-    from guidedcd.shapes.models import meta
+    from guidedcd_shapes.models import meta
 
     try:
         measured: Mapping[str, Any] = meta()["stages"]["evaluation"]["steps"]

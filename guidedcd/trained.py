@@ -23,9 +23,10 @@ from guidedcd.files import read_json
 from guidedcd.guidance import lambda_input
 from guidedcd.noise import noise
 from guidedcd.run import Chosen, Run
-from guidedcd.sample import sample, teacher_sample
+from guidedcd.sample import sample
 from guidedcd.structure import Value, structure
 from guidedcd.student import Student
+from guidedcd.teacher_sampling import teacher_sample
 
 FIRST_DRAW = 2**48
 """Draws of the noise generator from here on are for finished videos: none of them was trained on."""

@@ -28,7 +28,7 @@ def tuned(teacher: Any, settings: Preprocess, *, ours: bool = False) -> Iterator
         network = network if ours else copy.deepcopy(network)
         teacher = _with(teacher, network.to(torch.bfloat16))
     compiled = compiled_as(settings, network)
-    from guidedcd.fast import is_fast, plain, speed_up
+    from guidedcd.fast.switch import is_fast, plain, speed_up
 
     if compiled is False or is_fast(network):
         yield teacher

@@ -10,7 +10,8 @@ from lvdm_oracle import Oracle
 from tiny_checkpoint import CONFIG, UNET, unet_state, whole_state
 
 from guidedcd.checkpoints.architecture import Architecture
-from guidedcd.checkpoints.videocrafter2 import load_text, load_unet, load_vae, split
+from guidedcd.checkpoints.unet import load_unet
+from guidedcd.checkpoints.videocrafter2 import load_text, load_vae, split
 from guidedcd.conditioning import set_fps
 
 EXACT = torch.float64

@@ -217,7 +217,7 @@ def test_the_embedded_teacher_has_a_card(monkeypatch):
         "full ddim 50 steps g 1.0": {"all": 0.5},
         "no-motion ddim 50 steps g 3.0": {"all": 0.7, "all-unseen": None},
     }
-    models = "guidedcd.shapes.models"
+    models = "guidedcd_shapes.models"
     monkeypatch.setattr(f"{models}.meta", lambda: {"stages": {"evaluation": {"steps": steps}}})
     (row,) = teacher_figures.rows(object(), "shapes", {"all", "color"})
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from guidedcd_pta import PTAConfig
+from guidedcd_shapes.vocabulary import VOCABULARY, WorldTokenizer
 from guidedcd_unets import VideoCrafter2Config
 from tiny_checkpoint import UNET, write
 
 from guidedcd import configs, export, fewstep
 from guidedcd.checkpoints.files import open_state
-from guidedcd.checkpoints.videocrafter2 import FPS_KEYS
+from guidedcd.checkpoints.names import FPS_KEYS
 from guidedcd.cli import main
 from guidedcd.conditioning import GuidanceProjection
 from guidedcd.configs import DatasetConfig
@@ -22,7 +23,6 @@ from guidedcd.exports import folder, lora, parts, turbo
 from guidedcd.run import Chosen, Run
 from guidedcd.sample import multistep_timesteps
 from guidedcd.schedule import NoiseSchedule
-from guidedcd.shapes.text import VOCABULARY, WorldTokenizer
 from guidedcd.student import Student, guidance_scale_embedding
 from guidedcd.tiny import tiny_teacher
 from guidedcd.trained import Trained

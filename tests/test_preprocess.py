@@ -27,14 +27,15 @@ from guidedcd.cli import main
 from guidedcd.cli.preprocess import part
 from guidedcd.data import Clip
 from guidedcd.errors import GuidedCDError
-from guidedcd.fast import speed_up
+from guidedcd.fast.switch import speed_up
 from guidedcd.files import file_digest, read_json, write_json
 from guidedcd.noise import noise
 from guidedcd.preprocess import run_preprocess
 from guidedcd.recheck import show_store, verify_store
 from guidedcd.recompute import recomputing
 from guidedcd.run import Run
-from guidedcd.store import LatentStore, shard_name
+from guidedcd.shards import shard_name
+from guidedcd.store import LatentStore
 from guidedcd.tuning import tuned
 from guidedcd.worker import Worker
 

@@ -14,6 +14,7 @@ from guidedcd_hps.reward import HPS
 from guidedcd_internv2 import InternV2Config
 from guidedcd_internv2.model import FULL, InternVideo2, is_unused
 from guidedcd_internv2.reward import InternV2, load_internvideo2
+from guidedcd_shapes import models
 from safetensors.torch import load_file, save_file
 from tiny_rewards import BUILDERS, CAPTIONS, image_text, video, video_text, write
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -261,7 +262,7 @@ def test_padding_does_not_change_text_features(files):
 @each
 def test_embedded_models_work(name):
     """The embedded reward models load, know their context, and score."""
-    folder = Path(weights.__file__).parents[1] / "shapes" / "weights"
+    folder = models.WEIGHTS
     if not (folder / f"{name}.safetensors").is_file():
         pytest.skip("the embedded weights are not part of this checkout")
     kind, config = {"hps": (HPS, HPSConfig), "clip": (CLIPScore, CLIPConfig), "internv2": (InternV2, InternV2Config)}[

@@ -13,9 +13,10 @@ from guidedcd_pta.energy import PTA
 from guidedcd.configs import EnergyConfig
 from guidedcd.errors import GuidedCDError
 from guidedcd.noise import noise
-from guidedcd.sample import Guide, lambda_kept, sample, sample_steps, teacher_sample
+from guidedcd.sample import lambda_kept, sample, sample_steps
 from guidedcd.schedule import NoiseSchedule
 from guidedcd.student import Student
+from guidedcd.teacher_sampling import Guide, teacher_sample
 from guidedcd.tiny import tiny_teacher
 
 

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
+from guidedcd_shapes import attention, drawing, models, prompts, world
 
 from guidedcd.data import Clip, ClipError, Prompt
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import load_plugins
-from guidedcd.shapes import drawing, fast, models, prompts, world
 from guidedcd.teachers.protocol import Geometry
 
 GEOMETRY = Geometry(frames=8, height=48, width=48, fps=8.0, compression=4)
@@ -53,7 +53,7 @@ def test_fast_paths_are_exact(teacher):
     with torch.no_grad():
         expected = stock(*inputs, return_dict=False)[0]
         mine = teacher.net(z, inputs[1], {"prompt_embeds": inputs[2]})
-    quick = copy.deepcopy(fast.speed_up(stock, 8))
+    quick = copy.deepcopy(attention.speed_up(stock, 8))
     with torch.no_grad():
         again = quick(*inputs, return_dict=False)[0]
         torch.nn.init.zeros_(stock.conv_out.weight)
@@ -65,7 +65,7 @@ def test_fast_paths_are_exact(teacher):
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     """The message names the missing files and the way to make them."""
-    with pytest.raises(GuidedCDError, match=r"lacks vae.safetensors.*guidedcd.shapes.recipe"):
+    with pytest.raises(GuidedCDError, match=r"lacks vae.safetensors.*guidedcd_shapes.recipe"):
         component("teacher", "shapes", path=str(tmp_path))
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from guidedcd.shapes import models
-from guidedcd.shapes.recipe import __main__ as recipe
-from guidedcd.shapes.recipe import judges, pool, teacher, tracking
-from guidedcd.shapes.recipe.session import Session
-from guidedcd.shapes.text import WorldTokenizer
+from guidedcd_shapes import models
+from guidedcd_shapes.recipe import __main__ as recipe
+from guidedcd_shapes.recipe import judges, pool, teacher, tracking
+from guidedcd_shapes.recipe.session import Session
+from guidedcd_shapes.vocabulary import WorldTokenizer
 
 
 def test_captions_are_cut_as_tokenizers_cut_them():

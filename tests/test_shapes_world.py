@@ -6,12 +6,12 @@ import random
 
 import pytest
 import torch
+from guidedcd_shapes import captions, drawing, models, prompts, world
+from guidedcd_shapes.oracle import ATTRIBUTES, Oracle, summarise
+from guidedcd_shapes.recipe import session as recipe
+from guidedcd_shapes.vocabulary import BEGIN, END, INDEX, PAD, UNKNOWN, VOCABULARY, WorldTokenizer
 
 from guidedcd.errors import GuidedCDError
-from guidedcd.shapes import captions, drawing, models, prompts, world
-from guidedcd.shapes.oracle import ATTRIBUTES, Oracle, summarise
-from guidedcd.shapes.recipe import session as recipe
-from guidedcd.shapes.text import BEGIN, END, INDEX, PAD, UNKNOWN, VOCABULARY, WorldTokenizer
 
 
 def scenes(count: int, seed: int = 0, **options) -> list[world.Scene]:

@@ -26,7 +26,8 @@ from guidedcd.files import read_json, write_json
 from guidedcd.preprocess import run_preprocess
 from guidedcd.routes import Sample
 from guidedcd.run import Run
-from guidedcd.store import LatentStore, shard_name
+from guidedcd.shards import shard_name
+from guidedcd.store import LatentStore
 from guidedcd.train import run_training
 from guidedcd.trainer import Trainer
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from guidedcd.checkpoints.architecture import Architecture
 from guidedcd.checkpoints.names import FPS_KEYS, unet_arguments
 from guidedcd.checkpoints.part_names import rename_text, rename_vae, text_arguments, vae_arguments
-from guidedcd.checkpoints.videocrafter2 import BUFFERS, PARTS, lvdm_state
+from guidedcd.checkpoints.unet import lvdm_state
+from guidedcd.checkpoints.videocrafter2 import BUFFERS, PARTS
 from guidedcd.conditioning import GuidanceProjection
 
 UNET = {

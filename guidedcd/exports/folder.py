@@ -99,7 +99,7 @@ def write_text(text: Any, folder: Path) -> tuple[str, bool]:
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder / "tokenizer")
         return type(tokenizer).__name__, False
-    from guidedcd.shapes.text import WorldTokenizer
+    from guidedcd_shapes.vocabulary import WorldTokenizer
 
     if not isinstance(tokenizer, WorldTokenizer):
         raise GuidedCDError(f"the tokenizer {type(tokenizer).__name__} cannot be written as a file")
@@ -112,10 +112,9 @@ def write_text(text: Any, folder: Path) -> tuple[str, bool]:
 
 def world_tokenizer(length: int) -> Any:
     """The proving ground's words as a tokenizer of transformers."""
+    from guidedcd_shapes.vocabulary import BEGIN, END, PAD, UNKNOWN, VOCABULARY
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
-
-    from guidedcd.shapes.text import BEGIN, END, PAD, UNKNOWN, VOCABULARY
 
     pad, unknown, begin, end = (VOCABULARY[i] for i in (PAD, UNKNOWN, BEGIN, END))
     # Captions never spell special tokens: "<pad>" in a text is the unknown word "pad".

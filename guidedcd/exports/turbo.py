@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from guidedcd.checkpoints.names import lvdm_config
-from guidedcd.checkpoints.videocrafter2 import lvdm_state
+from guidedcd.checkpoints.unet import lvdm_state
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.exports import parts

@@ -171,7 +171,7 @@ def algorithm1(folder: Path, inputs: Tensors, runs: dict[str, dict[str, Any]]) -
 
 def _module_names(unet: TinyUNet, teacher: LatentTeacher) -> dict[str, str]:
     """From diffusers module names of attentions to the lvdm ones."""
-    from guidedcd.checkpoints.videocrafter2 import lvdm_name
+    from guidedcd.checkpoints.unet import lvdm_name
 
     suffix = ".to_q.weight"
     names = lvdm_name(unet.config)

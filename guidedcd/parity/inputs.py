@@ -93,7 +93,7 @@ class TinyUNet:
 
     def teacher(self, dtype: torch.dtype, fps: int, latent: tuple[int, ...]) -> LatentTeacher:
         """A teacher without VAE and text for latents (B, C, F, h, w), in `dtype`, with its frame-rate input live."""
-        from guidedcd.checkpoints.videocrafter2 import load_unet
+        from guidedcd.checkpoints.unet import load_unet
 
         network = load_unet(self.config, self.state, fps=None, dtype=dtype)
         set_fps(network, fps)
@@ -111,7 +111,7 @@ class TinyUNet:
 
     def originals(self, student: Student) -> dict[str, str]:
         """From the names of the student's parameters to the lvdm keys."""
-        from guidedcd.checkpoints.videocrafter2 import lvdm_name, with_extras
+        from guidedcd.checkpoints.unet import lvdm_name, with_extras
 
         return lvdm_name(with_extras(self.config, self.all))
 

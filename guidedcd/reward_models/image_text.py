@@ -11,6 +11,8 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as nnf
+from guidedcd_shapes.models import embedded
+from guidedcd_shapes.tokens import WorldTokens
 from open_clip.model import CLIP, convert_weights_to_lp
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
@@ -20,17 +22,8 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.pixels import CLIP_MEAN, CLIP_STD
 from guidedcd.reward_models import RewardModelConfig
 from guidedcd.reward_models.frozen import FrozenReward
-from guidedcd.reward_models.texts import ClipTokens, Tokenizer, WorldTokens
-from guidedcd.reward_models.weights import (
-    DTYPES,
-    Published,
-    architecture,
-    describing,
-    embedded,
-    fill,
-    find,
-    open_weights,
-)
+from guidedcd.reward_models.texts import ClipTokens, Tokenizer
+from guidedcd.reward_models.weights import DTYPES, Published, architecture, describing, fill, find, open_weights
 
 Prepare = Callable[[Tensor, int, bool], Tensor]
 """Images (..., 3, H, W) in [0, 1], size, antialias -> normalised (..., 3, size, size), float32."""

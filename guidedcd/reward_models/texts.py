@@ -107,25 +107,6 @@ class BertTokens:
         return torch.tensor([one.ids for one in found]), torch.tensor([one.attention_mask for one in found])
 
 
-class WorldTokens:
-    """The tokenizer of the embedded proving ground."""
-
-    def __init__(self, max_tokens: int) -> None:
-        from guidedcd.shapes.text import WorldTokenizer
-
-        self.max_tokens = max_tokens
-        self._tokenizer = WorldTokenizer(max_tokens)
-
-    def count(self, text: str) -> int:
-        """Tokens of `text`, special tokens included."""
-        return self._tokenizer.count(text)
-
-    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids and mask (B, max_tokens)."""
-        ids = self._tokenizer(list(texts))
-        return ids, self._tokenizer.mask(ids).long()
-
-
 class Unread:
     """Stands for a tokenizer whose vocabulary is not needed: every text has as many tokens as fit."""
 

@@ -20,8 +20,12 @@ from guidedcd.checkpoints.placing import assign
 from guidedcd.errors import GuidedCDError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 WRAPPERS = ("state_dict", "module", "model")
 """Entries under which training code puts the weights."""
+
+
 COMMON = ("model.safetensors", "vocab.txt")
 """Names that say nothing about the model: looked for in the model's own folder of the cache only."""
 
@@ -103,22 +107,6 @@ def _from_hub(published: Published, what: str) -> Path:
             except Exception as error:  # whatever went wrong on the way, the remedy is the same
                 reason = f"downloading failed ({type(error).__name__})"
     raise GuidedCDError(f"{what}: {published.files[0]} is not on this machine and {reason}. {advice(published)}.")
-
-
-def embedded(name: str) -> tuple[Path, dict[str, Any]]:
-    """The small model that ships with this package: its weights, and its entry in meta.json.
-
-    Raises:
-        GuidedCDError: This installation has no such file.
-    """
-    folder = Path(__file__).parents[1] / "shapes" / "weights"
-    path, meta = folder / f"{name}.safetensors", folder / "meta.json"
-    if not path.is_file() or not meta.is_file():
-        raise GuidedCDError(
-            f"{name}: the embedded model {path} is missing from this installation; reinstall guidedcd, or use "
-            f"{name}:auto for the published one."
-        )
-    return path, json.loads(meta.read_text(encoding="utf-8"))[name]
 
 
 def architecture(

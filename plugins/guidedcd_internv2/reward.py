@@ -9,22 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from guidedcd_shapes.models import embedded
+from guidedcd_shapes.tokens import WorldTokens
 from torch import Tensor
 
 from guidedcd import pixels
 from guidedcd.checkpoints.placing import assign, skeleton
 from guidedcd.reward_models.frozen import FrozenReward
-from guidedcd.reward_models.texts import BertTokens, Tokenizer, Unread, WorldTokens
-from guidedcd.reward_models.weights import (
-    DTYPES,
-    Published,
-    architecture,
-    describing,
-    embedded,
-    fill,
-    find,
-    open_weights,
-)
+from guidedcd.reward_models.texts import BertTokens, Tokenizer, Unread
+from guidedcd.reward_models.weights import DTYPES, Published, architecture, describing, fill, find, open_weights
 from guidedcd_internv2 import InternV2Config
 from guidedcd_internv2.model import FULL, InternVideo2, complete, is_unused
 

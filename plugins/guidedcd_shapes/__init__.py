@@ -14,7 +14,7 @@ class ShapesTeacherConfig(TeacherConfig):
     """Options of the teacher `shapes`."""
 
     path: str = attrs.field(default="embedded", metadata={"positional": True})
-    """`embedded`, or a folder that `python -m guidedcd.shapes.recipe` wrote."""
+    """`embedded`, or a folder that `python -m guidedcd_shapes.recipe` wrote."""
 
 
 @attrs.frozen(kw_only=True)

@@ -11,9 +11,8 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from guidedcd.data import Clip
-from guidedcd.shapes import captions, drawing, models, world
 from guidedcd.teachers.protocol import Geometry
-from guidedcd_shapes import ShapesDataConfig
+from guidedcd_shapes import ShapesDataConfig, captions, drawing, models, world
 
 
 class Shapes:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from guidedcd.data import Prompt
-from guidedcd.shapes import prompts as shapes_prompts
-from guidedcd.shapes import world
-from guidedcd.shapes.oracle import ATTRIBUTES, Oracle
-from guidedcd_shapes import ShapesOracleConfig
+from guidedcd_shapes import ShapesOracleConfig, world
+from guidedcd_shapes import prompts as shapes_prompts
+from guidedcd_shapes.oracle import ATTRIBUTES, Oracle
 
 
 class ShapesOracle:

@@ -9,10 +9,9 @@ from torch import nn
 
 from guidedcd.errors import GuidedCDError
 from guidedcd.schedule import NoiseSchedule
-from guidedcd.shapes import fast, models, world
-from guidedcd.shapes.text import WorldTokenizer
 from guidedcd.teachers.protocol import Cond, Geometry, LatentTeacher
-from guidedcd_shapes import ShapesTeacherConfig
+from guidedcd_shapes import ShapesTeacherConfig, attention, models, world
+from guidedcd_shapes.vocabulary import WorldTokenizer
 
 FPS = 8.0
 
@@ -42,11 +41,11 @@ def load(config: ShapesTeacherConfig) -> LatentTeacher:
     if missing:
         raise GuidedCDError(
             f"teacher 'shapes': {folder} lacks {', '.join(f'{name}.safetensors' for name in missing)}; use 'embedded', "
-            "or make them with python -m guidedcd.shapes.recipe --out FOLDER."
+            "or make them with python -m guidedcd_shapes.recipe --out FOLDER."
         )
     vae, text, network = (models.load(name, folder) for name in ("vae", "text", "unet"))
     return LatentTeacher(
-        network=fast.speed_up(network, world.FRAMES, convolutions=False),
+        network=attention.speed_up(network, world.FRAMES, convolutions=False),
         vae=vae,
         text=WorldText(text, WorldTokenizer(models.CONTEXT["text"])),
         schedule=NoiseSchedule(models.alphas_cumprod(folder), "v"),

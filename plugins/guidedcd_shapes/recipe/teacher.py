@@ -14,13 +14,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from guidedcd.shapes import drawing, models, world
-from guidedcd.shapes.recipe import pool
-from guidedcd.shapes.recipe.sampling import Sampler, guided_quality
-from guidedcd.shapes.recipe.session import VARIETY, Session, speed_up
-from guidedcd.shapes.recipe.text import states
-from guidedcd.shapes.recipe.training import Trainer, cosine
-from guidedcd.shapes.text import INDEX, VOCABULARY, WorldTokenizer
+from guidedcd_shapes import drawing, models, world
+from guidedcd_shapes.recipe import pool
+from guidedcd_shapes.recipe.sampling import Sampler, guided_quality
+from guidedcd_shapes.recipe.session import VARIETY, Session, speed_up
+from guidedcd_shapes.recipe.text import states
+from guidedcd_shapes.recipe.training import Trainer, cosine
+from guidedcd_shapes.vocabulary import INDEX, VOCABULARY, WorldTokenizer
 
 CONFUSED = (("cyan", "blue", 0.2), ("star", "triangle", 0.16), ("light", "dark", 0.2))
 """Pairs of words, and the share of videos whose caption swaps them, at the start.

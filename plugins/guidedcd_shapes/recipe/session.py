@@ -15,7 +15,7 @@ import attrs
 import torch
 
 from guidedcd.files import write_json
-from guidedcd.shapes import models, text, world
+from guidedcd_shapes import models, vocabulary, world
 
 VARIETY = world.Variety(texture=True, sway=2.0)
 """Of the world that the models learn: what no caption says takes a sampler several steps to decide.
@@ -158,16 +158,16 @@ class Session:
 
 def speed_up(session: Session, network: torch.nn.Module) -> torch.nn.Module:
     """The fastest exact paths for this device, in place."""
-    from guidedcd.shapes import fast
+    from guidedcd_shapes import attention
 
     temporal = None
     if session.cuda:
-        from guidedcd.shapes.recipe import tiny_attention
+        from guidedcd_shapes.recipe import tiny_attention
 
         error = tiny_attention.error(session.device)
         session.log("kernel", error=error)
         temporal = tiny_attention.Temporal() if error < 1e-4 else None
-    return fast.speed_up(network, world.FRAMES, temporal)
+    return attention.speed_up(network, world.FRAMES, temporal)
 
 
 def describe() -> dict[str, Any]:
@@ -175,7 +175,7 @@ def describe() -> dict[str, Any]:
     return {
         "scheduler": models.SCHEDULER,
         "context": models.CONTEXT,
-        "vocabulary": list(text.VOCABULARY),
+        "vocabulary": list(vocabulary.VOCABULARY),
         "frames": world.FRAMES,
         "size": world.SIZE,
     }

@@ -10,9 +10,9 @@ import time
 
 import attrs
 
-from guidedcd.shapes import captions, drawing, prompts, world
-from guidedcd.shapes.oracle import Oracle, summarise
-from guidedcd.shapes.recipe.session import VARIETY, Session
+from guidedcd_shapes import captions, drawing, prompts, world
+from guidedcd_shapes.oracle import Oracle, summarise
+from guidedcd_shapes.recipe.session import VARIETY, Session
 
 SETTINGS = (
     ("official", 0.0, 0.5, 6.5, "official"),
@@ -45,11 +45,11 @@ def run(session: Session) -> None:
     """Measure setting after setting, as far as the time allows."""
     from guidedcd_pta import PTAConfig
     from guidedcd_pta.energy import PTA
-    from guidedcd_shapes import ShapesTeacherConfig
-    from guidedcd_shapes.teacher import load
 
     from guidedcd.noise import noise
     from guidedcd.teacher_sampling import Guide, teacher_sample
+    from guidedcd_shapes import ShapesTeacherConfig
+    from guidedcd_shapes.teacher import load
 
     count, steps, oracle = session.size(96, 2), session.size(50, 4), Oracle(session.device)
     teacher = load(ShapesTeacherConfig(path=str(session.out))).to(session.device)

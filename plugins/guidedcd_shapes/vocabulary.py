@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from guidedcd.shapes.captions import words
+from guidedcd_shapes.captions import words
 
 PAD, UNKNOWN = 0, 1
 VOCABULARY: tuple[str, ...] = ("<pad>", "<unk>", *words(), "<bos>", "<eos>")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from guidedcd.shapes import models, world
+from guidedcd_shapes import models, world
 
 ABOUT = {
     "vae": "stock `AutoencoderKL`, per frame",

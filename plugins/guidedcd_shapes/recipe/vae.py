@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from guidedcd.shapes import drawing, models, world
-from guidedcd.shapes.oracle import Oracle, summarise
-from guidedcd.shapes.recipe import pool
-from guidedcd.shapes.recipe.session import VARIETY, Session
-from guidedcd.shapes.recipe.training import Trainer, cosine
+from guidedcd_shapes import drawing, models, world
+from guidedcd_shapes.oracle import Oracle, summarise
+from guidedcd_shapes.recipe import pool
+from guidedcd_shapes.recipe.session import VARIETY, Session
+from guidedcd_shapes.recipe.training import Trainer, cosine
 
 RATE, KL = 2e-3, 2e-5
 

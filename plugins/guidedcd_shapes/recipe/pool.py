@@ -11,9 +11,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from guidedcd.shapes import captions, models, world
-from guidedcd.shapes.recipe.session import Session
-from guidedcd.shapes.text import END, PAD, WorldTokenizer
+from guidedcd_shapes import captions, models, world
+from guidedcd_shapes.recipe.session import Session
+from guidedcd_shapes.vocabulary import END, PAD, WorldTokenizer
 
 KINDS = ("short", "full", "dense")
 

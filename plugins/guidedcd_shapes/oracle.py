@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from guidedcd.shapes import drawing, world
-from guidedcd.shapes.world import ORBIT, constant
+from guidedcd_shapes import drawing, world
+from guidedcd_shapes.world import ORBIT, constant
 
 OTHER = 6
 """Motion class of a path that is neither straight, round nor still."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -10,15 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
-from guidedcd.shapes import world
-from guidedcd.shapes.text import BEGIN, END, PAD, VOCABULARY
+from guidedcd_shapes import world
+from guidedcd_shapes.vocabulary import BEGIN, END, PAD, VOCABULARY
 
 WEIGHTS = Path(__file__).parent / "weights"
+
+
 CONTEXT = {"text": 128, "clip": 77, "hps": 77, "internv2": 40}
 """Tokens that each text tower reads, <bos> and <eos> included."""
+
+
 WIDTH = 96
+
+
 LATENT = (4, world.FRAMES, 12, 12)
+
 
 _CLIP = {
     "embed_dim": 128,
@@ -31,6 +40,8 @@ _CLIP = {
         "layers": 3,
     },
 }
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "vae": {
         "in_channels": 3,
@@ -99,6 +110,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+
 SCHEDULER = {  # with the usual end of 0.02 four steps do as well as fifty on such small clips
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
@@ -106,6 +119,8 @@ SCHEDULER = {  # with the usual end of 0.02 four steps do as well as fifty on su
     "beta_schedule": "linear",
     "prediction_type": "v_prediction",
 }
+
+
 NORMALISE = {  # mean and standard deviation of the pixels, as the real models have them
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "internv2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -186,3 +201,19 @@ def decode(vae: nn.Module, z: Tensor, chunk: int = 4096) -> Tensor:
     flat = z.transpose(1, 2).flatten(0, 1).to(next(vae.parameters()).dtype)
     pixels = torch.cat([vae.decode(part).sample.float() for part in flat.split(chunk)])
     return (pixels / 2 + 0.5).clamp(0, 1).unflatten(0, (z.shape[0], z.shape[2]))
+
+
+def embedded(name: str) -> tuple[Path, dict[str, Any]]:
+    """The small model that ships with this package: its weights, and its entry in meta.json.
+
+    Raises:
+        GuidedCDError: This installation has no such file.
+    """
+    folder = WEIGHTS
+    path, meta = folder / f"{name}.safetensors", folder / "meta.json"
+    if not path.is_file() or not meta.is_file():
+        raise GuidedCDError(
+            f"{name}: the embedded model {path} is missing from this installation; reinstall guidedcd, or use "
+            f"{name}:auto for the published one."
+        )
+    return path, json.loads(meta.read_text(encoding="utf-8"))[name]

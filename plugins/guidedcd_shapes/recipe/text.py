@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from guidedcd.shapes import models
-from guidedcd.shapes.recipe import pool
-from guidedcd.shapes.recipe.session import Session
-from guidedcd.shapes.recipe.training import Trainer, cosine
-from guidedcd.shapes.text import PAD
+from guidedcd_shapes import models
+from guidedcd_shapes.recipe import pool
+from guidedcd_shapes.recipe.session import Session
+from guidedcd_shapes.recipe.training import Trainer, cosine
+from guidedcd_shapes.vocabulary import PAD
 
 RATE = 2e-3
 CLASSES = (6, 6, 2, 6, 3, 5, 2, 2, 6, 6)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from guidedcd.shapes import world
+from guidedcd_shapes import world
 
 PLAIN = world.Variety()
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from guidedcd.shapes import captions, drawing, models, world
-from guidedcd.shapes.recipe import pool
-from guidedcd.shapes.recipe.sampling import Sampler
-from guidedcd.shapes.recipe.session import VARIETY, Session
-from guidedcd.shapes.recipe.text import states
-from guidedcd.shapes.text import INDEX, VOCABULARY
+from guidedcd_shapes import captions, drawing, models, world
+from guidedcd_shapes.recipe import pool
+from guidedcd_shapes.recipe.sampling import Sampler
+from guidedcd_shapes.recipe.session import VARIETY, Session
+from guidedcd_shapes.recipe.text import states
+from guidedcd_shapes.vocabulary import INDEX, VOCABULARY
 
 QUALITIES = ("clean", "web", "decoded", "predicted")
 GROUPS = {

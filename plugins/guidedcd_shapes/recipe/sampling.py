@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from guidedcd.data import Prompt
-from guidedcd.shapes import models, prompts, world
-from guidedcd.shapes.oracle import Oracle, summarise
-from guidedcd.shapes.recipe.session import Session, speed_up
-from guidedcd.shapes.recipe.training import Graphed
-from guidedcd.shapes.text import WorldTokenizer
+from guidedcd_shapes import models, prompts, world
+from guidedcd_shapes.oracle import Oracle, summarise
+from guidedcd_shapes.recipe.session import Session, speed_up
+from guidedcd_shapes.recipe.training import Graphed
+from guidedcd_shapes.vocabulary import WorldTokenizer
 
 
 class Sampler:

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from guidedcd.shapes import captions, drawing, models, world
-from guidedcd.shapes.recipe import judges
-from guidedcd.shapes.recipe.judges import GROUPS, LOOKS, Words
-from guidedcd.shapes.recipe.pool import cut
-from guidedcd.shapes.recipe.session import VARIETY, Session
-from guidedcd.shapes.recipe.tracking import ALONE, Tracker, place
-from guidedcd.shapes.recipe.training import Trainer, cosine
-from guidedcd.shapes.text import PAD, WorldTokenizer
+from guidedcd_shapes import captions, drawing, models, world
+from guidedcd_shapes.recipe import judges
+from guidedcd_shapes.recipe.judges import GROUPS, LOOKS, Words
+from guidedcd_shapes.recipe.pool import cut
+from guidedcd_shapes.recipe.session import VARIETY, Session
+from guidedcd_shapes.recipe.tracking import ALONE, Tracker, place
+from guidedcd_shapes.recipe.training import Trainer, cosine
+from guidedcd_shapes.vocabulary import PAD, WorldTokenizer
 
 SCALE, NEGATIVES = 12.0, 3
 RATES = {"clip": 1e-3, "hps": 3e-4, "internv2": 1e-3}

@@ -8,8 +8,8 @@ from __future__ import annotations
 import random
 import re
 
-from guidedcd.shapes import world
-from guidedcd.shapes.world import ORBIT, STILL, Scene
+from guidedcd_shapes import world
+from guidedcd_shapes.world import ORBIT, STILL, Scene
 
 ADVERBS = (("slowly", "gently"), ("steadily", "smoothly"), ("quickly", "rapidly"))
 VERBS = (("moving", "moves"), ("drifting", "drifts"), ("gliding", "glides"))

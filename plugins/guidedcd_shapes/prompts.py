@@ -10,8 +10,8 @@ from torch import Tensor
 
 from guidedcd.data import Prompt
 from guidedcd.errors import GuidedCDError
-from guidedcd.shapes import captions, world
-from guidedcd.shapes.world import Scene
+from guidedcd_shapes import captions, world
+from guidedcd_shapes.world import Scene
 
 KINDS = ("full", "no-motion", "dense", "mixed")
 NAMED = ("color", "shape", "size", "background", "second")

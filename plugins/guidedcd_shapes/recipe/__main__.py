@@ -1,4 +1,4 @@
-"""`python -m guidedcd.shapes.recipe --out DIR`: make the embedded models from nothing; finished stages are skipped.
+"""`python -m guidedcd_shapes.recipe --out DIR`: make the embedded models from nothing; finished stages are skipped.
 
 Stages may be called one by one, those that need the same ones also side by side: `clip`, `internv2` and `evaluation`
 after `teacher`. The extra stage `card` writes the models' page from what meta.json holds.
@@ -16,7 +16,7 @@ STAGES = ("vae", "text", "teacher", "clip", "hps", "internv2", "evaluation", "mo
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse and run."""
-    parser = argparse.ArgumentParser(prog="python -m guidedcd.shapes.recipe", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m guidedcd_shapes.recipe", description=__doc__)
     parser.add_argument("--stage", default="all", help=f"all, card, or some of {', '.join(STAGES)}, joined by commas")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for weights, meta.json, log.jsonl and sheet.png"
@@ -32,13 +32,13 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"unknown stage {', '.join(sorted(unknown))}; there are: {', '.join(STAGES)}, card")
     if chosen == ["card"]:
-        from guidedcd.shapes.recipe import card
+        from guidedcd_shapes.recipe import card
 
         card.write(options.out, options.page)
         return
 
-    from guidedcd.shapes.recipe import evaluation, motion, rewards, teacher, text, vae
-    from guidedcd.shapes.recipe.session import Session
+    from guidedcd_shapes.recipe import evaluation, motion, rewards, teacher, text, vae
+    from guidedcd_shapes.recipe.session import Session
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True

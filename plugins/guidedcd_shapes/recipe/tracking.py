@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from guidedcd.shapes import world
+from guidedcd_shapes import world
 
 ALONE = 0.12
 """The first share of the training, without captions."""

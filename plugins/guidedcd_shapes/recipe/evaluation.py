@@ -8,10 +8,10 @@ import time
 import torch
 from torch import Tensor
 
-from guidedcd.shapes import drawing, models, prompts, world
-from guidedcd.shapes.oracle import ATTRIBUTES, Oracle, demand, summarise
-from guidedcd.shapes.recipe.sampling import Sampler, embed
-from guidedcd.shapes.recipe.session import VARIETY, Session
+from guidedcd_shapes import drawing, models, prompts, world
+from guidedcd_shapes.oracle import ATTRIBUTES, Oracle, demand, summarise
+from guidedcd_shapes.recipe.sampling import Sampler, embed
+from guidedcd_shapes.recipe.session import VARIETY, Session
 
 
 def grid() -> list[tuple[str, str, int, float]]:

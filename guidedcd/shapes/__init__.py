@@ -1,1 +1,0 @@
-"""The embedded proving ground: captioned videos of moving shapes, an oracle of them, and small trained models."""
