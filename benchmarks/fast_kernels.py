@@ -1,4 +1,4 @@
-"""The kernels of `guidedcd.fast` one by one: microseconds, and bytes per second beside those of a copy.
+"""The kernels of `guidedcd.acceleration` one by one: microseconds, and bytes per second beside those of a copy.
 
     python benchmarks/fast_kernels.py --out fast_kernels.json --budget 60      # one GPU
     TRITON_INTERPRET=1 python benchmarks/fast_kernels.py --tiny           # any machine: whether they run
@@ -67,7 +67,7 @@ class Cases:
 
     def group_norm(self, n: int, length: int, channels: int) -> Iterator[Case]:
         """Of frames or of videos, with SiLU and a shift, forward and backward."""
-        from guidedcd.fast import group_norm_kernels as kernels
+        from guidedcd.acceleration.kernels import group_norm as kernels
 
         x, grad, shift = self.new(n, length, channels), self.new(n, length, channels), self.new(n, channels)
         weight, bias = self.new(channels), self.new(channels)
@@ -86,7 +86,7 @@ class Cases:
 
     def cuts(self, n: int, length: int, channels: int) -> Iterator[Case]:
         """The same group norm with its reductions cut otherwise."""
-        from guidedcd.fast import group_norm_kernels as kernels
+        from guidedcd.acceleration.kernels import group_norm as kernels
 
         x, weight, bias = self.new(n, length, channels), self.new(channels), self.new(channels)
         before = kernels.PROGRAMS, kernels.TILES
@@ -105,7 +105,8 @@ class Cases:
 
     def tokens(self, rows: int, channels: int) -> Iterator[Case]:
         """What transformers do to tokens."""
-        from guidedcd.fast import kernels, kernels_backward
+        from guidedcd.acceleration.kernels import backward
+        from guidedcd.acceleration.kernels import forward as kernels
 
         x, delta, grad = (self.new(rows, channels) for _ in range(3))
         weight, bias, where = self.new(channels), self.new(channels), f"({rows}, {channels})"
@@ -113,19 +114,19 @@ class Cases:
         size, norm = x.nbytes, (weight, bias, 1e-5, torch.bfloat16)
         yield Case(f"copy {where}", lambda: delta.copy_(x), 2 * size)
         yield Case(f"sum and layer norm {where}", lambda: kernels.layer_norm(x, delta, *norm), 4 * size)
-        normed = kernels_backward.layer_norm_backward
+        normed = backward.layer_norm_backward
         yield Case(f"layer norm backward {where}", lambda: normed(grad, delta, x, weight, 1e-5, True), 4 * size)
         yield Case(f"residual {where}", lambda: kernels.residual(x, delta, bias), 3 * size)
         yield Case(f"PyTorch's sum {where}", lambda: x + delta, 3 * size)
         inner = self.new(8 * channels)
-        back = kernels_backward.geglu_backward
+        back = backward.geglu_backward
         yield Case(f"gated GELU {where}", lambda: kernels.geglu(wide, inner), 12 * size)
         yield Case(f"gated GELU backward {where}", lambda: back(narrow, wide, inner, True), 20 * size)
         yield Case(f"PyTorch's sum over tokens {where}", lambda: wide.sum(0), 8 * size)
 
     def attention(self, positions: int, channels: int) -> Iterator[Case]:
         """Within frames, by PyTorch's first choice and by cuDNN's kernel, forward and with its gradient."""
-        from guidedcd.fast.quicker import CUDNN
+        from guidedcd.acceleration.attention_backend import CUDNN
 
         heads, where = max(1, channels // 64), f"({self.frames}, {positions}, {channels})"
         packed = self.new(self.frames, positions, 3 * channels)

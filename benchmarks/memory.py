@@ -19,9 +19,9 @@ import bare  # also finds guidedcd where it is not installed
 import torch
 from torch import Tensor, nn
 
-from guidedcd import fast
+from guidedcd import acceleration
+from guidedcd.acceleration.activation_checkpointing import RECOMPUTED, checkpoint_layers
 from guidedcd.plan.meter import metered
-from guidedcd.student import RECOMPUTED, checkpoint_layers
 
 GIB = 2**30
 SETTINGS = ("nothing", *RECOMPUTED)
@@ -83,13 +83,16 @@ def packed_frame_attention_backward(grad: Tensor, qkv: Tensor, *_: Any) -> Tenso
 @contextlib.contextmanager
 def on_paper() -> Iterator[None]:
     """Fast paths take the way that they take on a GPU, with kernels that compute nothing."""
-    from guidedcd.fast import attention, convolutions, group_norm_kernels, kernels, kernels_backward, operations
+    from guidedcd.acceleration import attention, convolutions, operations
+    from guidedcd.acceleration.kernels import backward
+    from guidedcd.acceleration.kernels import forward as kernels
+    from guidedcd.acceleration.kernels import group_norm as group_norm_kernels
 
     replaced = [
         *((group_norm_kernels, function) for function in (group_norm, group_norm_backward)),
         *((kernels, function) for function in (layer_norm, geglu, frame_attention_backward)),
         *((kernels, function) for function in (packed_frame_attention, packed_frame_attention_backward)),
-        *((kernels_backward, function) for function in (layer_norm_backward, geglu_backward)),
+        *((backward, function) for function in (layer_norm_backward, geglu_backward)),
     ]
     with contextlib.ExitStack() as stack:
         for module, function in replaced:
@@ -97,7 +100,7 @@ def on_paper() -> Iterator[None]:
         for name in ("residual", "frame_attention"):
             stack.enter_context(mock.patch.object(kernels, name, like))
         stack.enter_context(mock.patch.object(operations, "fused", lambda x: True))
-        stack.enter_context(mock.patch("guidedcd.fast.layers.fused", lambda x: True))
+        stack.enter_context(mock.patch("guidedcd.acceleration.layers.fused", lambda x: True))
         stack.enter_context(mock.patch.object(attention, "takes", lambda q: True))
         for module in (operations, convolutions):  # autocast knows no such device
             stack.enter_context(mock.patch.object(module, "target_dtype", lambda x: x.dtype))
@@ -110,7 +113,7 @@ def activations(recomputed: str, batch: int = 3, tiny: bool = False) -> dict[str
         from diffusers import UNet3DConditionModel
 
         network: nn.Module = UNet3DConditionModel(**(bare.TINY if tiny else {})).to(torch.bfloat16)
-    fast.speed_up(network)
+    acceleration.speed_up(network)
     if recomputed != "nothing":
         checkpoint_layers(network, recomputed)
     size, width = ((4, 4, 8, 8), 32) if tiny else ((4, bare.FRAMES, bare.HEIGHT, bare.WIDTH), 1024)

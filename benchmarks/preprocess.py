@@ -29,13 +29,13 @@ from guidedcd_pta.energy import PTA
 from torch import Tensor
 
 from guidedcd import references, store
+from guidedcd.acceleration.apply import tuned
+from guidedcd.acceleration.garbage import settled
 from guidedcd.configs import DatasetConfig, Preprocess, Solver, TeacherConfig
 from guidedcd.data import Clip
-from guidedcd.garbage import settled
 from guidedcd.run import Chosen, Run
 from guidedcd.schedule import NoiseSchedule
 from guidedcd.teachers.protocol import Geometry, LatentTeacher
-from guidedcd.tuning import tuned
 from guidedcd.work import Job
 from guidedcd.worker import Worker
 

@@ -20,7 +20,7 @@ import bare  # also finds guidedcd where it is not installed
 import torch
 from torch import Tensor, nn
 
-from guidedcd import configs, fast
+from guidedcd import acceleration, configs
 from guidedcd.sample import sample
 from guidedcd.schedule import NoiseSchedule
 from guidedcd.student import Student
@@ -48,23 +48,23 @@ def variants() -> list[Variant]:
     """All of them, the most promising first."""
 
     def graphs(network: nn.Module) -> nn.Module:
-        return fast.speed_up(network, graphs=True)
+        return acceleration.speed_up(network, graphs=True)
 
     def blocks(network: nn.Module) -> nn.Module:
-        return fast.speed_up(network, compile="blocks")
+        return acceleration.speed_up(network, compile="blocks")
 
     def last(network: nn.Module) -> nn.Module:
         return network.to(memory_format=torch.channels_last)
 
     return [
-        Variant(name="graphs", unet=graphs, vae=fast.speed_up),
-        Variant(name="layers", unet=fast.speed_up, vae=fast.speed_up),
+        Variant(name="graphs", unet=graphs, vae=acceleration.speed_up),
+        Variant(name="layers", unet=acceleration.speed_up, vae=acceleration.speed_up),
         Variant(name="stock", benchmark=False),
-        Variant(name="decode fast", steps=(0,), vae=fast.speed_up),
+        Variant(name="decode fast", steps=(0,), vae=acceleration.speed_up),
         Variant(name="decode stock", steps=(0,), benchmark=False),
         Variant(name="decode channels-last", steps=(0,), vae=last),
-        Variant(name="graphs", steps=(4,), unet=graphs, vae=fast.speed_up, batch=4),
-        Variant(name="decode fast no-benchmark", steps=(0,), vae=fast.speed_up, benchmark=False),
+        Variant(name="graphs", steps=(4,), unet=graphs, vae=acceleration.speed_up, batch=4),
+        Variant(name="decode fast no-benchmark", steps=(0,), vae=acceleration.speed_up, benchmark=False),
         Variant(name="decode blocks", steps=(0,), vae=blocks),
     ]
 
@@ -139,7 +139,7 @@ class Bench:
             first = time.perf_counter() - start
             seconds, spread = bare.timed(run, self.device, repeats=5)
         finally:
-            fast.plain(self.teacher.vae).to(memory_format=torch.contiguous_format)
+            acceleration.plain(self.teacher.vae).to(memory_format=torch.contiguous_format)
         relative, largest = (float("nan"),) * 2 if reference is None else bare.error(out[:1], reference)
         return {
             "seconds_per_video": seconds / variant.batch,

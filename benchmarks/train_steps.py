@@ -13,9 +13,9 @@ import bare
 import torch
 import train_parts as parts  # first: it finds guidedcd where that is not installed
 
+from guidedcd.acceleration.garbage import settled
+from guidedcd.acceleration.switch import speed_up
 from guidedcd.configs import Student, Train
-from guidedcd.fast.switch import speed_up
-from guidedcd.garbage import settled
 from guidedcd.parallel import accelerator_for
 from guidedcd.rewards import Rewards
 from guidedcd.sample import sample

@@ -1,4 +1,4 @@
-"""The denoiser of VideoCrafter2's size, forward and in training, stock and on the fast paths of `guidedcd.fast`.
+"""The denoiser of VideoCrafter2's size, forward and in training, stock and on the fast paths of `guidedcd.acceleration`.
 
     python benchmarks/unet.py --out unet.json --budget 150
     for i in 1 2 3 4; do
@@ -29,9 +29,9 @@ from guidedcd_shapes import attention as processors
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from guidedcd import fast
-from guidedcd.fast import operations, quicker
-from guidedcd.student import checkpoint_layers
+from guidedcd import acceleration
+from guidedcd.acceleration import attention_backend, operations
+from guidedcd.acceleration.activation_checkpointing import checkpoint_layers
 from guidedcd.weights import Weights
 
 OFFICIAL = {1: 78.8, 2: 64.0, 4: 57.3}
@@ -68,10 +68,10 @@ def variants() -> list[Variant]:
         return network
 
     def quick(**options: Any) -> Callable[[nn.Module], nn.Module]:
-        return lambda network: fast.speed_up(network, **options)
+        return lambda network: acceleration.speed_up(network, **options)
 
     def whole(network: nn.Module) -> nn.Module:
-        network = fast.speed_up(network)
+        network = acceleration.speed_up(network)
         network.forward = torch.compile(network.forward, dynamic=False)
         return network
 
@@ -129,7 +129,7 @@ def settings(variant: Variant) -> Iterator[None]:
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     if variant.attention == "cudnn":
         order[:2] = order[1::-1]
-    quicker.CHOOSE = variant.attention == "quicker"
+    attention_backend.CHOOSE = variant.attention == "quicker"
     search, triton = torch.backends.cudnn.benchmark, operations.HAS_TRITON
     torch.backends.cudnn.benchmark = variant.benchmark
     operations.HAS_TRITON = triton and variant.triton

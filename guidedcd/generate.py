@@ -10,11 +10,11 @@ import attrs
 
 import guidedcd
 from guidedcd import media
+from guidedcd.acceleration.apply import check
 from guidedcd.console import console, progress
 from guidedcd.data import Prompt
 from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError
-from guidedcd.fast.sampling import check
 from guidedcd.files import check_writable, file_digest, read_json
 from guidedcd.prompts import given
 from guidedcd.run import Chosen
@@ -63,7 +63,7 @@ def run_sample(
         batch: Videos per batch.
         device: Where tensors live, by default as the run says.
         dtype: "float32", "bfloat16" or "float16".
-        fast: Faster paths through the networks, see `guidedcd.fast.sampling`; videos differ by rounding alone.
+        fast: Faster paths through the networks, see `guidedcd.acceleration.apply`; videos differ by rounding alone.
         teacher: What a published student was distilled from; a run knows its own.
         size: Other `frames`, `height` or `width` (pixels) than the teacher has.
         window: Of a published student, see `guidedcd.published.load_published`.

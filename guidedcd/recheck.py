@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from guidedcd import shards, store
+from guidedcd.acceleration.apply import tuned
 from guidedcd.console import console, progress
 from guidedcd.data import Clip
 from guidedcd.devices import device as find_device
@@ -21,7 +22,6 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.preprocess import Filler, identify
 from guidedcd.run import Run
-from guidedcd.tuning import tuned
 
 PREDICTIONS, SCORES = 0.01, 0.05
 """Largest relative error |found - stored| / |stored| of predictions and of scores, which follow where attention has its

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guidedcd.acceleration.activation_checkpointing import recomputing
 from guidedcd.errors import GuidedCDError
-from guidedcd.recompute import recomputing
 from guidedcd.run import Run
 
 

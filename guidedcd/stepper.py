@@ -17,17 +17,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from guidedcd import optimizer, parallel
+from guidedcd.acceleration.apply import compiled_as
+from guidedcd.acceleration.switch import is_fast, speed_up
 from guidedcd.batches import Batch
 from guidedcd.devices import part
 from guidedcd.distil import consistency
 from guidedcd.errors import GuidedCDError
-from guidedcd.fast.switch import is_fast, speed_up
 from guidedcd.outcome import Outcome
 from guidedcd.rewards import Rewards
 from guidedcd.rollouts import Rollouts
 from guidedcd.run import Run
 from guidedcd.student import Student
-from guidedcd.tuning import compiled_as
 
 Done = Callable[[], dict[str, float]]
 """A launched step: called, it waits for its numbers, and raises GuidedCDError where they are not finite."""

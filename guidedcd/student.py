@@ -16,15 +16,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from guidedcd import configs
+from guidedcd.acceleration.activation_checkpointing import checkpoint_layers
 from guidedcd.conditioning import GuidanceProjection
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json, replacing, write_json
 
 EMBEDDING = 256
 """Width of the embedding of omega and of each energy's input."""
+
+
 FORMAT = 1
 
 
@@ -246,32 +248,3 @@ def _with_adapters(network: nn.Module, rank: int) -> nn.Module:
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets)
     network.requires_grad_(False)
     return inject_adapter_in_model(config, network)
-
-
-RECOMPUTED = {
-    "temporal": ("TemporalConvLayer", "TransformerTemporalModel"),
-    "most": ("TemporalConvLayer", "TransformerTemporalModel", "Transformer2DModel"),
-    "all": ("TemporalConvLayer", "TransformerTemporalModel", "Transformer2DModel", "ResnetBlock2D"),
-}
-"""Layers by how much is recomputed. A residual block computes much for what it keeps; temporal layers least."""
-
-
-def checkpoint_layers(network: nn.Module, layers: str = "all") -> None:
-    """Recompute activations of each layer of a `UNet3DConditionModel` in the backward pass, also of a fast one.
-
-    Args:
-        network: Changed in place.
-        layers: A key of `RECOMPUTED`.
-    """
-    names = RECOMPUTED[layers]
-    for module in network.modules():
-        wrapped = isinstance(vars(module).get("forward"), functools.partial)
-        if type(module).__name__ in names and not wrapped:
-            module.forward = functools.partial(_checkpointed, module, module.forward)
-
-
-def _checkpointed(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    drops = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in module.modules())
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=drops, **kwargs)

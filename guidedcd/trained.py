@@ -55,12 +55,12 @@ class Trained:
         return self.folder if self.weights.is_dir() else self.weights
 
     def quicken(self, fast: str) -> None:
-        """Switch its networks to faster paths, see `guidedcd.fast.sampling`.
+        """Switch its networks to faster paths, see `guidedcd.acceleration.apply`.
 
         Raises:
             GuidedCDError: There is no such choice.
         """
-        from guidedcd.fast.sampling import quicken
+        from guidedcd.acceleration.apply import quicken
 
         quicken(self.student, self.teacher, fast)
 

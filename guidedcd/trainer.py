@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from guidedcd import checkpoint
+from guidedcd.acceleration.garbage import settled
 from guidedcd.batches import Batches
 from guidedcd.console import console, progress
 from guidedcd.devices import part
 from guidedcd.files import leftovers, replacing
-from guidedcd.garbage import settled
 from guidedcd.interrupt import interruptible
 from guidedcd.parallel import accelerator_for
 from guidedcd.rewards import Rewards

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from guidedcd import references, store
-from guidedcd.ahead import ahead
+from guidedcd.acceleration.prefetch import ahead
 from guidedcd.data import Clip
 from guidedcd.devices import DTYPES, part
 from guidedcd.guidance import draw_index, guided_from

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from guidedcd import configs, fast
-from guidedcd.fast import convolutions, graphs, layers, operations, quicker, switch
-from guidedcd.student import Student, checkpoint_layers
+from guidedcd import acceleration, configs
+from guidedcd.acceleration import attention_backend, convolutions, cuda_graphs, layers, operations, switch
+from guidedcd.acceleration.activation_checkpointing import checkpoint_layers
+from guidedcd.student import Student
 from guidedcd.teachers import probes
 
 LAYOUTS = {
@@ -99,7 +100,7 @@ def assert_near(mine: dict[str, Tensor], stock: dict[str, Tensor], tolerance: fl
 def test_output_and_gradients_are_the_stock_ones(layout):
     """In float64 the output, and the gradient of latents and of every weight, agree to rounding."""
     stock, given = network(layout), inputs()
-    quick = fast.speed_up(copy.deepcopy(stock))
+    quick = acceleration.speed_up(copy.deepcopy(stock))
 
     assert (say(quick, *given) - say(stock, *given)).abs().max() < 1e-11
     assert_near(gradients(quick, *given), gradients(stock, *given))
@@ -108,7 +109,7 @@ def test_output_and_gradients_are_the_stock_ones(layout):
 def test_sizes_and_frames_may_change_between_calls():
     """Another number of frames, and a height that is no multiple of the network's, are taken as they come."""
     stock = network()
-    quick = fast.speed_up(copy.deepcopy(stock))
+    quick = acceleration.speed_up(copy.deepcopy(stock))
     for given in (inputs(3), inputs(5), inputs(3, height=3)):
         assert (say(quick, *given) - say(stock, *given)).abs().max() < 1e-11
 
@@ -116,7 +117,7 @@ def test_sizes_and_frames_may_change_between_calls():
 def test_other_ways_to_call_are_answered_too():
     """A dict as output, a number as timestep, and attention arguments give what the stock network gives."""
     stock, (z, _, prompt) = network(), inputs()
-    quick = fast.speed_up(copy.deepcopy(stock), graphs=True)
+    quick = acceleration.speed_up(copy.deepcopy(stock), graphs=True)
 
     assert (quick(z, 7, prompt).sample - stock(z, 7, prompt).sample).abs().max() < 1e-11
     with_kwargs = {"cross_attention_kwargs": {"scale": 1.0}}
@@ -127,7 +128,7 @@ def test_other_ways_to_call_are_answered_too():
 def test_guidance_inputs_pass_through():
     """A student's timestep_cond reaches the time embedding."""
     stock, given = network(time_cond_proj_dim=6), inputs()
-    quick = fast.speed_up(copy.deepcopy(stock))
+    quick = acceleration.speed_up(copy.deepcopy(stock))
     cond = torch.randn(2, 6, dtype=torch.float64)
 
     expected = say(stock, *given, timestep_cond=cond)
@@ -139,7 +140,7 @@ def test_checkpointing_computes_the_same():
     """Layers that are computed again in the backward pass give equal gradients, and keep less."""
     stock, given = network(), inputs()
     expected = gradients(stock, *given)
-    quick = fast.speed_up(copy.deepcopy(stock))
+    quick = acceleration.speed_up(copy.deepcopy(stock))
     everything = keeping(lambda: say(quick, *given))
     checkpoint_layers(quick)
 
@@ -164,7 +165,7 @@ def test_adapters_learn_as_in_the_stock_network(adapters_first):
         return unet
 
     given, stock = inputs(), adapted(network())
-    quick = fast.speed_up(adapted(network())) if adapters_first else adapted(fast.speed_up(network()))
+    quick = acceleration.speed_up(adapted(network())) if adapters_first else adapted(acceleration.speed_up(network()))
     assert_near(gradients(quick, *given), gradients(stock, *given))
 
 
@@ -172,7 +173,7 @@ def test_a_frozen_convolution_keeps_nothing_for_the_gradient_of_its_input():
     """Without weights to learn a block's gradient is the stock one, and inputs of its convolutions are not kept."""
     stock = network()
     stock, x = stock.down_blocks[0].temp_convs[0].requires_grad_(False), torch.randn(6, 8, 4, 6).double()
-    quick = fast.speed_up(copy.deepcopy(stock))
+    quick = acceleration.speed_up(copy.deepcopy(stock))
     expected = torch.autograd.grad(stock(x.requires_grad_(True), 3).square().sum(), x)[0]
     found = torch.autograd.grad(quick(x, 3).square().sum(), x)[0]
     frozen = keeping(lambda: quick(x, 3))
@@ -219,7 +220,7 @@ class Counting:
 
 def test_recording_leaves_the_fast_path_in_place_and_other_hooks_do_not():
     """Stock attention runs under a hook that could change its input, which it sees as ever, and not for a record."""
-    quick, given = fast.speed_up(network()), inputs()
+    quick, given = acceleration.speed_up(network()), inputs()
     watched, ran, shapes = probes.temporal_layers(quick), [], []
     for module in watched.values():
         module.processor = Counting(module.processor, ran)
@@ -238,7 +239,7 @@ def test_recording_leaves_the_fast_path_in_place_and_other_hooks_do_not():
 def test_attention_can_be_watched():
     """Probes read the same temporal attention, and its gradient, from a fast network."""
     stock, given = network("attention everywhere"), inputs()
-    quick = fast.speed_up(copy.deepcopy(stock))
+    quick = acceleration.speed_up(copy.deepcopy(stock))
     need, found = "temporal-attention:all", []
     for unet in (stock, quick):
         z = given[0].clone().requires_grad_(True)
@@ -255,12 +256,12 @@ def test_attention_can_be_watched():
 def test_it_can_be_undone():
     """After `plain` the class's own code runs on weights that lie as before; names and values never change."""
     stock, given = network(), inputs()
-    quick = fast.speed_up(copy.deepcopy(stock))
+    quick = acceleration.speed_up(copy.deepcopy(stock))
     kept = {name: value.clone() for name, value in quick.state_dict().items()}
-    assert fast.is_fast(quick) and not fast.is_fast(stock)
-    fast.plain(quick)
+    assert acceleration.is_fast(quick) and not acceleration.is_fast(stock)
+    acceleration.plain(quick)
 
-    assert not fast.is_fast(quick)
+    assert not acceleration.is_fast(quick)
     assert torch.equal(say(quick, *given), say(stock, *given))
     for name, value in stock.state_dict().items():
         assert torch.equal(kept[name], value)
@@ -270,11 +271,11 @@ def test_it_can_be_undone():
 
 def test_copies_are_fast_and_independent():
     """A deep copy computes with its own weights, as a student that is copied from its teacher must."""
-    quick, given = fast.speed_up(network(), graphs=True), inputs()
+    quick, given = acceleration.speed_up(network(), graphs=True), inputs()
     twin, before = copy.deepcopy(quick), say(quick, *given)
     nn.init.zeros_(quick.conv_out.weight)
 
-    assert fast.is_fast(twin)
+    assert acceleration.is_fast(twin)
     assert torch.equal(say(twin, *given), before)
     assert not torch.equal(say(quick, *given), before)
 
@@ -284,7 +285,7 @@ def test_a_student_of_a_fast_teacher_is_fast_and_equals_it():
     from tiny import teacher
 
     master = teacher()
-    fast.speed_up(master.network)
+    acceleration.speed_up(master.network)
     student = Student(master, configs.Student(), ("pta",))
     student.enable_gradient_checkpointing()
     z, t = torch.randn(1, *master.geometry.latent_shape), torch.tensor([500])
@@ -292,7 +293,7 @@ def test_a_student_of_a_fast_teacher_is_fast_and_equals_it():
     out = student(z, t, cond, torch.tensor([7.0]), torch.zeros(1, 1))
     out.square().mean().backward()
 
-    assert fast.is_fast(student.network)
+    assert acceleration.is_fast(student.network)
     torch.testing.assert_close(out, master.net(z, t, cond))
     assert all(p.grad is not None for p in student.network.up_blocks.parameters())
 
@@ -301,18 +302,22 @@ def test_samples_are_made_on_the_paths_that_were_asked_for():
     """`auto` changes nothing on a CPU, `layers` gives the same video, and what is no choice is refused."""
     import tiny
 
+    from guidedcd.acceleration.apply import quicken
     from guidedcd.errors import GuidedCDError
-    from guidedcd.fast.sampling import quicken
 
     master = tiny.teacher()
     student = Student(master, configs.Student())
     quicken(student, master)
-    assert not fast.is_fast(student.network)
+    assert not acceleration.is_fast(student.network)
     z, t, cond = torch.randn(1, *master.geometry.latent_shape), torch.tensor([500]), master.embed(["a"])
     said, seen = student(z, t, cond), master.decode(z)
     for choice in ("layers", "graphs"):
         quicken(student, master, choice)
-        assert fast.is_fast(student.network) and fast.is_fast(master.network) and fast.is_fast(master.vae)
+        assert (
+            acceleration.is_fast(student.network)
+            and acceleration.is_fast(master.network)
+            and acceleration.is_fast(master.vae)
+        )
         assert (student(z, t, cond) - said).abs().max() < 1e-5
         assert (master.decode(z) - seen).abs().max() < 1e-5
     with pytest.raises(GuidedCDError, match="--fast must be one of auto, no, layers, graphs, blocks, not 'very'"):
@@ -323,7 +328,7 @@ def test_layers_that_are_built_otherwise_keep_their_own_path():
     """What `speed_up` does not know runs as stock: here residual blocks with another activation and gated attention."""
     stock, given = network(act_fn="mish"), inputs()
     stock.down_blocks[0].attentions[0].transformer_blocks[0].attn1.residual_connection = True
-    quick = fast.speed_up(copy.deepcopy(stock))
+    quick = acceleration.speed_up(copy.deepcopy(stock))
 
     assert (say(quick, *given) - say(stock, *given)).abs().max() < 1e-11
     assert "forward" not in vars(quick.down_blocks[0].resnets[0])
@@ -333,10 +338,10 @@ def test_layers_that_are_built_otherwise_keep_their_own_path():
 def test_dropout_is_kept_in_training():
     """A network in training mode drops what the stock one drops: on average the same output, never twice the same."""
     stock, given = network(dtype=torch.float32).train(), inputs(dtype=torch.float32)
-    quick = fast.speed_up(copy.deepcopy(stock))
+    quick = acceleration.speed_up(copy.deepcopy(stock))
     with torch.no_grad():
         one, other = say(quick, *given), say(quick, *given)
-        still = say(fast.plain(quick).eval(), *given)
+        still = say(acceleration.plain(quick).eval(), *given)
 
     assert not torch.equal(one, other)
     assert (one - still).abs().mean() < 0.5 * still.abs().mean()
@@ -349,7 +354,7 @@ def test_an_autoencoder_decodes_the_same():
     sizes = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     stock = AutoencoderKL(**sizes, **kinds).double().eval().requires_grad_(False)
-    quick = fast.speed_up(copy.deepcopy(stock))
+    quick = acceleration.speed_up(copy.deepcopy(stock))
     z = torch.randn(3, 4, 6, 4, dtype=torch.float64, requires_grad=True)
     mine, theirs = quick.decode(z).sample, stock.decode(z).sample
 
@@ -360,13 +365,13 @@ def test_an_autoencoder_decodes_the_same():
     assert (one - other).abs().max() < 1e-10
     pixels = theirs.detach()
     assert (quick.encode(pixels).latent_dist.mode() - stock.encode(pixels).latent_dist.mode()).abs().max() < 1e-12
-    assert torch.equal(fast.plain(quick).decode(z).sample, theirs)
+    assert torch.equal(acceleration.plain(quick).decode(z).sample, theirs)
 
 
 def test_unknown_ways_to_compile_are_refused():
     """The message lists what there is."""
     with pytest.raises(ValueError, match="None, blocks, blocks-tuned: 'all'"):
-        fast.speed_up(network(), compile="all")
+        acceleration.speed_up(network(), compile="all")
 
 
 @pytest.mark.slow
@@ -383,7 +388,7 @@ def test_compiled_layers_compute_the_same(monkeypatch):
 
     monkeypatch.setattr(switch, "compiled", compiled)
     stock, given = network("attention everywhere"), inputs()
-    quick = fast.speed_up(copy.deepcopy(stock), compile="blocks")
+    quick = acceleration.speed_up(copy.deepcopy(stock), compile="blocks")
 
     assert_near(gradients(quick, *given), gradients(stock, *given))
     assert functions[layers.temporal_convolution][1].frame_count == 2  # 8 channels at two sizes, ten layers
@@ -394,10 +399,10 @@ def test_compiled_layers_compute_the_same(monkeypatch):
 
 def test_graphs_are_recorded_only_where_they_can_be():
     """Not for gradients, not under hooks inside the network, and not again for the same sizes."""
-    quick = fast.speed_up(network(), graphs=True)
+    quick = acceleration.speed_up(network(), graphs=True)
     replay, given = quick.forward, dict(zip(("sample", "timestep", "encoder_hidden_states"), inputs(), strict=True))
 
-    assert isinstance(replay, graphs.Replay)
+    assert isinstance(replay, cuda_graphs.Replay)
     assert not replay.possible(given)
     with torch.no_grad():
         assert replay.possible(given)
@@ -416,7 +421,7 @@ def kernels(monkeypatch, device):
     """The Triton functions, run by Triton's interpreter or on a GPU."""
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # what they are compared with is exact
-    return importlib.import_module("guidedcd.fast.functions")
+    return importlib.import_module("guidedcd.acceleration.kernels.autograd")
 
 
 @pytest.fixture
@@ -460,7 +465,7 @@ def test_the_group_norm_kernel_is_group_norm(kernels, compare, shape, groups, sh
 @pytest.mark.parametrize("length", [1, 40, 640, 2560, 40960, 163840])
 def test_reductions_are_cut_so_that_every_token_counts_once(n, length):
     """Chunks cover all tokens, none is empty, tiles fill them, and long reductions have work for a large GPU."""
-    group_norms = pytest.importorskip("guidedcd.fast.group_norm_kernels")
+    group_norms = pytest.importorskip("guidedcd.acceleration.kernels.group_norm")
     for columns in (2, 5, 20):
         chunk, chunks = group_norms.chunks_of(n, length, columns)
         assert chunk % group_norms.ROWS == 0 and chunk % group_norms.SUMMED == 0
@@ -494,7 +499,7 @@ def test_norm_kernels_compute_the_gradients_that_are_wanted(kernels, device, tra
 @pytest.mark.slow
 def test_compiled_layers_call_the_kernels(kernels, device, monkeypatch):
     """A compiled layer that calls the kernels, for norms and over frames, has no breaks and the stock gradients."""
-    from guidedcd.fast import attention
+    from guidedcd.acceleration import attention
 
     monkeypatch.setattr(operations, "calls", lambda x: torch.compiler.is_compiling())
     monkeypatch.setattr(attention, "takes", lambda q: True)
@@ -566,12 +571,14 @@ def test_the_layer_norm_kernel_is_layer_norm(kernels, compare):
 def test_the_quicker_attention_is_found_once_for_each_size(monkeypatch):
     """Kernels are compared at a size's first call, with and without gradients, and results stay the same."""
     sizes, stock = [], nnf.scaled_dot_product_attention
-    monkeypatch.setattr(quicker, "_KNOWN", {})
-    monkeypatch.setattr(quicker, "tries", lambda q: True)
-    monkeypatch.setattr(quicker, "is_quicker", lambda given, *how: sizes.append((*given[0].shape, how[1])) or True)
+    monkeypatch.setattr(attention_backend, "_KNOWN", {})
+    monkeypatch.setattr(attention_backend, "tries", lambda q: True)
+    monkeypatch.setattr(
+        attention_backend, "is_quicker", lambda given, *how: sizes.append((*given[0].shape, how[1])) or True
+    )
     for length, graded in ((5, False), (5, False), (7, False), (5, True), (5, True)):
         q, k, v = torch.randn(3, 2, 2, length, 8).requires_grad_(graded)
-        assert torch.equal(quicker.attention(q, k, v, 0.4), stock(q, k, v, scale=0.4))
+        assert torch.equal(attention_backend.attention(q, k, v, 0.4), stock(q, k, v, scale=0.4))
 
     assert sizes == [(2, 2, 5, 8, False), (2, 2, 7, 8, False), (2, 2, 5, 8, True)]
 
@@ -579,21 +586,21 @@ def test_the_quicker_attention_is_found_once_for_each_size(monkeypatch):
 @pytest.mark.parametrize("graded", [False, True])
 def test_comparing_attention_leaves_no_trace(monkeypatch, graded):
     """Timing both kernels works, keeps nothing in a checkpoint around it, and a kernel that is wrong is not taken."""
-    monkeypatch.setattr(quicker, "_KNOWN", {})
-    monkeypatch.setattr(quicker, "tries", lambda q: True)
+    monkeypatch.setattr(attention_backend, "_KNOWN", {})
+    monkeypatch.setattr(attention_backend, "tries", lambda q: True)
     q, k, v = torch.randn(3, 2, 2, 5, 8).requires_grad_(graded)
-    held = keeping(lambda: quicker.attention(q, k, v, 0.4))
+    held = keeping(lambda: attention_backend.attention(q, k, v, 0.4))
     assert held == (keeping(lambda: nnf.scaled_dot_product_attention(q, k, v, scale=0.4)) if graded else 0)
-    assert len(quicker._KNOWN) == 1
+    assert len(attention_backend._KNOWN) == 1
 
     given = [x.detach() for x in (q, k, v)]
     clock = iter([2.0, 1.0] * 2)
-    monkeypatch.setattr(quicker, "_seconds", lambda run, device: next(clock))
-    assert quicker.is_quicker(given, 0.4, graded)
+    monkeypatch.setattr(attention_backend, "_seconds", lambda run, device: next(clock))
+    assert attention_backend.is_quicker(given, 0.4, graded)
     answers = iter([torch.ones(2, 2, 5, 8), torch.zeros(2, 2, 5, 8)])
     monkeypatch.setattr(nnf, "scaled_dot_product_attention", lambda *a, **k: next(answers).requires_grad_(graded))
     monkeypatch.setattr(torch.autograd, "grad", lambda *a: None)
-    assert not quicker.is_quicker(given, 0.4, graded)
+    assert not attention_backend.is_quicker(given, 0.4, graded)
 
 
 def test_the_elementwise_kernels_are_what_they_say(kernels, compare):
@@ -611,7 +618,7 @@ def test_the_elementwise_kernels_are_what_they_say(kernels, compare):
 @pytest.mark.parametrize(("frames", "heads", "width"), [(5, 2, 8), (16, 1, 64)])
 def test_the_frame_attention_kernel_is_attention(kernels, compare, frames, heads, width):
     """Over any number of frames and channels: values, and gradients through PyTorch's operator registration."""
-    from guidedcd.fast.attention import frame_attention, packed_frame_attention
+    from guidedcd.acceleration.attention import frame_attention, packed_frame_attention
 
     def plain(*given):
         q, k, v = (x.transpose(1, 2).unflatten(-1, (heads, -1)).transpose(2, 3) for x in given)
@@ -627,10 +634,10 @@ def test_the_frame_attention_kernel_is_attention(kernels, compare, frames, heads
 @pytest.mark.slow
 def test_a_network_on_the_kernels_is_the_stock_network(kernels, device, monkeypatch):
     """All kernels in their places, forward and backward, in float32 against the stock network in float64."""
-    from guidedcd.fast import attention
+    from guidedcd.acceleration import attention
 
     stock, given = network(), inputs(2, 2, 2)
-    quick = fast.speed_up(network(dtype=torch.float32).to(device))
+    quick = acceleration.speed_up(network(dtype=torch.float32).to(device))
     called = []
     for module in (operations, layers):
         monkeypatch.setattr(module, "fused", lambda x: True)
@@ -644,7 +651,7 @@ def test_a_network_on_the_kernels_is_the_stock_network(kernels, device, monkeypa
 def test_norms_round_once_under_autocast():
     """With float32 weights under bfloat16 autocast, a fast network is at least as near to float32 as the stock one."""
     stock, given = network("attention everywhere", torch.float32), inputs(dtype=torch.float32)
-    quick, exact = fast.speed_up(copy.deepcopy(stock)), say(stock, *given)
+    quick, exact = acceleration.speed_up(copy.deepcopy(stock)), say(stock, *given)
     with torch.autocast("cpu", torch.bfloat16):
         errors = [(say(unet, *given).float() - exact).norm() / exact.norm() for unet in (stock, quick)]
 

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from guidedcd.garbage import settled
+from guidedcd.acceleration.garbage import settled
 
 
 def test_what_is_there_is_left_out_of_collections_until_the_block_ends():

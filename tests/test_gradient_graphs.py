@@ -10,8 +10,8 @@ import torch
 from tiny_rewards import BUILDERS, write
 from torch import Tensor
 
-from guidedcd.fast import gradient_graphs
-from guidedcd.fast.gradient_graphs import GradientReplay, Graphs, Replayed
+from guidedcd.acceleration import cuda_graphs_backward
+from guidedcd.acceleration.cuda_graphs_backward import GradientReplay, Graphs, Replayed
 
 
 def function(x: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def test_both_graphs_are_recorded_after_a_warm_up(monkeypatch):
 
 def test_on_a_cpu_and_without_gradient_nothing_is_recorded(monkeypatch):
     """The function itself is called."""
-    monkeypatch.setattr(gradient_graphs, "Graphs", None)
+    monkeypatch.setattr(cuda_graphs_backward, "Graphs", None)
     replay, x = GradientReplay(function), torch.randn(2, 3)
     assert torch.equal(replay(x), function(x))
     assert torch.equal(replay(x.requires_grad_(True)), function(x))

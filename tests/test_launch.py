@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guidedcd.fast.launch import Launcher, cdiv, power_of_2
+from guidedcd.acceleration.kernels.launch import Launcher, cdiv, power_of_2
 
 
 class Kernel:

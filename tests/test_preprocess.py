@@ -22,21 +22,21 @@ from safetensors.torch import load_file, save_file
 from toy import make as toy_run
 
 from guidedcd import references, space
-from guidedcd.ahead import ahead
+from guidedcd.acceleration.activation_checkpointing import recomputing
+from guidedcd.acceleration.apply import tuned
+from guidedcd.acceleration.prefetch import ahead
+from guidedcd.acceleration.switch import speed_up
 from guidedcd.cli import main
 from guidedcd.cli.preprocess import part
 from guidedcd.data import Clip
 from guidedcd.errors import GuidedCDError
-from guidedcd.fast.switch import speed_up
 from guidedcd.files import file_digest, read_json, write_json
 from guidedcd.noise import noise
 from guidedcd.preprocess import run_preprocess
 from guidedcd.recheck import show_store, verify_store
-from guidedcd.recompute import recomputing
 from guidedcd.run import Run
 from guidedcd.shards import shard_name
 from guidedcd.store import LatentStore
-from guidedcd.tuning import tuned
 from guidedcd.worker import Worker
 
 HERE = Path(__file__).parent

@@ -150,7 +150,7 @@ def _coarser(run: Run, estimator: Estimator, seconds: float) -> Run:
 
 def _pass(run: Run, teacher: Any, estimator: Estimator) -> tuple[str, float, Any]:
     """One pass of the teacher as preprocessing has it: its name, predicted seconds, and what to do."""
-    from guidedcd.tuning import tuned
+    from guidedcd.acceleration.apply import tuned
 
     rows = ROWS * run.preprocess.batch_size
     counted, where = estimator.teaching(run).forward, estimator.machine.with_layers(run.preprocess.fast)

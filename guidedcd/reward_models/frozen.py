@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from guidedcd.fast.gradient_graphs import GradientReplay
+from guidedcd.acceleration.cuda_graphs_backward import GradientReplay
 from guidedcd.reward_models.texts import Remembered, Tokenizer
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from guidedcd.fast.graphs import captured, warm_up
+from guidedcd.acceleration.cuda_graphs import captured, warm_up
 
 
 class Trainer:

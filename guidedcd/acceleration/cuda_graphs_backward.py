@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from guidedcd.fast.graphs import captured, warm_up
+from guidedcd.acceleration.cuda_graphs import captured, warm_up
 
 
 class Graphs:

@@ -1,4 +1,4 @@
-"""Triton kernels of group norm on tokens, and of its gradients; legend and precision as in `guidedcd.fast.kernels`.
+"""Triton kernels of group norm on tokens, and of its gradients; legend and precision as in `guidedcd.acceleration.kernels.forward`.
 
 Forward, x is read twice and y written once: moments of each channel in chunks of tokens; then, small, the moments of
 each group and from them two numbers per channel; then y = x * scale + offset. Backward alike: sums of each channel,
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from guidedcd.fast.launch import Launcher, cdiv, power_of_2
+from guidedcd.acceleration.kernels.launch import Launcher, cdiv, power_of_2
 
 ROWS, COLUMNS = 32, 64
 """A tile of tokens by channels: rows of 128 bytes."""

@@ -23,7 +23,7 @@ def group_norm(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Group norm of `x` + `shift`, (N, L, C) and (N or 1, C), then SiLU; and mean and 1/std (N, G, 2). By Triton."""
-    from guidedcd.fast import group_norm_kernels
+    from guidedcd.acceleration.kernels import group_norm as group_norm_kernels
 
     return group_norm_kernels.group_norm(x, weight, bias, groups, eps, silu, shift, dtype)
 
@@ -47,7 +47,7 @@ def _(
 def _backward(
     grad: Tensor, x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, groups: int, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from guidedcd.fast import group_norm_kernels
+    from guidedcd.acceleration.kernels import group_norm as group_norm_kernels
 
     dx, sums, dshift = group_norm_kernels.group_norm_backward(
         grad, x.contiguous(), stats, weight, bias, groups, silu, shift

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from guidedcd.fast import group_norm_kernels, kernels, kernels_backward
+from guidedcd.acceleration.kernels import backward as kernels_backward
+from guidedcd.acceleration.kernels import forward as kernels
+from guidedcd.acceleration.kernels import group_norm
 
 
 class Fused(torch.autograd.Function):
@@ -45,7 +47,7 @@ class GroupNorm(Fused):
     ) -> Tensor:
         """See `operations.group_norm`."""
         x = x.contiguous()
-        y, stats = group_norm_kernels.group_norm(x, weight, bias, groups, eps, silu, shift, dtype)
+        y, stats = group_norm.group_norm(x, weight, bias, groups, eps, silu, shift, dtype)
         ctx.save_for_backward(x, weight, bias, stats, *([] if shift is None else [shift]))
         ctx.groups, ctx.silu = groups, silu
         return y
@@ -57,7 +59,7 @@ class GroupNorm(Fused):
         x, weight, bias, stats, *rest = ctx.saved_tensors
         shift = rest[0] if rest else None
         learned, shifted = ctx.needs_input_grad[1] or ctx.needs_input_grad[2], ctx.needs_input_grad[3]
-        dx, sums, dshift = group_norm_kernels.group_norm_backward(
+        dx, sums, dshift = group_norm.group_norm_backward(
             grad, x, stats, weight, bias, ctx.groups, ctx.silu, shift, learned, shifted
         )
         if dshift is not None:

@@ -1,4 +1,4 @@
-"""Triton kernels of the gradients of `guidedcd.fast.kernels`: everything that can be computed again is not kept.
+"""Triton kernels of the gradients of `guidedcd.acceleration.kernels.forward`: everything that can be computed again is not kept.
 
 Legend as there. Sums over tokens are made in parts, in a fixed order, so that gradients are the same at every run.
 """
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from guidedcd.fast.launch import Launcher, cdiv, power_of_2
+from guidedcd.acceleration.kernels.launch import Launcher, cdiv, power_of_2
 
 PROGRAMS = 2112
 """Most partial sums of a layer norm's weights: sixteen, of one warp each, per multiprocessor of the largest GPUs."""

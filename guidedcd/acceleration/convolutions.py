@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from guidedcd.fast.operations import target_dtype
+from guidedcd.acceleration.operations import target_dtype
 
 
 class FrozenConvolution(torch.autograd.Function):

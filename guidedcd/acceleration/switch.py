@@ -17,8 +17,8 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from guidedcd.fast import attention, layers
-from guidedcd.fast.graphs import Replay
+from guidedcd.acceleration import attention, layers
+from guidedcd.acceleration.cuda_graphs import Replay
 
 MODES = {None: None, "blocks": "default", "blocks-tuned": "max-autotune-no-cudagraphs"}
 """Values of `compile`, and what they are called by `torch.compile`."""

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from guidedcd.fast.launch import Launcher, cdiv, power_of_2
+from guidedcd.acceleration.kernels.launch import Launcher, cdiv, power_of_2
 
 
 @Launcher

@@ -16,9 +16,9 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from guidedcd.fast.attention import spatial, temporal
-from guidedcd.fast.convolutions import convolve, convolve_frames, convolved
-from guidedcd.fast.operations import dropped, fused, geglu, group_norm, layer_norm, residual
+from guidedcd.acceleration.attention import spatial, temporal
+from guidedcd.acceleration.convolutions import convolve, convolve_frames, convolved
+from guidedcd.acceleration.operations import dropped, fused, geglu, group_norm, layer_norm, residual
 
 
 def tokens(image: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from guidedcd.fast import norms
+from guidedcd.acceleration.kernels import operators
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """Whether Triton can be imported."""
@@ -22,8 +22,8 @@ NORM_OPERATOR = True
 
 
 def functions() -> Any:
-    """`guidedcd.fast.functions`, which needs Triton."""
-    from guidedcd.fast import functions as found
+    """`guidedcd.acceleration.kernels.autograd`, which needs Triton."""
+    from guidedcd.acceleration.kernels import autograd as found
 
     return found
 
@@ -69,7 +69,7 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool = False, shift: Tens
         return functions().GroupNorm.of(x, norm.weight, norm.bias, shift, norm.num_groups, norm.eps, silu, dtype)
     if calls(x):
         how = norm.num_groups, norm.eps, silu, dtype
-        return norms.group_norm(x, norm.weight, norm.bias, shift, *how)[0]
+        return operators.group_norm(x, norm.weight, norm.bias, shift, *how)[0]
     if not torch.compiler.is_compiling():
         return _native_group_norm(x, norm, silu, shift).to(dtype)
     y = x.to(wide(x))

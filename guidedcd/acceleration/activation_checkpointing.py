@@ -7,6 +7,7 @@ again; wide hidden layers and chains of small convolutions cost little for what 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,13 +16,17 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch
 from torch.utils.checkpoint import checkpoint
 
-from guidedcd.fast.convolutions import FrozenConvolution
-from guidedcd.fast.switch import SLOT
+from guidedcd.acceleration.convolutions import FrozenConvolution
+from guidedcd.acceleration.switch import SLOT
 from guidedcd.teachers.probes import KIND, select_layers, temporal_layers
 
 CHOICES = ("nothing", "cheap", "most")
+
+
 _BUDGET = {"cheap": 0.3, "most": 0.1}
 """Of what compiled layers would keep of their own accord, the share that they may."""
+
+
 _TEMPORAL = ("TransformerTemporalModel", "AnimateDiffTransformer3D")
 
 
@@ -147,3 +152,32 @@ def _frozen(module: nn.Conv2d | nn.Conv3d) -> Callable[[Tensor], Tensor]:
         return FrozenConvolution.apply(x, module.weight, module.bias, how) if _graded(x) else forward(x)
 
     return run
+
+
+RECOMPUTED = {
+    "temporal": ("TemporalConvLayer", "TransformerTemporalModel"),
+    "most": ("TemporalConvLayer", "TransformerTemporalModel", "Transformer2DModel"),
+    "all": ("TemporalConvLayer", "TransformerTemporalModel", "Transformer2DModel", "ResnetBlock2D"),
+}
+"""Layers by how much is recomputed. A residual block computes much for what it keeps; temporal layers least."""
+
+
+def checkpoint_layers(network: nn.Module, layers: str = "all") -> None:
+    """Recompute activations of each layer of a `UNet3DConditionModel` in the backward pass, also of a fast one.
+
+    Args:
+        network: Changed in place.
+        layers: A key of `RECOMPUTED`.
+    """
+    names = RECOMPUTED[layers]
+    for module in network.modules():
+        wrapped = isinstance(vars(module).get("forward"), functools.partial)
+        if type(module).__name__ in names and not wrapped:
+            module.forward = functools.partial(_checkpointed, module, module.forward)
+
+
+def _checkpointed(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    drops = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in module.modules())
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=drops, **kwargs)

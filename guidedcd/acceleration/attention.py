@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from guidedcd.fast import operations, quicker
+from guidedcd.acceleration import attention_backend, operations
 
 LONGEST = 64
 """Most frames that the Triton kernel takes."""
@@ -26,9 +26,9 @@ def split(x: Tensor, heads: int) -> Tensor:
 @torch.library.custom_op("guidedcd::frame_attention", mutates_args=())
 def frame_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
     """softmax(q k^T scale) v over the frames of (B, F, P, C), by Triton."""
-    from guidedcd.fast import kernels  # needs Triton
+    from guidedcd.acceleration.kernels import forward  # needs Triton
 
-    return kernels.frame_attention(q, k, v, heads, scale)
+    return forward.frame_attention(q, k, v, heads, scale)
 
 
 @frame_attention.register_fake
@@ -38,9 +38,9 @@ def _(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
 
 @torch.library.custom_op("guidedcd::frame_attention_backward", mutates_args=())
 def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    from guidedcd.fast import kernels
+    from guidedcd.acceleration.kernels import forward
 
-    return kernels.frame_attention_backward(grad, q, k, v, heads, scale)
+    return forward.frame_attention_backward(grad, q, k, v, heads, scale)
 
 
 @_backward.register_fake
@@ -63,9 +63,9 @@ frame_attention.register_autograd(_differentiate, setup_context=_keep)
 @torch.library.custom_op("guidedcd::packed_frame_attention", mutates_args=())
 def packed_frame_attention(qkv: Tensor, heads: int, scale: float) -> Tensor:
     """The same for queries, keys and values side by side, (B, F, P, 3 C); so is its gradient, nothing is copied."""
-    from guidedcd.fast import kernels
+    from guidedcd.acceleration.kernels import forward
 
-    return kernels.packed_frame_attention(qkv, heads, scale)
+    return forward.packed_frame_attention(qkv, heads, scale)
 
 
 @packed_frame_attention.register_fake
@@ -75,9 +75,9 @@ def _(qkv: Tensor, heads: int, scale: float) -> Tensor:
 
 @torch.library.custom_op("guidedcd::packed_frame_attention_backward", mutates_args=())
 def _packed_backward(grad: Tensor, qkv: Tensor, heads: int, scale: float) -> Tensor:
-    from guidedcd.fast import kernels
+    from guidedcd.acceleration.kernels import forward
 
-    return kernels.packed_frame_attention_backward(grad, qkv, heads, scale)
+    return forward.packed_frame_attention_backward(grad, qkv, heads, scale)
 
 
 @_packed_backward.register_fake
@@ -142,7 +142,7 @@ def spatial(attn: Attention, hidden: Tensor, prompt: Tensor | None, frames: int)
     else:
         q, k, v = attn.to_q(hidden), attn.to_k(context), attn.to_v(context)
     q = split(q.reshape(videos, -1, q.shape[-1]), attn.heads)
-    out = quicker.attention(q, split(k, attn.heads), split(v, attn.heads), attn.scale)
+    out = attention_backend.attention(q, split(k, attn.heads), split(v, attn.heads), attn.scale)
     out = out.transpose(1, 2).reshape(*hidden.shape[:2], -1)
     return _projected(attn, out)
 
