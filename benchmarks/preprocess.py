@@ -31,8 +31,9 @@ from torch import Tensor
 from guidedcd import references, store
 from guidedcd.acceleration.apply import tuned
 from guidedcd.acceleration.garbage import settled
-from guidedcd.configs import DatasetConfig, Preprocess, Solver, TeacherConfig
+from guidedcd.configs import Preprocess, Solver
 from guidedcd.data import Clip
+from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
 from guidedcd.run import Chosen, Run
 from guidedcd.schedule import NoiseSchedule
 from guidedcd.teachers.protocol import Geometry, LatentTeacher

@@ -29,7 +29,7 @@ from guidedcd.batches import Batch  # noqa: E402
 from guidedcd.checkpoints.architecture import DDCONFIG  # noqa: E402
 from guidedcd.checkpoints.names import PUBLISHED, unet_arguments  # noqa: E402
 from guidedcd.checkpoints.part_names import vae_arguments  # noqa: E402
-from guidedcd.configs import TeacherConfig  # noqa: E402
+from guidedcd.plugins.configs import TeacherConfig  # noqa: E402
 from guidedcd.reward_models.frozen import FrozenReward  # noqa: E402
 from guidedcd.reward_models.image_text import ImageTextReward, build_clip  # noqa: E402
 from guidedcd.reward_models.texts import ClipTokens  # noqa: E402

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guidedcd.configs import (
+from guidedcd.errors import GuidedCDError, PluginError
+from guidedcd.plugins.configs import (
     ComponentConfig,
     DatasetConfig,
     EnergyConfig,
@@ -16,8 +17,7 @@ from guidedcd.configs import (
     RouteConfig,
     TeacherConfig,
 )
-from guidedcd.errors import GuidedCDError, PluginError
-from guidedcd.hookspecs import Register, hookimpl
+from guidedcd.plugins.hookspecs import Register, hookimpl
 from guidedcd.routes import Route, RoutingRule, Sample
 
 if TYPE_CHECKING:

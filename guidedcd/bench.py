@@ -12,7 +12,7 @@ import attrs
 from guidedcd import prompts, scoreboard
 from guidedcd.data import Prompt
 from guidedcd.measure import Arm, Measured, Metric, best, build_metrics, headline, measure
-from guidedcd.plugins import load_plugins
+from guidedcd.plugins.registry import load_plugins
 from guidedcd.statistics import estimate
 from guidedcd.trained import Trained, teacher_videos
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.configs import EnergyConfig, Solver
+from guidedcd.configs import Solver
 from guidedcd.guidance import combine, guided_step, lambda_input, strength_from_relative
+from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.schedule import NoiseSchedule
 
 Network = Callable[..., Tensor]

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import suggest
+from guidedcd.plugins.registry import suggest
 from guidedcd.run import KINDS, SCALARS, SECTIONS
 from guidedcd.structure import Value
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from guidedcd.data import Prompt
 from guidedcd.devices import part
-from guidedcd.plugins import Registry, blame
+from guidedcd.plugins.registry import Registry, blame
 from guidedcd.statistics import over_seeds
 
 SEED_STEP, SPLIT_STEP = 1_000_000, 100_000

@@ -19,7 +19,7 @@ from guidedcd.conditioning import GuidanceProjection
 from guidedcd.devices import DTYPES, part
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import load_plugins
+from guidedcd.plugins.registry import load_plugins
 from guidedcd.run import Chosen, Run
 from guidedcd.student import Student
 from guidedcd.teachers.videocrafter2 import VideoCrafter2Teacher

@@ -8,7 +8,7 @@ import attrs
 
 from guidedcd.errors import GuidedCDError
 from guidedcd.layers import Layer, Names
-from guidedcd.plugins import Component, Registry
+from guidedcd.plugins.registry import Component, Registry
 from guidedcd.run import KINDS, SCALARS, SECTIONS, Chosen, Run
 from guidedcd.structure import Value, positional, structure
 

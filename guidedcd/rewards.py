@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from guidedcd.configs import RewardConfig
 from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import blame
+from guidedcd.plugins.configs import RewardConfig
+from guidedcd.plugins.registry import blame
 from guidedcd.routes import Reader, Route
 
 

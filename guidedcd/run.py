@@ -13,9 +13,10 @@ import attrs
 from attrs.validators import ge
 
 import guidedcd
-from guidedcd.configs import ComponentConfig, Evaluate, Preprocess, Solver, Student, Train
+from guidedcd.configs import Evaluate, Preprocess, Solver, Student, Train
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import CONFIGS, Component, Registry, load_plugins
+from guidedcd.plugins.configs import ComponentConfig
+from guidedcd.plugins.registry import CONFIGS, Component, Registry, load_plugins
 from guidedcd.structure import plain
 
 KINDS = {

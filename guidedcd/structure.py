@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import suggest
+from guidedcd.plugins.registry import suggest
 
 
 @attrs.frozen

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from guidedcd import references
-from guidedcd.configs import EnergyConfig
 from guidedcd.errors import GuidedCDError
 from guidedcd.guidance import combine, guided_from, guided_step, strength_from_relative
+from guidedcd.plugins.configs import EnergyConfig
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -19,7 +19,7 @@ from unittest import SkipTest
 import attrs
 
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import Component, load_plugins
+from guidedcd.plugins.registry import Component, load_plugins
 from guidedcd.structure import docs_of
 
 HEAVY = ("torch", "diffusers", "transformers", "open_clip")

@@ -15,13 +15,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from guidedcd.configs import EnergyConfig
 from guidedcd.devices import DTYPES, part
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.guidance import lambda_input
 from guidedcd.noise import noise
+from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.run import Chosen, Run
 from guidedcd.sample import sample
 from guidedcd.structure import Value, structure

@@ -7,10 +7,11 @@ import types
 import pytest
 import torch
 
-from guidedcd.configs import EnergyConfig, Solver
+from guidedcd.configs import Solver
 from guidedcd.distil import consistency, distance
 from guidedcd.guidance import guided_step, strength_from_relative
 from guidedcd.noise import noise
+from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.schedule import NoiseSchedule, expand
 from guidedcd.student import Student
 from guidedcd.tiny import tiny_teacher

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from guidedcd.template import render
+from guidedcd.plugins.scaffold.render import render
 
 ENGINE = (
     "train",

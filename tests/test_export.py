@@ -17,9 +17,9 @@ from guidedcd.checkpoints.files import open_state
 from guidedcd.checkpoints.names import FPS_KEYS
 from guidedcd.cli import main
 from guidedcd.conditioning import GuidanceProjection
-from guidedcd.configs import DatasetConfig
 from guidedcd.errors import GuidedCDError
 from guidedcd.exports import folder, lora, parts, turbo
+from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
 from guidedcd.run import Chosen, Run
 from guidedcd.sample import multistep_timesteps
 from guidedcd.schedule import NoiseSchedule
@@ -136,7 +136,7 @@ def test_an_extracted_adapter_is_better_with_more_rank(teacher):
 def test_teachers_without_a_clip_text_model_say_what_else_works(tmp_path):
     """The diffusers folder is refused with the formats that remain; T2V-Turbo's layout works."""
     built = tiny_teacher(frames=2)
-    chosen = Chosen("any", configs.TeacherConfig())
+    chosen = Chosen("any", TeacherConfig())
     one = trained((chosen, built), energies=())
 
     with pytest.raises(GuidedCDError, match="--format t2v-turbo-v2 or --format lora"):

@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from guidedcd import GuidedCDError
 from guidedcd.checkpoints.placing import skeleton
-from guidedcd.plugins import Component
+from guidedcd.plugins.registry import Component
 from guidedcd.reward_models.texts import ClipTokens, TransformersClipTokens
 from guidedcd.testing import checks_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from guidedcd.errors import PluginError
-from guidedcd.plugins import HOOKS, Registry, blame, load_plugins
+from guidedcd.plugins.registry import HOOKS, Registry, blame, load_plugins
 
 OFFER = """
 from guidedcd import EnergyConfig, hookimpl

@@ -17,7 +17,7 @@ from guidedcd.cli import _plain_warnings, main
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json, write_json
 from guidedcd.generate import run_sample
-from guidedcd.plugins import load_plugins
+from guidedcd.plugins.registry import load_plugins
 from guidedcd.published import load_published
 from guidedcd.run import Chosen, Run
 from guidedcd.sample import sample_steps

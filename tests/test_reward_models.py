@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from guidedcd.checkpoints.placing import skeleton
 from guidedcd.parity import rewards as parity
 from guidedcd.parity.__main__ import _compared, _results
-from guidedcd.plugins import Component
+from guidedcd.plugins.registry import Component
 from guidedcd.reward_models import weights
 from guidedcd.reward_models.image_text import build_clip, load_clip
 from guidedcd.testing import checks_of

@@ -8,7 +8,7 @@ import pytest
 
 from guidedcd.errors import GuidedCDError
 from guidedcd.layers import Layer, profiles, read_config, read_profile, split_names
-from guidedcd.plugins import load_plugins
+from guidedcd.plugins.registry import load_plugins
 from guidedcd.resolve import resolve
 from guidedcd.run import Chosen, Run
 

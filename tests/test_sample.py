@@ -10,9 +10,9 @@ from diffusers import DDIMScheduler
 from guidedcd_pta import PTAConfig
 from guidedcd_pta.energy import PTA
 
-from guidedcd.configs import EnergyConfig
 from guidedcd.errors import GuidedCDError
 from guidedcd.noise import noise
+from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.sample import lambda_kept, sample, sample_steps
 from guidedcd.schedule import NoiseSchedule
 from guidedcd.student import Student

@@ -10,7 +10,7 @@ from guidedcd_shapes import attention, drawing, models, prompts, world
 
 from guidedcd.data import Clip, ClipError, Prompt
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import load_plugins
+from guidedcd.plugins.registry import load_plugins
 from guidedcd.teachers.protocol import Geometry
 
 GEOMETRY = Geometry(frames=8, height=48, width=48, fps=8.0, compression=4)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guidedcd import Route, Sample
-from guidedcd.plugins import Component
+from guidedcd.plugins.registry import Component
 from guidedcd.routes import Reader, route
 from guidedcd.testing import checks_of
 

@@ -11,7 +11,7 @@ from tiny_checkpoint import write
 from guidedcd.checkpoints.tokens import write_tokenizer
 from guidedcd.configs import Student as StudentConfig
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import load_plugins
+from guidedcd.plugins.registry import load_plugins
 from guidedcd.student import Student
 from guidedcd.teachers.unet3d import load_unet3d
 from guidedcd.testing import checks

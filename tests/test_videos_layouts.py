@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from guidedcd.cli import main
 from guidedcd.data import ClipError
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import load_plugins
+from guidedcd.plugins.registry import load_plugins
 from guidedcd.routes import Route, Sample
 from guidedcd.teachers.protocol import Geometry
 from guidedcd.testing import checks

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from guidedcd.plugins.configs import DatasetConfig, EnergyConfig, MetricConfig
+
 PLUGIN = '''
 import attrs
 from guidedcd import DatasetConfig, EnergyConfig, MetricConfig, TeacherConfig, hookimpl
@@ -108,9 +110,9 @@ def run_folder(folder: Path, *, energies: dict | None = None, evaluate: dict | N
     energies = energies or {}
     described = Run(
         teacher=Chosen("tiny", _config("teacher", "tiny")),
-        data=(Chosen("tiny", configs.DatasetConfig()),),
-        energies={name: configs.EnergyConfig(**options) for name, options in energies.items()},
-        metrics={"brightness": configs.MetricConfig()},
+        data=(Chosen("tiny", DatasetConfig()),),
+        energies={name: EnergyConfig(**options) for name, options in energies.items()},
+        metrics={"brightness": MetricConfig()},
         evaluate=configs.Evaluate(**{"prompts": 3, "steps": 2, "videos": 1, "teacher_steps": 3, **(evaluate or {})}),
         device="cpu",
         **run,
@@ -127,7 +129,7 @@ def run_folder(folder: Path, *, energies: dict | None = None, evaluate: dict | N
 
 
 def _config(kind: str, name: str) -> object:
-    from guidedcd.plugins import load_plugins
+    from guidedcd.plugins.registry import load_plugins
 
     return load_plugins().get(kind, name).config()
 

@@ -12,7 +12,7 @@ import attrs
 from guidedcd.checkpoints.names import PUBLISHED, unet_arguments, unet_config
 from guidedcd.checkpoints.part_names import text_arguments, vae_arguments
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import suggest
+from guidedcd.plugins.registry import suggest
 
 DDCONFIG: dict[str, Any] = {
     "double_z": True,

@@ -17,7 +17,7 @@ from guidedcd.cli.flags import run_flags, same_words
 from guidedcd.cli.mistakes import explain
 from guidedcd.errors import GuidedCDError
 from guidedcd.layers import profiles
-from guidedcd.plugins import Registry, load_plugins
+from guidedcd.plugins.registry import Registry, load_plugins
 
 COMMANDS = {
     "train": train,

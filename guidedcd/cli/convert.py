@@ -9,7 +9,7 @@ from cyclopts import App
 
 from guidedcd.cli.values import NUMBER
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import Registry, suggest
+from guidedcd.plugins.registry import Registry, suggest
 
 KINDS = ("videocrafter2",)
 

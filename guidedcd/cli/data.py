@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from guidedcd.cli.flags import read_run
-from guidedcd.plugins import Registry
+from guidedcd.plugins.registry import Registry
 
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from guidedcd.cli.sample import scales, trained
 from guidedcd.cli.values import NUMBER, WHOLE
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import Registry
+from guidedcd.plugins.registry import Registry
 
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import App
 
 from guidedcd.cli.values import WHOLE
-from guidedcd.plugins import Registry
+from guidedcd.plugins.registry import Registry
 
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:

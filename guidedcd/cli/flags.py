@@ -12,7 +12,7 @@ import attrs
 from cyclopts import Group, Parameter, Token
 
 from guidedcd.layers import ALIASES, Layer, profiles, read_config, read_profile, split_names
-from guidedcd.plugins import Registry
+from guidedcd.plugins.registry import Registry
 from guidedcd.resolve import resolve
 from guidedcd.run import KINDS, SECTIONS, Run
 from guidedcd.structure import Value, convert, docs_of, flag, limits, types_of

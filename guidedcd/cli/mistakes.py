@@ -11,7 +11,7 @@ from pathlib import Path
 from cyclopts import CycloptsError, UnknownOptionError, UnusedCliTokensError
 
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import Registry
+from guidedcd.plugins.registry import Registry
 
 SMALLER = {
     "train": "Lower --train.batch-size or --train.reward-batch, or set --train.gradient-checkpointing "

@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 from guidedcd.cli.flags import read_run
 from guidedcd.cli.train import usable
 from guidedcd.cli.values import NUMBER, WHOLE
-from guidedcd.plugins import Registry
+from guidedcd.plugins.registry import Registry
 
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:

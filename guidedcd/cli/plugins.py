@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from guidedcd.console import console, print_table
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import Component, Registry, suggest
+from guidedcd.plugins.registry import Component, Registry, suggest
 from guidedcd.run import KINDS
 from guidedcd.structure import docs_of, flag, positional
 
@@ -112,7 +112,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         out
             Where; by default the folder guidedcd-NAME.
         """
-        from guidedcd.template import write
+        from guidedcd.plugins.scaffold.render import write
 
         folder = write(kind, name, out)
         console.print(f"wrote    {folder}")

@@ -8,7 +8,7 @@ from typing import Any
 from cyclopts import App
 
 from guidedcd.cli.folders import existing
-from guidedcd.plugins import Registry
+from guidedcd.plugins.registry import Registry
 
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:

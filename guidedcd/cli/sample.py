@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 from guidedcd.cli.folders import existing
 from guidedcd.cli.values import NUMBER, WHOLE
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import Registry
+from guidedcd.plugins.registry import Registry
 from guidedcd.resolve import choose
 from guidedcd.run import Chosen
 from guidedcd.structure import Value

@@ -9,7 +9,7 @@ from cyclopts import App
 
 from guidedcd.cli.values import WHOLE
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import Registry
+from guidedcd.plugins.registry import Registry
 
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from guidedcd.checkpoints.placing import skeleton
 from guidedcd.errors import GuidedCDError
 from guidedcd.pixels import CLIP_MEAN, CLIP_STD
-from guidedcd.reward_models import RewardModelConfig
+from guidedcd.plugins.configs import RewardModelConfig
 from guidedcd.reward_models.frozen import FrozenReward
 from guidedcd.reward_models.texts import ClipTokens, Tokenizer
 from guidedcd.reward_models.weights import DTYPES, Published, architecture, describing, fill, find, open_weights

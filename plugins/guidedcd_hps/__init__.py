@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from guidedcd import hookimpl
-from guidedcd.reward_models import RewardModelConfig
+from guidedcd.plugins.configs import RewardModelConfig
 
 
 @attrs.frozen(kw_only=True)

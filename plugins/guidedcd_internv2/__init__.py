@@ -6,7 +6,7 @@ import attrs
 from attrs.validators import ge, in_
 
 from guidedcd import hookimpl
-from guidedcd.reward_models import RewardModelConfig
+from guidedcd.plugins.configs import RewardModelConfig
 
 
 @attrs.frozen(kw_only=True)

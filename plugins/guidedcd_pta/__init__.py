@@ -5,8 +5,8 @@ from __future__ import annotations
 import attrs
 from attrs.validators import ge, in_
 
-from guidedcd.configs import EnergyConfig
-from guidedcd.hookspecs import hookimpl
+from guidedcd.plugins.configs import EnergyConfig
+from guidedcd.plugins.hookspecs import hookimpl
 
 
 @attrs.frozen(kw_only=True)

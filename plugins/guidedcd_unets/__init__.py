@@ -5,8 +5,8 @@ from __future__ import annotations
 import attrs
 from attrs.validators import ge, in_
 
-from guidedcd.configs import TeacherConfig
-from guidedcd.hookspecs import hookimpl
+from guidedcd.plugins.configs import TeacherConfig
+from guidedcd.plugins.hookspecs import hookimpl
 
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import attrs
 from attrs.validators import ge, gt, in_, optional
 
-from guidedcd.configs import DatasetConfig, RouteConfig
-from guidedcd.hookspecs import hookimpl
+from guidedcd.plugins.configs import DatasetConfig, RouteConfig
+from guidedcd.plugins.hookspecs import hookimpl
 
 
 @attrs.frozen(kw_only=True)

@@ -64,5 +64,5 @@ def write(kind: str, name: str, out: Path | None = None) -> Path:
 
 
 def _filled(file: str, words: dict[str, str]) -> str:
-    text = (resources.files("guidedcd.template") / f"{file}.txt").read_text(encoding="utf-8")
+    text = (resources.files("guidedcd.plugins.scaffold") / f"{file}.txt").read_text(encoding="utf-8")
     return Template(text).substitute(words)

@@ -13,8 +13,9 @@ from importlib import metadata
 import attrs
 import pluggy
 
-from guidedcd import configs, hookspecs
 from guidedcd.errors import GuidedCDError, PluginError
+from guidedcd.plugins import hookspecs
+from guidedcd.plugins.configs import DatasetConfig, EnergyConfig, MetricConfig, RewardConfig, RouteConfig, TeacherConfig
 
 GROUP = "guidedcd"
 BLOCK = "GUIDEDCD_BLOCK"
@@ -30,12 +31,12 @@ HOOKS = {
 """Every kind of component, and the hook that offers it."""
 
 CONFIGS = {
-    "energy": configs.EnergyConfig,
-    "reward": configs.RewardConfig,
-    "route": configs.RouteConfig,
-    "teacher": configs.TeacherConfig,
-    "dataset": configs.DatasetConfig,
-    "metric": configs.MetricConfig,
+    "energy": EnergyConfig,
+    "reward": RewardConfig,
+    "route": RouteConfig,
+    "teacher": TeacherConfig,
+    "dataset": DatasetConfig,
+    "metric": MetricConfig,
 }
 """What the config of each kind must derive from: the engine reads these fields."""
 
