@@ -124,7 +124,7 @@ def score(report: Report, teacher: Any, device: torch.device) -> None:
 
 def sample(report: Report, teacher: Any, student: Any, device: torch.device) -> None:
     """One video in 4 steps, text encoding and decoding included."""
-    from guidedcd.sample import sample as draw
+    from guidedcd.diffusion.sampler import sample as draw
 
     report.check()
     shape = (1, *teacher.geometry.latent_shape)

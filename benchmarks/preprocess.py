@@ -33,9 +33,9 @@ from guidedcd.acceleration.apply import tuned
 from guidedcd.acceleration.garbage import settled
 from guidedcd.configs import Preprocess, Solver
 from guidedcd.data import Clip
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
 from guidedcd.run import Chosen, Run
-from guidedcd.schedule import NoiseSchedule
 from guidedcd.teachers.protocol import Geometry, LatentTeacher
 from guidedcd.work import Job
 from guidedcd.worker import Worker

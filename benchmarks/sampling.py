@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from guidedcd import acceleration, configs
-from guidedcd.sample import sample
-from guidedcd.schedule import NoiseSchedule
+from guidedcd.diffusion.sampler import sample
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.student import Student
 from guidedcd.teachers.protocol import Geometry, LatentTeacher
 

@@ -16,9 +16,9 @@ import train_parts as parts  # first: it finds guidedcd where that is not instal
 from guidedcd.acceleration.garbage import settled
 from guidedcd.acceleration.switch import speed_up
 from guidedcd.configs import Student, Train
+from guidedcd.diffusion.sampler import sample
 from guidedcd.parallel import accelerator_for
 from guidedcd.rewards import Rewards
-from guidedcd.sample import sample
 from guidedcd.stepper import Stepper
 from guidedcd.student import Student as Network
 

@@ -21,7 +21,7 @@ from guidedcd.plugins.hookspecs import Register, hookimpl
 from guidedcd.routes import Route, RoutingRule, Sample
 
 if TYPE_CHECKING:
-    from guidedcd.seen import Seen
+    from guidedcd.diffusion.seen import Seen
 
 __version__ = "0.1.0"
 
@@ -48,7 +48,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import `Seen`, and with it torch, on first use."""
     if name == "Seen":
-        from guidedcd.seen import Seen
+        from guidedcd.diffusion.seen import Seen
 
         return Seen
     raise AttributeError(f"module 'guidedcd' has no attribute {name!r}")

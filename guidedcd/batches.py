@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from guidedcd.guidance import guided_from
+from guidedcd.diffusion.guidance import guided_from
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.routes import Route, RoutingRule, Sample, route
 from guidedcd.store import Draw, LatentStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import numpy
 
-from guidedcd.guidance import draw_index, guided_from
+from guidedcd.diffusion.guidance import draw_index, guided_from
 from guidedcd.run import Run
 
 POINTS = 4096

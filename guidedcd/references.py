@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.schedule import NoiseSchedule, expand, to_x0_eps
+from guidedcd.diffusion.schedule import NoiseSchedule, expand, to_x0_eps
 
 
 def invert(

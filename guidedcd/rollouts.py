@@ -19,12 +19,12 @@ from torch import Tensor
 from guidedcd import prompts
 from guidedcd.batches import strengths
 from guidedcd.data import Prompt
+from guidedcd.diffusion.guidance import lambda_input
+from guidedcd.diffusion.randomness import noise
+from guidedcd.diffusion.sampler import lambdas_at, multistep, multistep_timesteps
 from guidedcd.errors import GuidedCDError
-from guidedcd.guidance import lambda_input
-from guidedcd.noise import noise
 from guidedcd.routes import Route, Sample
 from guidedcd.run import Run
-from guidedcd.sample import lambdas_at, multistep, multistep_timesteps
 
 DATASET = "prompts"
 """What routes are told as the dataset of such a sample."""

@@ -21,7 +21,7 @@ from guidedcd.acceleration.apply import compiled_as
 from guidedcd.acceleration.switch import is_fast, speed_up
 from guidedcd.batches import Batch
 from guidedcd.devices import part
-from guidedcd.distil import consistency
+from guidedcd.diffusion.consistency import consistency
 from guidedcd.errors import GuidedCDError
 from guidedcd.outcome import Outcome
 from guidedcd.rewards import Rewards

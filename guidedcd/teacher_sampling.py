@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from guidedcd import references
+from guidedcd.diffusion.guidance import combine, guided_from, guided_step, strength_from_relative
 from guidedcd.errors import GuidedCDError
-from guidedcd.guidance import combine, guided_from, guided_step, strength_from_relative
 from guidedcd.plugins.configs import EnergyConfig
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from guidedcd.schedule import NoiseSchedule
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.teachers.protocol import Cond, Geometry, LatentTeacher
 
 WIDTH = 16

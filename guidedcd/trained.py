@@ -17,13 +17,13 @@ from torch import Tensor
 
 from guidedcd.devices import DTYPES, part
 from guidedcd.devices import device as find_device
+from guidedcd.diffusion.guidance import lambda_input
+from guidedcd.diffusion.randomness import noise
+from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
-from guidedcd.guidance import lambda_input
-from guidedcd.noise import noise
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.run import Chosen, Run
-from guidedcd.sample import sample
 from guidedcd.structure import Value, structure
 from guidedcd.student import Student
 from guidedcd.teacher_sampling import teacher_sample

@@ -12,12 +12,8 @@ import torch
 from torch import Tensor
 
 from guidedcd.data import Clip
-from guidedcd.files import digest
-from guidedcd.noise import noise
+from guidedcd.diffusion.randomness import noise
 from guidedcd.routes import Sample
-
-OTHER_STREAM = 2**31
-"""Added to a draw's number for the noise of its single-step reference: equal noise would make the energy zero."""
 
 
 @attrs.frozen(kw_only=True)
@@ -62,11 +58,6 @@ class Work:
     def captions(self, places: Sequence[int]) -> list[str]:
         """Captions of some jobs."""
         return [self.clips[self.jobs[p].video].caption for p in places]
-
-
-def clip_seed(seed: int, clip: str) -> int:
-    """The noise seed of one clip, from the run's seed and the clip's id: independent of order and of sharding."""
-    return int(digest([seed, clip])[:8], 16)
 
 
 def sample_of(clip: Clip) -> Sample:

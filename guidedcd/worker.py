@@ -20,11 +20,12 @@ from guidedcd import references, store
 from guidedcd.acceleration.prefetch import ahead
 from guidedcd.data import Clip
 from guidedcd.devices import DTYPES, part
-from guidedcd.guidance import draw_index, guided_from
+from guidedcd.diffusion.guidance import draw_index, guided_from
+from guidedcd.diffusion.randomness import OTHER_STREAM, clip_seed
 from guidedcd.routes import Sample
 from guidedcd.run import Run
 from guidedcd.scores import Scores
-from guidedcd.work import OTHER_STREAM, Job, Work, clip_seed, sample_of
+from guidedcd.work import Job, Work, sample_of
 
 ADVICE = "Lower --preprocess.batch-size"
 ROWS = 2

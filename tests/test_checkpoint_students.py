@@ -12,9 +12,9 @@ from tiny_checkpoint import UNET, unet_state, write
 
 from guidedcd.checkpoints import t2v_turbo as turbo
 from guidedcd.checkpoints import videocrafter2 as vc2
+from guidedcd.diffusion.embeddings import guidance_embedding
 from guidedcd.errors import GuidedCDError
 from guidedcd.published import is_published, load_student
-from guidedcd.student import guidance_embedding
 from guidedcd.teachers.videocrafter2 import load_videocrafter2
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from guidedcd.configs import Solver
-from guidedcd.distil import consistency, distance
-from guidedcd.guidance import guided_step, strength_from_relative
-from guidedcd.noise import noise
+from guidedcd.diffusion.consistency import consistency, distance
+from guidedcd.diffusion.guidance import guided_step, strength_from_relative
+from guidedcd.diffusion.randomness import noise
+from guidedcd.diffusion.schedule import NoiseSchedule, expand
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.schedule import NoiseSchedule, expand
 from guidedcd.student import Student
 from guidedcd.tiny import tiny_teacher
 

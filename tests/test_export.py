@@ -17,13 +17,14 @@ from guidedcd.checkpoints.files import open_state
 from guidedcd.checkpoints.names import FPS_KEYS
 from guidedcd.cli import main
 from guidedcd.conditioning import GuidanceProjection
+from guidedcd.diffusion.embeddings import guidance_scale_embedding
+from guidedcd.diffusion.sampler import multistep_timesteps
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
 from guidedcd.exports import folder, lora, parts, turbo
 from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
 from guidedcd.run import Chosen, Run
-from guidedcd.sample import multistep_timesteps
-from guidedcd.schedule import NoiseSchedule
-from guidedcd.student import Student, guidance_scale_embedding
+from guidedcd.student import Student
 from guidedcd.tiny import tiny_teacher
 from guidedcd.trained import Trained
 

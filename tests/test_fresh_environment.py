@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from guidedcd import trained
 from guidedcd.cli import main
-from guidedcd.guidance import lambda_input
-from guidedcd.sample import sample
+from guidedcd.diffusion.guidance import lambda_input
+from guidedcd.diffusion.sampler import sample
 
 TEXTS = ["a red circle moves left", "a big blue square moves up, fast"]
 STEPS = 4

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guidedcd.guidance import (
+from guidedcd.diffusion.guidance import (
     combine,
     guided_from,
     guided_prediction,
@@ -18,8 +18,8 @@ from guidedcd.guidance import (
     strength_from_relative,
     window,
 )
-from guidedcd.noise import noise
-from guidedcd.schedule import NoiseSchedule, expand
+from guidedcd.diffusion.randomness import noise
+from guidedcd.diffusion.schedule import NoiseSchedule, expand
 
 SHAPE = (3, 4, 2, 3, 3)
 

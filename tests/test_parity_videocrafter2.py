@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from guidedcd.checkpoints import lvdm_sampler
+from guidedcd.diffusion.embeddings import guidance_scale_embedding
 from guidedcd.parity import videocrafter2 as family
-from guidedcd.student import guidance_scale_embedding
 
 
 def test_every_number_agrees(shared, tmp_path):

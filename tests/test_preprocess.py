@@ -29,9 +29,9 @@ from guidedcd.acceleration.switch import speed_up
 from guidedcd.cli import main
 from guidedcd.cli.preprocess import part
 from guidedcd.data import Clip
+from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest, read_json, write_json
-from guidedcd.noise import noise
 from guidedcd.preprocess import run_preprocess
 from guidedcd.recheck import show_store, verify_store
 from guidedcd.run import Run

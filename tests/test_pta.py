@@ -9,8 +9,8 @@ from guidedcd_pta.energy import PTA, layer_energy, primary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guidedcd.guidance import guided_step
-from guidedcd.noise import noise
+from guidedcd.diffusion.guidance import guided_step
+from guidedcd.diffusion.randomness import noise
 from guidedcd.tiny import tiny_teacher
 
 

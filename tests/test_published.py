@@ -14,13 +14,13 @@ from tiny_checkpoint import unet_state, write
 import guidedcd
 from guidedcd import media, trained
 from guidedcd.cli import _plain_warnings, main
+from guidedcd.diffusion.sampler import sample_steps
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json, write_json
 from guidedcd.generate import run_sample
 from guidedcd.plugins.registry import load_plugins
 from guidedcd.published import load_published
 from guidedcd.run import Chosen, Run
-from guidedcd.sample import sample_steps
 from guidedcd.student import Student
 
 SMALL = {"frames": 2, "height": 4, "width": 8}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from guidedcd import references
-from guidedcd.noise import noise
-from guidedcd.schedule import NoiseSchedule
+from guidedcd.diffusion.randomness import noise
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.tiny import tiny_teacher
 
 STEPS = 10

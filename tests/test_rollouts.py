@@ -9,10 +9,10 @@ from test_train import interrupted, trained
 from toy import make
 
 from guidedcd import prompts
+from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.rollouts import Rollouts, listed
 from guidedcd.routes import Reader, Sample, route
-from guidedcd.sample import sample
 from guidedcd.student import Student
 from guidedcd.train import run_training
 

@@ -10,11 +10,11 @@ from diffusers import DDIMScheduler
 from guidedcd_pta import PTAConfig
 from guidedcd_pta.energy import PTA
 
+from guidedcd.diffusion.randomness import noise
+from guidedcd.diffusion.sampler import lambda_kept, sample, sample_steps
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.noise import noise
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.sample import lambda_kept, sample, sample_steps
-from guidedcd.schedule import NoiseSchedule
 from guidedcd.student import Student
 from guidedcd.teacher_sampling import Guide, teacher_sample
 from guidedcd.tiny import tiny_teacher

@@ -8,10 +8,10 @@ from diffusers import DDIMScheduler, LCMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guidedcd.diffusion.randomness import noise
+from guidedcd.diffusion.sampler import multistep, multistep_timesteps
+from guidedcd.diffusion.schedule import NoiseSchedule, expand, to_x0_eps
 from guidedcd.errors import GuidedCDError
-from guidedcd.noise import noise
-from guidedcd.sample import multistep, multistep_timesteps
-from guidedcd.schedule import NoiseSchedule, expand, to_x0_eps
 
 STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from guidedcd import configs
+from guidedcd.diffusion.embeddings import guidance_embedding, guidance_scale_embedding
+from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
-from guidedcd.noise import noise
-from guidedcd.student import Student, guidance_embedding, guidance_scale_embedding, set_dropout
+from guidedcd.student import Student, set_dropout
 from guidedcd.tiny import tiny_teacher
 from guidedcd.weights import Weights
 

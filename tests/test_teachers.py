@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
-from guidedcd.noise import noise
 from guidedcd.teachers.probes import record, select_layers, temporal_layers
 from guidedcd.tiny import tiny_teacher
 

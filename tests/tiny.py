@@ -60,7 +60,7 @@ def teacher(config: object = None) -> object:
     """Random networks, always the same, for videos of 4 frames of 16x16."""
     from diffusers import AutoencoderKL, UNet3DConditionModel
 
-    from guidedcd.schedule import NoiseSchedule
+    from guidedcd.diffusion.schedule import NoiseSchedule
     from guidedcd.teachers.protocol import Geometry, LatentTeacher
 
     with torch.random.fork_rng():

@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL, UNet3DConditionModel
 
 from guidedcd import DatasetConfig, EnergyConfig, RewardConfig, TeacherConfig
 from guidedcd.data import Clip, ClipError
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.run import Run
-from guidedcd.schedule import NoiseSchedule
 from guidedcd.teachers.protocol import Geometry, LatentTeacher
 
 PLUGIN = """

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from guidedcd.behaviour.common import CAPTIONS, T, is_batch, random, unchanged
-from guidedcd.guidance import guided_step
-from guidedcd.seen import Seen
+from guidedcd.diffusion.guidance import guided_step
+from guidedcd.diffusion.seen import Seen
 
 if TYPE_CHECKING:
     from guidedcd.testing import Subject

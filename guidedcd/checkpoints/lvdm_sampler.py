@@ -64,7 +64,7 @@ def half_embedding(w: Tensor, width: int = 256, dtype: torch.dtype = torch.bfloa
     """The energy input's embedding (B, width) as T2V-Turbo-v2's pipeline computes it in half precision.
 
     Phases are rounded before the sine, so it is another embedding than the one of training, which is
-    `guidedcd.student.guidance_scale_embedding`.
+    `guidedcd.diffusion.embeddings.guidance_scale_embedding`.
     """
     half = width // 2
     rate = torch.log(torch.tensor(10000.0)) / (half - 1)

@@ -17,8 +17,8 @@ from guidedcd.checkpoints.names import FPS_KEYS, PUBLISHED, rename_unet, unet_ar
 from guidedcd.checkpoints.part_names import rename_text, rename_vae, text_arguments, vae_arguments
 from guidedcd.checkpoints.placing import place, skeleton
 from guidedcd.checkpoints.unet import fps_vector, load_unet, lvdm_name, lvdm_state, with_extras
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.schedule import NoiseSchedule
 
 __all__ = [
     "FPS_KEYS",

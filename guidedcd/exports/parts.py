@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from guidedcd.conditioning import GuidanceProjection
+from guidedcd.diffusion.embeddings import EMBEDDING
+from guidedcd.diffusion.guidance import lambda_input
+from guidedcd.diffusion.randomness import noise
+from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
-from guidedcd.guidance import lambda_input
-from guidedcd.noise import noise
-from guidedcd.sample import sample
-from guidedcd.student import EMBEDDING
 from guidedcd.trained import Trained, strengths
 
 TEXTS = ("a red ball rolls to the right", "")
@@ -159,7 +159,7 @@ class _Replaced:
         self._student, self._network, self.energies = student, network, student.energies
 
     def __call__(self, z: Tensor, t: Tensor, cond: dict, omega: Tensor, lambdas: Tensor | None) -> Tensor:
-        from guidedcd.student import guidance_embedding
+        from guidedcd.diffusion.embeddings import guidance_embedding
 
         told = guidance_embedding(omega, lambdas)
         return self._student.teacher.net(z, t, cond, timestep_cond=told, network=self._network)

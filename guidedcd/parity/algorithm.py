@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.guidance import guided_prediction, guided_step, noise_factor
+from guidedcd.diffusion.guidance import guided_prediction, guided_step, noise_factor
 from guidedcd.parity.attention import SCALE, energies, sorted_last, total
 from guidedcd.parity.inputs import Tensors, TinyUNet
 from guidedcd.references import invert

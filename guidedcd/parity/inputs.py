@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from guidedcd.conditioning import set_fps
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
-from guidedcd.schedule import NoiseSchedule
 from guidedcd.student import Student
 from guidedcd.teachers.protocol import Geometry, LatentTeacher
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from guidedcd.conditioning import set_fps
-from guidedcd.distil import distance
+from guidedcd.diffusion.consistency import distance
+from guidedcd.diffusion.embeddings import guidance_scale_embedding
+from guidedcd.diffusion.guidance import guided_prediction, guided_step, window
+from guidedcd.diffusion.sampler import sample_steps
 from guidedcd.errors import GuidedCDError
-from guidedcd.guidance import guided_prediction, guided_step, window
 from guidedcd.parity.inputs import Tensors, TinyUNet
-from guidedcd.sample import sample_steps
-from guidedcd.student import Student, guidance_scale_embedding
+from guidedcd.student import Student
 
 
 def forward(file: Tensors) -> dict[str, Tensor]:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from guidedcd.checkpoints import lvdm_sampler
 from guidedcd.conditioning import FpsEmbedding
+from guidedcd.diffusion.embeddings import guidance_scale_embedding
+from guidedcd.diffusion.sampler import multistep, multistep_timesteps
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.parity.inputs import Tensors
-from guidedcd.sample import multistep, multistep_timesteps
-from guidedcd.schedule import NoiseSchedule
-from guidedcd.student import guidance_scale_embedding
 
 START, END, STEPS = 0.00085, 0.012, 1000
 

@@ -21,13 +21,13 @@ from guidedcd.checkpoints.lvdm_sampler import half_embedding
 from guidedcd.checkpoints.names import unet_config
 from guidedcd.checkpoints.tokens import tokenizer
 from guidedcd.conditioning import set_fps
+from guidedcd.diffusion.embeddings import guidance_scale_embedding
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.parity import Results, Tolerance
 from guidedcd.parity.inputs import Tensors
 from guidedcd.parity.recipe import generated
 from guidedcd.parity.sampler_tables import schedules, schedules_json
-from guidedcd.student import guidance_scale_embedding
 
 WHOLE = ("model.safetensors", "model.ckpt", "model.pt")
 STUDENT = ("unet.safetensors", "unet.pt", "unet_mg.pt", "unet_no_mg.pt")

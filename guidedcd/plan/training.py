@@ -12,7 +12,7 @@ import attrs
 import torch
 
 from guidedcd import parallel
-from guidedcd.distil import consistency
+from guidedcd.diffusion.consistency import consistency
 from guidedcd.plan.machines import Machine
 from guidedcd.plan.meter import Cost, metered, size
 from guidedcd.plan.teaching import empty

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from guidedcd import hub
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.schedule import NoiseSchedule
 from guidedcd.teachers.protocol import Cond, Geometry, LatentTeacher
 from guidedcd.teachers.unet3d import ClipText
 

@@ -15,8 +15,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from guidedcd.schedule import NoiseSchedule
-from guidedcd.seen import Seen
+from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.diffusion.seen import Seen
 from guidedcd.teachers import probes
 
 Cond = dict[str, Tensor]

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from guidedcd import hub
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.schedule import NoiseSchedule
 from guidedcd.teachers.protocol import Cond, Geometry, LatentTeacher
 
 

@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from guidedcd.seen import Seen
+from guidedcd.diffusion.seen import Seen
 from guidedcd_pta import PTAConfig
 
 

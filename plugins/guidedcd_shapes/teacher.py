@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.schedule import NoiseSchedule
 from guidedcd.teachers.protocol import Cond, Geometry, LatentTeacher
 from guidedcd_shapes import ShapesTeacherConfig, attention, models, world
 from guidedcd_shapes.vocabulary import WorldTokenizer

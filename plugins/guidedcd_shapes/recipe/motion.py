@@ -46,7 +46,7 @@ def run(session: Session) -> None:
     from guidedcd_pta import PTAConfig
     from guidedcd_pta.energy import PTA
 
-    from guidedcd.noise import noise
+    from guidedcd.diffusion.randomness import noise
     from guidedcd.teacher_sampling import Guide, teacher_sample
     from guidedcd_shapes import ShapesTeacherConfig
     from guidedcd_shapes.teacher import load

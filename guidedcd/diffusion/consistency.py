@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from guidedcd.configs import Solver
-from guidedcd.guidance import combine, guided_step, lambda_input, strength_from_relative
+from guidedcd.diffusion.guidance import combine, guided_step, lambda_input, strength_from_relative
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.schedule import NoiseSchedule
 
 Network = Callable[..., Tensor]
 """Called as network(z, t, cond, omega, lambdas), says what a denoiser says."""

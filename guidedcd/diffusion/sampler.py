@@ -12,8 +12,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.schedule import NoiseSchedule
 from guidedcd.teacher_sampling import Guide, teacher_sample
 
 __all__ = [

@@ -20,7 +20,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from guidedcd.schedule import NoiseSchedule, expand
+from guidedcd.diffusion.schedule import NoiseSchedule, expand
 
 Term = tuple[Tensor, Tensor]
 """(score like z, strength (B,))."""

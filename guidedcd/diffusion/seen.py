@@ -45,7 +45,7 @@ class Seen:
 
     @cached_property
     def _converted(self) -> tuple[Tensor, Tensor]:
-        from guidedcd.schedule import to_x0_eps
+        from guidedcd.diffusion.schedule import to_x0_eps
 
         return to_x0_eps(self.z, self.output, self.alpha, self.sigma, self.prediction)
 
