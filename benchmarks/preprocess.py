@@ -32,11 +32,12 @@ from guidedcd import references, store
 from guidedcd.acceleration.apply import tuned
 from guidedcd.acceleration.garbage import settled
 from guidedcd.configs import Preprocess, Solver
-from guidedcd.data import Clip
+from guidedcd.data.clips import Clip
+from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
 from guidedcd.run import Chosen, Run
-from guidedcd.teachers.protocol import Geometry, LatentTeacher
+from guidedcd.teachers.protocol import LatentTeacher
 from guidedcd.work import Job
 from guidedcd.worker import Worker
 

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from guidedcd import acceleration, configs
+from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.sampler import sample
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.student import Student
-from guidedcd.teachers.protocol import Geometry, LatentTeacher
+from guidedcd.teachers.protocol import LatentTeacher
 
 OFFICIAL = {4: 0.526, 8: 0.832, 16: 1.441, 0: 0.213}
 """Seconds of the official code with PyTorch's attention on an H200, by steps; 0 is the decoder alone."""

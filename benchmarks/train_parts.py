@@ -29,14 +29,18 @@ from guidedcd.batches import Batch  # noqa: E402
 from guidedcd.checkpoints.architecture import DDCONFIG  # noqa: E402
 from guidedcd.checkpoints.names import PUBLISHED, unet_arguments  # noqa: E402
 from guidedcd.checkpoints.part_names import vae_arguments  # noqa: E402
+from guidedcd.data.geometry import Geometry  # noqa: E402
+from guidedcd.data.routing import (
+    Route,  # noqa: E402
+    Sample,  # noqa: E402
+)
 from guidedcd.diffusion.schedule import NoiseSchedule  # noqa: E402
 from guidedcd.plugins.configs import TeacherConfig  # noqa: E402
 from guidedcd.reward_models.frozen import FrozenReward  # noqa: E402
 from guidedcd.reward_models.image_text import ImageTextReward, build_clip  # noqa: E402
 from guidedcd.reward_models.texts import ClipTokens  # noqa: E402
-from guidedcd.routes import Route, Sample  # noqa: E402
 from guidedcd.run import Chosen, Run  # noqa: E402
-from guidedcd.teachers.protocol import Geometry, LatentTeacher  # noqa: E402
+from guidedcd.teachers.protocol import LatentTeacher  # noqa: E402
 
 CAPTION = "a red panda eats bamboo in a snowy forest"
 TINY_CLIP = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from guidedcd.data.routing import Route, RoutingRule, Sample
 from guidedcd.errors import GuidedCDError, PluginError
 from guidedcd.plugins.configs import (
     ComponentConfig,
@@ -18,7 +19,6 @@ from guidedcd.plugins.configs import (
     TeacherConfig,
 )
 from guidedcd.plugins.hookspecs import Register, hookimpl
-from guidedcd.routes import Route, RoutingRule, Sample
 
 if TYPE_CHECKING:
     from guidedcd.diffusion.seen import Seen

@@ -12,9 +12,9 @@ import numpy
 import torch
 from torch import Tensor
 
+from guidedcd.data.routing import Route, RoutingRule, Sample, route
 from guidedcd.diffusion.guidance import guided_from
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.routes import Route, RoutingRule, Sample, route
 from guidedcd.store import Draw, LatentStore
 
 SLIDER_OFF = 0.1

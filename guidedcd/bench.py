@@ -9,8 +9,9 @@ from typing import Any
 
 import attrs
 
-from guidedcd import prompts, scoreboard
-from guidedcd.data import Prompt
+from guidedcd import scoreboard
+from guidedcd.data import prompts
+from guidedcd.data.clips import Prompt
 from guidedcd.measure import Arm, Measured, Metric, best, build_metrics, headline, measure
 from guidedcd.plugins.registry import load_plugins
 from guidedcd.statistics import estimate

@@ -18,9 +18,10 @@ import attrs
 import torch
 
 import guidedcd
-from guidedcd import media, prompts, scoreboard, teacher_figures
+from guidedcd import scoreboard, teacher_figures
 from guidedcd.bench import Baselines, Bench, Settings, steps_of
 from guidedcd.console import console, progress
+from guidedcd.data import media, prompts
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest, write_json
 from guidedcd.measure import Arm, Measured, headline, video_seed

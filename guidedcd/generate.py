@@ -9,15 +9,15 @@ from typing import Any
 import attrs
 
 import guidedcd
-from guidedcd import media
 from guidedcd.acceleration.apply import check
 from guidedcd.console import console, progress
-from guidedcd.data import Prompt
+from guidedcd.data import media
+from guidedcd.data.clips import Prompt
+from guidedcd.data.prompts import given
 from guidedcd.devices import part
 from guidedcd.diffusion.sampler import multistep_timesteps
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import check_writable, file_digest, read_json
-from guidedcd.prompts import given
 from guidedcd.run import Chosen
 from guidedcd.trained import Trained, batch_size, load, strengths, student_videos, with_options
 

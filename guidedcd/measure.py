@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from guidedcd.data import Prompt
+from guidedcd.data.clips import Prompt
 from guidedcd.devices import part
 from guidedcd.plugins.registry import Registry, blame
 from guidedcd.statistics import over_seeds

@@ -22,10 +22,10 @@ from guidedcd.acceleration.garbage import settled
 from guidedcd.acceleration.prefetch import ahead
 from guidedcd.configs import Preprocess
 from guidedcd.console import console, progress
+from guidedcd.data.mixture import Mixture
 from guidedcd.devices import device, part, process
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, leftovers, locked, read_json, write_json
-from guidedcd.mixture import Mixture
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.run import Run
 from guidedcd.structure import plain

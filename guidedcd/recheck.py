@@ -15,7 +15,7 @@ from torch import Tensor
 from guidedcd import shards, store
 from guidedcd.acceleration.apply import tuned
 from guidedcd.console import console, progress
-from guidedcd.data import Clip
+from guidedcd.data.clips import Clip
 from guidedcd.devices import device as find_device
 from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from guidedcd.data.routing import Reader, Route
 from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.configs import RewardConfig
 from guidedcd.plugins.registry import blame
-from guidedcd.routes import Reader, Route
 
 
 def frame_indices(config: RewardConfig, frames: int, generator: torch.Generator | None = None) -> list[int]:

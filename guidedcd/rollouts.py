@@ -16,14 +16,14 @@ import numpy
 import torch
 from torch import Tensor
 
-from guidedcd import prompts
 from guidedcd.batches import strengths
-from guidedcd.data import Prompt
+from guidedcd.data import prompts
+from guidedcd.data.clips import Prompt
+from guidedcd.data.routing import Route, Sample
 from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.sampler import lambdas_at, multistep, multistep_timesteps
 from guidedcd.errors import GuidedCDError
-from guidedcd.routes import Route, Sample
 from guidedcd.run import Run
 
 DATASET = "prompts"

@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from guidedcd.data.routing import Sample
 from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import difference, digest, file_digest, read_json, replacing, write_json
-from guidedcd.routes import Sample
 from guidedcd.shards import FORMAT, damaged, incomplete, missing, read_identity, shard_name, verify
 
 __all__ = ["FORMAT", "Draw", "LatentStore", "begin", "packed", "save_shard", "shard_name"]

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
-from guidedcd.teachers.protocol import Cond, Geometry, LatentTeacher
+from guidedcd.teachers.protocol import Cond, LatentTeacher
 
 WIDTH = 16
 """Width of the text embedding."""

@@ -14,13 +14,13 @@ from guidedcd import checkpoint
 from guidedcd.acceleration.garbage import settled
 from guidedcd.batches import Batches
 from guidedcd.console import console, progress
+from guidedcd.data.routing import Sample
 from guidedcd.devices import part
 from guidedcd.files import leftovers, replacing
 from guidedcd.interrupt import interruptible
 from guidedcd.parallel import accelerator_for
 from guidedcd.rewards import Rewards
 from guidedcd.rollouts import Rollouts
-from guidedcd.routes import Sample
 from guidedcd.run import Run
 from guidedcd.runs import Log
 from guidedcd.stepper import Done, Stepper

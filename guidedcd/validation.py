@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from guidedcd import prompts
+from guidedcd.data import prompts
 from guidedcd.devices import part
 from guidedcd.run import Run
 from guidedcd.student import Student
@@ -34,7 +34,7 @@ class Validation:
 
     def __call__(self, student: Student, weights: Weights, step: int, *, write: bool = True) -> None:
         """Sample after `step`; to be called in every process, of which one has `write`."""
-        from guidedcd import media  # it needs a video library, which training does not
+        from guidedcd.data import media  # it needs a video library, which training does not
 
         trained = Trained(
             run=self.run, teacher=self.teacher, student=student, folder=self.folder, weights=self.folder / "student"

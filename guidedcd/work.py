@@ -11,9 +11,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from guidedcd.data import Clip
+from guidedcd.data.clips import Clip
 from guidedcd.diffusion.randomness import noise
-from guidedcd.routes import Sample
 
 
 @attrs.frozen(kw_only=True)
@@ -58,15 +57,3 @@ class Work:
     def captions(self, places: Sequence[int]) -> list[str]:
         """Captions of some jobs."""
         return [self.clips[self.jobs[p].video].caption for p in places]
-
-
-def sample_of(clip: Clip) -> Sample:
-    """What routes and logs know of a clip."""
-    return Sample(
-        id=clip.id,
-        dataset=clip.dataset,
-        caption=clip.caption,
-        short_caption=clip.short_caption,
-        tags=dict(clip.tags),
-        motion=clip.motion,
-    )

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tiny
 
-from guidedcd import measure, prompts, scoreboard, teacher_figures
+from guidedcd import measure, scoreboard, teacher_figures
 from guidedcd.cli import main
 from guidedcd.compare import compare
-from guidedcd.data import Prompt
+from guidedcd.data import prompts
+from guidedcd.data.clips import Prompt
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluate import run_evaluate
 from guidedcd.statistics import estimate, over_seeds, paired

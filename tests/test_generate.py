@@ -8,8 +8,9 @@ import pytest
 import tiny
 import torch
 
-from guidedcd import media, trained
+from guidedcd import trained
 from guidedcd.cli import main
+from guidedcd.data import media
 from guidedcd.errors import GuidedCDError
 from guidedcd.generate import run_sample
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from guidedcd import media
+from guidedcd.data import media
 from guidedcd.errors import GuidedCDError
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guidedcd.data import ClipError
+from guidedcd.data.clips import ClipError
+from guidedcd.data.mixture import Mixture
 from guidedcd.errors import GuidedCDError
-from guidedcd.mixture import Mixture
 
 
 class Broken(list):

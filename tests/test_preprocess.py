@@ -28,7 +28,7 @@ from guidedcd.acceleration.prefetch import ahead
 from guidedcd.acceleration.switch import speed_up
 from guidedcd.cli import main
 from guidedcd.cli.preprocess import part
-from guidedcd.data import Clip
+from guidedcd.data.clips import Clip
 from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest, read_json, write_json

@@ -12,8 +12,9 @@ import torch
 from tiny_checkpoint import unet_state, write
 
 import guidedcd
-from guidedcd import media, trained
+from guidedcd import trained
 from guidedcd.cli import _plain_warnings, main
+from guidedcd.data import media
 from guidedcd.diffusion.sampler import sample_steps
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json, write_json

@@ -12,7 +12,8 @@ import pytest
 import tiny
 import torch
 
-from guidedcd import media, scoreboard
+from guidedcd import scoreboard
+from guidedcd.data import media
 from guidedcd.errors import GuidedCDError
 from guidedcd.report import read_log, write_report
 from guidedcd.report.charts import line_chart, ticks

@@ -8,11 +8,11 @@ import torch
 from test_train import interrupted, trained
 from toy import make
 
-from guidedcd import prompts
+from guidedcd.data import prompts
+from guidedcd.data.routing import Reader, Sample, route
 from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.rollouts import Rollouts, listed
-from guidedcd.routes import Reader, Sample, route
 from guidedcd.student import Student
 from guidedcd.train import run_training
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from guidedcd_shapes import attention, drawing, models, prompts, world
 
-from guidedcd.data import Clip, ClipError, Prompt
+from guidedcd.data.clips import Clip, ClipError, Prompt
+from guidedcd.data.geometry import Geometry
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import load_plugins
-from guidedcd.teachers.protocol import Geometry
 
 GEOMETRY = Geometry(frames=8, height=48, width=48, fps=8.0, compression=4)
 needs_weights = pytest.mark.skipif(not (models.WEIGHTS / "unet.safetensors").exists(), reason="no embedded weights")

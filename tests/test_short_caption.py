@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guidedcd import Route, Sample
+from guidedcd.data.routing import Reader, route
 from guidedcd.plugins.registry import Component
-from guidedcd.routes import Reader, route
 from guidedcd.testing import checks_of
 
 READERS = {name: Reader(length, lambda text: len(text.split()) + 2) for name, length in (("long", 77), ("short", 10))}

@@ -21,10 +21,10 @@ from toy import make
 from guidedcd import checkpoint, devices, runs
 from guidedcd.batches import Batches
 from guidedcd.console import console
+from guidedcd.data.routing import Sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json, write_json
 from guidedcd.preprocess import run_preprocess
-from guidedcd.routes import Sample
 from guidedcd.run import Run
 from guidedcd.shards import shard_name
 from guidedcd.store import LatentStore
@@ -511,7 +511,7 @@ sys.path[:0] = json.loads(sys.argv[4])
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from guidedcd.routes import Sample
+from guidedcd.data.routing import Sample
 from guidedcd.run import Run
 from guidedcd.files import read_json
 from guidedcd.preprocess import run_preprocess

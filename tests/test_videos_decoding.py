@@ -14,8 +14,8 @@ from guidedcd_videos.frames import cover, upright
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guidedcd.data import ClipError
-from guidedcd.teachers.protocol import Geometry
+from guidedcd.data.clips import ClipError
+from guidedcd.data.geometry import Geometry
 
 GEOMETRY = Geometry(frames=4, height=16, width=16, fps=8)
 

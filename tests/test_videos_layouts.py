@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guidedcd.cli import main
-from guidedcd.data import ClipError
+from guidedcd.data.clips import ClipError
+from guidedcd.data.geometry import Geometry
+from guidedcd.data.routing import Route, Sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import load_plugins
-from guidedcd.routes import Route, Sample
-from guidedcd.teachers.protocol import Geometry
 from guidedcd.testing import checks
 
 GEOMETRY = Geometry(frames=4, height=16, width=16, fps=8)

@@ -12,9 +12,9 @@ from PIL import Image
 from toy import CONFIG, PLUGIN
 
 from guidedcd.cli import main
+from guidedcd.data.inspection import inspect_data, readers
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
-from guidedcd.inspection import inspect_data, readers
 from guidedcd.preprocess import run_preprocess
 from guidedcd.run import Run
 from guidedcd.store import LatentStore

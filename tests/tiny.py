@@ -60,8 +60,9 @@ def teacher(config: object = None) -> object:
     """Random networks, always the same, for videos of 4 frames of 16x16."""
     from diffusers import AutoencoderKL, UNet3DConditionModel
 
+    from guidedcd.data.geometry import Geometry
     from guidedcd.diffusion.schedule import NoiseSchedule
-    from guidedcd.teachers.protocol import Geometry, LatentTeacher
+    from guidedcd.teachers.protocol import LatentTeacher
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

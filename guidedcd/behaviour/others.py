@@ -41,7 +41,7 @@ def teacher_has_one_fingerprint(subject: Subject) -> None:
 
 def dataset_yields_clips(subject: Subject) -> None:
     """It opens as a sequence whose clips have the size that was asked for, the same ones every time."""
-    from guidedcd.teachers.protocol import Geometry
+    from guidedcd.data.geometry import Geometry
 
     geometry = Geometry(frames=4, height=32, width=32, fps=8)
     clips = subject.built.open(geometry)
@@ -54,7 +54,7 @@ def dataset_yields_clips(subject: Subject) -> None:
 
 def metric_scores_each_video(subject: Subject) -> None:
     """It returns numbers (B,) by name."""
-    from guidedcd.data import Prompt
+    from guidedcd.data.clips import Prompt
 
     prompts = [Prompt(text=caption) for caption in CAPTIONS]
     scores = subject.built(random((2, 8, 3, 48, 48), 4).mul(0.2).add(0.5).clamp(0, 1), prompts)

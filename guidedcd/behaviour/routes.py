@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from guidedcd.routes import Reader, Route, Sample
+from guidedcd.data.routing import Reader, Route, Sample
 
 if TYPE_CHECKING:
     from guidedcd.testing import Subject

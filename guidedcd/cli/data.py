@@ -31,7 +31,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             Where the contact sheet goes, a PNG file.
         """
         run = read_run(flags, registry)
-        from guidedcd.inspection import inspect_data
+        from guidedcd.data.inspection import inspect_data
 
         inspect_data(run, sample=sample, sheet=out)
 

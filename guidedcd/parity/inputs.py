@@ -13,11 +13,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from guidedcd.conditioning import set_fps
+from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.student import Student
-from guidedcd.teachers.protocol import Geometry, LatentTeacher
+from guidedcd.teachers.protocol import LatentTeacher
 
 
 class Tensors:

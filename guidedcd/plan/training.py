@@ -12,12 +12,12 @@ import attrs
 import torch
 
 from guidedcd import parallel
+from guidedcd.data.routing import Route
 from guidedcd.diffusion.consistency import consistency
 from guidedcd.plan.machines import Machine
 from guidedcd.plan.meter import Cost, metered, size
 from guidedcd.plan.teaching import empty
 from guidedcd.rewards import Rewards
-from guidedcd.routes import Route
 from guidedcd.run import Run
 from guidedcd.student import Student
 

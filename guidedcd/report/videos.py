@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from guidedcd import media
+from guidedcd.data import media
 from guidedcd.files import read_json
 
 Entries = Sequence[Mapping[str, Any]]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from guidedcd import hub
+from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.teachers.protocol import Cond, Geometry, LatentTeacher
+from guidedcd.teachers.protocol import Cond, LatentTeacher
 from guidedcd.teachers.unet3d import ClipText
 
 

@@ -15,36 +15,13 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.diffusion.seen import Seen
 from guidedcd.teachers import probes
 
 Cond = dict[str, Tensor]
 """Text conditioning: tensors with first dimension B, always with "prompt_embeds" (B, L, D)."""
-
-
-@attrs.frozen(kw_only=True)
-class Geometry:
-    """The size of a teacher's videos, in pixels, and of their latents."""
-
-    frames: int
-    height: int
-    width: int
-    fps: float
-    channels: int = 4
-    """Latent channels."""
-    compression: int = 8
-    """Pixels per latent along height and width."""
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """(C, F, h, w)."""
-        return self.channels, self.frames, self.height // self.compression, self.width // self.compression
-
-    @property
-    def pixel_shape(self) -> tuple[int, int, int, int]:
-        """(F, 3, H, W)."""
-        return self.frames, 3, self.height, self.width
 
 
 class Teacher(Protocol):

@@ -12,7 +12,8 @@ from guidedcd.checkpoints import videocrafter2
 from guidedcd.checkpoints.architecture import Architecture, check_fps
 from guidedcd.checkpoints.files import View, exists, open_state
 from guidedcd.checkpoints.tokens import ClipTokens
-from guidedcd.teachers.protocol import Geometry, LatentTeacher
+from guidedcd.data.geometry import Geometry
+from guidedcd.teachers.protocol import LatentTeacher
 
 
 class VideoCrafter2Teacher(LatentTeacher):

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from guidedcd.data import Clip
-from guidedcd.teachers.protocol import Geometry
+from guidedcd.data.clips import Clip
+from guidedcd.data.geometry import Geometry
 from guidedcd_shapes import ShapesDataConfig, captions, drawing, models, world
 
 

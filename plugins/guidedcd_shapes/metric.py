@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from guidedcd.data import Prompt
+from guidedcd.data.clips import Prompt
 from guidedcd_shapes import ShapesOracleConfig, world
 from guidedcd_shapes import prompts as shapes_prompts
 from guidedcd_shapes.oracle import ATTRIBUTES, Oracle

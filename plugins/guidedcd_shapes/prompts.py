@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import attrs
 from torch import Tensor
 
-from guidedcd.data import Prompt
+from guidedcd.data.clips import Prompt
 from guidedcd.errors import GuidedCDError
 from guidedcd_shapes import captions, world
 from guidedcd_shapes.world import Scene

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
+from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.teachers.protocol import Cond, Geometry, LatentTeacher
+from guidedcd.teachers.protocol import Cond, LatentTeacher
 from guidedcd_shapes import ShapesTeacherConfig, attention, models, world
 from guidedcd_shapes.vocabulary import WorldTokenizer
 

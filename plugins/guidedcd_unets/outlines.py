@@ -14,9 +14,10 @@ from guidedcd.checkpoints.architecture import Architecture
 from guidedcd.checkpoints.names import unet_arguments
 from guidedcd.checkpoints.part_names import text_arguments, vae_arguments
 from guidedcd.checkpoints.placing import skeleton
+from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.teachers.animatediff import AnimateDiffTeacher
-from guidedcd.teachers.protocol import Cond, Geometry, LatentTeacher
+from guidedcd.teachers.protocol import Cond, LatentTeacher
 from guidedcd_unets import AnimateDiffConfig, UNet3DConfig, VideoCrafter2Config
 
 IMAGE_VAE: dict[str, Any] = {

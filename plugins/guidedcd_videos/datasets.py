@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import attrs
 
-from guidedcd.data import Clip, ClipError
+from guidedcd.data.clips import Clip, ClipError
+from guidedcd.data.geometry import Geometry
 from guidedcd.errors import GuidedCDError
-from guidedcd.teachers.protocol import Geometry
 from guidedcd_videos import FolderConfig, ListedConfig, VideosConfig, WebDatasetConfig
 from guidedcd_videos.listings import (
     CAPTION,

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from guidedcd.data import ClipError
-from guidedcd.teachers.protocol import Geometry
+from guidedcd.data.clips import ClipError
+from guidedcd.data.geometry import Geometry
 from guidedcd_videos.frames import fitted
 
 

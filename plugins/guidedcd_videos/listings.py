@@ -12,8 +12,8 @@ from typing import Any
 import attrs
 import numpy as np
 
-from guidedcd.data import Clip, ClipError
-from guidedcd.teachers.protocol import Geometry
+from guidedcd.data.clips import Clip, ClipError
+from guidedcd.data.geometry import Geometry
 from guidedcd_videos import VideosConfig
 from guidedcd_videos.decoding import read_clip
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from guidedcd.data import ClipError
+from guidedcd.data.clips import ClipError
 from guidedcd_videos.listings import Listed, Listing, described, video_files, without_ending
 from guidedcd_videos.tables import Row, Table
 

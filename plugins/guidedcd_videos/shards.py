@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from guidedcd.data import ClipError
+from guidedcd.data.clips import ClipError
 from guidedcd.errors import GuidedCDError
 from guidedcd_videos.listings import SUFFIXES, Listed, Listing, described
 

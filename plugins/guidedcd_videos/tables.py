@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from guidedcd.data import ClipError
+from guidedcd.data.clips import ClipError
 from guidedcd.errors import GuidedCDError
 
 Row = Mapping[str, Any]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from guidedcd.data import Prompt
+from guidedcd.data.clips import Prompt
 from guidedcd_shapes import models, prompts, world
 from guidedcd_shapes.oracle import Oracle, summarise
 from guidedcd_shapes.recipe.session import Session, speed_up

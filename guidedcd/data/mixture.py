@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from guidedcd.data import Clip, ClipError
+from guidedcd.data.clips import Clip, ClipError
 from guidedcd.errors import GuidedCDError
 
 

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from guidedcd.data import Prompt
+from guidedcd.data.clips import Prompt
 from guidedcd.errors import GuidedCDError
 
 TRAINING = 2000
@@ -129,6 +129,6 @@ def shapes(split: str, count: int) -> list[Prompt]:
 
 def general(split: str, count: int) -> list[Prompt]:
     """Everyday prompts for teachers of natural video, the first `count` of a split, fewer where there are no more."""
-    text = (resources.files("guidedcd") / "prompts.txt").read_text(encoding="utf-8")
+    text = (resources.files("guidedcd.data") / "prompts.txt").read_text(encoding="utf-8")
     sections = {part.partition("\n")[0].strip(): part.splitlines()[1:] for part in text.split("# ")[1:]}
     return [_prompt(line, "prompts.txt") for line in sections[split] if line.strip()][:count]

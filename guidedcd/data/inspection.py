@@ -11,15 +11,14 @@ import attrs
 from rich.table import Table
 
 from guidedcd.console import console, print_table, progress
-from guidedcd.data import Clip, ClipError
+from guidedcd.data.clips import Clip, ClipError, sample_of
+from guidedcd.data.geometry import Geometry
+from guidedcd.data.media import contact_sheet
+from guidedcd.data.routing import Reader, Route, Sample, route
 from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import check_writable
-from guidedcd.media import contact_sheet
-from guidedcd.routes import Reader, Route, Sample, route
 from guidedcd.run import Chosen, Run
-from guidedcd.teachers.protocol import Geometry
-from guidedcd.work import sample_of
 
 SHOWN = 12
 """Rows of the contact sheet, over all data sets."""

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 from torch import Tensor
 
+from guidedcd.data.routing import Sample
 from guidedcd.errors import GuidedCDError
 
 
@@ -55,3 +56,15 @@ class Prompt:
     """Which attributes of `scene` the text names; only these are scored."""
     id: str = ""
     """Stable name in reports and file names."""
+
+
+def sample_of(clip: Clip) -> Sample:
+    """What routes and logs know of a clip."""
+    return Sample(
+        id=clip.id,
+        dataset=clip.dataset,
+        caption=clip.caption,
+        short_caption=clip.short_caption,
+        tags=dict(clip.tags),
+        motion=clip.motion,
+    )
