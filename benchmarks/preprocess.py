@@ -31,12 +31,12 @@ from torch import Tensor
 from guidedcd import references, store
 from guidedcd.acceleration.apply import tuned
 from guidedcd.acceleration.garbage import settled
-from guidedcd.configs import Preprocess, Solver
+from guidedcd.config.run import Chosen, Run
+from guidedcd.config.sections import Preprocess, Solver
 from guidedcd.data.clips import Clip
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
-from guidedcd.run import Chosen, Run
 from guidedcd.teachers.protocol import LatentTeacher
 from guidedcd.work import Job
 from guidedcd.worker import Worker

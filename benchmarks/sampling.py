@@ -20,7 +20,8 @@ import bare  # also finds guidedcd where it is not installed
 import torch
 from torch import Tensor, nn
 
-from guidedcd import acceleration, configs
+from guidedcd import acceleration
+from guidedcd.config import sections
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.sampler import sample
 from guidedcd.diffusion.schedule import NoiseSchedule
@@ -85,7 +86,7 @@ class Bench:
             network=unet, vae=vae, text=None, schedule=NoiseSchedule.scaled_linear(), geometry=geometry
         )
         self.teacher.schedule.to(self.device)
-        self.student = bare.fill(Student(self.teacher, configs.Student()), seed=2)
+        self.student = bare.fill(Student(self.teacher, sections.Student()), seed=2)
         self.references: dict[int, Tensor] = {}
         self.results.add(what="built", **bare.machine())
 
@@ -102,7 +103,7 @@ class Bench:
         """The same video from stock networks in float32."""
         if steps not in self.references:
             teacher = nn.Module.to(copy.deepcopy(self.teacher), torch.float32)  # without its fingerprint
-            student = Student(teacher, configs.Student())
+            student = Student(teacher, sections.Student())
             student.load_state_dict(self.student.state_dict())
             self.references[steps] = self.video(student.float(), teacher, steps).cpu()
         return self.references[steps]

@@ -29,6 +29,10 @@ from guidedcd.batches import Batch  # noqa: E402
 from guidedcd.checkpoints.architecture import DDCONFIG  # noqa: E402
 from guidedcd.checkpoints.names import PUBLISHED, unet_arguments  # noqa: E402
 from guidedcd.checkpoints.part_names import vae_arguments  # noqa: E402
+from guidedcd.config.run import (
+    Chosen,  # noqa: E402
+    Run,  # noqa: E402
+)
 from guidedcd.data.geometry import Geometry  # noqa: E402
 from guidedcd.data.routing import (
     Route,  # noqa: E402
@@ -39,7 +43,6 @@ from guidedcd.plugins.configs import TeacherConfig  # noqa: E402
 from guidedcd.reward_models.frozen import FrozenReward  # noqa: E402
 from guidedcd.reward_models.image_text import ImageTextReward, build_clip  # noqa: E402
 from guidedcd.reward_models.texts import ClipTokens  # noqa: E402
-from guidedcd.run import Chosen, Run  # noqa: E402
 from guidedcd.teachers.protocol import LatentTeacher  # noqa: E402
 
 CAPTION = "a red panda eats bamboo in a snowy forest"
@@ -116,7 +119,7 @@ def reward(name: str, device: torch.device, tiny: bool, recomputed: bool = False
 
 def run(train: Any, rewards: Sequence[str] = (), student: Any = None) -> Run:
     """T2V-Turbo-v2's run: 200 solver steps, the energy `pta`, the paper's reward weights."""
-    from guidedcd.configs import Solver, Student
+    from guidedcd.config.sections import Solver, Student
 
     configs = {
         "hps": HPSConfig(weight=0.2, frames=2, pick="random"),

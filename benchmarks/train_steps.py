@@ -15,7 +15,7 @@ import train_parts as parts  # first: it finds guidedcd where that is not instal
 
 from guidedcd.acceleration.garbage import settled
 from guidedcd.acceleration.switch import speed_up
-from guidedcd.configs import Student, Train
+from guidedcd.config.sections import Student, Train
 from guidedcd.diffusion.sampler import sample
 from guidedcd.parallel import accelerator_for
 from guidedcd.rewards import Rewards

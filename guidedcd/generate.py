@@ -10,6 +10,7 @@ import attrs
 
 import guidedcd
 from guidedcd.acceleration.apply import check
+from guidedcd.config.run import Chosen
 from guidedcd.console import console, progress
 from guidedcd.data import media
 from guidedcd.data.clips import Prompt
@@ -18,7 +19,6 @@ from guidedcd.devices import part
 from guidedcd.diffusion.sampler import multistep_timesteps
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import check_writable, file_digest, read_json
-from guidedcd.run import Chosen
 from guidedcd.trained import Trained, batch_size, load, strengths, student_videos, with_options
 
 COPY_SEED = 1_000_003

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.configs import Train
+from guidedcd.config.sections import Train
 from guidedcd.errors import GuidedCDError
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
-from guidedcd.run import Run
 from guidedcd.spread import Spread
 from guidedcd.student import Student
 from guidedcd.weights import Weights

@@ -5,8 +5,8 @@ from __future__ import annotations
 import attrs
 import numpy
 
+from guidedcd.config.run import Run
 from guidedcd.diffusion.guidance import draw_index, guided_from
-from guidedcd.run import Run
 
 POINTS = 4096
 """Points at which each draw's random number is looked at."""

@@ -20,15 +20,15 @@ from guidedcd import shards, space, store
 from guidedcd.acceleration.apply import tuned
 from guidedcd.acceleration.garbage import settled
 from guidedcd.acceleration.prefetch import ahead
-from guidedcd.configs import Preprocess
+from guidedcd.config.run import Run
+from guidedcd.config.sections import Preprocess
+from guidedcd.config.structure import plain
 from guidedcd.console import console, progress
 from guidedcd.data.mixture import Mixture
 from guidedcd.devices import device, part, process
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, leftovers, locked, read_json, write_json
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.run import Run
-from guidedcd.structure import plain
 from guidedcd.worker import Worker
 
 WHOLE = (0, 1)

@@ -11,16 +11,16 @@ from typing import Any
 
 from torch import nn
 
-from guidedcd import configs
 from guidedcd.checkpoints.files import exists
 from guidedcd.checkpoints.t2v_turbo import WHERE, read_student
 from guidedcd.checkpoints.unet import load_unet
 from guidedcd.conditioning import GuidanceProjection
+from guidedcd.config import sections
+from guidedcd.config.run import Chosen, Run
 from guidedcd.devices import DTYPES, part
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import load_plugins
-from guidedcd.run import Chosen, Run
 from guidedcd.student import Student
 from guidedcd.teachers.videocrafter2 import VideoCrafter2Teacher
 from guidedcd.trained import Trained
@@ -35,7 +35,7 @@ class PublishedStudent(Student):
         """Take the network; `teacher` adapts calls."""
         nn.Module.__init__(self)
         self._teacher = (teacher,)
-        self.config, self.energies = configs.Student(), energies
+        self.config, self.energies = sections.Student(), energies
         self.network, self.averaged = network.requires_grad_(False), None
 
 
@@ -102,7 +102,7 @@ def load_published(
     # Whatever it was trained with, the released sampler lets one choose: any scale is taken.
     free: dict[str, Any] = {"scale_range": (0.0, math.inf)} | ({} if window is None else {"fraction": window})
     energies = {name: load_plugins().get("energy", name).config(**free) for name in student.energies}
-    everywhere = configs.Preprocess(window=1.0)  # nothing is preprocessed here, so every window is possible
+    everywhere = sections.Preprocess(window=1.0)  # nothing is preprocessed here, so every window is possible
     run = Run(teacher=teacher, data=(), energies=energies, preprocess=everywhere, device=str(where), name=path.stem)
     return Trained(run=run, teacher=built, student=student, folder=path.parent, weights=path)
 

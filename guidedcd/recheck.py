@@ -14,6 +14,7 @@ from torch import Tensor
 
 from guidedcd import shards, store
 from guidedcd.acceleration.apply import tuned
+from guidedcd.config.run import Run
 from guidedcd.console import console, progress
 from guidedcd.data.clips import Clip
 from guidedcd.devices import device as find_device
@@ -21,7 +22,6 @@ from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.preprocess import Filler, identify
-from guidedcd.run import Run
 
 PREDICTIONS, SCORES = 0.01, 0.05
 """Largest relative error |found - stored| / |stored| of predictions and of scores, which follow where attention has its

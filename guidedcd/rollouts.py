@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from guidedcd.batches import strengths
+from guidedcd.config.run import Run
 from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
 from guidedcd.data.routing import Route, Sample
@@ -24,7 +25,6 @@ from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.sampler import lambdas_at, multistep, multistep_timesteps
 from guidedcd.errors import GuidedCDError
-from guidedcd.run import Run
 
 DATASET = "prompts"
 """What routes are told as the dataset of such a sample."""

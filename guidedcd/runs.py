@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import check_writable, difference, digest, explained, locked, read_json, replacing, write_json
-from guidedcd.run import Run
 
 RUNS = Path("runs")
 RESULTS = ("student/student.json", "evaluation.json", "report.html")

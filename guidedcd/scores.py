@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from guidedcd.acceleration.activation_checkpointing import recomputing
+from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
-from guidedcd.run import Run
 
 
 class Scores:

@@ -9,10 +9,10 @@ from typing import Any
 
 import attrs
 
+from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.passes import passes
-from guidedcd.run import Run
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 ABOUT = 150

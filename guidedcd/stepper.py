@@ -20,13 +20,13 @@ from guidedcd import optimizer, parallel
 from guidedcd.acceleration.apply import compiled_as
 from guidedcd.acceleration.switch import is_fast, speed_up
 from guidedcd.batches import Batch
+from guidedcd.config.run import Run
 from guidedcd.devices import part
 from guidedcd.diffusion.consistency import consistency
 from guidedcd.errors import GuidedCDError
 from guidedcd.outcome import Outcome
 from guidedcd.rewards import Rewards
 from guidedcd.rollouts import Rollouts
-from guidedcd.run import Run
 from guidedcd.student import Student
 
 Done = Callable[[], dict[str, float]]

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from guidedcd import configs
 from guidedcd.acceleration.activation_checkpointing import checkpoint_layers
 from guidedcd.conditioning import GuidanceProjection
+from guidedcd.config import sections
 from guidedcd.diffusion.embeddings import EMBEDDING, guidance_embedding
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json, replacing, write_json
@@ -35,7 +35,7 @@ class Student(nn.Module):
     def __init__(
         self,
         teacher: Any,
-        config: configs.Student | None = None,
+        config: sections.Student | None = None,
         energies: Sequence[str] = (),
         *,
         take: bool = False,
@@ -51,7 +51,7 @@ class Student(nn.Module):
         """
         super().__init__()
         self._teacher = (teacher,)  # in a tuple, so that torch does not take it for a submodule
-        self.config = config or configs.Student()
+        self.config = config or sections.Student()
         self.energies = tuple(energies)
         if take:
             teacher.fingerprint()
@@ -149,8 +149,8 @@ class Student(nn.Module):
         meta = read_json(folder / "student.json")
         if meta.get("format") != FORMAT:
             raise GuidedCDError(f"{folder} was written by another version of guidedcd (format {meta.get('format')}).")
-        known = {field.name for field in attrs.fields(configs.Student)}
-        config = configs.Student(**{k: v for k, v in meta["student"].items() if k in known})
+        known = {field.name for field in attrs.fields(sections.Student)}
+        config = sections.Student(**{k: v for k, v in meta["student"].items() if k in known})
         if config.kind == "lora" and meta["teacher"] != teacher.fingerprint():
             raise GuidedCDError(
                 f"{folder} holds adapters of another teacher. Give the teacher that it was trained with."

@@ -18,9 +18,9 @@ from unittest import SkipTest
 
 import attrs
 
+from guidedcd.config.reflection import docs_of
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Component, load_plugins
-from guidedcd.structure import docs_of
 
 HEAVY = ("torch", "diffusers", "transformers", "open_clip")
 """What offering a component must not import: `guidedcd --help` waits for every plugin."""

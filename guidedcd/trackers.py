@@ -10,8 +10,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers, get_available_trackers
 
+from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
-from guidedcd.run import Run
 
 
 def check(name: str) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from accelerate.utils import broadcast_object_list
 
 from guidedcd import optimizer, rollouts, trackers
+from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.devices import device, part
 from guidedcd.parallel import accelerator_for
 from guidedcd.preprocess import run_preprocess
-from guidedcd.run import Run
 from guidedcd.runs import claimed, run_folder
 from guidedcd.store import LatentStore
 from guidedcd.trainer import Trainer

@@ -15,6 +15,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from guidedcd.config.run import Chosen, Run
+from guidedcd.config.structure import Value, structure
 from guidedcd.devices import DTYPES, part
 from guidedcd.devices import device as find_device
 from guidedcd.diffusion.guidance import lambda_input
@@ -23,8 +25,6 @@ from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.run import Chosen, Run
-from guidedcd.structure import Value, structure
 from guidedcd.student import Student
 from guidedcd.teacher_sampling import teacher_sample
 

@@ -13,6 +13,7 @@ from torch import nn
 from guidedcd import checkpoint
 from guidedcd.acceleration.garbage import settled
 from guidedcd.batches import Batches
+from guidedcd.config.run import Run
 from guidedcd.console import console, progress
 from guidedcd.data.routing import Sample
 from guidedcd.devices import part
@@ -21,7 +22,6 @@ from guidedcd.interrupt import interruptible
 from guidedcd.parallel import accelerator_for
 from guidedcd.rewards import Rewards
 from guidedcd.rollouts import Rollouts
-from guidedcd.run import Run
 from guidedcd.runs import Log
 from guidedcd.stepper import Done, Stepper
 from guidedcd.store import LatentStore

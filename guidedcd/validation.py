@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from guidedcd.config.run import Run
 from guidedcd.data import prompts
 from guidedcd.devices import part
-from guidedcd.run import Run
 from guidedcd.student import Student
 from guidedcd.trained import Trained, batch_size, student_videos
 from guidedcd.weights import Weights

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from guidedcd import references, store
 from guidedcd.acceleration.prefetch import ahead
+from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip, sample_of
 from guidedcd.data.routing import Sample
 from guidedcd.devices import DTYPES, part
 from guidedcd.diffusion.guidance import draw_index, guided_from
 from guidedcd.diffusion.randomness import OTHER_STREAM, clip_seed
-from guidedcd.run import Run
 from guidedcd.scores import Scores
 from guidedcd.work import Job, Work
 

@@ -14,9 +14,11 @@ import pytest
 
 import guidedcd
 from guidedcd.cli import main
-from guidedcd.run import Run
+from guidedcd.config.run import Run
 
-OF_PROFILE = tomllib.loads((Path(guidedcd.__file__).parent / "profiles" / "shapes.toml").read_text())["train"]
+OF_PROFILE = tomllib.loads((Path(guidedcd.__file__).parent / "config" / "profiles" / "shapes.toml").read_text())[
+    "train"
+]
 TOYS = ["--teacher", "toy", "--data", "toy", "--routes", "none", "--metrics", "none"]
 
 

@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from guidedcd.configs import Solver
+from guidedcd.config.sections import Solver
 from guidedcd.diffusion.consistency import consistency, distance
 from guidedcd.diffusion.guidance import guided_step, strength_from_relative
 from guidedcd.diffusion.randomness import noise

@@ -12,18 +12,19 @@ from guidedcd_shapes.vocabulary import VOCABULARY, WorldTokenizer
 from guidedcd_unets import VideoCrafter2Config
 from tiny_checkpoint import UNET, write
 
-from guidedcd import configs, export, fewstep
+from guidedcd import export, fewstep
 from guidedcd.checkpoints.files import open_state
 from guidedcd.checkpoints.names import FPS_KEYS
 from guidedcd.cli import main
 from guidedcd.conditioning import GuidanceProjection
+from guidedcd.config import sections
+from guidedcd.config.run import Chosen, Run
 from guidedcd.diffusion.embeddings import guidance_scale_embedding
 from guidedcd.diffusion.sampler import multistep_timesteps
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
 from guidedcd.exports import folder, lora, parts, turbo
 from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
-from guidedcd.run import Chosen, Run
 from guidedcd.student import Student
 from guidedcd.tiny import tiny_teacher
 from guidedcd.trained import Trained
@@ -45,7 +46,7 @@ def trained(teacher, kind: str = "full", energies: tuple[str, ...] = ("pta",)) -
         teacher=chosen,
         data=(Chosen("any", DatasetConfig()),),
         energies={name: PTAConfig() for name in energies},
-        student=configs.Student(kind=kind, rank=2),
+        student=sections.Student(kind=kind, rank=2),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from guidedcd import acceleration, configs
+from guidedcd import acceleration
 from guidedcd.acceleration import attention_backend, convolutions, cuda_graphs, layers, operations, switch
 from guidedcd.acceleration.activation_checkpointing import checkpoint_layers
+from guidedcd.config import sections
 from guidedcd.student import Student
 from guidedcd.teachers import probes
 
@@ -286,7 +287,7 @@ def test_a_student_of_a_fast_teacher_is_fast_and_equals_it():
 
     master = teacher()
     acceleration.speed_up(master.network)
-    student = Student(master, configs.Student(), ("pta",))
+    student = Student(master, sections.Student(), ("pta",))
     student.enable_gradient_checkpointing()
     z, t = torch.randn(1, *master.geometry.latent_shape), torch.tensor([500])
     cond = master.embed(["a"])
@@ -306,7 +307,7 @@ def test_samples_are_made_on_the_paths_that_were_asked_for():
     from guidedcd.errors import GuidedCDError
 
     master = tiny.teacher()
-    student = Student(master, configs.Student())
+    student = Student(master, sections.Student())
     quicken(student, master)
     assert not acceleration.is_fast(student.network)
     z, t, cond = torch.randn(1, *master.geometry.latent_shape), torch.tensor([500]), master.embed(["a"])

@@ -37,7 +37,14 @@ print("loaded:", *[m for m in {HEAVY!r} if m in sys.modules])
 
 @pytest.mark.parametrize(
     "module",
-    ["guidedcd", "guidedcd.run", "guidedcd.resolve", "guidedcd.testing", "guidedcd.pytest_plugin", "guidedcd.files"],
+    [
+        "guidedcd",
+        "guidedcd.config.run",
+        "guidedcd.config.resolve",
+        "guidedcd.testing",
+        "guidedcd.pytest_plugin",
+        "guidedcd.files",
+    ],
 )
 def test_the_light_layer_imports_nothing_heavy(module):
     """Everything that plugins and the command line import at start is light."""

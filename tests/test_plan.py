@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from toy import make
 
 from guidedcd import checkpoint
+from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.parallel import WHOLE
@@ -27,7 +28,6 @@ from guidedcd.plan.outlines import outline
 from guidedcd.plan.teaching import empty
 from guidedcd.plan.training import resident
 from guidedcd.preprocess import run_preprocess
-from guidedcd.run import Run
 from guidedcd.space import store_bytes
 from guidedcd.store import LatentStore
 from guidedcd.tiny import tiny_teacher

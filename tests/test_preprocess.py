@@ -28,13 +28,13 @@ from guidedcd.acceleration.prefetch import ahead
 from guidedcd.acceleration.switch import speed_up
 from guidedcd.cli import main
 from guidedcd.cli.preprocess import part
+from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip
 from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest, read_json, write_json
 from guidedcd.preprocess import run_preprocess
 from guidedcd.recheck import show_store, verify_store
-from guidedcd.run import Run
 from guidedcd.shards import shard_name
 from guidedcd.store import LatentStore
 from guidedcd.worker import Worker
@@ -454,7 +454,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from guidedcd.files import read_json
 from guidedcd.preprocess import run_preprocess
-from guidedcd.run import Run
+from guidedcd.config.run import Run
 run_preprocess(Run.from_dict(read_json(Path(sys.argv[1]))), store_folder=Path(sys.argv[2]))
 """
 

@@ -14,6 +14,7 @@ from tiny_checkpoint import unet_state, write
 import guidedcd
 from guidedcd import trained
 from guidedcd.cli import _plain_warnings, main
+from guidedcd.config.run import Chosen, Run
 from guidedcd.data import media
 from guidedcd.diffusion.sampler import sample_steps
 from guidedcd.errors import GuidedCDError
@@ -21,7 +22,6 @@ from guidedcd.files import read_json, write_json
 from guidedcd.generate import run_sample
 from guidedcd.plugins.registry import load_plugins
 from guidedcd.published import load_published
-from guidedcd.run import Chosen, Run
 from guidedcd.student import Student
 
 SMALL = {"frames": 2, "height": 4, "width": 8}

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+from guidedcd.config.resolve import resolve
+from guidedcd.config.run import Chosen, Run
+from guidedcd.config.sources import Layer, profiles, read_config, read_profile, split_names
 from guidedcd.errors import GuidedCDError
-from guidedcd.layers import Layer, profiles, read_config, read_profile, split_names
 from guidedcd.plugins.registry import load_plugins
-from guidedcd.resolve import resolve
-from guidedcd.run import Chosen, Run
 
 BASE = {"teacher": "toy", "data": ["toy"]}
 
@@ -81,7 +81,7 @@ def test_options_in_a_profile_wait_for_selection(registry):
 
 def test_flags_add_to_a_selection_or_replace_it(registry):
     """An option alone adds its component; naming components replaces the selection."""
-    from guidedcd.structure import Value
+    from guidedcd.config.structure import Value
 
     below = Layer.of_file(BASE | {"energy": {"rattle": {"fraction": 0.25}}}, "file")
     option = [("shake", {"top": Value("4", "--energy.shake.top")})]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from guidedcd import configs
+from guidedcd.config import sections
 from guidedcd.diffusion.embeddings import guidance_embedding, guidance_scale_embedding
 from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
@@ -15,7 +15,7 @@ from guidedcd.student import Student, set_dropout
 from guidedcd.tiny import tiny_teacher
 from guidedcd.weights import Weights
 
-LORA = configs.Student(kind="lora", rank=2)
+LORA = sections.Student(kind="lora", rank=2)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_damaged_student_is_named(teacher, tmp_path):
         Student.load(tmp_path, teacher)
 
 
-@pytest.mark.parametrize("config", [configs.Student(), LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("config", [sections.Student(), LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("energies", [(), ("pta",), ("pta", "jerk")], ids=len)
 def test_a_fresh_student_is_its_teacher(teacher, inputs, config, energies):
     """Whatever it is told, in train mode too, a fresh student says bit for bit what the teacher says."""
@@ -148,7 +148,7 @@ def test_the_teacher_is_no_part_of_the_student(teacher):
 def test_dropout_is_off_unless_asked_for(teacher, inputs):
     """Training mode alone adds no noise; with dropout 0.1 the temporal convolutions do, and nothing else."""
     z, t, cond, *_ = inputs
-    quiet, noisy = Student(teacher).train(), Student(teacher, configs.Student(dropout=0.1)).train()
+    quiet, noisy = Student(teacher).train(), Student(teacher, sections.Student(dropout=0.1)).train()
     rates = {m.p for m in noisy.modules() if isinstance(m, nn.Dropout)}
     assert {0.0, 0.1} == rates
     assert {0.0} == {m.p for m in quiet.modules() if isinstance(m, nn.Dropout)}
@@ -173,7 +173,7 @@ def test_lora_trains_few_weights(teacher):
     assert sum(p.numel() for p in student.trainable) < 0.5 * sum(p.numel() for p in student.network.parameters())
 
 
-@pytest.mark.parametrize("config", [configs.Student(), LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("config", [sections.Student(), LORA], ids=["full", "lora"])
 def test_a_student_comes_back_from_disk(teacher, inputs, config, tmp_path):
     """Loading what was saved gives a student that says exactly the same, in eval mode, with its energies' names."""
     z, t, cond, omega, lambdas = inputs
@@ -208,7 +208,7 @@ def test_a_student_of_another_network_is_refused(teacher, tmp_path):
 def test_the_average_follows_slowly(teacher, inputs):
     """With ema = 0.9 the averaged network moves a tenth of the way; it is the target."""
     z, t, cond, omega, _ = inputs
-    student = Student(teacher, configs.Student(ema=0.9))
+    student = Student(teacher, sections.Student(ema=0.9))
     weights = Weights(student.network, decay=0.9, target=student.averaged)
     start = [p.clone() for p in student.network.parameters()]
     shaken(student)

@@ -20,12 +20,12 @@ from toy import make
 
 from guidedcd import checkpoint, devices, runs
 from guidedcd.batches import Batches
+from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.data.routing import Sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json, write_json
 from guidedcd.preprocess import run_preprocess
-from guidedcd.run import Run
 from guidedcd.shards import shard_name
 from guidedcd.store import LatentStore
 from guidedcd.train import run_training
@@ -512,7 +512,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from guidedcd.data.routing import Sample
-from guidedcd.run import Run
+from guidedcd.config.run import Run
 from guidedcd.files import read_json
 from guidedcd.preprocess import run_preprocess
 from guidedcd.store import LatentStore

@@ -294,7 +294,7 @@ def test_temporal_layers_alone_can_be_recomputed(toy, tmp_path):
 
 def test_the_decoder_is_recomputed_where_everything_is():
     """Unless it is said, decoded frames are recomputed with `checkpointed = "all"` alone."""
-    from guidedcd.configs import Train
+    from guidedcd.config.sections import Train
 
     assert not Train().decodes_again
     assert Train(gradient_checkpointing=True).decodes_again

@@ -9,7 +9,7 @@ from guidedcd_unets.teachers import animatediff, unet3d, videocrafter2
 from tiny_checkpoint import write
 
 from guidedcd.checkpoints.tokens import write_tokenizer
-from guidedcd.configs import Student as StudentConfig
+from guidedcd.config.sections import Student as StudentConfig
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import load_plugins
 from guidedcd.student import Student

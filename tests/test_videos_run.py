@@ -12,11 +12,11 @@ from PIL import Image
 from toy import CONFIG, PLUGIN
 
 from guidedcd.cli import main
+from guidedcd.config.run import Run
 from guidedcd.data.inspection import inspect_data, readers
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.preprocess import run_preprocess
-from guidedcd.run import Run
 from guidedcd.store import LatentStore
 
 SIZES = {"webvid": 40, "vidgen": 40, "openvid": 40, "webdataset": 40, "folder": 20}

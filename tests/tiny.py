@@ -103,9 +103,9 @@ def teacher(config: object = None) -> object:
 
 def run_folder(folder: Path, *, energies: dict | None = None, evaluate: dict | None = None, **run: object) -> Path:
     """A finished run: `run.json` and a student whose guidance inputs are not zero."""
-    from guidedcd import configs
+    from guidedcd.config import sections
+    from guidedcd.config.run import Chosen, Run
     from guidedcd.files import write_json
-    from guidedcd.run import Chosen, Run
     from guidedcd.student import Student
 
     energies = energies or {}
@@ -114,7 +114,7 @@ def run_folder(folder: Path, *, energies: dict | None = None, evaluate: dict | N
         data=(Chosen("tiny", DatasetConfig()),),
         energies={name: EnergyConfig(**options) for name, options in energies.items()},
         metrics={"brightness": MetricConfig()},
-        evaluate=configs.Evaluate(**{"prompts": 3, "steps": 2, "videos": 1, "teacher_steps": 3, **(evaluate or {})}),
+        evaluate=sections.Evaluate(**{"prompts": 3, "steps": 2, "videos": 1, "teacher_steps": 3, **(evaluate or {})}),
         device="cpu",
         **run,
     )

@@ -11,10 +11,10 @@ import torch
 from diffusers import AutoencoderKL, UNet3DConditionModel
 
 from guidedcd import DatasetConfig, EnergyConfig, RewardConfig, TeacherConfig
+from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip, ClipError
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
-from guidedcd.run import Run
 from guidedcd.teachers.protocol import LatentTeacher
 
 PLUGIN = """

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from guidedcd.acceleration.switch import speed_up
-from guidedcd.configs import Preprocess, Train
+from guidedcd.config.sections import Preprocess, Train
 from guidedcd.errors import GuidedCDError
 
 

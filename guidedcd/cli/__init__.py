@@ -15,8 +15,8 @@ import guidedcd
 from guidedcd.cli import convert, data, evaluate, export, plan, plugins, preprocess, report, sample, store, train, typed
 from guidedcd.cli.flags import run_flags, same_words
 from guidedcd.cli.mistakes import explain
+from guidedcd.config.sources import profiles
 from guidedcd.errors import GuidedCDError
-from guidedcd.layers import profiles
 from guidedcd.plugins.registry import Registry, load_plugins
 
 COMMANDS = {

@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import attrs
 from cyclopts import Group, Parameter, Token
 
-from guidedcd.layers import ALIASES, Layer, profiles, read_config, read_profile, split_names
+from guidedcd.config.reflection import docs_of, flag, limits, types_of
+from guidedcd.config.resolve import resolve
+from guidedcd.config.run import KINDS, SECTIONS, Run
+from guidedcd.config.sources import ALIASES, Layer, profiles, read_config, read_profile, split_names
+from guidedcd.config.structure import Value, convert
 from guidedcd.plugins.registry import Registry
-from guidedcd.resolve import resolve
-from guidedcd.run import KINDS, SECTIONS, Run
-from guidedcd.structure import Value, convert, docs_of, flag, limits, types_of
 
 SELECTORS = {
     "teacher": "The pretrained model, NAME[:VALUE].",

@@ -12,11 +12,11 @@ import attrs
 from cyclopts import App, Parameter
 from rich.markup import escape
 
+from guidedcd.config.reflection import docs_of, flag, positional
+from guidedcd.config.run import KINDS
 from guidedcd.console import console, print_table
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Component, Registry, suggest
-from guidedcd.run import KINDS
-from guidedcd.structure import docs_of, flag, positional
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,11 +9,11 @@ from cyclopts import App, Parameter
 
 from guidedcd.cli.folders import existing
 from guidedcd.cli.values import NUMBER, WHOLE
+from guidedcd.config.resolve import choose
+from guidedcd.config.run import Chosen
+from guidedcd.config.structure import Value
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Registry
-from guidedcd.resolve import choose
-from guidedcd.run import Chosen
-from guidedcd.structure import Value
 
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:

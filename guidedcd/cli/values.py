@@ -7,7 +7,7 @@ from typing import Any
 
 from cyclopts import Parameter, Token
 
-from guidedcd.structure import convert
+from guidedcd.config.structure import convert
 
 
 def _whole(type_: Any, tokens: Sequence[Token]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 from rich.table import Table
 
+from guidedcd.config.run import Chosen, Run
 from guidedcd.console import console, print_table, progress
 from guidedcd.data.clips import Clip, ClipError, sample_of
 from guidedcd.data.geometry import Geometry
@@ -18,7 +19,6 @@ from guidedcd.data.routing import Reader, Route, Sample, route
 from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import check_writable
-from guidedcd.run import Chosen, Run
 
 SHOWN = 12
 """Rows of the contact sheet, over all data sets."""

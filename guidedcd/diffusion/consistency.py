@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.configs import Solver
+from guidedcd.config.sections import Solver
 from guidedcd.diffusion.guidance import combine, guided_step, lambda_input, strength_from_relative
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.plugins.configs import EnergyConfig

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.devices import device as find_device
 from guidedcd.devices import process
@@ -16,7 +17,6 @@ from guidedcd.plan import show
 from guidedcd.plan.cheaper import choices
 from guidedcd.plan.estimate import Estimator, Stage, usable
 from guidedcd.plan.machines import GB, Machine, machine
-from guidedcd.run import Run
 from guidedcd.space import existing
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from guidedcd.run import Run
+from guidedcd.config.run import Run
 
 
 @attrs.frozen(kw_only=True)

@@ -8,12 +8,12 @@ from typing import Any
 
 import attrs
 
+from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
 from guidedcd.plan.machines import GB, Machine
 from guidedcd.plan.outlines import outline
 from guidedcd.plan.teaching import Teaching, teaching
 from guidedcd.plan.training import Training, others, scoring, training
-from guidedcd.run import Run
 from guidedcd.space import store_bytes
 
 CHECKPOINTS = 3

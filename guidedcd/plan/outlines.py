@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from guidedcd.config.run import Chosen
 from guidedcd.plan.meter import without_memory
-from guidedcd.run import Chosen
 
 
 def outline(chosen: Chosen) -> Any:

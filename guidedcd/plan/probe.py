@@ -17,12 +17,12 @@ from typing import Any
 import attrs
 import torch
 
+from guidedcd.config.run import Run
 from guidedcd.devices import device, part
 from guidedcd.plan.estimate import Estimator, Stage
 from guidedcd.plan.machines import GB
 from guidedcd.plan.teaching import ROWS
 from guidedcd.preprocess import run_preprocess
-from guidedcd.run import Run
 from guidedcd.store import LatentStore
 from guidedcd.trainer import Trainer
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from guidedcd.config.run import Run
 from guidedcd.console import console, print_table
 from guidedcd.passes import passes
 from guidedcd.plan.estimate import Estimator, Stage, usable
 from guidedcd.plan.machines import GB, Machine
-from guidedcd.run import Run
 
 
 def stages(run: Run, where: Machine, processes: int, found: dict[str, Stage], estimator: Estimator) -> None:

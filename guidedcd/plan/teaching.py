@@ -11,10 +11,10 @@ import attrs
 import torch
 from torch import Tensor
 
+from guidedcd.config.run import Run
 from guidedcd.passes import Passes, passes
 from guidedcd.plan.machines import Machine
 from guidedcd.plan.meter import Cost, metered, size
-from guidedcd.run import Run
 
 ROWS = 2
 """Rows of a pass without gradient, per sample of one with."""

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
+from guidedcd.config.reflection import positional
+from guidedcd.config.run import KINDS, SCALARS, SECTIONS, Chosen, Run
+from guidedcd.config.sources import Layer, Names
+from guidedcd.config.structure import Value, structure
 from guidedcd.errors import GuidedCDError
-from guidedcd.layers import Layer, Names
 from guidedcd.plugins.registry import Component, Registry
-from guidedcd.run import KINDS, SCALARS, SECTIONS, Chosen, Run
-from guidedcd.structure import Value, positional, structure
 
 
 def resolve(layers: Sequence[Layer], registry: Registry) -> Run:

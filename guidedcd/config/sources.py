@@ -12,10 +12,10 @@ from typing import Any
 
 import attrs
 
+from guidedcd.config.run import KINDS, SCALARS, SECTIONS
+from guidedcd.config.structure import Value
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import suggest
-from guidedcd.run import KINDS, SCALARS, SECTIONS
-from guidedcd.structure import Value
 
 ALIASES = {"energies": "energy", "reward": "rewards", "route": "routes", "metric": "metrics", "dataset": "data"}
 """Other number, same word; accepted everywhere."""
@@ -119,7 +119,7 @@ def _name(text: str, where: str) -> Names:
 
 def profiles() -> dict[str, Any]:
     """The shipped profiles: name -> file."""
-    folder = resources.files("guidedcd") / "profiles"
+    folder = resources.files("guidedcd.config") / "profiles"
     return {file.name.removesuffix(".toml"): file for file in folder.iterdir() if file.name.endswith(".toml")}
 
 

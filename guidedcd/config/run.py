@@ -13,11 +13,11 @@ import attrs
 from attrs.validators import ge
 
 import guidedcd
-from guidedcd.configs import Evaluate, Preprocess, Solver, Student, Train
+from guidedcd.config.sections import Evaluate, Preprocess, Solver, Student, Train
+from guidedcd.config.structure import plain
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.configs import ComponentConfig
 from guidedcd.plugins.registry import CONFIGS, Component, Registry, load_plugins
-from guidedcd.structure import plain
 
 KINDS = {
     "teacher": "teacher",
@@ -158,7 +158,7 @@ class Run:
         Raises:
             GuidedCDError: A component is not installed, or an option is unknown or out of range.
         """
-        from guidedcd.layers import Layer
-        from guidedcd.resolve import resolve
+        from guidedcd.config.resolve import resolve
+        from guidedcd.config.sources import Layer
 
         return resolve([Layer.of_file(described, "run.json")], registry or load_plugins())

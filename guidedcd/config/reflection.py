@@ -1,0 +1,69 @@
+"""What the command line and the docs read of a config class: types, docstrings, limits. No torch."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import textwrap
+import typing
+from functools import cache
+from typing import Any
+
+import attrs
+
+
+def flag(name: str) -> str:
+    """How a field is spelled on the command line."""
+    return name.replace("_", "-")
+
+
+@cache
+def types_of(cls: type) -> dict[str, Any]:
+    """The type of every field, annotations resolved where they can be."""
+    try:
+        hints = typing.get_type_hints(cls, include_extras=False)
+    except Exception:  # a plugin may import a name for type checkers only
+        hints = {}
+    return {field.name: hints.get(field.name, field.type) for field in attrs.fields(cls)}
+
+
+@cache
+def docs_of(cls: type) -> dict[str, str]:
+    """The docstring under every field, on one line; inherited fields have their own class's."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except (OSError, TypeError, SyntaxError, IndexError):
+            continue
+        statements = getattr(body, "body", [])
+        for field, text in itertools.pairwise(statements):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+                value = text.value
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    found[field.target.id] = " ".join(value.value.split())
+    return found
+
+
+def limits(field: attrs.Attribute) -> str:
+    """What a field accepts, read from attrs' own validators: "one of a, b", ">= 0", or nothing."""
+    return ", ".join(_limits(field.validator))
+
+
+def _limits(validator: Any) -> list[str]:
+    match type(validator).__name__:
+        case "_OptionalValidator":
+            return _limits(validator.validator)
+        case "_AndValidator":
+            return [text for one in validator._validators for text in _limits(one)]
+        case "_InValidator":
+            return [f"one of {', '.join(map(str, validator.options))}"]
+        case "_NumberValidator":
+            return [f"{validator.compare_op} {validator.bound}"]
+    return []
+
+
+def positional(cls: type) -> attrs.Attribute | None:
+    """The field that the VALUE in NAME:VALUE fills, marked with metadata={"positional": True}."""
+    return next((field for field in attrs.fields(cls) if field.metadata.get("positional")), None)
