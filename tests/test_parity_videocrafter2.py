@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from guidedcd.checkpoints import lvdm_sampler
 from guidedcd.diffusion.embeddings import guidance_scale_embedding
+from guidedcd.parity import reference_samplers
 from guidedcd.parity import videocrafter2 as family
 
 
@@ -54,7 +54,7 @@ def test_outputs_are_not_copied_from_the_goldens(shared, tmp_path):
 def test_half_precision_embeds_something_else():
     """What the released pipeline feeds in bfloat16 is far from what was trained, except for zero."""
     w = torch.tensor([0.0, 0.05, 0.1])
-    apart = (lvdm_sampler.half_embedding(w).float() - guidance_scale_embedding(w)).abs().amax(dim=1)
+    apart = (reference_samplers.half_embedding(w).float() - guidance_scale_embedding(w)).abs().amax(dim=1)
 
     assert apart[0] == 0
     assert (apart[1:] > 0.01).all()
@@ -69,11 +69,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 def test_the_publishers_sampler_inverts_a_perfect_network(scaled):
     """With the true noise as prediction, it returns the clean latents that the noise was added to."""
     alphas = torch.linspace(0.999, 0.01, 1000)
-    tables = lvdm_sampler.Tables(alphas, 20, lvdm_sampler.scale_table() if scaled else None)
+    tables = reference_samplers.Tables(alphas, 20, reference_samplers.scale_table() if scaled else None)
     x0, eps = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
     last = tables.alphas[-1]
     z = last.sqrt() * tables.scale[-1] * x0 + (1 - last).sqrt() * eps
-    made = lvdm_sampler.sample(lambda z, t: eps, lambda z, t: eps, tables, z)
+    made = reference_samplers.sample(lambda z, t: eps, lambda z, t: eps, tables, z)
     first = tables.alphas_prev[0]
 
     torch.testing.assert_close(made, first.sqrt() * tables.scale_prev[0] * x0 + (1 - first).sqrt() * eps)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.checkpoints import lvdm_sampler
 from guidedcd.conditioning import FpsEmbedding
 from guidedcd.diffusion.embeddings import guidance_scale_embedding
 from guidedcd.diffusion.sampler import multistep, multistep_timesteps
 from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.parity import reference_samplers
 from guidedcd.parity.inputs import Tensors
 
 START, END, STEPS = 0.00085, 0.012, 1000
@@ -25,7 +25,7 @@ def schedules(file: Tensors) -> dict[str, Tensor]:
     schedule = NoiseSchedule.scaled_linear(STEPS, START, END)
     exact = torch.linspace(START**0.5, END**0.5, STEPS, dtype=torch.float64) ** 2
     cumprod = torch.cumprod(1 - exact, dim=0)
-    scale = lvdm_sampler.scale_table()
+    scale = reference_samplers.scale_table()
     found = {
         "lvdm.betas_f64": exact,
         "lvdm.alphas_cumprod_f64": cumprod,
@@ -64,7 +64,7 @@ def schedules_json(wanted: Mapping[str, Any]) -> dict[str, Any]:
         c_skip, c_out = schedule.boundary(torch.tensor([int(key)]))
         boundary[key] = [float(c_skip), float(c_out)]
     ddim = {
-        key: lvdm_sampler.Tables(schedule.alphas_cumprod, int(key)).timesteps.tolist()
+        key: reference_samplers.Tables(schedule.alphas_cumprod, int(key)).timesteps.tolist()
         for key in wanted.get("vc2_ddim_timesteps", {})
     }
     return {
@@ -114,7 +114,7 @@ def _solver(file: Tensors, name: str, schedule: NoiseSchedule) -> dict[str, Tens
 def _ddim(file: Tensors, name: str, alphas_cumprod: Tensor, scale: Tensor) -> dict[str, Tensor]:
     """VideoCrafter's sampler on eps(x, t, c) = 0.6 x + c cos(t / 100), c = 0.3 and -0.1, guidance scale 12."""
     scaled = name.endswith("_scale")
-    tables = lvdm_sampler.Tables(alphas_cumprod, int(re.search(r"ddim(\d+)", name)[1]), scale if scaled else None)
+    tables = reference_samplers.Tables(alphas_cumprod, int(re.search(r"ddim(\d+)", name)[1]), scale if scaled else None)
     start = file[f"{name}.x_T"]
 
     def said(c: float):
@@ -124,7 +124,7 @@ def _ddim(file: Tensors, name: str, alphas_cumprod: Tensor, scale: Tensor) -> di
         f"{name}.x_T": start,
         f"{name}.alphas": tables.alphas,
         f"{name}.alphas_prev": tables.alphas_prev,
-        f"{name}.sample": lvdm_sampler.sample(said(0.3), said(-0.1), tables, start).float(),
+        f"{name}.sample": reference_samplers.sample(said(0.3), said(-0.1), tables, start).float(),
     }
     if scaled:
         found |= {f"{name}.scale": tables.scale, f"{name}.scale_prev": tables.scale_prev}

@@ -17,7 +17,6 @@ from torch import Tensor
 from guidedcd.checkpoints import t2v_turbo, videocrafter2
 from guidedcd.checkpoints.architecture import Architecture
 from guidedcd.checkpoints.files import View, open_state
-from guidedcd.checkpoints.lvdm_sampler import half_embedding
 from guidedcd.checkpoints.names import unet_config
 from guidedcd.checkpoints.tokens import tokenizer
 from guidedcd.conditioning import set_fps
@@ -25,8 +24,9 @@ from guidedcd.diffusion.embeddings import guidance_scale_embedding
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.parity import Results, Tolerance
+from guidedcd.parity.generated_weights import generated
 from guidedcd.parity.inputs import Tensors
-from guidedcd.parity.recipe import generated
+from guidedcd.parity.reference_samplers import half_embedding
 from guidedcd.parity.sampler_tables import schedules, schedules_json
 
 WHOLE = ("model.safetensors", "model.ckpt", "model.pt")
