@@ -36,8 +36,8 @@ from guidedcd.config.sections import Preprocess, Solver
 from guidedcd.data.clips import Clip
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
-from guidedcd.teachers.protocol import LatentTeacher
 from guidedcd.work import Job
 from guidedcd.worker import Worker
 

@@ -125,7 +125,7 @@ def derived(name: str, tiny: bool) -> Shapes:
 
 
 def _meta_state(name: str, tiny: bool) -> Mapping[str, Tensor]:
-    from guidedcd.checkpoints.placing import skeleton
+    from guidedcd.models.checkpoints.loading import skeleton
 
     if name in ("videocrafter2", "student"):
         return _videocrafter2(name, tiny)
@@ -150,13 +150,13 @@ def _videocrafter2(name: str, tiny: bool) -> dict[str, Tensor]:
     from diffusers import AutoencoderKL, UNet3DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from guidedcd.checkpoints.architecture import DDCONFIG, TEXT, Architecture
-    from guidedcd.checkpoints.names import unet_arguments
-    from guidedcd.checkpoints.part_names import rename_text, rename_vae, text_arguments, vae_arguments
-    from guidedcd.checkpoints.placing import skeleton
-    from guidedcd.checkpoints.unet import lvdm_state
-    from guidedcd.checkpoints.videocrafter2 import PARTS
-    from guidedcd.conditioning import GuidanceProjection
+    from guidedcd.models.checkpoints.architecture import DDCONFIG, TEXT, Architecture
+    from guidedcd.models.checkpoints.loading import skeleton
+    from guidedcd.models.checkpoints.lvdm_unet import unet_arguments
+    from guidedcd.models.checkpoints.lvdm_vae_text import rename_text, rename_vae, text_arguments, vae_arguments
+    from guidedcd.models.checkpoints.unet import lvdm_state
+    from guidedcd.models.checkpoints.videocrafter2 import PARTS
+    from guidedcd.models.guidance_inputs import GuidanceProjection
 
     given = {"unet": TINY["unet"], "ddconfig": {**DDCONFIG, **TINY["ddconfig"]}, "text": {**TEXT, **TINY["text"]}}
     arch = Architecture(**given) if tiny else Architecture()

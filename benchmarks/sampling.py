@@ -25,8 +25,8 @@ from guidedcd.config import sections
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.sampler import sample
 from guidedcd.diffusion.schedule import NoiseSchedule
-from guidedcd.student import Student
-from guidedcd.teachers.protocol import LatentTeacher
+from guidedcd.models.student import Student
+from guidedcd.models.teachers.latent import LatentTeacher
 
 OFFICIAL = {4: 0.526, 8: 0.832, 16: 1.441, 0: 0.213}
 """Seconds of the official code with PyTorch's attention on an H200, by steps; 0 is the decoder alone."""

@@ -26,9 +26,6 @@ from guidedcd_shapes.tokens import WorldTokens  # noqa: E402
 
 from guidedcd import pixels  # noqa: E402
 from guidedcd.batches import Batch  # noqa: E402
-from guidedcd.checkpoints.architecture import DDCONFIG  # noqa: E402
-from guidedcd.checkpoints.names import PUBLISHED, unet_arguments  # noqa: E402
-from guidedcd.checkpoints.part_names import vae_arguments  # noqa: E402
 from guidedcd.config.run import (
     Chosen,  # noqa: E402
     Run,  # noqa: E402
@@ -39,11 +36,17 @@ from guidedcd.data.routing import (
     Sample,  # noqa: E402
 )
 from guidedcd.diffusion.schedule import NoiseSchedule  # noqa: E402
+from guidedcd.models.checkpoints.architecture import DDCONFIG  # noqa: E402
+from guidedcd.models.checkpoints.lvdm_unet import (
+    PUBLISHED,  # noqa: E402
+    unet_arguments,  # noqa: E402
+)
+from guidedcd.models.checkpoints.lvdm_vae_text import vae_arguments  # noqa: E402
+from guidedcd.models.teachers.latent import LatentTeacher  # noqa: E402
 from guidedcd.plugins.configs import TeacherConfig  # noqa: E402
 from guidedcd.reward_models.frozen import FrozenReward  # noqa: E402
 from guidedcd.reward_models.image_text import ImageTextReward, build_clip  # noqa: E402
 from guidedcd.reward_models.texts import ClipTokens  # noqa: E402
-from guidedcd.teachers.protocol import LatentTeacher  # noqa: E402
 
 CAPTION = "a red panda eats bamboo in a snowy forest"
 TINY_CLIP = {

@@ -17,10 +17,10 @@ from guidedcd.acceleration.garbage import settled
 from guidedcd.acceleration.switch import speed_up
 from guidedcd.config.sections import Student, Train
 from guidedcd.diffusion.sampler import sample
+from guidedcd.models.student import Student as Network
 from guidedcd.parallel import accelerator_for
 from guidedcd.rewards import Rewards
 from guidedcd.stepper import Stepper
-from guidedcd.student import Student as Network
 
 REWARDS = ("hps", "clip", "internv2")
 BASE = {"batch_size": 3, "reward_batch": 1, "precision": "bf16", "lr": 1e-5}

@@ -14,7 +14,7 @@ from torch import Tensor
 from guidedcd.devices import is_out_of_memory
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing
-from guidedcd.student import Student
+from guidedcd.models.student import Student
 from guidedcd.weights import Weights
 
 KEPT = 2

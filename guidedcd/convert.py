@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 import guidedcd
 from guidedcd.card import write_card
-from guidedcd.checkpoints import videocrafter2
-from guidedcd.checkpoints.architecture import Architecture, check_fps
-from guidedcd.checkpoints.files import exists, open_state
-from guidedcd.checkpoints.tokens import clean, possible, tokenizer, write_tokenizer
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing, write_json
+from guidedcd.models.checkpoints import videocrafter2
+from guidedcd.models.checkpoints.architecture import Architecture, check_fps
+from guidedcd.models.checkpoints.open_clip_tokens import clean, possible, tokenizer, write_tokenizer
+from guidedcd.models.checkpoints.reading import exists, open_state
 from guidedcd.reload import Fresh, compare
 
 PROMPTS = ("", "A cat! plays the piano, 4k -- (masterpiece)", "two red balls roll down a hill " * 30)

@@ -16,8 +16,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.student import Student
 from guidedcd.spread import Spread
-from guidedcd.student import Student
 from guidedcd.weights import Weights
 
 WHOLE = 1 / 16

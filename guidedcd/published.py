@@ -11,18 +11,18 @@ from typing import Any
 
 from torch import nn
 
-from guidedcd.checkpoints.files import exists
-from guidedcd.checkpoints.t2v_turbo import WHERE, read_student
-from guidedcd.checkpoints.unet import load_unet
-from guidedcd.conditioning import GuidanceProjection
 from guidedcd.config import sections
 from guidedcd.config.run import Chosen, Run
 from guidedcd.devices import DTYPES, part
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.checkpoints.reading import exists
+from guidedcd.models.checkpoints.t2v_turbo import WHERE, read_student
+from guidedcd.models.checkpoints.unet import load_unet
+from guidedcd.models.guidance_inputs import GuidanceProjection
+from guidedcd.models.student import Student
+from guidedcd.models.teachers.videocrafter2 import VideoCrafter2Teacher
 from guidedcd.plugins.registry import load_plugins
-from guidedcd.student import Student
-from guidedcd.teachers.videocrafter2 import VideoCrafter2Teacher
 from guidedcd.trained import Trained
 
 ENERGY = "pta"

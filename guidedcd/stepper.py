@@ -24,10 +24,10 @@ from guidedcd.config.run import Run
 from guidedcd.devices import part
 from guidedcd.diffusion.consistency import consistency
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.student import Student
 from guidedcd.outcome import Outcome
 from guidedcd.rewards import Rewards
 from guidedcd.rollouts import Rollouts
-from guidedcd.student import Student
 
 Done = Callable[[], dict[str, float]]
 """A launched step: called, it waits for its numbers, and raises GuidedCDError where they are not finite."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
-from guidedcd.teachers.protocol import Cond, LatentTeacher
+from guidedcd.models.teachers.latent import LatentTeacher
+from guidedcd.models.teachers.protocol import Cond
 
 WIDTH = 16
 """Width of the text embedding."""

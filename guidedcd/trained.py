@@ -24,8 +24,8 @@ from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
+from guidedcd.models.student import Student
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.student import Student
 from guidedcd.teacher_sampling import teacher_sample
 
 FIRST_DRAW = 2**48

@@ -10,7 +10,7 @@ import torch
 from guidedcd.config.run import Run
 from guidedcd.data import prompts
 from guidedcd.devices import part
-from guidedcd.student import Student
+from guidedcd.models.student import Student
 from guidedcd.trained import Trained, batch_size, student_videos
 from guidedcd.weights import Weights
 

@@ -9,10 +9,10 @@ import torch
 from lvdm_oracle import Oracle
 from tiny_checkpoint import CONFIG, UNET, unet_state, whole_state
 
-from guidedcd.checkpoints.architecture import Architecture
-from guidedcd.checkpoints.unet import load_unet
-from guidedcd.checkpoints.videocrafter2 import load_text, load_vae, split
-from guidedcd.conditioning import set_fps
+from guidedcd.models.checkpoints.architecture import Architecture
+from guidedcd.models.checkpoints.unet import load_unet
+from guidedcd.models.checkpoints.videocrafter2 import load_text, load_vae, split
+from guidedcd.models.guidance_inputs import set_fps
 
 EXACT = torch.float64
 UNETS = {

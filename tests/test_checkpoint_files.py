@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from guidedcd.checkpoints.files import exists, open_state
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.checkpoints.reading import exists, open_state
 
 
 class Bomb:

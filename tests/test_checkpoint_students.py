@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from tiny_checkpoint import UNET, unet_state, write
 
-from guidedcd.checkpoints import t2v_turbo as turbo
-from guidedcd.checkpoints import videocrafter2 as vc2
 from guidedcd.diffusion.embeddings import guidance_embedding
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.checkpoints import t2v_turbo as turbo
+from guidedcd.models.checkpoints import videocrafter2 as vc2
+from guidedcd.models.teachers.videocrafter2 import load_videocrafter2
 from guidedcd.published import is_published, load_student
-from guidedcd.teachers.videocrafter2 import load_videocrafter2
 
 
 @pytest.mark.parametrize("fps", [8, 16])

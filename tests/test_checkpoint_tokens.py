@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from guidedcd.checkpoints.tokens import clean, tokenizer, write_tokenizer
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.checkpoints.open_clip_tokens import clean, tokenizer, write_tokenizer
 
 PROMPTS = [
     "",

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import CONFIG, UNET, unet_state, whole_state, write
 
-from guidedcd.checkpoints import videocrafter2 as vc2
-from guidedcd.checkpoints.architecture import Architecture, check_fps
-from guidedcd.checkpoints.files import View, open_state
-from guidedcd.checkpoints.names import PUBLISHED, lvdm_config
-from guidedcd.conditioning import set_fps
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.checkpoints import videocrafter2 as vc2
+from guidedcd.models.checkpoints.architecture import Architecture, check_fps
+from guidedcd.models.checkpoints.lvdm_unet import PUBLISHED, lvdm_config
+from guidedcd.models.checkpoints.reading import View, open_state
+from guidedcd.models.guidance_inputs import set_fps
 
 STUDENT = {**PUBLISHED, "time_cond_proj_dim": 256, "motion_cond_proj_dim": 256}
 SIZES = [

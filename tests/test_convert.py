@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from tiny_checkpoint import CONFIG, whole_state, write
 
 from guidedcd import convert
-from guidedcd.checkpoints.architecture import Architecture
-from guidedcd.checkpoints.videocrafter2 import load
 from guidedcd.cli import main
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.checkpoints.architecture import Architecture
+from guidedcd.models.checkpoints.videocrafter2 import load
+from guidedcd.models.teachers.videocrafter2 import load_videocrafter2
 from guidedcd.reload import Fresh, compare, repeated
-from guidedcd.teachers.videocrafter2 import load_videocrafter2
 
 
 @pytest.fixture(scope="module")

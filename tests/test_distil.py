@@ -12,8 +12,8 @@ from guidedcd.diffusion.consistency import consistency, distance
 from guidedcd.diffusion.guidance import guided_step, strength_from_relative
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.schedule import NoiseSchedule, expand
+from guidedcd.models.student import Student
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.student import Student
 from guidedcd.tiny import tiny_teacher
 
 SHAPE = (2, 4, 2, 3, 3)

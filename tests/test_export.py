@@ -13,10 +13,7 @@ from guidedcd_unets import VideoCrafter2Config
 from tiny_checkpoint import UNET, write
 
 from guidedcd import export, fewstep
-from guidedcd.checkpoints.files import open_state
-from guidedcd.checkpoints.names import FPS_KEYS
 from guidedcd.cli import main
-from guidedcd.conditioning import GuidanceProjection
 from guidedcd.config import sections
 from guidedcd.config.run import Chosen, Run
 from guidedcd.diffusion.embeddings import guidance_scale_embedding
@@ -24,8 +21,11 @@ from guidedcd.diffusion.sampler import multistep_timesteps
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
 from guidedcd.exports import folder, lora, parts, turbo
+from guidedcd.models.checkpoints.lvdm_unet import FPS_KEYS
+from guidedcd.models.checkpoints.reading import open_state
+from guidedcd.models.guidance_inputs import GuidanceProjection
+from guidedcd.models.student import Student
 from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
-from guidedcd.student import Student
 from guidedcd.tiny import tiny_teacher
 from guidedcd.trained import Trained
 

@@ -17,8 +17,8 @@ from guidedcd import acceleration
 from guidedcd.acceleration import attention_backend, convolutions, cuda_graphs, layers, operations, switch
 from guidedcd.acceleration.activation_checkpointing import checkpoint_layers
 from guidedcd.config import sections
-from guidedcd.student import Student
-from guidedcd.teachers import probes
+from guidedcd.models import attention_probes
+from guidedcd.models.student import Student
 
 LAYOUTS = {
     "two levels": {
@@ -222,10 +222,10 @@ class Counting:
 def test_recording_leaves_the_fast_path_in_place_and_other_hooks_do_not():
     """Stock attention runs under a hook that could change its input, which it sees as ever, and not for a record."""
     quick, given = acceleration.speed_up(network()), inputs()
-    watched, ran, shapes = probes.temporal_layers(quick), [], []
+    watched, ran, shapes = attention_probes.temporal_layers(quick), [], []
     for module in watched.values():
         module.processor = Counting(module.processor, ran)
-    with probes.record(quick, ["temporal-attention:all"], batch=2) as records:
+    with attention_probes.record(quick, ["temporal-attention:all"], batch=2) as records:
         say(quick, *given)
     assert len(records["temporal-attention:all"]) == len(watched) and not ran
 
@@ -244,7 +244,7 @@ def test_attention_can_be_watched():
     need, found = "temporal-attention:all", []
     for unet in (stock, quick):
         z = given[0].clone().requires_grad_(True)
-        with probes.record(unet, [need], batch=2) as records:
+        with attention_probes.record(unet, [need], batch=2) as records:
             out = say(unet, z, *given[1:])
         maps = records[need]
         gradient = torch.autograd.grad(sum((m * m).sum() for m in maps.values()), z)[0]
@@ -393,9 +393,9 @@ def test_compiled_layers_compute_the_same(monkeypatch):
 
     assert_near(gradients(quick, *given), gradients(stock, *given))
     assert functions[layers.temporal_convolution][1].frame_count == 2  # 8 channels at two sizes, ten layers
-    with probes.record(quick, ["temporal-attention:all"], batch=2) as records:
+    with attention_probes.record(quick, ["temporal-attention:all"], batch=2) as records:
         say(quick, *given)
-    assert len(records["temporal-attention:all"]) == len(probes.temporal_layers(stock))
+    assert len(records["temporal-attention:all"]) == len(attention_probes.temporal_layers(stock))
 
 
 def test_graphs_are_recorded_only_where_they_can_be():
@@ -407,7 +407,7 @@ def test_graphs_are_recorded_only_where_they_can_be():
     assert not replay.possible(given)
     with torch.no_grad():
         assert replay.possible(given)
-        with probes.record(quick, ["temporal-attention:all"], batch=2):
+        with attention_probes.record(quick, ["temporal-attention:all"], batch=2):
             assert not replay.possible(given)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert replay.possible(given)
@@ -645,7 +645,7 @@ def test_a_network_on_the_kernels_is_the_stock_network(kernels, device, monkeypa
     monkeypatch.setattr(attention, "takes", lambda q: called.append(q) or True)
     mine = gradients(quick, *(x.to(device, torch.float32 if x.is_floating_point() else None) for x in given))
 
-    assert len(called) == len(probes.temporal_layers(stock))
+    assert len(called) == len(attention_probes.temporal_layers(stock))
     assert_near({k: v.cpu().double() for k, v in mine.items()}, gradients(stock, *given), 2e-4)
 
 

@@ -37,7 +37,7 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 """
 READ = """
-from guidedcd.checkpoints.videocrafter2 import load
+from guidedcd.models.checkpoints.videocrafter2 import load
 began = time.time()
 parts = load(sys.argv[1], fps=8)
 print(time.time() - began, peak)

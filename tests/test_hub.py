@@ -7,9 +7,9 @@ import socket
 import pytest
 from huggingface_hub import constants
 
-from guidedcd import hub
 from guidedcd.errors import GuidedCDError
-from guidedcd.teachers.unet3d import load_unet3d
+from guidedcd.models.checkpoints import hub
+from guidedcd.models.teachers.unet3d import load_unet3d
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from guidedcd import GuidedCDError
-from guidedcd.checkpoints.placing import skeleton
+from guidedcd.models.checkpoints.loading import skeleton
 from guidedcd.plugins.registry import Component
 from guidedcd.reward_models.texts import ClipTokens, TransformersClipTokens
 from guidedcd.testing import checks_of

@@ -194,7 +194,7 @@ def test_a_graph_of_the_targets_pass_counts_beside_everything_else(toy):
 
 def test_passes_are_those_of_a_real_store(toy, tmp_path, monkeypatch):
     """Samples that the teacher is really asked for are those that are predicted, on average over the noise seeds."""
-    import guidedcd.teachers.protocol as protocol
+    import guidedcd.models.teachers.protocol as protocol
 
     run = make(preprocess={"videos": 24, "shard_size": 12, "batch_size": 4}, solver={"steps": 9})
     rows, net = [], protocol.LatentTeacher.net

@@ -20,9 +20,9 @@ from guidedcd.diffusion.sampler import sample_steps
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json, write_json
 from guidedcd.generate import run_sample
+from guidedcd.models.student import Student
 from guidedcd.plugins.registry import load_plugins
 from guidedcd.published import load_published
-from guidedcd.student import Student
 
 SMALL = {"frames": 2, "height": 4, "width": 8}
 

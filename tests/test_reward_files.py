@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from tiny_rewards import CAPTIONS, CLIP_SIZES, VIDEO_SIZES, WORDS, image_text, video, write
 
 from guidedcd import GuidedCDError
+from guidedcd.models.checkpoints import loading
+from guidedcd.models.checkpoints.hub import Published, find
 from guidedcd.parity import rewards as parity
-from guidedcd.reward_models import weights
 from guidedcd.reward_models.image_text import load_clip
 from guidedcd.reward_models.texts import BertTokens, ClipTokens, Remembered
 
@@ -39,7 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("suffix", ["pt", "bin", "safetensors"])
 def test_wrapped_and_bare_files_are_the_same(files, suffix):
     """A state dict may be wrapped or bare, in any of the three formats."""
-    state = weights.open_weights(files / f"clip.{suffix}", "hps")
+    state = loading.open_weights(files / f"clip.{suffix}", "hps")
     whole = load_file(files / "clip.safetensors")
     assert set(state) == set(whole)
     assert all(torch.equal(state[key], whole[key]) for key in whole)
@@ -47,7 +48,7 @@ def test_wrapped_and_bare_files_are_the_same(files, suffix):
 
 def test_weights_that_need_no_conversion_are_not_copied(files):
     """Parameters of the file's own dtype are the file's memory, so that nothing is held twice."""
-    state = weights.open_weights(files / "clip.pt", "hps")
+    state = loading.open_weights(files / "clip.pt", "hps")
     model = load_clip(CLIP_SIZES, state, "hps")
     assert all(p.data_ptr() == state[name].data_ptr() for name, p in model.named_parameters())
 
@@ -64,7 +65,7 @@ def test_wrong_keys_are_named(files, tmp_path):
     with pytest.raises(GuidedCDError, match=r"internv2: .*--reward hps:FILE"):
         load_internvideo2(VIDEO_SIZES, whole)
     with pytest.raises(GuidedCDError, match=r"unexpected vision_encoder\.extra"):
-        state = weights.open_weights(files / "video.pt", "internv2")
+        state = loading.open_weights(files / "video.pt", "internv2")
         load_internvideo2(VIDEO_SIZES, {**state, "vision_encoder.extra": torch.zeros(1)})
 
 
@@ -109,7 +110,7 @@ def test_auto_finds_the_cache_folder_and_customary_places(files, tmp_path, monke
         folder.mkdir(parents=True)
         (folder / "HPS_v2.1_compressed.pt").symlink_to(files / "clip.pt")
         published = attrs.evolve(HPS_PUBLISHED, places=("~/.cache/hpsv2",))
-        assert weights.find("auto", published, "hps") == found / "HPS_v2.1_compressed.pt"
+        assert find("auto", published, "hps") == found / "HPS_v2.1_compressed.pt"
     reward = HPS(HPSConfig(path="auto", arch=str(files / "clip.json")))
     assert torch.equal(reward(video(), CAPTIONS), image_text(files)(video(), CAPTIONS))
 
@@ -127,13 +128,13 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_files_of_common_names_have_folders_of_their_own(tmp_path, monkeypatch):
     """A model.safetensors in the cache is taken from the folder of its model only: it may be anybody's."""
     _offline(tmp_path, monkeypatch)
-    published = weights.Published(repo="some/Score_v1", files=("model.safetensors",), size="1 GB")
+    published = Published(repo="some/Score_v1", files=("model.safetensors",), size="1 GB")
     (tmp_path / "cache" / "Score_v1").mkdir(parents=True)
     (tmp_path / "cache" / "model.safetensors").touch()
     with pytest.raises(GuidedCDError, match=r"--local-dir \S+cache/Score_v1"):
-        weights.find("auto", published, "score")
+        find("auto", published, "score")
     (tmp_path / "cache" / "Score_v1" / "model.safetensors").touch()
-    assert weights.find("auto", published, "score").parent.name == "Score_v1"
+    assert find("auto", published, "score").parent.name == "Score_v1"
 
 
 def test_open_clip_models_are_known_by_name(tmp_path, monkeypatch):
@@ -161,7 +162,7 @@ def test_code_in_a_rewards_file_is_refused_and_not_run(tmp_path):
 
     torch.save({"state_dict": {"a": torch.zeros(2)}, "extra": Bomb()}, tmp_path / "x.pt")
     with pytest.raises(GuidedCDError, match=r"^hps: \S+x.pt holds code \([\w.]*exec\)") as caught:
-        weights.open_weights(tmp_path / "x.pt", "hps")
+        loading.open_weights(tmp_path / "x.pt", "hps")
     assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
@@ -174,7 +175,7 @@ def test_files_that_are_not_weights_are_refused(tmp_path):
     torch.save([1, 2], tmp_path / "d.pt")
     for name in "a.pt", "b.safetensors", "c.pt", "d.pt":
         with pytest.raises(GuidedCDError, match=name) as caught:
-            weights.open_weights(tmp_path / name, "hps")
+            loading.open_weights(tmp_path / name, "hps")
         assert "\n" not in str(caught.value)
 
 

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from tiny_rewards import BUILDERS, CAPTIONS, image_text, video, video_text, write
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from guidedcd.checkpoints.placing import skeleton
+from guidedcd.models.checkpoints import loading
+from guidedcd.models.checkpoints.loading import skeleton
 from guidedcd.parity import rewards as parity
 from guidedcd.parity.__main__ import _compared, _results
 from guidedcd.plugins.registry import Component
-from guidedcd.reward_models import weights
 from guidedcd.reward_models.image_text import build_clip, load_clip
 from guidedcd.testing import checks_of
 
@@ -71,7 +71,7 @@ def test_published_checkpoint_formats_load_strictly(shared, name):
     config = json.loads((folder / "config.json").read_text())
     models = []
     for file in ("checkpoint.pt", "weights.safetensors"):
-        state = weights.open_weights(folder / file, name)
+        state = loading.open_weights(folder / file, name)
         load = load_internvideo2 if "bert" in config else load_clip
         models.append(load(config.get("model_cfg", config), state, name).state_dict())
     original = load_file(folder / "weights.safetensors")
@@ -162,11 +162,11 @@ def test_low_precision_is_close_and_lean(files, name, dtype, close):
     """In bf16 and fp16 the matrices are stored in that dtype, also for low-precision pixels, and scores stay close."""
     exact, low = BUILDERS[name](files), BUILDERS[name](files, dtype=dtype)
     torch.testing.assert_close(
-        low(video().to(weights.DTYPES[dtype]), CAPTIONS), exact(video(), CAPTIONS), atol=close, rtol=0
+        low(video().to(loading.DTYPES[dtype]), CAPTIONS), exact(video(), CAPTIONS), atol=close, rtol=0
     )
     matrices = [p for p in low.parameters() if p.ndim == 2 and p.shape[0] == 3 * p.shape[1]]
     assert matrices
-    assert all(p.dtype == weights.DTYPES[dtype] for p in matrices)
+    assert all(p.dtype == loading.DTYPES[dtype] for p in matrices)
 
 
 @each

@@ -14,8 +14,8 @@ from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.sampler import lambda_kept, sample, sample_steps
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.student import Student
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.student import Student
 from guidedcd.teacher_sampling import Guide, teacher_sample
 from guidedcd.tiny import tiny_teacher
 

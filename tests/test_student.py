@@ -11,7 +11,7 @@ from guidedcd.config import sections
 from guidedcd.diffusion.embeddings import guidance_embedding, guidance_scale_embedding
 from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
-from guidedcd.student import Student, set_dropout
+from guidedcd.models.student import Student, set_dropout
 from guidedcd.tiny import tiny_teacher
 from guidedcd.weights import Weights
 

@@ -7,7 +7,7 @@ import torch
 
 from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
-from guidedcd.teachers.probes import record, select_layers, temporal_layers
+from guidedcd.models.attention_probes import record, select_layers, temporal_layers
 from guidedcd.tiny import tiny_teacher
 
 

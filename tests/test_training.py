@@ -19,10 +19,10 @@ from toy import make
 from guidedcd import checkpoint
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
+from guidedcd.models.student import Student
 from guidedcd.preprocess import run_preprocess
 from guidedcd.report import write_report
 from guidedcd.store import LatentStore
-from guidedcd.student import Student
 from guidedcd.train import run_training
 from guidedcd.trainer import Trainer
 from guidedcd.weights import Weights
@@ -232,7 +232,7 @@ def test_validation_videos_do_not_disturb_the_training(toy, tmp_path):
 
 def test_frames_are_decoded_one_by_one_where_memory_is_short(toy, tmp_path, monkeypatch):
     """`decoder_checkpointing` decodes single frames, twice each, and changes no number beyond rounding."""
-    from guidedcd.teachers.protocol import LatentTeacher
+    from guidedcd.models.teachers.latent import LatentTeacher
 
     seen, decode = [], LatentTeacher.decode
 

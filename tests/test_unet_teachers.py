@@ -8,12 +8,12 @@ from guidedcd_unets import AnimateDiffConfig, UNet3DConfig, VideoCrafter2Config
 from guidedcd_unets.teachers import animatediff, unet3d, videocrafter2
 from tiny_checkpoint import write
 
-from guidedcd.checkpoints.tokens import write_tokenizer
 from guidedcd.config.sections import Student as StudentConfig
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.checkpoints.open_clip_tokens import write_tokenizer
+from guidedcd.models.student import Student
+from guidedcd.models.teachers.unet3d import load_unet3d
 from guidedcd.plugins.registry import load_plugins
-from guidedcd.student import Student
-from guidedcd.teachers.unet3d import load_unet3d
 from guidedcd.testing import checks
 
 SIZE = {"frames": 4, "height": 8, "width": 12}

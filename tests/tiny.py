@@ -62,7 +62,7 @@ def teacher(config: object = None) -> object:
 
     from guidedcd.data.geometry import Geometry
     from guidedcd.diffusion.schedule import NoiseSchedule
-    from guidedcd.teachers.protocol import LatentTeacher
+    from guidedcd.models.teachers.latent import LatentTeacher
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -106,7 +106,7 @@ def run_folder(folder: Path, *, energies: dict | None = None, evaluate: dict | N
     from guidedcd.config import sections
     from guidedcd.config.run import Chosen, Run
     from guidedcd.files import write_json
-    from guidedcd.student import Student
+    from guidedcd.models.student import Student
 
     energies = energies or {}
     described = Run(

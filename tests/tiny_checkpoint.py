@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.checkpoints.architecture import Architecture
-from guidedcd.checkpoints.names import FPS_KEYS, unet_arguments
-from guidedcd.checkpoints.part_names import rename_text, rename_vae, text_arguments, vae_arguments
-from guidedcd.checkpoints.unet import lvdm_state
-from guidedcd.checkpoints.videocrafter2 import BUFFERS, PARTS
-from guidedcd.conditioning import GuidanceProjection
+from guidedcd.models.checkpoints.architecture import Architecture
+from guidedcd.models.checkpoints.lvdm_unet import FPS_KEYS, unet_arguments
+from guidedcd.models.checkpoints.lvdm_vae_text import rename_text, rename_vae, text_arguments, vae_arguments
+from guidedcd.models.checkpoints.unet import lvdm_state
+from guidedcd.models.checkpoints.videocrafter2 import BUFFERS, PARTS
+from guidedcd.models.guidance_inputs import GuidanceProjection
 
 UNET = {
     "in_channels": 4,

@@ -15,7 +15,7 @@ from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip, ClipError
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
-from guidedcd.teachers.protocol import LatentTeacher
+from guidedcd.models.teachers.latent import LatentTeacher
 
 PLUGIN = """
 from toy import DatasetConfig, EnergyConfig, RewardConfig, TeacherConfig, ToyData, ToyEnergy

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from guidedcd.acceleration.convolutions import FrozenConvolution
 from guidedcd.acceleration.switch import SLOT
-from guidedcd.teachers.probes import KIND, select_layers, temporal_layers
+from guidedcd.models.attention_probes import KIND, select_layers, temporal_layers
 
 CHOICES = ("nothing", "cheap", "most")
 

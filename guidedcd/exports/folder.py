@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from guidedcd import fewstep
-from guidedcd.checkpoints.tokens import ClipTokens, write_tokenizer
 from guidedcd.convert import readable, save_module, save_text
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
 from guidedcd.exports import parts
 from guidedcd.files import read_json, write_json
+from guidedcd.models.checkpoints.open_clip_tokens import ClipTokens, write_tokenizer
 from guidedcd.reload import compare, repeated
 from guidedcd.trained import Trained
 

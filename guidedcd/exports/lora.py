@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from guidedcd import fewstep
-from guidedcd.checkpoints.t2v_turbo import factorise
 from guidedcd.convert import readable, save_module
 from guidedcd.exports import parts
 from guidedcd.exports.folder import write_schedule
 from guidedcd.files import write_json
+from guidedcd.models.checkpoints.t2v_turbo import factorise
 from guidedcd.reload import compare, repeated
 from guidedcd.trained import Trained
 

@@ -12,12 +12,12 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from guidedcd.conditioning import GuidanceProjection
 from guidedcd.diffusion.embeddings import EMBEDDING
 from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.guidance_inputs import GuidanceProjection
 from guidedcd.trained import Trained, strengths
 
 TEXTS = ("a red ball rolls to the right", "")

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import torch
 
-from guidedcd.checkpoints.names import lvdm_config
-from guidedcd.checkpoints.unet import lvdm_state
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.exports import parts
 from guidedcd.files import write_json
+from guidedcd.models.checkpoints.lvdm_unet import lvdm_config
+from guidedcd.models.checkpoints.unet import lvdm_state
 from guidedcd.reload import compare, repeated
 from guidedcd.trained import Trained
 
 _SCRIPT = """
 from pathlib import Path
-from guidedcd.checkpoints.files import open_state
-from guidedcd.checkpoints.videocrafter2 import load_unet
+from guidedcd.models.checkpoints.reading import open_state
+from guidedcd.models.checkpoints.videocrafter2 import load_unet
 from guidedcd.fewstep import FewStepPipeline
 from diffusers import DDIMScheduler
 unet = load_unet(options["config"], open_state(Path(folder, options["file"])), fps=options["fps"])

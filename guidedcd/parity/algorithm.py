@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from guidedcd.diffusion.guidance import guided_prediction, guided_step, noise_factor
+from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.parity.attention import SCALE, energies, sorted_last, total
 from guidedcd.parity.inputs import Tensors, TinyUNet
 from guidedcd.references import invert
-from guidedcd.teachers.protocol import LatentTeacher
 
 PTA = "temporal-attention:official"
 
@@ -171,7 +171,7 @@ def algorithm1(folder: Path, inputs: Tensors, runs: dict[str, dict[str, Any]]) -
 
 def _module_names(unet: TinyUNet, teacher: LatentTeacher) -> dict[str, str]:
     """From diffusers module names of attentions to the lvdm ones."""
-    from guidedcd.checkpoints.unet import lvdm_name
+    from guidedcd.models.checkpoints.unet import lvdm_name
 
     suffix = ".to_q.weight"
     names = lvdm_name(unet.config)

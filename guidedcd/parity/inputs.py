@@ -12,13 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from guidedcd.conditioning import set_fps
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
-from guidedcd.student import Student
-from guidedcd.teachers.protocol import LatentTeacher
+from guidedcd.models.guidance_inputs import set_fps
+from guidedcd.models.student import Student
+from guidedcd.models.teachers.latent import LatentTeacher
 
 
 class Tensors:
@@ -94,7 +94,7 @@ class TinyUNet:
 
     def teacher(self, dtype: torch.dtype, fps: int, latent: tuple[int, ...]) -> LatentTeacher:
         """A teacher without VAE and text for latents (B, C, F, h, w), in `dtype`, with its frame-rate input live."""
-        from guidedcd.checkpoints.unet import load_unet
+        from guidedcd.models.checkpoints.unet import load_unet
 
         network = load_unet(self.config, self.state, fps=None, dtype=dtype)
         set_fps(network, fps)
@@ -112,7 +112,7 @@ class TinyUNet:
 
     def originals(self, student: Student) -> dict[str, str]:
         """From the names of the student's parameters to the lvdm keys."""
-        from guidedcd.checkpoints.unet import lvdm_name, with_extras
+        from guidedcd.models.checkpoints.unet import lvdm_name, with_extras
 
         return lvdm_name(with_extras(self.config, self.all))
 

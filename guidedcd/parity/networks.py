@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.conditioning import set_fps
 from guidedcd.diffusion.consistency import distance
 from guidedcd.diffusion.embeddings import guidance_scale_embedding
 from guidedcd.diffusion.guidance import guided_prediction, guided_step, window
 from guidedcd.diffusion.sampler import sample_steps
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.guidance_inputs import set_fps
+from guidedcd.models.student import Student
 from guidedcd.parity.inputs import Tensors, TinyUNet
-from guidedcd.student import Student
 
 
 def forward(file: Tensors) -> dict[str, Tensor]:

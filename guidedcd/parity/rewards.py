@@ -19,9 +19,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from guidedcd import pixels
+from guidedcd.models.checkpoints.loading import open_weights
 from guidedcd.parity import Results, Tolerance, going_on
 from guidedcd.reward_models.texts import ClipTokens
-from guidedcd.reward_models.weights import open_weights
 
 CASES = "cases.safetensors"
 POSITIONS = "pos_embed_interp.safetensors"

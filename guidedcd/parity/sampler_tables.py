@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.conditioning import FpsEmbedding
 from guidedcd.diffusion.embeddings import guidance_scale_embedding
 from guidedcd.diffusion.sampler import multistep, multistep_timesteps
 from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.models.guidance_inputs import FpsEmbedding
 from guidedcd.parity import reference_samplers
 from guidedcd.parity.inputs import Tensors
 

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.checkpoints import t2v_turbo, videocrafter2
-from guidedcd.checkpoints.architecture import Architecture
-from guidedcd.checkpoints.files import View, open_state
-from guidedcd.checkpoints.names import unet_config
-from guidedcd.checkpoints.tokens import tokenizer
-from guidedcd.conditioning import set_fps
 from guidedcd.diffusion.embeddings import guidance_scale_embedding
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
+from guidedcd.models.checkpoints import t2v_turbo, videocrafter2
+from guidedcd.models.checkpoints.architecture import Architecture
+from guidedcd.models.checkpoints.lvdm_unet import unet_config
+from guidedcd.models.checkpoints.open_clip_tokens import tokenizer
+from guidedcd.models.checkpoints.reading import View, open_state
+from guidedcd.models.guidance_inputs import set_fps
 from guidedcd.parity import Results, Tolerance
 from guidedcd.parity.generated_weights import generated
 from guidedcd.parity.inputs import Tensors

@@ -15,11 +15,11 @@ from guidedcd import parallel
 from guidedcd.config.run import Run
 from guidedcd.data.routing import Route
 from guidedcd.diffusion.consistency import consistency
+from guidedcd.models.student import Student
 from guidedcd.plan.machines import Machine
 from guidedcd.plan.meter import Cost, metered, size
 from guidedcd.plan.teaching import empty
 from guidedcd.rewards import Rewards
-from guidedcd.student import Student
 
 NARROW = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -17,13 +17,13 @@ from open_clip.model import CLIP, convert_weights_to_lp
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
-from guidedcd.checkpoints.placing import skeleton
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.checkpoints.hub import Published, find
+from guidedcd.models.checkpoints.loading import DTYPES, architecture, describing, fill, open_weights, skeleton
 from guidedcd.pixels import CLIP_MEAN, CLIP_STD
 from guidedcd.plugins.configs import RewardModelConfig
 from guidedcd.reward_models.frozen import FrozenReward
 from guidedcd.reward_models.texts import ClipTokens, Tokenizer
-from guidedcd.reward_models.weights import DTYPES, Published, architecture, describing, fill, find, open_weights
 
 Prepare = Callable[[Tensor, int, bool], Tensor]
 """Images (..., 3, H, W) in [0, 1], size, antialias -> normalised (..., 3, size, size), float32."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from guidedcd import pixels
+from guidedcd.models.checkpoints.hub import Published
 from guidedcd.reward_models.image_text import ImageTextReward, named, published_as, tokens
 from guidedcd.reward_models.texts import Tokenizer
-from guidedcd.reward_models.weights import Published
 from guidedcd_clip import CLIPConfig
 
 PUBLISHED = Published(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from guidedcd import pixels
+from guidedcd.models.checkpoints.hub import Published
 from guidedcd.reward_models.image_text import ImageTextReward, tokens
 from guidedcd.reward_models.texts import Tokenizer
-from guidedcd.reward_models.weights import Published
 from guidedcd_hps import HPSConfig
 
 PUBLISHED = Published(

@@ -14,10 +14,10 @@ from guidedcd_shapes.tokens import WorldTokens
 from torch import Tensor
 
 from guidedcd import pixels
-from guidedcd.checkpoints.placing import assign, skeleton
+from guidedcd.models.checkpoints.hub import Published, find
+from guidedcd.models.checkpoints.loading import DTYPES, architecture, assign, describing, fill, open_weights, skeleton
 from guidedcd.reward_models.frozen import FrozenReward
 from guidedcd.reward_models.texts import BertTokens, Tokenizer, Unread
-from guidedcd.reward_models.weights import DTYPES, Published, architecture, describing, fill, find, open_weights
 from guidedcd_internv2 import InternV2Config
 from guidedcd_internv2.model import FULL, InternVideo2, complete, is_unused
 

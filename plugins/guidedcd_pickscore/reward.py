@@ -16,10 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CLIPConfig, CLIPModel
 
 from guidedcd import pixels
-from guidedcd.checkpoints.placing import finish, skeleton
+from guidedcd.models.checkpoints.hub import Published, find
+from guidedcd.models.checkpoints.loading import DTYPES, architecture, describing, fill, finish, open_weights, skeleton
 from guidedcd.reward_models.frozen import FrozenReward
 from guidedcd.reward_models.texts import Tokenizer, TransformersClipTokens
-from guidedcd.reward_models.weights import DTYPES, Published, architecture, describing, fill, find, open_weights
 from guidedcd_pickscore import PickScoreConfig
 
 PUBLISHED = Published(

@@ -10,7 +10,8 @@ from torch import nn
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.teachers.protocol import Cond, LatentTeacher
+from guidedcd.models.teachers.latent import LatentTeacher
+from guidedcd.models.teachers.protocol import Cond
 from guidedcd_shapes import ShapesTeacherConfig, attention, models, world
 from guidedcd_shapes.vocabulary import WorldTokenizer
 

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidedcd import hub
-from guidedcd.checkpoints.architecture import Architecture
-from guidedcd.checkpoints.names import unet_arguments
-from guidedcd.checkpoints.part_names import text_arguments, vae_arguments
-from guidedcd.checkpoints.placing import skeleton
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
-from guidedcd.teachers.animatediff import AnimateDiffTeacher
-from guidedcd.teachers.protocol import Cond, LatentTeacher
+from guidedcd.models.checkpoints import hub
+from guidedcd.models.checkpoints.architecture import Architecture
+from guidedcd.models.checkpoints.loading import skeleton
+from guidedcd.models.checkpoints.lvdm_unet import unet_arguments
+from guidedcd.models.checkpoints.lvdm_vae_text import text_arguments, vae_arguments
+from guidedcd.models.teachers.animatediff import AnimateDiffTeacher
+from guidedcd.models.teachers.latent import LatentTeacher
+from guidedcd.models.teachers.protocol import Cond
 from guidedcd_unets import AnimateDiffConfig, UNet3DConfig, VideoCrafter2Config
 
 IMAGE_VAE: dict[str, Any] = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from guidedcd.checkpoints.tokens import START, ClipTokens
-from guidedcd.reward_models.weights import Published, find
-from guidedcd.teachers.animatediff import load_animatediff
-from guidedcd.teachers.protocol import LatentTeacher
-from guidedcd.teachers.unet3d import load_unet3d
-from guidedcd.teachers.videocrafter2 import load_videocrafter2
+from guidedcd.models.checkpoints.hub import Published, find
+from guidedcd.models.checkpoints.open_clip_tokens import START, ClipTokens
+from guidedcd.models.teachers.animatediff import load_animatediff
+from guidedcd.models.teachers.latent import LatentTeacher
+from guidedcd.models.teachers.unet3d import load_unet3d
+from guidedcd.models.teachers.videocrafter2 import load_videocrafter2
 from guidedcd_unets import AnimateDiffConfig, UNet3DConfig, VideoCrafter2Config, outlines
 
 VIDEOCRAFTER2 = Published(repo="VideoCrafter/VideoCrafter2", files=("model.ckpt",), size="7.4 GB")

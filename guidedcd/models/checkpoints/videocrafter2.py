@@ -10,15 +10,15 @@ import torch
 from diffusers import AutoencoderKL, UNet3DConditionModel
 from torch import Tensor, nn
 
-from guidedcd.checkpoints.architecture import Architecture
-from guidedcd.checkpoints.files import View, exists, open_state
-from guidedcd.checkpoints.formats import wrong_keys
-from guidedcd.checkpoints.names import FPS_KEYS, PUBLISHED, rename_unet, unet_arguments, unet_config
-from guidedcd.checkpoints.part_names import rename_text, rename_vae, text_arguments, vae_arguments
-from guidedcd.checkpoints.placing import place, skeleton
-from guidedcd.checkpoints.unet import fps_vector, load_unet, lvdm_name, lvdm_state, with_extras
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.checkpoints.architecture import Architecture
+from guidedcd.models.checkpoints.detection import wrong_keys
+from guidedcd.models.checkpoints.loading import place, skeleton
+from guidedcd.models.checkpoints.lvdm_unet import FPS_KEYS, PUBLISHED, rename_unet, unet_arguments, unet_config
+from guidedcd.models.checkpoints.lvdm_vae_text import rename_text, rename_vae, text_arguments, vae_arguments
+from guidedcd.models.checkpoints.reading import View, exists, open_state
+from guidedcd.models.checkpoints.unet import fps_vector, load_unet, lvdm_name, lvdm_state, with_extras
 
 __all__ = [
     "FPS_KEYS",
@@ -104,7 +104,7 @@ class VideoCrafter2:
     unet: UNet3DConditionModel
     vae: AutoencoderKL
     text: nn.Module
-    """A `CLIPTextModel`; `guidedcd.checkpoints.tokens` has its tokens."""
+    """A `CLIPTextModel`; `guidedcd.models.checkpoints.open_clip_tokens` has its tokens."""
     schedule: NoiseSchedule
 
 

@@ -1,112 +1,111 @@
-"""Finding the files of published models, and filling modules from them strictly, without a second copy in memory."""
+"""Puts tensors of a checkpoint into a module that was built on the meta device, one at a time and strictly."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor, nn
 
-from guidedcd import hub
-from guidedcd.checkpoints.files import SafetensorsState, read_object
-from guidedcd.checkpoints.formats import wrong_keys
-from guidedcd.checkpoints.placing import assign
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.checkpoints.detection import wrong_keys
+from guidedcd.models.checkpoints.reading import SafetensorsState, read_object
+
+
+def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
+    """The module `build` makes, without memory for its parameters."""
+    with torch.device("meta"):
+        return build()
+
+
+def shaped(value: Tensor, shape: torch.Size) -> Tensor | None:
+    """`value` as `shape` when they differ only by trailing ones (a 1x1 convolution as a linear layer), else None."""
+    if value.shape == shape:
+        return value
+    longer, shorter = sorted((tuple(value.shape), tuple(shape)), key=len, reverse=True)
+    if longer[: len(shorter)] == shorter and set(longer[len(shorter) :]) == {1}:
+        return value.reshape(shape)
+    return None
+
+
+def assign(module: nn.Module, name: str, value: Tensor) -> None:
+    """Replace the parameter or buffer `name` (dotted) of `module` by `value`, keeping its kind."""
+    owner = module.get_submodule(name.rpartition(".")[0])
+    leaf = name.rpartition(".")[2]
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(value, requires_grad=value.is_floating_point())
+    else:
+        owner._buffers[leaf] = value
+
+
+def place(
+    module: nn.Module,
+    rename: Mapping[str, str | tuple[str, ...]],
+    state: Mapping[str, Tensor],
+    *,
+    what: str,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    unused: Collection[str] = (),
+    copy: bool = True,
+) -> None:
+    """Fill `module` from `state`; every key must be known, every parameter filled, every shape equal.
+
+    Args:
+        module: Module on the meta device.
+        rename: From a key of `state` to a name in `module`, or to several that share the tensor along its first axis.
+        state: The checkpoint; an item is read only when it is its turn.
+        what: Name of the loader, for errors.
+        dtype: Of the parameters afterwards.
+        device: Where they are put.
+        unused: Keys of `state` that may be there and are not read.
+        copy: False leaves a tensor that needs no conversion where it is, for example in a mapped file.
+
+    Raises:
+        GuidedCDError: Keys are missing or unexpected, or a shape differs; the first of them are named.
+    """
+    targets = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    missing = [key for key in rename if key not in state]
+    unexpected = [key for key in state if key not in rename and key not in unused]
+    if missing or unexpected:
+        raise GuidedCDError(wrong_keys(what, missing, unexpected, state))
+    named = {key: (names,) if isinstance(names, str) else names for key, names in rename.items()}
+    left = set(module.state_dict()) - {name for names in named.values() for name in names}
+    if left:
+        raise RuntimeError(f"{what}: the rename table leaves out {sorted(left)[:3]}")
+    for key, names in named.items():
+        value = state[key]
+        wanted = torch.Size([len(names) * targets[names[0]].shape[0], *targets[names[0]].shape[1:]])
+        fitted = shaped(value, wanted)
+        if fitted is None:
+            raise GuidedCDError(
+                f"{what}: {key} has shape {list(value.shape)}, the architecture asks for {list(wanted)}; "
+                "give the architecture that the file was made with (--arch config.json)"
+            )
+        for name, part in zip(names, fitted.chunk(len(names)), strict=True):
+            assign(module, name, part.to(device=device, dtype=dtype, copy=copy or len(names) > 1).contiguous())
+    finish(module, device)
+
+
+def finish(module: nn.Module, device: torch.device | str) -> None:
+    """Give memory to the constant buffers that no checkpoint stores."""
+    for name, buffer in list(module.named_buffers()):
+        if not buffer.is_meta:
+            continue
+        if not name.endswith("position_ids"):
+            raise RuntimeError(f"buffer {name} was left without values")
+        assign(module, name, torch.arange(buffer.shape[-1], device=device).expand(buffer.shape).clone())
+
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 WRAPPERS = ("state_dict", "module", "model")
 """Entries under which training code puts the weights."""
-
-
-COMMON = ("model.safetensors", "vocab.txt")
-"""Names that say nothing about the model: looked for in the model's own folder of the cache only."""
-
-
-@attrs.frozen(kw_only=True)
-class Published:
-    """A file on the Hugging Face hub, and where else it may already be."""
-
-    repo: str
-    files: tuple[str, ...]
-    """Names of equivalent files, the preferred one first."""
-    size: str
-    """For messages, for example "2.0 GB"."""
-    places: tuple[str, ...] = ()
-    """Other folders where people have it, "~" allowed."""
-    note: str = ""
-    """What must be done before downloading."""
-
-
-def cache_folder() -> Path:
-    """Where files are looked for first: GUIDEDCD_CACHE, or ~/.cache/guidedcd."""
-    return Path(os.environ.get("GUIDEDCD_CACHE") or "~/.cache/guidedcd").expanduser()
-
-
-def own_folder(published: Published) -> Path:
-    """This model's folder in the cache: files of different models may have the same name."""
-    return cache_folder() / published.repo.rpartition("/")[2]
-
-
-def find(path: str, published: Published, what: str) -> Path:
-    """The file meant by a component's `path` option.
-
-    "auto" looks in the model's own folder of the cache, in the cache itself, in the model's customary places and in the
-    hub's cache, then downloads.
-
-    Args:
-        path: "auto" or a file.
-        published: Where the file comes from.
-        what: Whose file it is, for errors.
-
-    Raises:
-        GuidedCDError: There is no such file; says how to get it.
-    """
-    if path != "auto":
-        found = Path(path).expanduser()
-        if not found.is_file():
-            raise GuidedCDError(f"{what}: there is no file {path}. {advice(published)}; then `auto` finds it.")
-        return found
-    folders = [own_folder(published), *(Path(place).expanduser() for place in published.places)]
-    if published.files[0] not in COMMON:
-        folders.insert(1, cache_folder())
-    for candidate in (folder / name for folder in folders for name in published.files):
-        if candidate.is_file():
-            return candidate
-    return _from_hub(published, what)
-
-
-def advice(published: Published) -> str:
-    """How to get a published file, in one sentence without its full stop."""
-    name = published.files[0]
-    return (
-        f"To get {name} ({published.size}, published by {published.repo} on huggingface.co): {published.note}"
-        f"hf download {published.repo} {name} --local-dir {own_folder(published)}"
-    )
-
-
-def _from_hub(published: Published, what: str) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    for name in published.files:
-        cached = try_to_load_from_cache(published.repo, name)
-        if isinstance(cached, str):
-            return Path(cached)
-    reason = hub.why_not()
-    if not reason:
-        for name in published.files:
-            try:
-                return Path(hf_hub_download(published.repo, name))
-            except Exception as error:  # whatever went wrong on the way, the remedy is the same
-                reason = f"downloading failed ({type(error).__name__})"
-    raise GuidedCDError(f"{what}: {published.files[0]} is not on this machine and {reason}. {advice(published)}.")
 
 
 def architecture(

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from guidedcd.acceleration.activation_checkpointing import checkpoint_layers
-from guidedcd.conditioning import GuidanceProjection
 from guidedcd.config import sections
 from guidedcd.diffusion.embeddings import EMBEDDING, guidance_embedding
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json, replacing, write_json
+from guidedcd.models.guidance_inputs import GuidanceProjection
 
 FORMAT = 1
 

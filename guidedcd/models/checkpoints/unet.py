@@ -2,7 +2,7 @@
 
 Every tensor maps one to one. The only thing the stock class lacks is the frame-rate MLP, whose output is added to the
 time embedding: for a fixed frame rate it is a constant and folds into `time_embedding.linear_2.bias`; otherwise it
-stays a module behind `time_embedding` (see `guidedcd.conditioning`).
+stays a module behind `time_embedding` (see `guidedcd.models.guidance_inputs`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from guidedcd.checkpoints.architecture import check_fps
-from guidedcd.checkpoints.files import View
-from guidedcd.checkpoints.names import FPS_KEYS, rename_unet, unet_arguments, unet_config
-from guidedcd.checkpoints.placing import assign, place, skeleton
-from guidedcd.conditioning import FpsEmbedding, GuidanceProjection
+from guidedcd.models.checkpoints.architecture import check_fps
+from guidedcd.models.checkpoints.loading import assign, place, skeleton
+from guidedcd.models.checkpoints.lvdm_unet import FPS_KEYS, rename_unet, unet_arguments, unet_config
+from guidedcd.models.checkpoints.reading import View
+from guidedcd.models.guidance_inputs import FpsEmbedding, GuidanceProjection
 
 
 def with_extras(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def load_unet(
         config: lvdm's constructor arguments, or a config that contains them.
         state: From lvdm key to tensor; items are read one at a time.
         fps: Frame rate to fold into the weights, in frames per second; None keeps the frame-rate MLP as a module,
-            so that `guidedcd.conditioning.set_fps` can set it per sample and it can be trained.
+            so that `guidedcd.models.guidance_inputs.set_fps` can set it per sample and it can be trained.
         dtype: Of the parameters; folding is computed in float64 and rounded once.
         device: Where they are put.
         copy: False leaves tensors that need no conversion in the file; nothing may change them then.

@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from guidedcd import hub
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.teachers.protocol import Cond, LatentTeacher
-from guidedcd.teachers.unet3d import ClipText
+from guidedcd.models.checkpoints import hub
+from guidedcd.models.teachers.latent import LatentTeacher
+from guidedcd.models.teachers.protocol import Cond
+from guidedcd.models.teachers.unet3d import ClipText
 
 
 class AnimateDiffTeacher(LatentTeacher):

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.checkpoints.files import View, exists, is_list_of_tensors, open_state, read_object
-from guidedcd.checkpoints.names import FPS_KEYS, rename_unet, unet_config
-from guidedcd.checkpoints.placing import shaped
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.checkpoints.loading import shaped
+from guidedcd.models.checkpoints.lvdm_unet import FPS_KEYS, rename_unet, unet_config
+from guidedcd.models.checkpoints.reading import View, exists, is_list_of_tensors, open_state, read_object
 
 WHERE = (
     "jiachenli-ucsb publishes T2V-Turbo-v2 (unet_mg.pt) and T2V-Turbo (unet_lora.pt) on the Hugging Face hub; download "
@@ -167,7 +167,7 @@ def lora_list(
     Args:
         config: lvdm's constructor arguments of the base.
         base: The base UNet's state dict, without prefix.
-        tuned: The student's, from `guidedcd.checkpoints.videocrafter2.lvdm_state`.
+        tuned: The student's, from `guidedcd.models.checkpoints.videocrafter2.lvdm_state`.
         rank: Of the factors.
 
     Returns:

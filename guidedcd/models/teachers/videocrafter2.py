@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.checkpoints import videocrafter2
-from guidedcd.checkpoints.architecture import Architecture, check_fps
-from guidedcd.checkpoints.files import View, exists, open_state
-from guidedcd.checkpoints.tokens import ClipTokens
 from guidedcd.data.geometry import Geometry
-from guidedcd.teachers.protocol import LatentTeacher
+from guidedcd.models.checkpoints import videocrafter2
+from guidedcd.models.checkpoints.architecture import Architecture, check_fps
+from guidedcd.models.checkpoints.open_clip_tokens import ClipTokens
+from guidedcd.models.checkpoints.reading import View, exists, open_state
+from guidedcd.models.teachers.latent import LatentTeacher
 
 
 class VideoCrafter2Teacher(LatentTeacher):

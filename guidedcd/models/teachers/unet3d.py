@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from guidedcd import hub
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.teachers.protocol import Cond, LatentTeacher
+from guidedcd.models.checkpoints import hub
+from guidedcd.models.teachers.latent import LatentTeacher
+from guidedcd.models.teachers.protocol import Cond
 
 
 class ClipText(nn.Module):
