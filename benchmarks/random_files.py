@@ -132,7 +132,7 @@ def _meta_state(name: str, tiny: bool) -> Mapping[str, Tensor]:
     if name in ("hps", "clip"):
         import open_clip
 
-        from guidedcd.reward_models.image_text import build_clip
+        from guidedcd.rewards.image_text import build_clip
 
         sizes = TINY["clip"] if tiny else open_clip.get_model_config("ViT-H-14")
         return skeleton(lambda: build_clip(sizes)).state_dict()

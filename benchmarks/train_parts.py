@@ -24,7 +24,6 @@ from guidedcd_internv2.reward import InternV2  # noqa: E402
 from guidedcd_pta import PTAConfig  # noqa: E402
 from guidedcd_shapes.tokens import WorldTokens  # noqa: E402
 
-from guidedcd import pixels  # noqa: E402
 from guidedcd.batches import Batch  # noqa: E402
 from guidedcd.config.run import (
     Chosen,  # noqa: E402
@@ -44,9 +43,13 @@ from guidedcd.models.checkpoints.lvdm_unet import (
 from guidedcd.models.checkpoints.lvdm_vae_text import vae_arguments  # noqa: E402
 from guidedcd.models.teachers.latent import LatentTeacher  # noqa: E402
 from guidedcd.plugins.configs import TeacherConfig  # noqa: E402
-from guidedcd.reward_models.frozen import FrozenReward  # noqa: E402
-from guidedcd.reward_models.image_text import ImageTextReward, build_clip  # noqa: E402
-from guidedcd.reward_models.texts import ClipTokens  # noqa: E402
+from guidedcd.rewards import pixels  # noqa: E402
+from guidedcd.rewards.frozen import FrozenReward  # noqa: E402
+from guidedcd.rewards.image_text import (
+    ImageTextReward,  # noqa: E402
+    build_clip,  # noqa: E402
+)
+from guidedcd.rewards.tokenizers import ClipTokens  # noqa: E402
 
 CAPTION = "a red panda eats bamboo in a snowy forest"
 TINY_CLIP = {

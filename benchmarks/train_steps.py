@@ -19,7 +19,7 @@ from guidedcd.config.sections import Student, Train
 from guidedcd.diffusion.sampler import sample
 from guidedcd.models.student import Student as Network
 from guidedcd.parallel import accelerator_for
-from guidedcd.rewards import Rewards
+from guidedcd.rewards.scorer import Rewards
 from guidedcd.stepper import Stepper
 
 REWARDS = ("hps", "clip", "internv2")

@@ -26,7 +26,7 @@ from guidedcd.diffusion.consistency import consistency
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
 from guidedcd.outcome import Outcome
-from guidedcd.rewards import Rewards
+from guidedcd.rewards.scorer import Rewards
 from guidedcd.rollouts import Rollouts
 
 Done = Callable[[], dict[str, float]]

@@ -20,7 +20,7 @@ from guidedcd.devices import part
 from guidedcd.files import leftovers, replacing
 from guidedcd.interrupt import interruptible
 from guidedcd.parallel import accelerator_for
-from guidedcd.rewards import Rewards
+from guidedcd.rewards.scorer import Rewards
 from guidedcd.rollouts import Rollouts
 from guidedcd.runs import Log
 from guidedcd.stepper import Done, Stepper

@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel
 from guidedcd import GuidedCDError
 from guidedcd.models.checkpoints.loading import skeleton
 from guidedcd.plugins.registry import Component
-from guidedcd.reward_models.texts import ClipTokens, TransformersClipTokens
+from guidedcd.rewards.tokenizers import ClipTokens, TransformersClipTokens
 from guidedcd.testing import checks_of
 
 BLOCK = {

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from guidedcd import pixels
+from guidedcd.rewards import pixels
 
 BICUBIC = v2.InterpolationMode.BICUBIC
 sides = st.integers(5, 90)

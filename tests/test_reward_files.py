@@ -22,8 +22,8 @@ from guidedcd import GuidedCDError
 from guidedcd.models.checkpoints import loading
 from guidedcd.models.checkpoints.hub import Published, find
 from guidedcd.parity import rewards as parity
-from guidedcd.reward_models.image_text import load_clip
-from guidedcd.reward_models.texts import BertTokens, ClipTokens, Remembered
+from guidedcd.rewards.image_text import load_clip
+from guidedcd.rewards.tokenizers import BertTokens, ClipTokens, Remembered
 
 DATA = Path(__file__).parent / "data" / "rewards"
 

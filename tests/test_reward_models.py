@@ -24,7 +24,7 @@ from guidedcd.models.checkpoints.loading import skeleton
 from guidedcd.parity import rewards as parity
 from guidedcd.parity.__main__ import _compared, _results
 from guidedcd.plugins.registry import Component
-from guidedcd.reward_models.image_text import build_clip, load_clip
+from guidedcd.rewards.image_text import build_clip, load_clip
 from guidedcd.testing import checks_of
 
 each = pytest.mark.parametrize("name", BUILDERS)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from guidedcd import GuidedCDError, RewardConfig, Route
-from guidedcd.rewards import Rewards, frame_indices
+from guidedcd.rewards.scorer import Rewards, frame_indices
 
 FRAMES = 8
 

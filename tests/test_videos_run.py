@@ -156,7 +156,7 @@ def test_tokens_are_counted_without_loading_networks(tmp_path, monkeypatch):
     run = Run.from_dict(described)
     built = run.build("reward")
     texts = ["a red ball", "a red ball rolls to the left, " * 9]
-    for module in ("guidedcd.reward_models.image_text", "guidedcd_internv2.reward"):
+    for module in ("guidedcd.rewards.image_text", "guidedcd_internv2.reward"):
         monkeypatch.setattr(f"{module}.open_weights", None)
 
     found = readers(run)

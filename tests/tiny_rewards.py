@@ -16,7 +16,7 @@ from guidedcd_internv2.reward import InternV2
 from safetensors.torch import save_file
 from torch import nn
 
-from guidedcd.reward_models.image_text import build_clip
+from guidedcd.rewards.image_text import build_clip
 
 CLIP_SIZES = {
     "embed_dim": 16,

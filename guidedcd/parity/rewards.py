@@ -18,10 +18,10 @@ import torch.nn.functional as nnf
 from safetensors import safe_open
 from torch import Tensor
 
-from guidedcd import pixels
 from guidedcd.models.checkpoints.loading import open_weights
 from guidedcd.parity import Results, Tolerance, going_on
-from guidedcd.reward_models.texts import ClipTokens
+from guidedcd.rewards import pixels
+from guidedcd.rewards.tokenizers import ClipTokens
 
 CASES = "cases.safetensors"
 POSITIONS = "pos_embed_interp.safetensors"
@@ -88,7 +88,7 @@ def _inputs(path: Path, names: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
 
 
 def _image_text(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    from guidedcd.reward_models.image_text import load_clip
+    from guidedcd.rewards.image_text import load_clip
 
     sizes = {**config["model_cfg"], "quick_gelu": config.get("quick_gelu", False)}
     model = load_clip(sizes, _weights(folder), config["kind"])
@@ -229,7 +229,7 @@ def _from_bytes(image_u8: Tensor, image: str, size: int) -> dict[str, Tensor]:
 def _tokens(given: Mapping[str, Any]) -> dict[str, Any]:
     """Ids and counts of the captions in given["rows"], by each of the CLIP tokenizers."""
     from guidedcd.parity.tokenizers import ViClip
-    from guidedcd.reward_models.texts import TransformersClipTokens
+    from guidedcd.rewards.tokenizers import TransformersClipTokens
 
     length = given.get("context_length", 77)
     ours, short, long, other = ClipTokens(length), ViClip(32), ViClip(length), TransformersClipTokens(length)

@@ -19,7 +19,7 @@ from guidedcd.models.student import Student
 from guidedcd.plan.machines import Machine
 from guidedcd.plan.meter import Cost, metered, size
 from guidedcd.plan.teaching import empty
-from guidedcd.rewards import Rewards
+from guidedcd.rewards.scorer import Rewards
 
 NARROW = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

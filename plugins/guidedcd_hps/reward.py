@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from guidedcd import pixels
 from guidedcd.models.checkpoints.hub import Published
-from guidedcd.reward_models.image_text import ImageTextReward, tokens
-from guidedcd.reward_models.texts import Tokenizer
+from guidedcd.rewards import pixels
+from guidedcd.rewards.image_text import ImageTextReward, tokens
+from guidedcd.rewards.tokenizers import Tokenizer
 from guidedcd_hps import HPSConfig
 
 PUBLISHED = Published(

@@ -13,11 +13,11 @@ from guidedcd_shapes.models import embedded
 from guidedcd_shapes.tokens import WorldTokens
 from torch import Tensor
 
-from guidedcd import pixels
 from guidedcd.models.checkpoints.hub import Published, find
 from guidedcd.models.checkpoints.loading import DTYPES, architecture, assign, describing, fill, open_weights, skeleton
-from guidedcd.reward_models.frozen import FrozenReward
-from guidedcd.reward_models.texts import BertTokens, Tokenizer, Unread
+from guidedcd.rewards import pixels
+from guidedcd.rewards.frozen import FrozenReward
+from guidedcd.rewards.tokenizers import BertTokens, Tokenizer, Unread
 from guidedcd_internv2 import InternV2Config
 from guidedcd_internv2.model import FULL, InternVideo2, complete, is_unused
 

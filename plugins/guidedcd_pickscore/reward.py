@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPConfig, CLIPModel
 
-from guidedcd import pixels
 from guidedcd.models.checkpoints.hub import Published, find
 from guidedcd.models.checkpoints.loading import DTYPES, architecture, describing, fill, finish, open_weights, skeleton
-from guidedcd.reward_models.frozen import FrozenReward
-from guidedcd.reward_models.texts import Tokenizer, TransformersClipTokens
+from guidedcd.rewards import pixels
+from guidedcd.rewards.frozen import FrozenReward
+from guidedcd.rewards.tokenizers import Tokenizer, TransformersClipTokens
 from guidedcd_pickscore import PickScoreConfig
 
 PUBLISHED = Published(

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.checkpoints.hub import Published, find
 from guidedcd.models.checkpoints.loading import DTYPES, architecture, describing, fill, open_weights, skeleton
-from guidedcd.pixels import CLIP_MEAN, CLIP_STD
 from guidedcd.plugins.configs import RewardModelConfig
-from guidedcd.reward_models.frozen import FrozenReward
-from guidedcd.reward_models.texts import ClipTokens, Tokenizer
+from guidedcd.rewards.frozen import FrozenReward
+from guidedcd.rewards.pixels import CLIP_MEAN, CLIP_STD
+from guidedcd.rewards.tokenizers import ClipTokens, Tokenizer
 
 Prepare = Callable[[Tensor, int, bool], Tensor]
 """Images (..., 3, H, W) in [0, 1], size, antialias -> normalised (..., 3, size, size), float32."""

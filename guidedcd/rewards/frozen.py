@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from guidedcd.acceleration.cuda_graphs_backward import GradientReplay
-from guidedcd.reward_models.texts import Remembered, Tokenizer
+from guidedcd.rewards.tokenizers import Remembered, Tokenizer
 
 
 class FrozenReward(nn.Module):
