@@ -28,7 +28,7 @@ from guidedcd_pta import PTAConfig
 from guidedcd_pta.energy import PTA
 from torch import Tensor
 
-from guidedcd import references, store
+from guidedcd import store
 from guidedcd.acceleration.apply import tuned
 from guidedcd.acceleration.garbage import settled
 from guidedcd.config.run import Chosen, Run
@@ -36,6 +36,7 @@ from guidedcd.config.sections import Preprocess, Solver
 from guidedcd.data.clips import Clip
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.energies import inversion as references
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
 from guidedcd.work import Job

@@ -12,8 +12,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from guidedcd import references
 from guidedcd.diffusion.guidance import combine, guided_from, guided_step, strength_from_relative
+from guidedcd.energies import inversion
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.configs import EnergyConfig
 
@@ -103,7 +103,7 @@ class _Track:
         if guide.config.reference == "single-step" and guide.noise is None:
             raise GuidedCDError("a guide with reference 'single-step' needs noise of its own.")
         if guide.config.reference == "inversion" and self.first < steps:
-            track = references.invert(teacher, guide.z0, guide.cond, steps, steps - 1)
+            track = inversion.invert(teacher, guide.z0, guide.cond, steps, steps - 1)
             self.latents = {index: z for index, z in track if index >= self.first}
 
     def seen(self, t: Tensor, index: int) -> Any:
@@ -113,9 +113,9 @@ class _Track:
             case "inversion":
                 z, when = self.latents[index], t
             case "single-step":
-                z, when = references.single_step(self.teacher.schedule, guide.z0, guide.noise, t)
+                z, when = inversion.single_step(self.teacher.schedule, guide.z0, guide.noise, t)
             case _:
-                z, when = references.clean(guide.z0, t)
+                z, when = inversion.clean(guide.z0, t)
         with torch.no_grad():
             return self.teacher.seen(z, when, guide.cond, guide.energy.needs)
 

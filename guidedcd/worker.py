@@ -16,7 +16,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from guidedcd import references, store
+from guidedcd import store
 from guidedcd.acceleration.prefetch import ahead
 from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip, sample_of
@@ -24,7 +24,8 @@ from guidedcd.data.routing import Sample
 from guidedcd.devices import DTYPES, part
 from guidedcd.diffusion.guidance import draw_index, guided_from
 from guidedcd.diffusion.randomness import OTHER_STREAM, clip_seed
-from guidedcd.scores import Scores
+from guidedcd.energies import inversion
+from guidedcd.energies.gradients import Scores
 from guidedcd.work import Job, Work
 
 ADVICE = "Lower --preprocess.batch-size"
@@ -103,7 +104,7 @@ class Worker:
         found: dict[tuple[int, int], Tensor] = {}
         teacher = Even(self.teacher, self.rows) if self.even else self.teacher
         with part("the DDIM inversion", ADVICE):
-            for reached in references.inversions(teacher, work.z0, work.cond, self.run.solver.steps, wanted, self.rows):
+            for reached in inversion.inversions(teacher, work.z0, work.cond, self.run.solver.steps, wanted, self.rows):
                 found.update({(v, index): z.clone() for v, index, z in reached if index in wanted[v]})
                 advance(len(reached))
         return found
@@ -123,9 +124,9 @@ class Worker:
         if "inversion" in self.kinds:
             at["inversion"] = torch.stack([reached[work.jobs[p].video, work.jobs[p].index] for p in places]), t
         if "single-step" in self.kinds:
-            at["single-step"] = references.single_step(self.schedule, clean, other.to(clean.device), t)
+            at["single-step"] = inversion.single_step(self.schedule, clean, other.to(clean.device), t)
         if "clean" in self.kinds:
-            at["clean"] = references.clean(clean, t)
+            at["clean"] = inversion.clean(clean, t)
         with part("the teacher's prediction", ADVICE):
             with torch.no_grad():
                 u = self.teacher.net(z, t, self._null(len(places))).float().cpu()

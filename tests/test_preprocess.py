@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy import make as toy_run
 
-from guidedcd import references, space
+from guidedcd import space
 from guidedcd.acceleration.activation_checkpointing import recomputing
 from guidedcd.acceleration.apply import tuned
 from guidedcd.acceleration.prefetch import ahead
@@ -31,6 +31,7 @@ from guidedcd.cli.preprocess import part
 from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip
 from guidedcd.diffusion.randomness import noise
+from guidedcd.energies import inversion
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest, read_json, write_json
 from guidedcd.preprocess import run_preprocess
@@ -71,7 +72,7 @@ def plainly(run: Run, teacher, some: list[Clip]) -> dict[str, dict]:
         for name, energy in energies.items() if job.scored else ():
             match run.energies[name].reference:
                 case "inversion":
-                    *_, (_, at) = references.invert(teacher, z0, cond, run.solver.steps, job.index)
+                    *_, (_, at) = inversion.invert(teacher, z0, cond, run.solver.steps, job.index)
                 case "single-step":
                     at = teacher.schedule.add_noise(z0, noise(seed, job.draw + 2**31, z0.shape[1:])[None], t)
                 case _:
@@ -168,7 +169,7 @@ def test_inversions_fill_their_passes(toy, rows):
     z0 = noise(0, 0, (5, *teacher.geometry.latent_shape))
     cond = teacher.embed([f"clip {i}" for i in range(5)])
     wanted = [{1}, set(), {4, 2}, {0}, {3}]
-    passes = list(references.inversions(teacher, z0, cond, 6, wanted, rows))
+    passes = list(inversion.inversions(teacher, z0, cond, 6, wanted, rows))
     found = {(v, i): z for reached in passes for v, i, z in reached}
 
     assert max(map(len, passes)) == min(rows, 4)
@@ -176,7 +177,7 @@ def test_inversions_fill_their_passes(toy, rows):
     assert len(passes) == {1: 12, 3: 5, 8: 5}[rows]
     for video, some in enumerate(wanted):
         own = {k: v[[video]] for k, v in cond.items()}
-        for index, z in references.invert(teacher, z0[[video]], own, 6, max(some, default=-1)):
+        for index, z in inversion.invert(teacher, z0[[video]], own, 6, max(some, default=-1)):
             torch.testing.assert_close(found[video, index], z[0], atol=1e-5, rtol=1e-4)
 
 

@@ -7,9 +7,9 @@ import types
 import pytest
 import torch
 
-from guidedcd import references
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.energies import inversion
 from guidedcd.tiny import tiny_teacher
 
 STEPS = 10
@@ -44,7 +44,7 @@ def by_hand(teacher, z0, cond, last):
 def test_inversion_is_ddim_backwards_at_the_target_time(teacher, clips):
     """Every point equals a loop written by hand: caption, no guidance, network at the target timestep."""
     z0, cond = clips
-    found = list(references.invert(teacher, z0, cond, STEPS, 4))
+    found = list(inversion.invert(teacher, z0, cond, STEPS, 4))
     wanted = by_hand(teacher, z0, cond, 4)
 
     assert list(range(5)) == [index for index, _ in found]
@@ -59,12 +59,12 @@ def test_videos_may_stop_at_different_points(teacher, clips):
     counting = types.SimpleNamespace(
         schedule=teacher.schedule, net=lambda z, *rest: calls.append(len(z)) or teacher.net(z, *rest)
     )
-    together = dict(references.invert(counting, z0, cond, STEPS, [1, 3, 0]))
+    together = dict(inversion.invert(counting, z0, cond, STEPS, [1, 3, 0]))
 
     assert calls == [3, 2, 1, 1]
     for row, last in enumerate([1, 3, 0]):
         alone = [
-            z for _, z in references.invert(teacher, z0[[row]], {k: v[[row]] for k, v in cond.items()}, STEPS, last)
+            z for _, z in inversion.invert(teacher, z0[[row]], {k: v[[row]] for k, v in cond.items()}, STEPS, last)
         ]
         torch.testing.assert_close(together[last][row], alone[-1][0], atol=1e-5, rtol=1e-5)
     assert torch.equal(together[3][0], together[1][0])
@@ -84,7 +84,7 @@ def test_inversion_undoes_sampling_of_a_consistent_model(prediction):
 
     teacher = types.SimpleNamespace(schedule=schedule, net=net)
     start = schedule.add_noise(x0, eps, torch.tensor([0, 0]))
-    path = dict(references.invert(teacher, start, {}, STEPS, STEPS - 2))
+    path = dict(inversion.invert(teacher, start, {}, STEPS, STEPS - 2))
     grid = schedule.grid(STEPS)
 
     for index, z in path.items():
@@ -95,7 +95,7 @@ def test_inversion_undoes_sampling_of_a_consistent_model(prediction):
 def test_inversion_is_float32_at_least(teacher, clips):
     """Half-precision latents are inverted in float32: 200 steps in bfloat16 would be off by several per cent."""
     z0, cond = clips
-    *_, (_, z) = references.invert(teacher, z0.bfloat16(), cond, STEPS, 2)
+    *_, (_, z) = inversion.invert(teacher, z0.bfloat16(), cond, STEPS, 2)
 
     assert torch.float32 == z.dtype
 
@@ -105,9 +105,9 @@ def test_single_step_is_one_noising(teacher, clips):
     z0, _ = clips
     t = torch.tensor([500, 700, 900])
     eps = noise(0, 5, z0.shape)
-    z, when = references.single_step(teacher.schedule, z0, eps, t)
+    z, when = inversion.single_step(teacher.schedule, z0, eps, t)
 
     assert torch.equal(z, teacher.schedule.add_noise(z0, eps, t))
     assert torch.equal(when, t)
-    assert torch.equal(references.clean(z0, t)[1], torch.zeros_like(t))
-    assert references.clean(z0, t)[0] is z0
+    assert torch.equal(inversion.clean(z0, t)[1], torch.zeros_like(t))
+    assert inversion.clean(z0, t)[0] is z0

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from guidedcd.diffusion.guidance import guided_prediction, guided_step, noise_factor
+from guidedcd.energies.inversion import invert
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.parity.attention import SCALE, energies, sorted_last, total
 from guidedcd.parity.inputs import Tensors, TinyUNet
-from guidedcd.references import invert
 
 PTA = "temporal-attention:official"
 

@@ -12,8 +12,8 @@ from guidedcd.diffusion.embeddings import guidance_scale_embedding
 from guidedcd.diffusion.guidance import guided_from
 from guidedcd.diffusion.sampler import lambda_kept, multistep, multistep_timesteps
 from guidedcd.diffusion.schedule import SIGMA_DATA, TIMESTEP_SCALING, NoiseSchedule, to_x0_eps
+from guidedcd.energies.inversion import inverse_step
 from guidedcd.parity.inputs import Tensors
-from guidedcd.references import inverse_step
 
 GRIDS, WIDTHS = (20, 25, 50, 100, 200), (7, 64, 256, 512)
 """Grids and embedding widths that are computed when a file of tables does not name any."""

@@ -103,7 +103,7 @@ def guided(run: Run, teacher: Any) -> tuple[Cost, str]:
 
     Energies that cannot run on tensors without memory are left out, the reason is returned as well.
     """
-    from guidedcd.scores import Scores
+    from guidedcd.energies.gradients import Scores
 
     z, t, text = _inputs(teacher, run.preprocess.batch_size)
     at = {config.reference: (z, t) for config in run.energies.values()}
