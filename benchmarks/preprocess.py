@@ -28,7 +28,6 @@ from guidedcd_pta import PTAConfig
 from guidedcd_pta.energy import PTA
 from torch import Tensor
 
-from guidedcd import store
 from guidedcd.acceleration.apply import tuned
 from guidedcd.acceleration.garbage import settled
 from guidedcd.config.run import Chosen, Run
@@ -39,8 +38,9 @@ from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.energies import inversion as references
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
-from guidedcd.work import Job
-from guidedcd.worker import Worker
+from guidedcd.preprocessing import store
+from guidedcd.preprocessing.shard_builder import Worker
+from guidedcd.preprocessing.shard_jobs import Job
 
 OFFICIAL = {
     "one draw per video": (300, 700),

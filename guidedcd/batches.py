@@ -15,7 +15,7 @@ from torch import Tensor
 from guidedcd.data.routing import Route, RoutingRule, Sample, route
 from guidedcd.diffusion.guidance import guided_from
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.store import Draw, LatentStore
+from guidedcd.preprocessing.store import Draw, LatentStore
 
 SLIDER_OFF = 0.1
 """With a scale range, the share of samples that are not guided at all."""

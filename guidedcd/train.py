@@ -12,9 +12,9 @@ from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.devices import device, part
 from guidedcd.parallel import accelerator_for
-from guidedcd.preprocess import run_preprocess
+from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.store import LatentStore
 from guidedcd.runs import claimed, run_folder
-from guidedcd.store import LatentStore
 from guidedcd.trainer import Trainer
 
 

@@ -20,11 +20,11 @@ from guidedcd.devices import part
 from guidedcd.files import leftovers, replacing
 from guidedcd.interrupt import interruptible
 from guidedcd.parallel import accelerator_for
+from guidedcd.preprocessing.store import LatentStore
 from guidedcd.rewards.scorer import Rewards
 from guidedcd.rollouts import Rollouts
 from guidedcd.runs import Log
 from guidedcd.stepper import Done, Stepper
-from guidedcd.store import LatentStore
 from guidedcd.trackers import tracked
 from guidedcd.validation import Validation
 

@@ -18,7 +18,6 @@ from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.parallel import WHOLE
-from guidedcd.passes import passes
 from guidedcd.plan import Question, run_plan
 from guidedcd.plan.cheaper import choices
 from guidedcd.plan.estimate import Estimator, run_bytes
@@ -27,9 +26,9 @@ from guidedcd.plan.meter import Cost, Kernel, metered, without_memory
 from guidedcd.plan.outlines import outline
 from guidedcd.plan.teaching import empty
 from guidedcd.plan.training import resident
-from guidedcd.preprocess import run_preprocess
-from guidedcd.space import store_bytes
-from guidedcd.store import LatentStore
+from guidedcd.preprocessing.estimates import passes, store_bytes
+from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.store import LatentStore
 from guidedcd.tiny import tiny_teacher
 from guidedcd.trainer import Trainer
 

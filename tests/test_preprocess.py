@@ -21,7 +21,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy import make as toy_run
 
-from guidedcd import space
 from guidedcd.acceleration.activation_checkpointing import recomputing
 from guidedcd.acceleration.apply import tuned
 from guidedcd.acceleration.prefetch import ahead
@@ -34,11 +33,12 @@ from guidedcd.diffusion.randomness import noise
 from guidedcd.energies import inversion
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest, read_json, write_json
-from guidedcd.preprocess import run_preprocess
-from guidedcd.recheck import show_store, verify_store
-from guidedcd.shards import shard_name
-from guidedcd.store import LatentStore
-from guidedcd.worker import Worker
+from guidedcd.preprocessing import estimates
+from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.shard_builder import Worker
+from guidedcd.preprocessing.shards import shard_name
+from guidedcd.preprocessing.store import LatentStore
+from guidedcd.preprocessing.verify import show_store, verify_store
 
 HERE = Path(__file__).parent
 make = partial(toy_run, replace=("energy",))
@@ -210,7 +210,7 @@ def test_an_incomplete_store_says_what_is_missing(toy, tmp_path):
 
 def test_parts_may_be_written_together(toy, tmp_path, monkeypatch):
     """While one part is written another may be; the same part, or the whole, may not."""
-    from guidedcd import store
+    from guidedcd.preprocessing import store
 
     run, save = make(preprocess={"shard_size": 1, "videos": 4, "draws_per_video": 1}), store.save_shard
     refused = []
@@ -242,7 +242,7 @@ def test_a_part_is_given_as_a_fraction():
 def test_a_store_that_cannot_fit_is_refused_at_once(toy, tmp_path, monkeypatch):
     """Too little room is one sentence with both sizes, before anything is written."""
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(estimates.shutil, "disk_usage", lambda path: usage._replace(free=1000))
 
     with pytest.raises(GuidedCDError, match=r"needs about .* KB .*has 1 KB free: choose another --store"):
         run_preprocess(make(), store_folder=tmp_path / "s")
@@ -256,13 +256,13 @@ def test_the_size_is_known_before(toy, tmp_path, energies):
     folder = run_preprocess(run, store_folder=tmp_path / "s")
     written = sum(t.nbytes for t in load_file(folder / f"{shard_name(0)}.safetensors").values())
 
-    assert space.store_size(run, run.teacher.build()).total == pytest.approx(written, rel=0.1)
-    assert (space.human(999), space.human(1500), space.human(2.5e12)) == ("999 B", "1.5 KB", "2.5 TB")
+    assert estimates.store_size(run, run.teacher.build()).total == pytest.approx(written, rel=0.1)
+    assert (estimates.human(999), estimates.human(1500), estimates.human(2.5e12)) == ("999 B", "1.5 KB", "2.5 TB")
 
 
 def test_a_disk_that_fills_up_keeps_what_is_done(toy, tmp_path, monkeypatch):
     """A shard that could not be written is told in one sentence; then the same command goes on to the same store."""
-    from guidedcd import store
+    from guidedcd.preprocessing import store
 
     run, save, calls = make(preprocess={"videos": 3, "draws_per_video": 1}), store.save_file, []
     whole = files(run_preprocess(run, store_folder=tmp_path / "whole"))
@@ -454,7 +454,7 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from guidedcd.files import read_json
-from guidedcd.preprocess import run_preprocess
+from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.config.run import Run
 run_preprocess(Run.from_dict(read_json(Path(sys.argv[1]))), store_folder=Path(sys.argv[2]))
 """

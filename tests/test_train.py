@@ -25,9 +25,9 @@ from guidedcd.console import console
 from guidedcd.data.routing import Sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json, write_json
-from guidedcd.preprocess import run_preprocess
-from guidedcd.shards import shard_name
-from guidedcd.store import LatentStore
+from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.shards import shard_name
+from guidedcd.preprocessing.store import LatentStore
 from guidedcd.train import run_training
 from guidedcd.trainer import Trainer
 
@@ -85,7 +85,7 @@ def test_a_run_keeps_the_command_that_made_it(toy, unmeasured, tmp_path):
 
 def test_store_is_the_same_however_it_was_interrupted(toy, tmp_path, monkeypatch):
     """A store whose preprocessing stopped after every shard equals one that was made in one go, byte for byte."""
-    from guidedcd import store as module
+    from guidedcd.preprocessing import store as module
 
     run = make()
     whole = run_preprocess(run, store_folder=tmp_path / "whole")
@@ -474,8 +474,8 @@ def test_processes_share_shards_by_number(toy, tmp_path, monkeypatch):
     def wait(seconds):
         raise TimeoutError
 
-    monkeypatch.setattr("guidedcd.preprocess.process", lambda: (1, 2))
-    monkeypatch.setattr("guidedcd.preprocess.time.sleep", wait)
+    monkeypatch.setattr("guidedcd.preprocessing.preprocess.process", lambda: (1, 2))
+    monkeypatch.setattr("guidedcd.preprocessing.preprocess.time.sleep", wait)
     with pytest.raises(TimeoutError):
         run_preprocess(run, store_folder=folder)
     console.quiet = False
@@ -514,8 +514,8 @@ from pathlib import Path
 from guidedcd.data.routing import Sample
 from guidedcd.config.run import Run
 from guidedcd.files import read_json
-from guidedcd.preprocess import run_preprocess
-from guidedcd.store import LatentStore
+from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.store import LatentStore
 from guidedcd.train import run_training
 from guidedcd.trainer import Trainer
 run = Run.from_dict(read_json(Path(sys.argv[1])))

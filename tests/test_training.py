@@ -20,9 +20,9 @@ from guidedcd import checkpoint
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.models.student import Student
-from guidedcd.preprocess import run_preprocess
+from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.store import LatentStore
 from guidedcd.report import write_report
-from guidedcd.store import LatentStore
 from guidedcd.train import run_training
 from guidedcd.trainer import Trainer
 from guidedcd.weights import Weights

@@ -16,8 +16,8 @@ from guidedcd.config.run import Run
 from guidedcd.data.inspection import inspect_data, readers
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
-from guidedcd.preprocess import run_preprocess
-from guidedcd.store import LatentStore
+from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.store import LatentStore
 
 SIZES = {"webvid": 40, "vidgen": 40, "openvid": 40, "webdataset": 40, "folder": 20}
 """Clips per data set: 180 in all, of which 9, 5 %, are broken, each in its own way."""

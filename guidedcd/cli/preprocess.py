@@ -32,7 +32,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         chosen = part(shard)
         run = read_run(flags, registry)
         usable(run.device)
-        from guidedcd.preprocess import run_preprocess
+        from guidedcd.preprocessing.preprocess import run_preprocess
 
         run_preprocess(run, store_folder=store, shard=chosen)
 

@@ -26,7 +26,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         folder
             The store, such as runs/stores/FINGERPRINT.
         """
-        from guidedcd.recheck import show_store
+        from guidedcd.preprocessing.verify import show_store
 
         show_store(folder)
 
@@ -46,7 +46,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         if samples < 0:
             raise GuidedCDError(f"--samples must be 0 or more, not {samples}.")
         from guidedcd.console import console
-        from guidedcd.recheck import verify_store
+        from guidedcd.preprocessing.verify import verify_store
 
         found = verify_store(folder, samples=samples, device=device)
         errors = [error for one in found["samples"].values() for error in one.values()]

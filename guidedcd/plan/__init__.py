@@ -17,7 +17,7 @@ from guidedcd.plan import show
 from guidedcd.plan.cheaper import choices
 from guidedcd.plan.estimate import Estimator, Stage, usable
 from guidedcd.plan.machines import GB, Machine, machine
-from guidedcd.space import existing
+from guidedcd.preprocessing.estimates import existing
 
 
 @attrs.frozen(kw_only=True)

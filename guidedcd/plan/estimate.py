@@ -14,7 +14,7 @@ from guidedcd.plan.machines import GB, Machine
 from guidedcd.plan.outlines import outline
 from guidedcd.plan.teaching import Teaching, teaching
 from guidedcd.plan.training import Training, others, scoring, training
-from guidedcd.space import store_bytes
+from guidedcd.preprocessing.estimates import store_bytes
 
 CHECKPOINTS = 3
 """On disk at once: two are kept while the next one is written."""

@@ -22,8 +22,8 @@ from guidedcd.devices import device, part
 from guidedcd.plan.estimate import Estimator, Stage
 from guidedcd.plan.machines import GB
 from guidedcd.plan.teaching import ROWS
-from guidedcd.preprocess import run_preprocess
-from guidedcd.store import LatentStore
+from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.store import LatentStore
 from guidedcd.trainer import Trainer
 
 LIMIT = 60.0

@@ -6,9 +6,9 @@ from typing import Any
 
 from guidedcd.config.run import Run
 from guidedcd.console import console, print_table
-from guidedcd.passes import passes
 from guidedcd.plan.estimate import Estimator, Stage, usable
 from guidedcd.plan.machines import GB, Machine
+from guidedcd.preprocessing.estimates import passes
 
 
 def stages(run: Run, where: Machine, processes: int, found: dict[str, Stage], estimator: Estimator) -> None:

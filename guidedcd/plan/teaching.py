@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from guidedcd.config.run import Run
-from guidedcd.passes import Passes, passes
 from guidedcd.plan.machines import Machine
 from guidedcd.plan.meter import Cost, metered, size
+from guidedcd.preprocessing.estimates import Passes, passes
 
 ROWS = 2
 """Rows of a pass without gradient, per sample of one with."""

@@ -21,7 +21,7 @@ from guidedcd.data.routing import Sample
 from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import difference, digest, file_digest, read_json, replacing, write_json
-from guidedcd.shards import FORMAT, damaged, incomplete, missing, read_identity, shard_name, verify
+from guidedcd.preprocessing.shards import FORMAT, damaged, incomplete, missing, read_identity, shard_name, verify
 
 __all__ = ["FORMAT", "Draw", "LatentStore", "begin", "packed", "save_shard", "shard_name"]
 

@@ -16,7 +16,6 @@ import numpy
 import torch
 from torch import Tensor
 
-from guidedcd import store
 from guidedcd.acceleration.prefetch import ahead
 from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip, sample_of
@@ -26,7 +25,8 @@ from guidedcd.diffusion.guidance import draw_index, guided_from
 from guidedcd.diffusion.randomness import OTHER_STREAM, clip_seed
 from guidedcd.energies import inversion
 from guidedcd.energies.gradients import Scores
-from guidedcd.work import Job, Work
+from guidedcd.preprocessing import store
+from guidedcd.preprocessing.shard_jobs import Job, Work
 
 ADVICE = "Lower --preprocess.batch-size"
 ROWS = 2

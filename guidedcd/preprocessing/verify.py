@@ -12,7 +12,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from guidedcd import shards, store
 from guidedcd.acceleration.apply import tuned
 from guidedcd.config.run import Run
 from guidedcd.console import console, progress
@@ -21,7 +20,9 @@ from guidedcd.devices import device as find_device
 from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
-from guidedcd.preprocess import Filler, identify
+from guidedcd.preprocessing import shards, store
+from guidedcd.preprocessing.identity import identify
+from guidedcd.preprocessing.writer import Filler
 
 PREDICTIONS, SCORES = 0.01, 0.05
 """Largest relative error |found - stored| / |stored| of predictions and of scores, which follow where attention has its
@@ -141,7 +142,7 @@ def show_store(folder: Path) -> None:
     there = [shards.shard_name(n) for n in range(identity["shards"]) if n not in absent]
     about = [read_json(folder / f"{name}.json") for name in there]
     size = sum((folder / f"{name}.safetensors").stat().st_size for name in there)
-    from guidedcd.space import human
+    from guidedcd.preprocessing.estimates import human
 
     used, skipped = sum(len(one["samples"]) for one in about), sum(len(one["skipped"]) for one in about)
     shape = identity["geometry"]

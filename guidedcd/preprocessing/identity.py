@@ -1,0 +1,39 @@
+"""What a latent store is keyed by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from guidedcd.config.run import Run
+from guidedcd.config.sections import Preprocess
+from guidedcd.config.structure import plain
+from guidedcd.plugins.configs import EnergyConfig
+from guidedcd.preprocessing import store
+
+
+def identify(run: Run, teacher: Any) -> dict[str, Any]:
+    """What the store depends on: scales, fractions, omegas, rewards and routes change freely at train time."""
+    settings: Preprocess = run.preprocess
+    engine = {a.name for a in attrs.fields(EnergyConfig)} - {"reference"}
+    return {
+        "format": store.FORMAT,
+        "teacher": {"name": run.teacher.name, "fingerprint": teacher.fingerprint()},
+        "geometry": attrs.asdict(teacher.geometry),
+        "data": [{"name": chosen.name} | plain(chosen.config) for chosen in run.data],
+        "energies": {
+            name: {k: v for k, v in plain(config).items() if k not in engine} for name, config in run.energies.items()
+        },
+        "steps": run.solver.steps,
+        "window": settings.window if run.energies else None,
+        "videos": settings.videos,
+        "draws_per_video": settings.draws_per_video,
+        "noise_range": list(settings.noise_range),
+        "shards": -(-settings.videos // settings.shard_size),
+        "shard_size": settings.shard_size,
+        "batch_size": settings.batch_size,
+        "dtype": settings.dtype,
+        "precision": settings.precision,
+        "seed": run.seed,
+    }
