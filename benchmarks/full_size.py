@@ -71,8 +71,8 @@ def loaded(report: Report, name: str, path: Path, load: Callable[[], Any]) -> An
 
 def videocrafter2(report: Report, scratch: Path, device: torch.device) -> None:
     """The teacher, one PTA score of it, the student, one sample of it."""
+    from guidedcd.inference.published import load_student
     from guidedcd.models.teachers.videocrafter2 import load_videocrafter2
-    from guidedcd.published import load_student
 
     options, dtype = report.options, getattr(torch, report.options.dtype)
     size = {"frames": 2, "height": 16, "width": 32} if options.tiny else {"frames": 16, "height": 320, "width": 512}

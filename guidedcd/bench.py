@@ -12,10 +12,10 @@ import attrs
 from guidedcd import scoreboard
 from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
+from guidedcd.inference.pipeline import Trained, teacher_videos
 from guidedcd.measure import Arm, Measured, Metric, best, build_metrics, headline, measure
 from guidedcd.plugins.registry import load_plugins
 from guidedcd.statistics import estimate
-from guidedcd.trained import Trained, teacher_videos
 
 CHOOSING_SEED, CHOOSING_SPLIT = 99, 9
 """Where the noise comes from that settings are chosen on."""

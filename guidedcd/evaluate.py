@@ -24,9 +24,9 @@ from guidedcd.console import console, progress
 from guidedcd.data import media, prompts
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest, write_json
+from guidedcd.inference.pipeline import Trained, batch_size, load, strengths, student_videos
 from guidedcd.measure import Arm, Measured, headline, video_seed
 from guidedcd.statistics import estimate, paired
-from guidedcd.trained import Trained, batch_size, load, strengths, student_videos
 
 
 def run_evaluate(folder: Path, *, baselines: Baselines | None = None, quiet: bool = False, **options: Any) -> dict:

@@ -10,8 +10,8 @@ import torch
 from guidedcd.config.run import Run
 from guidedcd.data import prompts
 from guidedcd.devices import part
+from guidedcd.inference.pipeline import Trained, batch_size, student_videos
 from guidedcd.models.student import Student
-from guidedcd.trained import Trained, batch_size, student_videos
 from guidedcd.weights import Weights
 
 FOLDER = "validation"

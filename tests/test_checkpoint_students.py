@@ -12,10 +12,10 @@ from tiny_checkpoint import UNET, unet_state, write
 
 from guidedcd.diffusion.embeddings import guidance_embedding
 from guidedcd.errors import GuidedCDError
+from guidedcd.inference.published import is_published, load_student
 from guidedcd.models.checkpoints import t2v_turbo as turbo
 from guidedcd.models.checkpoints import videocrafter2 as vc2
 from guidedcd.models.teachers.videocrafter2 import load_videocrafter2
-from guidedcd.published import is_published, load_student
 
 
 @pytest.mark.parametrize("fps", [8, 16])

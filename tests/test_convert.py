@@ -11,13 +11,13 @@ from guidedcd_unets.teachers import unet3d
 from safetensors.torch import load_file
 from tiny_checkpoint import CONFIG, whole_state, write
 
-from guidedcd import convert
 from guidedcd.cli import main
 from guidedcd.errors import GuidedCDError
+from guidedcd.inference.export import convert
+from guidedcd.inference.export.self_test import Fresh, compare, repeated
 from guidedcd.models.checkpoints.architecture import Architecture
 from guidedcd.models.checkpoints.videocrafter2 import load
 from guidedcd.models.teachers.videocrafter2 import load_videocrafter2
-from guidedcd.reload import Fresh, compare, repeated
 
 
 @pytest.fixture(scope="module")

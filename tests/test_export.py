@@ -12,7 +12,6 @@ from guidedcd_shapes.vocabulary import VOCABULARY, WorldTokenizer
 from guidedcd_unets import VideoCrafter2Config
 from tiny_checkpoint import UNET, write
 
-from guidedcd import export, fewstep
 from guidedcd.cli import main
 from guidedcd.config import sections
 from guidedcd.config.run import Chosen, Run
@@ -20,14 +19,14 @@ from guidedcd.diffusion.embeddings import guidance_scale_embedding
 from guidedcd.diffusion.sampler import multistep_timesteps
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.exports import folder, lora, parts, turbo
+from guidedcd.inference.export import diffusers_folder, export, few_step_pipeline, peft_lora, plain_student, t2v_turbo
+from guidedcd.inference.pipeline import Trained
 from guidedcd.models.checkpoints.lvdm_unet import FPS_KEYS
 from guidedcd.models.checkpoints.reading import open_state
 from guidedcd.models.guidance_inputs import GuidanceProjection
 from guidedcd.models.student import Student
 from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
 from guidedcd.tiny import tiny_teacher
-from guidedcd.trained import Trained
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +70,8 @@ def outputs(network, width: int):
 @pytest.mark.parametrize("energies", [(), ("pta",), ("pta", "other")])
 def test_one_linear_layer_does_what_the_projections_do(teacher, energies):
     """The stock class represents every student whose energies are always told."""
-    network = parts.plain(trained(teacher, energies=energies).student)
-    stock = parts.stock(network, parts.composite(parts.projection(network)))
+    network = plain_student.plain(trained(teacher, energies=energies).student)
+    stock = plain_student.stock(network, plain_student.composite(plain_student.projection(network)))
     width = 256 * (1 + len(energies))
 
     torch.testing.assert_close(outputs(stock, width), outputs(network, width), atol=1e-5, rtol=1e-5)
@@ -82,7 +81,7 @@ def test_one_linear_layer_does_what_the_projections_do(teacher, energies):
 def test_adapters_are_merged_into_plain_layers(teacher):
     """A LoRA student's plain network says the same and has no adapter left; the student keeps its own."""
     student = trained(teacher, "lora").student
-    plain = parts.plain(student)
+    plain = plain_student.plain(student)
 
     torch.testing.assert_close(outputs(plain, 512), outputs(student.network, 512), atol=1e-5, rtol=1e-5)
     assert not any("lora" in name for name in plain.state_dict())
@@ -92,18 +91,18 @@ def test_adapters_are_merged_into_plain_layers(teacher):
 def test_a_diffusers_folder_samples_without_this_package(teacher, tmp_path):
     """A fresh process makes the same latents; pipeline.py is the file that was tested."""
     one = trained(teacher)
-    said = folder.write_folder(one, tmp_path)
+    said = diffusers_folder.write_folder(one, tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
 
     assert "fresh process" in said
     assert (index["energies"], index["strengths"], index["clean_text"]) == (["pta"], [500.0], True)
-    assert (tmp_path / "pipeline.py").read_text() == Path(fewstep.__file__).read_text()
+    assert (tmp_path / "pipeline.py").read_text() == Path(few_step_pipeline.__file__).read_text()
 
 
 def test_the_turbo_layout_restores_the_frame_rate_mlp(teacher, tmp_path):
     """unet_mg.pt has the original keys, and the frame-rate MLP of the base that was folded."""
     one = trained(teacher, "lora")
-    turbo.write_turbo(one, tmp_path)
+    t2v_turbo.write_turbo(one, tmp_path)
     state = open_state(tmp_path / "unet_mg.pt")
 
     for key in FPS_KEYS:
@@ -114,7 +113,7 @@ def test_the_turbo_layout_restores_the_frame_rate_mlp(teacher, tmp_path):
 
 def test_a_trained_adapter_is_exported_as_it_is(teacher, tmp_path):
     """PEFT reads it on the base and gives the student."""
-    said = lora.write_lora(trained(teacher, "lora"), tmp_path, None)
+    said = peft_lora.write_lora(trained(teacher, "lora"), tmp_path, None)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
 
     assert said.startswith("rank 2 leaves out 0.00%")
@@ -124,8 +123,8 @@ def test_a_trained_adapter_is_exported_as_it_is(teacher, tmp_path):
 def test_an_extracted_adapter_is_better_with_more_rank(teacher):
     """The part that is left out shrinks with the rank; biases and norms cannot be held."""
     one = trained(teacher)
-    network = parts.plain(one.student)
-    lost = [lora._extracted(one.teacher.network, network, rank)[1] for rank in (1, 8, 1000)]
+    network = plain_student.plain(one.student)
+    lost = [peft_lora._extracted(one.teacher.network, network, rank)[1] for rank in (1, 8, 1000)]
 
     assert 1 > lost[0] > lost[1] > lost[2] > 0
     biases = [(n, p) for n, p in network.named_parameters() if p.ndim == 1]
@@ -142,7 +141,7 @@ def test_teachers_without_a_clip_text_model_say_what_else_works(tmp_path):
     one = trained((chosen, built), energies=())
 
     with pytest.raises(GuidedCDError, match="--format t2v-turbo-v2 or --format lora"):
-        folder.write_folder(one, tmp_path)
+        diffusers_folder.write_folder(one, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -184,18 +183,20 @@ def test_a_run_is_exported_with_a_card(teacher, tmp_path, monkeypatch):
 def test_the_pipeline_file_shares_nothing_and_agrees():
     """It imports no guidedcd, and its embedding, timesteps and consistency function are ours."""
     imports = [
-        line for line in Path(fewstep.__file__).read_text().splitlines() if line.startswith(("from ", "import "))
+        line
+        for line in Path(few_step_pipeline.__file__).read_text().splitlines()
+        if line.startswith(("from ", "import "))
     ]
     assert not any("guidedcd" in line for line in imports)
     w = torch.tensor([0.0, 0.05, 7.5, 15.0])
-    assert torch.equal(fewstep.embed(w), guidance_scale_embedding(w))
+    assert torch.equal(few_step_pipeline.embed(w), guidance_scale_embedding(w))
     from diffusers import DDIMScheduler
 
     for kind, name in (("eps", "epsilon"), ("v", "v_prediction")):
         scheduler = DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=name
         )
-        pipe = fewstep.FewStepPipeline(None, None, None, None, scheduler)
+        pipe = few_step_pipeline.FewStepPipeline(None, None, None, None, scheduler)
         schedule = NoiseSchedule.scaled_linear(prediction=kind)
         z, output = torch.randn(1, 4, 2, 3, 3), torch.randn(1, 4, 2, 3, 3)
         for steps in (1, 3, 4, 16, 50):
@@ -215,7 +216,7 @@ def test_schedules_are_written_exactly_or_to_rounding(tmp_path, kind):
         "linear": (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0),
         "other": torch.linspace(0.9999, 0.005, 1000),
     }
-    folder.write_schedule(NoiseSchedule(tables[kind], "v"), tmp_path)
+    diffusers_folder.write_schedule(NoiseSchedule(tables[kind], "v"), tmp_path)
     again = DDIMScheduler.from_pretrained(tmp_path)
 
     assert again.config.prediction_type == "v_prediction"
@@ -228,7 +229,7 @@ def test_the_worlds_words_are_a_tokenizer_of_transformers(tmp_path):
     from transformers import PreTrainedTokenizerFast
 
     texts = ["", "a red ball, moving.", "A RED zebra 42 !", "<pad> <bos> red <eos>", "red " * 200, VOCABULARY[5]]
-    folder.world_tokenizer(32).save_pretrained(tmp_path)
+    diffusers_folder.world_tokenizer(32).save_pretrained(tmp_path)
     again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     found = again(texts, padding="max_length", truncation=True, max_length=32, return_tensors="pt").input_ids
 
@@ -238,7 +239,7 @@ def test_the_worlds_words_are_a_tokenizer_of_transformers(tmp_path):
 def test_a_network_without_guidance_inputs_cannot_be_exported(teacher):
     """A teacher's own network is no student."""
     with pytest.raises(GuidedCDError, match="no guidance inputs"):
-        parts.projection(teacher[1].network)
+        plain_student.projection(teacher[1].network)
 
 
 def test_projections_refuse_embeddings_of_another_width():
@@ -251,7 +252,9 @@ def test_strengths_and_steps_out_of_range_are_refused():
     """The pipeline says which energies there are and how many steps are possible."""
     from diffusers import DDIMScheduler
 
-    pipe = fewstep.FewStepPipeline(None, None, None, None, DDIMScheduler(), energies=["pta"], strength_scale=[1e-4])
+    pipe = few_step_pipeline.FewStepPipeline(
+        None, None, None, None, DDIMScheduler(), energies=["pta"], strength_scale=[1e-4]
+    )
     with pytest.raises(ValueError, match="pta"):
         pipe._strengths([1.0, 2.0])
     with pytest.raises(ValueError, match="1 to 200"):

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from guidedcd import trained
 from guidedcd.cli import main
 from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.sampler import sample
+from guidedcd.inference import pipeline
 
 TEXTS = ["a red circle moves left", "a big blue square moves up, fast"]
 STEPS = 4
@@ -66,10 +66,10 @@ def test_an_exported_student_samples_the_same_where_guidedcd_is_not_installed(py
             main(words.split())
         assert not done.value.code, words
 
-    ours = trained.load(tmp_path / "run", device="cpu")
-    latents = trained.initial(ours.teacher, [0, 1])
-    noises = torch.stack([trained.initial(ours.teacher, [0, 1], 1 + step) for step in range(STEPS)])
-    scales, config = trained.strengths(ours), ours.run.energies["pta"]
+    ours = pipeline.load(tmp_path / "run", device="cpu")
+    latents = pipeline.initial(ours.teacher, [0, 1])
+    noises = torch.stack([pipeline.initial(ours.teacher, [0, 1], 1 + step) for step in range(STEPS)])
+    scales, config = pipeline.strengths(ours), ours.run.energies["pta"]
     told = lambda_input(torch.tensor([scales["pta"]]), relative=config.relative is not None)
     cond, omega = ours.teacher.embed(TEXTS), ours.run.evaluate.omega
     z = sample(ours.student, ours.teacher, cond, latents, STEPS, omega, told, config.fraction, noises=noises)

@@ -43,7 +43,7 @@ parts = load(sys.argv[1], fps=8)
 print(time.time() - began, peak)
 """
 CONVERT = """
-from guidedcd.convert import convert_videocrafter2
+from guidedcd.inference.export.convert import convert_videocrafter2
 began = time.time()
 convert_videocrafter2(sys.argv[1], sys.argv[1] + ".out", fps=8)
 print(time.time() - began, peak)

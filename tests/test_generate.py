@@ -8,11 +8,11 @@ import pytest
 import tiny
 import torch
 
-from guidedcd import trained
 from guidedcd.cli import main
 from guidedcd.data import media
 from guidedcd.errors import GuidedCDError
-from guidedcd.generate import run_sample
+from guidedcd.inference import pipeline
+from guidedcd.inference.generate import run_sample
 
 PROMPTS = ["a red circle moving left", "a small blue star", "a green ring"]
 
@@ -53,9 +53,9 @@ def test_videos_lie_in_the_run_with_their_metadata(run):
 
 def test_a_video_does_not_depend_on_its_batch(run):
     """A prompt's video is the same alone, with its own seed, as in the middle of a batch."""
-    loaded = trained.load(run)
-    together = trained.student_videos(loaded, PROMPTS, [5, 6, 7], steps=2, omega=2.0)
-    alone = trained.student_videos(loaded, PROMPTS[1:2], [6], steps=2, omega=2.0)
+    loaded = pipeline.load(run)
+    together = pipeline.student_videos(loaded, PROMPTS, [5, 6, 7], steps=2, omega=2.0)
+    alone = pipeline.student_videos(loaded, PROMPTS[1:2], [6], steps=2, omega=2.0)
 
     torch.testing.assert_close(together[1:2], alone)
     assert (together[0] - together[1]).abs().max() > 1e-3
@@ -76,8 +76,10 @@ def test_finished_videos_are_not_made_again(run, monkeypatch, capsys):
     before = content(run / "samples")
     media.sidecar(paths[1]).unlink()
     made = []
-    real = trained.student_videos
-    monkeypatch.setattr("guidedcd.generate.student_videos", lambda t, x, s, **k: made.append(x) or real(t, x, s, **k))
+    real = pipeline.student_videos
+    monkeypatch.setattr(
+        "guidedcd.inference.generate.student_videos", lambda t, x, s, **k: made.append(x) or real(t, x, s, **k)
+    )
     run_sample(run, PROMPTS)
 
     assert made == [[PROMPTS[1]]]
@@ -134,56 +136,56 @@ def test_a_bad_prompts_file_is_a_clear_error(run, tmp_path, name, text, match):
 def test_a_folder_without_student_says_what_to_do(tmp_path, run):
     """Neither run nor student, a run that is not trained yet, and a student without its run are told apart."""
     with pytest.raises(GuidedCDError, match="neither a run's folder"):
-        trained.load(tmp_path / "nothing")
+        pipeline.load(tmp_path / "nothing")
     (run / "student").rename(tmp_path / "lonely")
     with pytest.raises(GuidedCDError, match="guidedcd train --out"):
-        trained.load(run)
+        pipeline.load(run)
     lonely = tmp_path / "a" / "b" / "c" / "d"
     lonely.parent.mkdir(parents=True)
     (tmp_path / "lonely").rename(lonely)
     with pytest.raises(GuidedCDError, match=r"names its\s+teacher"):
-        trained.load(lonely)
+        pipeline.load(lonely)
 
 
 def test_a_student_folder_finds_its_run(run):
     """The student's folder inside a run is as good as the run's."""
-    assert trained.load(run / "student").folder == run
+    assert pipeline.load(run / "student").folder == run
 
 
 def test_a_scale_without_energies_is_refused(run):
     """A student without energies has no slider."""
     with pytest.raises(GuidedCDError, match="without energies"):
-        trained.strengths(trained.load(run), 0.3)
+        pipeline.strengths(pipeline.load(run), 0.3)
 
 
 def test_a_fixed_scale_is_all_that_a_student_knows(tmp_path):
     """A student trained at one scale takes that and 0; the error tells how to train a slider."""
-    loaded = trained.load(tiny.run_folder(tmp_path / "r", energies={"calm": {"relative": 0.3}}))
+    loaded = pipeline.load(tiny.run_folder(tmp_path / "r", energies={"calm": {"relative": 0.3}}))
 
-    assert trained.strengths(loaded) == {"calm": 0.3}
-    assert trained.strengths(loaded, 0) == {"calm": 0}
+    assert pipeline.strengths(loaded) == {"calm": 0.3}
+    assert pipeline.strengths(loaded, 0) == {"calm": 0}
     with pytest.raises(GuidedCDError, match=r"off \(0\) and at 0\.3 only.*--energy\.calm\.scale-range"):
-        trained.strengths(loaded, 0.2)
+        pipeline.strengths(loaded, 0.2)
 
 
 def test_a_slider_has_its_range(tmp_path):
     """A student trained on a range takes any scale in it, and its energies by name."""
     energies = {"calm": {"scale_range": (100.0, 800.0)}}
-    loaded = trained.load(tiny.run_folder(tmp_path / "r", energies=energies))
+    loaded = pipeline.load(tiny.run_folder(tmp_path / "r", energies=energies))
 
-    assert trained.strengths(loaded) == {"calm": 500.0}
-    assert trained.strengths(loaded, {"calm": 200}) == {"calm": 200}
+    assert pipeline.strengths(loaded) == {"calm": 500.0}
+    assert pipeline.strengths(loaded, {"calm": 200}) == {"calm": 200}
     with pytest.raises(GuidedCDError, match="from 100 to 800"):
-        trained.strengths(loaded, 900)
+        pipeline.strengths(loaded, 900)
     with pytest.raises(GuidedCDError, match="no energy 'pta'"):
-        trained.strengths(loaded, {"pta": 200})
+        pipeline.strengths(loaded, {"pta": 200})
 
 
 def test_the_scale_changes_the_video(tmp_path):
     """The student is told the scale: off and on give different videos from the same noise."""
-    loaded = trained.load(tiny.run_folder(tmp_path / "r", energies={"calm": {"scale": 500.0}}))
+    loaded = pipeline.load(tiny.run_folder(tmp_path / "r", energies={"calm": {"scale": 500.0}}))
     on, off = (
-        trained.student_videos(loaded, PROMPTS[:1], [0], steps=2, omega=2.0, scales=trained.strengths(loaded, s))
+        pipeline.student_videos(loaded, PROMPTS[:1], [0], steps=2, omega=2.0, scales=pipeline.strengths(loaded, s))
         for s in (None, 0)
     )
 
@@ -192,16 +194,16 @@ def test_the_scale_changes_the_video(tmp_path):
 
 def test_teacher_and_student_start_from_the_same_noise(run):
     """A fresh student is its teacher: one consistency step of it equals the teacher's prediction from that noise."""
-    loaded = trained.load(run)
+    loaded = pipeline.load(run)
 
-    assert torch.equal(trained.initial(loaded.teacher, [3]), trained.initial(loaded.teacher, [3]))
-    assert not torch.equal(trained.initial(loaded.teacher, [3]), trained.initial(loaded.teacher, [3], draw=1))
+    assert torch.equal(pipeline.initial(loaded.teacher, [3]), pipeline.initial(loaded.teacher, [3]))
+    assert not torch.equal(pipeline.initial(loaded.teacher, [3]), pipeline.initial(loaded.teacher, [3], draw=1))
 
 
 def test_half_precision_gives_nearly_the_same_video(run):
     """Networks in bfloat16, noise and solver in float32: the video stays the same to the eye."""
     full, half = (
-        trained.student_videos(trained.load(run, dtype=dtype), PROMPTS[:2], [0, 1], steps=2, omega=2.0)
+        pipeline.student_videos(pipeline.load(run, dtype=dtype), PROMPTS[:2], [0, 1], steps=2, omega=2.0)
         for dtype in ("float32", "bfloat16")
     )
 

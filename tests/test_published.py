@@ -12,17 +12,17 @@ import torch
 from tiny_checkpoint import unet_state, write
 
 import guidedcd
-from guidedcd import trained
 from guidedcd.cli import _plain_warnings, main
 from guidedcd.config.run import Chosen, Run
 from guidedcd.data import media
 from guidedcd.diffusion.sampler import sample_steps
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json, write_json
-from guidedcd.generate import run_sample
+from guidedcd.inference import pipeline
+from guidedcd.inference.generate import run_sample
+from guidedcd.inference.published import load_published
 from guidedcd.models.student import Student
 from guidedcd.plugins.registry import load_plugins
-from guidedcd.published import load_published
 
 SMALL = {"frames": 2, "height": 4, "width": 8}
 
@@ -86,7 +86,7 @@ def test_a_published_student_is_told_what_it_was_trained_with(command, base, stu
     loaded.student.forward = lambda z, t, cond, omega, lambdas: (
         told.append((int(t[0]), float(omega[0]), round(float(lambdas[0, 0]), 6))) or network(z, t, cond, omega, lambdas)
     )
-    video = trained.student_videos(loaded, ["a cat"], [0], steps=steps, omega=7.5)[0]
+    video = pipeline.student_videos(loaded, ["a cat"], [0], steps=steps, omega=7.5)[0]
 
     grid = [4 + 5 * i for i in range(200)][:: -(200 // steps)][:steps]
     assert told == [(t, 7.5, 0.05 if t >= 500 else 0.0) for t in grid]
@@ -98,8 +98,8 @@ def test_noise_is_given_again_between_the_steps(student, base, tmp_path):
     """Every step but the first starts from the last one's prediction, noised to its timestep with noise of its own."""
     loaded = load_published(student, teacher(tmp_path / "model.ckpt", tmp_path / "config.json"))
     first, noises = (
-        trained.initial(loaded.teacher, [0]),
-        [trained.initial(loaded.teacher, [0], i) for i in (1, 2, 3, 4)],
+        pipeline.initial(loaded.teacher, [0]),
+        [pipeline.initial(loaded.teacher, [0], i) for i in (1, 2, 3, 4)],
     )
     cond, schedule = loaded.teacher.embed(["a cat"]), loaded.teacher.schedule
     steps = list(sample_steps(loaded.student, loaded.teacher, cond, first, 4, 7.5, [0.05], noises=noises))
@@ -141,7 +141,7 @@ def test_a_window_decides_where_the_strength_is_told(student, base, tmp_path):
     loaded.student.forward = lambda z, t, cond, omega, lambdas: (
         told.append((int(t[0]), round(float(lambdas[0, 0]), 6))) or network(z, t, cond, omega, lambdas)
     )
-    trained.student_videos(loaded, ["a cat"], [0], steps=4, omega=7.5, scales={"pta": 1000.0})
+    pipeline.student_videos(loaded, ["a cat"], [0], steps=4, omega=7.5, scales={"pta": 1000.0})
 
     assert told == [(999, 0.1), (749, 0.1), (499, 0.0), (249, 0.0)]
 

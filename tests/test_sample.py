@@ -14,9 +14,9 @@ from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.sampler import lambda_kept, sample, sample_steps
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
+from guidedcd.inference.teacher_sampler import Guide, teacher_sample
 from guidedcd.models.student import Student
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.teacher_sampling import Guide, teacher_sample
 from guidedcd.tiny import tiny_teacher
 
 

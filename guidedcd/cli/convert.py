@@ -47,6 +47,6 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         """
         if kind not in KINDS:
             raise GuidedCDError(f"cannot convert '{kind}'.{suggest(kind, KINDS)} Known: {', '.join(KINDS)}.")
-        from guidedcd.convert import convert_videocrafter2
+        from guidedcd.inference.export.convert import convert_videocrafter2
 
         convert_videocrafter2(file, out, fps=fps, arch=arch, dtype=dtype)

@@ -89,8 +89,8 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             return
         from guidedcd.console import console
         from guidedcd.evaluate import run_evaluate
+        from guidedcd.inference.pipeline import home
         from guidedcd.report import write_report
-        from guidedcd.trained import home
 
         run_evaluate(folders[0], **options)
         console.print(f"report   {write_report(home(folders[0]))}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.teacher_sampling import Guide, teacher_sample
+from guidedcd.inference.teacher_sampler import Guide, teacher_sample
 
 __all__ = [
     "Guide",

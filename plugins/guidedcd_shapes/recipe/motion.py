@@ -47,7 +47,7 @@ def run(session: Session) -> None:
     from guidedcd_pta.energy import PTA
 
     from guidedcd.diffusion.randomness import noise
-    from guidedcd.teacher_sampling import Guide, teacher_sample
+    from guidedcd.inference.teacher_sampler import Guide, teacher_sample
     from guidedcd_shapes import ShapesTeacherConfig
     from guidedcd_shapes.teacher import load
 

@@ -24,9 +24,9 @@ from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
+from guidedcd.inference.teacher_sampler import teacher_sample
 from guidedcd.models.student import Student
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.teacher_sampling import teacher_sample
 
 FIRST_DRAW = 2**48
 """Draws of the noise generator from here on are for finished videos: none of them was trained on."""

@@ -16,6 +16,7 @@ from guidedcd.config.run import Chosen, Run
 from guidedcd.devices import DTYPES, part
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
+from guidedcd.inference.pipeline import Trained
 from guidedcd.models.checkpoints.reading import exists
 from guidedcd.models.checkpoints.t2v_turbo import WHERE, read_student
 from guidedcd.models.checkpoints.unet import load_unet
@@ -23,7 +24,6 @@ from guidedcd.models.guidance_inputs import GuidanceProjection
 from guidedcd.models.student import Student
 from guidedcd.models.teachers.videocrafter2 import VideoCrafter2Teacher
 from guidedcd.plugins.registry import load_plugins
-from guidedcd.trained import Trained
 
 ENERGY = "pta"
 
@@ -73,7 +73,7 @@ def load_published(
     dtype: str = "float32",
     window: float | None = None,
 ) -> Trained:
-    """A published student as `guidedcd.trained.load` gives one of ours; `weights` is the file itself.
+    """A published student as `guidedcd.inference.pipeline.load` gives one of ours; `weights` is the file itself.
 
     Args:
         path: The student's file.

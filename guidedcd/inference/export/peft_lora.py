@@ -11,14 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from guidedcd import fewstep
-from guidedcd.convert import readable, save_module
-from guidedcd.exports import parts
-from guidedcd.exports.folder import write_schedule
 from guidedcd.files import write_json
+from guidedcd.inference.export import few_step_pipeline, plain_student
+from guidedcd.inference.export.diffusers_folder import write_schedule
+from guidedcd.inference.export.self_test import compare, repeated
+from guidedcd.inference.export.writing import readable, save_module
+from guidedcd.inference.pipeline import Trained
 from guidedcd.models.checkpoints.t2v_turbo import factorise
-from guidedcd.reload import compare, repeated
-from guidedcd.trained import Trained
 
 COND = "time_embedding.cond_proj"
 KINDS = (nn.Linear, nn.Conv2d, nn.Conv3d)
@@ -64,8 +63,8 @@ def write_lora(trained: Trained, folder: Path, rank: int | None) -> str:
         GuidedCDError: The self-test fails.
     """
     teacher, student = trained.teacher, trained.student
-    network = parts.plain(student)
-    weight = parts.composite(parts.projection(network))
+    network = plain_student.plain(student)
+    weight = plain_student.composite(plain_student.projection(network))
     base = _base(teacher.network)
     if student.config.kind == "lora" and rank is None:
         pairs, rank, lost = _trained(student.network), student.config.rank, 0.0
@@ -78,12 +77,12 @@ def write_lora(trained: Trained, folder: Path, rank: int | None) -> str:
         tensors[f"base_model.model.{name}.lora_B.weight"] = up
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "adapter_model.safetensors")
     write_json(folder / "adapter_config.json", _config(pairs, rank))
-    write_json(folder / "guidance.json", parts.defaults(trained))
-    shutil.copyfile(fewstep.__file__, folder / "pipeline.py")
+    write_json(folder / "guidance.json", plain_student.defaults(trained))
+    shutil.copyfile(few_step_pipeline.__file__, folder / "pipeline.py")
     readable(folder)
 
-    restored = parts.stock(_with(base, network, pairs), weight)
-    made = parts.short_sample(trained, restored)
+    restored = plain_student.stock(_with(base, network, pairs), weight)
+    made = plain_student.short_sample(trained, restored)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         save_module(base, Path(scratch, "unet"))
         write_schedule(teacher.schedule, Path(scratch, "scheduler"))
@@ -92,12 +91,12 @@ def write_lora(trained: Trained, folder: Path, rank: int | None) -> str:
             "scheduler": str(Path(scratch, "scheduler")),
             "class": type(base).__name__,
             "width": weight.shape[1],
-            "steps": parts.STEPS,
-            "settings": parts.defaults(trained),
+            "steps": plain_student.STEPS,
+            "settings": plain_student.defaults(trained),
         }
         found = repeated(_SCRIPT, folder, made.inputs, options)
     error = compare({"latents": made.result}, found, 1e-3)
-    whole = parts.short_sample(trained).result
+    whole = plain_student.short_sample(trained).result
     apart = float((made.result - whole).norm() / whole.norm())
     return (
         f"rank {rank} leaves out {lost:.2%} of the change of the weights; its samples differ from the student's by "
@@ -108,8 +107,8 @@ def write_lora(trained: Trained, folder: Path, rank: int | None) -> str:
 def usage(trained: Trained) -> str:
     """How to load the adapter."""
     text = USAGE.replace("UNET", type(trained.student.network).__name__)
-    text = text.replace("WIDTH", str(parts.embedding_width(trained)))
-    return text.replace("SETTINGS", repr(parts.defaults(trained)))
+    text = text.replace("WIDTH", str(plain_student.embedding_width(trained)))
+    return text.replace("SETTINGS", repr(plain_student.defaults(trained)))
 
 
 def _base(network: nn.Module) -> nn.Module:

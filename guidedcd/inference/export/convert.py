@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import guidedcd
-from guidedcd.card import write_card
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing, write_json
+from guidedcd.inference.export.model_card import write_card
+from guidedcd.inference.export.self_test import Fresh, compare
+from guidedcd.inference.export.writing import free, save_module, save_text
 from guidedcd.models.checkpoints import videocrafter2
 from guidedcd.models.checkpoints.architecture import Architecture, check_fps
 from guidedcd.models.checkpoints.open_clip_tokens import clean, possible, tokenizer, write_tokenizer
 from guidedcd.models.checkpoints.reading import exists, open_state
-from guidedcd.reload import Fresh, compare
 
 PROMPTS = ("", "A cat! plays the piano, 4k -- (masterpiece)", "two red balls roll down a hill " * 30)
+
 
 _BEGIN = """
 import diffusers, transformers
@@ -29,6 +29,8 @@ dtype = getattr(torch, options["dtype"])
 def read(kind, part, **kept):
     return kind.from_pretrained(folder, subfolder=part, **kept)
 """
+
+
 _SCRIPTS = {
     "unet": """
 unet = read(diffusers.UNet3DConditionModel, "unet", torch_dtype=dtype)
@@ -145,16 +147,6 @@ def convert_videocrafter2(
     return out
 
 
-def free(out: Path) -> None:
-    """Refuse a folder that is there already.
-
-    Raises:
-        GuidedCDError: It is, and is not empty.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise GuidedCDError(f"{out} exists already; choose another folder, or delete it")
-
-
 def write_scheduler(folder: Path, arch: Architecture) -> None:
     """The DDIM scheduler that samples as VideoCrafter's script does, without its scaling of clean latents."""
     from diffusers import DDIMScheduler
@@ -188,40 +180,6 @@ def write_index(folder: Path, *, tokenizer: bool = True) -> None:
             "vae": ["diffusers", "AutoencoderKL"],
         },
     )
-
-
-def save_module(module: nn.Module, folder: Path) -> None:
-    """Write a diffusers model's configuration and weights."""
-    from diffusers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        module.save_pretrained(folder, safe_serialization=True)
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    readable(folder)
-
-
-def save_text(model: nn.Module, folder: Path) -> None:
-    """Write a `CLIPTextModel` under the names that every version of transformers reads."""
-    folder.mkdir()
-    model.config.architectures = ["CLIPTextModel"]
-    model.config.save_pretrained(folder)
-    prefix = "text_model."
-    state = {prefix + key.removeprefix(prefix): value.contiguous() for key, value in model.state_dict().items()}
-    state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    readable(folder)
-
-
-def readable(folder: Path) -> None:
-    """Give files the permissions of any new file; safetensors makes them private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.iterdir():
-        path.chmod(0o666 & ~mask)
 
 
 def _inputs(arch: Architecture) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from guidedcd.devices import part
 from guidedcd.diffusion.sampler import multistep_timesteps
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import check_writable, file_digest, read_json
-from guidedcd.trained import Trained, batch_size, load, strengths, student_videos, with_options
+from guidedcd.inference.pipeline import Trained, batch_size, load, strengths, student_videos, with_options
 
 COPY_SEED = 1_000_003
 """Seeds of a prompt's further videos lie this far apart."""
@@ -66,7 +66,7 @@ def run_sample(
         fast: Faster paths through the networks, see `guidedcd.acceleration.apply`; videos differ by rounding alone.
         teacher: What a published student was distilled from; a run knows its own.
         size: Other `frames`, `height` or `width` (pixels) than the teacher has.
-        window: Of a published student, see `guidedcd.published.load_published`.
+        window: Of a published student, see `guidedcd.inference.published.load_published`.
 
     Returns:
         The mp4 files, in the order of the prompts, each prompt's videos together.
@@ -163,7 +163,7 @@ def _load(
             f"{path} is no folder of a run. A published student needs its base model as well: "
             "--student FILE --teacher videocrafter2:model.ckpt."
         )
-    from guidedcd.published import load_published
+    from guidedcd.inference.published import load_published
 
     return load_published(path, with_options(teacher, size), device=device, dtype=dtype, window=window)
 

@@ -17,8 +17,8 @@ from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
+from guidedcd.inference.pipeline import Trained, strengths
 from guidedcd.models.guidance_inputs import GuidanceProjection
-from guidedcd.trained import Trained, strengths
 
 TEXTS = ("a red ball rolls to the right", "")
 STEPS = 4
@@ -91,7 +91,7 @@ def stock(network: nn.Module, weight: Tensor) -> nn.Module:
 
 
 def defaults(trained: Trained) -> dict[str, Any]:
-    """What the student was trained with, as arguments of `guidedcd.fewstep.FewStepPipeline`."""
+    """What the student was trained with, as arguments of `guidedcd.inference.export.few_step_pipeline.FewStepPipeline`."""
     run, teacher = trained.run, trained.teacher
     energies = list(trained.student.energies)
     known = strengths(trained)

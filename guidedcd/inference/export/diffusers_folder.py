@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd import fewstep
-from guidedcd.convert import readable, save_module, save_text
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.exports import parts
 from guidedcd.files import read_json, write_json
+from guidedcd.inference.export import few_step_pipeline, plain_student
+from guidedcd.inference.export.self_test import compare, repeated
+from guidedcd.inference.export.writing import readable, save_module, save_text
+from guidedcd.inference.pipeline import Trained
 from guidedcd.models.checkpoints.open_clip_tokens import ClipTokens, write_tokenizer
-from guidedcd.reload import compare, repeated
-from guidedcd.trained import Trained
 
 _SCRIPT = """
 sys.path.insert(0, folder)
@@ -44,15 +43,15 @@ def write_folder(trained: Trained, folder: Path) -> str:
         GuidedCDError: The teacher has parts that this format cannot hold, or the self-test fails.
     """
     teacher = trained.teacher
-    network = parts.plain(trained.student)
-    unet = parts.stock(network, parts.composite(parts.projection(network)))
+    network = plain_student.plain(trained.student)
+    unet = plain_student.stock(network, plain_student.composite(plain_student.projection(network)))
     save_module(unet, folder / "unet")
     if teacher.vae is None:
         raise GuidedCDError("this teacher has no autoencoder, which a diffusers folder needs")
     save_module(teacher.vae, folder / "vae")
     tokenizer, cleaned = write_text(teacher.text, folder)
     write_schedule(teacher.schedule, folder / "scheduler")
-    settings = {**parts.defaults(trained), "clean_text": cleaned}
+    settings = {**plain_student.defaults(trained), "clean_text": cleaned}
     import diffusers
 
     write_json(
@@ -68,9 +67,9 @@ def write_folder(trained: Trained, folder: Path) -> str:
             **settings,
         },
     )
-    shutil.copyfile(fewstep.__file__, folder / "pipeline.py")
-    made = parts.short_sample(trained)
-    found = repeated(_SCRIPT, folder, made.inputs, {"prompts": list(parts.TEXTS), "steps": parts.STEPS})
+    shutil.copyfile(few_step_pipeline.__file__, folder / "pipeline.py")
+    made = plain_student.short_sample(trained)
+    found = repeated(_SCRIPT, folder, made.inputs, {"prompts": list(plain_student.TEXTS), "steps": plain_student.STEPS})
     error = compare({"latents": made.result, "prompt_embeds": made.prompt_embeds}, found, 1e-3)
     return f"a fresh process without guidedcd samples the same latents, largest error {error:.1g} of the magnitude"
 

@@ -8,18 +8,18 @@ import torch
 
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
-from guidedcd.exports import parts
 from guidedcd.files import write_json
+from guidedcd.inference.export import plain_student
+from guidedcd.inference.export.self_test import compare, repeated
+from guidedcd.inference.pipeline import Trained
 from guidedcd.models.checkpoints.lvdm_unet import lvdm_config
 from guidedcd.models.checkpoints.unet import lvdm_state
-from guidedcd.reload import compare, repeated
-from guidedcd.trained import Trained
 
 _SCRIPT = """
 from pathlib import Path
 from guidedcd.models.checkpoints.reading import open_state
 from guidedcd.models.checkpoints.videocrafter2 import load_unet
-from guidedcd.fewstep import FewStepPipeline
+from guidedcd.inference.export.few_step_pipeline import FewStepPipeline
 from diffusers import DDIMScheduler
 unet = load_unet(options["config"], open_state(Path(folder, options["file"])), fps=options["fps"])
 unet.time_embedding.cond_proj.requires_grad_(False)
@@ -44,8 +44,8 @@ def write_turbo(trained: Trained, folder: Path) -> str:
         GuidedCDError: The network is no 3D UNet, or the self-test fails.
     """
     teacher, student = trained.teacher, trained.student
-    network = parts.plain(student)
-    parts.projection(network)
+    network = plain_student.plain(student)
+    plain_student.projection(network)
     if type(network).__name__ != "UNet3DConditionModel":
         raise GuidedCDError(f"T2V-Turbo's layout holds 3D UNets only, not {type(network).__name__}")
     arch = getattr(teacher, "arch", None)
@@ -68,14 +68,14 @@ def write_turbo(trained: Trained, folder: Path) -> str:
             f"export   note: the original code knows only 32 norm groups and eps prediction; this student has "
             f"{' and '.join(differs)}, so it loads here but not there"
         )
-    made = parts.short_sample(trained)
+    made = plain_student.short_sample(trained)
     betas = _betas(teacher.schedule.alphas_cumprod)
     options = {
         "config": config,
         "file": name,
         "fps": fps,
-        "steps": parts.STEPS,
-        "settings": parts.defaults(trained),
+        "steps": plain_student.STEPS,
+        "settings": plain_student.defaults(trained),
         "betas": betas,
         "prediction": {"eps": "epsilon", "v": "v_prediction"}[teacher.schedule.prediction],
     }

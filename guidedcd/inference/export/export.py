@@ -7,14 +7,13 @@ from pathlib import Path
 import attrs
 
 import guidedcd
-from guidedcd.card import write_card
 from guidedcd.console import console
-from guidedcd.convert import free
 from guidedcd.errors import GuidedCDError
-from guidedcd.exports import folder as diffusers_folder
-from guidedcd.exports import lora, turbo
 from guidedcd.files import replacing
-from guidedcd.trained import Trained, load
+from guidedcd.inference.export import diffusers_folder, peft_lora, t2v_turbo
+from guidedcd.inference.export.model_card import write_card
+from guidedcd.inference.export.writing import free
+from guidedcd.inference.pipeline import Trained, load
 
 FORMATS = ("diffusers", "t2v-turbo-v2", "lora")
 
@@ -48,9 +47,9 @@ def run_export(run: str | Path, out: str | Path, *, format: str = "diffusers", r
         if format == "diffusers":
             result, usage = diffusers_folder.write_folder(trained, folder), diffusers_folder.USAGE
         elif format == "t2v-turbo-v2":
-            result, usage = turbo.write_turbo(trained, folder), turbo.USAGE
+            result, usage = t2v_turbo.write_turbo(trained, folder), t2v_turbo.USAGE
         else:
-            result, usage = lora.write_lora(trained, folder, rank), lora.usage(trained)
+            result, usage = peft_lora.write_lora(trained, folder, rank), peft_lora.usage(trained)
         write_card(
             folder,
             title=f"{trained.run.name}: a few-step student",

@@ -1,1 +1,0 @@
-"""Formats in which a trained student leaves this package; `guidedcd.export` chooses among them."""
