@@ -24,7 +24,6 @@ from guidedcd_internv2.reward import InternV2  # noqa: E402
 from guidedcd_pta import PTAConfig  # noqa: E402
 from guidedcd_shapes.tokens import WorldTokens  # noqa: E402
 
-from guidedcd.batches import Batch  # noqa: E402
 from guidedcd.config.run import (
     Chosen,  # noqa: E402
     Run,  # noqa: E402
@@ -50,6 +49,7 @@ from guidedcd.rewards.image_text import (
     build_clip,  # noqa: E402
 )
 from guidedcd.rewards.tokenizers import ClipTokens  # noqa: E402
+from guidedcd.training.batches import Batch  # noqa: E402
 
 CAPTION = "a red panda eats bamboo in a snowy forest"
 TINY_CLIP = {

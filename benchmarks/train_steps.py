@@ -18,9 +18,9 @@ from guidedcd.acceleration.switch import speed_up
 from guidedcd.config.sections import Student, Train
 from guidedcd.diffusion.sampler import sample
 from guidedcd.models.student import Student as Network
-from guidedcd.parallel import accelerator_for
 from guidedcd.rewards.scorer import Rewards
-from guidedcd.stepper import Stepper
+from guidedcd.training.distributed import accelerator_for
+from guidedcd.training.step import Stepper
 
 REWARDS = ("hps", "clip", "internv2")
 BASE = {"batch_size": 3, "reward_batch": 1, "precision": "bf16", "lr": 1e-5}

@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from guidedcd import acceleration
 from guidedcd.acceleration import attention_backend, operations
 from guidedcd.acceleration.activation_checkpointing import checkpoint_layers
-from guidedcd.weights import Weights
+from guidedcd.training.master_weights import Weights
 
 OFFICIAL = {1: 78.8, 2: 64.0, 4: 57.3}
 """Milliseconds per sample of the official code with PyTorch's attention, by batch, on an H200."""

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
-from guidedcd import optimizer, rollouts, trackers
 from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.devices import device, part
-from guidedcd.parallel import accelerator_for
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
-from guidedcd.runs import claimed, run_folder
-from guidedcd.trainer import Trainer
+from guidedcd.training import optimizer, rollouts, trackers
+from guidedcd.training.distributed import accelerator_for
+from guidedcd.training.run_folder import claimed, run_folder
+from guidedcd.training.trainer import Trainer
 
 
 def run_training(

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from guidedcd.config.sections import Solver
-from guidedcd.diffusion.consistency import consistency, distance
+from guidedcd.diffusion.consistency import distance
 from guidedcd.diffusion.guidance import guided_step, strength_from_relative
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.schedule import NoiseSchedule, expand
 from guidedcd.models.student import Student
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.tiny import tiny_teacher
+from guidedcd.training.losses import consistency
 
 SHAPE = (2, 4, 2, 3, 3)
 SOLVER = Solver(steps=50)

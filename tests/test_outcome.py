@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guidedcd.outcome import Outcome
+from guidedcd.training.step_metrics import Outcome
 
 
 class Others:

@@ -13,11 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from toy import make
 
-from guidedcd import checkpoint
 from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
-from guidedcd.parallel import WHOLE
 from guidedcd.plan import Question, run_plan
 from guidedcd.plan.cheaper import choices
 from guidedcd.plan.estimate import Estimator, run_bytes
@@ -30,7 +28,9 @@ from guidedcd.preprocessing.estimates import passes, store_bytes
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.tiny import tiny_teacher
-from guidedcd.trainer import Trainer
+from guidedcd.training import checkpoint
+from guidedcd.training.distributed import WHOLE
+from guidedcd.training.trainer import Trainer
 
 
 def described(**parts) -> Run:

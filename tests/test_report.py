@@ -15,8 +15,9 @@ import torch
 from guidedcd import scoreboard
 from guidedcd.data import media
 from guidedcd.errors import GuidedCDError
-from guidedcd.report import read_log, write_report
+from guidedcd.report import write_report
 from guidedcd.report.charts import line_chart, ticks
+from guidedcd.training.log import read_log
 
 EMPTY = {"meta", "link", "img", "br", "hr", "input", "source", "line", "polyline", "circle", "path"}
 HOSTILE = 'a "red" circle & <script>alert(1)</script>'

@@ -10,9 +10,9 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from guidedcd.parallel import WHOLE, shard, spread_parameters
-from guidedcd.spread import Spread
-from guidedcd.weights import Weights
+from guidedcd.training.distributed import WHOLE, shard, spread_parameters
+from guidedcd.training.master_weights import Weights
+from guidedcd.training.sharded_weights import Spread
 
 
 @pytest.fixture(scope="module")

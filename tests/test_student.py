@@ -13,7 +13,7 @@ from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student, set_dropout
 from guidedcd.tiny import tiny_teacher
-from guidedcd.weights import Weights
+from guidedcd.training.master_weights import Weights
 
 LORA = sections.Student(kind="lora", rank=2)
 

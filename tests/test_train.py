@@ -18,8 +18,7 @@ import torch
 from safetensors.torch import load_file
 from toy import make
 
-from guidedcd import checkpoint, devices, runs
-from guidedcd.batches import Batches
+from guidedcd import devices
 from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.data.routing import Sample
@@ -29,7 +28,10 @@ from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.shards import shard_name
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.train import run_training
-from guidedcd.trainer import Trainer
+from guidedcd.training import checkpoint, run_folder
+from guidedcd.training.batches import Batches
+from guidedcd.training.log import Log
+from guidedcd.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 
@@ -292,7 +294,7 @@ def test_out_of_memory_names_the_component(toy, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("guidedcd.stepper.consistency", full)
+    monkeypatch.setattr("guidedcd.training.step.consistency", full)
     with pytest.raises(GuidedCDError, match=r"out of memory in the student's forward pass.*--train.batch-size 1"):
         Trainer(run, tmp_path, LatentStore(store), run.teacher.build()).fit()
 
@@ -300,26 +302,29 @@ def test_out_of_memory_names_the_component(toy, tmp_path, monkeypatch):
 def test_runs_that_start_together_do_not_share_a_folder(toy, tmp_path, monkeypatch):
     """A run that saw a name free that another run took meanwhile takes another name, also if that one is finished."""
     one, other = make(), make(seed=1)
-    real = runs.run_folder
+    real = run_folder.run_folder
 
     def late(run, out, *, new, seen=[]):  # noqa: B006 - remembers that it was asked
         seen.append(run)
         return first if len(seen) == 1 else real(run, out, new=new)
 
-    with runs.claimed(one, None, new=False, command="a") as first:
-        monkeypatch.setattr(runs, "run_folder", late)
-        with runs.claimed(other, None, new=False) as second:
+    with run_folder.claimed(one, None, new=False, command="a") as first:
+        monkeypatch.setattr(run_folder, "run_folder", late)
+        with run_folder.claimed(other, None, new=False) as second:
             assert (first.name, second.name) == (first.name, f"{first.name}-2")
-        monkeypatch.setattr(runs, "run_folder", real)
-        with pytest.raises(GuidedCDError, match="being written by another process"), runs.claimed(one, None, new=False):
+        monkeypatch.setattr(run_folder, "run_folder", real)
+        with (
+            pytest.raises(GuidedCDError, match="being written by another process"),
+            run_folder.claimed(one, None, new=False),
+        ):
             pass
-        with runs.claimed(one, None, new=True) as third:
+        with run_folder.claimed(one, None, new=True) as third:
             assert third.name == f"{first.name}-3"
-    for name in runs.RESULTS:
+    for name in run_folder.RESULTS:
         (first / name).parent.mkdir(exist_ok=True)
         (first / name).touch()
-    monkeypatch.setattr(runs, "run_folder", lambda *args, seen=[], **how: late(*args, seen=seen, **how))
-    with runs.claimed(make(seed=2), None, new=False) as fourth:
+    monkeypatch.setattr(run_folder, "run_folder", lambda *args, seen=[], **how: late(*args, seen=seen, **how))
+    with run_folder.claimed(make(seed=2), None, new=False) as fourth:
         assert fourth.name == f"{first.name}-4"
     assert [read_json(folder / "run.json")["seed"] for folder in (first, second, fourth)] == [0, 1, 2]
 
@@ -327,7 +332,7 @@ def test_runs_that_start_together_do_not_share_a_folder(toy, tmp_path, monkeypat
 def test_a_report_does_not_finish_a_run(toy, unmeasured, tmp_path):
     """A run whose report was written before its time is continued; one with all its results is not."""
     run = make()
-    with runs.claimed(run, None, new=False) as folder:
+    with run_folder.claimed(run, None, new=False) as folder:
         (folder / "report.html").touch()
 
     assert run_training(run) == folder
@@ -340,7 +345,7 @@ def test_a_damaged_run_is_no_concern_of_others(toy, tmp_path):
         (tmp_path / "runs" / str(number)).mkdir(parents=True)
         (tmp_path / "runs" / str(number) / "run.json").write_text(text)
 
-    with runs.claimed(make(), None, new=False) as folder:
+    with run_folder.claimed(make(), None, new=False) as folder:
         assert folder.name.endswith("-shapes")
 
 
@@ -369,7 +374,7 @@ def test_the_log_goes_on_where_it_was(tmp_path):
     """A resumed run drops the lines it writes again and odd ones, adds to the time taken, and keeps JSON valid."""
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1, "seconds": 2.5}\nodd\n3\n{"step": 2, "seconds": 4.0}\n{"step": 3, "seco')
-    log = runs.Log(path, resumed_at=1)
+    log = Log(path, resumed_at=1)
     log.write({"step": 2, "loss": float("nan")})
 
     assert log.seconds == 2.5
@@ -517,7 +522,7 @@ from guidedcd.files import read_json
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.train import run_training
-from guidedcd.trainer import Trainer
+from guidedcd.training.trainer import Trainer
 run = Run.from_dict(read_json(Path(sys.argv[1])))
 folder = Path(sys.argv[2]); folder.mkdir(exist_ok=True)
 teacher = run.teacher.build()

@@ -16,7 +16,6 @@ from test_train import interrupted, launch, trained
 from torch import nn
 from toy import make
 
-from guidedcd import checkpoint
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.models.student import Student
@@ -24,8 +23,9 @@ from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.report import write_report
 from guidedcd.train import run_training
-from guidedcd.trainer import Trainer
-from guidedcd.weights import Weights
+from guidedcd.training import checkpoint
+from guidedcd.training.master_weights import Weights
+from guidedcd.training.trainer import Trainer
 
 
 def network() -> nn.Module:
@@ -177,7 +177,7 @@ def test_a_tracker_hears_every_logged_step(toy, tmp_path, monkeypatch):
     from accelerate import tracking
 
     run = make(train={"tracker": "wandb", "steps": 3})
-    monkeypatch.setattr("guidedcd.trackers.get_available_trackers", lambda: [])
+    monkeypatch.setattr("guidedcd.training.trackers.get_available_trackers", lambda: [])
     with pytest.raises(GuidedCDError, match="pip install wandb"):
         run_training(run)
 
@@ -204,8 +204,8 @@ def test_a_tracker_hears_every_logged_step(toy, tmp_path, monkeypatch):
         def finish(self):
             self.said.append("finish")
 
-    monkeypatch.setattr("guidedcd.trackers.get_available_trackers", lambda: ["wandb"])
-    monkeypatch.setattr("guidedcd.trackers.filter_trackers", lambda name, folder: [name])
+    monkeypatch.setattr("guidedcd.training.trackers.get_available_trackers", lambda: ["wandb"])
+    monkeypatch.setattr("guidedcd.training.trackers.filter_trackers", lambda name, folder: [name])
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Heard)
     lines = trained(run, tmp_path / "a", tmp_path / "s")
 

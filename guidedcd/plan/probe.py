@@ -24,7 +24,7 @@ from guidedcd.plan.machines import GB
 from guidedcd.plan.teaching import ROWS
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
-from guidedcd.trainer import Trainer
+from guidedcd.training.trainer import Trainer
 
 LIMIT = 60.0
 """Seconds of measurement in all; what is predicted to end later is not begun."""

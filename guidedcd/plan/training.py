@@ -11,15 +11,15 @@ from typing import Any
 import attrs
 import torch
 
-from guidedcd import parallel
 from guidedcd.config.run import Run
 from guidedcd.data.routing import Route
-from guidedcd.diffusion.consistency import consistency
 from guidedcd.models.student import Student
 from guidedcd.plan.machines import Machine
 from guidedcd.plan.meter import Cost, metered, size
 from guidedcd.plan.teaching import empty
 from guidedcd.rewards.scorer import Rewards
+from guidedcd.training import distributed
+from guidedcd.training.losses import consistency
 
 NARROW = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -170,7 +170,7 @@ def resident(run: Run, whole: int, trained: int, width: int = 4, *, processes: i
     settings = run.train
     eight_bit = settings.optimizer == "adamw-8bit"
     spread = settings.parallel == "fsdp" and processes > 1
-    part = parallel.WHOLE + (1 - parallel.WHOLE) / processes if spread else 1.0
+    part = distributed.WHOLE + (1 - distributed.WHOLE) / processes if spread else 1.0
     narrow = settings.precision == "bf16" and not spread
     average = run.student.ema is not None or settings.average is not None
     averages = 4 * trained if average else 0

@@ -22,6 +22,7 @@ from guidedcd.files import read_json, replacing
 from guidedcd.report.charts import line_chart
 from guidedcd.report.figures import cards, choices, score_tables
 from guidedcd.report.videos import player, shots, validated
+from guidedcd.training.log import read_log
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "open_clip_torch", "peft")
 
@@ -182,21 +183,6 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log that have a step, in order; one that a killed process left half-written is dropped."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict) and isinstance(value.get("step"), int | float):
-            found.append({k: v for k, v in value.items() if not (isinstance(v, float) and not math.isfinite(v))})
-    return found
 
 
 def _duration(seconds: float) -> str:

@@ -16,7 +16,6 @@ import numpy
 import torch
 from torch import Tensor
 
-from guidedcd.batches import strengths
 from guidedcd.config.run import Run
 from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
@@ -25,6 +24,7 @@ from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.sampler import lambdas_at, multistep, multistep_timesteps
 from guidedcd.errors import GuidedCDError
+from guidedcd.training.batches import strengths
 
 DATASET = "prompts"
 """What routes are told as the dataset of such a sample."""

@@ -12,7 +12,7 @@ from guidedcd.data import prompts
 from guidedcd.devices import part
 from guidedcd.inference.pipeline import Trained, batch_size, student_videos
 from guidedcd.models.student import Student
-from guidedcd.weights import Weights
+from guidedcd.training.master_weights import Weights
 
 FOLDER = "validation"
 

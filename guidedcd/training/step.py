@@ -16,18 +16,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from guidedcd import optimizer, parallel
 from guidedcd.acceleration.apply import compiled_as
 from guidedcd.acceleration.switch import is_fast, speed_up
-from guidedcd.batches import Batch
 from guidedcd.config.run import Run
 from guidedcd.devices import part
-from guidedcd.diffusion.consistency import consistency
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
-from guidedcd.outcome import Outcome
 from guidedcd.rewards.scorer import Rewards
-from guidedcd.rollouts import Rollouts
+from guidedcd.training import distributed, optimizer
+from guidedcd.training.batches import Batch
+from guidedcd.training.losses import consistency
+from guidedcd.training.rollouts import Rollouts
+from guidedcd.training.step_metrics import Outcome
 
 Done = Callable[[], dict[str, float]]
 """A launched step: called, it waits for its numbers, and raises GuidedCDError where they are not finite."""
@@ -71,7 +71,7 @@ class Stepper:
         self.grid = self.schedule.grid(run.solver.steps).to(self.device)
         with part("the student", "Use --student.kind lora"):
             torch.manual_seed(run.seed)
-            vae, dtype = getattr(teacher, "vae", None), parallel.DTYPES[settings.precision]
+            vae, dtype = getattr(teacher, "vae", None), distributed.DTYPES[settings.precision]
             if isinstance(vae, nn.Module) and dtype is not None:
                 nn.Module.to(vae, dtype)
             compiled = compiled_as(settings, teacher.network)
@@ -84,7 +84,7 @@ class Stepper:
             self.student = Student(teacher, run.student, tuple(run.energies), take=True).to(self.device)
             if settings.gradient_checkpointing:
                 self.student.enable_gradient_checkpointing(settings.checkpointed)
-            self.model, self.weights = parallel.distribute(self.student, run, accelerator)
+            self.model, self.weights = distributed.distribute(self.student, run, accelerator)
         self.optimizer = accelerator.prepare(optimizer.build(self.weights.masters, settings))
         self._ahead: tuple[int, Future[Batch]] | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,11 @@ from typing import Any
 from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import check_writable, difference, digest, explained, locked, read_json, replacing, write_json
+from guidedcd.files import check_writable, difference, digest, locked, read_json, write_json
 
 RUNS = Path("runs")
+
+
 RESULTS = ("student/student.json", "evaluation.json", "report.html")
 """What a training run leaves: a folder that has all of it is finished. A report alone may be of an unfinished run."""
 
@@ -101,35 +101,3 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def _essence(described: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in described.items() if k not in ("guidedcd", "command", "device")}
-
-
-class Log:
-    """`log.jsonl`: one JSON object a line; a resumed run drops the lines that it will write again."""
-
-    def __init__(self, path: Path, *, resumed_at: int) -> None:
-        self.path = path
-        self.seconds = 0.0
-        """What the runs before this one took."""
-        if path.exists():
-            kept = [line for line in _lines(path) if line["step"] <= resumed_at]
-            self.seconds = max((line.get("seconds", 0.0) for line in kept), default=0.0)
-            with replacing(path) as part:
-                part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-
-    def write(self, line: dict[str, Any]) -> None:
-        """Append one line, at once on disk."""
-        finite = {key: value for key, value in line.items() if math.isfinite(value)}
-        try:
-            with open(self.path, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps(finite) + "\n")
-        except OSError as error:
-            raise explained(error, self.path) from error
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a log; one that a killed process left half-written is dropped."""
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
-            line = json.loads(text)
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
-                yield line

@@ -10,23 +10,23 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from guidedcd import checkpoint
 from guidedcd.acceleration.garbage import settled
-from guidedcd.batches import Batches
 from guidedcd.config.run import Run
 from guidedcd.console import console, progress
 from guidedcd.data.routing import Sample
 from guidedcd.devices import part
 from guidedcd.files import leftovers, replacing
-from guidedcd.interrupt import interruptible
-from guidedcd.parallel import accelerator_for
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.rewards.scorer import Rewards
-from guidedcd.rollouts import Rollouts
-from guidedcd.runs import Log
-from guidedcd.stepper import Done, Stepper
-from guidedcd.trackers import tracked
-from guidedcd.validation import Validation
+from guidedcd.training import checkpoint
+from guidedcd.training.batches import Batches
+from guidedcd.training.distributed import accelerator_for
+from guidedcd.training.interrupt import interruptible
+from guidedcd.training.log import Log
+from guidedcd.training.rollouts import Rollouts
+from guidedcd.training.step import Done, Stepper
+from guidedcd.training.trackers import tracked
+from guidedcd.training.validation import Validation
 
 
 class Trainer(Stepper):

@@ -15,7 +15,7 @@ from guidedcd.devices import is_out_of_memory
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing
 from guidedcd.models.student import Student
-from guidedcd.weights import Weights
+from guidedcd.training.master_weights import Weights
 
 KEPT = 2
 

@@ -17,8 +17,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
-from guidedcd.spread import Spread
-from guidedcd.weights import Weights
+from guidedcd.training.master_weights import Weights
+from guidedcd.training.sharded_weights import Spread
 
 WHOLE = 1 / 16
 """Part of a network's numbers that FSDP2 leaves whole in every process: those of its smallest parameters."""

@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from guidedcd.weights import Weights
+from guidedcd.training.master_weights import Weights
 
 
 class Spread(Weights):
