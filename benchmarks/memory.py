@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from guidedcd import acceleration
 from guidedcd.acceleration.activation_checkpointing import RECOMPUTED, checkpoint_layers
-from guidedcd.plan.meter import metered
+from guidedcd.planning.meter import metered
 
 GIB = 2**30
 SETTINGS = ("nothing", *RECOMPUTED)

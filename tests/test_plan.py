@@ -16,14 +16,14 @@ from toy import make
 from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
-from guidedcd.plan import Question, run_plan
-from guidedcd.plan.cheaper import choices
-from guidedcd.plan.estimate import Estimator, run_bytes
-from guidedcd.plan.machines import GB, KNOWN, Machine, machine
-from guidedcd.plan.meter import Cost, Kernel, metered, without_memory
-from guidedcd.plan.outlines import outline
-from guidedcd.plan.teaching import empty
-from guidedcd.plan.training import resident
+from guidedcd.planning.alternatives import choices
+from guidedcd.planning.estimate import Estimator, run_bytes
+from guidedcd.planning.gpus import GB, KNOWN, Machine, machine
+from guidedcd.planning.meter import Cost, Kernel, metered, without_memory
+from guidedcd.planning.plan import Question, run_plan
+from guidedcd.planning.preprocess_cost import empty
+from guidedcd.planning.skeletons import outline
+from guidedcd.planning.training_cost import resident
 from guidedcd.preprocessing.estimates import passes, store_bytes
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
@@ -343,7 +343,7 @@ def test_a_reward_that_cannot_be_had_is_left_out(toy, capsys):
     broken = attrs.evolve(run, rewards={"toy": run.rewards["toy"]})
     estimator = Estimator(gpu())
     estimator.left_out["reward hps"] = "no file"
-    from guidedcd.plan import warnings
+    from guidedcd.planning.plan import warnings
 
     said = warnings(broken, {"train": estimator.train(broken)}, gpu(), None, estimator.left_out)
     assert any("leaves out reward hps: no file" in line for line in said)
@@ -389,7 +389,7 @@ def test_the_command_takes_the_flags_of_train(toy, capsys):
 
 def test_a_probe_begins_nothing_that_would_take_too_long(toy):
     """What is predicted to end after the limit is not begun, and the row says how long it would take."""
-    from guidedcd.plan.probe import probe
+    from guidedcd.planning.probe import probe
 
     found = probe(make(), Estimator(gpu(half=1e3, single=1e3)), limit=0.5)
     assert all(row["measured"] is None and row["why"] for row in found["rows"])

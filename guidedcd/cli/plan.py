@@ -57,7 +57,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         run = read_run(flags, registry)
         if on is None:
             usable(run.device)
-        from guidedcd.plan import Question, run_plan
+        from guidedcd.planning.plan import Question, run_plan
 
         run_plan(
             run,

@@ -6,8 +6,8 @@ from typing import Any
 
 from guidedcd.config.run import Run
 from guidedcd.console import console, print_table
-from guidedcd.plan.estimate import Estimator, Stage, usable
-from guidedcd.plan.machines import GB, Machine
+from guidedcd.planning.estimate import Estimator, Stage, usable
+from guidedcd.planning.gpus import GB, Machine
 from guidedcd.preprocessing.estimates import passes
 
 

@@ -14,9 +14,9 @@ import torch
 from guidedcd.config.run import Run
 from guidedcd.data.routing import Route
 from guidedcd.models.student import Student
-from guidedcd.plan.machines import Machine
-from guidedcd.plan.meter import Cost, metered, size
-from guidedcd.plan.teaching import empty
+from guidedcd.planning.gpus import Machine
+from guidedcd.planning.meter import Cost, metered, size
+from guidedcd.planning.preprocess_cost import empty
 from guidedcd.rewards.scorer import Rewards
 from guidedcd.training import distributed
 from guidedcd.training.losses import consistency

@@ -19,9 +19,9 @@ import torch
 
 from guidedcd.config.run import Run
 from guidedcd.devices import device, part
-from guidedcd.plan.estimate import Estimator, Stage
-from guidedcd.plan.machines import GB
-from guidedcd.plan.teaching import ROWS
+from guidedcd.planning.estimate import Estimator, Stage
+from guidedcd.planning.gpus import GB
+from guidedcd.planning.preprocess_cost import ROWS
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.training.trainer import Trainer

@@ -13,10 +13,10 @@ from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.devices import device as find_device
 from guidedcd.devices import process
-from guidedcd.plan import show
-from guidedcd.plan.cheaper import choices
-from guidedcd.plan.estimate import Estimator, Stage, usable
-from guidedcd.plan.machines import GB, Machine, machine
+from guidedcd.planning import tables
+from guidedcd.planning.alternatives import choices
+from guidedcd.planning.estimate import Estimator, Stage, usable
+from guidedcd.planning.gpus import GB, Machine, machine
 from guidedcd.preprocessing.estimates import existing
 
 
@@ -73,13 +73,13 @@ def run_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
         "warnings": warnings(run, stages, where, question.store, estimator.left_out),
     }
     if say:
-        show.stages(run, where, processes, stages, estimator)
+        tables.stages(run, where, processes, stages, estimator)
     if question.probe:
-        from guidedcd.plan.probe import probe
+        from guidedcd.planning.probe import probe
 
         found["probe"] = probe(run, estimator)
         if say:
-            show.probed(found["probe"])
+            tables.probed(found["probe"])
     if question.cheaper:
         found["cheaper"] = []
         for choice in choices(run, where.kind):
@@ -88,7 +88,7 @@ def run_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
             if saved:
                 found["cheaper"].append({"stage": choice.stage, "flags": choice.flags, "note": choice.note, **saved})
         if say:
-            show.cheaper(found["cheaper"])
+            tables.cheaper(found["cheaper"])
     if say:
         for warning in found["warnings"]:
             console.print(f"warning  {warning}")

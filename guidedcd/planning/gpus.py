@@ -12,7 +12,7 @@ import attrs
 import torch
 
 from guidedcd.errors import GuidedCDError
-from guidedcd.plan.meter import Cost
+from guidedcd.planning.meter import Cost
 
 GB = 2**30
 

@@ -10,10 +10,10 @@ import attrs
 
 from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
-from guidedcd.plan.machines import GB, Machine
-from guidedcd.plan.outlines import outline
-from guidedcd.plan.teaching import Teaching, teaching
-from guidedcd.plan.training import Training, others, scoring, training
+from guidedcd.planning.gpus import GB, Machine
+from guidedcd.planning.preprocess_cost import Teaching, teaching
+from guidedcd.planning.skeletons import outline
+from guidedcd.planning.training_cost import Training, others, scoring, training
 from guidedcd.preprocessing.estimates import store_bytes
 
 CHECKPOINTS = 3

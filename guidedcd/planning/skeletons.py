@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from guidedcd.config.run import Chosen
-from guidedcd.plan.meter import without_memory
+from guidedcd.planning.meter import without_memory
 
 
 def outline(chosen: Chosen) -> Any:

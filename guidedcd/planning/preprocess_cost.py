@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from guidedcd.config.run import Run
-from guidedcd.plan.machines import Machine
-from guidedcd.plan.meter import Cost, metered, size
+from guidedcd.planning.gpus import Machine
+from guidedcd.planning.meter import Cost, metered, size
 from guidedcd.preprocessing.estimates import Passes, passes
 
 ROWS = 2
