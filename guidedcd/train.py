@@ -37,8 +37,8 @@ def run_training(
         GuidedCDError: A mistake in the configuration, a damaged or foreign file, a full disk, no memory, or a loss
             that is not finite.
     """
-    from guidedcd.evaluate import run_evaluate
-    from guidedcd.report import write_report
+    from guidedcd.evaluation.evaluate import run_evaluate
+    from guidedcd.evaluation.report.page import write_report
 
     where = device(run.device)
     accelerator = accelerator_for(run, where)

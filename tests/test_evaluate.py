@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import tiny
 
-from guidedcd import measure, scoreboard, teacher_figures
 from guidedcd.cli import main
-from guidedcd.compare import compare
 from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
 from guidedcd.errors import GuidedCDError
-from guidedcd.evaluate import run_evaluate
-from guidedcd.statistics import estimate, over_seeds, paired
+from guidedcd.evaluation import arms, model_card, tables
+from guidedcd.evaluation.bootstrap import estimate, over_seeds, paired
+from guidedcd.evaluation.compare import compare
+from guidedcd.evaluation.evaluate import run_evaluate
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_an_evaluation_pairs_student_and_teacher(run, capsys):
     assert [row["evaluations"] for row in found["rows"]] == [2, 4, 2]
     assert found["rows"][0]["scales"] == {"calm": 0.3}
     ours, few = (row["scores"]["motion"]["brightness"]["values"] for row in found["rows"][:2])
-    apart = scoreboard.difference(found, "teacher-2", "motion", "brightness")
+    apart = tables.difference(found, "teacher-2", "motion", "brightness")
     assert apart["mean"] == pytest.approx(np.mean(np.subtract(ours, few)), abs=1e-5)
     assert apart["low"] <= apart["mean"] <= apart["high"]
     shown = capsys.readouterr().out
@@ -202,7 +202,7 @@ def test_a_metric_that_cannot_judge_is_left_out():
         def applies(self, prompt: Prompt) -> bool:
             return prompt.scene is not None
 
-    metric = measure.Metric("oracle", Oracle())
+    metric = arms.Metric("oracle", Oracle())
 
     assert not metric.applies([Prompt(text="a dog")])
     assert metric.applies([Prompt(text="a dog"), Prompt(text="a circle", scene={"shape": 0})])
@@ -220,7 +220,7 @@ def test_the_embedded_teacher_has_a_card(monkeypatch):
     }
     models = "guidedcd_shapes.models"
     monkeypatch.setattr(f"{models}.meta", lambda: {"stages": {"evaluation": {"steps": steps}}})
-    (row,) = teacher_figures.rows(object(), "shapes", {"all", "color"})
+    (row,) = model_card.rows(object(), "shapes", {"all", "color"})
 
     assert (row["label"], row["evaluations"], row["omega"], row["source"]) == (
         "teacher, 50 steps",
@@ -230,7 +230,7 @@ def test_the_embedded_teacher_has_a_card(monkeypatch):
     )
     assert {k: v["mean"] for k, v in row["scores"]["motion"].items()} == {"all": 0.8, "color": 0.9}
     assert row["scores"]["no-motion"]["all"] == {"mean": 0.7, "low": None, "high": None, "n": None}
-    assert teacher_figures.rows(object(), "other", {"all"}) == []
+    assert model_card.rows(object(), "other", {"all"}) == []
 
 
 def test_repeated_seeds_are_refused(run):
@@ -243,8 +243,10 @@ def test_runs_are_compared_in_one_table(run, tmp_path, capsys, monkeypatch):
     """Another run with the same teacher: paired with the first, the teacher measured once, evaluations used again."""
     other = tiny.run_folder(tmp_path / "other", evaluate={"teacher_omega": (1.0, 4.0)}, name="cd-only")
     made = []
-    real = measure.measure
-    monkeypatch.setattr("guidedcd.bench.measure", lambda arm, *a, **k: made.append(arm.name) or real(arm, *a, **k))
+    real = arms.measure
+    monkeypatch.setattr(
+        "guidedcd.evaluation.protocol.measure", lambda arm, *a, **k: made.append(arm.name) or real(arm, *a, **k)
+    )
     first, second = compare([run, other])
 
     assert made.count("student") == 4
@@ -284,11 +286,11 @@ def test_the_summary_says_what_is_certain():
             "differences": [{**apart, "mean": (low + high) / 2, "low": low, "high": high, "n": n}],
         }
 
-    assert "better (+0.200, 95 % interval +0.100 to +0.300)" in scoreboard.summary(evaluation(0.1, 0.3))
-    assert "worse" in scoreboard.summary(evaluation(-0.3, -0.1))
-    assert "no certain difference" in scoreboard.summary(evaluation(-0.1, 0.3))
-    assert "worse" in scoreboard.summary(evaluation(0.1, 0.3, "lower"))
-    assert "no certain difference" in scoreboard.summary(evaluation(0.1, 0.3, n=4))
+    assert "better (+0.200, 95 % interval +0.100 to +0.300)" in tables.summary(evaluation(0.1, 0.3))
+    assert "worse" in tables.summary(evaluation(-0.3, -0.1))
+    assert "no certain difference" in tables.summary(evaluation(-0.1, 0.3))
+    assert "worse" in tables.summary(evaluation(0.1, 0.3, "lower"))
+    assert "no certain difference" in tables.summary(evaluation(0.1, 0.3, n=4))
 
 
 def test_the_command_evaluates_and_compares(run, tmp_path, capsys):

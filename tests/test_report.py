@@ -12,11 +12,11 @@ import pytest
 import tiny
 import torch
 
-from guidedcd import scoreboard
 from guidedcd.data import media
 from guidedcd.errors import GuidedCDError
-from guidedcd.report import write_report
-from guidedcd.report.charts import line_chart, ticks
+from guidedcd.evaluation import tables
+from guidedcd.evaluation.report.charts import line_chart, ticks
+from guidedcd.evaluation.report.page import write_report
 from guidedcd.training.log import read_log
 
 EMPTY = {"meta", "link", "img", "br", "hr", "input", "source", "line", "polyline", "circle", "path"}
@@ -127,7 +127,7 @@ def evaluation(folder: Path) -> dict:
         "differences": differences,
         "videos": [{"prompt": HOSTILE, "split": "motion", "seed": 0, "panes": panes}],
     }
-    found["summary"] = scoreboard.summary(found)
+    found["summary"] = tables.summary(found)
     return found
 
 

@@ -69,8 +69,10 @@ def unmeasured(monkeypatch):
         (folder / "report.html").write_text("done")
         return folder / "report.html"
 
-    monkeypatch.setattr("guidedcd.evaluate.run_evaluate", lambda folder: (folder / "evaluation.json").write_text("{}"))
-    monkeypatch.setattr("guidedcd.report.write_report", report)
+    monkeypatch.setattr(
+        "guidedcd.evaluation.evaluate.run_evaluate", lambda folder: (folder / "evaluation.json").write_text("{}")
+    )
+    monkeypatch.setattr("guidedcd.evaluation.report.page.write_report", report)
 
 
 def test_a_run_keeps_the_command_that_made_it(toy, unmeasured, tmp_path):

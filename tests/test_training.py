@@ -17,11 +17,11 @@ from torch import nn
 from toy import make
 
 from guidedcd.errors import GuidedCDError
+from guidedcd.evaluation.report.page import write_report
 from guidedcd.files import read_json
 from guidedcd.models.student import Student
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
-from guidedcd.report import write_report
 from guidedcd.train import run_training
 from guidedcd.training import checkpoint
 from guidedcd.training.master_weights import Weights

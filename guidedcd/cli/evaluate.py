@@ -83,14 +83,14 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         }
         options = {name: value for name, value in options.items() if value is not None}
         if more:
-            from guidedcd.compare import compare
+            from guidedcd.evaluation.compare import compare
 
             compare(folders, **options)
             return
         from guidedcd.console import console
-        from guidedcd.evaluate import run_evaluate
+        from guidedcd.evaluation.evaluate import run_evaluate
+        from guidedcd.evaluation.report.page import write_report
         from guidedcd.inference.pipeline import home
-        from guidedcd.report import write_report
 
         run_evaluate(folders[0], **options)
         console.print(f"report   {write_report(home(folders[0]))}")

@@ -27,6 +27,6 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         """
         folder = existing(run)
         from guidedcd.console import console
-        from guidedcd.report import write_report
+        from guidedcd.evaluation.report.page import write_report
 
         console.print(f"report   {write_report(folder, out=out)}")

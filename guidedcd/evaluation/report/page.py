@@ -6,7 +6,6 @@ The page is complete without JavaScript, which only plays the videos together; i
 from __future__ import annotations
 
 import json
-import math
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import guidedcd
-from guidedcd import scoreboard
 from guidedcd.errors import GuidedCDError
+from guidedcd.evaluation import tables
+from guidedcd.evaluation.report.charts import line_chart
+from guidedcd.evaluation.report.score_tables import cards, choices, score_tables
+from guidedcd.evaluation.report.videos import player, shots, validated
 from guidedcd.files import read_json, replacing
-from guidedcd.report.charts import line_chart
-from guidedcd.report.figures import cards, choices, score_tables
-from guidedcd.report.videos import player, shots, validated
 from guidedcd.training.log import read_log
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "open_clip_torch", "peft")
@@ -66,7 +65,7 @@ def page(
         _section("Configuration", _configuration(run)),
         _section("Environment", _environment(run, evaluation)),
     ]
-    files = resources.files(__name__)
+    files = resources.files(__package__)
     style = (files / "style.css").read_text(encoding="utf-8")
     script = (files / "player.js").read_text(encoding="utf-8")
     return (
@@ -115,7 +114,7 @@ def command(folder: Path, run: Mapping[str, Any]) -> str:
 def _summary(evaluation: Mapping[str, Any] | None) -> str:
     if evaluation is None:
         return '<p class="summary">This run has not been evaluated yet.</p>'
-    return f'<p class="summary">{escape(evaluation.get("summary") or scoreboard.summary(evaluation))}</p>'
+    return f'<p class="summary">{escape(evaluation.get("summary") or tables.summary(evaluation))}</p>'
 
 
 def _videos(folder: Path, evaluation: Mapping[str, Any] | None) -> str:

@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from guidedcd.scoreboard import OURS, difference, figure, interval, scores_of, sense, settings, signed, title, verdict
+from guidedcd.evaluation.tables import (
+    OURS,
+    difference,
+    figure,
+    interval,
+    scores_of,
+    sense,
+    settings,
+    signed,
+    title,
+    verdict,
+)
 
 WORDS = {"good": "better", "bad": "worse"}
 

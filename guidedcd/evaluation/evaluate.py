@@ -18,15 +18,15 @@ import attrs
 import torch
 
 import guidedcd
-from guidedcd import scoreboard, teacher_figures
-from guidedcd.bench import Baselines, Bench, Settings, steps_of
 from guidedcd.console import console, progress
 from guidedcd.data import media, prompts
 from guidedcd.errors import GuidedCDError
+from guidedcd.evaluation import model_card, tables
+from guidedcd.evaluation.arms import Arm, Measured, headline, video_seed
+from guidedcd.evaluation.bootstrap import estimate, paired
+from guidedcd.evaluation.protocol import Baselines, Bench, Settings, steps_of
 from guidedcd.files import file_digest, write_json
 from guidedcd.inference.pipeline import Trained, batch_size, load, strengths, student_videos
-from guidedcd.measure import Arm, Measured, headline, video_seed
-from guidedcd.statistics import estimate, paired
 
 
 def run_evaluate(folder: Path, *, baselines: Baselines | None = None, quiet: bool = False, **options: Any) -> dict:
@@ -55,7 +55,7 @@ def run_evaluate(folder: Path, *, baselines: Baselines | None = None, quiet: boo
     steps = asked.steps
     make = partial(student_videos, trained, steps=steps, omega=asked.omega, scales=scales)
     ours = Arm(
-        name=scoreboard.OURS,
+        name=tables.OURS,
         label=f"student, {steps_of(steps)}",
         steps=steps,
         evaluations=steps,
@@ -73,10 +73,10 @@ def run_evaluate(folder: Path, *, baselines: Baselines | None = None, quiet: boo
         videos = _write_videos(bench, shown, measured, advance)
     found = _described(trained, asked, bench, arms, measured)
     found["videos"] = videos
-    found["summary"] = scoreboard.summary(found)
+    found["summary"] = tables.summary(found)
     write_json(trained.folder / "evaluation.json", found)
     if not quiet:
-        for table in scoreboard.tables(found):
+        for table in tables.tables(found):
             console.print(table)
         console.print("95 % intervals by the bootstrap over prompts; differences are paired by prompt and noise.")
     console.print(f"evaluate {found['summary']}")
@@ -136,7 +136,7 @@ def _described(
         "headline": first[0] if first else None,
         "against": arms[1].name,
         "rows": [_row(arm, measured[arm.name], by_prompt[arm.name]) for arm in arms]
-        + teacher_figures.rows(trained.teacher, trained.run.teacher.name, keys),
+        + model_card.rows(trained.teacher, trained.run.teacher.name, keys),
         "differences": [
             {"row": arms[0].name, "against": arm.name, "split": split, "score": key, **paired(mine, theirs).to_dict()}
             for arm in arms[1:]

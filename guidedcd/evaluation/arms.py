@@ -16,8 +16,8 @@ from torch import Tensor
 
 from guidedcd.data.clips import Prompt
 from guidedcd.devices import part
+from guidedcd.evaluation.bootstrap import over_seeds
 from guidedcd.plugins.registry import Registry, blame
-from guidedcd.statistics import over_seeds
 
 SEED_STEP, SPLIT_STEP = 1_000_000, 100_000
 """How far apart the seeds of videos lie, between an evaluation's seeds and between its splits."""

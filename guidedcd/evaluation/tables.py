@@ -1,6 +1,6 @@
 """What an evaluation says, for readers: tables for the terminal, and one sentence computed from the figures. No torch.
 
-The argument `evaluation` is always the content of an evaluation.json, see `guidedcd.evaluate`.
+The argument `evaluation` is always the content of an evaluation.json, see `guidedcd.evaluation.evaluate`.
 """
 
 from __future__ import annotations

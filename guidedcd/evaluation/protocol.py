@@ -9,13 +9,13 @@ from typing import Any
 
 import attrs
 
-from guidedcd import scoreboard
 from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
+from guidedcd.evaluation import tables
+from guidedcd.evaluation.arms import Arm, Measured, Metric, best, build_metrics, headline, measure
+from guidedcd.evaluation.bootstrap import estimate
 from guidedcd.inference.pipeline import Trained, teacher_videos
-from guidedcd.measure import Arm, Measured, Metric, best, build_metrics, headline, measure
 from guidedcd.plugins.registry import load_plugins
-from guidedcd.statistics import estimate
 
 CHOOSING_SEED, CHOOSING_SPLIT = 99, 9
 """Where the noise comes from that settings are chosen on."""
@@ -151,11 +151,11 @@ class Bench:
     ) -> Measured:
         key = (self.trained.teacher.fingerprint(), arm.steps, arm.omega, arm.solver, split, tuple(seeds))
         key += (tuple(p.text for p in some), tuple(keep), tuple(m.name for m in self.metrics), self.asked.dtype)
-        if arm.name != scoreboard.OURS and key in self.baselines:
+        if arm.name != tables.OURS and key in self.baselines:
             advance(self.baselines[key].count)
             return self.baselines[key]
         found = measure(arm, some, seeds, self.metrics, split=split, batch=self.asked.batch, keep=keep, advance=advance)
-        if arm.name != scoreboard.OURS:
+        if arm.name != tables.OURS:
             self.baselines[key] = found
         return found
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from guidedcd import scoreboard
-from guidedcd.bench import Baselines
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
-from guidedcd.evaluate import run_evaluate
+from guidedcd.evaluation import tables
+from guidedcd.evaluation.bootstrap import paired
+from guidedcd.evaluation.evaluate import run_evaluate
+from guidedcd.evaluation.protocol import Baselines
 from guidedcd.files import file_digest, read_json
-from guidedcd.statistics import paired
 
 
 def compare(folders: Sequence[Path], **options: Any) -> list[dict[str, Any]]:
@@ -55,7 +55,7 @@ def compare(folders: Sequence[Path], **options: Any) -> list[dict[str, Any]]:
                 mine = _values(other)[split].get(key)
                 if mine is not None:
                     apart[name, split, key] = paired(mine, theirs).to_dict()
-    for table in scoreboard.comparison(list(zip(names, found, strict=True)), apart):
+    for table in tables.comparison(list(zip(names, found, strict=True)), apart):
         console.print(table)
     return found
 
@@ -76,7 +76,7 @@ def _distinct(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 def _values(evaluation: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
     """The student's scores by split, score and prompt."""
-    row = next(row for row in evaluation["rows"] if row["name"] == scoreboard.OURS)
+    row = next(row for row in evaluation["rows"] if row["name"] == tables.OURS)
     return {
         split: {key: [math.nan if v is None else v for v in score["values"]] for key, score in scores.items()}
         for split, scores in row["scores"].items()
