@@ -78,7 +78,7 @@ def nonzero(module: nn.Module) -> nn.Module:
 def teacher(device: torch.device, tiny: bool) -> LatentTeacher:
     """VideoCrafter2's denoiser (1.4 B parameters) and autoencoder in float32; there is no text encoder."""
     if tiny:
-        from guidedcd.tiny import tiny_teacher
+        from guidedcd.testing.tiny_teacher import tiny_teacher
 
         return tiny_teacher(frames=5).to(device)
     from diffusers import AutoencoderKL, UNet3DConditionModel

@@ -14,7 +14,7 @@ from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.schedule import NoiseSchedule, expand
 from guidedcd.models.student import Student
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.tiny import tiny_teacher
+from guidedcd.testing.tiny_teacher import tiny_teacher
 from guidedcd.training.losses import consistency
 
 SHAPE = (2, 4, 2, 3, 3)

@@ -26,7 +26,7 @@ from guidedcd.models.checkpoints.reading import open_state
 from guidedcd.models.guidance_inputs import GuidanceProjection
 from guidedcd.models.student import Student
 from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
-from guidedcd.tiny import tiny_teacher
+from guidedcd.testing.tiny_teacher import tiny_teacher
 
 
 @pytest.fixture(scope="module")

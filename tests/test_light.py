@@ -42,7 +42,7 @@ print("loaded:", *[m for m in {HEAVY!r} if m in sys.modules])
         "guidedcd.config.run",
         "guidedcd.config.resolve",
         "guidedcd.testing",
-        "guidedcd.pytest_plugin",
+        "guidedcd.testing.pytest_plugin",
         "guidedcd.files",
     ],
 )

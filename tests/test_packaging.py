@@ -32,7 +32,7 @@ def test_the_wheel_has_a_command_and_a_pytest_plugin(wheel):
     fixtures = entrypoints.get_single("pytest11", "guidedcd", path=[str(wheel)])
 
     assert (command.module_name, command.object_name) == ("guidedcd.cli", "main")
-    assert fixtures.module_name == "guidedcd.pytest_plugin"
+    assert fixtures.module_name == "guidedcd.testing.pytest_plugin"
 
 
 def test_the_wheel_carries_every_file(names, repository):

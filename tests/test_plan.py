@@ -27,7 +27,7 @@ from guidedcd.planning.training_cost import resident
 from guidedcd.preprocessing.estimates import passes, store_bytes
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
-from guidedcd.tiny import tiny_teacher
+from guidedcd.testing.tiny_teacher import tiny_teacher
 from guidedcd.training import checkpoint
 from guidedcd.training.distributed import WHOLE
 from guidedcd.training.trainer import Trainer

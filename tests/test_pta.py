@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from guidedcd.diffusion.guidance import guided_step
 from guidedcd.diffusion.randomness import noise
-from guidedcd.tiny import tiny_teacher
+from guidedcd.testing.tiny_teacher import tiny_teacher
 
 
 def maps(seed: int, *shape: int) -> torch.Tensor:

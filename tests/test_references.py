@@ -10,7 +10,7 @@ import torch
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.energies import inversion
-from guidedcd.tiny import tiny_teacher
+from guidedcd.testing.tiny_teacher import tiny_teacher
 
 STEPS = 10
 

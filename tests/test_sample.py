@@ -17,7 +17,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.inference.teacher_sampler import Guide, teacher_sample
 from guidedcd.models.student import Student
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.tiny import tiny_teacher
+from guidedcd.testing.tiny_teacher import tiny_teacher
 
 
 @pytest.fixture(scope="module")

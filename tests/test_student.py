@@ -12,7 +12,7 @@ from guidedcd.diffusion.embeddings import guidance_embedding, guidance_scale_emb
 from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student, set_dropout
-from guidedcd.tiny import tiny_teacher
+from guidedcd.testing.tiny_teacher import tiny_teacher
 from guidedcd.training.master_weights import Weights
 
 LORA = sections.Student(kind="lora", rank=2)

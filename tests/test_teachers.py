@@ -8,7 +8,7 @@ import torch
 from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.attention_probes import record, select_layers, temporal_layers
-from guidedcd.tiny import tiny_teacher
+from guidedcd.testing.tiny_teacher import tiny_teacher
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from guidedcd.data.routing import Reader, Route, Sample
 
 if TYPE_CHECKING:
-    from guidedcd.testing import Subject
+    from guidedcd.testing.subject import Subject
 
 
 def samples() -> list[Sample]:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guidedcd.behaviour.common import CAPTIONS, T, is_batch, random, unchanged
 from guidedcd.diffusion.guidance import guided_step
 from guidedcd.diffusion.seen import Seen
+from guidedcd.testing.helpers import CAPTIONS, T, is_batch, random, unchanged
 
 if TYPE_CHECKING:
-    from guidedcd.testing import Subject
+    from guidedcd.testing.subject import Subject
 
 
 def look(subject: Subject, z: Tensor, t: int = T) -> Seen:

@@ -21,43 +21,10 @@ import attrs
 from guidedcd.config.reflection import docs_of
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Component, load_plugins
+from guidedcd.testing.subject import Subject
 
 HEAVY = ("torch", "diffusers", "transformers", "open_clip")
 """What offering a component must not import: `guidedcd --help` waits for every plugin."""
-
-
-class Subject:
-    """One component under test, built once for all its checks."""
-
-    def __init__(self, component: Component, config: Any = None) -> None:
-        """Take a component, and the options to test it with (default: its defaults)."""
-        self.component, self.config = component, config
-
-    @cached_property
-    def built(self) -> Any:
-        """The component, made from its config.
-
-        Raises:
-            SkipTest: It cannot be made from its defaults, for want of a file.
-        """
-        try:
-            return self.component.build(self.config)
-        except GuidedCDError as error:
-            if self.config is not None:
-                raise
-            raise SkipTest(f"needs options to be built: {error}") from error
-
-    @cached_property
-    def options(self) -> Any:
-        """The config it is built from."""
-        return self.component.config() if self.config is None else self.config
-
-    @cached_property
-    def teacher(self) -> Any:
-        """A tiny teacher, shared by the checks."""
-        from guidedcd.tiny import tiny_teacher
-
-        return tiny_teacher()
 
 
 @attrs.frozen
@@ -96,7 +63,7 @@ def checks_of(component: Component, *, config: Any = None, behaviour: bool = Tru
     subject = Subject(component, config)
     rules: list[Callable[[Subject], None]] = [offering_is_light, config_is_sound, target_is_importable]
     if behaviour:
-        from guidedcd import behaviour as behaviours
+        from guidedcd.testing import rules as behaviours
 
         rules += behaviours.RULES[component.kind]
     return [Check(subject, rule) for rule in rules]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guidedcd.behaviour.common import CAPTIONS, is_batch, random, unchanged
+from guidedcd.testing.helpers import CAPTIONS, is_batch, random, unchanged
 
 if TYPE_CHECKING:
-    from guidedcd.testing import Subject
+    from guidedcd.testing.subject import Subject
 
 
 def video(subject: Subject, batch: int = 2) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from guidedcd.behaviour import energies, others, rewards, routes
+from guidedcd.testing import energies, other_kinds, rewards, routes
 
 if TYPE_CHECKING:
-    from guidedcd.testing import Subject
+    from guidedcd.testing.subject import Subject
 
 Rule = Callable[["Subject"], None]
 
@@ -16,8 +16,8 @@ RULES: dict[str, list[Rule]] = {
     "energy": energies.RULES,
     "reward": rewards.RULES,
     "route": routes.RULES,
-    "teacher": [others.teacher_keeps_its_shapes, others.teacher_has_one_fingerprint],
-    "dataset": [others.dataset_yields_clips],
-    "metric": [others.metric_scores_each_video],
+    "teacher": [other_kinds.teacher_keeps_its_shapes, other_kinds.teacher_has_one_fingerprint],
+    "dataset": [other_kinds.dataset_yields_clips],
+    "metric": [other_kinds.metric_scores_each_video],
 }
 """By kind, every rule of behaviour."""

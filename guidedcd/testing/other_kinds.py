@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from guidedcd.behaviour.common import CAPTIONS, T, random
+from guidedcd.testing.helpers import CAPTIONS, T, random
 
 if TYPE_CHECKING:
-    from guidedcd.testing import Subject
+    from guidedcd.testing.subject import Subject
 
 
 def teacher_keeps_its_shapes(subject: Subject) -> None:
