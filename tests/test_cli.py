@@ -366,7 +366,7 @@ def test_a_missing_run_folder_is_said(command, argv):
 
 def test_singular_and_plural_do_not_touch_values():
     """Only flags are renamed."""
-    from guidedcd.cli.flags import same_words
+    from guidedcd.cli.run_flags import same_words
 
     assert same_words(["train", "--reward", "reward", "--routes.keep.x=--metric"]) == [
         "train",

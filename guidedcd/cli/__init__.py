@@ -12,9 +12,22 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 import guidedcd
-from guidedcd.cli import convert, data, evaluate, export, plan, plugins, preprocess, report, sample, store, train, typed
-from guidedcd.cli.flags import run_flags, same_words
-from guidedcd.cli.mistakes import explain
+from guidedcd.cli import (
+    command_line,
+    convert,
+    data,
+    evaluate,
+    export,
+    plan,
+    plugins,
+    preprocess,
+    report,
+    sample,
+    store,
+    train,
+)
+from guidedcd.cli.errors import explain
+from guidedcd.cli.run_flags import run_flags, same_words
 from guidedcd.config.sources import profiles
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Registry, load_plugins
@@ -61,7 +74,7 @@ def build(registry: Registry, command: str = "", profile: str = "shapes") -> App
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `guidedcd` and exit: 0 done, 1 something was found wrong, 2 a mistake of the user, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    typed.note(argv)
+    command_line.note(argv)
     tokens = same_words(argv)
     registry = Registry()
     try:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import App
 
-from guidedcd.cli.values import NUMBER
+from guidedcd.cli.number_types import NUMBER
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Registry, suggest
 

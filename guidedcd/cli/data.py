@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from guidedcd.cli.flags import read_run
+from guidedcd.cli.run_flags import read_run
 from guidedcd.plugins.registry import Registry
 
 

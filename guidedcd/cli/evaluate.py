@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from guidedcd.cli.sample import scales, trained
-from guidedcd.cli.values import NUMBER, WHOLE
+from guidedcd.cli.arguments import scales, trained
+from guidedcd.cli.number_types import NUMBER, WHOLE
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Registry
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import App
 
-from guidedcd.cli.values import WHOLE
+from guidedcd.cli.number_types import WHOLE
 from guidedcd.plugins.registry import Registry
 
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from guidedcd.cli.flags import read_run
+from guidedcd.cli.number_types import NUMBER, WHOLE
+from guidedcd.cli.run_flags import read_run
 from guidedcd.cli.train import usable
-from guidedcd.cli.values import NUMBER, WHOLE
 from guidedcd.plugins.registry import Registry
 
 

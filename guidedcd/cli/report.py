@@ -7,7 +7,7 @@ from typing import Any
 
 from cyclopts import App
 
-from guidedcd.cli.folders import existing
+from guidedcd.cli.arguments import existing
 from guidedcd.plugins.registry import Registry
 
 

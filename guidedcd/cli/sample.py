@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from guidedcd.cli.folders import existing
-from guidedcd.cli.values import NUMBER, WHOLE
+from guidedcd.cli.arguments import scales, trained
+from guidedcd.cli.number_types import NUMBER, WHOLE
 from guidedcd.config.resolve import choose
 from guidedcd.config.run import Chosen
 from guidedcd.config.structure import Value
@@ -150,34 +150,3 @@ def _published(student: Path, teacher: str | None, options: dict[str, Any], regi
         raise GuidedCDError("a published student needs its base model: --teacher videocrafter2:model.ckpt.")
     given = {name: Value(str(v) if isinstance(v, Path) else v, f"--{name}") for name, v in options.items()}
     return student, choose("teacher", teacher, given, "--teacher", registry)
-
-
-def trained(folder: Path) -> Path:
-    """`folder`, if it is a run's or holds a student.
-
-    Raises:
-        GuidedCDError: There is none, or it is something else.
-    """
-    if folder.is_file():
-        raise GuidedCDError(
-            f"{folder} is a file and no run folder. A published student is given with its base model: "
-            f"--student {folder} --teacher videocrafter2:model.ckpt."
-        )
-    return folder if (folder / "student.json").is_file() else existing(folder)
-
-
-def scales(given: list[str] | None) -> float | dict[str, float] | None:
-    """`--scale 0.3`, or `--scale pta=0.3 --scale calm=0`.
-
-    Raises:
-        GuidedCDError: No number.
-    """
-    if not given:
-        return None
-    pairs = [text.rpartition("=") for part in given for text in part.split(",")]
-    try:
-        if len(pairs) == 1 and not pairs[0][0]:
-            return float(pairs[0][2])
-        return {name: float(number) for name, _, number in pairs}
-    except ValueError:
-        raise GuidedCDError(f"--scale must be a number or NAME=NUMBER, not '{' '.join(given)}'.") from None

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from guidedcd.cli.flags import read_run
-from guidedcd.cli.typed import command
+from guidedcd.cli.command_line import command
+from guidedcd.cli.run_flags import read_run
 from guidedcd.plugins.registry import Registry
 
 

@@ -1,0 +1,51 @@
+"""Run folders as arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from guidedcd.errors import GuidedCDError
+
+
+def existing(folder: Path) -> Path:
+    """`folder`, if it exists.
+
+    Raises:
+        GuidedCDError: There is none; names the latest runs.
+    """
+    if not folder.is_dir():
+        made = sorted(Path("runs").glob("*/run.json"), key=lambda file: file.stat().st_mtime)
+        hint = f"Latest runs: {', '.join(str(f.parent) for f in made[-3:])}." if made else "`guidedcd train` makes one."
+        raise GuidedCDError(f"there is no run folder {folder}. {hint}")
+    return folder
+
+
+def trained(folder: Path) -> Path:
+    """`folder`, if it is a run's or holds a student.
+
+    Raises:
+        GuidedCDError: There is none, or it is something else.
+    """
+    if folder.is_file():
+        raise GuidedCDError(
+            f"{folder} is a file and no run folder. A published student is given with its base model: "
+            f"--student {folder} --teacher videocrafter2:model.ckpt."
+        )
+    return folder if (folder / "student.json").is_file() else existing(folder)
+
+
+def scales(given: list[str] | None) -> float | dict[str, float] | None:
+    """`--scale 0.3`, or `--scale pta=0.3 --scale calm=0`.
+
+    Raises:
+        GuidedCDError: No number.
+    """
+    if not given:
+        return None
+    pairs = [text.rpartition("=") for part in given for text in part.split(",")]
+    try:
+        if len(pairs) == 1 and not pairs[0][0]:
+            return float(pairs[0][2])
+        return {name: float(number) for name, _, number in pairs}
+    except ValueError:
+        raise GuidedCDError(f"--scale must be a number or NAME=NUMBER, not '{' '.join(given)}'.") from None
