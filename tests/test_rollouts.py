@@ -13,8 +13,8 @@ from guidedcd.data.routing import Reader, Sample, route
 from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
-from guidedcd.train import run_training
 from guidedcd.training.rollouts import Rollouts, listed
+from guidedcd.workflow import run_training
 
 CLIPS = [Sample(id=f"{i}", dataset="toy", caption=f"clip {i}") for i in range(9)]
 

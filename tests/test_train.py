@@ -27,11 +27,11 @@ from guidedcd.files import read_json, write_json
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.shards import shard_name
 from guidedcd.preprocessing.store import LatentStore
-from guidedcd.train import run_training
 from guidedcd.training import checkpoint, run_folder
 from guidedcd.training.batches import Batches
 from guidedcd.training.log import Log
 from guidedcd.training.trainer import Trainer
+from guidedcd.workflow import run_training
 
 HERE = Path(__file__).parent
 
@@ -523,7 +523,7 @@ from guidedcd.config.run import Run
 from guidedcd.files import read_json
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
-from guidedcd.train import run_training
+from guidedcd.workflow import run_training
 from guidedcd.training.trainer import Trainer
 run = Run.from_dict(read_json(Path(sys.argv[1])))
 folder = Path(sys.argv[2]); folder.mkdir(exist_ok=True)

@@ -22,10 +22,10 @@ from guidedcd.files import read_json
 from guidedcd.models.student import Student
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
-from guidedcd.train import run_training
 from guidedcd.training import checkpoint
 from guidedcd.training.master_weights import Weights
 from guidedcd.training.trainer import Trainer
+from guidedcd.workflow import run_training
 
 
 def network() -> nn.Module:

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from cyclopts import App
 
 from guidedcd.cli.number_types import NUMBER
-from guidedcd.errors import GuidedCDError
-from guidedcd.plugins.registry import Registry, suggest
+from guidedcd.errors import GuidedCDError, suggest
+from guidedcd.plugins.registry import Registry
 
 KINDS = ("videocrafter2",)
 

@@ -15,8 +15,8 @@ from rich.markup import escape
 from guidedcd.config.reflection import docs_of, flag, positional
 from guidedcd.config.run import KINDS
 from guidedcd.console import console, print_table
-from guidedcd.errors import GuidedCDError
-from guidedcd.plugins.registry import Component, Registry, suggest
+from guidedcd.errors import GuidedCDError, suggest
+from guidedcd.plugins.registry import Component, Registry
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -31,7 +31,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         """
         run = read_run(flags, registry)
         usable(run.device)
-        from guidedcd.train import run_training
+        from guidedcd.workflow import run_training
 
         run_training(run, out=out, store=store, new=new, command=command())
 

@@ -14,8 +14,7 @@ import attrs
 
 from guidedcd.config.run import KINDS, SCALARS, SECTIONS
 from guidedcd.config.structure import Value
-from guidedcd.errors import GuidedCDError
-from guidedcd.plugins.registry import suggest
+from guidedcd.errors import GuidedCDError, suggest
 
 ALIASES = {"energies": "energy", "reward": "rewards", "route": "routes", "metric": "metrics", "dataset": "data"}
 """Other number, same word; accepted everywhere."""

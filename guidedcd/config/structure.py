@@ -12,8 +12,7 @@ from typing import Any
 import attrs
 
 from guidedcd.config.reflection import flag, types_of
-from guidedcd.errors import GuidedCDError
-from guidedcd.plugins.registry import suggest
+from guidedcd.errors import GuidedCDError, suggest
 
 
 @attrs.frozen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import re
@@ -13,12 +12,15 @@ from importlib import metadata
 import attrs
 import pluggy
 
-from guidedcd.errors import GuidedCDError, PluginError
+from guidedcd.errors import GuidedCDError, PluginError, suggest
 from guidedcd.plugins import hookspecs
 from guidedcd.plugins.configs import DatasetConfig, EnergyConfig, MetricConfig, RewardConfig, RouteConfig, TeacherConfig
 
 GROUP = "guidedcd"
+
+
 BLOCK = "GUIDEDCD_BLOCK"
+
 
 HOOKS = {
     "energy": "register_energies",
@@ -30,6 +32,7 @@ HOOKS = {
 }
 """Every kind of component, and the hook that offers it."""
 
+
 CONFIGS = {
     "energy": EnergyConfig,
     "reward": RewardConfig,
@@ -40,7 +43,10 @@ CONFIGS = {
 }
 """What the config of each kind must derive from: the engine reads these fields."""
 
+
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -124,12 +130,6 @@ class Registry:
         broken = ", ".join(f.plugin for f in self.failures)
         note = f" Not loaded: {broken}. See `guidedcd plugins doctor`." if broken else ""
         raise PluginError(f"no {kind} named '{name}'.{suggest(name, known) or hint} Known: {_listed(known)}.{note}")
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'x'?" for the closest of `known`, or nothing."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,10 +9,9 @@ from typing import Any
 
 import attrs
 
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, suggest
 from guidedcd.models.checkpoints.lvdm_unet import PUBLISHED, unet_arguments, unet_config
 from guidedcd.models.checkpoints.lvdm_vae_text import text_arguments, vae_arguments
-from guidedcd.plugins.registry import suggest
 
 DDCONFIG: dict[str, Any] = {
     "double_z": True,
