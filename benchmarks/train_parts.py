@@ -24,30 +24,18 @@ from guidedcd_internv2.reward import InternV2  # noqa: E402
 from guidedcd_pta import PTAConfig  # noqa: E402
 from guidedcd_shapes.tokens import WorldTokens  # noqa: E402
 
-from guidedcd.config.run import (
-    Chosen,  # noqa: E402
-    Run,  # noqa: E402
-)
+from guidedcd.config.run import Chosen, Run  # noqa: E402
 from guidedcd.data.geometry import Geometry  # noqa: E402
-from guidedcd.data.routing import (
-    Route,  # noqa: E402
-    Sample,  # noqa: E402
-)
+from guidedcd.data.routing import Route, Sample  # noqa: E402
 from guidedcd.diffusion.schedule import NoiseSchedule  # noqa: E402
 from guidedcd.models.checkpoints.architecture import DDCONFIG  # noqa: E402
-from guidedcd.models.checkpoints.lvdm_unet import (
-    PUBLISHED,  # noqa: E402
-    unet_arguments,  # noqa: E402
-)
+from guidedcd.models.checkpoints.lvdm_unet import PUBLISHED, unet_arguments  # noqa: E402
 from guidedcd.models.checkpoints.lvdm_vae_text import vae_arguments  # noqa: E402
 from guidedcd.models.teachers.latent import LatentTeacher  # noqa: E402
 from guidedcd.plugins.configs import TeacherConfig  # noqa: E402
 from guidedcd.rewards import pixels  # noqa: E402
 from guidedcd.rewards.frozen import FrozenReward  # noqa: E402
-from guidedcd.rewards.image_text import (
-    ImageTextReward,  # noqa: E402
-    build_clip,  # noqa: E402
-)
+from guidedcd.rewards.image_text import ImageTextReward, build_clip  # noqa: E402
 from guidedcd.rewards.tokenizers import ClipTokens  # noqa: E402
 from guidedcd.training.batches import Batch  # noqa: E402
 

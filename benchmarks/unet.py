@@ -1,4 +1,4 @@
-"""The denoiser of VideoCrafter2's size, forward and in training, stock and on the fast paths of `guidedcd.acceleration`.
+"""The denoiser of VideoCrafter2's size, forward and in training: stock, and accelerated by `guidedcd.acceleration`.
 
     python benchmarks/unet.py --out unet.json --budget 150
     for i in 1 2 3 4; do

@@ -19,11 +19,10 @@ from guidedcd.plugins.configs import (
     TeacherConfig,
 )
 from guidedcd.plugins.hookspecs import Register, hookimpl
+from guidedcd.version import __version__
 
 if TYPE_CHECKING:
     from guidedcd.diffusion.seen import Seen
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ComponentConfig",

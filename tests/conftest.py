@@ -75,7 +75,7 @@ from pathlib import Path
 import attrs
 
 from guidedcd import *
-from guidedcd.config.sections import DatasetConfig, EnergyConfig, MetricConfig, RewardConfig, RouteConfig, TeacherConfig
+from guidedcd.plugins.configs import DatasetConfig, EnergyConfig, MetricConfig, RewardConfig, RouteConfig, TeacherConfig
 
 
 @attrs.frozen(kw_only=True)

@@ -163,7 +163,7 @@ def test_a_run_is_exported_with_a_card(teacher, tmp_path, monkeypatch):
     """The card names the base, its licence and the run's configuration; a failure leaves nothing."""
     one = trained(teacher)
     monkeypatch.setattr(export, "load", lambda *_, **__: one)
-    monkeypatch.setattr(export.lora, "write_lora", lambda *_: "rank 1 leaves out much")
+    monkeypatch.setattr(export.peft_lora, "write_lora", lambda *_: "rank 1 leaves out much")
     export.run_export(tmp_path, tmp_path / "out", format="lora")
     card = (tmp_path / "out" / "README.md").read_text()
 
@@ -174,7 +174,7 @@ def test_a_run_is_exported_with_a_card(teacher, tmp_path, monkeypatch):
     def fails(*_):
         raise GuidedCDError("the self-test failed")
 
-    monkeypatch.setattr(export.turbo, "write_turbo", fails)
+    monkeypatch.setattr(export.t2v_turbo, "write_turbo", fails)
     with pytest.raises(GuidedCDError, match="self-test"):
         export.run_export(tmp_path, tmp_path / "second", format="t2v-turbo-v2")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

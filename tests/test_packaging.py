@@ -54,8 +54,8 @@ def test_the_wheel_carries_the_embedded_models(names):
     """Networks, reward models and what describes them: without a network, `guidedcd train` works from the wheel."""
     models = ("clip", "hps", "internv2", "text", "unet", "vae")
 
-    assert {f"guidedcd/shapes/weights/{name}.safetensors" for name in models} <= names
-    assert "guidedcd/shapes/weights/meta.json" in names
+    assert {f"guidedcd_shapes/weights/{name}.safetensors" for name in models} <= names
+    assert "guidedcd_shapes/weights/meta.json" in names
 
 
 def test_weights_are_small(repository):

@@ -193,13 +193,11 @@ def test_a_graph_of_the_targets_pass_counts_beside_everything_else(toy):
 
 def test_passes_are_those_of_a_real_store(toy, tmp_path, monkeypatch):
     """Samples that the teacher is really asked for are those that are predicted, on average over the noise seeds."""
-    import guidedcd.models.teachers.protocol as protocol
+    from guidedcd.models.teachers import latent
 
     run = make(preprocess={"videos": 24, "shard_size": 12, "batch_size": 4}, solver={"steps": 9})
-    rows, net = [], protocol.LatentTeacher.net
-    monkeypatch.setattr(
-        protocol.LatentTeacher, "net", lambda s, z, *a, **k: (rows.append(len(z)), net(s, z, *a, **k))[1]
-    )
+    rows, net = [], latent.LatentTeacher.net
+    monkeypatch.setattr(latent.LatentTeacher, "net", lambda s, z, *a, **k: (rows.append(len(z)), net(s, z, *a, **k))[1])
     run_preprocess(run, store_folder=tmp_path / "store")
     counted = passes(run)
 

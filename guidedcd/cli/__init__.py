@@ -31,6 +31,7 @@ from guidedcd.cli.run_flags import run_flags, same_words
 from guidedcd.config.sources import profiles
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Registry, load_plugins
+from guidedcd.version import __version__
 
 COMMANDS = {
     "train": train,
@@ -58,7 +59,7 @@ def build(registry: Registry, command: str = "", profile: str = "shapes") -> App
     """
     app = App(
         name="guidedcd",
-        version=guidedcd.__version__,
+        version=__version__,
         help="Distil a text-to-video model into a few-step student, guided by energies and trained on rewards.",
         help_format="plaintext",
         result_action="return_value",

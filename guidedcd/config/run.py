@@ -12,12 +12,12 @@ from typing import Any
 import attrs
 from attrs.validators import ge
 
-import guidedcd
 from guidedcd.config.sections import Evaluate, Preprocess, Solver, Student, Train
 from guidedcd.config.structure import plain
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.configs import ComponentConfig
 from guidedcd.plugins.registry import CONFIGS, Component, Registry, load_plugins
+from guidedcd.version import __version__
 
 KINDS = {
     "teacher": "teacher",
@@ -137,7 +137,7 @@ class Run:
     def to_dict(self) -> dict[str, Any]:
         """The run as JSON values, in the layout of a `--config` file, with every option."""
         return {
-            "guidedcd": guidedcd.__version__,
+            "guidedcd": __version__,
             "profile": self.profile,
             "name": self.name,
             "seed": self.seed,

@@ -2,7 +2,7 @@
 
 A teacher brings its own evaluation prompts with a method `prompts(split, count)`, where split is "motion" (each names a
 movement), "no-motion" (none does) or "validation" (to choose settings on), and prompts to train on without clips with a
-method `training_prompts(count)`. The proving ground's are in guidedcd.shapes.
+method `training_prompts(count)`. The proving ground's are in the plugin `guidedcd_shapes`.
 """
 
 from __future__ import annotations

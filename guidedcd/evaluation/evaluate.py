@@ -17,7 +17,6 @@ from typing import Any
 import attrs
 import torch
 
-import guidedcd
 from guidedcd.console import console, progress
 from guidedcd.data import media, prompts
 from guidedcd.errors import GuidedCDError
@@ -27,6 +26,7 @@ from guidedcd.evaluation.bootstrap import estimate, paired
 from guidedcd.evaluation.protocol import Baselines, Bench, Settings, steps_of
 from guidedcd.files import file_digest, write_json
 from guidedcd.inference.pipeline import Trained, batch_size, load, strengths, student_videos
+from guidedcd.version import __version__
 
 
 def run_evaluate(folder: Path, *, baselines: Baselines | None = None, quiet: bool = False, **options: Any) -> dict:
@@ -109,7 +109,7 @@ def _described(
     about = {key: metric.about(key) for metric in bench.metrics for key in keys if key in metric.made}
     first = headline(bench.metrics, keys)
     return {
-        "guidedcd": guidedcd.__version__,
+        "guidedcd": __version__,
         "run": trained.run.name,
         "student": file_digest(trained.weights / "model.safetensors")[:16],
         "teacher": trained.run.teacher.name,

@@ -8,7 +8,6 @@ from typing import Any
 
 import attrs
 
-import guidedcd
 from guidedcd.acceleration.apply import check
 from guidedcd.config.run import Chosen
 from guidedcd.console import console, progress
@@ -20,6 +19,7 @@ from guidedcd.diffusion.sampler import multistep_timesteps
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import check_writable, file_digest, read_json
 from guidedcd.inference.pipeline import Trained, batch_size, load, strengths, student_videos, with_options
+from guidedcd.version import __version__
 
 COPY_SEED = 1_000_003
 """Seeds of a prompt's further videos lie this far apart."""
@@ -116,7 +116,7 @@ def run_sample(
     if len(todo) < len(jobs):
         console.print(f"sample   {len(jobs) - len(todo)} of {len(jobs)} videos are finished already in {out}")
     size = batch or batch_size(teacher)
-    about = {"teacher": run.teacher.name, "run": run.name, "guidedcd": guidedcd.__version__}
+    about = {"teacher": run.teacher.name, "run": run.name, "guidedcd": __version__}
     with progress("sample", len(jobs), start=len(jobs) - len(todo), unit="videos") as advance:
         for some in _chunks(todo, size):
             with part("sampling", f"It needs less with --batch {max(1, size // 2)}."):

@@ -11,15 +11,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from functools import cache, cached_property
+from functools import cache
 from importlib import metadata
 from typing import Any
-from unittest import SkipTest
 
 import attrs
 
 from guidedcd.config.reflection import docs_of
-from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Component, load_plugins
 from guidedcd.testing.subject import Subject
 

@@ -49,7 +49,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 @pytest.fixture
 def tiny_teacher() -> Any:
-    """A teacher with random weights: 5 frames of 16 x 12 pixels, milliseconds on a CPU; see `guidedcd.testing.tiny_teacher`."""
+    """A teacher with random weights: 5 frames of 16 x 12 pixels, milliseconds on a CPU."""
     from guidedcd.testing.tiny_teacher import tiny_teacher
 
     return tiny_teacher()

@@ -1,6 +1,6 @@
 """Exact, faster attention and temporal convolution for tiny `UNet3DConditionModel`s; classes and weights stay stock.
 
-`guidedcd.acceleration` has what large networks on GPUs gain from; this changes no memory layout and pays on CPUs as well.
+`guidedcd.acceleration` serves large networks on GPUs; this changes no memory layout and pays on CPUs as well.
 Three observations: prompts are the same for all frames of a video, so their keys and values are needed once; the
 temporal sequences are so short that plain matrix products beat the fused GPU kernels; a temporal Conv3d is a Conv2d.
 """

@@ -1,4 +1,4 @@
-"""Triton kernels of the gradients of `guidedcd.acceleration.kernels.forward`: everything that can be computed again is not kept.
+"""Triton kernels of the gradients of the kernels in `forward`; whatever can be recomputed is not kept.
 
 Legend as there. Sums over tokens are made in parts, in a fixed order, so that gradients are the same at every run.
 """

@@ -1,4 +1,4 @@
-"""Triton kernels of group norm on tokens, and of its gradients; legend and precision as in `guidedcd.acceleration.kernels.forward`.
+"""Triton kernels of group norm on tokens, and of its gradients; legend and precision as in `forward`.
 
 Forward, x is read twice and y written once: moments of each channel in chunks of tokens; then, small, the moments of
 each group and from them two numbers per channel; then y = x * scale + offset. Backward alike: sums of each channel,

@@ -14,7 +14,6 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-import guidedcd
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
 from guidedcd.evaluation.report.charts import line_chart
@@ -22,6 +21,7 @@ from guidedcd.evaluation.report.score_tables import cards, choices, score_tables
 from guidedcd.evaluation.report.videos import player, shots, validated
 from guidedcd.files import read_json, replacing
 from guidedcd.training.log import read_log
+from guidedcd.version import __version__
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "open_clip_torch", "peft")
 
@@ -74,7 +74,7 @@ def page(
         f"<title>{escape(name)} - guidedcd report</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         f"<header>\n<h1>{escape(name)}</h1>\n{_lead(folder, run, log)}\n</header>\n"
         f"<main>\n{_summary(evaluation)}\n{''.join(sections)}</main>\n"
-        f"<footer>Written by guidedcd {escape(guidedcd.__version__)}; loads nothing from elsewhere.</footer>\n"
+        f"<footer>Written by guidedcd {escape(__version__)}; loads nothing from elsewhere.</footer>\n"
         f"<script>\n{script}</script>\n</body>\n</html>\n"
     )
 
@@ -167,7 +167,7 @@ def _configuration(run: Mapping[str, Any]) -> str:
 def _environment(run: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
     rows = {
         "guidedcd, training": run.get("guidedcd", "unknown"),
-        "guidedcd, this report": guidedcd.__version__,
+        "guidedcd, this report": __version__,
         "evaluated on": (evaluation or {}).get("machine", "not evaluated"),
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",

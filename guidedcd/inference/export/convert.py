@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import guidedcd
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing, write_json
@@ -19,6 +18,7 @@ from guidedcd.models.checkpoints import videocrafter2
 from guidedcd.models.checkpoints.architecture import Architecture, check_fps
 from guidedcd.models.checkpoints.open_clip_tokens import clean, possible, tokenizer, write_tokenizer
 from guidedcd.models.checkpoints.reading import exists, open_state
+from guidedcd.version import __version__
 
 PROMPTS = ("", "A cat! plays the piano, 4k -- (masterpiece)", "two red balls roll down a hill " * 30)
 
@@ -130,7 +130,7 @@ def convert_videocrafter2(
         check("text")
         del text
         write_index(folder, tokenizer=readable_words)
-        about = {"source": Path(path).name, "fps": fps, "dtype": dtype, "guidedcd": guidedcd.__version__}
+        about = {"source": Path(path).name, "fps": fps, "dtype": dtype, "guidedcd": __version__}
         write_json(folder / "conversion.json", about)
         write_card(
             folder,

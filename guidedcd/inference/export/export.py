@@ -6,7 +6,6 @@ from pathlib import Path
 
 import attrs
 
-import guidedcd
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing
@@ -14,6 +13,7 @@ from guidedcd.inference.export import diffusers_folder, peft_lora, t2v_turbo
 from guidedcd.inference.export.model_card import write_card
 from guidedcd.inference.export.writing import free
 from guidedcd.inference.pipeline import Trained, load
+from guidedcd.version import __version__
 
 FORMATS = ("diffusers", "t2v-turbo-v2", "lora")
 
@@ -54,7 +54,7 @@ def run_export(run: str | Path, out: str | Path, *, format: str = "diffusers", r
             folder,
             title=f"{trained.run.name}: a few-step student",
             base=base_of(trained),
-            text=f"Distilled with guidedcd {guidedcd.__version__} from the teacher `{trained.run.teacher.name}`. "
+            text=f"Distilled with guidedcd {__version__} from the teacher `{trained.run.teacher.name}`. "
             f"{result[0].upper()}{result[1:]}.",
             usage=usage,
             settings=trained.run.to_dict(),

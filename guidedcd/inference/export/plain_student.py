@@ -91,7 +91,7 @@ def stock(network: nn.Module, weight: Tensor) -> nn.Module:
 
 
 def defaults(trained: Trained) -> dict[str, Any]:
-    """What the student was trained with, as arguments of `guidedcd.inference.export.few_step_pipeline.FewStepPipeline`."""
+    """What the student was trained with, as arguments of `few_step_pipeline.FewStepPipeline`."""
     run, teacher = trained.run, trained.teacher
     energies = list(trained.student.energies)
     known = strengths(trained)

@@ -34,7 +34,7 @@ def write(folder: Path, page: Path) -> None:
         (Path(__file__).parent / "card.md")
         .read_text(encoding="utf-8")
         .format(
-            folder="guidedcd/shapes/weights",
+            folder="plugins/guidedcd_shapes/weights",
             frames=world.FRAMES,
             size=world.SIZE,
             combinations=len(world.COLORS) * len(world.SHAPES),
