@@ -15,6 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("GUIDEDCD_BLOCK", None)
+if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
+    # A processor without AVX-512 has none for oneDNN either; torch's bfloat16 attention needs both to agree.
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 REPOSITORY = Path(__file__).parents[1]
 FIXTURES = Path(os.environ.get("GUIDEDCD_FIXTURES") or REPOSITORY.parent / "shared" / "fixtures")
@@ -61,6 +64,12 @@ def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cpu" and "TRITON_INTERPRET" not in os.environ:
         pytest.skip("kernels are compiled for the GPU in this run")
     return request.param
+
+
+@pytest.fixture(scope="session")
+def package_folders() -> list[Path]:
+    """Every folder of installed packages that Python searches: of this environment, and of those that it builds on."""
+    return [Path(path) for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
 
 
 @pytest.fixture(scope="session")

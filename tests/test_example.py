@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,13 +36,12 @@ def example(repository) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel, example, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
+def installed(wheel, example, package_folders, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
     """Run `guidedcd` in a new environment that has both wheels, and our dependencies through a .pth file."""
     folder = tmp_path_factory.mktemp("environment")
     wheels = folder / "wheels"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
-    ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     site = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True,
@@ -51,7 +49,7 @@ def installed(wheel, example, tmp_path_factory) -> Callable[..., subprocess.Comp
         check=True,
     )
     # A path from a .pth file is searched last, and .pth files there (an editable install's) are not read.
-    Path(site.stdout.strip(), "dependencies.pth").write_text("\n".join(sorted(ours)) + "\n")
+    Path(site.stdout.strip(), "dependencies.pth").write_text("\n".join(map(str, package_folders)) + "\n")
     pip = [sys.executable, "-m", "pip"]
     subprocess.run(
         [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", wheels, example],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import sysconfig
 import venv
 from pathlib import Path
 
@@ -38,7 +37,7 @@ save_file({"latents": latents, "video": video.contiguous()}, result)
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory) -> Path:
+def python(package_folders, tmp_path_factory) -> Path:
     """A virtual environment with every package of this one but guidedcd: a folder of links, so it costs no space."""
     place = tmp_path_factory.mktemp("environment")
     venv.create(place, with_pip=False, symlinks=True)
@@ -47,8 +46,8 @@ def python(tmp_path_factory) -> Path:
     ours = Path(
         subprocess.run([interpreter, "-I", "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
     )
-    for folder in dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib")):
-        for entry in Path(folder).iterdir():
+    for folder in package_folders:
+        for entry in folder.iterdir():
             # A .pth file may lead to an editable guidedcd.
             if entry.suffix != ".pth" and "guidedcd" not in entry.name.lower() and not (ours / entry.name).exists():
                 (ours / entry.name).symlink_to(entry)

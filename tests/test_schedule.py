@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
@@ -17,8 +19,15 @@ STABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_lin
 
 
 def test_scaled_linear_equals_diffusers():
-    """The table is diffusers' float32 table, bit for bit."""
-    assert torch.equal(DDIMScheduler(**STABLE).alphas_cumprod, NoiseSchedule.scaled_linear().alphas_cumprod)
+    """The table is diffusers' float32 table, but for last bits, in which torch's linspace depends on the processor."""
+    table = NoiseSchedule.scaled_linear().alphas_cumprod
+    torch.testing.assert_close(table, DDIMScheduler(**STABLE).alphas_cumprod, rtol=1e-5, atol=0)
+
+
+def test_scaled_linear_has_the_same_bits_on_every_processor():
+    """The table is the one that torch makes with fused multiply-add, whatever this processor has."""
+    table = NoiseSchedule.scaled_linear().alphas_cumprod
+    assert hashlib.sha256(table.numpy().tobytes()).hexdigest()[:32] == "b0c6833c866f3aae5d58606971a42979"
 
 
 def test_read_from_a_scheduler():

@@ -512,6 +512,9 @@ def test_clips_of_two_datasets_may_have_one_number(toy, tmp_path):
     assert [found.caption for found in routes] == ["one", "other", "one"]
 
 
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--local-addr", "127.0.0.1")
+"""Two gloo processes that meet at a free port, whatever else runs on the machine."""
+
 SCRIPT = """
 import json, sys
 sys.path[:0] = json.loads(sys.argv[4])
@@ -577,9 +580,8 @@ def test_two_processes_equal_one_with_twice_the_batch(toy, tmp_path, parallel):
     one = make(train={"batch_size": 4, "steps": 4, "average": 0.5, "rollouts": 4, "rollout_steps": 2})
     straight = trained(one, tmp_path / "a", tmp_path / "other")
     two = attrs.evolve(one, train=attrs.evolve(one.train, batch_size=2, rollouts=2, parallel=parallel))
-    prefix = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29571")
 
-    process = launch(two, tmp_path / "b", store, prefix)
+    process = launch(two, tmp_path / "b", store, TWO_PROCESSES)
     output, _ = process.communicate()
 
     assert process.returncode == 0, output
@@ -602,9 +604,8 @@ def test_a_network_in_parts_is_never_out_of_date(toy, tmp_path):
     one = make(train=options, student={"ema": 0.5})
     straight = trained(one, tmp_path / "a", tmp_path / "other")
     two = attrs.evolve(one, train=attrs.evolve(one.train, batch_size=2, parallel="fsdp"))
-    prefix = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29583")
 
-    process = launch(two, tmp_path / "b", tmp_path / "s", prefix)
+    process = launch(two, tmp_path / "b", tmp_path / "s", TWO_PROCESSES)
     output, _ = process.communicate()
 
     assert process.returncode == 0, output

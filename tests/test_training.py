@@ -12,7 +12,7 @@ import types
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import interrupted, launch, trained
+from test_train import TWO_PROCESSES, interrupted, launch, trained
 from torch import nn
 from toy import make
 
@@ -339,10 +339,9 @@ def test_two_processes_resume(toy, tmp_path, parallel):
     """Two processes go on from a checkpoint of theirs to the same numbers, and so does one with twice the batch."""
     options = {"steps": 4, "average": 0.5, "parallel": parallel}
     run, folder = make(train=options), tmp_path / "a"
-    prefix = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29577")
     found = []
     for _ in range(2):
-        process = launch(run, folder, tmp_path / "s", prefix)
+        process = launch(run, folder, tmp_path / "s", TWO_PROCESSES)
         output, _ = process.communicate()
         assert process.returncode == 0, output
         found.append([json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()])

@@ -22,6 +22,17 @@ def expand(v: Tensor, like: Tensor) -> Tensor:
     return v.to(device=like.device, dtype=like.dtype).reshape(v.shape + (1,) * (like.ndim - v.ndim))
 
 
+def float32_linspace(start: float, end: float, steps: int) -> Tensor:
+    """Evenly spaced float32 numbers (steps,) from `start` to `end`, with the same bits on every processor.
+
+    They are those of `torch.linspace` where it has a fused multiply-add, as with AVX2; elsewhere its last bits differ.
+    """
+    first, last = torch.tensor([start, end], dtype=torch.float32)
+    step = ((last - first) / (steps - 1)).double()
+    i = torch.arange(steps, dtype=torch.float64)
+    return torch.where(i < steps // 2, first.double() + step * i, last.double() - step * (steps - 1 - i)).float()
+
+
 def to_x0_eps(z: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
     """Read a network's output as (x0, eps), both like `z`, with z = alpha x0 + sigma eps.
 
@@ -67,7 +78,7 @@ class NoiseSchedule:
         cls, timesteps: int = 1000, start: float = 0.00085, end: float = 0.012, prediction: str = "eps"
     ) -> NoiseSchedule:
         """Stable Diffusion's and VideoCrafter2's schedule: betas linear in their square root, float32."""
-        betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float32) ** 2
+        betas = float32_linspace(start**0.5, end**0.5, timesteps) ** 2
         return cls(torch.cumprod(1 - betas, dim=0), prediction)
 
     @classmethod

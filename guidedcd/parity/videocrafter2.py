@@ -126,7 +126,11 @@ def _checkpoint(state: Mapping[str, Tensor], config: Mapping[str, Any], io: Tens
     out["vae.video_decoded"] = frames.unflatten(0, (video.shape[0], video.shape[2])).transpose(1, 2)
 
     text = videocrafter2.load_text(arch, views["text"], dtype=PRECISE)
-    out["text.embedding"] = text(input_ids=io["text.tokens"]).last_hidden_state
+    torch.set_default_dtype(PRECISE)  # in which transformers before 5 makes the causal mask
+    try:
+        out["text.embedding"] = text(input_ids=io["text.tokens"]).last_hidden_state
+    finally:
+        torch.set_default_dtype(torch.float32)
     return {f"out.{key}": value for key, value in out.items()}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guidedcd.diffusion.schedule import float32_linspace
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd_shapes import world
@@ -162,7 +163,7 @@ def build(name: str, config: Mapping[str, Any] | None = None) -> nn.Module:
 def alphas_cumprod(folder: Path | None = None) -> Tensor:
     """The noise schedule (1000,), float32: that of the teacher in `folder`, or the recipe's."""
     wanted = SCHEDULER if folder is None else meta(folder).get("scheduler", SCHEDULER)
-    betas = torch.linspace(wanted["beta_start"], wanted["beta_end"], wanted["num_train_timesteps"])
+    betas = float32_linspace(wanted["beta_start"], wanted["beta_end"], wanted["num_train_timesteps"])
     return (1 - betas).cumprod(0)
 
 
@@ -179,8 +180,11 @@ def load(name: str, folder: Path = WEIGHTS, device: torch.device | str = "cpu") 
     from safetensors.torch import load_file
 
     model = build(name, meta(folder).get(name))
+    prefix = "text_model."  # of every key, before and in transformers 5.5
+    added = prefix if any(k.startswith(prefix) for k in model.state_dict()) else ""
+    state = load_file(folder / f"{name}.safetensors")
     missing, unexpected = model.load_state_dict(
-        {k: v.float() for k, v in load_file(folder / f"{name}.safetensors").items()}, strict=False
+        {added + k.removeprefix(prefix): v.float() for k, v in state.items()}, strict=False
     )
     buffers = {k for k, v in model.state_dict().items() if not v.is_floating_point()}
     if set(missing) - buffers or unexpected:
