@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -59,10 +60,21 @@ def shared() -> Callable[..., Path]:
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where Triton's kernels run: interpreted on the CPU, or compiled for a GPU in tests with the mark `gpu`."""
     if request.param == "cpu" and "TRITON_INTERPRET" not in os.environ:
         pytest.skip("kernels are compiled for the GPU in this run")
+    if request.param == "cpu" and importlib.util.find_spec("triton"):
+        from triton.runtime import interpreter
+
+        prepare = interpreter._patch_lang_tensor
+
+        def prepare_for_numpy(tensor: type, *scope: object) -> None:
+            prepare(tensor, *scope)
+            # Triton 3.4 (torch 2.8) calls int() of an array with one element, which NumPy 2.4 refuses.
+            tensor.__index__ = lambda self: int(self.handle.data.item())
+
+        monkeypatch.setattr(interpreter, "_patch_lang_tensor", prepare_for_numpy)
     return request.param
 
 

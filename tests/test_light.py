@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 
@@ -59,13 +58,15 @@ def test_seen_is_there_when_asked_for():
     ]
 
 
-def test_help_is_quick():
-    """`guidedcd --help` takes less than half a second of processor time, whatever else the machine does."""
-
-    def once() -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "guidedcd", "--help"], capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    assert min(once() for _ in range(3)) < 0.5
+def test_help_loads_few_modules():
+    """`guidedcd --help` loads about 330 modules, so that it is quick; time itself depends on the machine."""
+    code = """
+import sys
+from guidedcd.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+print(len(sys.modules))
+"""
+    assert int(run(code).splitlines()[-1]) < 500
