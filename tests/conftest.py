@@ -200,8 +200,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def toy(install, monkeypatch, tmp_path):
     """The plugin of the module `toy`, installed; the test runs in its own folder."""
-    from toy import PLUGIN
+    from toy_plugin import PLUGIN
 
-    monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.chdir(tmp_path)
-    install("toy-plugin", PLUGIN)
+    install("toy-components", PLUGIN)

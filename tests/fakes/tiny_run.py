@@ -19,21 +19,21 @@ class TinyTeacherConfig(TeacherConfig):
 
 @hookimpl
 def register_teachers(register):
-    register("tiny", "tiny:teacher", config=TinyTeacherConfig)
+    register("tiny", "tiny_run:teacher", config=TinyTeacherConfig)
 
 @hookimpl
 def register_datasets(register):
-    register("tiny", "tiny:teacher", config=DatasetConfig)
+    register("tiny", "tiny_run:teacher", config=DatasetConfig)
 
 @hookimpl
 def register_energies(register):
-    register("calm", "tiny:teacher", config=EnergyConfig)
+    register("calm", "tiny_run:teacher", config=EnergyConfig)
 
 @hookimpl
 def register_metrics(register):
-    register("brightness", "tiny:Brightness", config=MetricConfig)
+    register("brightness", "tiny_run:Brightness", config=MetricConfig)
 '''
-"""What pip would install: a teacher, a dataset, an energy and a metric of `tests/tiny.py`."""
+"""What pip would install: a teacher, a dataset, an energy and a metric of `tests/fakes/tiny_run.py`."""
 
 
 class Brightness:

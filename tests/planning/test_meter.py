@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from toy import make
+from toy_plugin import make
 
 from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError

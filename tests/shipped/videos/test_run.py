@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-import videos
+import video_files
 from PIL import Image
-from toy import CONFIG, PLUGIN
+from toy_plugin import CONFIG, PLUGIN
 
 from guidedcd.cli import main
 from guidedcd.config.run import Run
@@ -26,16 +26,15 @@ SIZES = {"webvid": 40, "vidgen": 40, "openvid": 40, "webdataset": 40, "folder": 
 @pytest.fixture
 def toy(install, monkeypatch, tmp_path):
     """The toy plugin, installed; the test runs in its own folder."""
-    monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.chdir(tmp_path)
-    install("toy-plugin", PLUGIN)
+    install("toy-components", PLUGIN)
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     """Five data sets in one folder, and by id what is wrong with the clips that are broken."""
-    base, sound = tmp_path_factory.mktemp("mixed"), videos.video()
-    damaged = {name: (make(), reason) for name, (make, reason) in videos.BROKEN.items()}
+    base, sound = tmp_path_factory.mktemp("mixed"), video_files.video()
+    damaged = {name: (make(), reason) for name, (make, reason) in video_files.BROKEN.items()}
 
     def files(count: int, **broken: int) -> list[bytes | None]:
         return [
@@ -43,11 +42,13 @@ def mixed(tmp_path_factory) -> tuple[Path, dict[str, str]]:
         ]
 
     # One row each of webvid and vidgen stands in the list alone.
-    videos.webvid(base / "webvid", files(39, cut=3, empty=11), ["77,https://x,PT1S,000000_000050,\udce9 bad bytes"])
-    videos.vidgen(base / "vidgen", files(39, missing=20), [{"vid": "--vid0-Scene-0000"}])
-    videos.openvid(base / "openvid", files(40, short=0, headless=39))
-    videos.shards(base / "webdataset", files(40, sound=17), size=16)
-    videos.folder(base / "folder", files(20, **{"no-video": 4}))
+    video_files.webvid(
+        base / "webvid", files(39, cut=3, empty=11), ["77,https://x,PT1S,000000_000050,\udce9 bad bytes"]
+    )
+    video_files.vidgen(base / "vidgen", files(39, missing=20), [{"vid": "--vid0-Scene-0000"}])
+    video_files.openvid(base / "openvid", files(40, short=0, headless=39))
+    video_files.shards(base / "webdataset", files(40, sound=17), size=16)
+    video_files.folder(base / "folder", files(20, **{"no-video": 4}))
     lost = {
         "webvid": ("cut", "empty", "is not UTF-8 text"),
         "vidgen": ("missing", "has no caption"),
@@ -204,8 +205,8 @@ def test_inspect_works_for_any_plugin(toy, tmp_path):
 )
 def test_a_mistake_of_inspect_is_one_sentence(toy, tmp_path, capsys, argv, says):
     """Another kind of image, a negative sample, nothing readable: one line, exit status 2, no sheet."""
-    videos.write(tmp_path / "broken" / "x.mp4", b"")
-    videos.write(tmp_path / "broken" / "x.txt", b"a ball")
+    video_files.write(tmp_path / "broken" / "x.mp4", b"")
+    video_files.write(tmp_path / "broken" / "x.txt", b"a ball")
     with pytest.raises(SystemExit) as exit_:
         main(["data", "inspect", "--teacher", "toy", *argv])
     captured = capsys.readouterr()

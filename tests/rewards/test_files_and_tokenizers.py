@@ -25,7 +25,7 @@ from guidedcd.parity import rewards as parity
 from guidedcd.rewards.image_text import load_clip
 from guidedcd.rewards.tokenizers import BertTokens, ClipTokens, Remembered
 
-DATA = Path(__file__).parent / "data" / "rewards"
+DATA = Path(__file__).parents[1] / "goldens" / "rewards"
 
 
 @pytest.fixture(scope="module")

@@ -283,7 +283,7 @@ def test_copies_are_fast_and_independent():
 
 def test_a_student_of_a_fast_teacher_is_fast_and_equals_it():
     """The student's copy keeps the fast paths, says what its teacher says, and learns with checkpointing."""
-    from tiny import teacher
+    from tiny_run import teacher
 
     master = teacher()
     acceleration.speed_up(master.network)
@@ -301,12 +301,12 @@ def test_a_student_of_a_fast_teacher_is_fast_and_equals_it():
 
 def test_samples_are_made_on_the_paths_that_were_asked_for():
     """`auto` changes nothing on a CPU, `layers` gives the same video, and what is no choice is refused."""
-    import tiny
+    import tiny_run
 
     from guidedcd.acceleration.apply import quicken
     from guidedcd.errors import GuidedCDError
 
-    master = tiny.teacher()
+    master = tiny_run.teacher()
     student = Student(master, sections.Student())
     quicken(student, master)
     assert not acceleration.is_fast(student.network)

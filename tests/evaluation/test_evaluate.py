@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-import tiny
+import tiny_run
 
 from guidedcd.cli import main
 from guidedcd.data import prompts
@@ -23,9 +23,9 @@ from guidedcd.evaluation.evaluate import run_evaluate
 @pytest.fixture
 def run(tmp_path, install):
     """A finished run with an energy; prompts 3, steps 2, and two guidance strengths to choose from."""
-    install("tiny-plugin", tiny.PLUGIN)
+    install("tiny-components", tiny_run.PLUGIN)
     energies = {"calm": {"relative": 0.3}}
-    return tiny.run_folder(tmp_path / "run", energies=energies, evaluate={"teacher_omega": (1.0, 4.0)})
+    return tiny_run.run_folder(tmp_path / "run", energies=energies, evaluate={"teacher_omega": (1.0, 4.0)})
 
 
 # Statistics
@@ -241,7 +241,7 @@ def test_repeated_seeds_are_refused(run):
 
 def test_runs_are_compared_in_one_table(run, tmp_path, capsys, monkeypatch):
     """Another run with the same teacher: paired with the first, the teacher measured once, evaluations used again."""
-    other = tiny.run_folder(tmp_path / "other", evaluate={"teacher_omega": (1.0, 4.0)}, name="cd-only")
+    other = tiny_run.run_folder(tmp_path / "other", evaluate={"teacher_omega": (1.0, 4.0)}, name="cd-only")
     made = []
     real = arms.measure
     monkeypatch.setattr(
@@ -263,7 +263,7 @@ def test_runs_are_compared_in_one_table(run, tmp_path, capsys, monkeypatch):
 
 def test_runs_that_differ_in_prompts_are_not_paired(run, tmp_path):
     """Runs evaluated on other prompts are an error that says how to measure both alike."""
-    other = tiny.run_folder(tmp_path / "other", evaluate={"prompts": 4}, name="other")
+    other = tiny_run.run_folder(tmp_path / "other", evaluate={"prompts": 4}, name="other")
     with pytest.raises(GuidedCDError, match=r"other splits.*--prompts"):
         compare([run, other])
 
@@ -303,7 +303,7 @@ def test_the_command_evaluates_and_compares(run, tmp_path, capsys):
     assert (found["seeds"], len(found["choice"]["tried"])) == ([0, 1], 8)
     assert (run / "report.html").is_file()
 
-    other = tiny.run_folder(tmp_path / "other", name="other")
+    other = tiny_run.run_folder(tmp_path / "other", name="other")
     capsys.readouterr()
     with pytest.raises(SystemExit) as done:
         main(["evaluate", str(run), str(other), "--prompts", "3", "--seeds", "2", "--teacher-omega", "1,2"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-import tiny
+import tiny_run
 import torch
 
 from guidedcd.cli import main
@@ -20,14 +20,14 @@ PROMPTS = ["a red circle moving left", "a small blue star", "a green ring"]
 @pytest.fixture(autouse=True)
 def plugin(install):
     """The tiny teacher's plugin, installed."""
-    install("tiny-plugin", tiny.PLUGIN)
+    install("tiny-components", tiny_run.PLUGIN)
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def run(tmp_path):
     """A finished run without energies."""
-    return tiny.run_folder(tmp_path / "run")
+    return tiny_run.run_folder(tmp_path / "run")
 
 
 def content(folder) -> dict[str, bytes]:
@@ -160,7 +160,7 @@ def test_a_scale_without_energies_is_refused(run):
 
 def test_a_fixed_scale_is_all_that_a_student_knows(tmp_path):
     """A student trained at one scale takes that and 0; the error tells how to train a slider."""
-    loaded = pipeline.load(tiny.run_folder(tmp_path / "r", energies={"calm": {"relative": 0.3}}))
+    loaded = pipeline.load(tiny_run.run_folder(tmp_path / "r", energies={"calm": {"relative": 0.3}}))
 
     assert pipeline.strengths(loaded) == {"calm": 0.3}
     assert pipeline.strengths(loaded, 0) == {"calm": 0}
@@ -171,7 +171,7 @@ def test_a_fixed_scale_is_all_that_a_student_knows(tmp_path):
 def test_a_slider_has_its_range(tmp_path):
     """A student trained on a range takes any scale in it, and its energies by name."""
     energies = {"calm": {"scale_range": (100.0, 800.0)}}
-    loaded = pipeline.load(tiny.run_folder(tmp_path / "r", energies=energies))
+    loaded = pipeline.load(tiny_run.run_folder(tmp_path / "r", energies=energies))
 
     assert pipeline.strengths(loaded) == {"calm": 500.0}
     assert pipeline.strengths(loaded, {"calm": 200}) == {"calm": 200}
@@ -183,7 +183,7 @@ def test_a_slider_has_its_range(tmp_path):
 
 def test_the_scale_changes_the_video(tmp_path):
     """The student is told the scale: off and on give different videos from the same noise."""
-    loaded = pipeline.load(tiny.run_folder(tmp_path / "r", energies={"calm": {"scale": 500.0}}))
+    loaded = pipeline.load(tiny_run.run_folder(tmp_path / "r", energies={"calm": {"scale": 500.0}}))
     on, off = (
         pipeline.student_videos(loaded, PROMPTS[:1], [0], steps=2, omega=2.0, scales=pipeline.strengths(loaded, s))
         for s in (None, 0)

@@ -11,7 +11,7 @@ import tarfile
 import attrs
 import pytest
 import torch
-import videos
+import video_files
 from guidedcd_videos import FolderConfig, MovingConfig
 from guidedcd_videos.route import Moving
 from guidedcd_videos.tables import CsvTable, JsonLines, read_table
@@ -28,11 +28,11 @@ from guidedcd.testing import checks
 
 GEOMETRY = Geometry(frames=4, height=16, width=16, fps=8)
 LAYOUTS = {
-    "folder": videos.folder,
-    "webvid": videos.webvid,
-    "vidgen": videos.vidgen,
-    "openvid": videos.openvid,
-    "webdataset": videos.shards,
+    "folder": video_files.folder,
+    "webvid": video_files.webvid,
+    "vidgen": video_files.vidgen,
+    "openvid": video_files.openvid,
+    "webdataset": video_files.shards,
 }
 
 
@@ -57,7 +57,7 @@ def reasons(clips) -> dict[int, str]:
 def roots(tmp_path_factory):
     """By dataset, a folder of three clips in its layout."""
     base = tmp_path_factory.mktemp("sets")
-    return {name: make(base / name, [videos.video(12)] * 3) for name, make in LAYOUTS.items()}
+    return {name: make(base / name, [video_files.video(12)] * 3) for name, make in LAYOUTS.items()}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -121,9 +121,9 @@ def test_a_published_layout_is_understood(roots, tmp_path, name, ids, caption, s
 
 def test_the_part_drawn_from_the_id_is_the_same_everywhere(tmp_path):
     """`random` takes another part of each video, the same one in whatever order the clips are read."""
-    files = [videos.video(30)] * 6
-    clips = opened("webvid", videos.webvid(tmp_path / "a", files), begin="random")
-    alone = opened("webvid", videos.webvid(tmp_path / "b", files), begin="random", shuffle=1)
+    files = [video_files.video(30)] * 6
+    clips = opened("webvid", video_files.webvid(tmp_path / "a", files), begin="random")
+    alone = opened("webvid", video_files.webvid(tmp_path / "b", files), begin="random", shuffle=1)
 
     starts = {clip.id: float(clip.video[0].mean()) for clip in clips}
     assert len({round(value, 2) for value in starts.values()}) > 2
@@ -132,7 +132,7 @@ def test_the_part_drawn_from_the_id_is_the_same_everywhere(tmp_path):
 
 def test_shuffling_is_a_permutation_that_the_seed_decides(tmp_path):
     """Another seed is another order of the same clips; the same seed the same order."""
-    root = videos.webvid(tmp_path, [videos.video(12)] * 8)
+    root = video_files.webvid(tmp_path, [video_files.video(12)] * 8)
     orders = [[clip.id for clip in opened("webvid", root, shuffle=seed)] for seed in (None, 0, 0, 1)]
 
     assert orders[1] == orders[2] != orders[3]
@@ -141,7 +141,7 @@ def test_shuffling_is_a_permutation_that_the_seed_decides(tmp_path):
 
 def test_other_columns_and_places_can_be_named(tmp_path):
     """A folder's own metadata: any of the usual column names, one that is named, videos elsewhere, a motion, tags."""
-    videos.write(tmp_path / "films" / "x.mp4", videos.video())
+    video_files.write(tmp_path / "films" / "x.mp4", video_files.video())
     (tmp_path / "metadata.jsonl").write_text(
         json.dumps({"file": "x.mp4", "text": "a ball", "long": "a red ball that rolls", "motion": 3, "scene": [1, 2]})
     )
@@ -155,7 +155,7 @@ def test_other_columns_and_places_can_be_named(tmp_path):
 
 def test_a_video_that_is_listed_twice_has_two_ids(tmp_path):
     """Two captions of one file are two clips, whose ids differ, with noise of their own."""
-    videos.write(tmp_path / "x.mp4", videos.video())
+    video_files.write(tmp_path / "x.mp4", video_files.video())
     (tmp_path / "metadata.csv").write_text("file_name,caption\nx.mp4,one\nx.mp4,two\nx.mp4,three\n")
 
     assert [(clip.id, clip.caption) for clip in opened("folder", tmp_path)] == [
@@ -167,7 +167,7 @@ def test_a_video_that_is_listed_twice_has_two_ids(tmp_path):
 
 def test_rows_that_cannot_be_read_are_counted_one_by_one(tmp_path):
     """Bytes that are no text, missing values, open quotes: each such row is a loss with its line, the others stay."""
-    videos.write(tmp_path / "x.mp4", videos.video())
+    video_files.write(tmp_path / "x.mp4", video_files.video())
     (tmp_path / "metadata.csv").write_bytes(
         b'\xef\xbb\xbffile_name,caption\nx.mp4,"two\nlines"\nx.mp4,caf\xe9\nx.mp4\n\nx.mp4,"a" b\n,no file\nx.mp4, \n'
         b'x.mp4,good\nx.mp4,"open\nx.mp4,swallowed\n'
@@ -189,7 +189,7 @@ def test_rows_that_cannot_be_read_are_counted_one_by_one(tmp_path):
 
 def test_json_that_cannot_be_read_is_counted_too(tmp_path):
     """Lines and entries that are no objects, and captions that are no text."""
-    videos.write(tmp_path / "x.mp4", videos.video())
+    video_files.write(tmp_path / "x.mp4", video_files.video())
     rows = [
         '{"file": "x.mp4", "caption": "a"}',
         "{no",
@@ -200,7 +200,9 @@ def test_json_that_cannot_be_read_is_counted_too(tmp_path):
     ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
     lost = reasons(opened("folder", tmp_path))
-    vidgen = videos.vidgen(tmp_path / "v", [videos.video()], ["text", {"vid": "none", "caption": "c"}, {"vid": "x"}])
+    vidgen = video_files.vidgen(
+        tmp_path / "v", [video_files.video()], ["text", {"vid": "none", "caption": "c"}, {"vid": "x"}]
+    )
 
     assert [lost[place].split("(")[0].strip() for place in (1, 2, 3, 4)] == [
         "metadata.jsonl line 2: is no JSON",
@@ -236,7 +238,7 @@ def test_rows_are_the_same_in_any_order(tmp_path, rows):
 def test_captions_beside_videos(tmp_path):
     """A .txt is the caption, a .json may have one and more; without any, or with a damaged one, the clip is lost."""
     for name in "abcde":
-        videos.write(tmp_path / f"{name}.mp4", videos.video())
+        video_files.write(tmp_path / f"{name}.mp4", video_files.video())
     (tmp_path / "a.txt").write_text("from text\n")
     (tmp_path / "a.json").write_text('{"caption": "from json", "motion": 2}')
     (tmp_path / "b.json").write_text('{"text": "only json"}')
@@ -252,8 +254,8 @@ def test_captions_beside_videos(tmp_path):
 
 def test_shards_are_read_in_any_order(tmp_path):
     """The bytes found through the index are the members' own, from any shard, in any order, and from one file alone."""
-    files = [videos.video([videos.picture(i % 20)] * 4) for i in range(10)]
-    root = videos.shards(tmp_path, files, size=4)
+    files = [video_files.video([video_files.picture(i % 20)] * 4) for i in range(10)]
+    root = video_files.shards(tmp_path, files, size=4)
     clips = opened("webdataset", root)
 
     grey = [round((float(clips[i].video.mean()) * 255 - 4) / 8) for i in reversed(range(10))]
@@ -263,7 +265,7 @@ def test_shards_are_read_in_any_order(tmp_path):
 
 def test_a_cut_shard_loses_what_is_cut_and_says_so(tmp_path):
     """Of a shard that ends early the samples before the cut are used, and the loss of the rest is one listed entry."""
-    root = videos.shards(tmp_path, [videos.video()] * 4, size=4)
+    root = video_files.shards(tmp_path, [video_files.video()] * 4, size=4)
     path = root / "train-00000.tar"
     with tarfile.open(path) as archive:
         third = archive.getmember("000000002.mp4")
@@ -279,12 +281,12 @@ def test_a_cut_shard_loses_what_is_cut_and_says_so(tmp_path):
 def test_members_are_grouped_as_webdataset_does(tmp_path):
     """The key ends at the first dot of the name; other members, folders and samples without video are told apart."""
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        videos.add(archive, "./a/1.mp4", videos.video())
-        videos.add(archive, "a/1.caption.json", b"{}")
-        videos.add(archive, "a/1.json", b'{"text": "one", "motion_score": 2}')
-        videos.add(archive, "b/1.txt", b"no video here")
-        videos.add(archive, "2.MP4", videos.video())
-        videos.add(archive, "2.txt", b"two")
+        video_files.add(archive, "./a/1.mp4", video_files.video())
+        video_files.add(archive, "a/1.caption.json", b"{}")
+        video_files.add(archive, "a/1.json", b'{"text": "one", "motion_score": 2}')
+        video_files.add(archive, "b/1.txt", b"no video here")
+        video_files.add(archive, "2.MP4", video_files.video())
+        video_files.add(archive, "2.txt", b"two")
     clips = opened("webdataset", tmp_path)
 
     assert [(clips[i].id, clips[i].caption) for i in (0, 2)] == [("x/a/1", "one"), ("x/2", "two")]
@@ -311,33 +313,45 @@ def test_a_huge_list_keeps_only_places(tmp_path):
         (lambda p: (p / "d").mkdir(), "openvid:d", "dataset 'openvid': d has no list of clips (OpenVid-1M.csv or"),
         (lambda p: (p / "d").mkdir(), "webdataset:d", "dataset 'webdataset': there is no .tar file in d."),
         (
-            lambda p: videos.write(p / "d/r.csv", b"video_id,name,page\n1,a,b\n"),
+            lambda p: video_files.write(p / "d/r.csv", b"video_id,name,page\n1,a,b\n"),
             "webvid:d",
             "dataset 'webvid': d/r.csv has no column 'videoid'; its columns are video_id, name, page.",
         ),
         (
-            lambda p: videos.write(p / "d/metadata.csv", b"file_name,words\na.mp4,b\n"),
+            lambda p: video_files.write(p / "d/metadata.csv", b"file_name,words\na.mp4,b\n"),
             "folder:d",
             "has no column 'caption' or 'text' or 'prompt'; its columns are file_name, words.",
         ),
-        (lambda p: videos.write(p / "d/r.csv", b"videoid,name\n"), "webvid:d", "d/r.csv lists no clip."),
-        (lambda p: videos.write(p / "d/r.csv", b""), "webvid:d", "d/r.csv lists no clip."),
-        (lambda p: videos.write(p / "d/c.json", b"[]"), "vidgen:d", "d/c.json lists no clip."),
-        (lambda p: videos.write(p / "d/c.json", b"[{"), "vidgen:d", "d/c.json is damaged and cannot be read as JSON"),
-        (lambda p: videos.write(p / "d/c.json", b"{}"), "vidgen:d", "must hold a list with one object per video"),
+        (lambda p: video_files.write(p / "d/r.csv", b"videoid,name\n"), "webvid:d", "d/r.csv lists no clip."),
+        (lambda p: video_files.write(p / "d/r.csv", b""), "webvid:d", "d/r.csv lists no clip."),
+        (lambda p: video_files.write(p / "d/c.json", b"[]"), "vidgen:d", "d/c.json lists no clip."),
         (
-            lambda p: videos.write(p / "d/c.json", b"[1]"),
+            lambda p: video_files.write(p / "d/c.json", b"[{"),
+            "vidgen:d",
+            "d/c.json is damaged and cannot be read as JSON",
+        ),
+        (lambda p: video_files.write(p / "d/c.json", b"{}"), "vidgen:d", "must hold a list with one object per video"),
+        (
+            lambda p: video_files.write(p / "d/c.json", b"[1]"),
             "vidgen:d",
             "no column 'vid'; its columns are none that can be",
         ),
         (
-            lambda p: [videos.write(p / f"d/{n}.csv", b"videoid,name\n1,a\n") for n in "ab"],
+            lambda p: [video_files.write(p / f"d/{n}.csv", b"videoid,name\n1,a\n") for n in "ab"],
             "webvid:d",
             "d has several lists (a.csv, b.csv); choose one with --data.webvid.metadata FILE.",
         ),
-        (lambda p: videos.write(p / "d/x.tar.gz", b"x"), "webdataset:d", "x.tar.gz is compressed: unpack it to .tar"),
+        (
+            lambda p: video_files.write(p / "d/x.tar.gz", b"x"),
+            "webdataset:d",
+            "x.tar.gz is compressed: unpack it to .tar",
+        ),
         (lambda p: tarfile.open(p / "x.tar", "w").close(), "webdataset:x.tar", "hold no sample."),
-        (lambda p: videos.write(p / "list.parquet", b"x"), "openvid:list.parquet", "such a file ends in .csv, .tsv"),
+        (
+            lambda p: video_files.write(p / "list.parquet", b"x"),
+            "openvid:list.parquet",
+            "such a file ends in .csv, .tsv",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, capsys, make, data, says):

@@ -12,9 +12,9 @@ import types
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_train import TWO_PROCESSES, interrupted, launch, trained
+from short_training import TWO_PROCESSES, interrupted, launch, trained
 from torch import nn
-from toy import make
+from toy_plugin import make
 
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation.report.page import write_report

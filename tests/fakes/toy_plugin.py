@@ -18,24 +18,24 @@ from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.models.teachers.latent import LatentTeacher
 
 PLUGIN = """
-from toy import DatasetConfig, EnergyConfig, RewardConfig, TeacherConfig, ToyData, ToyEnergy
+from toy_plugin import DatasetConfig, EnergyConfig, RewardConfig, TeacherConfig, ToyData, ToyEnergy
 from guidedcd import hookimpl
 
 @hookimpl
 def register_teachers(register):
-    register("toy", "toy:teacher", config=TeacherConfig)
+    register("toy", "toy_plugin:teacher", config=TeacherConfig)
 
 @hookimpl
 def register_datasets(register):
-    register("toy", "toy:data", config=ToyData)
+    register("toy", "toy_plugin:data", config=ToyData)
 
 @hookimpl
 def register_energies(register):
-    register("toy", "toy:Energy", config=ToyEnergy)
+    register("toy", "toy_plugin:Energy", config=ToyEnergy)
 
 @hookimpl
 def register_rewards(register):
-    register("toy", "toy:Reward", config=RewardConfig)
+    register("toy", "toy_plugin:Reward", config=RewardConfig)
 """
 
 CONFIG = {

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-import videos
+import video_files
 from guidedcd_videos.decoding import Timeline, read_clip
 from guidedcd_videos.frames import cover, upright
 from hypothesis import given, settings
@@ -21,7 +21,7 @@ GEOMETRY = Geometry(frames=4, height=16, width=16, fps=8)
 
 
 def numbers(content: bytes, *, fps: float = 8, begin: float = 0, slow: bool = False, frames: int = 4) -> list[int]:
-    """Which of `videos.picture` were taken, read from their grey."""
+    """Which of `video_files.picture` were taken, read from their grey."""
     geometry = Geometry(frames=frames, height=16, width=16, fps=8)
     clip = read_clip(content, geometry, fps=fps, begin=begin, slow=slow)
     assert clip.shape == geometry.pixel_shape
@@ -34,7 +34,7 @@ def numbers(content: bytes, *, fps: float = 8, begin: float = 0, slow: bool = Fa
 )
 def test_frames_are_taken_at_the_target_rate(kind, codec):
     """Of 24 frames per second, 8 per second are every third one, in every container, with timestamps or without."""
-    content = videos.video(24, fps=24, kind=kind, codec=codec)
+    content = video_files.video(24, fps=24, kind=kind, codec=codec)
 
     assert numbers(content) == [0, 3, 6, 9]
     assert numbers(content, fps=4) == [0, 6, 12, 18]
@@ -42,11 +42,11 @@ def test_frames_are_taken_at_the_target_rate(kind, codec):
 
 def test_the_part_of_a_long_video_is_chosen():
     """The first moment lies at the given share of the time to spare; a video of just the needed time is used whole."""
-    content = videos.video(24, fps=24)
+    content = video_files.video(24, fps=24)
 
     assert numbers(content, begin=0.5) == [6, 9, 12, 15]
     assert numbers(content, begin=1) == [12, 15, 18, 21]
-    assert numbers(videos.video(4, fps=8), begin=1) == [0, 1, 2, 3]
+    assert numbers(video_files.video(4, fps=8), begin=1) == [0, 1, 2, 3]
 
 
 def test_variable_frame_rate_is_followed():
@@ -54,7 +54,7 @@ def test_variable_frame_rate_is_followed():
     times = [500, 520, 540, 560, 900, 910, 920, 1290]  # the first frame is the beginning, whatever its timestamp
 
     # Moments 0, 125, 250, 375, 500, 625, 750 ms after the first: 625 ms shows 900 ms, and so on.
-    assert numbers(videos.video(8, times=times, fps=1000), frames=7) == [0, 3, 3, 3, 6, 6, 6]
+    assert numbers(video_files.video(8, times=times, fps=1000), frames=7) == [0, 3, 3, 3, 6, 6, 6]
 
 
 @settings(max_examples=200, deadline=None)
@@ -80,21 +80,21 @@ def test_every_moment_shows_the_frame_that_began_last(gaps, begin, fps, count):
 
 def test_a_short_video_is_refused_or_slowed():
     """A video shorter than the teacher's says by how much; `slow` spreads the moments over it, if frames suffice."""
-    content = videos.video(6, fps=24)
+    content = video_files.video(6, fps=24)
 
     with pytest.raises(ClipError, match=r"too short: 0.25 s with 6 frames, but 4 frames at 8 per second take 0.5 s"):
         numbers(content)
     assert numbers(content, slow=True) == [0, 1, 3, 4]
     with pytest.raises(ClipError, match="too short"):
-        numbers(videos.video(3, fps=24), slow=True)
+        numbers(video_files.video(3, fps=24), slow=True)
 
 
-@pytest.mark.parametrize("kind", videos.BROKEN)
+@pytest.mark.parametrize("kind", video_files.BROKEN)
 def test_a_broken_file_says_what_is_wrong(kind, tmp_path):
     """Every kind of damage is a ClipError with its reason, which does not name a path of this machine."""
-    make, reason = videos.BROKEN[kind]
+    make, reason = video_files.BROKEN[kind]
     path = tmp_path / "x.mp4"
-    videos.write(path, make())
+    video_files.write(path, make())
 
     with pytest.raises(ClipError, match=f"^({reason})") as error:
         read_clip(path, GEOMETRY, fps=8, begin=0.5)
@@ -104,7 +104,7 @@ def test_a_broken_file_says_what_is_wrong(kind, tmp_path):
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9, 0.99])
 def test_a_file_that_ends_early_is_refused(share):
     """However much of a download is missing, it is refused, even where the frames that are wanted are there."""
-    content = videos.noisy(24)
+    content = video_files.noisy(24)
 
     with pytest.raises(ClipError, match="damaged|cut off"):
         read_clip(content[: int(len(content) * share)], GEOMETRY, fps=8, begin=0)
@@ -113,7 +113,7 @@ def test_a_file_that_ends_early_is_refused(share):
 @pytest.mark.parametrize("seed", range(4))
 def test_damage_inside_a_file_is_found(seed):
     """Where bytes in the middle of the pictures are overwritten, the decoder's repair is not taken for the picture."""
-    content, random = bytearray(videos.noisy()), np.random.default_rng(seed)
+    content, random = bytearray(video_files.noisy()), np.random.default_rng(seed)
     at = random.integers(len(content) // 3, len(content) - 600)
     content[at : at + 500] = random.bytes(500)
 
@@ -129,7 +129,7 @@ def corners() -> np.ndarray:
 
 def test_a_phone_held_upright_gives_an_upright_video():
     """A display matrix of a quarter turn clockwise turns the picture: the lower left comes to the upper left."""
-    content = videos.video([corners()] * 4, matrix=videos.QUARTER_TURN)
+    content = video_files.video([corners()] * 4, matrix=video_files.QUARTER_TURN)
 
     frame = read_clip(content, Geometry(frames=4, height=32, width=24, fps=8), fps=8, begin=0)[0, 0] * 255
     seen = [float(frame[y, x]) for y, x in itertools.product((8, 24), (6, 18))]
@@ -179,7 +179,7 @@ def test_pixels_that_are_not_square_are_shown_as_meant():
     """A 16 x 32 picture of pixels twice as wide as high is square: all of it is used."""
     image = np.zeros((32, 16, 3), np.uint8)
     image[:, :4], image[:, 12:] = 255, 255
-    content = videos.video([image] * 4, aspect=Fraction(2, 1))
+    content = video_files.video([image] * 4, aspect=Fraction(2, 1))
 
     row = read_clip(content, GEOMETRY, fps=8, begin=0)[0, 0, 8]
     assert row[:3].min() > 0.9 and row[13:].min() > 0.9 and row[6:10].max() < 0.1

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import tiny
+import tiny_run
 import torch
 
 from guidedcd.data import media
@@ -138,7 +138,7 @@ def folder(tmp_path):
     run |= {"energy": {"pta": {"relative": 0.3}}, "rewards": {"hps": {"weight": 1.0}}, "routes": {}}
     run |= {"command": ["guidedcd", "train", "--energy", "pta", "--name", "two words"]}
     (tmp_path / "run.json").write_text(json.dumps(run))
-    tiny.log(tmp_path)
+    tiny_run.log(tmp_path)
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation(tmp_path)))
     return tmp_path
 

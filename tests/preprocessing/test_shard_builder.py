@@ -20,7 +20,7 @@ import attrs
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy import make as toy_run
+from toy_plugin import make as toy_run
 
 from guidedcd.acceleration.activation_checkpointing import recomputing
 from guidedcd.acceleration.apply import tuned
@@ -41,7 +41,7 @@ from guidedcd.preprocessing.shards import shard_name
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.preprocessing.verify import show_store, verify_store
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 make = partial(toy_run, replace=("energy",))
 
 
@@ -465,8 +465,8 @@ def launch(run: Run, folder: Path) -> subprocess.Popen:
     script, config = folder.parent / "script.py", folder.parent / "run.json"
     script.write_text(SCRIPT)
     write_json(config, run.to_dict())
-    paths = [str(HERE), *(p for p in sys.path if "site-packages" in p and "tmp" in p)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parent), *paths])}
+    paths = [str(TESTS / "fakes"), *(p for p in sys.path if "site-packages" in p and "tmp" in p)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS.parent), *paths])}
     command = [sys.executable, str(script), str(config), str(folder), json.dumps(paths)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -498,7 +498,7 @@ def test_killed_at_random_it_ends_the_same(toy, tmp_path):
 
 def test_the_benchmark_runs_anywhere(tmp_path, monkeypatch, capsys):
     """`benchmarks/preprocess.py --tiny` ends in seconds with all figures, official ones beside them, in its file."""
-    benchmarks = HERE.parent / "benchmarks"
+    benchmarks = TESTS.parent / "benchmarks"
     monkeypatch.syspath_prepend(benchmarks)
     out = tmp_path / "figures.json"
     command = ["preprocess.py", "--tiny", "--device", "cpu", "--fast", "layers", "--parts-only", "--out", str(out)]
@@ -521,7 +521,7 @@ def test_the_benchmark_runs_anywhere(tmp_path, monkeypatch, capsys):
 
 def test_the_benchmark_ends_in_order_when_its_time_is_over(tmp_path, monkeypatch):
     """Without time every figure of every setting is a row that says so, a setting's shards before the next setting."""
-    benchmarks = HERE.parent / "benchmarks"
+    benchmarks = TESTS.parent / "benchmarks"
     monkeypatch.syspath_prepend(benchmarks)
     out = tmp_path / "figures.json"
     command = ["preprocess.py", "--tiny", "--device", "cpu", "--fast", "no,layers", "--budget", "0", "--out", str(out)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import attrs
 import pytest
 import torch
-from test_train import interrupted, trained
-from toy import make
+from short_training import interrupted, trained
+from toy_plugin import make
 
 from guidedcd.data import prompts
 from guidedcd.data.routing import Reader, Sample, route

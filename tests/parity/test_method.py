@@ -20,7 +20,7 @@ from guidedcd.parity.__main__ import run
 from guidedcd.parity.attention import sorted_last
 from guidedcd.parity.compare import compare_json, compare_tensors
 
-DATA = Path(__file__).parent / "data" / "method"
+DATA = Path(__file__).parents[1] / "goldens" / "method"
 
 
 def parity(*arguments: object) -> subprocess.CompletedProcess[str]:

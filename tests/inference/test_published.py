@@ -7,7 +7,7 @@ import warnings
 
 import attrs
 import pytest
-import tiny
+import tiny_run
 import torch
 from tiny_checkpoint import unet_state, write
 
@@ -182,8 +182,8 @@ def test_mistakes_are_one_line_and_leave_nothing(command, base, student, tmp_pat
 @pytest.fixture(params=["full", "lora"])
 def run(request, install, tmp_path, base):
     """A run of a tiny VideoCrafter2."""
-    install("tiny-plugin", tiny.PLUGIN)
-    folder = tiny.run_folder(tmp_path / "run")
+    install("tiny-components", tiny_run.PLUGIN)
+    folder = tiny_run.run_folder(tmp_path / "run")
     described = Run.from_dict(read_json(folder / "run.json"))
     chosen = teacher(tmp_path / "model.ckpt", tmp_path / "config.json")
     described = attrs.evolve(
@@ -208,8 +208,8 @@ def test_a_student_makes_videos_of_another_size(run, tmp_path):
 
 def test_a_teacher_of_one_size_says_so(install, command, tmp_path):
     """A teacher without such options, and flags of published students, are refused by name."""
-    install("tiny-plugin", tiny.PLUGIN)
-    folder = tiny.run_folder(tmp_path / "run")
+    install("tiny-components", tiny_run.PLUGIN)
+    folder = tiny_run.run_folder(tmp_path / "run")
 
     assert "teacher 'tiny' has no option 'frames'" in command(folder, "a cat", "--frames", 2)[1]
     assert "--fps belongs to a published student" in command(folder, "a cat", "--fps", 2)[1]
