@@ -16,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("GUIDEDCD_BLOCK", None)
+# As guidedcd.parity sets it when it is imported: otherwise processes started later round otherwise than this one.
+os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
     # A processor without AVX-512 has none for oneDNN either; torch's bfloat16 attention needs both to agree.
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
