@@ -271,6 +271,41 @@ def test_ticks_are_round_and_cover():
 
 
 def test_a_chart_of_nothing_is_nothing():
-    """A curve without finite points has no chart; one point is a dot."""
-    assert line_chart("x", {"a": [(1, float("nan"))]}) == ""
-    assert "<circle" in line_chart("x", {"a": [(1, 2.0)]})
+    """A curve without finite points has no chart."""
+    assert line_chart("x", {"a": [(1, float("nan"))]}) is None
+
+
+def test_a_single_point_is_a_dot(folder):
+    """A log of one step is drawn with a circle a curve, and without lines."""
+    tiny_run.log(folder, steps=1)
+    _, page = read(folder)
+
+    assert len(page.of("circle")) > 2
+    assert page.of("polyline") == []
+
+
+@pytest.mark.parametrize("where", ["choice", "machine", "step", "package", "name", "title", "label"])
+def test_no_value_is_taken_for_html(folder, where):
+    """Every value of run.json, evaluation.json and the log is text on the page, also where a number is expected."""
+    run, result = (json.loads((folder / name).read_text()) for name in ("run.json", "evaluation.json"))
+    if where == "step":
+        with (folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"step": HOSTILE, "seconds": 3}) + "\n")
+    elif where == "choice":
+        result["choice"]["prompts"] = HOSTILE
+    elif where == "machine":
+        result["machine"] = HOSTILE
+    elif where == "package":
+        run["guidedcd"] = HOSTILE
+    elif where == "name":
+        run["name"] = HOSTILE
+    elif where == "title":
+        result["metrics"]["all"]["title"] = HOSTILE
+    else:
+        result["videos"][0]["panes"][0]["label"] = HOSTILE
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "evaluation.json").write_text(json.dumps(result))
+    text, page = read(folder)
+
+    assert "<script>alert" not in text
+    assert HOSTILE in page.text

@@ -1,10 +1,11 @@
-"""Line charts as inline SVG, drawn without any library; colours come from the page's style sheet. No torch."""
+"""Line charts: where every line, tick and text is drawn. The template writes them as inline SVG. No torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+
+import attrs
 
 Point = tuple[float, float]
 
@@ -12,8 +13,44 @@ WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
 
 
-def line_chart(title: str, series: Mapping[str, Sequence[Point]], *, x_label: str = "step") -> str:
-    """A figure with one line per series and its figures in words, so that it can be read without seeing it.
+@attrs.frozen
+class Label:
+    """A text beside an axis."""
+
+    x: float
+    y: float
+    anchor: str
+    text: str
+
+
+@attrs.frozen
+class Curve:
+    """A named line; a single point is a dot."""
+
+    name: str
+    points: list[Point]
+    """In the drawing's own coordinates."""
+
+
+@attrs.frozen
+class Chart:
+    """All that the template draws of one figure, and the figure in words for those who cannot see it."""
+
+    title: str
+    words: str
+    levels: list[float]
+    """Heights of the grid's lines."""
+    labels: list[Label]
+    """The texts of both axes."""
+    curves: list[Curve]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+
+
+def line_chart(title: str, series: Mapping[str, Sequence[Point]], *, x_label: str = "step") -> Chart | None:
+    """A figure with one line per series, or None where there is no finite point.
 
     Args:
         title: What is drawn; the figure's heading.
@@ -25,48 +62,27 @@ def line_chart(title: str, series: Mapping[str, Sequence[Point]], *, x_label: st
     }
     kept = {name: points for name, points in kept.items() if points}
     if not kept:
-        return ""
+        return None
     every = [point for points in kept.values() for point in points]
     xs, ys = [x for x, _ in every], [y for _, y in every]
     x_ticks, y_ticks = ticks(min(xs), max(xs), 5, whole=True), ticks(min(ys), max(ys), 4)
     x0, x1 = min(xs), max(max(xs), min(xs) + 1e-9)
     y0, y1 = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
 
-    def at(x: float, y: float) -> tuple[float, float]:
+    def at(x: float, y: float) -> Point:
         across = LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
         return round(across, 1), round(HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM), 1)
 
-    parts = []
-    for y in y_ticks:
-        level = at(x0, y)[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{level}" y2="{level}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{level + 4}" text-anchor="end">{short(y)}</text>')
-    for x in x_ticks:
-        if x0 <= x <= x1:
-            where = at(x, y0)[0]
-            parts.append(
-                f'<text class="tick" x="{where}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{short(x)}</text>'
-            )
-    center = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="tick" x="{center}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>')
-    for number, points in enumerate(kept.values()):
-        path = " ".join(f"{x},{y}" for x, y in (at(*point) for point in points))
-        if len(points) == 1:
-            x, y = at(*points[0])
-            parts.append(f'<circle class="dot s{number % 6}" cx="{x}" cy="{y}" r="3"/>')
-        else:
-            parts.append(f'<polyline class="line s{number % 6}" points="{path}"/>')
-    said = "; ".join(in_words(name if len(kept) > 1 else "", points, x_label) for name, points in kept.items())
-    legend = ""
-    if len(kept) > 1:
-        items = "".join(
-            f'<li><span class="key s{number % 6}"></span>{escape(name)}</li>' for number, name in enumerate(kept)
-        )
-        legend = f'<ul class="legend">{items}</ul>'
-    return (
-        f'<figure class="chart"><h3>{escape(title)}</h3>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}: {escape(said)}">'
-        f"{''.join(parts)}</svg>{legend}<figcaption>{escape(said)}</figcaption></figure>"
+    heights = [at(x0, y)[1] for y in y_ticks]
+    below = [Label(at(x, y0)[0], HEIGHT - BOTTOM + 15, "middle", short(x)) for x in x_ticks if x0 <= x <= x1]
+    beside = [Label(LEFT - 6, height + 4, "end", short(y)) for y, height in zip(y_ticks, heights, strict=True)]
+    axis = Label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, "middle", x_label)
+    return Chart(
+        title=title,
+        words="; ".join(in_words(name if len(kept) > 1 else "", points, x_label) for name, points in kept.items()),
+        levels=heights,
+        labels=[*beside, *below, axis],
+        curves=[Curve(name, [at(*point) for point in points]) for name, points in kept.items()],
     )
 
 

@@ -1,4 +1,4 @@
-"""One page that tells a run: what was asked, what came out, and how it went. Everything is inside the one HTML file.
+"""One page about a run: what was asked, what came out, and how it went. Everything is inside the one HTML file.
 
 The page is complete without JavaScript, which only plays the videos together; it asks for nothing over a network.
 """
@@ -9,16 +9,18 @@ import json
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
-from html import escape
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
-from guidedcd.evaluation.report.charts import line_chart
-from guidedcd.evaluation.report.score_tables import cards, choices, score_tables
-from guidedcd.evaluation.report.videos import player, shots, validated
+from guidedcd.evaluation.report.charts import Chart, line_chart
+from guidedcd.evaluation.report.score_tables import choice, model_card, scores
+from guidedcd.evaluation.report.videos import clock, shots, validated
 from guidedcd.files import read_json, replacing
 from guidedcd.training.log import read_log
 from guidedcd.version import __version__
@@ -55,54 +57,47 @@ def page(
     folder: Path, run: Mapping[str, Any], log: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any] | None
 ) -> str:
     """The whole HTML document."""
-    name = str(run.get("name", folder.name))
-    sections = [
-        _section("Videos", _videos(folder, evaluation)),
-        _section("Evaluation", _evaluation(evaluation, folder)),
-        _section("Training", _training(log)),
-        _section("Videos while training", validated(folder)),
-        _section("Model card of the teacher", cards(evaluation) if evaluation else ""),
-        _section("Configuration", _configuration(run)),
-        _section("Environment", _environment(run, evaluation)),
-    ]
     files = resources.files(__package__)
-    style = (files / "style.css").read_text(encoding="utf-8")
-    script = (files / "player.js").read_text(encoding="utf-8")
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(name)} - guidedcd report</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        f"<header>\n<h1>{escape(name)}</h1>\n{_lead(folder, run, log)}\n</header>\n"
-        f"<main>\n{_summary(evaluation)}\n{''.join(sections)}</main>\n"
-        f"<footer>Written by guidedcd {escape(__version__)}; loads nothing from elsewhere.</footer>\n"
-        f"<script>\n{script}</script>\n</body>\n</html>\n"
+    template = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    videos = evaluation.get("videos") or [] if evaluation else []
+    return template.from_string((files / "report.html.j2").read_text(encoding="utf-8")).render(
+        name=run.get("name", folder.name),
+        facts=_facts(run, log),
+        command=command(folder, run),
+        summary=evaluation and (evaluation.get("summary") or tables.summary(evaluation)),
+        videos=shots(folder, videos),
+        clock=clock(folder, videos),
+        scores=evaluation and scores(evaluation),
+        choice=evaluation and choice(evaluation),
+        evaluate_command=f"guidedcd evaluate {shlex.quote(str(folder))}",
+        logged=bool(log),
+        charts=_charts(log),
+        validation=validated(folder),
+        model_card=evaluation and model_card(evaluation),
+        configuration=json.dumps({k: v for k, v in run.items() if k != "command"}, indent=1, ensure_ascii=False),
+        environment=_environment(run, evaluation),
+        version=__version__,
+        style=Markup((files / "style.css").read_text(encoding="utf-8")),
+        script=Markup((files / "player.js").read_text(encoding="utf-8")),
     )
 
 
-def _section(title: str, content: str) -> str:
-    if not content:
-        return ""
-    name = title.lower().replace(" ", "-")
-    return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{escape(title)}</h2>\n{content}\n</section>\n'
-
-
-def _lead(folder: Path, run: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
-    """One line about the run, and its command."""
+def _facts(run: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was trained with what, in a few words each."""
     teacher = ", ".join(run.get("teacher", {}))
     data = ", ".join(name for one in run.get("data", ()) for name in one)
-    parts = [f"teacher {teacher}", f"data {data}"]
+    facts = [f"teacher {teacher}", f"data {data}"]
     for key, word in (("energy", "energy"), ("rewards", "rewards"), ("routes", "routes")):
-        parts.append(f"{word} {', '.join(run.get(key) or {}) or 'none'}")
+        facts.append(f"{word} {', '.join(run.get(key) or {}) or 'none'}")
     if log:
-        parts.append(f"{log[-1]['step']} steps")
+        facts.append(f"{log[-1]['step']} steps")
         if "seconds" in log[-1]:
-            parts.append(f"{_duration(log[-1]['seconds'])} of training")
-    said = escape(" · ".join(parts))
-    return f'<p class="soft">{said}</p>\n<pre class="command"><code>{escape(command(folder, run))}</code></pre>'
+            facts.append(f"{_duration(log[-1]['seconds'])} of training")
+    return facts
 
 
 def command(folder: Path, run: Mapping[str, Any]) -> str:
-    """The command that makes this run: the one that was typed if it is known, else the equivalent with its run.json."""
+    """The command that makes this run: the one that was typed, else the equivalent with its run.json."""
     typed = run.get("command")
     if isinstance(typed, str):
         return typed
@@ -111,37 +106,15 @@ def command(folder: Path, run: Mapping[str, Any]) -> str:
     return f"guidedcd train --config {shlex.quote(str(folder / 'run.json'))} --new"
 
 
-def _summary(evaluation: Mapping[str, Any] | None) -> str:
-    if evaluation is None:
-        return '<p class="summary">This run has not been evaluated yet.</p>'
-    return f'<p class="summary">{escape(evaluation.get("summary") or tables.summary(evaluation))}</p>'
-
-
-def _videos(folder: Path, evaluation: Mapping[str, Any] | None) -> str:
-    found = shots(folder, evaluation["videos"]) if evaluation and evaluation.get("videos") else ""
-    if not found:
-        return ""
-    said = "In each row all videos start from the same noise. The student's are neither chosen nor tuned by hand."
-    return f"<p>{said}</p>\n{player(folder, evaluation['videos'])}\n{found}"
-
-
-def _evaluation(evaluation: Mapping[str, Any] | None, folder: Path) -> str:
-    if evaluation is None:
-        return f"<p>Not measured yet: <code>guidedcd evaluate {escape(shlex.quote(str(folder)))}</code></p>"
-    return score_tables(evaluation) + choices(evaluation)
-
-
-def _training(log: Sequence[Mapping[str, Any]]) -> str:
+def _charts(log: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Curves of everything that the log has numbers of."""
-    if not log:
-        return "<p>There is no training log.</p>"
 
     def series(keys: Mapping[str, str]) -> dict[str, list[tuple[float, float]]]:
-        found = {
+        curves = {
             name: [(line["step"], line[key]) for line in log if isinstance(line.get(key), int | float)]
             for name, key in keys.items()
         }
-        return {name: points for name, points in found.items() if points}
+        return {name: points for name, points in curves.items() if points}
 
     rewards = {key.removeprefix("reward/"): key for line in log for key in line if key.startswith("reward/")}
     routed = {key.removeprefix("routed/"): key for line in log for key in line if key.startswith("routed/")}
@@ -156,16 +129,11 @@ def _training(log: Sequence[Mapping[str, Any]]) -> str:
         line_chart("Samples per second", series({"speed": "samples_per_second"})),
         line_chart("GPU memory, GB", series({"memory": "memory_gb"})),
     ]
-    return f'<div class="charts">\n{"".join(chart for chart in charts if chart)}</div>'
+    return [chart for chart in charts if chart]
 
 
-def _configuration(run: Mapping[str, Any]) -> str:
-    text = json.dumps({k: v for k, v in run.items() if k != "command"}, indent=1, ensure_ascii=False)
-    return f"<details>\n<summary>run.json, every option</summary>\n<pre><code>{escape(text)}</code></pre>\n</details>"
-
-
-def _environment(run: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> str:
-    rows = {
+def _environment(run: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
         "guidedcd, training": run.get("guidedcd", "unknown"),
         "guidedcd, this report": __version__,
         "evaluated on": (evaluation or {}).get("machine", "not evaluated"),
@@ -173,8 +141,6 @@ def _environment(run: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         **{name: _version(name) for name in PACKAGES},
     }
-    body = "".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(str(v))}</td></tr>' for k, v in rows.items())
-    return f'<table class="plain"><caption>Where this was written</caption><tbody>{body}</tbody></table>'
 
 
 def _version(name: str) -> str:

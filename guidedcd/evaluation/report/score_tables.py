@@ -1,10 +1,11 @@
-"""The evaluation's figures as HTML tables."""
+"""The evaluation's figures as the tables of the page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import attrs
 
 from guidedcd.evaluation.tables import (
     OURS,
@@ -22,107 +23,138 @@ from guidedcd.evaluation.tables import (
 WORDS = {"good": "better", "bad": "worse"}
 
 
-def score_tables(evaluation: Mapping[str, Any]) -> str:
+@attrs.frozen
+class Cell:
+    """A cell of a table."""
+
+    text: str
+    note: str | None = None
+    """Small print below the text."""
+    verdict: str = ""
+    """ "good" or "bad" where a difference is certain."""
+
+
+@attrs.frozen
+class Row:
+    """A row of a table."""
+
+    head: Cell
+    cells: list[Cell]
+    highlighted: bool = False
+
+
+@attrs.frozen
+class Table:
+    """A table with one row of headings."""
+
+    caption: str
+    head: list[Cell]
+    rows: list[Row]
+
+
+@attrs.frozen
+class Split:
+    """The scores on one set of prompts."""
+
+    title: str
+    prompts: Sequence[str]
+    table: Table
+
+
+@attrs.frozen
+class Scores:
+    """The scores on every set of prompts, and how the few-step teacher was chosen."""
+
+    settings_tried: int
+    choice_prompts: Any
+    splits: list[Split]
+
+
+NOTHING = Cell("-")
+
+
+def scores(evaluation: Mapping[str, Any]) -> Scores:
     """A table per split: scores down, ways of making videos across, then the paired differences."""
+    few = next(row for row in evaluation["rows"] if row["name"] == evaluation["against"])
+    return Scores(
+        settings_tried=sum(one["steps"] == few["steps"] for one in evaluation["choice"]["tried"]),
+        choice_prompts=evaluation["choice"]["prompts"],
+        splits=[_split(evaluation, name, about) for name, about in evaluation["splits"].items()],
+    )
+
+
+def _split(evaluation: Mapping[str, Any], split: str, about: Mapping[str, Any]) -> Split:
     rows = [row for row in evaluation["rows"] if row.get("source", "measured") == "measured"]
-    few = next(row for row in rows if row["name"] == evaluation["against"])
     ours, others = rows[0], [row for row in rows if row["name"] != OURS]
     seeds = len(evaluation["seeds"])
-    tried = sum(one["steps"] == few["steps"] for one in evaluation["choice"]["tried"])
-    on = evaluation["choice"]["prompts"]
-    chosen = f"The few-step teacher is the best of {tried} settings, chosen on {on} other prompts. " if tried else ""
-    found = [
-        f"<p>Student and teacher get the same prompts and the same initial noise. {chosen}Small figures are 95 % "
-        "intervals by the bootstrap over prompts, each score's on its own; differences are paired.</p>"
+    count = f"{len(about['prompts'])} {about['title']}" + (f", {seeds} seeds each" if seeds > 1 else "")
+    head = [
+        Cell("score"),
+        *(Cell(row["label"], settings(row)) for row in rows),
+        *(Cell(f"student minus {row['label']}", _same(ours, row)) for row in others),
     ]
-    for split, about in evaluation["splits"].items():
-        count = f"{len(about['prompts'])} {about['title']}" + (f", {seeds} seeds each" if seeds > 1 else "")
-        head = "".join(
-            f'<th scope="col">{escape(row["label"])}<br><small>{escape(settings(row))}</small></th>' for row in rows
-        )
-        head += "".join(
-            f'<th scope="col">student minus {escape(row["label"])}<br><small>{_sameness(ours, row)}</small></th>'
-            for row in others
-        )
-        body = []
-        for key in scores_of(evaluation, split):
-            cells = "".join(_score(row["scores"].get(split, {}).get(key)) for row in rows)
-            cells += "".join(_difference(evaluation, row["name"], split, key) for row in others)
-            main = ' class="ours"' if key == evaluation.get("headline") else ""
-            name, note = title(evaluation, key), [key, sense(evaluation, key)]
-            note = ", ".join(part for part in note if part and part != name)
-            body.append(f'<tr{main}><th scope="row">{escape(name)}<small>{escape(note)}</small></th>{cells}</tr>')
-        found.append(
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(count)}"><table>'
-            f'<caption>{escape(count)}</caption><thead><tr><th scope="col">score</th>{head}</tr></thead>'
-            f"<tbody>{''.join(body)}</tbody></table></div>"
-            f"{_prompts(about)}"
-        )
-    return "\n".join(found)
+    body = []
+    for key in scores_of(evaluation, split):
+        cells = [_score(row["scores"].get(split, {}).get(key)) for row in rows]
+        cells += [_difference(evaluation, row["name"], split, key) for row in others]
+        name = title(evaluation, key)
+        note = ", ".join(text for text in (key, sense(evaluation, key)) if text and text != name)
+        body.append(Row(Cell(name, note), cells, highlighted=key == evaluation.get("headline")))
+    return Split(about["title"], about["prompts"], Table(count, head, body))
 
 
-def _sameness(ours: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+def _same(ours: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """What a row has in common with the student's."""
     both = {"steps": "same steps", "evaluations": "same network calls"}
     return " and ".join(words for key, words in both.items() if ours.get(key) == row.get(key))
 
 
-def _score(score: Mapping[str, Any] | None) -> str:
+def _score(score: Mapping[str, Any] | None) -> Cell:
     if not score or score["mean"] is None:
-        return "<td>-</td>"
-    return f"<td>{figure(score['mean'])}<small>{escape(interval(score))}</small></td>"
+        return NOTHING
+    return Cell(figure(score["mean"]), interval(score))
 
 
-def _difference(evaluation: Mapping[str, Any], against: str, split: str, key: str) -> str:
-    found = difference(evaluation, against, split, key)
-    if not found or found["mean"] is None:
-        return "<td>-</td>"
-    known = verdict(evaluation, found, key)
-    mark = f'<span class="{known}">{signed(found["mean"])} {WORDS[known]}</span>' if known else signed(found["mean"])
-    return f"<td>{mark}<small>{escape(interval(found, signed))}</small></td>"
+def _difference(evaluation: Mapping[str, Any], against: str, split: str, key: str) -> Cell:
+    paired = difference(evaluation, against, split, key)
+    if not paired or paired["mean"] is None:
+        return NOTHING
+    certain = verdict(evaluation, paired, key)
+    text = f"{signed(paired['mean'])} {WORDS[certain]}" if certain else signed(paired["mean"])
+    return Cell(text, interval(paired, signed), certain)
 
 
-def _prompts(about: Mapping[str, Any]) -> str:
-    items = "".join(f"<li>{escape(prompt)}</li>" for prompt in about["prompts"])
-    return f"<details><summary>The {escape(about['title'])}</summary><ol>{items}</ol></details>"
-
-
-def choices(evaluation: Mapping[str, Any]) -> str:
+def choice(evaluation: Mapping[str, Any]) -> Table | None:
     """What was tried for the few-step teacher."""
     tried = evaluation["choice"]["tried"]
     if not tried:
-        return ""
-    rows = "".join(
-        f'<tr{" class=ours" if one["chosen"] else ""}><th scope="row">{escape(one["label"])}, {escape(one["solver"])}, '
-        f"omega {one['omega']:g}{' (chosen)' if one['chosen'] else ''}</th>{_score(one)}</tr>"
+        return None
+    rows = [
+        Row(
+            Cell(f"{one['label']}, {one['solver']}, omega {one['omega']:g}{' (chosen)' if one['chosen'] else ''}"),
+            [_score(one)],
+            highlighted=bool(one["chosen"]),
+        )
         for one in tried
-    )
-    what = escape(title(evaluation, tried[0]["score"]))
-    return (
-        f"<details><summary>What was tried for the few-step teacher</summary><table><caption>{what}, on "
-        f"{evaluation['choice']['prompts']} prompts that are not measured</caption>"
-        f'<thead><tr><th scope="col">setting</th><th scope="col">score</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></details>"
-    )
+    ]
+    score = title(evaluation, tried[0]["score"])
+    caption = f"{score}, on {evaluation['choice']['prompts']} prompts that are not measured"
+    return Table(caption, [Cell("setting"), Cell("score")], rows)
 
 
-def cards(evaluation: Mapping[str, Any]) -> str:
+def model_card(evaluation: Mapping[str, Any]) -> Table | None:
     """Figures from the teacher's model card, measured when it was made, from other noise."""
     rows = [row for row in evaluation["rows"] if row.get("source") == "model card"]
     keys = list(dict.fromkeys(k for row in rows for scores in row["scores"].values() for k in scores))
     if not rows or not keys:
-        return ""
-    head = "".join(f'<th scope="col">{escape(title(evaluation, key))}</th>' for key in keys)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row["label"])}<small>{escape(settings(row))}, '
-        f"{escape(evaluation['splits'].get(split, {}).get('title', split))}</small></th>"
-        + "".join(_score(scores.get(key)) for key in keys)
-        + "</tr>"
+        return None
+    body = [
+        Row(
+            Cell(row["label"], f"{settings(row)}, {evaluation['splits'].get(split, {}).get('title', split)}"),
+            [_score(scores.get(key)) for key in keys],
+        )
         for row in rows
         for split, scores in row["scores"].items()
-    )
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Model card"><table><caption>Measured when the '
-        "teacher was made, from other noise</caption>"
-        f'<thead><tr><th scope="col">teacher</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    ]
+    head = [Cell("teacher"), *(Cell(title(evaluation, key)) for key in keys)]
+    return Table("Measured when the teacher was made, from other noise", head, body)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
+
+import attrs
 
 from guidedcd.data import media
 from guidedcd.files import read_json
@@ -13,21 +14,40 @@ from guidedcd.files import read_json
 Entries = Sequence[Mapping[str, Any]]
 
 
-def shots(folder: Path, entries: Entries) -> str:
+@attrs.frozen
+class Pane:
+    """One video."""
+
+    label: str
+    source: str
+    """The mp4 as a data URI."""
+    student: bool
+    """Whether the student made it."""
+
+
+@attrs.frozen
+class Shot:
+    """The videos of one prompt."""
+
+    prompt: str
+    panes: list[Pane]
+
+
+@attrs.frozen
+class Clock:
+    """What the control of all videos counts."""
+
+    frames: int
+    fps: str
+
+
+def shots(folder: Path, entries: Entries) -> list[Shot]:
     """A figure per prompt with a video of each way of making it; files that are gone are left out."""
-    found = []
-    for entry in entries:
-        panes = [_pane(folder / pane["file"], pane, entry["prompt"]) for pane in entry["panes"]]
-        panes = [pane for pane in panes if pane]
-        if panes:
-            found.append(
-                f'<figure class="shot"><figcaption>{escape(entry["prompt"])}</figcaption>'
-                f'<div class="panes">{"".join(panes)}</div></figure>'
-            )
-    return f'<div class="shots">\n{"".join(found)}</div>' if found else ""
+    figures = [Shot(entry["prompt"], _panes(folder, entry["panes"])) for entry in entries]
+    return [figure for figure in figures if figure.panes]
 
 
-def validated(folder: Path, columns: int = 6) -> str:
+def validated(folder: Path, columns: int = 6) -> list[Shot]:
     """A figure per validation prompt with its videos in the order of training, at most `columns` of them."""
     steps = sorted((folder / "validation").glob("step-*"), key=lambda path: path.name.rjust(30))
     if len(steps) > columns:
@@ -41,35 +61,22 @@ def validated(folder: Path, columns: int = 6) -> str:
     return shots(folder, list(entries.values()))
 
 
-def _pane(path: Path, pane: Mapping[str, Any], prompt: str) -> str:
-    if not path.is_file():
-        return ""
-    source = media.data_uri(path.read_bytes(), "video/mp4")
-    said = escape(f"{pane['label']}: {prompt}")
-    ours = ' class="ours"' if pane["row"] == "student" else ""
-    return (
-        f'<figure{ours}><video controls loop muted playsinline preload="auto" aria-label="{said}" src="{source}">'
-        f"{said}</video><figcaption>{escape(pane['label'])}</figcaption></figure>"
-    )
+def _panes(folder: Path, panes: Entries) -> list[Pane]:
+    return [
+        Pane(
+            label=pane["label"],
+            source=media.data_uri((folder / pane["file"]).read_bytes(), "video/mp4"),
+            student=pane["row"] == "student",
+        )
+        for pane in panes
+        if (folder / pane["file"]).is_file()
+    ]
 
 
-def player(folder: Path, entries: Entries) -> str:
-    """The control of all videos; hidden until its script runs."""
-    first = next(
-        (
-            folder / pane["file"]
-            for e in entries
-            for pane in e["panes"]
-            if media.sidecar(folder / pane["file"]).is_file()
-        ),
-        None,
-    )
-    if first is None:
-        return ""
-    about = read_json(media.sidecar(first))
-    return (
-        f'<div class="player" data-frames="{int(about["frames"])}" data-fps="{float(about["fps"]):g}" hidden>'
-        '<button type="button">Play all</button>'
-        '<input type="range" min="0" max="0" value="0" step="1" aria-label="frame of all videos">'
-        "<output></output></div>"
-    )
+def clock(folder: Path, entries: Entries) -> Clock | None:
+    """Number and rate of the frames of every video, from the first one that has a sidecar file."""
+    for path in (folder / pane["file"] for entry in entries for pane in entry["panes"]):
+        if media.sidecar(path).is_file():
+            about = read_json(media.sidecar(path))
+            return Clock(frames=int(about["frames"]), fps=f"{float(about['fps']):g}")
+    return None
