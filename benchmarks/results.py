@@ -1,4 +1,4 @@
-"""Measured figures into docs/speed.md: reads what the other scripts wrote with --out, and prints the table.
+"""Measured figures into docs/reference/measured-speed.md: the table of what the other scripts wrote with --out.
 
     python benchmarks/results.py unet.json train.json preprocess.json sampling.json    # take these in, write the page
     python benchmarks/results.py                                                       # write the page again
@@ -24,7 +24,7 @@ from typing import Any
 import attrs
 
 ROOT = Path(__file__).parents[1]
-KEPT, PAGE = ROOT / "benchmarks" / "results.json", ROOT / "docs" / "speed.md"
+KEPT, PAGE = ROOT / "benchmarks" / "results.json", ROOT / "docs" / "reference" / "measured-speed.md"
 BEGIN, END = "<!-- results: python benchmarks/results.py -->", "<!-- end of results -->"
 
 

@@ -120,6 +120,6 @@ def test_figures_of_a_cpu_are_refused(results, tmp_path):
 
 
 def test_the_page_is_up_to_date(results):
-    """docs/speed.md has the table of benchmarks/results.json; `python benchmarks/results.py` makes it so."""
+    """The page of measured speed contains the table of benchmarks/results.json, as benchmarks/results.py writes it."""
     text = results.PAGE.read_text(encoding="utf-8")
     assert results.page(text, json.loads(results.KEPT.read_text(encoding="utf-8"))) == text

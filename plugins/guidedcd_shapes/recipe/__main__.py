@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pace", type=float, default=1.0, help="multiplies every stage's training time")
     parser.add_argument("--further", action="store_true", help="train a finished teacher for its whole time once more")
     parser.add_argument("--tiny", action="store_true", help="a few steps of everything, on any machine")
-    parser.add_argument("--page", type=Path, default=Path("docs/shapes.md"), help="where `card` writes")
+    parser.add_argument(
+        "--page", type=Path, default=Path("docs/reference/shapes-model-card.md"), help="where `card` writes"
+    )
     options = parser.parse_args(arguments)
     chosen = STAGES if options.stage == "all" else options.stage.split(",")
     unknown = set(chosen) - {*STAGES, "card"}

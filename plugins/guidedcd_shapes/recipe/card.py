@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ ABOUT = {
     "text": "stock `CLIPTextModel`, context 128",
     "unet": "the teacher: a stock `UNet3DConditionModel` with temporal attention, v-prediction",
     "clip": "open_clip's `CLIP`, context 77",
-    "hps": "the same, tuned on better and worse pictures",
+    "hps": "the same network as `clip`, tuned on better and worse pictures",
     "internv2": "InternVideo2's two towers, 4 frames, context 40",
 }
 ATTRIBUTES = ("color", "shape", "size", "background", "motion", "second")
@@ -25,11 +26,11 @@ def write(folder: Path, page: Path) -> None:
     meta = models.meta(folder)
     stages = meta.get("stages", {})
     steps, guided = stages.get("evaluation", {}).get("steps", {}), motion(stages)
-    notes = "".join(f"- {note}\n" for note in meta.get("notes", ()))
+    notes = "".join(f"{_item(note)}\n" for note in meta.get("notes", ()))
     free = models.variety(folder)
     said = {"shapes are tilted": free.tilt, "textures turn and shift": free.texture, "paths bend": free.sway}
     loose = [what for what, much in said.items() if much]
-    varied = f"Where no caption speaks, {' and '.join(loose)}." if loose else ""
+    varied = f"Properties that no caption names vary: {' and '.join(loose)}." if loose else ""
     text = (
         (Path(__file__).parent / "card.md")
         .read_text(encoding="utf-8")
@@ -41,7 +42,7 @@ def write(folder: Path, page: Path) -> None:
             variety=varied,
             prompts=stages.get("evaluation", {}).get("prompts", 320),
             models="\n".join(_row(_model(name, folder, stages)) for name in models.CONFIGS),
-            bars=table(("what", "figure", "wanted", ""), bars(stages)),
+            bars=table(("quantity", "figure", "target", ""), bars(stages)),
             notes=f"\n### Notes\n\n{notes}\n" if notes else "",
             steps=table(
                 (
@@ -134,7 +135,7 @@ def confused(stages: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def bars(stages: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """What was wanted of the proving ground, what it measures, and whether that is enough."""
+    """Rows of (quantity, measured figure, target, whether it was missed)."""
     rows: list[tuple[str, str, str, str]] = []
 
     def bar(what: str, value: float | None, low: float = 0.0, high: float = 1.0) -> None:
@@ -163,7 +164,7 @@ def bars(stages: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     for name in ("clip", "hps", "internv2"):
         row = stages.get(name, {}).get("pairs", {}).get("clean", {})
         looks = [row[a] for a in ATTRIBUTES[:4] if a in row]
-        bar(f"`{name}` on minimal pairs: colour, shape, size, background, the least", min(looks, default=None), 0.9)
+        bar(f"`{name}` on minimal pairs: colour, shape, size, background, the lowest", min(looks, default=None), 0.9)
         if name == "internv2":
             bar("`internv2` on minimal pairs: direction", row.get("motion"), 0.9)
     guided = motion(stages)
@@ -172,7 +173,7 @@ def bars(stages: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         pairs = [(row, plain[key.rpartition(" ")[2]]) for key, row in guided.items() if not key.startswith("none")]
         cheap = [row for row, none in pairs if min(row[a] - none[a] for a in ("shape", "color")) >= -0.02]
         most = max((r["direction"] for r in cheap), default=0.0)
-        bar("motion guidance, direction at a cost of at most .02 in shape and in colour", most, 0.9)
+        bar("motion guidance, direction at a cost of at most 0.02 in shape and in colour", most, 0.9)
     return rows
 
 
@@ -189,6 +190,11 @@ def _model(name: str, folder: Path, stages: Mapping[str, Any]) -> tuple[Any, ...
 
 def _numbers(row: Mapping[str, Any], *names: str) -> list[str]:
     return ["" if row.get(name) is None else f"{row[name]:.3f}" for name in names]
+
+
+def _item(text: str) -> str:
+    """One item of a list, in lines of at most 100 characters."""
+    return textwrap.fill(text, 100, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _row(cells: Iterable[Any]) -> str:

@@ -103,7 +103,7 @@ def test_the_page_says_what_is_missed(tmp_path):
     recipe.main(["--out", str(tmp_path), "--stage", "card", "--page", str(tmp_path / "page.md")])
     lines = (tmp_path / "page.md").read_text().splitlines()
     recipe.main(["--out", str(models.WEIGHTS), "--stage", "card", "--page", str(tmp_path / "now.md")])
-    shipped = Path(__file__).parents[3] / "docs" / "shapes.md"
+    shipped = Path(__file__).parents[3] / "docs" / "reference" / "shapes-model-card.md"
 
     assert "| the same through the VAE, clean | 0.500 | at least 0.95 | **missed** |" in lines
     assert "| teacher, all attributes, 50 steps | 0.700 | 0.6 to 0.8 |  |" in lines
