@@ -39,8 +39,8 @@ from guidedcd.energies import inversion as references
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
 from guidedcd.preprocessing import store
-from guidedcd.preprocessing.shard_builder import Worker
-from guidedcd.preprocessing.shard_jobs import Job
+from guidedcd.preprocessing.shard_builder import ShardBuilder
+from guidedcd.preprocessing.shard_jobs import DrawJob
 
 OFFICIAL = {
     "one draw per video": (300, 700),
@@ -60,17 +60,17 @@ class BareRun(Run):
         return {name: PTA(config) for name, config in self.energies.items()} if kind == "energy" else {}
 
 
-class GuidedWorker(Worker):
+class GuidedShardBuilder(ShardBuilder):
     """All draws in the guided part of the grid, stratified over it."""
 
-    def jobs(self, seeds: Sequence[int]) -> list[Job]:
+    def jobs(self, seeds: Sequence[int]) -> list[DrawJob]:
         """Every (video, draw)."""
         draws, count = self.run.preprocess.draws_per_video, self.run.solver.steps - self.first
         found = []
         for video, seed in enumerate(seeds):
             u = numpy.random.Generator(numpy.random.Philox(key=[seed, 1])).random(draws)
             at = [self.first + min(int((d + u[d]) * count / draws), count - 1) for d in range(draws)]
-            found += [Job(video=video, draw=d, index=index, scored=True) for d, index in enumerate(at)]
+            found += [DrawJob(video=video, draw=d, index=index, scored=True) for d, index in enumerate(at)]
         return found
 
 
@@ -128,7 +128,7 @@ def passes(options: Any, draws: int, videos: int = 64) -> tuple[float, float]:
     """(rows of inversion, rows that its passes have room for) per video, from the schedule itself."""
     blank = SimpleNamespace(schedule=NoiseSchedule.scaled_linear(), device=torch.device("cpu"))
     blank.net = lambda z, t, cond: torch.zeros_like(z)
-    worker = GuidedWorker(run(options, "no", "inversion", draws), blank)
+    worker = GuidedShardBuilder(run(options, "no", "inversion", draws), blank)
     wanted: list[set[int]] = [set() for _ in range(videos)]
     for job in worker.jobs(range(videos)):
         wanted[job.video].add(job.index)
@@ -207,7 +207,7 @@ class Bench:
     def score(self, quick: LatentTeacher) -> None:
         """The reference's pass, the prediction, and the gradient, `batch` samples with gradient at once."""
         batch = self.options.batch
-        worker = GuidedWorker(run(self.options, self.fast, "single-step", 1), quick)
+        worker = GuidedShardBuilder(run(self.options, self.fast, "single-step", 1), quick)
         z, t, prompt = bare.inputs(batch, self.device, torch.float32, self.options.tiny)
         text, at = {"prompt_embeds": prompt}, {"single-step": (z.flip(-1), t)}
         captions = [""] * batch
@@ -226,7 +226,7 @@ class Bench:
 
     def guided(self, quick: LatentTeacher, reference: str) -> None:
         """All that a scored draw takes but its inversion: noise added, three passes, a gradient, copies to the CPU."""
-        worker = GuidedWorker(run(self.options, self.fast, reference, 1), quick)
+        worker = GuidedShardBuilder(run(self.options, self.fast, reference, 1), quick)
         rows = worker.rows
         shape = quick.geometry.latent_shape
         work = worker.opened(clips(rows, quick))
@@ -243,7 +243,7 @@ class Bench:
 
     def inversion(self, quick: LatentTeacher) -> None:
         """One step of as many videos as a pass has rows."""
-        worker = GuidedWorker(run(self.options, self.fast, "inversion", 1), quick)
+        worker = GuidedShardBuilder(run(self.options, self.fast, "inversion", 1), quick)
         rows = worker.rows
         z, _, prompt = bare.inputs(rows, self.device, torch.float32, self.options.tiny)
         steps = references.inversions(
@@ -271,7 +271,7 @@ class Bench:
             if self.results.seconds + expected > self.options.budget + 30:
                 raise TimeoutError(f"left out: would take {expected:.0f} s")
             with tuned(self.model, settings.preprocess, ours=True) as quick:
-                worker = GuidedWorker(settings, quick)
+                worker = GuidedShardBuilder(settings, quick)
                 some = clips(videos, quick)
                 bare.synchronize(self.device)
                 began = time.perf_counter()

@@ -18,9 +18,9 @@ from guidedcd.acceleration.switch import speed_up
 from guidedcd.config.sections import Student, Train
 from guidedcd.diffusion.sampler import sample
 from guidedcd.models.student import Student as Network
-from guidedcd.rewards.scorer import Rewards
+from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training.distributed import accelerator_for
-from guidedcd.training.step import Stepper
+from guidedcd.training.step import TrainStep
 
 REWARDS = ("hps", "clip", "internv2")
 BASE = {"batch_size": 3, "reward_batch": 1, "precision": "bf16", "lr": 1e-5}
@@ -91,7 +91,7 @@ def timed(call: Callable[[int], Any], options: argparse.Namespace) -> dict[str, 
     return found | {"warm_up_s": round(first, 1), "times_s": [round(t, 4) for t in times]}
 
 
-def stepper(name: str, options: argparse.Namespace, parallel: str = "ddp") -> Stepper:
+def stepper(name: str, options: argparse.Namespace, parallel: str = "ddp") -> TrainStep:
     """The trainer's step for a figure WHAT/FAST."""
     what, _, fast = name.partition("/")
     changes, rewards, student = STEPS[what]
@@ -102,9 +102,9 @@ def stepper(name: str, options: argparse.Namespace, parallel: str = "ddp") -> St
     teacher = parts.teacher(accelerator.device if accelerator.num_processes > 1 else device, options.tiny)
     again = RECOMPUTED.get(what, ())
     modules = {n: (parts.reward(n, teacher.device, options.tiny, n in again), run.rewards[n]) for n in rewards}
-    engine = Rewards(modules, teacher, low_memory=settings.decodes_again)
+    engine = RewardScorer(modules, teacher, low_memory=settings.decodes_again)
     made = parts.batches(teacher, settings.batch_size, rewards)
-    return Stepper(run, teacher, accelerator, rewards=engine, batches=made)
+    return TrainStep(run, teacher, accelerator, rewards=engine, batches=made)
 
 
 def step_figure(name: str, options: argparse.Namespace) -> dict[str, Any]:

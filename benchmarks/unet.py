@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from guidedcd import acceleration
 from guidedcd.acceleration import attention_backend, operations
 from guidedcd.acceleration.activation_checkpointing import checkpoint_layers
-from guidedcd.training.master_weights import Weights
+from guidedcd.training.master_weights import MasterWeights
 
 OFFICIAL = {1: 78.8, 2: 64.0, 4: 57.3}
 """Milliseconds per sample of the official code with PyTorch's attention, by batch, on an H200."""
@@ -210,7 +210,7 @@ class Bench:
         z, t, prompt = self.inputs(variant.batch, torch.float32 if variant.autocast else torch.bfloat16)
         goal = torch.randn(z.shape, device=z.device)
         kind, narrow = torch.device(self.device).type, None if variant.autocast else torch.bfloat16
-        weights = Weights(network, dtype=narrow) if whole else None  # the trainer's own
+        weights = MasterWeights(network, dtype=narrow) if whole else None  # the trainer's own
         optimizer = torch.optim.AdamW(weights.masters, lr=1e-6, fused=kind == "cuda") if whole else None
         before = weights.masters[0].clone() if whole else None
 

@@ -53,7 +53,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def part(name: str, advice: str = "") -> Iterator[None]:
+def blame_memory(name: str, advice: str = "") -> Iterator[None]:
     """Name the component at work: running out of memory inside becomes one sentence with `advice`.
 
     Raises:

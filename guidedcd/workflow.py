@@ -9,7 +9,7 @@ from accelerate.utils import broadcast_object_list
 
 from guidedcd.config.run import Run
 from guidedcd.console import console
-from guidedcd.devices import device, part
+from guidedcd.devices import blame_memory, device
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.training import optimizer, rollouts, trackers
@@ -49,7 +49,7 @@ def run_training(
     if main:
         run_folder(run, out, new=new)
         _rehearse(run)
-    with part("the teacher"):
+    with blame_memory("the teacher"):
         teacher = run.teacher.build().to(where)
     latents = LatentStore(run_preprocess(run, store_folder=store, teacher=teacher, fill_parts=False))
     with claimed(run, out, new=new, command=command) if main else nullcontext() as folder:
@@ -73,7 +73,7 @@ def _rehearse(run: Run) -> None:
             chosen.component().load()
     optimizer.check(run.train)
     trackers.check(run.train.tracker)
-    with part("the rewards", "Use fewer --rewards"):
+    with blame_memory("the rewards", "Use fewer --rewards"):
         run.build("reward")
     run.build("route")
     rollouts.listed(run)

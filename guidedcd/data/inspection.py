@@ -16,7 +16,7 @@ from guidedcd.data.clips import Clip, ClipError, sample_of
 from guidedcd.data.geometry import Geometry
 from guidedcd.data.media import contact_sheet
 from guidedcd.data.routing import Reader, Route, Sample, route
-from guidedcd.devices import part
+from guidedcd.devices import blame_memory
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import check_writable
 
@@ -102,7 +102,7 @@ def geometry_of(teacher: Chosen) -> Geometry:
     says = {name: getattr(teacher.config, name, None) for name in ("frames", "height", "width", "fps")}
     if None not in says.values():
         return Geometry(**says)
-    with part("the teacher"):
+    with blame_memory("the teacher"):
         return teacher.build().geometry
 
 
@@ -115,7 +115,7 @@ def readers(run: Run) -> dict[str, Reader]:
             tokens = make(chosen.config)
             found[chosen.name] = Reader(max_tokens=tokens.max_tokens, count=tokens.count)
         else:
-            with part(f"reward '{chosen.name}'"):
+            with blame_memory(f"reward '{chosen.name}'"):
                 built = chosen.build()
             found[chosen.name] = Reader(max_tokens=built.max_tokens, count=built.count_tokens)
     return found

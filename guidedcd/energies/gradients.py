@@ -16,7 +16,7 @@ from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
 
 
-class Scores:
+class EnergyGradients:
     """The energies of a run.
 
     An energy that sets `records_only` reads nothing of a pass but its records: the passes of references then end at the

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from guidedcd.data.clips import Prompt
-from guidedcd.devices import part
+from guidedcd.devices import blame_memory
 from guidedcd.evaluation.bootstrap import over_seeds
 from guidedcd.plugins.registry import Registry, blame
 
@@ -140,7 +140,7 @@ def measure(
             some = prompts[start : start + batch]
             numbers = [video_seed(seed, split, start + i) for i in range(len(some))]
             began = now()
-            with part(arm.label, f"It needs less with --batch {max(1, batch // 2)}."):
+            with blame_memory(arm.label, f"It needs less with --batch {max(1, batch // 2)}."):
                 videos = arm.make([prompt.text for prompt in some], numbers)
             found.seconds += now() - began
             videos = videos.cpu()

@@ -14,7 +14,7 @@ from guidedcd.console import console, progress
 from guidedcd.data import media
 from guidedcd.data.clips import Prompt
 from guidedcd.data.prompts import given
-from guidedcd.devices import part
+from guidedcd.devices import blame_memory
 from guidedcd.diffusion.sampler import multistep_timesteps
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import check_writable, file_digest, read_json
@@ -119,7 +119,7 @@ def run_sample(
     about = {"teacher": run.teacher.name, "run": run.name, "guidedcd": __version__}
     with progress("sample", len(jobs), start=len(jobs) - len(todo), unit="videos") as advance:
         for some in _chunks(todo, size):
-            with part("sampling", f"It needs less with --batch {max(1, size // 2)}."):
+            with blame_memory("sampling", f"It needs less with --batch {max(1, size // 2)}."):
                 videos = student_videos(
                     trained,
                     [job.prompt for job in some],

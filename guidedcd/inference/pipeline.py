@@ -17,7 +17,7 @@ from torch import Tensor
 
 from guidedcd.config.run import Chosen, Run
 from guidedcd.config.structure import Value, structure
-from guidedcd.devices import DTYPES, part
+from guidedcd.devices import DTYPES, blame_memory
 from guidedcd.devices import device as find_device
 from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import noise
@@ -100,7 +100,7 @@ def load(
         raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
     run = Run.from_dict(read_json(folder / "run.json"))
     where = find_device(device or run.device)
-    with part("the teacher"):
+    with blame_memory("the teacher"):
         teacher = with_options(run.teacher, size or {}).build().to(where)
         # Adapters know their teacher by its fingerprint, which the size of its videos belongs to.
         asked = teacher.geometry

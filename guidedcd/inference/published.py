@@ -13,7 +13,7 @@ from torch import nn
 
 from guidedcd.config import sections
 from guidedcd.config.run import Chosen, Run
-from guidedcd.devices import DTYPES, part
+from guidedcd.devices import DTYPES, blame_memory
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.pipeline import Trained
@@ -93,9 +93,9 @@ def load_published(
     path = Path(path).expanduser()
     exists(path, "the student", WHERE)  # before minutes go into the teacher
     where = find_device(device or "auto")
-    with part("the teacher"):
+    with blame_memory("the teacher"):
         built = teacher.build().to(where, DTYPES[dtype] if dtype != "float32" else None)
-    with part("the student"):
+    with blame_memory("the student"):
         student = load_student(path, built)
     if window is not None and not student.energies:
         raise GuidedCDError(f"{path}: this student was trained without energies, so it has no --window.")

@@ -103,13 +103,13 @@ def guided(run: Run, teacher: Any) -> tuple[Cost, str]:
 
     Energies that cannot run on tensors without memory are left out, the reason is returned as well.
     """
-    from guidedcd.energies.gradients import Scores
+    from guidedcd.energies.gradients import EnergyGradients
 
     z, t, text = _inputs(teacher, run.preprocess.batch_size)
     at = {config.reference: (z, t) for config in run.energies.values()}
     try:
         with metered() as cost:
-            for _ in Scores(run, teacher)(z, t, text, ["a"] * len(z), at, len(z)):
+            for _ in EnergyGradients(run, teacher)(z, t, text, ["a"] * len(z), at, len(z)):
                 pass
         return cost, ""
     except Exception as error:

@@ -18,7 +18,7 @@ import attrs
 import torch
 
 from guidedcd.config.run import Run
-from guidedcd.devices import device, part
+from guidedcd.devices import blame_memory, device
 from guidedcd.planning.estimate import Estimator, Stage
 from guidedcd.planning.gpus import GB
 from guidedcd.planning.preprocess_cost import ROWS
@@ -41,7 +41,7 @@ def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any
         "rows", each with what, predicted, measured (None with a reason why), unit and, for whole stages, the
         device-hours that follow for the run; and "seconds", how long it took.
     """
-    with contextlib.redirect_stdout(io.StringIO()), part("the teacher"):
+    with contextlib.redirect_stdout(io.StringIO()), blame_memory("the teacher"):
         teacher = run.teacher.build().to(device(run.device))
     began, found = time.perf_counter(), _Rows(teacher.device)
 

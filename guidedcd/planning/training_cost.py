@@ -17,7 +17,7 @@ from guidedcd.models.student import Student
 from guidedcd.planning.gpus import Machine
 from guidedcd.planning.meter import Cost, metered, size
 from guidedcd.planning.preprocess_cost import empty
-from guidedcd.rewards.scorer import Rewards
+from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training import distributed
 from guidedcd.training.losses import consistency
 
@@ -201,7 +201,7 @@ def scoring(run: Run, teacher: Any, modules: dict[str, Any]) -> Cost:
     if settings.precision == "bf16" and isinstance(teacher.vae, torch.nn.Module):
         teacher.vae.to(torch.bfloat16)
     rewards = {name: (modules[name], run.rewards[name]) for name in modules}
-    rewards = Rewards(rewards, teacher, low_memory=settings.decodes_again)
+    rewards = RewardScorer(rewards, teacher, low_memory=settings.decodes_again)
     batch = settings.batch_size + settings.rollouts
     batch = min(batch, settings.reward_batch or batch)
     routes = [Route(caption="a", rewards=frozenset(modules))] * batch

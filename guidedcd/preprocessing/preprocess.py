@@ -16,12 +16,12 @@ from typing import Any
 from guidedcd.acceleration.apply import tuned
 from guidedcd.config.run import Run
 from guidedcd.console import console
-from guidedcd.devices import device, part, process
+from guidedcd.devices import blame_memory, device, process
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, leftovers, locked, write_json
 from guidedcd.preprocessing import estimates, shards, store
 from guidedcd.preprocessing.identity import identify
-from guidedcd.preprocessing.writer import Filler, _too_many
+from guidedcd.preprocessing.writer import StoreWriter, too_many_skipped
 
 WHOLE = (0, 1)
 """The only part of a store that is not divided."""
@@ -53,7 +53,7 @@ def run_preprocess(
     """
     ours = teacher is None
     if ours:
-        with part("the teacher"):
+        with blame_memory("the teacher"):
             teacher = run.teacher.build().to(device(run.device))
     identity = identify(run, teacher)
     folder = store_folder or Path("runs/stores") / digest(identity)
@@ -65,7 +65,7 @@ def run_preprocess(
         if not fill_parts and any(folder.glob(".part-*")):
             raise shards.incomplete(folder, identity, absent)
         with tuned(teacher, run.preprocess, ours=ours) as quick:
-            filler = Filler(run, quick)  # mistakes in the data and the energies show before anything is written
+            filler = StoreWriter(run, quick)  # mistakes in the data and the energies show before anything is written
             if rank == 0:
                 estimates.check(folder, run, teacher, len(absent))
             # Every process takes its share; the first one holds the lock for all that were launched together.
@@ -131,7 +131,7 @@ def _checked(run: Run, folder: Path) -> Path:
     if lost > SHOWN:
         console.print(f"skipped  {lost - SHOWN} more, see {folder / 'report.json'}")
     if lost > run.preprocess.max_skipped * (lost + used):
-        raise _too_many(opened.skipped, lost + used, run.preprocess.max_skipped)
+        raise too_many_skipped(opened.skipped, lost + used, run.preprocess.max_skipped)
     if not used:
         raise GuidedCDError(f"none of {lost} clips could be used (the first: {opened.skipped[0]['reason']}).")
     note = f", {lost} clips skipped" if lost else ""

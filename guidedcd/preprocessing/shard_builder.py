@@ -20,27 +20,27 @@ from guidedcd.acceleration.prefetch import ahead
 from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip, sample_of
 from guidedcd.data.routing import Sample
-from guidedcd.devices import DTYPES, part
+from guidedcd.devices import DTYPES, blame_memory
 from guidedcd.diffusion.guidance import draw_index, guided_from
 from guidedcd.diffusion.randomness import OTHER_STREAM, clip_seed
 from guidedcd.energies import inversion
-from guidedcd.energies.gradients import Scores
+from guidedcd.energies.gradients import EnergyGradients
 from guidedcd.preprocessing import store
-from guidedcd.preprocessing.shard_jobs import Job, Work
+from guidedcd.preprocessing.shard_jobs import DrawJob, ShardJobs
 
 ADVICE = "Lower --preprocess.batch-size"
 ROWS = 2
 """Rows of a pass without gradient, per sample of one with: activations are dropped at once."""
 
 
-class Worker:
+class ShardBuilder:
     """Turns a handful of clips into the tensors of one shard; the same clips give the same shard, always."""
 
     def __init__(self, run: Run, teacher: Any) -> None:
         self.run, self.teacher = run, teacher
         self.schedule = teacher.schedule
         self.grid = self.schedule.grid(run.solver.steps)
-        self.scores = Scores(run, teacher)
+        self.scores = EnergyGradients(run, teacher)
         self.first = guided_from(run.preprocess.window, run.solver.steps) if run.energies else run.solver.steps
         self.batch = run.preprocess.batch_size
         self.rows = ROWS * self.batch
@@ -66,18 +66,18 @@ class Worker:
             advance(2 * len(places) / passes)
         return [sample_of(clip) for clip in clips], self._tensors(work)
 
-    def opened(self, clips: Sequence[Clip]) -> Work:
+    def opened(self, clips: Sequence[Clip]) -> ShardJobs:
         """Clips as latents and conditioning, with the jobs that they make."""
         teacher = self.teacher
-        with torch.no_grad(), part("the teacher's VAE and text encoder", ADVICE):
+        with torch.no_grad(), blame_memory("the teacher's VAE and text encoder", ADVICE):
             groups = [torch.stack([clip.video for clip in some]) for some in _split(clips, self.batch)]
             z0 = torch.cat([teacher.encode(videos.to(teacher.device)).float() for videos in groups])
             cond = teacher.embed([clip.caption for clip in clips])
         seeds = [clip_seed(self.run.seed, clip.id) for clip in clips]
         scores: dict[str, dict[int, Tensor]] = {name: {} for name in self.run.energies}
-        return Work(clips=clips, z0=z0, cond=cond, seeds=seeds, jobs=self.jobs(seeds), scores=scores)
+        return ShardJobs(clips=clips, z0=z0, cond=cond, seeds=seeds, jobs=self.jobs(seeds), scores=scores)
 
-    def jobs(self, seeds: Sequence[int]) -> list[Job]:
+    def jobs(self, seeds: Sequence[int]) -> list[DrawJob]:
         """Every (video, draw) with its solver index: stratified, so that few draws still cover the range."""
         steps, draws = self.run.solver.steps, self.run.preprocess.draws_per_video
         found = []
@@ -85,10 +85,10 @@ class Worker:
             u = numpy.random.Generator(numpy.random.Philox(key=[seed, 2**32])).random(draws)
             for draw in range(draws):
                 index = int(draw_index((draw + u[draw]) * steps / draws, steps, self.run.preprocess.noise_range))
-                found.append(Job(video=video, draw=draw, index=index, scored=index >= self.first))
+                found.append(DrawJob(video=video, draw=draw, index=index, scored=index >= self.first))
         return found
 
-    def wanted(self, work: Work) -> list[set[int]]:
+    def wanted(self, work: ShardJobs) -> list[set[int]]:
         """By video, where on its inversion the references of its draws lie."""
         found: list[set[int]] = [set() for _ in work.clips]
         if "inversion" in self.kinds:
@@ -98,12 +98,12 @@ class Worker:
         return found
 
     def inversions(
-        self, work: Work, wanted: Sequence[set[int]], advance: Callable[[int], None]
+        self, work: ShardJobs, wanted: Sequence[set[int]], advance: Callable[[int], None]
     ) -> dict[tuple[int, int], Tensor]:
         """By (video, index), the latents of the DDIM inversion: one trajectory serves every draw of its video."""
         found: dict[tuple[int, int], Tensor] = {}
-        teacher = Even(self.teacher, self.rows) if self.even else self.teacher
-        with part("the DDIM inversion", ADVICE):
+        teacher = PaddedTeacher(self.teacher, self.rows) if self.even else self.teacher
+        with blame_memory("the DDIM inversion", ADVICE):
             for reached in inversion.inversions(teacher, work.z0, work.cond, self.run.solver.steps, wanted, self.rows):
                 found.update({(v, index): z.clone() for v, index, z in reached if index in wanted[v]})
                 advance(len(reached))
@@ -111,7 +111,7 @@ class Worker:
 
     def guided(
         self,
-        work: Work,
+        work: ShardJobs,
         places: Sequence[int],
         eps: Tensor,
         other: Tensor | None,
@@ -127,29 +127,29 @@ class Worker:
             at["single-step"] = inversion.single_step(self.schedule, clean, other.to(clean.device), t)
         if "clean" in self.kinds:
             at["clean"] = inversion.clean(clean, t)
-        with part("the teacher's prediction", ADVICE):
+        with blame_memory("the teacher's prediction", ADVICE):
             with torch.no_grad():
                 u = self.teacher.net(z, t, self._null(len(places))).float().cpu()
             work.uncond_output.update(zip(places, u, strict=True))
-        with part("the energies' gradients", f"{ADVICE}, or set --preprocess.recompute cheap or most"):
+        with blame_memory("the energies' gradients", f"{ADVICE}, or set --preprocess.recompute cheap or most"):
             for start, said, found in self.scores(z, t, text, work.captions(places), at, self.batch):
                 rows = places[start : start + len(said)]
                 work.cond_output.update(zip(rows, said.cpu(), strict=True))
                 for name, gradient in found.items():
                     work.scores[name].update(zip(rows, gradient.cpu(), strict=True))
 
-    def plain(self, work: Work, places: Sequence[int], eps: Tensor) -> None:
+    def plain(self, work: ShardJobs, places: Sequence[int], eps: Tensor) -> None:
         """Predictions of draws outside of the window, with and without caption in one pass."""
         t, text, clean = self._times(work, places), work.text(places), work.clean(places)
         z = self.schedule.add_noise(clean, eps.to(clean.device), t)
         null = self._null(len(places))
         both = {key: torch.cat([text[key], null[key]]) for key in text}
-        with torch.no_grad(), part("the teacher's prediction", ADVICE):
+        with torch.no_grad(), blame_memory("the teacher's prediction", ADVICE):
             c, u = self.teacher.net(torch.cat([z, z]), torch.cat([t, t]), both).float().cpu().chunk(2)
         work.cond_output.update(zip(places, c, strict=True))
         work.uncond_output.update(zip(places, u, strict=True))
 
-    def _noised(self, work: Work) -> Callable[[Sequence[int]], tuple[Sequence[int], Tensor, Tensor | None]]:
+    def _noised(self, work: ShardJobs) -> Callable[[Sequence[int]], tuple[Sequence[int], Tensor, Tensor | None]]:
         """Makes the noise of a group, which a CPU does while the accelerator has the group before."""
 
         def make(places: Sequence[int]) -> tuple[Sequence[int], Tensor, Tensor | None]:
@@ -165,10 +165,10 @@ class Worker:
             groups[-1] += groups[-1][-1:] * (-len(groups[-1]) % self.batch)
         return groups
 
-    def _times(self, work: Work, places: Sequence[int]) -> Tensor:
+    def _times(self, work: ShardJobs, places: Sequence[int]) -> Tensor:
         return self.grid[torch.tensor([work.jobs[p].index for p in places])].to(work.z0.device)
 
-    def _tensors(self, work: Work) -> dict[str, Tensor]:
+    def _tensors(self, work: ShardJobs) -> dict[str, Tensor]:
         """Everything as the store keeps it."""
         kept, videos, count = DTYPES[self.run.preprocess.dtype], len(work.clips), len(work.jobs)
         tensors: dict[str, Tensor] = {
@@ -195,7 +195,7 @@ class Worker:
         return {k: v.expand(batch, *v.shape[1:]) for k, v in self._empty.items()}
 
 
-class Even:
+class PaddedTeacher:
     """A teacher whose forward passes have three sizes only, filled up with copies of the last row."""
 
     def __init__(self, teacher: Any, rows: int) -> None:

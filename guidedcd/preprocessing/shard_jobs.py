@@ -16,7 +16,7 @@ from guidedcd.diffusion.randomness import noise
 
 
 @attrs.frozen(kw_only=True)
-class Job:
+class DrawJob:
     """What one pair of a video and a noise draw needs from the teacher."""
 
     video: int
@@ -26,7 +26,7 @@ class Job:
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Work:
+class ShardJobs:
     """The clips of one shard, and what the teacher has said of them so far; results by place of the job."""
 
     clips: Sequence[Clip]
@@ -36,7 +36,7 @@ class Work:
     """Conditioning of the captions, first dimension V."""
     seeds: Sequence[int]
     """Noise seed by video."""
-    jobs: Sequence[Job]
+    jobs: Sequence[DrawJob]
     cond_output: dict[int, Tensor] = attrs.field(factory=dict)
     uncond_output: dict[int, Tensor] = attrs.field(factory=dict)
     scores: dict[str, dict[int, Tensor]] = attrs.field(factory=dict)

@@ -16,13 +16,13 @@ from guidedcd.acceleration.apply import tuned
 from guidedcd.config.run import Run
 from guidedcd.console import console, progress
 from guidedcd.data.clips import Clip
+from guidedcd.devices import blame_memory
 from guidedcd.devices import device as find_device
-from guidedcd.devices import part
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.preprocessing import shards, store
 from guidedcd.preprocessing.identity import identify
-from guidedcd.preprocessing.writer import Filler
+from guidedcd.preprocessing.writer import StoreWriter
 
 PREDICTIONS, SCORES = 0.01, 0.05
 """Largest relative error |found - stored| / |stored| of predictions and of scores, which follow where attention has its
@@ -61,7 +61,7 @@ def verify_store(folder: Path, *, samples: int = 0, device: str | None = None, s
     chosen = sorted(random.Random(seed).sample(held, min(samples, len(held))))
     factor = HALF if "16" in run.preprocess.dtype or run.preprocess.precision != "no" else 1
     with tuned(teacher, attrs.evolve(run.preprocess, fast="no"), ours=True) as quick:
-        filler = Filler(run, quick)
+        filler = StoreWriter(run, quick)
         with progress("teacher", len(chosen), unit="videos") as advance:
             for number, video in chosen:
                 clip = _clip(filler, folder, number, video)
@@ -87,11 +87,11 @@ def _origin(folder: Path, device: str | None) -> tuple[Run, Any]:
         )
     run = Run.from_dict(read_json(folder / "run.json"))
     run = run if device is None else attrs.evolve(run, device=device)
-    with part("the teacher"):
+    with blame_memory("the teacher"):
         return run, run.teacher.build().to(find_device(run.device))
 
 
-def _clip(filler: Filler, folder: Path, number: int, video: int) -> Clip:
+def _clip(filler: StoreWriter, folder: Path, number: int, video: int) -> Clip:
     """The clip that is the `video`-th of a shard."""
     wanted = read_json(folder / f"{shards.shard_name(number)}.json")["samples"][video]["id"]
     for place in filler.places(number):

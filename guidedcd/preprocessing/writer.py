@@ -18,17 +18,17 @@ from guidedcd.data.mixture import Mixture
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.preprocessing import store
-from guidedcd.preprocessing.shard_builder import Worker
+from guidedcd.preprocessing.shard_builder import ShardBuilder
 
 
-class Filler:
+class StoreWriter:
     """Computes shards of a run's store."""
 
     def __init__(self, run: Run, teacher: Any) -> None:
         datasets = [(chosen.name, chosen.build().open(teacher.geometry)) for chosen in run.data]
         self.settings: Preprocess = run.preprocess
         self.mixture = Mixture(datasets, [chosen.config.weight for chosen in run.data], self.settings.videos)
-        self.worker = Worker(run, teacher)
+        self.worker = ShardBuilder(run, teacher)
 
     def fill(self, folder: Path, missing: Sequence[int]) -> None:
         """Compute and write the shards `missing`; the clips of the next one are read meanwhile."""
@@ -42,7 +42,7 @@ class Filler:
         ):
             read = ahead(lambda number: self.mixture.read(self.places(number)), missing)
             for number, (clips, skipped) in zip(missing, read, strict=True):
-                tell = _Shares(advance, len(self.places(number)) * per_video)
+                tell = _ShardProgress(advance, len(self.places(number)) * per_video)
                 if clips:
                     samples, tensors = self.worker.shard(clips, tell)
                 else:
@@ -52,7 +52,7 @@ class Filler:
                 draws += len(clips) * per_video
                 tried, lost = tried + len(self.places(number)), lost + skipped
                 if len(lost) > self.settings.max_skipped * len(self.mixture):  # whatever the rest is like
-                    raise _too_many(lost, tried, self.settings.max_skipped)
+                    raise too_many_skipped(lost, tried, self.settings.max_skipped)
         seconds = time.perf_counter() - began
         console.print(f"store    {folder}: {draws} draws in {seconds:.0f} s, {draws / seconds * 3600:,.0f} per hour")
 
@@ -62,7 +62,7 @@ class Filler:
         return range(number * size, min((number + 1) * size, len(self.mixture)))
 
 
-class _Shares:
+class _ShardProgress:
     """Turns shares of a shard into whole draws for the progress bar."""
 
     def __init__(self, advance: Callable[..., None], whole: int) -> None:
@@ -75,7 +75,7 @@ class _Shares:
         self.told = now
 
 
-def _too_many(lost: Sequence[dict[str, str]], tried: int, allowed: float) -> GuidedCDError:
+def too_many_skipped(lost: Sequence[dict[str, str]], tried: int, allowed: float) -> GuidedCDError:
     first = lost[0]
     return GuidedCDError(
         f"{len(lost)} of {tried} clips could not be used (the first, {first['id']}: {first['reason']}), more than "

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from guidedcd.data.routing import Reader, Route
-from guidedcd.devices import part
+from guidedcd.devices import blame_memory
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.configs import RewardConfig
 from guidedcd.plugins.registry import blame
@@ -49,7 +49,7 @@ def frame_indices(config: RewardConfig, frames: int, generator: torch.Generator 
 
 
 @attrs.frozen(eq=False)
-class Scored:
+class RewardScores:
     """What one reward said of one batch."""
 
     scores: Tensor
@@ -58,7 +58,7 @@ class Scored:
     """Which samples of the batch, b positions in [0, B), ascending."""
 
 
-class Rewards:
+class RewardScorer:
     """Scores a student's predictions with every reward, on the samples routed to it.
 
     Rewards that want equally many frames, picked alike, share the choice and the decode. A sample that goes to no
@@ -112,7 +112,7 @@ class Rewards:
         generator: torch.Generator | None = None,
         *,
         limit: int | None = None,
-    ) -> dict[str, Scored]:
+    ) -> dict[str, RewardScores]:
         """What each reward says of the samples routed to it.
 
         Args:
@@ -129,7 +129,7 @@ class Rewards:
         """
         if len(routes) != len(predicted):
             raise ValueError(f"{len(predicted)} samples need as many routes, not {len(routes)}")
-        found = {name: Scored(predicted.new_zeros(0), ()) for name in self.names}
+        found = {name: RewardScores(predicted.new_zeros(0), ()) for name in self.names}
         # All frames are drawn first, so that they do not depend on where the samples are routed.
         choices = [(names, self._indices(names, generator)) for names in self._choices()]
         for names, indices in choices:
@@ -137,17 +137,19 @@ class Rewards:
             if not wanted:
                 continue
             with torch.set_grad_enabled(torch.is_grad_enabled() and any(self.configs[n].weight > 0 for n in names)):
-                with part("decoding frames for rewards", "Use --train.reward-batch 1, or fewer frames per reward."):
+                with blame_memory(
+                    "decoding frames for rewards", "Use --train.reward-batch 1, or fewer frames per reward."
+                ):
                     video = self._decode(predicted[wanted], indices)
                 for name in names:
                     found[name] = self._ask(name, video, wanted, routes, generator) or found[name]
         return found
 
-    def total(self, scored: Mapping[str, Tensor | Scored]) -> Tensor | float:
+    def total(self, scored: Mapping[str, Tensor | RewardScores]) -> Tensor | float:
         """Sum over rewards of weight * mean score; what training raises. 0.0 when nothing was scored."""
         total: Tensor | float = 0.0
         for name, one in scored.items():
-            scores = one.scores if isinstance(one, Scored) else one
+            scores = one.scores if isinstance(one, RewardScores) else one
             if len(scores):
                 total = total + self.configs[name].weight * scores.mean()
         return total
@@ -180,7 +182,7 @@ class Rewards:
         decoded: Sequence[int],
         routes: Sequence[Route],
         generator: torch.Generator | None,
-    ) -> Scored | None:
+    ) -> RewardScores | None:
         """One reward's scores of its samples among the decoded ones; None when there are none."""
         rows = [row for row, sample in enumerate(decoded) if name in routes[sample].rewards]
         if not rows:
@@ -190,12 +192,12 @@ class Rewards:
         grad = torch.is_grad_enabled() and self.configs[name].weight > 0
         frames = video if len(rows) == len(decoded) else video[rows]
         advice = "Use --train.reward-batch 1, or the reward's options dtype and gradient_checkpointing."
-        with part(whose, advice), blame(whose), torch.set_grad_enabled(grad), _drawing(module, generator):
+        with blame_memory(whose, advice), blame(whose), torch.set_grad_enabled(grad), _drawing(module, generator):
             scores = module(frames if grad else frames.detach(), [routes[sample].caption for sample in samples])
         if not isinstance(scores, Tensor) or scores.shape != (len(samples),):
             said = f"a tensor of shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
             raise GuidedCDError(f"{whose} returned {said} for {len(samples)} videos; it must return one score each")
-        return Scored(scores, samples)
+        return RewardScores(scores, samples)
 
 
 @contextmanager

@@ -15,14 +15,14 @@ from guidedcd.devices import is_out_of_memory
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing
 from guidedcd.models.student import Student
-from guidedcd.training.master_weights import Weights
+from guidedcd.training.master_weights import MasterWeights
 
 KEPT = 2
 
 State = dict[str, Tensor]
 
 
-def weights_of(weights: Weights) -> tuple[State, State | None]:
+def weights_of(weights: MasterWeights) -> tuple[State, State | None]:
     """The trained weights and their average if there is one, whole, on the CPU; to be called in every process."""
     return weights.state(), weights.state(averaged=True) if weights.average is not None else None
 
@@ -39,7 +39,7 @@ def save(
     folder: Path,
     step: int,
     student: Student,
-    weights: Weights,
+    weights: MasterWeights,
     optimizer: torch.optim.Optimizer,
     scaler: Any = None,
     *,
@@ -74,7 +74,7 @@ def found(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), key=lambda p: int(p.name[5:]))
 
 
-def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer, scaler: Any = None) -> int:
+def load(path: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer, scaler: Any = None) -> int:
     """Restore weights, optimiser and scaler in place; returns the step.
 
     Raises:

@@ -17,8 +17,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
-from guidedcd.training.master_weights import Weights
-from guidedcd.training.sharded_weights import Spread
+from guidedcd.training.master_weights import MasterWeights
+from guidedcd.training.sharded_weights import ShardedWeights
 
 WHOLE = 1 / 16
 """Part of a network's numbers that FSDP2 leaves whole in every process: those of its smallest parameters."""
@@ -47,7 +47,7 @@ def accelerator_for(run: Run, where: torch.device) -> Accelerator:
     )
 
 
-def distribute(student: Student, run: Run, accelerator: Accelerator) -> tuple[Any, Weights]:
+def distribute(student: Student, run: Run, accelerator: Accelerator) -> tuple[Any, MasterWeights]:
     """What is called in training, and the weights that are optimised; the student is changed in place.
 
     Both ways average gradients over the processes.
@@ -60,16 +60,17 @@ def distribute(student: Student, run: Run, accelerator: Accelerator) -> tuple[An
         shard(student.network, mesh, dtype, keep=True)
         if student.averaged is not None:
             shard(student.averaged, mesh, dtype)
-        return student, Spread(student.network, dtype=dtype, decay=decay, target=student.averaged)
-    weights = Weights(student.network, dtype=dtype, decay=decay, target=student.averaged)
+        return student, ShardedWeights(student.network, dtype=dtype, decay=decay, target=student.averaged)
+    weights = MasterWeights(student.network, dtype=dtype, decay=decay, target=student.averaged)
     return (accelerator.prepare(student) if accelerator.num_processes > 1 else student), weights
 
 
 def shard(network: nn.Module, mesh: Any, dtype: torch.dtype | None, *, keep: bool = False) -> None:
     """Spread a network's float32 weights over the processes of `mesh`, some blocks at a time; it computes in `dtype`.
 
-    Vectors, and the smallest matrices up to `WHOLE` of all numbers, stay whole in every process, for `spread.Spread` to
-    take care of: they are four fifths of all parameters, and a host needs as long to gather a small one as a large one.
+    Vectors, and the smallest matrices up to `WHOLE` of all numbers, stay whole in every process, and `ShardedWeights`
+    averages their gradients. They are four fifths of all parameters, and a host needs as long to gather a small one as
+    a large one.
 
     Args:
         network: Changed in place.

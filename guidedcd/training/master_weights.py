@@ -12,12 +12,12 @@ CHUNK = 64
 """Gradients that are widened together: the narrow ones of a chunk are freed before the next."""
 
 
-class Weights:
+class MasterWeights:
     """The trained parameters of a network, by name.
 
     Without `dtype` the network's own parameters are what the optimiser updates. With it the network computes in that
     dtype, and `masters` are float32: a step of AdamW is mostly smaller than half a bit of bfloat16, and would be lost.
-    `guidedcd.training.sharded_weights.Spread` is the same for a network of which every process has a part.
+    `guidedcd.training.sharded_weights.ShardedWeights` is the same for a network of which every process has a part.
 
     Args:
         network: Its parameters that require a gradient are trained. Changed to `dtype` in place.

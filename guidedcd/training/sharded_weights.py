@@ -10,11 +10,11 @@ from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from guidedcd.training.master_weights import Weights
+from guidedcd.training.master_weights import MasterWeights
 
 
-class Spread(Weights):
-    """`Weights` of a network after `parallel.shard`.
+class ShardedWeights(MasterWeights):
+    """`MasterWeights` of a network after `parallel.shard`.
 
     Its large parameters are DTensors, the others whole in every process. `masters` are plain tensors, the own parts of
     the former and float32 copies of the latter: a host needs twice as long to launch an optimiser's step of DTensors.

@@ -19,21 +19,21 @@ from torch import Tensor, nn
 from guidedcd.acceleration.apply import compiled_as
 from guidedcd.acceleration.switch import is_fast, speed_up
 from guidedcd.config.run import Run
-from guidedcd.devices import part
+from guidedcd.devices import blame_memory
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
-from guidedcd.rewards.scorer import Rewards
+from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training import distributed, optimizer
 from guidedcd.training.batches import Batch
 from guidedcd.training.losses import consistency
 from guidedcd.training.rollouts import Rollouts
-from guidedcd.training.step_metrics import Outcome
+from guidedcd.training.step_metrics import StepMetrics
 
-Done = Callable[[], dict[str, float]]
+PendingStep = Callable[[], dict[str, float]]
 """A launched step: called, it waits for its numbers, and raises GuidedCDError where they are not finite."""
 
 
-class Stepper:
+class TrainStep:
     """A student with its optimiser, and what a step of training does to them.
 
     Every random number of a step depends on (seed, step) alone, so a resumed run repeats an uninterrupted one.
@@ -54,7 +54,7 @@ class Stepper:
         teacher: Any,
         accelerator: Accelerator,
         *,
-        rewards: Rewards,
+        rewards: RewardScorer,
         batches: Callable[[int], Batch],
         rollouts: Rollouts | None = None,
     ) -> None:
@@ -69,7 +69,7 @@ class Stepper:
                     module.use_graphs()
         self.schedule = teacher.schedule
         self.grid = self.schedule.grid(run.solver.steps).to(self.device)
-        with part("the student", "Use --student.kind lora"):
+        with blame_memory("the student", "Use --student.kind lora"):
             torch.manual_seed(run.seed)
             vae, dtype = getattr(teacher, "vae", None), distributed.DTYPES[settings.precision]
             if isinstance(vae, nn.Module) and dtype is not None:
@@ -93,7 +93,7 @@ class Stepper:
         """Do step number `step`, from 1; returns the numbers of its log line."""
         return self.begin(step)()
 
-    def begin(self, step: int) -> Done:
+    def begin(self, step: int) -> PendingStep:
         """Do step number `step`, from 1, and do not wait for the device; the result, called, gives its log line."""
         return self._step(self.model, step)
 
@@ -101,7 +101,7 @@ class Stepper:
         """Whether the numbers of step number `step` are written down."""
         return step % self.run.train.log_every == 0 or step in (1, self.run.train.steps)
 
-    def _step(self, model: Any, step: int) -> Done:
+    def _step(self, model: Any, step: int) -> PendingStep:
         settings = self.run.train
         # Dropout, where it is asked for, is the only consumer of the global generator.
         torch.manual_seed(hash((self.run.seed, step, self.accelerator.process_index)) % 2**63)
@@ -119,25 +119,25 @@ class Stepper:
             last = micro + 1 == settings.accumulate
             with nullcontext() if last or apart else self.accelerator.no_sync(model):
                 loss, numbers = self.losses(model, batch, number)
-                with part("the backward pass", self._advice()):
+                with blame_memory("the backward pass", self._advice()):
                     self.accelerator.backward(loss / settings.accumulate)
-            with part("the gradients", "Use --student.kind lora"):
+            with blame_memory("the gradients", "Use --student.kind lora"):
                 self.weights.collect()
             where.append((list(batch.ids), number))
             seen.append(numbers)
         self.accelerator.unscale_gradients()
         norm = self.weights.clip(settings.max_grad_norm)
-        outcome = Outcome(seen, norm)
+        outcome = StepMetrics(seen, norm)
         if self.accelerator.num_processes > 1 and self.is_logged(step):
             rewards = [f"{what}/{name}" for name in self.rewards.names for what in ("reward", "routed")]
             outcome.share(self.accelerator, ("loss", "cd_loss", "grad_norm", *rewards))
-        with part("the optimiser", "Use --student.kind lora"):
+        with blame_memory("the optimiser", "Use --student.kind lora"):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.weights.publish()
         return functools.partial(self._told, step, outcome, where, self.optimizer.param_groups[0]["lr"])
 
-    def _told(self, step: int, outcome: Outcome, where: list[tuple[list[str], int]], lr: float) -> dict[str, float]:
+    def _told(self, step: int, outcome: StepMetrics, where: list[tuple[list[str], int]], lr: float) -> dict[str, float]:
         """A step's log line; over all processes, where there are several and the step is logged.
 
         Raises:
@@ -161,7 +161,7 @@ class Stepper:
         """
         run, processes = self.run, self.accelerator.num_processes
         step, ramp = number // run.train.accumulate, run.train.guided_steps
-        with part("the student's forward pass", self._advice()), self.accelerator.autocast():
+        with blame_memory("the student's forward pass", self._advice()), self.accelerator.autocast():
             loss, predicted = consistency(
                 model,
                 self.schedule,
@@ -179,11 +179,11 @@ class Stepper:
             generator = torch.Generator().manual_seed((self.run.seed * 1_000_003 + number) % 2**63)
             routes = list(batch.routes)
             if self.rollouts is not None:
-                with part("the student's own videos", "Lower --train.rollouts"), self.accelerator.autocast():
+                with blame_memory("the student's own videos", "Lower --train.rollouts"), self.accelerator.autocast():
                     own, theirs = self.rollouts(model, number)
                 # First, so that `reward_batch` leaves out predictions from clips before them.
                 predicted, routes = torch.cat([own, predicted]), [*theirs, *routes]
-            with part("the rewards", "Use --train.reward-batch 1"):
+            with blame_memory("the rewards", "Use --train.reward-batch 1"):
                 scored = self.rewards(predicted, routes, generator, limit=run.train.reward_batch)
             counts = torch.tensor([float(len(scores)) for scores in scored.values()])
             if processes > 1:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 @attrs.frozen(kw_only=True)
-class Found:
+class StepResult:
     """The numbers of a step."""
 
     line: dict[str, float]
@@ -28,7 +28,7 @@ class Found:
     """The means over all processes, where they were asked for; one that no process has is left out."""
 
 
-class Outcome:
+class StepMetrics:
     """The numbers of a launched step, on their way to the host.
 
     Args:
@@ -59,7 +59,7 @@ class Outcome:
                 values[place] = value
         self._means = keys, _Sent(accelerator.gather(values[None]).nanmean(0))
 
-    def wait(self) -> Found:
+    def wait(self) -> StepResult:
         """The numbers; waits for the device if it is not so far."""
         sent = iter(self._values.wait())
         listed = {
@@ -72,7 +72,7 @@ class Outcome:
             found = zip(keys, values.wait(), strict=True)
             everywhere = {key: value for key, value in found if not math.isnan(value)}
         line = {key: _mean(values) for key, values in listed.items()}
-        return Found(line=line, losses=listed["loss"], everywhere=everywhere)
+        return StepResult(line=line, losses=listed["loss"], everywhere=everywhere)
 
 
 class _Sent:

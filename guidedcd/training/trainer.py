@@ -14,22 +14,22 @@ from guidedcd.acceleration.garbage import settled
 from guidedcd.config.run import Run
 from guidedcd.console import console, progress
 from guidedcd.data.routing import Sample
-from guidedcd.devices import part
+from guidedcd.devices import blame_memory
 from guidedcd.files import leftovers, replacing
 from guidedcd.preprocessing.store import LatentStore
-from guidedcd.rewards.scorer import Rewards
+from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training import checkpoint
 from guidedcd.training.batches import Batches
 from guidedcd.training.distributed import accelerator_for
 from guidedcd.training.interrupt import interruptible
 from guidedcd.training.log import Log
 from guidedcd.training.rollouts import Rollouts
-from guidedcd.training.step import Done, Stepper
+from guidedcd.training.step import PendingStep, TrainStep
 from guidedcd.training.trackers import tracked
 from guidedcd.training.validation import Validation
 
 
-class Trainer(Stepper):
+class Trainer(TrainStep):
     """Optimises a student on stored draws and routed rewards, in a run's folder. The teacher is used up."""
 
     def __init__(
@@ -37,9 +37,9 @@ class Trainer(Stepper):
     ) -> None:
         accelerator = accelerator or accelerator_for(run, teacher.device)
         settings = run.train
-        with part("the rewards", "Use fewer --rewards"):
+        with blame_memory("the rewards", "Use fewer --rewards"):
             modules = {name: module.to(teacher.device) for name, module in run.build("reward").items()}
-            rewards = Rewards(
+            rewards = RewardScorer(
                 {name: (modules[name], config) for name, config in run.rewards.items()},
                 teacher,
                 whose={name: str(run.component("reward", name)) for name in modules},
@@ -93,7 +93,7 @@ class Trainer(Stepper):
             progress("train", settings.steps, start=done, unit="steps") as advance,
         ):
 
-            def tell(step: int, numbers: Done) -> None:
+            def tell(step: int, numbers: PendingStep) -> None:
                 line = numbers()
                 advance(1, f"loss {line['loss']:.3f}")
                 if not self.is_logged(step):
@@ -107,7 +107,7 @@ class Trainer(Stepper):
                     log.write(line | {"seconds": round(log.seconds + seconds, 2)})
                 self.accelerator.log(line, step=step)
 
-            before: tuple[int, Done] | None = None
+            before: tuple[int, PendingStep] | None = None
             for step in range(done + 1, settings.steps + 1):
                 try:
                     begun = self.begin(step)

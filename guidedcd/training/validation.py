@@ -9,10 +9,10 @@ import torch
 
 from guidedcd.config.run import Run
 from guidedcd.data import prompts
-from guidedcd.devices import part
+from guidedcd.devices import blame_memory
 from guidedcd.inference.pipeline import Trained, batch_size, student_videos
 from guidedcd.models.student import Student
-from guidedcd.training.master_weights import Weights
+from guidedcd.training.master_weights import MasterWeights
 
 FOLDER = "validation"
 
@@ -32,7 +32,7 @@ class Validation:
         splits, _ = prompts.evaluation(teacher, run.teacher.name, max(3, 2 * count))
         self.texts = [prompt.text for split in splits.values() for prompt in split][:count]
 
-    def __call__(self, student: Student, weights: Weights, step: int, *, write: bool = True) -> None:
+    def __call__(self, student: Student, weights: MasterWeights, step: int, *, write: bool = True) -> None:
         """Sample after `step`; to be called in every process, of which one has `write`."""
         from guidedcd.data import media  # it needs a video library, which training does not
 
@@ -41,7 +41,7 @@ class Validation:
         )
         training, size = student.training, batch_size(self.teacher)
         asked, geometry = self.run.evaluate, self.teacher.geometry
-        with weights.averaged(), part("the validation videos", "Leave --train.validate-every out."):
+        with weights.averaged(), blame_memory("the validation videos", "Leave --train.validate-every out."):
             student.eval()
             made = [
                 student_videos(

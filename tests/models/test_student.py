@@ -13,7 +13,7 @@ from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student, set_dropout
 from guidedcd.testing.tiny_teacher import tiny_teacher
-from guidedcd.training.master_weights import Weights
+from guidedcd.training.master_weights import MasterWeights
 
 LORA = sections.Student(kind="lora", rank=2)
 
@@ -209,7 +209,7 @@ def test_the_average_follows_slowly(teacher, inputs):
     """With ema = 0.9 the averaged network moves a tenth of the way; it is the target."""
     z, t, cond, omega, _ = inputs
     student = Student(teacher, sections.Student(ema=0.9))
-    weights = Weights(student.network, decay=0.9, target=student.averaged)
+    weights = MasterWeights(student.network, decay=0.9, target=student.averaged)
     start = [p.clone() for p in student.network.parameters()]
     shaken(student)
     weights.publish()

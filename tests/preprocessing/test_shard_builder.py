@@ -36,7 +36,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest, read_json, write_json
 from guidedcd.preprocessing import estimates
 from guidedcd.preprocessing.preprocess import run_preprocess
-from guidedcd.preprocessing.shard_builder import Worker
+from guidedcd.preprocessing.shard_builder import ShardBuilder
 from guidedcd.preprocessing.shards import shard_name
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.preprocessing.verify import show_store, verify_store
@@ -60,7 +60,7 @@ def clips(count: int, teacher) -> list[Clip]:
 def plainly(run: Run, teacher, some: list[Clip]) -> dict[str, dict]:
     """The store's pieces draw by draw, one sample per pass, by the functions that do one thing each."""
     energies, grid = run.build("energy"), teacher.schedule.grid(run.solver.steps)
-    worker = Worker(run, teacher)
+    worker = ShardBuilder(run, teacher)
     found: dict[str, dict] = {"cond": {}, "uncond": {}} | {name: {} for name in energies}
     work = worker.opened(some)
     for place, job in enumerate(work.jobs):
@@ -111,7 +111,7 @@ def test_full_passes_equal_plain_ones(toy, kind, how):
     some = clips(3, teacher)
     wanted = plainly(run, teacher, some)
     with tuned(teacher, run.preprocess) as quick:
-        _, tensors = Worker(run, quick).shard(some, lambda share: None)
+        _, tensors = ShardBuilder(run, quick).shard(some, lambda share: None)
 
     def compare(mine: torch.Tensor, theirs: torch.Tensor) -> None:
         assert (mine - theirs).norm() <= 2e-4 * theirs.norm()
@@ -131,8 +131,8 @@ def test_draws_come_from_their_part_of_the_grid(toy):
     run = make(solver={"steps": 50}, preprocess={"draws_per_video": 8, "noise_range": (0.2, 0.6)})
     whole = make(solver={"steps": 50}, preprocess={"draws_per_video": 8})
     teacher = run.teacher.build()
-    some = [job.index for job in Worker(run, teacher).jobs(range(200))]
-    every = [job.index for job in Worker(whole, teacher).jobs(range(200))]
+    some = [job.index for job in ShardBuilder(run, teacher).jobs(range(200))]
+    every = [job.index for job in ShardBuilder(whole, teacher).jobs(range(200))]
 
     assert set(some) == set(range(10, 30)) and set(every) == set(range(50))
     assert [10 + int(0.4 * i) for i in every[:8]] == pytest.approx(some[:8], abs=1)
@@ -152,7 +152,7 @@ def test_no_pass_is_made_twice(toy):
     teacher = run.teacher.build()
     rows = []
     teacher.network.register_forward_pre_hook(lambda m, a: rows.append(len(a[0])))
-    worker, told = Worker(run, teacher), []
+    worker, told = ShardBuilder(run, teacher), []
     work = worker.opened(some := clips(5, teacher))
     scored = [job for job in work.jobs if job.scored]
     last = {v: max((job.index for job in scored if job.video == v), default=-1) for v in range(5)}
@@ -340,11 +340,11 @@ def test_half_precision_leaves_the_teacher_alone(toy):
     run = make(energy={"pta": {}}, preprocess={"precision": "bf16", "fast": "layers"})
     teacher = run.teacher.build()
     before, some = {k: v.clone() for k, v in teacher.network.state_dict().items()}, clips(3, teacher)
-    exact = Worker(run, teacher).shard(some, lambda share: None)[1]
+    exact = ShardBuilder(run, teacher).shard(some, lambda share: None)[1]
     with tuned(teacher, run.preprocess) as quick:
         assert (quick.dtype, teacher.dtype) == (torch.bfloat16, torch.float32)
         assert quick.fingerprint() == teacher.fingerprint()
-        rounded = Worker(run, quick).shard(some, lambda share: None)[1]
+        rounded = ShardBuilder(run, quick).shard(some, lambda share: None)[1]
 
     after = teacher.network.state_dict()
     assert all(torch.equal(v, after[k]) and v.stride() == after[k].stride() for k, v in before.items())
@@ -358,11 +358,11 @@ def test_compiled_layers_see_few_sizes(toy):
     run = make(energy={"pta": {}}, preprocess={"batch_size": 4})
     teacher = run.teacher.build()
     some = clips(5, teacher)
-    plain = Worker(run, teacher).shard(some, lambda share: None)[1]
+    plain = ShardBuilder(run, teacher).shard(some, lambda share: None)[1]
     rows: set[int] = set()
     teacher.network.register_forward_pre_hook(lambda m, a: rows.add(len(a[0])))
     compiled = attrs.evolve(run, preprocess=attrs.evolve(run.preprocess, fast="blocks"))
-    even = Worker(compiled, teacher).shard(some, lambda share: None)[1]
+    even = ShardBuilder(compiled, teacher).shard(some, lambda share: None)[1]
 
     assert rows <= {2, 4, 8}
     assert plain.keys() == even.keys()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from guidedcd import GuidedCDError, RewardConfig, Route
-from guidedcd.rewards.scorer import Rewards, frame_indices
+from guidedcd.rewards.scorer import RewardScorer, frame_indices
 
 FRAMES = 8
 
@@ -60,10 +60,10 @@ def routes(*rewards: str) -> list[Route]:
     return [Route(caption="c" * (i + 1), rewards=frozenset(names)) for i, names in enumerate(rewards)]
 
 
-def engine(**configs: RewardConfig) -> tuple[Rewards, Teacher]:
+def engine(**configs: RewardConfig) -> tuple[RewardScorer, Teacher]:
     """Rewards with the given configs."""
     teacher = Teacher()
-    return Rewards({name: (Bright(), config) for name, config in configs.items()}, teacher), teacher
+    return RewardScorer({name: (Bright(), config) for name, config in configs.items()}, teacher), teacher
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -183,7 +183,7 @@ def test_low_memory_gives_the_same_scores_and_gradients():
     results = []
     for low_memory in (False, True):
         teacher = Teacher()
-        rewards = Rewards({"a": (Bright(), RewardConfig())}, teacher, low_memory=low_memory)
+        rewards = RewardScorer({"a": (Bright(), RewardConfig())}, teacher, low_memory=low_memory)
         z = latents()
         found = rewards(z, routes("a", "", "a", "a"), seeded())["a"]
         found.sum().backward()
@@ -201,7 +201,7 @@ def test_errors_inside_a_reward_say_whose_they_are():
             raise KeyError("oops")
 
     whose = {"a": "reward 'a' of acme/a"}
-    rewards = Rewards({"a": (Broken(), RewardConfig())}, Teacher(), whose=whose)
+    rewards = RewardScorer({"a": (Broken(), RewardConfig())}, Teacher(), whose=whose)
     with pytest.raises(KeyError) as caught:
         rewards(latents(), routes("a", "a", "a", "a"), seeded())
     assert "in reward 'a' of acme/a" in caught.value.__notes__
@@ -210,7 +210,7 @@ def test_errors_inside_a_reward_say_whose_they_are():
 @pytest.mark.parametrize("result", [torch.zeros(()), torch.zeros(4, 1), 3.0])
 def test_a_reward_must_return_one_score_each(result):
     """Anything but (b,) is refused, with what was returned."""
-    rewards = Rewards({"a": (Bright(result), RewardConfig())}, Teacher())
+    rewards = RewardScorer({"a": (Bright(result), RewardConfig())}, Teacher())
     with pytest.raises(GuidedCDError, match=r"reward 'a' returned .* for 4 videos"):
         rewards(latents(), routes("a", "a", "a", "a"), seeded())
 
@@ -225,7 +225,7 @@ def test_random_preparation_draws_from_the_steps_generator():
             return super().forward(video, captions) + torch.rand(len(video), generator=self.generator)
 
     module = Random()
-    rewards = Rewards({"a": (module, RewardConfig())}, Teacher())
+    rewards = RewardScorer({"a": (module, RewardConfig())}, Teacher())
     first, again = (rewards(latents(), routes(*"aaaa"), seeded(3))["a"] for _ in range(2))
     other = rewards(latents(), routes(*"aaaa"), seeded(4))["a"]
     assert torch.equal(first, again)

@@ -23,7 +23,7 @@ from guidedcd.models.student import Student
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.training import checkpoint
-from guidedcd.training.master_weights import Weights
+from guidedcd.training.master_weights import MasterWeights
 from guidedcd.training.trainer import Trainer
 from guidedcd.workflow import run_training
 
@@ -40,7 +40,7 @@ def test_masters_keep_what_bfloat16_would_lose():
     """A step of 1e-4 moves a weight of 1 in float32 masters; the network's own bfloat16 weight alone would stay."""
     net = nn.Linear(1, 1, bias=False)
     nn.init.ones_(net.weight)
-    weights = Weights(net, dtype=torch.bfloat16)
+    weights = MasterWeights(net, dtype=torch.bfloat16)
     for _ in range(40):
         weights.masters[0].sub_(1e-4)
         weights.publish()
@@ -54,7 +54,7 @@ def test_masters_keep_what_bfloat16_would_lose():
 def test_gradients_of_several_batches_are_summed_in_float32():
     """256 + 1 is 256 in bfloat16: the second batch's gradient is not lost, and frozen weights have none."""
     net = network()
-    weights = Weights(net, dtype=torch.bfloat16)
+    weights = MasterWeights(net, dtype=torch.bfloat16)
     for value in (256.0, 1.0):
         for p in weights.working:
             p.grad = torch.full_like(p, value)
@@ -69,7 +69,7 @@ def test_gradients_of_several_batches_are_summed_in_float32():
 def test_the_average_is_lent_to_the_network_and_given_back(dtype):
     """Inside `averaged` the network holds the average; afterwards both are as before, bit for bit."""
     net = network()
-    weights = Weights(net, dtype=dtype, decay=0.75)
+    weights = MasterWeights(net, dtype=dtype, decay=0.75)
     with torch.no_grad():
         weights.masters[0].add_(1)
     weights.publish()
@@ -84,7 +84,7 @@ def test_the_average_is_lent_to_the_network_and_given_back(dtype):
 
 def test_loading_gives_back_what_state_said():
     """Weights and average come back in float32, and the bfloat16 network and target follow."""
-    first, second = (Weights(network(), dtype=torch.bfloat16, decay=0.9, target=network()) for _ in range(2))
+    first, second = (MasterWeights(network(), dtype=torch.bfloat16, decay=0.9, target=network()) for _ in range(2))
     with torch.no_grad():
         first.masters[0].add_(0.123)
     first.publish()

@@ -11,8 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from guidedcd.training.distributed import WHOLE, shard, spread_parameters
-from guidedcd.training.master_weights import Weights
-from guidedcd.training.sharded_weights import Spread
+from guidedcd.training.master_weights import MasterWeights
+from guidedcd.training.sharded_weights import ShardedWeights
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,14 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
 
 
-def spread(mesh, *, dtype=None, **options) -> tuple[nn.Module, Spread]:
+def spread(mesh, *, dtype=None, **options) -> tuple[nn.Module, ShardedWeights]:
     """A network after `shard`, and its weights."""
     net = network()
     shard(net, mesh, dtype, keep=True)
-    return net, Spread(net, dtype=dtype, **options)
+    return net, ShardedWeights(net, dtype=dtype, **options)
 
 
-def step(weights: Weights, net: nn.Module, x: torch.Tensor, passes: int = 1) -> torch.Tensor:
+def step(weights: MasterWeights, net: nn.Module, x: torch.Tensor, passes: int = 1) -> torch.Tensor:
     """Some backward passes, clipping, a step of gradient descent; returns the norm."""
     for _ in range(passes):
         net(x).float().square().sum().backward()
@@ -55,7 +55,7 @@ def step(weights: Weights, net: nn.Module, x: torch.Tensor, passes: int = 1) -> 
 def test_a_step_equals_that_of_whole_weights(mesh, passes):
     """Norm, clipped step, average and output of a spread network are those of the same one in one piece."""
     plain, x = network(), torch.randn(5, 3)
-    own = Weights(plain, decay=0.5)
+    own = MasterWeights(plain, decay=0.5)
     net, weights = spread(mesh, decay=0.5)
     for _ in range(3):
         torch.testing.assert_close(step(weights, net, x, passes), step(own, plain, x, passes))
@@ -89,7 +89,7 @@ def test_adapters_that_all_stay_whole_are_trained(mesh):
 
     plain, net, x = build(), build(), torch.randn(5, 40)
     shard(net, mesh, None, keep=True)
-    own, weights = Weights(plain), Spread(net)
+    own, weights = MasterWeights(plain), ShardedWeights(net)
     assert not any(isinstance(p, DTensor) for p in weights.working)
     for _ in range(2):
         torch.testing.assert_close(step(weights, net, x), step(own, plain, x))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guidedcd.training.step_metrics import Outcome
+from guidedcd.training.step_metrics import StepMetrics
 
 
 class Others:
@@ -33,7 +33,7 @@ def test_a_line_has_means_over_batches(losses, shares):
         {"loss": torch.tensor((losses * count)[n])} | ({"routed/a": shares[n]} if n < len(shares) else {})
         for n in range(count)
     ]
-    found = Outcome(seen, torch.tensor(3.0)).wait()
+    found = StepMetrics(seen, torch.tensor(3.0)).wait()
 
     assert found.losses == (losses * count)[:count] and found.everywhere is None
     assert found.line.keys() == {"loss", "routed/a", "grad_norm"} and found.line["grad_norm"] == 3.0
@@ -43,7 +43,9 @@ def test_a_line_has_means_over_batches(losses, shares):
 
 def test_means_over_processes_leave_out_what_a_process_has_not():
     """Over processes: the mean of those that have a number; none where nobody has it. A process' own line stays."""
-    outcome = Outcome([{"loss": torch.tensor(1.0), "routed/a": 0.25, "reward/a": torch.tensor(4.0)}], torch.tensor(2.0))
+    outcome = StepMetrics(
+        [{"loss": torch.tensor(1.0), "routed/a": 0.25, "reward/a": torch.tensor(4.0)}], torch.tensor(2.0)
+    )
     keys = ("loss", "grad_norm", "routed/a", "reward/a", "reward/b")
     outcome.share(Others([3.0, 2.0, 0.75, math.nan, math.nan]), keys)
     found = outcome.wait()
@@ -55,7 +57,7 @@ def test_means_over_processes_leave_out_what_a_process_has_not():
 def test_numbers_are_those_of_the_launch():
     """What changes in place after the launch changes nothing."""
     loss = torch.tensor(1.0)
-    outcome = Outcome([{"loss": loss}], torch.tensor(2.0))
+    outcome = StepMetrics([{"loss": loss}], torch.tensor(2.0))
     loss += 1
 
     assert outcome.wait().line == {"loss": 1.0, "grad_norm": 2.0}
