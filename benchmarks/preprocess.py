@@ -187,7 +187,8 @@ class Bench:
     def measure(self) -> None:
         """All parts, and a figure as soon as its parts are known."""
         settings = run(self.options, self.fast, "inversion", 1)
-        with tuned(self.model, settings.preprocess, ours=True) as quick:
+        paths = {"fast": settings.preprocess.fast, "precision": settings.preprocess.precision}
+        with tuned(self.model, **paths, ours=True) as quick:
             self.attempt("score and prediction", lambda: self.score(quick))
             self.attempt("guided samples", lambda: self.single(quick))
             self.attempt("inversion", lambda: self.inverted(quick))
@@ -263,6 +264,7 @@ class Bench:
         """A shard from clips to file, once."""
         name = f"whole shard, {reference}, {videos} videos, {draws} draws each"
         settings = run(self.options, self.fast, reference, draws)
+        paths = {"fast": settings.preprocess.fast, "precision": settings.preprocess.precision}
         expected = videos * draws * self.seconds.get("guided", 0.3)
         if reference == "inversion":
             expected += videos * self.options.steps * self.seconds.get("inversion", 0.06)
@@ -270,7 +272,7 @@ class Bench:
         def work() -> None:
             if self.results.seconds + expected > self.options.budget + 30:
                 raise TimeoutError(f"left out: would take {expected:.0f} s")
-            with tuned(self.model, settings.preprocess, ours=True) as quick:
+            with tuned(self.model, **paths, ours=True) as quick:
                 worker = GuidedShardBuilder(settings, quick)
                 some = clips(videos, quick)
                 bare.synchronize(self.device)

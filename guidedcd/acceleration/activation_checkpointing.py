@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 
 from guidedcd.acceleration.convolutions import FrozenConvolution
 from guidedcd.acceleration.switch import SLOT
-from guidedcd.models.attention_probes import KIND, select_layers, temporal_layers
 
 CHOICES = ("nothing", "cheap", "most")
 
@@ -31,14 +30,17 @@ _TEMPORAL = ("TransformerTemporalModel", "AnimateDiffTransformer3D")
 
 
 @contextlib.contextmanager
-def recomputing(network: nn.Module, what: str, needs: Sequence[str] = ()) -> Iterator[None]:
+def recomputing(
+    network: nn.Module, what: str, temporal: Collection[nn.Module] = (), keep: Collection[nn.Module] = ()
+) -> Iterator[None]:
     """Keep fewer activations for gradients of the forward passes inside the block; take the gradients inside it, too.
 
     Args:
         network: A diffusers UNet with frozen weights, stock or fast.
         what: "nothing"; "cheap": feed-forwards, temporal and cross attention, norms and activations, a third of the
             memory for a third of a forward pass more; "most": temporal convolutions too.
-        needs: What these passes record: a module in which a record is made is not computed again as a whole.
+        temporal: The network's temporal self-attentions, each computed again as a whole.
+        keep: Modules in which a record is made: what contains one of them is not computed again as a whole.
     """
     if what not in CHOICES:
         raise ValueError(f"recompute must be one of {', '.join(CHOICES)}: {what!r}")
@@ -51,7 +53,7 @@ def recomputing(network: nn.Module, what: str, needs: Sequence[str] = ()) -> Ite
         before.append((module, vars(module).get("forward")))
         module.forward = forward
 
-    for module in _wholes(network, what, needs):
+    for module in _wholes(network, what, set(temporal), set(keep)):
         change(module, _again(module.forward))
     for module in network.modules():
         if "forward" in vars(module):  # a faster path, or above
@@ -73,15 +75,8 @@ def recomputing(network: nn.Module, what: str, needs: Sequence[str] = ()) -> Ite
                 module.forward = forward
 
 
-def _wholes(network: nn.Module, what: str, needs: Sequence[str]) -> Iterator[nn.Module]:
+def _wholes(network: nn.Module, what: str, temporal: set[nn.Module], recorded: set[nn.Module]) -> Iterator[nn.Module]:
     """The outermost modules that are computed again as a whole; compiled layers see to it themselves."""
-    recorded = {
-        module
-        for need in needs
-        if need.startswith(f"{KIND}:")
-        for module in select_layers(network, need.partition(":")[2] or "official").values()
-    }
-    temporal = set(temporal_layers(network).values())
     inside: set[nn.Module] = set()
     for name, module in network.named_modules():
         if module in inside:

@@ -7,35 +7,63 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 
-from guidedcd.acceleration.switch import speed_up
-from guidedcd.config.sections import Preprocess, Train
+from guidedcd.acceleration.switch import is_fast, plain, speed_up
 from guidedcd.errors import GuidedCDError
 
 
+@attrs.frozen
+class Paths:
+    """Which faster paths a network takes; the arguments of `speed_up`."""
+
+    compile: str | None = None
+    graphs: bool = False
+
+
+def choose(option: str, network: nn.Module) -> Paths | None:
+    """What the option `fast` of a command means for a network on its device; None: it keeps its stock paths.
+
+    Args:
+        option: "no"; "auto" (`layers` on GPUs, otherwise `no`); "layers": exact layers; "graphs": replayed as CUDA
+            graphs as well; "blocks", "blocks-tuned": compiled, on GPUs only.
+        network: Only a `UNet3DConditionModel` and an `AutoencoderKL` have faster paths; the latter is never compiled.
+    """
+    kind, on_gpu = type(network).__name__, next(network.parameters()).is_cuda
+    if kind not in ("UNet3DConditionModel", "AutoencoderKL") or option == "no" or (option == "auto" and not on_gpu):
+        return None
+    if kind == "AutoencoderKL":
+        return Paths()
+    return Paths(compile=option if on_gpu and option.startswith("blocks") else None, graphs=option == "graphs")
+
+
+def repeats_sizes(option: str, device: torch.device) -> bool:
+    """Whether short passes are filled up: for each new size layers are compiled and convolutions tried again."""
+    return option.startswith("blocks") or (option != "no" and device.type == "cuda")
+
+
 @contextlib.contextmanager
-def tuned(teacher: Any, settings: Preprocess, *, ours: bool = False) -> Iterator[Any]:
-    """The teacher as `settings` want it for preprocessing; without options, on a CPU, the very same.
+def tuned(teacher: Any, *, fast: str, precision: str, ours: bool = False) -> Iterator[Any]:
+    """The teacher made ready for many forward passes; without options, on a CPU, the very same.
 
     Args:
         teacher: Loaded, on its device.
-        settings: Its `precision` and `fast`.
+        fast: See `choose`.
+        precision: "bf16" rounds the network's weights; any other value keeps them.
         ours: Nobody else needs the teacher: its network may be rounded in place instead of on a copy.
     """
     network = teacher.network
-    if settings.precision == "bf16" and next(network.parameters()).dtype != torch.bfloat16:
+    if precision == "bf16" and next(network.parameters()).dtype != torch.bfloat16:
         teacher.fingerprint()  # of the weights as they were loaded
         network = network if ours else copy.deepcopy(network)
         teacher = _with(teacher, network.to(torch.bfloat16))
-    compiled = compiled_as(settings, network)
-    from guidedcd.acceleration.switch import is_fast, plain, speed_up
-
-    if compiled is False or is_fast(network):
+    paths = choose(fast, network)
+    if paths is None or is_fast(network):
         yield teacher
         return
-    speed_up(network, compile=compiled)
+    speed_up(network, compile=paths.compile, graphs=paths.graphs)
     before = torch.backends.cudnn.benchmark
     # Every convolution is tried in all ways at its first call, where results need not be the same from run to run.
     torch.backends.cudnn.benchmark = before or not torch.are_deterministic_algorithms_enabled()
@@ -44,16 +72,6 @@ def tuned(teacher: Any, settings: Preprocess, *, ours: bool = False) -> Iterator
     finally:
         torch.backends.cudnn.benchmark = before
         plain(network)
-
-
-def compiled_as(settings: Preprocess | Train, network: nn.Module) -> str | bool | None:
-    """How faster paths compile: None not at all, as on a CPU; False where there are no faster paths."""
-    if type(network).__name__ != "UNet3DConditionModel" or settings.fast == "no":
-        return False
-    on_gpu = next(network.parameters()).is_cuda
-    if settings.fast == "auto":
-        return None if on_gpu else False
-    return settings.fast if on_gpu and settings.fast not in ("layers", "graphs") else None
 
 
 def _with(teacher: Any, network: nn.Module) -> Any:
@@ -91,12 +109,7 @@ def quicken(student: Any, teacher: Any, choice: str = "auto") -> None:
         GuidedCDError: The choice is unknown.
     """
     check(choice)
-    on_gpu = teacher.device.type == "cuda"
-    if choice == "no" or (choice == "auto" and not on_gpu):
-        return
-    compiled = "blocks" if choice == "blocks" else None
-    for network in (student.network, teacher.network):
-        if type(network).__name__ == "UNet3DConditionModel":
-            speed_up(network, compile=compiled, graphs=choice == "graphs")
-    if type(getattr(teacher, "vae", None)).__name__ == "AutoencoderKL":
-        speed_up(teacher.vae)
+    for network in (student.network, teacher.network, getattr(teacher, "vae", None)):
+        paths = None if network is None else choose(choice, network)
+        if paths is not None:
+            speed_up(network, compile=paths.compile, graphs=paths.graphs)

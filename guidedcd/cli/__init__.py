@@ -28,6 +28,7 @@ from guidedcd.cli import (
 )
 from guidedcd.cli.errors import explain
 from guidedcd.cli.run_flags import run_flags, same_words
+from guidedcd.config.run import DEFAULT_PROFILE
 from guidedcd.config.sources import profiles
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Registry, load_plugins
@@ -49,7 +50,7 @@ COMMANDS = {
 """Each module adds its command with `add(app, registry, flags_class)`."""
 
 
-def build(registry: Registry, command: str = "", profile: str = "shapes") -> App:
+def build(registry: Registry, command: str = "", profile: str = DEFAULT_PROFILE) -> App:
     """The application, with a flag for every option of every plugin in `registry`.
 
     Args:
@@ -112,4 +113,4 @@ def _profile(tokens: Sequence[str]) -> str:
         name = following if token == "--profile" else token.removeprefix("--profile=")
         if token.startswith("--profile") and name in profiles():
             return name
-    return "shapes"
+    return DEFAULT_PROFILE

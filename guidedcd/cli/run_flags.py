@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter, Token
 
 from guidedcd.config.reflection import docs_of, flag, limits, types_of
 from guidedcd.config.resolve import resolve
-from guidedcd.config.run import KINDS, SECTIONS, Run
+from guidedcd.config.run import DEFAULT_PROFILE, KINDS, SECTIONS, Run
 from guidedcd.config.sources import ALIASES, Layer, profiles, read_config, read_profile, split_names
 from guidedcd.config.structure import Value, convert
 from guidedcd.plugins.registry import Registry
@@ -143,7 +143,7 @@ def read_run(flags: Any, registry: Registry) -> Run:
     profile = Value(written["profile"], "--profile") if "profile" in written else None
     for layer in layers:
         profile = profile or layer.scalars.get("profile")
-    layers.insert(0, read_profile(convert(profile.value, str, profile.where) if profile else "shapes"))
+    layers.insert(0, read_profile(convert(profile.value, str, profile.where) if profile else DEFAULT_PROFILE))
     return resolve([*layers, _layer(written)], registry)
 
 

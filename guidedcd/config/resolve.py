@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import attrs
 
 from guidedcd.config.reflection import positional
-from guidedcd.config.run import KINDS, SCALARS, SECTIONS, Chosen, Run
+from guidedcd.config.run import DEFAULT_PROFILE, KINDS, SCALARS, SECTIONS, Chosen, Run
 from guidedcd.config.sources import Layer, Names
 from guidedcd.config.structure import Value, structure
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins.registry import Component, Registry
+from guidedcd.plugins.registry import Component, Registry, load_plugins
 
 
 def resolve(layers: Sequence[Layer], registry: Registry) -> Run:
@@ -24,7 +25,7 @@ def resolve(layers: Sequence[Layer], registry: Registry) -> Run:
     for layer in layers:
         scalars |= layer.scalars
     chosen = {key: _choose(key, layers, registry) for key in KINDS}
-    profile = scalars.get("profile", Value("shapes", "")).value
+    profile = scalars.get("profile", Value(DEFAULT_PROFILE, "")).value
     if len(chosen["teacher"]) != 1:
         named = " and ".join(one.name for one in chosen["teacher"]) or "none"
         raise GuidedCDError(f"a run has one teacher, but {named} is selected. Use --teacher NAME.")
@@ -51,6 +52,15 @@ def resolve(layers: Sequence[Layer], registry: Registry) -> Run:
         **engine,
         **{name: getattr(basic, name) for name in SCALARS},
     )
+
+
+def run_from_dict(described: Mapping[str, Any], registry: Registry | None = None) -> Run:
+    """The run that `Run.to_dict` described.
+
+    Raises:
+        GuidedCDError: A component is not installed, or an option is unknown or out of range.
+    """
+    return resolve([Layer.of_file(described, "run.json")], registry or load_plugins())
 
 
 _Basic = attrs.make_class(

@@ -6,7 +6,6 @@ A flag, a key of a TOML or run.json file and the Python attribute spell the same
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -31,6 +30,9 @@ KINDS = {
 
 SECTIONS = {"solver": Solver, "preprocess": Preprocess, "student": Student, "train": Train, "evaluate": Evaluate}
 """The engine's own options."""
+
+DEFAULT_PROFILE = "shapes"
+"""The profile of a run that names none; nothing else in the engine knows it."""
 
 SCALARS = ("profile", "name", "seed", "device")
 """Options of the run itself."""
@@ -94,7 +96,7 @@ class Run:
     """Where tensors live: auto, cpu, cuda, cuda:N or mps."""
     name: str = attrs.field(default="run", validator=_is_name)
     """Part of the run folder's name."""
-    profile: str = "shapes"
+    profile: str = DEFAULT_PROFILE
     """The profile that the defaults came from."""
 
     def __attrs_post_init__(self) -> None:
@@ -150,15 +152,3 @@ class Run:
             },
             **{section: plain(getattr(self, section)) for section in SECTIONS},
         }
-
-    @classmethod
-    def from_dict(cls, described: Mapping[str, Any], registry: Registry | None = None) -> Run:
-        """The run that `to_dict` described.
-
-        Raises:
-            GuidedCDError: A component is not installed, or an option is unknown or out of range.
-        """
-        from guidedcd.config.resolve import resolve
-        from guidedcd.config.sources import Layer
-
-        return resolve([Layer.of_file(described, "run.json")], registry or load_plugins())

@@ -14,19 +14,6 @@ from torch import Tensor
 
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.inference.teacher_sampler import Guide, teacher_sample
-
-__all__ = [
-    "Guide",
-    "Step",
-    "lambda_kept",
-    "lambdas_at",
-    "multistep",
-    "multistep_timesteps",
-    "sample",
-    "sample_steps",
-    "teacher_sample",
-]
 
 
 def multistep_timesteps(steps: int, origin: int = 200, timesteps: int = 1000) -> list[int]:

@@ -6,6 +6,7 @@ Legend: N samples, B of them with a gradient at once; latents (N, C, F, H, W).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from guidedcd.acceleration.activation_checkpointing import recomputing
 from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.attention_probes import recorded_layers, temporal_layers
 
 
 class EnergyGradients:
@@ -91,7 +93,7 @@ class EnergyGradients:
             options = {"tail": "detached" if self._records_only(self.energies) else "whole"}
             options["recompute"] = self.recompute != "nothing"
         found: dict[str, Tensor] = {}
-        with torch.enable_grad(), recomputing(self.teacher.network, self.recompute, self.needs):
+        with torch.enable_grad(), self._recomputing():
             z = z.detach().requires_grad_(True)
             seen = self.teacher.seen(z, t, text, needs=self.needs, captions=captions, **options)
             for number, (name, energy) in enumerate(self.energies.items()):
@@ -106,6 +108,14 @@ class EnergyGradients:
                     bad = [repr(c) for c, g in zip(captions, found[name], strict=True) if not torch.isfinite(g).all()]
                     raise GuidedCDError(f"energy '{name}' gave a gradient that is not finite for {', '.join(bad)}.")
         return seen.output.detach().float(), {name: gradient.float() for name, gradient in found.items()}
+
+    def _recomputing(self) -> AbstractContextManager[None]:
+        """The context in which gradients are taken: fewer activations are kept, see `preprocess.recompute`."""
+        if self.recompute == "nothing":
+            return nullcontext()
+        network = self.teacher.network
+        temporal, recorded = temporal_layers(network).values(), recorded_layers(network, self.needs)
+        return recomputing(network, self.recompute, temporal=temporal, keep=recorded)
 
     def _records_only(self, names: Any) -> bool:
         return self.tails and all(getattr(self.energies[name], "records_only", False) for name in names)

@@ -15,6 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Chosen, Run
 from guidedcd.config.structure import Value, structure
 from guidedcd.devices import DTYPES, blame_memory
@@ -98,7 +99,7 @@ def load(
         )
     if dtype not in DTYPES:
         raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
-    run = Run.from_dict(read_json(folder / "run.json"))
+    run = run_from_dict(read_json(folder / "run.json"))
     where = find_device(device or run.device)
     with blame_memory("the teacher"):
         teacher = with_options(run.teacher, size or {}).build().to(where)

@@ -69,6 +69,17 @@ def select_layers(network: nn.Module, layers: str) -> dict[str, nn.Module]:
     return chosen
 
 
+def recorded_layers(network: nn.Module, needs: Sequence[str]) -> set[nn.Module]:
+    """The modules in which `record` makes the records of `needs`."""
+    kinds = [need.partition(":") for need in needs]
+    return {
+        module
+        for kind, _, layers in kinds
+        if kind == KIND
+        for module in select_layers(network, layers or "official").values()
+    }
+
+
 class _Complete(Exception):
     """Everything is recorded: leaves the forward pass, and never `record`."""
 

@@ -156,7 +156,8 @@ def _pass(run: Run, teacher: Any, estimator: Estimator) -> tuple[str, float, Any
     counted, where = estimator.teaching(run).forward, estimator.machine.with_layers(run.preprocess.fast)
 
     def work() -> float:
-        with torch.no_grad(), tuned(teacher, run.preprocess) as quick:
+        settings = run.preprocess
+        with torch.no_grad(), tuned(teacher, fast=settings.fast, precision=settings.precision) as quick:
             z = torch.zeros(rows, *teacher.geometry.latent_shape, device=teacher.device)
             t, text = torch.full((rows,), 500, device=teacher.device), teacher.null(rows)
             quick.net(z[:1], t[:1], {key: value[:1] for key, value in text.items()})

@@ -64,7 +64,7 @@ def run_preprocess(
     if absent := _missing(folder, identity, shard):
         if not fill_parts and any(folder.glob(".part-*")):
             raise shards.incomplete(folder, identity, absent)
-        with tuned(teacher, run.preprocess, ours=ours) as quick:
+        with tuned(teacher, fast=run.preprocess.fast, precision=run.preprocess.precision, ours=ours) as quick:
             filler = StoreWriter(run, quick)  # mistakes in the data and the energies show before anything is written
             if rank == 0:
                 estimates.check(folder, run, teacher, len(absent))

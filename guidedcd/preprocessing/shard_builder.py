@@ -16,6 +16,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from guidedcd.acceleration.apply import repeats_sizes
 from guidedcd.acceleration.prefetch import ahead
 from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip, sample_of
@@ -45,9 +46,7 @@ class ShardBuilder:
         self.batch = run.preprocess.batch_size
         self.rows = ROWS * self.batch
         """Rows of a pass without gradient."""
-        fast = run.preprocess.fast
-        self.even = fast.startswith("blocks") or (fast != "no" and teacher.device.type == "cuda")
-        """For every other size layers are compiled, and convolutions tried, again: short passes are then filled up."""
+        self.even = repeats_sizes(run.preprocess.fast, teacher.device)
         self.kinds = {config.reference for config in run.energies.values()}
 
     def shard(self, clips: Sequence[Clip], advance: Callable[[float], None]) -> tuple[list[Sample], dict[str, Tensor]]:

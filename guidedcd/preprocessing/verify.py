@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from guidedcd.acceleration.apply import tuned
+from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Run
 from guidedcd.console import console, progress
 from guidedcd.data.clips import Clip
@@ -60,7 +61,7 @@ def verify_store(folder: Path, *, samples: int = 0, device: str | None = None, s
     held = [(n, v) for n in there for v in range(len(read_json(folder / f"{shards.shard_name(n)}.json")["samples"]))]
     chosen = sorted(random.Random(seed).sample(held, min(samples, len(held))))
     factor = HALF if "16" in run.preprocess.dtype or run.preprocess.precision != "no" else 1
-    with tuned(teacher, attrs.evolve(run.preprocess, fast="no"), ours=True) as quick:
+    with tuned(teacher, fast="no", precision=run.preprocess.precision, ours=True) as quick:
         filler = StoreWriter(run, quick)
         with progress("teacher", len(chosen), unit="videos") as advance:
             for number, video in chosen:
@@ -85,7 +86,7 @@ def _origin(folder: Path, device: str | None) -> tuple[Run, Any]:
         raise GuidedCDError(
             f"{folder} has no run.json to say which teacher made it; --samples 0 checks the files only."
         )
-    run = Run.from_dict(read_json(folder / "run.json"))
+    run = run_from_dict(read_json(folder / "run.json"))
     run = run if device is None else attrs.evolve(run, device=device)
     with blame_memory("the teacher"):
         return run, run.teacher.build().to(find_device(run.device))

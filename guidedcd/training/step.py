@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from guidedcd.acceleration.apply import compiled_as
+from guidedcd.acceleration.apply import choose
 from guidedcd.acceleration.switch import is_fast, speed_up
 from guidedcd.config.run import Run
 from guidedcd.devices import blame_memory
@@ -74,9 +74,9 @@ class TrainStep:
             vae, dtype = getattr(teacher, "vae", None), distributed.DTYPES[settings.precision]
             if isinstance(vae, nn.Module) and dtype is not None:
                 nn.Module.to(vae, dtype)
-            compiled = compiled_as(settings, teacher.network)
-            if compiled is not False and not is_fast(teacher.network):
-                speed_up(teacher.network, compile=compiled, graphs=settings.fast == "graphs")
+            paths = choose(settings.fast, teacher.network)
+            if paths is not None and not is_fast(teacher.network):
+                speed_up(teacher.network, compile=paths.compile, graphs=paths.graphs)
                 if type(vae).__name__ == "AutoencoderKL":
                     speed_up(vae)
                 # Convolutions are tried in all ways at first, where results need not be the same from run to run.

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from guidedcd.config.run import Run
 from guidedcd.files import write_json
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
@@ -31,13 +30,13 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from guidedcd.data.routing import Sample
-from guidedcd.config.run import Run
+from guidedcd.config.resolve import run_from_dict
 from guidedcd.files import read_json
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.workflow import run_training
 from guidedcd.training.trainer import Trainer
-run = Run.from_dict(read_json(Path(sys.argv[1])))
+run = run_from_dict(read_json(Path(sys.argv[1])))
 folder = Path(sys.argv[2]); folder.mkdir(exist_ok=True)
 teacher = run.teacher.build()
 Trainer(run, folder, LatentStore(run_preprocess(run, store_folder=Path(sys.argv[3]), teacher=teacher)), teacher).fit()

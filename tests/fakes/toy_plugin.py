@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, UNet3DConditionModel
 
 from guidedcd import DatasetConfig, EnergyConfig, RewardConfig, TeacherConfig
+from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip, ClipError
 from guidedcd.data.geometry import Geometry
@@ -56,7 +57,7 @@ def make(*, replace: Collection[str] = (), **changes: object) -> Run:
     for key, value in changes.items():
         merge = isinstance(value, dict) and key not in replace
         described[key] = {**described.get(key, {}), **value} if merge else value
-    return Run.from_dict(described)
+    return run_from_dict(described)
 
 
 @attrs.frozen(kw_only=True)

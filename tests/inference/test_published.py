@@ -13,7 +13,8 @@ from tiny_checkpoint import unet_state, write
 
 import guidedcd
 from guidedcd.cli import _plain_warnings, main
-from guidedcd.config.run import Chosen, Run
+from guidedcd.config.resolve import run_from_dict
+from guidedcd.config.run import Chosen
 from guidedcd.data import media
 from guidedcd.diffusion.sampler import sample_steps
 from guidedcd.errors import GuidedCDError
@@ -184,7 +185,7 @@ def run(request, install, tmp_path, base):
     """A run of a tiny VideoCrafter2."""
     install("tiny-components", tiny_run.PLUGIN)
     folder = tiny_run.run_folder(tmp_path / "run")
-    described = Run.from_dict(read_json(folder / "run.json"))
+    described = run_from_dict(read_json(folder / "run.json"))
     chosen = teacher(tmp_path / "model.ckpt", tmp_path / "config.json")
     described = attrs.evolve(
         described, teacher=chosen, student=attrs.evolve(described.student, kind=request.param, rank=2)

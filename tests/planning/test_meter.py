@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from toy_plugin import make
 
+from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Run
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
@@ -35,7 +36,7 @@ from guidedcd.training.trainer import Trainer
 
 def described(**parts) -> Run:
     """A run of shipped components, with the proving ground's where none is given."""
-    return Run.from_dict({"teacher": {"shapes": {}}, "data": [{"shapes": {}}], **parts})
+    return run_from_dict({"teacher": {"shapes": {}}, "data": [{"shapes": {}}], **parts})
 
 
 def gpu(**changes) -> Machine:
@@ -415,6 +416,6 @@ def test_shapes_run_json_is_planned(tmp_path):
     run = described(energy={"pta": {}})
     path = tmp_path / "run.json"
     path.write_text(json.dumps(run.to_dict()))
-    stage = Estimator(gpu()).preprocess(Run.from_dict(read_json(path)))
+    stage = Estimator(gpu()).preprocess(run_from_dict(read_json(path)))
 
     assert stage.tflop > 0 and stage.largest_batch > 0

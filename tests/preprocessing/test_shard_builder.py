@@ -34,6 +34,7 @@ from guidedcd.diffusion.randomness import noise
 from guidedcd.energies import inversion
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest, read_json, write_json
+from guidedcd.models.attention_probes import recorded_layers, temporal_layers
 from guidedcd.preprocessing import estimates
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.shard_builder import ShardBuilder
@@ -110,7 +111,7 @@ def test_full_passes_equal_plain_ones(toy, kind, how):
     teacher = run.teacher.build()
     some = clips(3, teacher)
     wanted = plainly(run, teacher, some)
-    with tuned(teacher, run.preprocess) as quick:
+    with tuned(teacher, fast=run.preprocess.fast, precision=run.preprocess.precision) as quick:
         _, tensors = ShardBuilder(run, quick).shard(some, lambda share: None)
 
     def compare(mine: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -341,7 +342,7 @@ def test_half_precision_leaves_the_teacher_alone(toy):
     teacher = run.teacher.build()
     before, some = {k: v.clone() for k, v in teacher.network.state_dict().items()}, clips(3, teacher)
     exact = ShardBuilder(run, teacher).shard(some, lambda share: None)[1]
-    with tuned(teacher, run.preprocess) as quick:
+    with tuned(teacher, fast=run.preprocess.fast, precision=run.preprocess.precision) as quick:
         assert (quick.dtype, teacher.dtype) == (torch.bfloat16, torch.float32)
         assert quick.fingerprint() == teacher.fingerprint()
         rounded = ShardBuilder(run, quick).shard(some, lambda share: None)[1]
@@ -382,7 +383,9 @@ def look(teacher, needs: tuple[str, ...], tail: str, recompute: str = "nothing")
 
     weights = {p.data_ptr() for p in teacher.network.parameters()}
     how = {"tail": tail, "recompute": recompute != "nothing"}
-    with recomputing(teacher.network, recompute, needs):
+    network = teacher.network
+    temporal, recorded = temporal_layers(network).values(), recorded_layers(network, needs)
+    with recomputing(network, recompute, temporal=temporal, keep=recorded):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             seen = teacher.seen(z, torch.tensor([300, 800]), teacher.null(2), needs, **how)
             value = sum(maps.square().sum() for maps in seen.records[needs[0]].values())
@@ -455,8 +458,9 @@ torch.set_num_threads(1)
 from pathlib import Path
 from guidedcd.files import read_json
 from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Run
-run_preprocess(Run.from_dict(read_json(Path(sys.argv[1]))), store_folder=Path(sys.argv[2]))
+run_preprocess(run_from_dict(read_json(Path(sys.argv[1]))), store_folder=Path(sys.argv[2]))
 """
 
 

@@ -17,7 +17,7 @@ from short_training import TWO_PROCESSES, interrupted, launch, trained
 from toy_plugin import make
 
 from guidedcd import devices
-from guidedcd.config.run import Run
+from guidedcd.config.resolve import run_from_dict
 from guidedcd.console import console
 from guidedcd.data.routing import Sample
 from guidedcd.errors import GuidedCDError
@@ -556,4 +556,4 @@ def test_run_json_reads_back(toy, tmp_path):
     run = make()
     write_json(tmp_path / "run.json", run.to_dict())
 
-    assert Run.from_dict(read_json(tmp_path / "run.json")) == run
+    assert run_from_dict(read_json(tmp_path / "run.json")) == run

@@ -12,6 +12,7 @@ from PIL import Image
 from toy_plugin import CONFIG, PLUGIN
 
 from guidedcd.cli import main
+from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Run
 from guidedcd.data.inspection import inspect_data, readers
 from guidedcd.errors import GuidedCDError
@@ -67,7 +68,7 @@ def run_of(base: Path, count: int = 180, **changes) -> Run:
     described["preprocess"] = {"videos": count, "draws_per_video": 1, "batch_size": 16, "shard_size": 32}
     for key, value in changes.items():
         described[key] = {**described.get(key, {}), **value}
-    return Run.from_dict(described)
+    return run_from_dict(described)
 
 
 def test_every_listed_clip_is_used_or_lost_for_a_reason(toy, mixed, tmp_path, capsys):
@@ -104,7 +105,7 @@ def test_equal_portions_of_two_data_sets(toy, mixed, tmp_path, monkeypatch):
     described = run_of(base, 30).to_dict() | {
         "data": [{"vidgen": {"path": str(base / "vidgen")}}, {"folder": {"path": str(base / "folder")}}]
     }
-    folder = run_preprocess(Run.from_dict(described), store_folder=tmp_path / "store")
+    folder = run_preprocess(run_from_dict(described), store_folder=tmp_path / "store")
 
     shares = read_json(folder / "report.json")["datasets"]
     assert {name: sum(share.values()) for name, share in shares.items()} == {"vidgen": 15, "folder": 15}
@@ -154,7 +155,7 @@ def test_tokens_are_counted_without_loading_networks(tmp_path, monkeypatch):
         "data": [{"shapes": {}}],
         "rewards": {"hps": {}, "clip": {}, "internv2": {}},
     }
-    run = Run.from_dict(described)
+    run = run_from_dict(described)
     built = run.build("reward")
     texts = ["a red ball", "a red ball rolls to the left, " * 9]
     for module in ("guidedcd.rewards.image_text", "guidedcd_internv2.reward"):
@@ -173,7 +174,7 @@ def test_the_published_tokenizers_need_no_weights():
         "data": [{"shapes": {}}],
         "rewards": {"hps": {"path": "auto"}, "pickscore": {}},
     }
-    found = readers(Run.from_dict(described))
+    found = readers(run_from_dict(described))
 
     assert {name: (one.max_tokens, one.count("a red ball")) for name, one in found.items()} == {
         "hps": (77, 5),
@@ -184,7 +185,7 @@ def test_the_published_tokenizers_need_no_weights():
 def test_inspect_works_for_any_plugin(toy, tmp_path):
     """A teacher, data set and reward that know nothing of inspection are built and asked; losses are listed."""
     described = {**CONFIG, "data": [{"toy": {"broken": 3}}], "preprocess": {"videos": 12}}
-    (seen,) = inspect_data(Run.from_dict(described), sample=6, sheet=tmp_path / "s.png")
+    (seen,) = inspect_data(run_from_dict(described), sample=6, sheet=tmp_path / "s.png")
 
     assert (seen.listed, seen.wanted, seen.tried) == (50, 12, 6)
     assert len(seen.skipped) + len(seen.samples) == 6 and seen.skipped[0] == "the file holds no video stream"
