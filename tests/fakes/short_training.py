@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from guidedcd.config.run import Run
 from guidedcd.files import write_json
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
