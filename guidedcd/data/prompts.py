@@ -2,7 +2,7 @@
 
 A teacher brings its own evaluation prompts with a method `prompts(split, count)`, where split is "motion" (each names a
 movement), "no-motion" (none does) or "validation" (to choose settings on), and prompts to train on without clips with a
-method `training_prompts(count)`. The proving ground's are in the plugin `guidedcd_shapes`.
+method `training_prompts(count)`.
 """
 
 from __future__ import annotations
@@ -79,16 +79,15 @@ def _prompt(text: Any, where: str) -> Prompt:
     return Prompt(text=text.strip())
 
 
-def evaluation(teacher: Any, name: str, count: int) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
+def evaluation(teacher: Any, count: int) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
     """Prompts to measure on by split, and others to choose settings on: no text is in both.
 
     Args:
         teacher: Asked for its own prompts where it has some.
-        name: Its registered name; "shapes" has the proving ground's prompts.
         count: How many are measured: two thirds name a motion, one third does not. A sixth as many, at least 8, are
             for choosing.
     """
-    ask = getattr(teacher, "prompts", shapes if name == "shapes" else general)
+    ask = getattr(teacher, "prompts", general)
     still = count // 3
     splits = {
         name: list(ask(name, number)) for name, number in (("motion", count - still), ("no-motion", still)) if number
@@ -99,32 +98,19 @@ def evaluation(teacher: Any, name: str, count: int) -> tuple[dict[str, list[Prom
     return splits, others[:choosing]
 
 
-def training(teacher: Any, name: str, count: int = TRAINING) -> list[Prompt]:
+def training(teacher: Any, count: int = TRAINING) -> list[Prompt]:
     """Prompts to train on without clips: the teacher's own where it has some, else none.
 
     No text is among those that an `evaluation` of `HELD_OUT` prompts measures or chooses on.
 
     Args:
         teacher: May have a method `training_prompts(count)`.
-        name: Its registered name; "shapes" has the proving ground's prompts.
         count: At most so many.
     """
-    if hasattr(teacher, "training_prompts"):
-        found = list(teacher.training_prompts(count))
-    else:
-        found = shapes("training", count) if name == "shapes" else []
-    splits, others = evaluation(teacher, name, HELD_OUT) if found else ({}, [])
+    found = list(teacher.training_prompts(count)) if hasattr(teacher, "training_prompts") else []
+    splits, others = evaluation(teacher, HELD_OUT) if found else ({}, [])
     measured = {prompt.text for some in (*splits.values(), others) for prompt in some}
     return [prompt for prompt in found if prompt.text not in measured]
-
-
-def shapes(split: str, count: int) -> list[Prompt]:
-    """The proving ground's prompts, whose true scenes the oracle knows."""
-    from guidedcd_shapes.prompts import evaluation_prompts
-
-    kinds = {"motion": (0, "full"), "no-motion": (0, "no-motion"), "validation": (1, "full"), "training": (-1, "mixed")}
-    seed, kind = kinds[split]
-    return evaluation_prompts(count, seed, kind)
 
 
 def general(split: str, count: int) -> list[Prompt]:

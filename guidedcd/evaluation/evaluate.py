@@ -136,7 +136,7 @@ def _described(
         "headline": first[0] if first else None,
         "against": arms[1].name,
         "rows": [_row(arm, measured[arm.name], by_prompt[arm.name]) for arm in arms]
-        + model_card.rows(trained.teacher, trained.run.teacher.name, keys),
+        + model_card.rows(trained.teacher, keys),
         "differences": [
             {"row": arms[0].name, "against": arm.name, "split": split, "score": key, **paired(mine, theirs).to_dict()}
             for arm in arms[1:]

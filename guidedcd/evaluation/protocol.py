@@ -72,7 +72,7 @@ class Bench:
         """Prompts and metrics as asked."""
         registry = load_plugins()
         if isinstance(asked.prompts, int):
-            splits, choosing = prompts.evaluation(trained.teacher, trained.run.teacher.name, asked.prompts)
+            splits, choosing = prompts.evaluation(trained.teacher, asked.prompts)
         else:
             splits, choosing = {"prompts": prompts.given(asked.prompts)}, []
         metrics = build_metrics(trained.run.metrics, registry, trained.teacher.geometry.fps)

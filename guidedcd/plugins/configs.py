@@ -76,8 +76,8 @@ class MetricConfig(ComponentConfig):
 class RewardModelConfig(RewardConfig):
     """Options of a reward that is a pretrained network."""
 
-    path: str = attrs.field(default="shapes", metadata={"positional": True})
-    """The weights: `shapes` (the small embedded model), `auto` (cache folder, then the hub), or a file."""
+    path: str = attrs.field(default="auto", metadata={"positional": True})
+    """The weights: `auto` (cache folder, then the hub), or a file."""
     arch: str = "published"
     """Sizes of the network in a file: `published` (the released model), or a JSON file."""
     dtype: str = attrs.field(default="fp32", validator=in_(("fp32", "bf16", "fp16")))

@@ -6,13 +6,13 @@ Legend: B videos, F frames, E width of the shared space.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import attrs
 import open_clip
 import torch
 import torch.nn.functional as nnf
-from guidedcd_shapes.models import embedded
-from guidedcd_shapes.tokens import WorldTokens
 from open_clip.model import CLIP, convert_weights_to_lp
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
@@ -68,12 +68,30 @@ def load_clip(
     return model
 
 
-def tokens(config: RewardModelConfig, what: str) -> Tokenizer:
-    """How such a reward reads text; its weights are not opened."""
-    if config.path == "shapes":
-        _, sizes = embedded(what)
-        return WorldTokens(sizes.get("context") or sizes["text_cfg"]["context_length"])
-    return ClipTokens(_sizes(config, what)["text_cfg"].get("context_length", 77))
+@attrs.frozen(kw_only=True)
+class Source:
+    """Where a network comes from; nothing is opened before it is asked for."""
+
+    sizes: Mapping[str, Any]
+    """See `build_clip`."""
+    tokenizer: Callable[[], Tokenizer]
+    """Makes what reads captions."""
+    file: Callable[[], Path]
+    """Finds the file of the weights."""
+
+
+def released(config: RewardModelConfig, published: Published, what: str) -> Source:
+    """The network of a published file, or of the file at `config.path`, in the sizes that `config.arch` names.
+
+    Raises:
+        GuidedCDError: There are no such sizes.
+    """
+    sizes = architecture(config.arch, open_clip.get_model_config("ViT-H-14"), what, named)
+    return Source(
+        sizes=sizes,
+        tokenizer=lambda: ClipTokens(sizes["text_cfg"].get("context_length", 77)),
+        file=lambda: find(config.path, published, what),
+    )
 
 
 def named(arch: str) -> dict[str, Any] | None:
@@ -119,17 +137,13 @@ def _pretrained(name: str, tag: str) -> dict[str, Any]:
     return found
 
 
-def _sizes(config: RewardModelConfig, what: str) -> dict[str, Any]:
-    return architecture(config.arch, open_clip.get_model_config("ViT-H-14"), what, named)
-
-
 class ImageTextReward(FrozenReward):
     """Scores frames one by one against the video's caption, in [-1, 1]; logit_scale takes no part.
 
     Args:
         config: Which weights, and how to compute.
-        what: Name of the component, and of the embedded model.
-        published: The released file.
+        what: Name of the component, for errors.
+        source: Its sizes, tokenizer and weights.
         prepare: How pixels become what the image tower was trained on.
         tiled: Pair captions with frames as released training code did: frame i, counted over all videos, with caption
             i modulo B. Differs from each video's own caption when B > 1 and F > 1.
@@ -141,18 +155,14 @@ class ImageTextReward(FrozenReward):
         config: RewardModelConfig,
         *,
         what: str,
-        published: Published,
+        source: Source,
         prepare: Prepare,
         tiled: bool = False,
         weights: bool = True,
     ) -> None:
-        sizes = embedded(what)[1] if config.path == "shapes" else _sizes(config, what)
-        state = None
-        if weights:
-            path = embedded(what)[0] if config.path == "shapes" else find(config.path, published, what)
-            state = open_weights(path, what)
-        model = load_clip(sizes, state, what, DTYPES[config.dtype])
-        super().__init__(model, tokens(config, what))
+        state = open_weights(source.file(), what) if weights else None
+        model = load_clip(source.sizes, state, what, DTYPES[config.dtype])
+        super().__init__(model, source.tokenizer())
         self.model.set_grad_checkpointing(config.gradient_checkpointing)
         self.config, self.prepare, self.tiled = config, prepare, tiled
 

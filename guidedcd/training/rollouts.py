@@ -74,7 +74,7 @@ class Rollouts:
         self.everyone = settings.rollouts * processes
         self.mine = slice(process * settings.rollouts, (process + 1) * settings.rollouts)
         self.times = multistep_timesteps(settings.rollout_steps, timesteps=len(teacher.schedule))
-        found = listed(run) or prompts.training(teacher, run.teacher.name)
+        found = listed(run) or prompts.training(teacher)
         own = [Sample(id=f"prompt-{i}", dataset=DATASET, caption=prompt.text) for i, prompt in enumerate(found)]
         samples = own or list(clips)
         self.prompts = [one for one in map(routed, samples) if one[1].rewards]

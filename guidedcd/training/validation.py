@@ -29,7 +29,7 @@ class Validation:
     def __init__(self, run: Run, folder: Path, teacher: Any) -> None:
         self.run, self.folder, self.teacher = run, folder, teacher
         count = run.train.validate_prompts
-        splits, _ = prompts.evaluation(teacher, run.teacher.name, max(3, 2 * count))
+        splits, _ = prompts.evaluation(teacher, max(3, 2 * count))
         self.texts = [prompt.text for split in splits.values() for prompt in split][:count]
 
     def __call__(self, student: Student, weights: MasterWeights, step: int, *, write: bool = True) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from guidedcd_shapes.rewards import embedded_source
+
 from guidedcd.models.checkpoints.hub import Published
 from guidedcd.rewards import pixels
-from guidedcd.rewards.image_text import ImageTextReward, named, published_as, tokens
+from guidedcd.rewards.image_text import ImageTextReward, Source, named, published_as, released
 from guidedcd.rewards.tokenizers import Tokenizer
 from guidedcd_clip import CLIPConfig
 
@@ -17,16 +19,23 @@ PUBLISHED = Published(
 )
 
 
+def source(config: CLIPConfig) -> Source:
+    """The small embedded network, a published one, or that of a file."""
+    if config.path == "shapes":
+        return embedded_source("clip")
+    published = PUBLISHED
+    if config.path == "auto" and not Path(config.arch).is_file() and named(config.arch) is not None:
+        published = published_as(config.arch)
+    return released(config, published, "clip")
+
+
 class CLIPScore(ImageTextReward):
     """Mean cosine of frames and caption; typically 0.1 to 0.4 for the released weights."""
 
     def __init__(self, config: CLIPConfig, *, weights: bool = True) -> None:
-        published = PUBLISHED
-        if config.path == "auto" and not Path(config.arch).is_file() and named(config.arch) is not None:
-            published = published_as(config.arch)
-        super().__init__(config, what="clip", published=published, prepare=pixels.clip, weights=weights)
+        super().__init__(config, what="clip", source=source(config), prepare=pixels.clip, weights=weights)
 
     @staticmethod
     def tokens(config: CLIPConfig) -> Tokenizer:
         """How it reads text, without its weights."""
-        return tokens(config, "clip")
+        return source(config).tokenizer()

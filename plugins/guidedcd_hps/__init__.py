@@ -12,6 +12,8 @@ from guidedcd.plugins.configs import RewardModelConfig
 class HPSConfig(RewardModelConfig):
     """Options of the reward `hps`."""
 
+    path: str = attrs.field(default="shapes", metadata={"positional": True})
+    """The weights: `shapes` (the small embedded model), `auto` (cache folder, then the hub), or a file."""
     tiled_captions: bool = False
     """Pair captions with frames as T2V-Turbo's code did: wrong once a batch has several videos of several frames."""
 

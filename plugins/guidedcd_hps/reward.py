@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from guidedcd_shapes.rewards import embedded_source
+
 from guidedcd.models.checkpoints.hub import Published
 from guidedcd.rewards import pixels
-from guidedcd.rewards.image_text import ImageTextReward, tokens
+from guidedcd.rewards.image_text import ImageTextReward, Source, released
 from guidedcd.rewards.tokenizers import Tokenizer
 from guidedcd_hps import HPSConfig
 
@@ -16,14 +18,19 @@ PUBLISHED = Published(
 )
 
 
+def source(config: HPSConfig) -> Source:
+    """The small embedded network, the published one, or that of a file."""
+    return embedded_source("hps") if config.path == "shapes" else released(config, PUBLISHED, "hps")
+
+
 class HPS(ImageTextReward):
     """Mean cosine of frames and caption; typically 0.2 to 0.35 for the released weights."""
 
     def __init__(self, config: HPSConfig, *, weights: bool = True) -> None:
         options = {"tiled": config.tiled_captions, "weights": weights}
-        super().__init__(config, what="hps", published=PUBLISHED, prepare=pixels.hps, **options)
+        super().__init__(config, what="hps", source=source(config), prepare=pixels.hps, **options)
 
     @staticmethod
     def tokens(config: HPSConfig) -> Tokenizer:
         """How it reads text, without its weights."""
-        return tokens(config, "hps")
+        return source(config).tokenizer()

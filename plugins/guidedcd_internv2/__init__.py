@@ -13,6 +13,8 @@ from guidedcd.plugins.configs import RewardModelConfig
 class InternV2Config(RewardModelConfig):
     """Options of the reward `internv2`."""
 
+    path: str = attrs.field(default="shapes", metadata={"positional": True})
+    """The weights: `shapes` (the small embedded model), `auto` (cache folder, then the hub), or a file."""
     frames: int = attrs.field(default=4, validator=ge(1))
     """How many frames of each video are decoded and scored, as one clip; the released model was trained with 4."""
     pick: str = attrs.field(default="strided", validator=in_(("random", "strided")))

@@ -13,8 +13,6 @@ from guidedcd.plugins.configs import RewardModelConfig
 class PickScoreConfig(RewardModelConfig):
     """Options of the reward `pickscore`."""
 
-    path: str = attrs.field(default="auto", metadata={"positional": True})
-    """The weights: `auto` (cache folder, then the hub), or a file."""
     resize: str = attrs.field(default="squash", validator=in_(("squash", "crop")))
     """How a frame becomes a square: `squash` ignores the aspect ratio, `crop` keeps the centre."""
 

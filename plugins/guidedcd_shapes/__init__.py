@@ -42,7 +42,7 @@ def register_teachers(register):
     """Offer `shapes`."""
     register(
         "shapes",
-        "guidedcd_shapes.teacher:load",
+        "guidedcd_shapes.teacher:ShapesTeacher",
         config=ShapesTeacherConfig,
         summary="the embedded teacher of moving shapes, 8 frames of 48 x 48, runs anywhere",
     )

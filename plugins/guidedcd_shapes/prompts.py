@@ -14,6 +14,8 @@ from guidedcd_shapes import captions, world
 from guidedcd_shapes.world import Scene
 
 KINDS = ("full", "no-motion", "dense", "mixed")
+SPLITS = {"motion": (0, "full"), "no-motion": (0, "no-motion"), "validation": (1, "full"), "training": (-1, "mixed")}
+"""Seed and kind of each split."""
 NAMED = ("color", "shape", "size", "background", "second")
 """What every prompt names; all but "no-motion" ones add "motion"."""
 
@@ -31,6 +33,12 @@ def evaluation_prompts(n: int, seed: int = 0, kind: str = "mixed", two: float = 
     if kind not in KINDS:
         raise GuidedCDError(f"there are no '{kind}' prompts; choose one of {', '.join(KINDS)}.")
     return [_prompt(i, seed, kind, two) for i in range(n)]
+
+
+def split_prompts(split: str, count: int) -> list[Prompt]:
+    """The first `count` prompts of the teacher's split "motion", "no-motion", "validation" or "training"."""
+    seed, kind = SPLITS[split]
+    return evaluation_prompts(count, seed, kind)
 
 
 def _prompt(index: int, seed: int, kind: str, two: float) -> Prompt:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from guidedcd.data.clips import Prompt
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.models.teachers.protocol import Cond
 from guidedcd_shapes import ShapesTeacherConfig, attention, models, world
-from guidedcd_shapes.vocabulary import WorldTokenizer
+from guidedcd_shapes.prompts import split_prompts
+from guidedcd_shapes.vocabulary import WorldTokenizer, save_tokenizer
 
 FPS = 8.0
+SPLITS = {"full": "motion", "no-motion": "no-motion"}
+"""The kinds of prompts that the recipe measured on, as evaluations call them."""
 
 
 class WorldText(nn.Module):
@@ -31,32 +37,72 @@ class WorldText(nn.Module):
         ids = self.tokenizer(captions).to(next(self.model.parameters()).device)
         return {"prompt_embeds": self.model(input_ids=ids).last_hidden_state}
 
+    def save_tokenizer(self, folder: Path) -> str:
+        """Write the tokenizer as transformers reads it; the name of its class."""
+        return save_tokenizer(folder, self.model.config.max_position_embeddings)
 
-def load(config: ShapesTeacherConfig) -> LatentTeacher:
-    """The teacher, in float32 on the CPU.
 
-    Raises:
-        GuidedCDError: The folder lacks a file.
-    """
-    folder = models.WEIGHTS if config.path == "embedded" else Path(config.path).expanduser()
-    missing = [name for name in ("vae", "text", "unet") if not (folder / f"{name}.safetensors").is_file()]
-    if missing:
-        raise GuidedCDError(
-            f"teacher 'shapes': {folder} lacks {', '.join(f'{name}.safetensors' for name in missing)}; use 'embedded', "
-            "or make them with python -m guidedcd_shapes.recipe --out FOLDER."
+class ShapesTeacher(LatentTeacher):
+    """The teacher `shapes`, in float32 on the CPU, with its own prompts and model card."""
+
+    base_model = "guidedcd-shapes"
+    """How the model card of a student names this teacher."""
+
+    def __init__(self, config: ShapesTeacherConfig) -> None:
+        """Read the weights.
+
+        Raises:
+            GuidedCDError: The folder lacks a file.
+        """
+        folder = models.WEIGHTS if config.path == "embedded" else Path(config.path).expanduser()
+        missing = [name for name in ("vae", "text", "unet") if not (folder / f"{name}.safetensors").is_file()]
+        if missing:
+            raise GuidedCDError(
+                f"teacher 'shapes': {folder} lacks {', '.join(f'{name}.safetensors' for name in missing)}; "
+                "use 'embedded', or make them with python -m guidedcd_shapes.recipe --out FOLDER."
+            )
+        vae, text, network = (models.load(name, folder) for name in ("vae", "text", "unet"))
+        super().__init__(
+            network=attention.speed_up(network, world.FRAMES, convolutions=False),
+            vae=vae,
+            text=WorldText(text, WorldTokenizer(models.CONTEXT["text"])),
+            schedule=NoiseSchedule(models.alphas_cumprod(folder), "v"),
+            geometry=Geometry(
+                frames=world.FRAMES,
+                height=world.SIZE,
+                width=world.SIZE,
+                fps=FPS,
+                channels=models.LATENT[0],
+                compression=world.SIZE // models.LATENT[-1],
+            ),
         )
-    vae, text, network = (models.load(name, folder) for name in ("vae", "text", "unet"))
-    return LatentTeacher(
-        network=attention.speed_up(network, world.FRAMES, convolutions=False),
-        vae=vae,
-        text=WorldText(text, WorldTokenizer(models.CONTEXT["text"])),
-        schedule=NoiseSchedule(models.alphas_cumprod(folder), "v"),
-        geometry=Geometry(
-            frames=world.FRAMES,
-            height=world.SIZE,
-            width=world.SIZE,
-            fps=FPS,
-            channels=models.LATENT[0],
-            compression=world.SIZE // models.LATENT[-1],
-        ),
-    )
+        self.folder = folder
+
+    def prompts(self, split: str, count: int) -> list[Prompt]:
+        """The first `count` prompts of "motion", "no-motion" or "validation", whose true scenes the oracle knows."""
+        return split_prompts(split, count)
+
+    def training_prompts(self, count: int) -> list[Prompt]:
+        """The first `count` prompts to train on without clips."""
+        return split_prompts("training", count)
+
+    def card(self) -> list[dict[str, Any]]:
+        """What the recipe measured at most steps, with the guidance that served best; [] without measurements."""
+        try:
+            measured: Mapping[str, Any] = models.meta(self.folder)["stages"]["evaluation"]["steps"]
+        except (OSError, KeyError, GuidedCDError):
+            return []
+        pattern = re.compile(r"(full|no-motion) ddim (\d+) steps g ([\d.]+)")
+        settings = {key: (m[1], int(m[2]), float(m[3])) for key in measured if (m := pattern.fullmatch(key))}
+        most = max((steps for _, steps, _ in settings.values()), default=0)
+        full = {g: measured[key] for key, (kind, steps, g) in settings.items() if (kind, steps) == ("full", most)}
+        if not full:
+            return []
+        best = max(full, key=lambda g: full[g].get("all", 0.0))
+        scores = {
+            SPLITS[kind]: {name: value for name, value in measured[key].items() if value is not None}
+            for key, (kind, steps, g) in settings.items()
+            if (steps, g) == (most, best)
+        }
+        about = {"steps": most, "evaluations": 2 * most, "omega": best - 1, "solver": "ddim"}
+        return [{"label": f"teacher, {most} steps", **about, "scores": scores}]

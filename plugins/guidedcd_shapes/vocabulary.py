@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from guidedcd.files import read_json, write_json
 from guidedcd_shapes.captions import words
 
 PAD, UNKNOWN = 0, 1
@@ -49,3 +52,41 @@ class WorldTokenizer:
         """1-based position of the last `word` in the uncut text, <bos> counted; None if absent."""
         tokens = _WORD.findall(text.lower())
         return max((i + 2 for i, token in enumerate(tokens) if token == word), default=None)
+
+
+def save_tokenizer(folder: Path, length: int) -> str:
+    """Write a tokenizer that transformers reads, 4 and 5 alike; the name of its class.
+
+    Args:
+        folder: Where its files go.
+        length: Tokens read at most, <bos> and <eos> included.
+    """
+    transformers_tokenizer(length).save_pretrained(folder)
+    config = folder / "tokenizer_config.json"
+    # transformers 5 writes a class name that 4 does not know; both know this one.
+    write_json(config, {**read_json(config), "tokenizer_class": "PreTrainedTokenizerFast"})
+    return "PreTrainedTokenizerFast"
+
+
+def transformers_tokenizer(length: int) -> Any:
+    """The words as a tokenizer of transformers that reads at most `length` tokens."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pad, unknown, begin, end = (VOCABULARY[i] for i in (PAD, UNKNOWN, BEGIN, END))
+    # Captions never spell special tokens: "<pad>" in a text is the unknown word "pad".
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=unknown))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[a-z]+|[.,]"), behavior="removed", invert=True)
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}", special_tokens=[(begin, BEGIN), (end, END)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        model_max_length=length,
+        bos_token=begin,
+        eos_token=end,
+        unk_token=unknown,
+        pad_token=pad,
+        split_special_tokens=True,
+    )

@@ -9,6 +9,8 @@ import math
 import numpy as np
 import pytest
 import tiny_run
+from guidedcd_shapes import ShapesTeacherConfig
+from guidedcd_shapes.teacher import ShapesTeacher
 
 from guidedcd.cli import main
 from guidedcd.data import prompts
@@ -99,7 +101,7 @@ def test_seeds_are_repetitions_not_prompts():
 
 def test_prompts_for_choosing_are_not_measured():
     """No text is in both; two thirds of the measured ones name a motion."""
-    splits, choosing = prompts.evaluation(object(), "other", 24)
+    splits, choosing = prompts.evaluation(object(), 24)
     measured = {prompt.text for split in splits.values() for prompt in split}
 
     assert [len(split) for split in splits.values()] == [16, 8]
@@ -110,7 +112,7 @@ def test_prompts_for_choosing_are_not_measured():
 
 def test_the_proving_ground_has_prompts_with_scenes():
     """Its prompts tell the oracle what must be seen; those without motion words do not name the motion."""
-    splits, choosing = prompts.evaluation(object(), "shapes", 30)
+    splits, choosing = prompts.evaluation(ShapesTeacher(ShapesTeacherConfig()), 30)
 
     assert all(prompt.scene for prompt in [*splits["motion"], *splits["no-motion"], *choosing])
     assert all("motion" in prompt.named for prompt in splits["motion"])
@@ -124,7 +126,7 @@ def test_a_teacher_may_bring_its_own_prompts():
         def prompts(self, split: str, count: int) -> list[Prompt]:
             return [Prompt(text=f"{split} {i}") for i in range(count)]
 
-    splits, choosing = prompts.evaluation(Own(), "own", 6)
+    splits, choosing = prompts.evaluation(Own(), 6)
 
     assert [p.text for p in splits["no-motion"]] == ["no-motion 0", "no-motion 1"]
     assert choosing[0].text == "validation 0"
@@ -219,8 +221,9 @@ def test_the_embedded_teacher_has_a_card(monkeypatch):
         "no-motion ddim 50 steps g 3.0": {"all": 0.7, "all-unseen": None},
     }
     models = "guidedcd_shapes.models"
-    monkeypatch.setattr(f"{models}.meta", lambda: {"stages": {"evaluation": {"steps": steps}}})
-    (row,) = model_card.rows(object(), "shapes", {"all", "color"})
+    teacher = ShapesTeacher(ShapesTeacherConfig())
+    monkeypatch.setattr(f"{models}.meta", lambda folder: {"stages": {"evaluation": {"steps": steps}}})
+    (row,) = model_card.rows(teacher, {"all", "color"})
 
     assert (row["label"], row["evaluations"], row["omega"], row["source"]) == (
         "teacher, 50 steps",
@@ -230,7 +233,7 @@ def test_the_embedded_teacher_has_a_card(monkeypatch):
     )
     assert {k: v["mean"] for k, v in row["scores"]["motion"].items()} == {"all": 0.8, "color": 0.9}
     assert row["scores"]["no-motion"]["all"] == {"mean": 0.7, "low": None, "high": None, "n": None}
-    assert model_card.rows(object(), "other", {"all"}) == []
+    assert model_card.rows(object(), {"all"}) == []
 
 
 def test_repeated_seeds_are_refused(run):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import attrs
 import pytest
 import torch
+from guidedcd_shapes import ShapesTeacherConfig
+from guidedcd_shapes.teacher import ShapesTeacher
 from short_training import interrupted, trained
 from toy_plugin import make
 
@@ -135,13 +137,14 @@ def test_prompts_that_no_reward_reads_are_left_out(toy):
 
 def test_the_proving_ground_has_prompts_of_its_own():
     """More than a thousand prompts, with and without motion words; none is among those that evaluations measure."""
-    found = prompts.training(None, "shapes")
+    teacher = ShapesTeacher(ShapesTeacherConfig())
+    found = prompts.training(teacher)
     assert 1000 < len(found) < 2000 and 500 < sum("motion" in p.named for p in found) < 1001
     for count in (48, 384):
-        splits, others = prompts.evaluation(None, "shapes", count)
+        splits, others = prompts.evaluation(teacher, count)
         measured = {p.text for some in (*splits.values(), others) for p in some}
         assert not measured & {p.text for p in found}
-    assert prompts.training(None, "videocrafter2") == []
+    assert prompts.training(object()) == []
 
 
 def test_training_with_rollouts_resumes_exactly(toy, tmp_path, monkeypatch):

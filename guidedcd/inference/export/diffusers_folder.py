@@ -11,7 +11,7 @@ from torch import Tensor
 
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import read_json, write_json
+from guidedcd.files import write_json
 from guidedcd.inference.export import few_step_pipeline, plain_student
 from guidedcd.inference.export.self_test import compare, repeated
 from guidedcd.inference.export.writing import readable, save_module, save_text
@@ -94,44 +94,13 @@ def write_text(text: Any, folder: Path) -> tuple[str, bool]:
     if isinstance(text, ClipTokens):
         write_tokenizer(folder / "tokenizer", model.config.vocab_size, length)
         return "CLIPTokenizer", True
+    if hasattr(text, "save_tokenizer"):
+        return text.save_tokenizer(folder / "tokenizer"), False
     tokenizer = text.tokenizer
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder / "tokenizer")
         return type(tokenizer).__name__, False
-    from guidedcd_shapes.vocabulary import WorldTokenizer
-
-    if not isinstance(tokenizer, WorldTokenizer):
-        raise GuidedCDError(f"the tokenizer {type(tokenizer).__name__} cannot be written as a file")
-    world_tokenizer(length).save_pretrained(folder / "tokenizer")
-    config = folder / "tokenizer" / "tokenizer_config.json"
-    # transformers 5 writes a class name that 4 does not know; both know this one.
-    write_json(config, {**read_json(config), "tokenizer_class": "PreTrainedTokenizerFast"})
-    return "PreTrainedTokenizerFast", False
-
-
-def world_tokenizer(length: int) -> Any:
-    """The proving ground's words as a tokenizer of transformers."""
-    from guidedcd_shapes.vocabulary import BEGIN, END, PAD, UNKNOWN, VOCABULARY
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    pad, unknown, begin, end = (VOCABULARY[i] for i in (PAD, UNKNOWN, BEGIN, END))
-    # Captions never spell special tokens: "<pad>" in a text is the unknown word "pad".
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=unknown))
-    made.normalizer = normalizers.Lowercase()
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[a-z]+|[.,]"), behavior="removed", invert=True)
-    made.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A {end}", special_tokens=[(begin, BEGIN), (end, END)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        model_max_length=length,
-        bos_token=begin,
-        eos_token=end,
-        unk_token=unknown,
-        pad_token=pad,
-        split_special_tokens=True,
-    )
+    raise GuidedCDError(f"the tokenizer {type(tokenizer).__name__} cannot be written as a file")
 
 
 def write_schedule(schedule: NoiseSchedule, folder: Path) -> None:

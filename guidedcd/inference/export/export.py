@@ -64,11 +64,7 @@ def run_export(run: str | Path, out: str | Path, *, format: str = "diffusers", r
 
 
 def base_of(trained: Trained) -> str:
-    """The model that the student derives from, as its card names it."""
+    """The model that the student derives from, as its card names it: the teacher's `base_model`, its path, or name."""
     chosen = trained.run.teacher
-    if chosen.name == "shapes":
-        return "guidedcd-shapes"
-    if chosen.name == "videocrafter2":
-        return "VideoCrafter/VideoCrafter2"
     path = attrs.asdict(chosen.config).get("path")
-    return str(path) if path else chosen.name
+    return getattr(trained.teacher, "base_model", None) or (str(path) if path else chosen.name)

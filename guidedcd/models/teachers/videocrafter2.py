@@ -19,6 +19,9 @@ from guidedcd.models.teachers.latent import LatentTeacher
 class VideoCrafter2Teacher(LatentTeacher):
     """A `LatentTeacher` that remembers what exports need: the architecture and the frame-rate MLP that was folded."""
 
+    base_model = "VideoCrafter/VideoCrafter2"
+    """How the model card of a student names this teacher."""
+
     def __init__(
         self, *, arch: Architecture, path: Path | None, fps: int, fps_weights: dict[str, Tensor], **parts: Any
     ) -> None:

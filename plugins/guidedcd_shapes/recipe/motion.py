@@ -49,10 +49,10 @@ def run(session: Session) -> None:
     from guidedcd.diffusion.randomness import noise
     from guidedcd.inference.teacher_sampler import Guide, teacher_sample
     from guidedcd_shapes import ShapesTeacherConfig
-    from guidedcd_shapes.teacher import load
+    from guidedcd_shapes.teacher import ShapesTeacher
 
     count, steps, oracle = session.size(96, 2), session.size(50, 4), Oracle(session.device)
-    teacher = load(ShapesTeacherConfig(path=str(session.out))).to(session.device)
+    teacher = ShapesTeacher(ShapesTeacherConfig(path=str(session.out))).to(session.device)
     wanted, rng = prompts.evaluation_prompts(count, 5, "no-motion"), random.Random(5)
     theirs = [reference(rng, p.scene) for p in wanted]
     truth = world.to(world.pack(theirs), session.device)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from guidedcd_pta import PTAConfig
-from guidedcd_shapes.vocabulary import VOCABULARY, WorldTokenizer
+from guidedcd_shapes.vocabulary import VOCABULARY, WorldTokenizer, save_tokenizer
 from guidedcd_unets import VideoCrafter2Config
 from tiny_checkpoint import UNET, write
 
@@ -229,7 +229,7 @@ def test_the_worlds_words_are_a_tokenizer_of_transformers(tmp_path):
     from transformers import PreTrainedTokenizerFast
 
     texts = ["", "a red ball, moving.", "A RED zebra 42 !", "<pad> <bos> red <eos>", "red " * 200, VOCABULARY[5]]
-    diffusers_folder.world_tokenizer(32).save_pretrained(tmp_path)
+    assert save_tokenizer(tmp_path, 32) == "PreTrainedTokenizerFast"
     again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     found = again(texts, padding="max_length", truncation=True, max_length=32, return_tensors="pt").input_ids
 
