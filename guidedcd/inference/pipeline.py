@@ -21,16 +21,13 @@ from guidedcd.config.structure import Value, structure
 from guidedcd.devices import DTYPES, blame_memory
 from guidedcd.devices import device as find_device
 from guidedcd.diffusion.guidance import lambda_input
-from guidedcd.diffusion.randomness import noise
+from guidedcd.diffusion.randomness import Stream, noise
 from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import read_json
 from guidedcd.inference.teacher_sampler import teacher_sample
 from guidedcd.models.student import Student
 from guidedcd.plugins.configs import EnergyConfig
-
-FIRST_DRAW = 2**48
-"""Draws of the noise generator from here on are for finished videos: none of them was trained on."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -182,7 +179,7 @@ def batch_size(teacher: Any) -> int:
 def initial(teacher: Any, seeds: Sequence[int], draw: int = 0) -> Tensor:
     """Noise (B, C, F, h, w) of videos by their seeds; draw 0 is where sampling starts, draw i is step i's."""
     shape = teacher.geometry.latent_shape
-    return torch.stack([noise(seed, FIRST_DRAW + draw, shape) for seed in seeds]).to(teacher.device)
+    return torch.stack([noise(seed, draw, shape, Stream.SAMPLING) for seed in seeds]).to(teacher.device)
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from guidedcd.data.clips import Clip, sample_of
 from guidedcd.data.routing import Sample
 from guidedcd.devices import DTYPES, blame_memory
 from guidedcd.diffusion.guidance import draw_index, guided_from
-from guidedcd.diffusion.randomness import OTHER_STREAM, clip_seed
+from guidedcd.diffusion.randomness import Stream, clip_seed, random_stream
 from guidedcd.energies import inversion
 from guidedcd.energies.gradients import EnergyGradients
 from guidedcd.preprocessing import store
@@ -81,7 +80,7 @@ class ShardBuilder:
         steps, draws = self.run.solver.steps, self.run.preprocess.draws_per_video
         found = []
         for video, seed in enumerate(seeds):
-            u = numpy.random.Generator(numpy.random.Philox(key=[seed, 2**32])).random(draws)
+            u = random_stream(Stream.SOLVER_INDEX, seed).random(draws)
             for draw in range(draws):
                 index = int(draw_index((draw + u[draw]) * steps / draws, steps, self.run.preprocess.noise_range))
                 found.append(DrawJob(video=video, draw=draw, index=index, scored=index >= self.first))
@@ -153,7 +152,7 @@ class ShardBuilder:
 
         def make(places: Sequence[int]) -> tuple[Sequence[int], Tensor, Tensor | None]:
             other = "single-step" in self.kinds and work.jobs[places[0]].scored
-            return places, work.noises(places), work.noises(places, OTHER_STREAM) if other else None
+            return places, work.noises(places), work.noises(places, Stream.REFERENCE_NOISE) if other else None
 
         return make
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from guidedcd.data.clips import Clip
-from guidedcd.diffusion.randomness import noise
+from guidedcd.diffusion.randomness import Stream, noise
 
 
 @attrs.frozen(kw_only=True)
@@ -41,10 +41,10 @@ class ShardJobs:
     uncond_output: dict[int, Tensor] = attrs.field(factory=dict)
     scores: dict[str, dict[int, Tensor]] = attrs.field(factory=dict)
 
-    def noises(self, places: Sequence[int], stream: int = 0) -> Tensor:
+    def noises(self, places: Sequence[int], stream: Stream = Stream.DRAW_NOISE) -> Tensor:
         """Noise of some jobs (B, C, F, H, W), on the CPU."""
         jobs, shape = [self.jobs[p] for p in places], self.z0.shape[1:]
-        return torch.stack([noise(self.seeds[job.video], job.draw + stream, shape) for job in jobs])
+        return torch.stack([noise(self.seeds[job.video], job.draw, shape, stream) for job in jobs])
 
     def text(self, places: Sequence[int]) -> dict[str, Tensor]:
         """Conditioning of some jobs."""

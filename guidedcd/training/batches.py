@@ -14,6 +14,7 @@ from torch import Tensor
 
 from guidedcd.data.routing import Route, RoutingRule, Sample, route
 from guidedcd.diffusion.guidance import guided_from
+from guidedcd.diffusion.randomness import Stream, random_stream
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.preprocessing.store import Draw, LatentStore
 
@@ -105,7 +106,7 @@ class Batches:
         mine = slice(self.process * self.size, (self.process + 1) * self.size)
         places = [self._place(number * everyone + i) for i in range(everyone)][mine]
         # Numbers are drawn for all processes and then sliced: two processes see what one with twice the batch sees.
-        random = numpy.random.Generator(numpy.random.Philox(key=[self.seed, number + 2**33]))
+        random = random_stream(Stream.GUIDANCE, self.seed, number)
         low, high = self.omega
         omega = low + (high - low) * random.random(everyone)
         scales = numpy.stack(
@@ -119,7 +120,7 @@ class Batches:
         epoch, place = divmod(position, len(self.store))
         if getattr(self, "_epoch", None) != epoch:
             self._epoch = epoch
-            random = numpy.random.Generator(numpy.random.Philox(key=[self.seed, epoch + 2**34]))
+            random = random_stream(Stream.EPOCH_ORDER, self.seed, epoch)
             self._order = random.permutation(len(self.store))
         return int(self._order[place])
 

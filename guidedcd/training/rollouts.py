@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -21,15 +20,13 @@ from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
 from guidedcd.data.routing import Route, Sample
 from guidedcd.diffusion.guidance import lambda_input
-from guidedcd.diffusion.randomness import noise
+from guidedcd.diffusion.randomness import Stream, noise, random_stream
 from guidedcd.diffusion.sampler import lambdas_at, multistep, multistep_timesteps
 from guidedcd.errors import GuidedCDError
 from guidedcd.training.batches import strengths
 
 DATASET = "prompts"
 """What routes are told as the dataset of such a sample."""
-PROMPTS, NUMBERS = 2**35, 2**36
-"""Streams of random numbers: which prompts a step has, and everything else."""
 
 
 def listed(run: Run) -> list[Prompt]:
@@ -87,7 +84,9 @@ class Rollouts:
 
     def chosen(self, number: int) -> list[tuple[Sample, Route]]:
         """The prompts of batch `number` for this process, with their routes."""
-        places = self._random(number, PROMPTS).integers(len(self.prompts), size=self.everyone)
+        places = random_stream(Stream.ROLLOUT_PROMPTS, self.run.seed, number).integers(
+            len(self.prompts), size=self.everyone
+        )
         return [self.prompts[place] for place in places[self.mine]]
 
     def __call__(self, model: Callable[..., Tensor], number: int) -> tuple[Tensor, list[Route]]:
@@ -99,7 +98,8 @@ class Rollouts:
             model: The student, called as model(z, t, cond, omega, lambdas).
             number: Of the batch.
         """
-        chosen, random = self.chosen(number), self._random(number, NUMBERS)
+        chosen, random = self.chosen(number), random_stream(Stream.ROLLOUTS, self.run.seed, number)
+        # As in `Batches`, numbers are drawn for all processes and then sliced.
         last = int(random.integers(len(self.times)))
         seeds = random.integers(2**62, size=self.everyone)[self.mine]
         low, high = self.run.solver.omega
@@ -125,7 +125,3 @@ class Rollouts:
         steps = multistep(say, schedule, noises(0), self.times, lambda i: noises(1 + i))
         predicted = next(step.denoised for i, step in enumerate(steps) if i == last)
         return predicted, [route for _, route in chosen]
-
-    def _random(self, number: int, stream: int) -> numpy.random.Generator:
-        # As in `Batches`, numbers are drawn for all processes and then sliced.
-        return numpy.random.Generator(numpy.random.Philox(key=[self.run.seed, number + stream]))

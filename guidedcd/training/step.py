@@ -20,6 +20,7 @@ from guidedcd.acceleration.apply import choose
 from guidedcd.acceleration.switch import is_fast, speed_up
 from guidedcd.config.run import Run
 from guidedcd.devices import blame_memory
+from guidedcd.diffusion.randomness import dropout_seed, reward_generator
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
 from guidedcd.rewards.scorer import RewardScorer
@@ -104,7 +105,7 @@ class TrainStep:
     def _step(self, model: Any, step: int) -> PendingStep:
         settings = self.run.train
         # Dropout, where it is asked for, is the only consumer of the global generator.
-        torch.manual_seed(hash((self.run.seed, step, self.accelerator.process_index)) % 2**63)
+        torch.manual_seed(dropout_seed(self.run.seed, step, self.accelerator.process_index))
         self.student.train()
         for group in self.optimizer.param_groups:
             up, down = step / max(settings.warmup, 1), (settings.steps - step + 1) / max(settings.cooldown, 1)
@@ -176,7 +177,7 @@ class TrainStep:
             )
         numbers: dict[str, Any] = {"cd_loss": loss.detach()}
         if self.rewards.names:
-            generator = torch.Generator().manual_seed((self.run.seed * 1_000_003 + number) % 2**63)
+            generator = reward_generator(self.run.seed, number)
             routes = list(batch.routes)
             if self.rollouts is not None:
                 with blame_memory("the student's own videos", "Lower --train.rollouts"), self.accelerator.autocast():
