@@ -1,0 +1,74 @@
+"""Write docs/reference/config.md: every option of a run, from the classes that declare it.
+
+python docs/reference/make_config.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from guidedcd.config.reflection import docs_of, flag, limits, types_of
+from guidedcd.config.run import KINDS, SECTIONS
+from guidedcd.config.sources import profiles
+from guidedcd.plugins.registry import CONFIGS
+
+PAGE = Path(__file__).parent / "config.md"
+HEAD = """\
+# Options of a run
+
+<!-- Written by `python docs/reference/make_config.py` from the option classes. -->
+
+`train`, `preprocess`, `plan` and `data inspect` accept the options on this page. A flag, a key of a
+TOML file and an attribute of the run have the same path: `--train.lr 3e-4` on the command line and
+`lr = 3e-4` under `[train]` in a file. Words are joined by `-` in flags and by `_` in files.
+
+Sources are merged in this order; a later one takes precedence:
+
+1. the defaults of the classes, as on this page
+2. the profile (`--profile`, `shapes` if not given)
+3. the file (`--config`): TOML, or the `run.json` of another run
+4. flags
+
+`guidedcd train --help` shows the defaults of the chosen profile and the options of all installed
+components. `guidedcd plugins show pta` shows the options of one component.
+"""
+
+
+def options(cls: type, path: str) -> Iterator[tuple[str, Any, str, str]]:
+    """(flag, default, accepted values, meaning) of every field of an options class, groups included."""
+    for field in attrs.fields(cls):
+        name, kind = f"{path}.{flag(field.name)}", types_of(cls)[field.name]
+        if isinstance(kind, type) and attrs.has(kind):
+            yield from options(kind, name)
+            continue
+        default = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default
+        yield f"--{name}", default, limits(field), docs_of(cls).get(field.name, "")
+
+
+def table(cls: type, path: str) -> list[str]:
+    """The options of a class as a Markdown table."""
+    lines = ["| option | default | accepts | meaning |", "|---|---|---|---|"]
+    for name, default, accepted, meaning in options(cls, path):
+        shown = "" if default is None else f"`{default}`"
+        lines.append(f"| `{name}` | {shown} | {accepted} | {meaning.replace('|', chr(92) + '|')} |")
+    return [*lines, ""]
+
+
+def page() -> str:
+    """The whole page."""
+    names = ", ".join(f"`{name}`" for name in sorted(profiles()))
+    lines = [HEAD, "## Profiles", "", f"{names}.", ""]
+    for name, cls in SECTIONS.items():
+        lines += [f"## `{name}`", "", *table(cls, name)]
+    for path, kind in KINDS.items():
+        if attrs.fields(CONFIGS[kind]):
+            lines += [f"## Every {kind}: `{path}.NAME`", "", *table(CONFIGS[kind], f"{path}.NAME")]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
