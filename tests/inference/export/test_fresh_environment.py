@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
 import torch
+from clean_environment import clean_environment
 from safetensors.torch import load_file, save_file
 
 from guidedcd.cli import main
@@ -38,20 +38,8 @@ save_file({"latents": latents, "video": video.contiguous()}, result)
 
 @pytest.fixture(scope="module")
 def python(package_folders, tmp_path_factory) -> Path:
-    """A virtual environment with every package of this one but guidedcd: a folder of links, so it costs no space."""
-    place = tmp_path_factory.mktemp("environment")
-    venv.create(place, with_pip=False, symlinks=True)
-    interpreter = place / "bin" / "python"
-    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    ours = Path(
-        subprocess.run([interpreter, "-I", "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
-    )
-    for folder in package_folders:
-        for entry in folder.iterdir():
-            # A .pth file may lead to an editable guidedcd.
-            if entry.suffix != ".pth" and "guidedcd" not in entry.name.lower() and not (ours / entry.name).exists():
-                (ours / entry.name).symlink_to(entry)
-    return interpreter
+    """The Python of an environment where guidedcd is not installed."""
+    return clean_environment(tmp_path_factory.mktemp("environment"), package_folders)
 
 
 @pytest.mark.slow
