@@ -5,11 +5,31 @@ Importing this package is cheap: nothing here imports torch until `Seen` is aske
 
 from __future__ import annotations
 
+import importlib.machinery
+import os
+import sys
 from typing import TYPE_CHECKING
 
-from guidedcd.data.routing import Route, RoutingRule, Sample
-from guidedcd.errors import GuidedCDError, PluginError
-from guidedcd.plugins.configs import (
+
+def _leave_current_folder() -> None:
+    """Take the current folder off the path for modules, which `python -m guidedcd` searches first.
+
+    A folder of videos that somebody sent may hold a `diffusers.py` or the metadata of a plugin. It stays on the path
+    where this package can be imported from nowhere else.
+    """
+    # Only while Python locates the module that `-m` names is "-m" the first argument.
+    if sys.argv[:1] != ["-m"] or sys.flags.safe_path or not sys.path or os.path.abspath(sys.path[0]) != os.getcwd():
+        return
+    first = sys.path.pop(0)
+    if importlib.machinery.PathFinder.find_spec("guidedcd") is None:
+        sys.path.insert(0, first)
+
+
+_leave_current_folder()
+
+from guidedcd.data.routing import Route, RoutingRule, Sample  # noqa: E402
+from guidedcd.errors import GuidedCDError, PluginError  # noqa: E402
+from guidedcd.plugins.configs import (  # noqa: E402
     ComponentConfig,
     DatasetConfig,
     EnergyConfig,
@@ -18,8 +38,8 @@ from guidedcd.plugins.configs import (
     RouteConfig,
     TeacherConfig,
 )
-from guidedcd.plugins.hookspecs import Register, hookimpl
-from guidedcd.version import __version__
+from guidedcd.plugins.hookspecs import Register, hookimpl  # noqa: E402
+from guidedcd.version import __version__  # noqa: E402
 
 if TYPE_CHECKING:
     from guidedcd.diffusion.seen import Seen

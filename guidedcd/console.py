@@ -1,22 +1,48 @@
-"""What the user sees while something runs: one console, one kind of progress bar. No torch here."""
+"""What the user sees while something runs: one console, one kind of progress bar. No torch here.
+
+Names, captions and keys come from files that others wrote, so no control character of theirs reaches the terminal.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.errors import MarkupError
+from rich.text import Text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True)
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and newline, marks that reverse text, and bytes that are no UTF-8 text."""
+
+
+def harmless(text: str) -> str:
+    """`text` with control characters spelled out, so that a terminal shows them and obeys none."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class SafeConsole(Console):
+    """A console that shows control characters in texts and table cells instead of sending them to the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text that a string stands for; one whose brackets are no markup is shown as it is."""
+        try:
+            return super().render_str(harmless(text), **options)
+        except MarkupError:
+            return super().render_str(harmless(text), **{**options, "markup": False})
+
+
+console = SafeConsole(highlight=False, soft_wrap=True)
 """Results and messages: standard output."""
 
-errors = Console(highlight=False, soft_wrap=True, stderr=True)
+errors = SafeConsole(highlight=False, soft_wrap=True, stderr=True)
 """Mistakes: standard error."""
 
 
@@ -25,7 +51,7 @@ def print_table(table: Table) -> None:
     if console.is_terminal:
         console.print(table)
         return
-    wide = Console(width=1000, color_system=None)
+    wide = SafeConsole(width=1000, color_system=None)
     with wide.capture() as captured:
         wide.print(table)
     for line in captured.get().splitlines():
@@ -99,7 +125,7 @@ def _lines(description: str, total: int, start: int, unit: str) -> Iterator[Call
         left = (total - done) * (now - began) / max(done - start, 1)
         remaining = f", about {_duration(left)} left" if done < total else f", {_duration(now - began)}"
         line = f"{description}: {done:.0f}/{total}{' ' + unit if unit else ''}, {rate}{remaining}"
-        print(f"{line}, {note}" if note else line, file=sys.stdout, flush=True)
+        print(harmless(f"{line}, {note}" if note else line), file=sys.stdout, flush=True)
 
     yield advance
 

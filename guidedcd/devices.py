@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 
 import torch
 
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, shortened
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """By the names that options have."""
@@ -23,7 +24,7 @@ def device(name: str) -> torch.device:
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        place = int(os.environ.get("LOCAL_RANK", 0)) if process()[1] > 1 else 0
+        place = _whole("LOCAL_RANK", 0) if process()[1] > 1 else 0
         return torch.device("cuda", place) if 0 < place < torch.cuda.device_count() else torch.device("cuda")
     try:
         found = torch.device(name)
@@ -41,8 +42,28 @@ def device(name: str) -> torch.device:
 
 
 def process() -> tuple[int, int]:
-    """(rank, number of processes) of this launch, as torchrun and `accelerate launch` tell it; (0, 1) alone."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """(rank, number of processes) of this launch, from the variables that torchrun and `accelerate launch` set.
+
+    Raises:
+        GuidedCDError: A variable is no whole number, or the rank is not below the number of processes.
+    """
+    rank, world = _whole("RANK", 0), _whole("WORLD_SIZE", 1)
+    if not rank < world:
+        raise GuidedCDError(
+            f"the environment variable RANK is {rank}, which must be less than WORLD_SIZE ({world}). "
+            "Start several processes with torchrun or `accelerate launch`, or unset both."
+        )
+    return rank, world
+
+
+def _whole(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise GuidedCDError(
+            f"the environment variable {variable} must be a whole number, not {shortened(repr(text), 40)}. "
+            "torchrun and `accelerate launch` set it; unset it to run one process."
+        )
+    return int(text)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,60 +1,117 @@
-"""Files that appear whole or not at all, and the lock that refuses a second writer. No torch."""
+"""Files that appear whole or not at all, one rule for their names, and fingerprints. No torch.
+
+Everything is written under a temporary name beside its own, in a folder that is made for it: no link planted there is
+followed. That folder is locked while its process lives, so that the next command can remove what a killed one left.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from guidedcd.errors import GuidedCDError
+from guidedcd import locks
+from guidedcd.errors import GuidedCDError, shortened, unwritable
+
+LONGEST_NAME = 255
+"""Bytes of the longest name of a file or folder on the usual file systems."""
+ABANDONED_SECONDS = 600.0
+"""Where folders cannot be locked, temporary ones of this age are no longer being written."""
+
+UNLOCKED_SECONDS = 0.5
+"""A folder may be this old before its process has locked it."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and vanishes otherwise.
+    """A temporary path that takes the place of `path` when the block ends well, and vanishes otherwise.
 
-    Works for files and for folders (a folder must not exist yet under its final name).
+    Works for files and for folders (a folder must not exist yet under its final name). A link at `path` is replaced,
+    not followed. The temporary path has the same name in a new folder beside `path`.
 
     Raises:
-        GuidedCDError: The disk is full or the folder cannot be written.
+        GuidedCDError: The disk is full, the name is too long, a device is in the way, or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    check_name(path)
+    folder: Path | None = None
     try:
+        _check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        for written in [temporary] if temporary.is_file() else [f for f in temporary.rglob("*") if f.is_file()]:
-            _settle(written)
-        os.replace(temporary, path)
+        _clean_once(path.parent)
+        with _private_folder(path.parent) as folder:
+            temporary = folder / path.name
+            yield temporary
+            _settle(temporary)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
     except GuidedCDError:
         raise
     except Exception as error:
         if (cause := _os_error(error)) is None:
             raise
-        raise explained(cause, path) from error
+        raise unwritable(cause, path) from error
+
+
+@contextlib.contextmanager
+def _private_folder(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent` that no other process knows, removed at the end with all that is in it."""
+    folder = parent / f".{secrets.token_hex(8)}.part"
+    folder.mkdir(mode=0o700)
+    descriptor = None
+    try:
+        with contextlib.suppress(OSError):  # Windows opens no folders, and some file systems lock none
+            descriptor = os.open(folder, os.O_RDONLY)
+            locks.lock(descriptor)
+        yield folder
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to put a file in the place of a device, a pipe or a socket."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+            raise GuidedCDError(f"{path} is a device, pipe or socket and is not replaced. Choose another name.")
 
 
 def _settle(path: Path) -> None:
-    """Put a file's bytes on the disk, and let others read it as they may any new file: safetensors forbids it."""
-    with open(path, "rb+") as handle:
-        os.fsync(handle.fileno())
-        mask = os.umask(0o077)
-        os.umask(mask)
-        os.fchmod(handle.fileno(), os.fstat(handle.fileno()).st_mode | (0o666 & ~mask))
+    """Put a new file or folder on the disk, and let others read it as they may any new file: safetensors forbids it."""
+    for file in [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]:
+        with open(file, "rb+") as handle:
+            os.fsync(handle.fileno())
+        file.chmod(file.stat().st_mode | (0o666 & ~_umask()))
+    if path.is_dir():
+        for folder in (path, *(folder for folder in path.rglob("*") if folder.is_dir())):
+            sync_folder(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's names on the disk, where the system can: a rename survives a loss of power only then."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _os_error(error: Exception) -> OSError | None:
@@ -67,15 +124,65 @@ def _os_error(error: Exception) -> OSError | None:
     return behind if isinstance(behind, OSError) and behind.errno in (errno.ENOSPC, errno.EDQUOT) else None
 
 
-def leftovers(folder: Path, *, seconds: float = 0) -> None:
-    """Remove what killed processes left half-written in `folder`, if it is older than so many seconds.
+_CLEANED: set[Path] = set()
 
-    Only for a folder that no other process writes, or with an age at which none can still be writing.
-    """
+
+def _clean_once(folder: Path) -> None:
+    """Remove what killed processes left in `folder`, at this process's first write there."""
+    folder = folder.absolute()
+    if folder not in _CLEANED:
+        _CLEANED.add(folder)
+        leftovers(folder)
+
+
+def leftovers(folder: Path) -> None:
+    """Remove temporary files and folders that no living process holds."""
     for path in folder.glob(".*.part"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime >= seconds:
+            if path.is_symlink():
+                path.unlink()
+            elif _abandoned(path):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _abandoned(path: Path) -> bool:
+    """Whether the process that made a temporary file or folder has ended."""
+    descriptor = None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        locks.lock(descriptor)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return _age(path) >= ABANDONED_SECONDS
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    return _age(path) >= UNLOCKED_SECONDS
+
+
+def _age(path: Path) -> float:
+    return abs(time.time() - path.stat().st_mtime)
+
+
+def check_name(path: Path) -> None:
+    """Refuse names that the usual file systems cannot store.
+
+    Raises:
+        GuidedCDError: A part of the path is longer than 255 bytes, or has a null byte or bytes that are no text.
+    """
+    for part in path.parts:
+        try:
+            size = len(part.encode("utf-8"))
+        except UnicodeEncodeError:
+            raise GuidedCDError(f"the name {shortened(ascii(part))} is no UTF-8 text. Choose another name.") from None
+        if size > LONGEST_NAME:
+            raise GuidedCDError(
+                f"the name '{shortened(part)}' has {size} bytes; a file's or folder's name has at most "
+                f"{LONGEST_NAME}. Choose a shorter one."
+            )
+        if "\0" in part:
+            raise GuidedCDError(f"the name {shortened(ascii(part))} has a null byte. Choose another name.")
 
 
 def check_writable(folder: Path) -> None:
@@ -84,26 +191,26 @@ def check_writable(folder: Path) -> None:
     Raises:
         GuidedCDError: It cannot.
     """
+    check_name(folder)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
-        raise explained(OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), folder)
+        raise unwritable(OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)), folder)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise explained(OSError(errno.EACCES, os.strerror(errno.EACCES)), folder)
+        raise unwritable(OSError(errno.EACCES, os.strerror(errno.EACCES)), folder)
 
 
-def explained(error: OSError, path: Path) -> GuidedCDError:
-    """The user's sentence for a failed write; other operating system errors keep their own text."""
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            return GuidedCDError(
-                f"the disk is full: {path} could not be written. Free some space or choose another folder; "
-                "what was finished before is kept, and the same command continues there."
-            )
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return GuidedCDError(f"no permission to write {path}. Choose another folder with --out or --store.")
-        case errno.ENOTDIR | errno.EEXIST | errno.ENOTEMPTY:
-            return GuidedCDError(f"{path} cannot be written because a file is in the way. Choose another folder.")
-    return GuidedCDError(f"{path} could not be written: {error.strerror or error}.")
+def append_text(path: Path, text: str) -> None:
+    """Append to a file, at once on the system's side; a link is not followed.
+
+    Raises:
+        GuidedCDError: It cannot be written.
+    """
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        with open(os.open(path, flags, 0o666), "a", encoding="utf-8") as handle:
+            handle.write(text)
+    except OSError as error:
+        raise unwritable(error, path) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -112,18 +219,11 @@ def write_json(path: Path, value: Any) -> None:
         part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        GuidedCDError: The file is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise GuidedCDError(f"{path} is missing.") from None
-    except (ValueError, OSError) as error:
-        raise GuidedCDError(f"{path} is damaged and cannot be read as JSON: {error}.") from error
+def child_environment() -> dict[str, str]:
+    """The environment for a Python of this program's own: start it with `-P`, and no relative folder has modules."""
+    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    kept = os.pathsep.join(folder for folder in folders if os.path.isabs(folder))
+    return {**os.environ, "PYTHONPATH": kept, "PYTHONSAFEPATH": "1"}
 
 
 def digest(value: Any) -> str:
@@ -152,36 +252,3 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def locked(folder: Path, what: str, name: str = ".lock", *, shared: bool = False) -> Iterator[None]:
-    """Hold `folder` as its only writer; the lock goes with the process, so a killed one leaves nothing to clean.
-
-    With `shared`, hold it together with others that do so, against those that want it alone.
-
-    Raises:
-        GuidedCDError: Another process writes there, or the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / name, "a+")  # noqa: SIM115 - held for the block
-    except OSError as error:
-        raise explained(error, folder) from error
-    with handle:
-        try:
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise GuidedCDError(
-                f"{what} {folder} is being written by another process ({handle.read().strip() or 'unknown'}). "
-                "Wait for it, or choose another folder."
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-                raise explained(error, folder / name) from error
-            # A file system without locks, as some clusters have: then nobody can be refused.
-        with contextlib.suppress(OSError):  # on a full disk the note is missing, the lock holds
-            handle.truncate(0)
-            os.write(handle.fileno(), f"pid {os.getpid()}".encode())
-        yield

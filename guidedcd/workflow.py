@@ -9,7 +9,9 @@ from accelerate.utils import broadcast_object_list
 
 from guidedcd.config.run import Run
 from guidedcd.console import console
-from guidedcd.devices import blame_memory, device
+from guidedcd.devices import blame_memory, device, process
+from guidedcd.documents import read_json
+from guidedcd.files import file_digest
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.training import optimizer, rollouts, trackers
@@ -40,6 +42,7 @@ def run_training(
     from guidedcd.evaluation.evaluate import run_evaluate
     from guidedcd.evaluation.report.page import write_report
 
+    process()
     where = device(run.device)
     accelerator = accelerator_for(run, where)
     if where.type == "cuda" and accelerator.num_processes > 1:
@@ -60,10 +63,18 @@ def run_training(
         accelerator.free_memory()
         del teacher, latents
         if main:
-            if not (folder / "evaluation.json").exists():
+            if not _is_evaluated(folder):
                 run_evaluate(folder)
             console.print(f"report   {write_report(folder)}")
     return folder
+
+
+def _is_evaluated(folder: Path) -> bool:
+    """Whether a run's evaluation is of its present student."""
+    path = folder / "evaluation.json"
+    if not path.exists():
+        return False
+    return read_json(path, {}).get("student") == file_digest(folder / "student" / "model.safetensors")[:16]
 
 
 def _rehearse(run: Run) -> None:

@@ -1,17 +1,20 @@
-"""Atomic files, locks and the sentences for failed writes."""
+"""Atomic files, their names, and the sentences for failed writes."""
 
 from __future__ import annotations
 
 import errno
-import multiprocessing
+import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from guidedcd.errors import GuidedCDError
-from guidedcd.files import check_writable, digest, explained, leftovers, locked, read_json, replacing, write_json
+from guidedcd.documents import read_json
+from guidedcd.errors import GuidedCDError, unwritable
+from guidedcd.files import append_text, check_writable, digest, leftovers, replacing, write_json
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path):
@@ -43,7 +46,7 @@ def test_interrupted_folder_vanishes(tmp_path):
 )
 def test_failed_write_says_what_to_do(tmp_path, number, words):
     """Each usual cause of a failed write has its own sentence with the path in it."""
-    error = explained(OSError(number, "x"), tmp_path)
+    error = unwritable(OSError(number, "x"), tmp_path)
 
     assert words in str(error)
     assert str(tmp_path) in str(error)
@@ -87,47 +90,96 @@ def test_a_folder_that_cannot_be_made_is_found_out(tmp_path):
         check_writable(tmp_path / "file" / "a")
 
 
-def test_leftovers_are_removed_when_old_enough(tmp_path):
-    """Half-written files and folders go, whole ones and those that may still be written stay."""
-    for name in (".a.1.part", "b", ".lock"):
+def test_abandoned_files_are_removed(tmp_path, monkeypatch):
+    """What a killed process left goes with the next write into the folder; whole files and live writers' stay."""
+    monkeypatch.setattr("guidedcd.files.UNLOCKED_SECONDS", 0)
+    for name in ("b", ".lock", ".c.1.part"):
         (tmp_path / name).touch()
-    (tmp_path / ".c.1.part").mkdir()
-    leftovers(tmp_path, seconds=60)
-    assert len([*tmp_path.iterdir()]) == 4
+    (tmp_path / ".a.part").mkdir()
+    (tmp_path / ".link.part").symlink_to(tmp_path / "b")
+    with replacing(tmp_path / "new") as part:
+        part.touch()
+        left = {path.name for path in tmp_path.iterdir()} - {part.parent.name}
+        leftovers(tmp_path)
+        assert part.exists()
 
+    assert left == {"b", ".lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {"b", ".lock", "new"}
+
+
+def test_where_nothing_can_be_locked_age_decides(tmp_path, monkeypatch):
+    """Without locks a temporary folder is removed once it is too old to be still written."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    (tmp_path / ".a.part").mkdir()
+    (tmp_path / ".b.part").mkdir()
+    os.utime(tmp_path / ".a.part", (0, 0))
     leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"b", ".lock"}
+
+    assert [path.name for path in tmp_path.iterdir()] == [".b.part"]
 
 
-def test_damaged_json_is_named(tmp_path):
-    """Damaged JSON gives one sentence with the path, not a traceback of the parser."""
-    (tmp_path / "run.json").write_text('{"a": ')
+def test_temporary_names_cannot_be_foreseen(tmp_path):
+    """A file is written in a new folder that nobody else can enter, so no planted link is followed."""
+    names = set()
+    for _ in range(2):
+        with replacing(tmp_path / "a.txt") as part:
+            part.write_text("x")
+            names.add(part.parent.name)
+            assert part.parent.stat().st_mode & 0o777 == 0o700
 
-    with pytest.raises(GuidedCDError, match=r"run\.json is damaged"):
-        read_json(tmp_path / "run.json")
-
-
-def _hold(folder, ready, done):
-    with locked(folder, "the store"):
-        ready.set()
-        done.wait(20)
+    assert len(names) == 2
 
 
-def test_second_writer_is_refused(tmp_path):
-    """While one process holds a folder another is refused; the lock goes with its holder."""
-    context = multiprocessing.get_context("fork")
-    ready, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, ready, done))
-    other.start()
-    assert ready.wait(20)
+def test_a_link_is_replaced_and_not_followed(tmp_path):
+    """Where a link lies in the way of a result, its target stays as it is."""
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "a.json").symlink_to("precious")
+    write_json(tmp_path / "a.json", 1)
+    (tmp_path / "log").symlink_to("precious")
+    with pytest.raises(GuidedCDError, match="symbolic link"):
+        append_text(tmp_path / "log", "more")
 
-    with pytest.raises(GuidedCDError, match="being written by another process"), locked(tmp_path, "the store"):
-        pass
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "a.json").is_symlink()
 
-    other.kill()
-    other.join()
-    with locked(tmp_path, "the store"):
-        pass
+
+def test_devices_are_not_replaced(tmp_path):
+    """A pipe or device is no place for a file: it is refused and stays."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(GuidedCDError, match="is a device, pipe or socket"):
+        write_json(tmp_path / "pipe", 1)
+
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "\u00e4" * 128, "a\udcff", "a\0b"])
+def test_names_that_no_file_can_have_are_refused(tmp_path, name):
+    """One rule for all names: at most 255 bytes, text, and no null byte."""
+    with pytest.raises(GuidedCDError, match="Choose a"):
+        write_json(tmp_path / name / "a.json", 1)
+    with pytest.raises(GuidedCDError, match="Choose a"):
+        check_writable(tmp_path / name)
+
+    write_json(tmp_path / ("n" * 250 + ".json"), 1)
+    assert [len(path.name) for path in tmp_path.iterdir()] == [255]
+
+
+def test_a_rename_is_put_on_the_disk(tmp_path, monkeypatch):
+    """The folder is synced after the rename, or a loss of power could undo it; so are new folders inside."""
+    synced, sync = [], os.fsync
+
+    def fsync(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(tmp_path / "folder") as part:
+        (part / "inner").mkdir(parents=True)
+        (part / "inner" / "file").write_text("x")
+
+    assert synced[-1] == tmp_path
+    assert {path.name for path in synced} >= {"folder", "inner"}
 
 
 def test_digest_ignores_key_order():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from cyclopts import App, CycloptsError
@@ -30,7 +33,8 @@ from guidedcd.cli.errors import explain
 from guidedcd.cli.run_flags import run_flags, same_words
 from guidedcd.config.run import DEFAULT_PROFILE
 from guidedcd.config.sources import profiles
-from guidedcd.errors import GuidedCDError
+from guidedcd.console import harmless
+from guidedcd.errors import GuidedCDError, Terminated
 from guidedcd.plugins.registry import Registry, load_plugins
 from guidedcd.version import __version__
 
@@ -74,8 +78,12 @@ def build(registry: Registry, command: str = "", profile: str = DEFAULT_PROFILE)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `guidedcd` and exit: 0 done, 1 something was found wrong, 2 a mistake of the user, 130 interrupted."""
+    """Run `guidedcd` and exit: 0 done, 1 something was found wrong, 2 a mistake of the user.
+
+    130 after Ctrl-C and 143 after SIGTERM, which is handled in the same way.
+    """
     argv = sys.argv[1:] if argv is None else argv
+    _prepare_process()
     command_line.note(argv)
     tokens = same_words(argv)
     registry = Registry()
@@ -90,6 +98,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(status)
 
 
+def _prepare_process() -> None:
+    """Let SIGTERM end a command as Ctrl-C does, and let no text be impossible to print."""
+    with suppress(ValueError):  # signals can be handled in the main thread only
+        signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Show this package's own warnings as one line each, without the line of code that gave them."""
@@ -97,7 +118,7 @@ def _plain_warnings() -> Iterator[None]:
 
     def plain(message: Warning | str, category: type[Warning], filename: str, *where: Any) -> str:
         if ours in Path(filename).parents:
-            return f"warning: {message}\n"
+            return f"warning: {harmless(str(message))}\n"
         return usual(message, category, filename, *where)
 
     warnings.formatwarning = plain

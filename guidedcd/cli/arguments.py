@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from guidedcd.config.structure import convert
 from guidedcd.errors import GuidedCDError
 
 
@@ -43,9 +44,6 @@ def scales(given: list[str] | None) -> float | dict[str, float] | None:
     if not given:
         return None
     pairs = [text.rpartition("=") for part in given for text in part.split(",")]
-    try:
-        if len(pairs) == 1 and not pairs[0][0]:
-            return float(pairs[0][2])
-        return {name: float(number) for name, _, number in pairs}
-    except ValueError:
-        raise GuidedCDError(f"--scale must be a number or NAME=NUMBER, not '{' '.join(given)}'.") from None
+    if len(pairs) == 1 and not pairs[0][0]:
+        return convert(pairs[0][2], float, "--scale")
+    return {name: convert(number, float, f"--scale {name}") for name, _, number in pairs}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cyclopts import CycloptsError, UnknownOptionError, UnusedCliTokensError
 
-from guidedcd.errors import GuidedCDError
+from guidedcd.console import harmless
+from guidedcd.errors import GuidedCDError, Terminated, unreadable, unwritable
 from guidedcd.plugins.registry import Registry
 
 SMALLER = {
@@ -23,13 +24,18 @@ SMALLER = {
 """What makes a command fit into less memory."""
 
 
+CONTINUE = ("train", "preprocess", "sample")
+"""Commands that continue where they were stopped."""
+
+
 def explain(error: BaseException, tokens: Sequence[str], registry: Registry) -> int | None:
     """Print `error` as one line if it is the user's to mend; its exit status, or None for a bug."""
     command = next((token for token in tokens if not token.startswith("-")), "")
     if isinstance(error, KeyboardInterrupt):
-        more = ": the same command continues where this one stopped" if command in ("train", "preprocess") else ""
-        _say(f"interrupted{more}.", prefix="")
-        return 130
+        more = ": the same command continues where this one stopped" if command in CONTINUE else ""
+        terminated = isinstance(error, Terminated)
+        _say(f"{'terminated' if terminated else 'interrupted'}{more}.", prefix="")
+        return 143 if terminated else 130
     if isinstance(error, CycloptsError):
         _say(_usage(error, command, registry))
     elif isinstance(error, GuidedCDError):
@@ -41,21 +47,27 @@ def explain(error: BaseException, tokens: Sequence[str], registry: Registry) -> 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     elif isinstance(error, OSError) and error.errno in _EXPLAINED:
-        from guidedcd.files import explained
-
-        _say(str(explained(error, Path(error.filename or "a file"))))
+        _say(str(_explained(error)))
     else:
         return None
     return 2
 
 
-_EXPLAINED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_EXPLAINED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+
+
+def _explained(error: OSError) -> GuidedCDError:
+    """The sentence for an operating system's error that no part of the program expected."""
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else Path("a file")
+    if error.errno in (errno.EACCES, errno.EPERM) and path.exists() and not os.access(path, os.R_OK):
+        return unreadable(error, path)
+    return unwritable(error, path)
 
 
 def _say(text: str, prefix: str = "error: ") -> None:
     """One line on standard error, however the text was broken."""
     sys.stdout.flush()
-    print(prefix + " ".join(text.split()), file=sys.stderr, flush=True)
+    print(prefix + harmless(" ".join(text.split())), file=sys.stderr, flush=True)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

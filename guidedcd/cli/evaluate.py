@@ -9,8 +9,11 @@ from cyclopts import App, Parameter
 
 from guidedcd.cli.arguments import scales, trained
 from guidedcd.cli.number_types import NUMBER, WHOLE
-from guidedcd.errors import GuidedCDError
+from guidedcd.config.structure import convert
+from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.plugins.registry import Registry
+
+MOST_SEEDS = 10_000
 
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:
@@ -70,7 +73,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         folders = [trained(one) for one in (run, *more)]
         options = {
             "prompts": _prompts(prompts),
-            "seeds": tuple(range(seeds)) if seeds != 1 else None,
+            "seeds": tuple(range(_count(seeds))) if seeds != 1 else None,
             "steps": steps,
             "omega": omega,
             "teacher_omega": _numbers(teacher_omega),
@@ -90,23 +93,29 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         from guidedcd.console import console
         from guidedcd.evaluation.evaluate import run_evaluate
         from guidedcd.evaluation.report.page import write_report
-        from guidedcd.inference.pipeline import home
+        from guidedcd.inference.pipeline import locate, results_of
 
         run_evaluate(folders[0], **options)
-        console.print(f"report   {write_report(home(folders[0]))}")
+        folder, weights = locate(folders[0])
+        console.print(f"report   {write_report(folder, results=results_of(folder, weights))}")
 
 
 def _prompts(text: str | None) -> int | Path | None:
     """A count, or a file."""
     if text is None:
         return None
-    return int(text) if text.isdigit() else Path(text.removeprefix("@")).expanduser()
+    return (
+        int(text) if text.isascii() and text.isdigit() and len(text) < 10 else Path(text.removeprefix("@")).expanduser()
+    )
+
+
+def _count(seeds: int) -> int:
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise GuidedCDError(f"--seeds must be a whole number from 1 to {MOST_SEEDS:,}, not {shortened(seeds, 40)}.")
+    return seeds
 
 
 def _numbers(text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise GuidedCDError(f"--teacher-omega must be numbers separated by commas, not '{text}'.") from None
+    return tuple(convert(part, float, "--teacher-omega") for part in text.split(","))

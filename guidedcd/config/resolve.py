@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -10,7 +11,8 @@ import attrs
 from guidedcd.config.reflection import positional
 from guidedcd.config.run import DEFAULT_PROFILE, KINDS, SCALARS, SECTIONS, Chosen, Run
 from guidedcd.config.sources import Layer, Names
-from guidedcd.config.structure import Value, structure
+from guidedcd.config.structure import Value, flag, structure
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Component, Registry, load_plugins
 
@@ -131,6 +133,10 @@ def _built(component: Component, value: str | None, given: dict[str, Value], whe
         field = positional(component.config)
         if field is None:
             raise GuidedCDError(f"{where}: {kind} '{name}' takes no value after ':' (got {value!r}).")
+        if not value.strip():
+            raise GuidedCDError(
+                f"{where}: nothing follows '{name}:'. Give its {flag(field.name)}, or leave the ':' out."
+            )
         given[field.name] = Value(value, f"{where} {name}:{value}")
     return Chosen(name, structure(component.config, given, f"{kind} '{name}'"))
 
@@ -140,3 +146,18 @@ def _drop_older(given: dict[str, Value], tables: Sequence[Mapping[str, Value]]) 
     newest = [table for table in tables if "scale" in table or "relative" in table][-1]
     if "relative" not in newest:
         del given["relative"]
+
+
+def read_run(path: Path) -> Run:
+    """The run that a run.json describes.
+
+    Raises:
+        GuidedCDError: It is missing or damaged, names a component that is not installed, or an option that is unknown
+            or out of range.
+    """
+    described = read_json(path, {"teacher": {}, "data": [{}]})
+    try:
+        return run_from_dict(described)
+    except GuidedCDError as error:
+        # Of several runs it must be clear whose options these are.
+        raise type(error)(str(error).replace(" in run.json", f" in {path}")) from error

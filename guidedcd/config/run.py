@@ -9,11 +9,10 @@ import re
 from typing import Any
 
 import attrs
-from attrs.validators import ge
 
 from guidedcd.config.sections import Evaluate, Preprocess, Solver, Student, Train
 from guidedcd.config.structure import plain
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.plugins.configs import ComponentConfig
 from guidedcd.plugins.registry import CONFIGS, Component, Registry, load_plugins
 from guidedcd.version import __version__
@@ -37,15 +36,27 @@ DEFAULT_PROFILE = "shapes"
 SCALARS = ("profile", "name", "seed", "device")
 """Options of the run itself."""
 
+LONGEST_NAME = 200
+"""Bytes of the longest name of a run; its folder's name has the date and a number as well."""
+
 
 def _is_device(instance: object, attribute: attrs.Attribute, value: str) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
         raise ValueError(f"'device' must be auto, cpu, cuda, cuda:N or mps (got {value!r})")
 
 
+def _is_seed(instance: object, attribute: attrs.Attribute, value: int) -> None:
+    if not 0 <= value < 2**63:
+        raise ValueError(f"'seed' must be a whole number from 0 to 2^63 - 1 (got {shortened(value, 40)})")
+
+
 def _is_name(instance: object, attribute: attrs.Attribute, value: str) -> None:
     if not re.fullmatch(r"\w[\w.+-]*", value):
-        raise ValueError(f"'name' must be letters, digits, '-', '_' and '.', as it names a folder (got {value!r})")
+        raise ValueError(
+            f"'name' must be letters, digits, '-', '_' and '.', as it names a folder (got {shortened(ascii(value))})"
+        )
+    if (size := len(value.encode())) > LONGEST_NAME:
+        raise ValueError(f"'name' names a folder, so it has at most {LONGEST_NAME} bytes (got {size})")
 
 
 @attrs.frozen
@@ -90,8 +101,8 @@ class Run:
     student: Student = attrs.field(factory=Student)
     train: Train = attrs.field(factory=Train)
     evaluate: Evaluate = attrs.field(factory=Evaluate)
-    seed: int = attrs.field(default=0, validator=ge(0))
-    """Seed of everything random."""
+    seed: int = attrs.field(default=0, validator=_is_seed)
+    """Seed of everything random, 0 to 2^63 - 1."""
     device: str = attrs.field(default="auto", validator=_is_device)
     """Where tensors live: auto, cpu, cuda, cuda:N or mps."""
     name: str = attrs.field(default="run", validator=_is_name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import attrs
-from attrs.validators import ge, gt, in_, optional
+from attrs.validators import deep_iterable, ge, gt, in_, optional
 
 from guidedcd.plugins.configs import _ascending, _between
 
@@ -150,7 +150,7 @@ class Evaluate:
     """Sampling steps of the student and of the few-step teacher."""
     omega: float = attrs.field(default=7.5, validator=ge(0))
     """Guidance strength fed to the student."""
-    teacher_omega: tuple[float, ...] = (2.0,)
+    teacher_omega: tuple[float, ...] = attrs.field(default=(2.0,), validator=deep_iterable(ge(0)))
     """Guidance strengths tried for the few-step teacher; the best is reported."""
     videos: int = attrs.field(default=6, validator=ge(0))
     """Videos shown in the report, also sampled with the teacher at `teacher_steps`; 0 shows none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ import attrs
 
 from guidedcd.config.run import KINDS, SCALARS, SECTIONS
 from guidedcd.config.structure import Value
+from guidedcd.documents import read_json, read_toml
 from guidedcd.errors import GuidedCDError, suggest
 
 ALIASES = {"energies": "energy", "reward": "rewards", "route": "routes", "metric": "metrics", "dataset": "data"}
@@ -144,16 +144,9 @@ def read_config(path: Path) -> Layer:
     if path.is_dir() and (path / "run.json").is_file():
         path = path / "run.json"
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except FileNotFoundError:
-        raise GuidedCDError(f"--config {path}: there is no such file.") from None
-    except UnicodeDecodeError:
-        raise GuidedCDError(f"--config {path} is no text file.") from None
-    except OSError as error:
-        raise GuidedCDError(f"--config {path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:  # both decoders' errors derive from it and name line and column
-        raise GuidedCDError(f"--config {path} is malformed: {error}.") from None
+        content = read_json(path) if path.suffix == ".json" else read_toml(path)
+    except GuidedCDError as error:
+        raise type(error)(f"--config {error}") from None
     if not isinstance(content, dict):
         raise GuidedCDError(f"--config {path} must hold a table of options.")
     return Layer.of_file(content, str(path))

@@ -6,9 +6,9 @@ Legend: F frames, H height, W width. Pixels are (F, 3, H, W), float in [0, 1].
 from __future__ import annotations
 
 import base64
+import bisect
 import io
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -20,8 +20,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from guidedcd.errors import GuidedCDError
-from guidedcd.files import explained, read_json, replacing, write_json
+from guidedcd.documents import read_json
+from guidedcd.errors import GuidedCDError, unwritable
+from guidedcd.files import replacing, write_json
 
 SUFFIXES = (".mp4", ".gif")
 
@@ -84,9 +85,12 @@ def write_video(
         if path.suffix == ".mp4":
             sidecar(path).unlink(missing_ok=True)
     except OSError as error:
-        raise explained(error, path) from error
+        raise unwritable(error, path) from error
     with replacing(path) as part:
-        part.write_bytes(mp4_bytes(frames, fps, quality) if path.suffix == ".mp4" else gif_bytes(frames, fps))
+        if path.suffix == ".mp4":
+            write_mp4(part, frames, fps, quality)
+        else:
+            part.write_bytes(gif_bytes(frames, fps))
     if path.suffix == ".mp4":
         known = {
             "frames": len(frames),
@@ -104,21 +108,20 @@ def sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def mp4_bytes(frames: np.ndarray, fps: float, quality: int = 14) -> bytes:
+def write_mp4(path: Path, frames: np.ndarray, fps: float, quality: int = 14) -> None:
     """Encode (F, H, W, 3) uint8 as H.264 in mp4, playable while it loads; the same bytes for the same frames."""
     _, height, width, _ = frames.shape
     if height % 2 or width % 2:
         frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with tempfile.TemporaryDirectory() as folder:  # "faststart" reads the file again, so it must have a name
-        path = Path(folder) / "video.mp4"
-        with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-            stream.options = {"crf": str(quality), "preset": "medium", "threads": "1"}
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-        return path.read_bytes()
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        # Among the algorithms that x264 chooses by the processor are some that do not repeat their results.
+        steady = {"threads": "1", "x264-params": "cpu-independent=1"}
+        stream.options = {"crf": str(quality), "preset": "medium", **steady}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def gif_bytes(frames: np.ndarray, fps: float) -> bytes:
@@ -155,9 +158,22 @@ def read_video(path: Path) -> tuple[Tensor, float]:
         raise GuidedCDError(f"{path} holds no frame.")
     video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
     if path.suffix == ".mp4" and sidecar(path).is_file():
-        known = read_json(sidecar(path))
+        known = read_metadata(path)
         video = video[..., : known.get("height", video.shape[2]), : known.get("width", video.shape[3])]
     return video, fps
+
+
+METADATA = {"prompt?": str, "seed?": int, "step?": int, "height?": int, "width?": int, "frames?": int, "fps?": float}
+"""Form of a video's metadata, as far as it is read again; see `guidedcd.documents`."""
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What lies beside a video.
+
+    Raises:
+        GuidedCDError: It is damaged.
+    """
+    return read_json(sidecar(path), METADATA)
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -216,12 +232,11 @@ def _strip(pixels: np.ndarray, count: int, size: int) -> Image.Image:
 
 def _fitted(text: str, font: ImageFont.ImageFont, width: int) -> str:
     """`text` on one line, cut with "..." where it would be wider than `width` pixels."""
-    text = " ".join(text.split())
+    text = " ".join(text[: 10 * width].split())  # a letter is wider than a tenth of a pixel
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..."
+    letters = bisect.bisect_right(range(1, len(text)), width, key=lambda n: font.getlength(text[:n] + "..."))
+    return text[:letters].rstrip() + "..."
 
 
 def slug(text: str, length: int = 48) -> str:

@@ -53,4 +53,6 @@ class Mixture:
                 clips.append(sequence[number])
             except ClipError as error:
                 skipped.append({"id": f"{name}/{number}", "reason": str(error)})
+            except MemoryError:
+                skipped.append({"id": f"{name}/{number}", "reason": "it does not fit into memory"})
         return clips, skipped

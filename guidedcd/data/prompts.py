@@ -7,15 +7,17 @@ method `training_prompts(count)`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from guidedcd.data.clips import Prompt
-from guidedcd.errors import GuidedCDError
+from guidedcd.documents import parse_json, read_text
+from guidedcd.errors import GuidedCDError, shortened
 
+LONGEST = 100_000
+"""Bytes of the longest prompt; no text encoder reads a thousandth of it."""
 TRAINING = 2000
 """How many prompts without clips a teacher is asked for."""
 HELD_OUT = 384
@@ -52,19 +54,11 @@ def read(path: Path) -> list[Prompt]:
     Raises:
         GuidedCDError: The file is missing, empty or malformed.
     """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise GuidedCDError(f"there is no prompts file {path}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise GuidedCDError(f"{path} cannot be read as a list of prompts: {error}.") from error
+    content = read_text(path)
     if path.suffix != ".json":
         texts: Sequence[Any] = [line.strip() for line in content.splitlines() if line.strip()]
     else:
-        try:
-            texts = json.loads(content)
-        except ValueError as error:
-            raise GuidedCDError(f"{path} is malformed: {error}.") from None
+        texts = parse_json(content, path)
         if not isinstance(texts, list):
             raise GuidedCDError(f"{path} must hold a list of prompts.")
         texts = [t.get("prompt", t.get("prompt_en")) if isinstance(t, dict) else t for t in texts]
@@ -75,8 +69,15 @@ def read(path: Path) -> list[Prompt]:
 
 def _prompt(text: Any, where: str) -> Prompt:
     if not isinstance(text, str) or not text.strip():
-        raise GuidedCDError(f"a prompt in {where} is no text: {text!r}.")
-    return Prompt(text=text.strip())
+        raise GuidedCDError(f"a prompt in {where} is no text: {shortened(ascii(text))}.")
+    text = text.strip()
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise GuidedCDError(f"a prompt in {where} is no UTF-8 text: {shortened(ascii(text))}.") from None
+    if size > LONGEST:
+        raise GuidedCDError(f"a prompt in {where} has {size:,} bytes; at most {LONGEST:,} are taken: {shortened(text)}")
+    return Prompt(text=text)
 
 
 def evaluation(teacher: Any, count: int) -> tuple[dict[str, list[Prompt]], list[Prompt]]:

@@ -13,7 +13,22 @@ import numpy
 import torch
 from torch import Tensor
 
+from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.files import digest
+
+LARGEST_SEED = 2**63 - 1
+"""Seeds are 0 to this: what a file, torch and numpy all hold."""
+
+
+def check_seed(seed: int, name: str = "--seed") -> int:
+    """The seed, if it is one.
+
+    Raises:
+        GuidedCDError: It is negative or too large; `name` is what the message calls it.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise GuidedCDError(f"{name} must be a whole number from 0 to 2^63 - 1, not {shortened(seed, 40)}.")
+    return seed
 
 
 class Stream(enum.IntEnum):

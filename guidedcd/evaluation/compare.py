@@ -13,7 +13,7 @@ from guidedcd.evaluation import tables
 from guidedcd.evaluation.bootstrap import paired
 from guidedcd.evaluation.evaluate import run_evaluate
 from guidedcd.evaluation.protocol import Baselines
-from guidedcd.files import file_digest, read_json
+from guidedcd.files import file_digest
 
 
 def compare(folders: Sequence[Path], **options: Any) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def compare(folders: Sequence[Path], **options: Any) -> list[dict[str, Any]]:
     baselines: Baselines = {}
     found = []
     for folder in folders:
-        evaluation = read_json(folder / "evaluation.json") if (folder / "evaluation.json").is_file() else None
+        evaluation = tables.read(folder / "evaluation.json") if (folder / "evaluation.json").is_file() else None
         if evaluation is None or not _current(evaluation, folder, options):
             evaluation = run_evaluate(folder, baselines=baselines, quiet=True, **options)
         found.append(evaluation)
@@ -43,7 +43,7 @@ def compare(folders: Sequence[Path], **options: Any) -> list[dict[str, Any]]:
     first = found[0]
     for name, other in zip(names[1:], found[1:], strict=True):
         for key in ("splits", "seeds", "steps"):
-            if other[key] != first[key]:
+            if other.get(key) != first.get(key):
                 raise GuidedCDError(
                     f"{names[0]} and {name} were evaluated with other {key}, so they cannot be paired. "
                     "Give --prompts, --seeds and --steps, and both are measured alike."
@@ -64,9 +64,9 @@ def _current(evaluation: Mapping[str, Any], folder: Path, options: Mapping[str, 
     """Whether an evaluation is of the run's present student and of these settings."""
     student = folder / "student" / "model.safetensors"
     given = {key: value for key, value in options.items() if value is not None and key not in ("batch", "device")}
-    asked = {key: evaluation["asked"].get(key) for key in given}
+    asked = {key: evaluation.get("asked", {}).get(key) for key in given}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
-    return student.is_file() and evaluation["student"] == file_digest(student)[:16] and asked == plain
+    return student.is_file() and evaluation.get("student") == file_digest(student)[:16] and asked == plain
 
 
 def _distinct(names: Sequence[str], folders: Sequence[Path]) -> list[str]:

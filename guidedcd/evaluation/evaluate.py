@@ -26,11 +26,17 @@ from guidedcd.evaluation.bootstrap import estimate, paired
 from guidedcd.evaluation.protocol import Baselines, Bench, Settings, steps_of
 from guidedcd.files import file_digest, write_json
 from guidedcd.inference.pipeline import Trained, batch_size, load, strengths, student_videos
+from guidedcd.locks import locked
 from guidedcd.version import __version__
+
+MOST_STEPS = 50
+"""Steps of a student, as of `--evaluate.steps`."""
 
 
 def run_evaluate(folder: Path, *, baselines: Baselines | None = None, quiet: bool = False, **options: Any) -> dict:
-    """Measure a run's student, print the table, and write `evaluation.json` and `videos/` into the run's folder.
+    """Measure a student, print the table, and write `evaluation.json` and `videos/`.
+
+    They go into the run's folder, those of a checkpoint into `evaluations/step-NNNNNN/` there.
 
     Args:
         folder: The run's folder, or a student's or checkpoint's inside it.
@@ -64,17 +70,20 @@ def run_evaluate(folder: Path, *, baselines: Baselines | None = None, quiet: boo
         make=make,
         scales=scales,
     )
-    with progress("evaluate", bench.work(steps), unit="videos") as advance:
+    with (
+        locked(trained.results, "the evaluation in", ".evaluation.lock"),
+        progress("evaluate", bench.work(steps), unit="videos") as advance,
+    ):
         bench.warm_up(ours)
         arms = [ours, *(bench.choose(n, advance) for n in dict.fromkeys((steps, max(1, steps // 2))))]
         measured = {arm.name: bench.measure(arm, advance) for arm in arms}
         slow = bench.teacher(trained.run.evaluate.teacher_steps, asked.omega, "ddim")
         shown = [*([] if slow.name in measured else [slow]), arms[1], ours]
         videos = _write_videos(bench, shown, measured, advance)
-    found = _described(trained, asked, bench, arms, measured)
-    found["videos"] = videos
-    found["summary"] = tables.summary(found)
-    write_json(trained.folder / "evaluation.json", found)
+        found = _described(trained, asked, bench, arms, measured)
+        found["videos"] = videos
+        found["summary"] = tables.summary(found)
+        write_json(trained.results / "evaluation.json", found)
     if not quiet:
         for table in tables.tables(found):
             console.print(table)
@@ -92,9 +101,11 @@ def _asked(trained: Trained, settings: Settings) -> Settings:
         if getattr(settings, name) is None
     }
     settings = attrs.evolve(settings, **filled, batch=settings.batch or batch_size(trained.teacher))
+    if settings.steps > MOST_STEPS:
+        raise GuidedCDError(f"--steps must be at most {MOST_STEPS}, not {settings.steps}.")
+    if not all(0 <= omega < math.inf for omega in (settings.omega, *settings.teacher_omega)):
+        raise GuidedCDError("--omega and --teacher-omega must be finite numbers of at least 0.")
     few = isinstance(settings.prompts, int) and settings.prompts < 1
-    if settings.omega < 0:
-        raise GuidedCDError(f"--omega must be at least 0, not {settings.omega}.")
     if few or settings.steps < 1 or settings.batch < 1 or settings.videos < 0 or not settings.teacher_omega:
         raise GuidedCDError("an evaluation needs at least one prompt, step, video a batch and teacher omega.")
     return settings
@@ -192,7 +203,7 @@ def _write_videos(
                 file = Path("videos") / f"{number}{place:02d}-{arm.name}.mp4"
                 about = {"prompt": entry["prompt"], "seed": entry["seed"], **arm.about()}
                 media.write_video(
-                    bench.trained.folder / file, videos[place], fps=geometry.fps, enlarge=enlarge, metadata=about
+                    bench.trained.results / file, videos[place], fps=geometry.fps, enlarge=enlarge, metadata=about
                 )
                 entry["panes"].append({"row": arm.name, "label": arm.label, "file": str(file)})
     return found

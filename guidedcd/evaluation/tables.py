@@ -6,10 +6,14 @@ The argument `evaluation` is always the content of an evaluation.json, see `guid
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
+
+from guidedcd.documents import read_json
+from guidedcd.errors import GuidedCDError, shortened
 
 Evaluation = Mapping[str, Any]
 OURS = "student"
@@ -19,6 +23,56 @@ FEWEST = 10
 COLORS = {"good": "green", "bad": "red"}
 """Of differences that are certain and whose sense is known."""
 LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "title_justify": "left", "title_style": "bold"}
+
+
+_SCORE = {"mean": (float, None), "low": (float, None), "high": (float, None)}
+_ROW = {
+    "name": str,
+    "label": str,
+    "steps?": (int, None),
+    "evaluations?": (int, None),
+    "omega?": (float, None),
+    "solver?": (str, None),
+    "scales?": ({str: float}, None),
+    "source?": str,
+    "seconds?": (float, None),
+    "scores": {str: {str: {**_SCORE, "n?": (int, None), "values?": [(float, None)]}}},
+}
+FORM = {
+    "run": str,
+    "student?": str,
+    "machine?": str,
+    "seeds": [int],
+    "steps?": int,
+    "asked?": {},
+    "splits": {str: {"title": str, "prompts": [str]}},
+    "choice": {
+        "prompts": int,
+        "tried": [{**_SCORE, "label": str, "steps": int, "solver": str, "omega": float, "score": str, "chosen": bool}],
+    },
+    "metrics": {str: {"title?": str, "better?": str}},
+    "headline?": (str, None),
+    "against": str,
+    "rows": [_ROW],
+    "differences": [{**_SCORE, "row": str, "against": str, "split": str, "score": str, "n": int}],
+    "videos?": [{"prompt": str, "panes": [{"row": str, "label": str, "file": str}]}],
+    "summary?": str,
+}
+"""Form of evaluation.json; see `guidedcd.documents`."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """An evaluation.json.
+
+    Raises:
+        GuidedCDError: It is missing or damaged.
+    """
+    evaluation = read_json(path, FORM)
+    names = {row["name"] for row in evaluation["rows"]}
+    for name in (OURS, evaluation["against"]):
+        if name not in names:
+            raise GuidedCDError(f"{path} is damaged: it has no row '{shortened(name)}'.")
+    return evaluation
 
 
 def figure(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,19 @@ from guidedcd.data import media
 from guidedcd.data.clips import Prompt
 from guidedcd.data.prompts import given
 from guidedcd.devices import blame_memory
+from guidedcd.diffusion.randomness import check_seed
 from guidedcd.diffusion.sampler import multistep_timesteps
-from guidedcd.errors import GuidedCDError
-from guidedcd.files import check_writable, file_digest, read_json
+from guidedcd.documents import read_json
+from guidedcd.errors import GuidedCDError, shortened
+from guidedcd.files import check_name, check_writable, file_digest
 from guidedcd.inference.pipeline import Trained, batch_size, load, strengths, student_videos, with_options
+from guidedcd.locks import locked
 from guidedcd.version import __version__
 
 COPY_SEED = 1_000_003
 """Seeds of a prompt's further videos lie this far apart."""
+LARGEST_SIDE = 8192
+"""Pixels of a written video's longer side."""
 
 
 def run_sample(
@@ -75,9 +81,11 @@ def run_sample(
     for name, value in {"per-prompt": per_prompt, "enlarge": enlarge, "batch": batch, "steps": steps}.items():
         if value is not None and value < 1:
             raise GuidedCDError(f"--{name} must be at least 1, not {value}.")
-    for name, value in {"seed": seed, "omega": omega}.items():
-        if value is not None and value < 0:
-            raise GuidedCDError(f"--{name} must be at least 0, not {value}.")
+    if omega is not None and not 0 <= omega < math.inf:
+        raise GuidedCDError(f"--omega must be a number of at least 0, not {omega}.")
+    last = seed + len(wanted) - 1 + COPY_SEED * (per_prompt - 1)
+    if check_seed(seed) != last:
+        check_seed(last, "with --seed and --per-prompt, the last video's seed")
     if steps is not None:
         multistep_timesteps(steps)  # refuses too many before anything is loaded
     check(fast)
@@ -88,6 +96,8 @@ def run_sample(
     scales = strengths(trained, scale)
     if enlarge is None:
         enlarge = 1 if vbench_names else media.viewing_factor(geometry.height, geometry.width)
+    if enlarge * max(geometry.height, geometry.width) > LARGEST_SIDE:
+        raise GuidedCDError(f"--enlarge {enlarge} makes videos of more than {LARGEST_SIDE} pixels a side. Lower it.")
     settings = {
         "steps": run.evaluate.steps if steps is None else steps,
         "omega": run.evaluate.omega if omega is None else omega,
@@ -112,32 +122,34 @@ def run_sample(
         for number, prompt in enumerate(wanted)
         for copy in range(per_prompt)
     ]
-    todo = [job for job in jobs if not _finished(job, settings, gif)]
-    if len(todo) < len(jobs):
-        console.print(f"sample   {len(jobs) - len(todo)} of {len(jobs)} videos are finished already in {out}")
-    size = batch or batch_size(teacher)
-    about = {"teacher": run.teacher.name, "run": run.name, "guidedcd": __version__}
-    with progress("sample", len(jobs), start=len(jobs) - len(todo), unit="videos") as advance:
-        for some in _chunks(todo, size):
-            with blame_memory("sampling", f"It needs less with --batch {max(1, size // 2)}."):
-                videos = student_videos(
-                    trained,
-                    [job.prompt for job in some],
-                    [job.seed for job in some],
-                    steps=settings["steps"],
-                    omega=settings["omega"],
-                    scales=scales,
-                )
-            for job, video in zip(some, videos, strict=True):
-                if gif:
-                    media.write_video(job.path.with_suffix(".gif"), video, fps=geometry.fps, enlarge=enlarge)
-                metadata = {"prompt": job.prompt, "seed": job.seed, **settings, **about}
-                media.write_video(job.path, video, fps=geometry.fps, enlarge=enlarge, metadata=metadata)
-            advance(len(some))
-    shown = jobs[:24]
-    sheet = [media.read_video(job.path)[0] for job in shown]
-    media.contact_sheet(out / "contact_sheet.png", sheet, [job.prompt for job in shown])
-    console.print(f"sample   {len(jobs)} videos and contact_sheet.png in {out}")
+    _check_distinct(jobs)
+    with locked(out, "the folder"):
+        todo = [job for job in jobs if not _finished(job, settings, gif)]
+        if len(todo) < len(jobs):
+            console.print(f"sample   {len(jobs) - len(todo)} of {len(jobs)} videos are finished already in {out}")
+        size = batch or batch_size(teacher)
+        about = {"teacher": run.teacher.name, "run": run.name, "guidedcd": __version__}
+        with progress("sample", len(jobs), start=len(jobs) - len(todo), unit="videos") as advance:
+            for some in _chunks(todo, size):
+                with blame_memory("sampling", f"It needs less with --batch {max(1, size // 2)}."):
+                    videos = student_videos(
+                        trained,
+                        [job.prompt for job in some],
+                        [job.seed for job in some],
+                        steps=settings["steps"],
+                        omega=settings["omega"],
+                        scales=scales,
+                    )
+                for job, video in zip(some, videos, strict=True):
+                    if gif:
+                        media.write_video(job.path.with_suffix(".gif"), video, fps=geometry.fps, enlarge=enlarge)
+                    metadata = {"prompt": job.prompt, "seed": job.seed, **settings, **about}
+                    media.write_video(job.path, video, fps=geometry.fps, enlarge=enlarge, metadata=metadata)
+                advance(len(some))
+        shown = jobs[:24]
+        sheet = [media.read_video(job.path)[0] for job in shown]
+        media.contact_sheet(out / "contact_sheet.png", sheet, [job.prompt for job in shown])
+        console.print(f"sample   {len(jobs)} videos and contact_sheet.png in {out}")
     return [job.path for job in jobs]
 
 
@@ -185,6 +197,28 @@ def _job(out: Path, number: int, copy: int, prompt: str, seed: int, vbench_names
     return _Job(out / name, prompt, seed + number + COPY_SEED * copy)
 
 
+def _check_distinct(jobs: Sequence[_Job]) -> None:
+    """Refuse names that two videos share, for one would replace the other.
+
+    Raises:
+        GuidedCDError: Two videos have one name, or a name is too long for a file.
+    """
+    first: dict[str, _Job] = {}
+    for job in jobs:
+        check_name(media.sidecar(job.path))
+        other = first.setdefault(job.path.name.casefold(), job)  # some file systems see no difference in case
+        if other is not job:
+            prompts = (
+                f"the prompt {shortened(job.prompt)!r} is there twice"
+                if other.prompt == job.prompt
+                else f"the prompts {shortened(other.prompt)!r} and {shortened(job.prompt)!r} give the same name"
+            )
+            raise GuidedCDError(
+                f"--vbench-names names a video by its prompt, and {prompts}. Leave one out; --per-prompt makes several "
+                "videos of each prompt."
+            )
+
+
 def _finished(job: _Job, settings: Mapping[str, Any], gif: bool) -> bool:
     """Whether the video is there.
 
@@ -194,11 +228,11 @@ def _finished(job: _Job, settings: Mapping[str, Any], gif: bool) -> bool:
     about = media.sidecar(job.path)
     if not (about.is_file() and job.path.is_file()):
         return False
-    found = read_json(about)
+    found = read_json(about, {})
     for key, value in {"prompt": job.prompt, "seed": job.seed, **settings}.items():
         if found.get(key) != value:
             raise GuidedCDError(
-                f"{job.path} is there with another {key} ({found.get(key)} there, {value} here). "
+                f"{job.path} is there with another {key} ({shortened(found.get(key))} there, {shortened(value)} here). "
                 "Choose another --out, or delete it."
             )
     return not gif or job.path.with_suffix(".gif").is_file()

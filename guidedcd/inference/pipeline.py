@@ -15,7 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from guidedcd.config.resolve import run_from_dict
+from guidedcd.config.resolve import read_run
 from guidedcd.config.run import Chosen, Run
 from guidedcd.config.structure import Value, structure
 from guidedcd.devices import DTYPES, blame_memory
@@ -24,7 +24,6 @@ from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import Stream, noise
 from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import read_json
 from guidedcd.inference.teacher_sampler import teacher_sample
 from guidedcd.models.student import Student
 from guidedcd.plugins.configs import EnergyConfig
@@ -52,6 +51,11 @@ class Trained:
         """What to call it in messages: the run's folder, or the file."""
         return self.folder if self.weights.is_dir() else self.weights
 
+    @property
+    def results(self) -> Path:
+        """Where its evaluation goes, see `results_of`."""
+        return results_of(self.folder, self.weights)
+
     def quicken(self, fast: str) -> None:
         """Switch its networks to faster paths, see `guidedcd.acceleration.apply`.
 
@@ -68,6 +72,32 @@ def home(path: Path) -> Path | None:
     return next((f for f in (path, *path.parents[:2]) if (f / "run.json").is_file()), None)
 
 
+def locate(path: Path) -> tuple[Path, Path]:
+    """The folders of the run and of the student's weights, for a run, student or checkpoint folder.
+
+    Raises:
+        GuidedCDError: There is no student, or the run that it belongs to cannot be found.
+    """
+    folder = home(path)
+    weights = path if (path / "student.json").is_file() else path / "student"
+    if not (weights / "student.json").is_file():
+        if folder is None:
+            raise GuidedCDError(f"{path} is neither a run's folder (run.json) nor a student's (student.json).")
+        raise GuidedCDError(f"{folder} has no student yet. `guidedcd train --out {folder}` finishes it.")
+    if folder is None:
+        raise GuidedCDError(
+            f"{path} holds a student, but neither it nor the folders around it have the run.json that names its "
+            "teacher. Copy that file beside student.json."
+        )
+    return folder, weights
+
+
+def results_of(folder: Path, weights: Path) -> Path:
+    """Where the evaluation of a student goes: into the run's folder, that of a checkpoint into one of its own there."""
+    finished = {(folder / "student").resolve(), folder.resolve()}
+    return folder if weights.resolve() in finished else folder / "evaluations" / weights.name
+
+
 def load(
     path: Path, *, device: str | None = None, dtype: str = "float32", size: Mapping[str, int] | None = None
 ) -> Trained:
@@ -82,21 +112,10 @@ def load(
     Raises:
         GuidedCDError: There is no student, the run that it belongs to cannot be found, or the size cannot be had.
     """
-    path = Path(path)
-    folder = home(path)
-    weights = path if (path / "student.json").is_file() else path / "student"
-    if not (weights / "student.json").is_file():
-        if folder is None:
-            raise GuidedCDError(f"{path} is neither a run's folder (run.json) nor a student's (student.json).")
-        raise GuidedCDError(f"{folder} has no student yet. `guidedcd train --out {folder}` finishes it.")
-    if folder is None:
-        raise GuidedCDError(
-            f"{path} holds a student, but neither it nor the folders around it have the run.json that names its "
-            "teacher. Copy that file beside student.json."
-        )
+    folder, weights = locate(Path(path))
     if dtype not in DTYPES:
         raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
-    run = run_from_dict(read_json(folder / "run.json"))
+    run = read_run(folder / "run.json")
     where = find_device(device or run.device)
     with blame_memory("the teacher"):
         teacher = with_options(run.teacher, size or {}).build().to(where)

@@ -18,11 +18,18 @@ from torch import Tensor, nn
 from guidedcd.acceleration.activation_checkpointing import checkpoint_layers
 from guidedcd.config import sections
 from guidedcd.diffusion.embeddings import EMBEDDING, guidance_embedding
-from guidedcd.errors import GuidedCDError
-from guidedcd.files import read_json, replacing, write_json
+from guidedcd.documents import check_form, read_json
+from guidedcd.errors import GuidedCDError, unreadable
+from guidedcd.files import replacing, write_json
 from guidedcd.models.guidance_inputs import GuidanceProjection
 
 FORMAT = 1
+FORM = {
+    "energies": [str],
+    "teacher": str,
+    "student": {"kind?": str, "rank?": int, "dropout?": float, "ema?": (float, None)},
+}
+"""Form of student.json; see `guidedcd.documents`."""
 
 
 class Student(nn.Module):
@@ -146,23 +153,21 @@ class Student(nn.Module):
             GuidedCDError: The folder holds no student, or one that does not fit this teacher.
         """
         folder = Path(folder)
-        meta = read_json(folder / "student.json")
-        if meta.get("format") != FORMAT:
-            raise GuidedCDError(f"{folder} was written by another version of guidedcd (format {meta.get('format')}).")
+        meta = read_json(folder / "student.json", {"format": int})
+        if meta["format"] != FORMAT:
+            raise GuidedCDError(f"{folder} was written by another version of guidedcd (format {meta['format']}).")
+        check_form(meta, FORM, folder / "student.json")
         known = {field.name for field in attrs.fields(sections.Student)}
-        config = sections.Student(**{k: v for k, v in meta["student"].items() if k in known})
+        try:
+            config = sections.Student(**{k: v for k, v in meta["student"].items() if k in known})
+        except ValueError as error:
+            raise GuidedCDError(f"{folder / 'student.json'} is damaged: {error.args[0]}.") from None
         if config.kind == "lora" and meta["teacher"] != teacher.fingerprint():
             raise GuidedCDError(
                 f"{folder} holds adapters of another teacher. Give the teacher that it was trained with."
             )
         student = cls(teacher, attrs.evolve(config, ema=None), meta["energies"])
-        try:
-            weights = load_file(folder / "model.safetensors")
-        except (SafetensorError, OSError) as error:
-            raise GuidedCDError(
-                f"{folder / 'model.safetensors'} is damaged ({error}). Delete {folder}: the command that trained it "
-                "makes it again from the newest checkpoint."
-            ) from error
+        weights = _read_weights(folder / "model.safetensors")
         learned = {name for name, p in student.network.named_parameters() if p.requires_grad}
         own = student.network.state_dict()
         expected = own if config.kind == "full" else learned
@@ -171,9 +176,32 @@ class Student(nn.Module):
             raise GuidedCDError(
                 f"{folder} does not fit this teacher: {len(wrong)} weights differ in name or shape, e.g. {wrong[0]}."
             )
+        if whole := sorted(name for name in weights if not weights[name].is_floating_point()):
+            raise GuidedCDError(
+                f"{folder} holds weights that are whole numbers ({weights[whole[0]].dtype} in {whole[0]}). Quantised "
+                "students cannot be read: use the file that was trained."
+            )
         student.network.load_state_dict(weights, strict=config.kind == "full")
         student.config = config
         return student.eval()
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a student's file.
+
+    Raises:
+        GuidedCDError: The file is missing, may not be read, or is damaged.
+    """
+    try:
+        with open(path, "rb"):  # tells a matter of permissions from damage
+            return load_file(path)
+    except PermissionError as error:
+        raise unreadable(error, path) from error
+    except (SafetensorError, OSError) as error:
+        raise GuidedCDError(
+            f"{path} is damaged ({error}). Delete {path.parent}: the command that trained it makes it again from the "
+            "newest checkpoint."
+        ) from error
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:

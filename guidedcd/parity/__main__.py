@@ -17,16 +17,24 @@ from typing import Any
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 import torch
-from cyclopts import App
+from cyclopts import App, CycloptsError
 from rich.table import Table
 from safetensors.torch import save_file
 
 from guidedcd.console import console, errors
 from guidedcd.errors import GuidedCDError
+from guidedcd.files import check_writable, replacing
 from guidedcd.parity import FAILURES, FAMILIES, Tolerance, going_on
 from guidedcd.parity.compare import Row, compare_json, compare_tensors
 
-app = App(name="guidedcd.parity", help="Recompute published reference numbers with guidedcd's own code.")
+app = App(
+    name="guidedcd.parity",
+    help="Recompute published reference numbers with guidedcd's own code.",
+    exit_on_error=False,
+    print_error=False,
+)
+
+MOST_THREADS = 1024
 
 
 @app.default
@@ -39,10 +47,13 @@ def run(folder: Path, *, out: Path, compare: bool = False, threads: int = 0) -> 
         compare: Print a table of errors against the goldens; exit status 1 when one exceeds its tolerance.
         threads: CPU threads; 0 leaves the choice to torch.
     """
+    if not 0 <= threads <= MOST_THREADS:
+        raise GuidedCDError(f"--threads must be 0 to {MOST_THREADS}, not {threads}.")
     if threads:
         torch.set_num_threads(threads)
     if not folder.exists():
         raise GuidedCDError(f"{folder} does not exist. Give a folder of fixtures.")
+    check_writable(out)
     root = folder if folder.is_dir() else folder.parent
     rows: list[Row] = []
     written = 0
@@ -92,11 +103,11 @@ def _results(root: Path) -> Iterator[tuple[Path, ModuleType, dict[str, Any]]]:
 
 
 def _write(path: Path, values: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".safetensors":
-        save_file({key: value.detach().cpu().contiguous().clone() for key, value in values.items()}, path)
-    else:
-        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    with replacing(path) as part:
+        if path.suffix == ".safetensors":
+            save_file({key: value.detach().cpu().contiguous().clone() for key, value in values.items()}, part)
+        else:
+            part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def _compared(golden: Path, values: Any, family: ModuleType) -> list[Row]:
@@ -128,8 +139,8 @@ def main() -> None:
     """Run the command; a user's mistake is one line and exit status 2."""
     try:
         status = app(sys.argv[1:], result_action="return_value")
-    except GuidedCDError as error:
-        errors.print(f"error: {error}")
+    except (GuidedCDError, CycloptsError) as error:
+        errors.print(f"error: {' '.join(str(error).split())}", markup=False)
         sys.exit(2)
     sys.exit(status or 0)
 

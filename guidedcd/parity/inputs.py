@@ -14,8 +14,8 @@ from torch import Tensor
 
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import read_json
 from guidedcd.models.guidance_inputs import set_fps
 from guidedcd.models.student import Student
 from guidedcd.models.teachers.latent import LatentTeacher

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from guidedcd.files import read_json
+from guidedcd.documents import read_json
 from guidedcd.parity import Results, Tolerance, algorithm, attention, going_on, networks, tables
 from guidedcd.parity.inputs import Tensors, files, settings
 

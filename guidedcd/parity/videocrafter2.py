@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from guidedcd.diffusion.embeddings import guidance_scale_embedding
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import read_json
 from guidedcd.models.checkpoints import t2v_turbo, videocrafter2
 from guidedcd.models.checkpoints.architecture import Architecture
 from guidedcd.models.checkpoints.lvdm_unet import unet_config

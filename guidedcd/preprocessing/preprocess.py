@@ -18,7 +18,8 @@ from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.devices import blame_memory, device, process
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import digest, leftovers, locked, write_json
+from guidedcd.files import digest, leftovers, write_json
+from guidedcd.locks import locked
 from guidedcd.preprocessing import estimates, shards, store
 from guidedcd.preprocessing.identity import identify
 from guidedcd.preprocessing.writer import StoreWriter, too_many_skipped
@@ -71,7 +72,7 @@ def run_preprocess(
             # Every process takes its share; the first one holds the lock for all that were launched together.
             with _held(folder, shard) if rank == 0 else contextlib.nullcontext():
                 if rank == 0:
-                    leftovers(folder, seconds=600)
+                    leftovers(folder)
                 while rank and not (folder / "store.json").exists():
                     time.sleep(0.1)
                 store.begin(folder, identity, run.to_dict())

@@ -19,9 +19,19 @@ from torch import Tensor
 
 from guidedcd.data.routing import Sample
 from guidedcd.diffusion.randomness import noise
-from guidedcd.errors import GuidedCDError
-from guidedcd.files import difference, digest, file_digest, read_json, replacing, write_json
-from guidedcd.preprocessing.shards import FORMAT, damaged, incomplete, missing, read_identity, shard_name, verify
+from guidedcd.documents import read_json
+from guidedcd.errors import GuidedCDError, NoPermissionError, unreadable
+from guidedcd.files import difference, digest, file_digest, replacing, write_json
+from guidedcd.preprocessing.shards import (
+    FORMAT,
+    damaged,
+    incomplete,
+    missing,
+    read_identity,
+    read_shard,
+    shard_name,
+    verify,
+)
 
 __all__ = ["FORMAT", "Draw", "LatentStore", "begin", "packed", "save_shard", "shard_name"]
 
@@ -73,11 +83,8 @@ class LatentStore:
         if absent := missing(folder, self.identity):
             raise incomplete(folder, self.identity, absent)
         for number in range(self.identity["shards"]):
-            try:
-                self.shards.append(read_json(folder / f"{shard_name(number)}.json"))
-            except GuidedCDError as error:
-                raise damaged(folder, number, error) from error
-            self._tensors(number)  # a truncated shard is better found now than in the middle of the training
+            self.shards.append(read_shard(folder, number))
+            self._check(number)  # a damaged shard is better found now than in the middle of the training
         self.draws = [
             (shard, video, draw)
             for shard, about in enumerate(self.shards)
@@ -145,12 +152,34 @@ class LatentStore:
         """
         verify(self.folder)
 
+    def _check(self, shard: int) -> None:
+        """Refuse a shard whose tensors are not those of its samples."""
+        tensors, videos = self._tensors(shard), len(self.shards[shard]["samples"])
+        if not videos:
+            return
+        draws, names = self.identity["draws_per_video"], set(tensors.keys())
+        shapes = {"z0": [videos], "noise_seed": [videos]}
+        shapes |= {name: [videos, draws] for name in ("index", "cond_output", "uncond_output")}
+        shapes |= {name: [videos] for name in names if name.startswith("cond.")}
+        for energy in self.identity["energies"]:
+            shapes |= {f"row.{energy}": [videos, draws], f"score.{energy}": [], f"rms.{energy}": []}
+        for name, shape in shapes.items():
+            if name not in names:
+                raise damaged(self.folder, shard, f"it has no {name}")
+            actual = tensors.get_slice(name).get_shape()
+            if actual[: len(shape)] != shape:
+                raise damaged(self.folder, shard, f"{name} has shape {actual} for {videos} videos of {draws} draws")
+
     def _tensors(self, shard: int) -> Any:
         if shard not in self._open:
             if len(self._open) >= OPEN_FILES:
                 self._open.pop(next(iter(self._open)))
+            path = self.folder / f"{shard_name(shard)}.safetensors"
             try:
-                self._open[shard] = safe_open(self.folder / f"{shard_name(shard)}.safetensors", framework="pt")
+                with open(path, "rb"):  # tells a matter of permissions from damage
+                    self._open[shard] = safe_open(path, framework="pt")
+            except PermissionError as error:
+                raise unreadable(error, path) from error
             except (SafetensorError, OSError) as error:
                 raise damaged(self.folder, shard, error) from error
         return self._open[shard]
@@ -180,8 +209,10 @@ def begin(folder: Path, identity: dict[str, Any], run: dict[str, Any] | None = N
         write_json(path, identity)
         return
     try:
-        found = dict(read_json(path))
-    except (GuidedCDError, TypeError, ValueError) as error:
+        found = read_json(path, {})
+    except NoPermissionError:
+        raise
+    except GuidedCDError as error:
         raise GuidedCDError(f"{path} is damaged: delete the folder, or choose another --store.") from error
     if digest(found) != digest(identity):
         raise GuidedCDError(

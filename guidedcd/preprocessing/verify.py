@@ -13,14 +13,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from guidedcd.acceleration.apply import tuned
-from guidedcd.config.resolve import run_from_dict
+from guidedcd.config.resolve import read_run
 from guidedcd.config.run import Run
 from guidedcd.console import console, progress
 from guidedcd.data.clips import Clip
 from guidedcd.devices import blame_memory
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import read_json
 from guidedcd.preprocessing import shards, store
 from guidedcd.preprocessing.identity import identify
 from guidedcd.preprocessing.writer import StoreWriter
@@ -57,8 +56,8 @@ def verify_store(folder: Path, *, samples: int = 0, device: str | None = None, s
     run, teacher = _origin(folder, device)
     identified = identify(run, teacher)
     store.begin(folder, identified)
-    there = [n for n in range(identity["shards"]) if n not in absent]
-    held = [(n, v) for n in there for v in range(len(read_json(folder / f"{shards.shard_name(n)}.json")["samples"]))]
+    there = sorted(set(range(identity["shards"])) - set(absent))
+    held = [(n, v) for n in there for v in range(len(shards.read_shard(folder, n)["samples"]))]
     chosen = sorted(random.Random(seed).sample(held, min(samples, len(held))))
     factor = HALF if "16" in run.preprocess.dtype or run.preprocess.precision != "no" else 1
     with tuned(teacher, fast="no", precision=run.preprocess.precision, ours=True) as quick:
@@ -86,7 +85,7 @@ def _origin(folder: Path, device: str | None) -> tuple[Run, Any]:
         raise GuidedCDError(
             f"{folder} has no run.json to say which teacher made it; --samples 0 checks the files only."
         )
-    run = run_from_dict(read_json(folder / "run.json"))
+    run = read_run(folder / "run.json")
     run = run if device is None else attrs.evolve(run, device=device)
     with blame_memory("the teacher"):
         return run, run.teacher.build().to(find_device(run.device))
@@ -94,7 +93,7 @@ def _origin(folder: Path, device: str | None) -> tuple[Run, Any]:
 
 def _clip(filler: StoreWriter, folder: Path, number: int, video: int) -> Clip:
     """The clip that is the `video`-th of a shard."""
-    wanted = read_json(folder / f"{shards.shard_name(number)}.json")["samples"][video]["id"]
+    wanted = shards.read_shard(folder, number)["samples"][video]["id"]
     for place in filler.places(number):
         clips, _ = filler.mixture.read(range(place, place + 1))
         if clips and clips[0].id == wanted:
@@ -136,13 +135,20 @@ def _relative(mine: Tensor, stored: Tensor, exact: bool = False) -> float:
     return float((mine - stored).norm() / stored.norm().clamp_min(1e-30))
 
 
+def _bytes(folder: Path, number: int) -> int:
+    try:
+        return (folder / f"{shards.shard_name(number)}.safetensors").stat().st_size
+    except FileNotFoundError:
+        raise shards.damaged(folder, number, "it is missing") from None
+
+
 def show_store(folder: Path) -> None:
     """Print what a store holds."""
     identity = shards.read_identity(folder)
     absent = shards.missing(folder, identity)
-    there = [shards.shard_name(n) for n in range(identity["shards"]) if n not in absent]
-    about = [read_json(folder / f"{name}.json") for name in there]
-    size = sum((folder / f"{name}.safetensors").stat().st_size for name in there)
+    there = sorted(set(range(identity["shards"])) - set(absent))
+    about = [shards.read_shard(folder, number) for number in there]
+    size = sum(_bytes(folder, number) for number in there)
     from guidedcd.preprocessing.estimates import human
 
     used, skipped = sum(len(one["samples"]) for one in about), sum(len(one["skipped"]) for one in about)

@@ -16,8 +16,7 @@ from guidedcd.config.sections import Preprocess
 from guidedcd.console import console, progress
 from guidedcd.data.mixture import Mixture
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import read_json
-from guidedcd.preprocessing import store
+from guidedcd.preprocessing import shards, store
 from guidedcd.preprocessing.shard_builder import ShardBuilder
 
 
@@ -33,7 +32,9 @@ class StoreWriter:
     def fill(self, folder: Path, missing: Sequence[int]) -> None:
         """Compute and write the shards `missing`; the clips of the next one are read meanwhile."""
         per_video, began, draws = self.settings.draws_per_video, time.perf_counter(), 0
-        before = [read_json(path) for path in sorted(folder.glob("shard-*.json"))]
+        identity = shards.read_identity(folder)
+        absent = set(shards.missing(folder, identity))
+        before = [shards.read_shard(folder, n) for n in range(identity["shards"]) if n not in absent]
         lost = [entry for about in before for entry in about["skipped"]]
         tried = len(lost) + sum(len(about["samples"]) for about in before)
         with (

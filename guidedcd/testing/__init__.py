@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 
 from guidedcd.config.reflection import docs_of
+from guidedcd.files import child_environment
 from guidedcd.plugins.registry import Component, load_plugins
 from guidedcd.testing.subject import Subject
 
@@ -78,8 +79,8 @@ def offering_is_light(subject: Subject) -> None:
 def _imported_with(module: str, path: str) -> str:
     """What heavy things a fresh Python has imported after `module`; one answer serves all of a plugin's components."""
     code = f"import sys, {module}; sys.exit(' '.join(m for m in {HEAVY!r} if m in sys.modules) or None)"
-    environment = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    environment = child_environment() | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment)
     return done.stderr.strip()
 
 

@@ -12,12 +12,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from guidedcd.devices import is_out_of_memory
-from guidedcd.errors import GuidedCDError
-from guidedcd.files import replacing
+from guidedcd.documents import read_json
+from guidedcd.errors import GuidedCDError, NoPermissionError, unreadable
+from guidedcd.files import file_digest, replacing, write_json
 from guidedcd.models.student import Student
 from guidedcd.training.master_weights import MasterWeights
 
 KEPT = 2
+CHECKSUMS = "checksums.json"
+"""SHA-256 of a checkpoint's other files."""
 
 State = dict[str, Tensor]
 
@@ -62,6 +65,8 @@ def save(
             write_student(part, student, online, average)
             with open(part / "state.pt", "wb") as handle:  # a full disk is only told apart through a file of ours
                 torch.save(state, handle)
+            files = {path.name: file_digest(path) for path in sorted(part.iterdir())}
+            write_json(part / CHECKSUMS, {"step": step, "sha256": files})
     for old in found(folder)[:-KEPT] if write else ():
         hidden = old.with_name(f".{old.name}.part")  # a checkpoint that is half deleted must not count as whole
         old.rename(hidden)
@@ -78,8 +83,9 @@ def load(path: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer, s
     """Restore weights, optimiser and scaler in place; returns the step.
 
     Raises:
-        GuidedCDError: A file is damaged.
+        GuidedCDError: A file is missing, is damaged or belongs to another checkpoint, or may not be read.
     """
+    verify(path)
     try:
         online = path / "online.safetensors"
         average = load_file(path / "model.safetensors") if weights.average is not None else None
@@ -93,9 +99,38 @@ def load(path: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer, s
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise GuidedCDError(
-            f"checkpoint {path} is damaged ({error}). Delete it: the run continues from the one before, or anew."
-        ) from error
+        raise damaged(path, error) from error
+
+
+def verify(path: Path) -> None:
+    """Compare a checkpoint's files with the checksums that were written with them, and its step with its name.
+
+    Raises:
+        GuidedCDError: They differ, or a file may not be read.
+    """
+    try:
+        about = read_json(path / CHECKSUMS, {"step": int, "sha256": {str: str}})
+        if about["step"] != int(path.name[5:]):
+            raise damaged(path, f"its name does not fit its files, which are of step {about['step']}")
+        names = {file.name for file in path.iterdir()} - {CHECKSUMS}
+        for name, checksum in about["sha256"].items():
+            if name not in names:
+                raise damaged(path, f"{name} is missing")
+            if file_digest(path / name) != checksum:
+                raise damaged(path, f"the checksum of {name} differs")
+    except NoPermissionError:
+        raise
+    except GuidedCDError as error:
+        raise error if str(error).startswith("checkpoint ") else damaged(path, str(error).rstrip(".")) from None
+    except OSError as error:
+        raise unreadable(error, path) from error
+
+
+def damaged(path: Path, why: object) -> GuidedCDError:
+    """The user's sentence for a damaged checkpoint."""
+    return GuidedCDError(
+        f"checkpoint {path} is damaged ({why}). Delete it: the run continues from the one before, or anew."
+    )
 
 
 def _like(value: Any, shape: torch.Size) -> bool:

@@ -10,8 +10,10 @@ from typing import Any
 
 from guidedcd.config.run import Run
 from guidedcd.console import console
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import check_writable, difference, digest, locked, read_json, write_json
+from guidedcd.files import check_writable, difference, digest, write_json
+from guidedcd.locks import locked
 
 RUNS = Path("runs")
 
@@ -31,9 +33,9 @@ def run_folder(run: Run, out: Path | None, *, new: bool) -> Path:
     described = run.to_dict()
     if out is not None:
         if (out / "run.json").exists():
-            found = read_json(out / "run.json")
+            found = read_json(out / "run.json", {})
             if not _same(found, described):
-                other = difference(_essence(found), _essence(described)) if isinstance(found, dict) else "no run"
+                other = difference(_essence(found), _essence(described))
                 raise GuidedCDError(f"{out} holds a run with another configuration ({other}). Choose another --out.")
             if new:
                 raise GuidedCDError(f"--new starts a new run, but {out} holds one already. Choose another --out.")

@@ -114,7 +114,7 @@ class Trainer(TrainStep):
                 finally:  # if this one fails, perhaps for what the one before did
                     if before is not None:
                         tell(*before)
-                stopping, last = stop.is_set, step == settings.steps
+                stopping, last = stop.after(step), step == settings.steps
                 validates = self.validation is not None and step % settings.validate_every == 0
                 saves = (step % settings.save_every == 0 or stopping) and not last
                 before = step, begun
@@ -126,12 +126,12 @@ class Trainer(TrainStep):
                 if saves:
                     self._save(step)
                 if stopping and not last:
-                    raise KeyboardInterrupt
+                    raise stop.exception()
         target = self.folder / "student"
         self._finish(target)
         self.accelerator.wait_for_everyone()
         if stop.is_set:
-            raise KeyboardInterrupt
+            raise stop.exception()
         return target
 
     def _good(self) -> str:

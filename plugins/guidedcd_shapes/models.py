@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from guidedcd.diffusion.schedule import float32_linspace
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import read_json
 from guidedcd_shapes import world
 from guidedcd_shapes.vocabulary import BEGIN, END, PAD, VOCABULARY
 

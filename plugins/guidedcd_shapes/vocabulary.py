@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.files import read_json, write_json
+from guidedcd.documents import read_json
+from guidedcd.files import write_json
 from guidedcd_shapes.captions import words
 
 PAD, UNKNOWN = 0, 1

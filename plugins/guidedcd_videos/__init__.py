@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import attrs
-from attrs.validators import ge, gt, in_, optional
+from attrs.validators import ge, in_, le, optional
 
 from guidedcd.plugins.configs import DatasetConfig, RouteConfig
 from guidedcd.plugins.hookspecs import hookimpl
@@ -17,7 +17,7 @@ class VideosConfig(DatasetConfig):
 
     path: Path | None = attrs.field(default=None, metadata={"positional": True})
     """The folder that holds the data set; the file that lists its clips, or one shard, is accepted too."""
-    fps: float | None = attrs.field(default=None, validator=optional(gt(0)))
+    fps: float | None = attrs.field(default=None, validator=optional([ge(0.01), le(1000)]))
     """Frames per second at which videos are sampled, by their timestamps; none: those of the teacher."""
     begin: str = attrs.field(default="middle", validator=in_(("middle", "start", "random")))
     """Which part of a longer video is used; `random` draws it from the clip's id, so it is the same every time."""

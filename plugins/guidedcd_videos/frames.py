@@ -11,6 +11,11 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from guidedcd.data import ClipError
+
+LARGEST = 64
+"""How many times the target's pixels a frame may have that covers it; of more, hardly anything would be seen."""
+
 
 def fitted(frame: av.VideoFrame, height: int, width: int, aspect: float = 1.0) -> Tensor:
     """One decoded frame as (3, H, W), float in [0, 1].
@@ -55,6 +60,8 @@ def cover(image: Tensor, height: int, width: int, aspect: float = 1.0) -> Tensor
     h, w = image.shape[-2], image.shape[-1] * aspect
     scale = max(height / h, width / w)
     size = max(height, round(h * scale)), max(width, round(w * scale))
+    if size[0] * size[1] > LARGEST * height * width:
+        raise ClipError(f"has frames of {image.shape[-1]}x{image.shape[-2]}, too narrow for {width}x{height}")
     if size != tuple(image.shape[-2:]):
         flat = image.reshape(-1, *image.shape[-3:])
         flat = nnf.interpolate(flat, size, mode="bilinear", align_corners=False, antialias=True)

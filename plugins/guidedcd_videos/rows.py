@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -39,12 +40,21 @@ class Videos:
         Raises:
             ClipError: There is none.
         """
+        self._check_inside(name)
         for folder in self.usual:
             if (path := self.root / folder / name).is_file():
                 return path
         if self.search and (found := self._below.get(Path(name).name)):
             return self.root / found
         raise ClipError("the file is missing")
+
+    def _check_inside(self, name: str) -> None:
+        """Refuse a name that leads out of the data set's folder: lists are downloaded from others."""
+        root = os.path.abspath(self.root)
+        for folder in self.usual or ("",):
+            path = os.path.normpath(os.path.join(root, folder, name))
+            if os.path.commonpath([root, path]) != root:
+                raise ClipError("its file lies outside of the data set's folder")
 
     @cached_property
     def _below(self) -> dict[str, str]:
@@ -114,7 +124,7 @@ class Beside(Listing):
                 raise ClipError(f"{beside.name} holds no object")
             if (beside := path.with_suffix(".txt")).is_file():
                 about = {**about, self.caption[0]: beside.read_text(encoding="utf-8-sig")}
-        except ValueError as error:  # what JSON and UTF-8 raise
+        except (ValueError, RecursionError) as error:  # what JSON and UTF-8 raise
             raise ClipError(f"{beside.name} is damaged ({error})") from None
         except OSError as error:
             raise ClipError(f"{beside.name} cannot be read ({error.strerror})") from None

@@ -96,7 +96,7 @@ class Shards(Listing):
             return {}
         try:
             found = json.loads(self._text(path, kinds[".json"]))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ClipError(f"its .json is damaged ({error})") from None
         if not isinstance(found, dict):
             raise ClipError("its .json is no object")

@@ -174,7 +174,7 @@ class JsonList(Table):
         super().__init__(path)
         try:
             found = json.loads(path.read_bytes().decode("utf-8-sig", "surrogateescape"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise GuidedCDError(f"{path} is damaged and cannot be read as JSON: {error}.") from None
         if not isinstance(found, list):
             raise GuidedCDError(f"{path} must hold a list with one object per video, not {_kind(found)}.")
@@ -216,14 +216,18 @@ def read_table(path: Path) -> Table:
 def _parsed(line: str) -> Row:
     try:
         return _object(json.loads(line))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ClipError(f"is no JSON ({error})") from None
 
 
 def _object(value: Any) -> Row:
     if not isinstance(value, dict):
         raise ClipError(f"is {_kind(value)}, not an object")
-    if not _is_text(json.dumps(value, ensure_ascii=False)):
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        raise ClipError("is nested too deeply") from None
+    if not _is_text(text):
         raise ClipError("is not UTF-8 text")
     return value
 

@@ -148,7 +148,7 @@ WRONG = {
     "descending": ({"solver": {"omega": [5, 1]}}, "solver.omega in file1 must be two numbers, 0 <= low <= high"),
     "not-a-table": ({"train": 3}, "train in file1 must be a table"),
     "of-a-plugin": ({"energy": {"shake": {"top": 13}}}, "energy 'shake': an unlucky number"),
-    "negative-seed": ({"seed": -1}, "seed in file1 must be >= 0: -1"),
+    "negative-seed": ({"seed": -1}, "seed in file1 must be a whole number from 0 to 2.63 - 1"),
     "name-with-a-slash": ({"name": "../x"}, "name in file1 must be letters"),
     "device": ({"device": "gpu"}, "device in file1 must be auto, cpu, cuda"),
     "no-value-taken": ({"routes": ["keep:x"]}, "route 'keep' takes no value after ':'"),
@@ -204,11 +204,11 @@ def test_a_malformed_file_is_reported_with_its_line(tmp_path):
     toml.write_text("seed = 1\n[train\nlr = 1\n")
     json_.write_text('{"seed": 1,\n}')
 
-    with pytest.raises(GuidedCDError, match=r"a\.toml is malformed: .*line 2"):
+    with pytest.raises(GuidedCDError, match=r"a\.toml is .*: .*line 2"):
         read_config(toml)
-    with pytest.raises(GuidedCDError, match=r"a\.json is malformed: .*line 2"):
+    with pytest.raises(GuidedCDError, match=r"a\.json is .*: .*line 2"):
         read_config(json_)
-    with pytest.raises(GuidedCDError, match="no such file"):
+    with pytest.raises(GuidedCDError, match="is missing"):
         read_config(tmp_path / "b.toml")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import av
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from guidedcd.data import media
 from guidedcd.errors import GuidedCDError
@@ -64,11 +65,17 @@ def test_metadata_lies_beside_the_video(tmp_path):
     assert media.sidecar(path) == tmp_path / "a.json"
 
 
-def test_the_same_video_gives_the_same_bytes():
-    """Encoding is deterministic, so files can be compared by their digest."""
-    frames = media.to_uint8(moving_square())
+@pytest.mark.parametrize("shape", [(6, 32, 48), (24, 130, 322), (48, 128, 320)])
+def test_the_same_frames_give_the_same_file(tmp_path, shape):
+    """Encoding is deterministic, so files can be compared by their digest, whatever the size of the video."""
+    frames = np.random.default_rng(0).integers(0, 255, (*shape, 3)).astype(np.uint8)
+    frames = frames[:, ::16, ::16].repeat(16, 1).repeat(16, 2)[:, : shape[1], : shape[2]]
+    contents = set()
+    for _ in range(6):
+        media.write_mp4(tmp_path / "a.mp4", frames, 8)
+        contents.add((tmp_path / "a.mp4").read_bytes())
 
-    assert media.mp4_bytes(frames, 8) == media.mp4_bytes(frames, 8)
+    assert len(contents) == 1
 
 
 def test_a_gif_loops_and_keeps_its_colours(tmp_path):
@@ -121,11 +128,36 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(media, "mp4_bytes", fail)
+    monkeypatch.setattr(media, "write_mp4", fail)
     with pytest.raises(KeyboardInterrupt):
         media.write_video(tmp_path / "a.mp4", moving_square(), fps=8)
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("caption", ["word " * 20_000, "x" * 1_000_000, "\u200b" * 1_000_000])
+def test_long_captions_are_cut_at_once(tmp_path, caption):
+    """A caption of any length is measured a few times only."""
+    font = ImageFont.load_default(13)
+    measured = []
+
+    class Counting:
+        def getlength(self, text):
+            measured.append(text)
+            return font.getlength(text)
+
+    assert font.getlength(media._fitted(caption, Counting(), 300)) <= 300
+    assert len(measured) < 20
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"height": "x"}', '{"height": 1.5}', "{"])
+def test_damaged_metadata_is_named(tmp_path, content):
+    """Metadata of another form than a video's is one sentence with the file's name."""
+    path = media.write_video(tmp_path / "a.mp4", moving_square(), fps=8)
+    media.sidecar(path).write_text(content)
+
+    with pytest.raises(GuidedCDError, match=r"a\.json"):
+        media.read_video(path)
 
 
 def test_a_contact_sheet_has_a_row_per_video(tmp_path):

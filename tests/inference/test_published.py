@@ -17,8 +17,9 @@ from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Chosen
 from guidedcd.data import media
 from guidedcd.diffusion.sampler import sample_steps
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import read_json, write_json
+from guidedcd.files import write_json
 from guidedcd.inference import pipeline
 from guidedcd.inference.generate import run_sample
 from guidedcd.inference.published import load_published

@@ -15,8 +15,8 @@ from toy_plugin import make
 
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Run
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import read_json
 from guidedcd.planning.alternatives import choices
 from guidedcd.planning.estimate import Estimator, run_bytes
 from guidedcd.planning.gpus import GB, KNOWN, Machine, machine

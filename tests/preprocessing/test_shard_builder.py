@@ -31,9 +31,10 @@ from guidedcd.cli.preprocess import part
 from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip
 from guidedcd.diffusion.randomness import noise
+from guidedcd.documents import read_json
 from guidedcd.energies import inversion
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import file_digest, read_json, write_json
+from guidedcd.files import file_digest, write_json
 from guidedcd.models.attention_probes import recorded_layers, temporal_layers
 from guidedcd.preprocessing import estimates
 from guidedcd.preprocessing.preprocess import run_preprocess

@@ -16,9 +16,9 @@ from short_training import TWO_PROCESSES, interrupted, launch, trained
 from torch import nn
 from toy_plugin import make
 
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation.report.page import write_report
-from guidedcd.files import read_json
 from guidedcd.models.student import Student
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore

@@ -20,8 +20,9 @@ from guidedcd import devices
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.console import console
 from guidedcd.data.routing import Sample
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import read_json, write_json
+from guidedcd.files import write_json
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.shards import shard_name
 from guidedcd.preprocessing.store import LatentStore

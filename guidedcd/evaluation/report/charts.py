@@ -10,6 +10,8 @@ import attrs
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 360, 190
+LARGEST = 1e100
+"""Larger numbers are drawn nowhere: their differences and ratios would not be finite."""
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
 
 
@@ -54,11 +56,11 @@ def line_chart(title: str, series: Mapping[str, Sequence[Point]], *, x_label: st
 
     Args:
         title: What is drawn; the figure's heading.
-        series: Points (x, y) by name, in order of x; points that are not finite are left out.
+        series: Points (x, y) by name, in order of x; those beyond `LARGEST` or not finite are left out.
         x_label: What x is.
     """
     kept = {
-        name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)] for name, points in series.items()
+        name: [(x, y) for x, y in points if abs(x) < LARGEST and abs(y) < LARGEST] for name, points in series.items()
     }
     kept = {name: points for name, points in kept.items() if points}
     if not kept:

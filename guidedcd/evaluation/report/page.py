@@ -16,24 +16,38 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
 from guidedcd.evaluation.report.charts import Chart, line_chart
 from guidedcd.evaluation.report.score_tables import choice, model_card, scores
 from guidedcd.evaluation.report.videos import clock, shots, validated
-from guidedcd.files import read_json, replacing
+from guidedcd.files import replacing
 from guidedcd.training.log import read_log
 from guidedcd.version import __version__
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "open_clip_torch", "peft")
 
+RUN = {
+    "name?": str,
+    "guidedcd?": str,
+    "command?": (str, [str]),
+    "teacher?": {str: {}},
+    "data?": [{str: {}}],
+    "energy?": {str: {}},
+    "rewards?": {str: {}},
+    "routes?": {str: {}},
+}
+"""Form of run.json, as far as the report reads it; see `guidedcd.documents`."""
 
-def write_report(folder: Path, *, out: Path | None = None) -> Path:
+
+def write_report(folder: Path, *, out: Path | None = None, results: Path | None = None) -> Path:
     """Write the report of a run from run.json, log.jsonl, evaluation.json and videos/; what is missing is left out.
 
     Args:
         folder: The run's folder.
-        out: The HTML file, by default report.html in the folder.
+        out: The HTML file, by default report.html beside the evaluation.
+        results: The folder of the evaluation, by default the run's; a checkpoint's lies elsewhere.
 
     Returns:
         The HTML file.
@@ -44,17 +58,22 @@ def write_report(folder: Path, *, out: Path | None = None) -> Path:
     folder = Path(folder)
     if not (folder / "run.json").is_file():
         raise GuidedCDError(f"{folder} is no run folder: it has no run.json.")
-    run = read_json(folder / "run.json")
+    run = read_json(folder / "run.json", RUN)
     log = read_log(folder / "log.jsonl")
-    evaluation = read_json(folder / "evaluation.json") if (folder / "evaluation.json").is_file() else None
-    out = Path(out) if out else folder / "report.html"
+    results = results or folder
+    evaluation = tables.read(results / "evaluation.json") if (results / "evaluation.json").is_file() else None
+    out = Path(out) if out else results / "report.html"
     with replacing(out) as part:
-        part.write_text(page(folder, run, log, evaluation), encoding="utf-8")
+        part.write_text(page(folder, run, log, evaluation, results), encoding="utf-8", errors="backslashreplace")
     return out
 
 
 def page(
-    folder: Path, run: Mapping[str, Any], log: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any] | None
+    folder: Path,
+    run: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]],
+    evaluation: Mapping[str, Any] | None,
+    results: Path,
 ) -> str:
     """The whole HTML document."""
     files = resources.files(__package__)
@@ -65,8 +84,8 @@ def page(
         facts=_facts(run, log),
         command=command(folder, run),
         summary=evaluation and (evaluation.get("summary") or tables.summary(evaluation)),
-        videos=shots(folder, videos),
-        clock=clock(folder, videos),
+        videos=shots(results, videos),
+        clock=clock(results, videos),
         scores=evaluation and scores(evaluation),
         choice=evaluation and choice(evaluation),
         evaluate_command=f"guidedcd evaluate {shlex.quote(str(folder))}",

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from guidedcd.data import media
-from guidedcd.files import read_json
+from guidedcd.documents import read_json
 
 Entries = Sequence[Mapping[str, Any]]
 
@@ -55,28 +55,37 @@ def validated(folder: Path, columns: int = 6) -> list[Shot]:
     entries: dict[str, dict[str, Any]] = {}
     for path in (video for step in steps for video in sorted(step.glob("*.mp4"))):
         if media.sidecar(path).is_file():
-            about = read_json(media.sidecar(path))
+            about = read_json(media.sidecar(path), {**media.METADATA, "prompt": str, "step": int})
             pane = {"row": "validation", "label": f"step {about['step']}", "file": str(path.relative_to(folder))}
             entries.setdefault(about["prompt"], {"prompt": about["prompt"], "panes": []})["panes"].append(pane)
     return shots(folder, list(entries.values()))
+
+
+def inside(folder: Path, name: str) -> Path | None:
+    """The file `name` of a run, or None where that lies outside of the run's folder: pages are sent to others."""
+    try:
+        path = (folder / name).resolve()
+        return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, or a loop of links
+        return None
 
 
 def _panes(folder: Path, panes: Entries) -> list[Pane]:
     return [
         Pane(
             label=pane["label"],
-            source=media.data_uri((folder / pane["file"]).read_bytes(), "video/mp4"),
+            source=media.data_uri(path.read_bytes(), "video/mp4"),
             student=pane["row"] == "student",
         )
         for pane in panes
-        if (folder / pane["file"]).is_file()
+        if (path := inside(folder, pane["file"])) is not None
     ]
 
 
 def clock(folder: Path, entries: Entries) -> Clock | None:
     """Number and rate of the frames of every video, from the first one that has a sidecar file."""
-    for path in (folder / pane["file"] for entry in entries for pane in entry["panes"]):
-        if media.sidecar(path).is_file():
-            about = read_json(media.sidecar(path))
+    for path in (inside(folder, pane["file"]) for entry in entries for pane in entry["panes"]):
+        if path is not None and media.sidecar(path).is_file():
+            about = read_json(media.sidecar(path), {**media.METADATA, "frames": int, "fps": float})
             return Clock(frames=int(about["frames"]), fps=f"{float(about['fps']):g}")
     return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,9 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from guidedcd.errors import GuidedCDError
+from guidedcd.files import child_environment
 
 _CHILD = """
-import json, sys, warnings
+import json, os, queue, shutil, sys, threading, warnings
+jobs = queue.SimpleQueue()
+def read():
+    # The end of the input means that the parent has ended, in whatever way: nothing of this process stays.
+    for line in sys.stdin:
+        jobs.put(line)
+    shutil.rmtree({scratch!r}, ignore_errors=True)
+    os._exit(0)
+threading.Thread(target=read, daemon=True).start()
 if {alone}:
     sys.modules["guidedcd"] = None  # importing it fails, as where it is not installed
 warnings.simplefilter("ignore")
@@ -27,8 +35,8 @@ import torch
 from safetensors.torch import load_file, save_file
 torch.set_num_threads({threads})
 import diffusers, transformers  # while there is nothing else to do yet
-for line in sys.stdin:
-    job = json.loads(line)
+while True:
+    job = json.loads(jobs.get())
     out = {{}}
     known = {{"folder": job["folder"], "given": load_file(job["given"]), "options": job["options"], "out": out}}
     with torch.no_grad():
@@ -56,15 +64,15 @@ class Fresh:
         self._scratch = tempfile.TemporaryDirectory()
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - see __exit__
         self._pending: list[tuple[str, Path]] = []
-        program = _CHILD.format(threads=torch.get_num_threads(), alone=alone)
+        program = _CHILD.format(threads=torch.get_num_threads(), alone=alone, scratch=self._scratch.name)
         quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program],
+            [sys.executable, "-P", "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**os.environ, **quiet},
+            env={**child_environment(), **quiet},
         )
 
     def begin(self, script: str, folder: Path, inputs: Mapping[str, Tensor], options: Mapping[str, Any]) -> None:

@@ -173,10 +173,23 @@ def _looks_safe(path: Path) -> bool:
 def _torch_object(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise EOFError("empty file")
+    if zipfile.is_zipfile(path):
+        _check_stored(path)
     # Files of PyTorch before 1.6 cannot be mapped; they are read whole.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the pickle's protocol: what cannot be read becomes an error
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse a zip file that grows when it is read: PyTorch compresses nothing."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > entry.compress_size:
+                raise GuidedCDError(
+                    f"{path} is compressed, which no file of PyTorch is: refused, for it may fill the memory. "
+                    "Unpack it, or download it again."
+                )
 
 
 def _refused(path: Path, text: str) -> str:

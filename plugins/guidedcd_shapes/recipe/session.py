@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ import attrs
 import torch
 
 from guidedcd.files import write_json
+from guidedcd.locks import locked
 from guidedcd_shapes import models, vocabulary, world
 
 VARIETY = world.Variety(texture=True, sway=2.0)
@@ -107,14 +106,10 @@ class Session:
 
     def _merge(self, change: Callable[[dict[str, Any]], None]) -> None:
         """Change meta.json while no other process does; stages may run side by side in one folder."""
-        folder = os.open(self.out, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        with locked(self.out, "the recipe's folder", wait=True):
             meta = models.meta(self.out) | describe()
             change(meta)
             write_json(self.out / "meta.json", meta)
-        finally:
-            os.close(folder)
 
     def meta(self) -> dict[str, Any]:
         """What stages have recorded, by their names."""

@@ -15,8 +15,8 @@ from guidedcd.cli import main
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Run
 from guidedcd.data.inspection import inspect_data, readers
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import read_json
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
 
