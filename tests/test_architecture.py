@@ -23,9 +23,10 @@ FLOORS = (
     "config",
     "plugins diffusion acceleration",
     "files console devices",
+    "documents locks",
     "errors version",
 )
-LIGHT = {"errors", "files", "console", "version", "plugins", "config", "cli"}
+LIGHT = {"errors", "documents", "locks", "files", "console", "version", "plugins", "config", "cli"}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 TREES = {path.relative_to(ENGINE): ast.parse(path.read_text()) for path in sorted(ENGINE.rglob("*.py"))}
 

@@ -47,7 +47,7 @@ FORM = {
     "asked?": {},
     "splits": {str: {"title": str, "prompts": [str]}},
     "choice": {
-        "prompts": int,
+        "prompts": (int, str),
         "tried": [{**_SCORE, "label": str, "steps": int, "solver": str, "omega": float, "score": str, "chosen": bool}],
     },
     "metrics": {str: {"title?": str, "better?": str}},

@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from guidedcd.data.routing import Sample
 from guidedcd.config.resolve import run_from_dict
-from guidedcd.files import read_json
+from guidedcd.documents import read_json
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.workflow import run_training

@@ -247,7 +247,7 @@ def test_gradient_checkpointing_changes_no_number(teacher, inputs):
 
 def test_saved_settings_are_readable(teacher, tmp_path):
     """student.json names the energies, the student's options and its teacher's fingerprint."""
-    from guidedcd.files import read_json
+    from guidedcd.documents import read_json
 
     Student(teacher, LORA, ("pta",)).save(tmp_path)
     meta = read_json(tmp_path / "student.json")

@@ -457,7 +457,7 @@ sys.path[:0] = json.loads(sys.argv[3])
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from guidedcd.files import read_json
+from guidedcd.documents import read_json
 from guidedcd.preprocessing.preprocess import run_preprocess
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Run
