@@ -13,8 +13,8 @@ def test_what_is_there_is_left_out_of_collections_until_the_block_ends():
     """Objects are frozen inside, also by a block within a block, and are not afterwards, whatever happened."""
     with pytest.raises(KeyboardInterrupt), settled():
         with settled():
-            assert gc.get_freeze_count() > 1000
-        assert gc.get_freeze_count() > 1000
+            assert gc.get_freeze_count() > 0
+        assert gc.get_freeze_count() > 0
         raise KeyboardInterrupt
     assert gc.get_freeze_count() == 0
 

@@ -72,8 +72,8 @@ def test_profiles_know_our_kernels(scripts):
     pytest.importorskip("triton")
     import unet
 
-    folder = scripts.parent / "guidedcd" / "fast"
-    texts = [path.read_text() for path in folder.glob("*kernels*.py")]
+    folder = scripts.parent / "guidedcd" / "acceleration" / "kernels"
+    texts = [path.read_text() for path in folder.glob("*.py")]
     names = [name for text in texts for name in re.findall(r"@triton.jit\ndef (\w+)\(", text) if name != "_softmax"]
 
     assert len(names) > 10

@@ -13,21 +13,6 @@ import pytest
 
 from guidedcd.plugins.scaffold.render import render
 
-ENGINE = (
-    "train",
-    "preprocess",
-    "batches",
-    "distil",
-    "guidance",
-    "references",
-    "student",
-    "sample",
-    "store",
-    "resolve",
-    "run",
-)
-"""The modules that must know no component by name."""
-
 
 @pytest.fixture(scope="module")
 def example(repository) -> Path:
@@ -110,12 +95,11 @@ def test_both_packages_are_listed(installed):
     assert "did not load" not in done.stdout
 
 
-def test_the_engine_knows_no_component(repository):
-    """Neither the example nor a shipped energy, reward or route is named in the engine."""
-    for module in ENGINE:
-        code = (repository / "guidedcd" / f"{module}.py").read_text()
-        found = [name for name in ("jerk", '"pta"', '"hps"', '"internv2"', '"short-caption"') if name in code]
-        assert found == [], module
+def test_the_engine_does_not_know_the_example(repository):
+    """No module of the engine contains the example's name, apart from the docstring of the conformance checks."""
+    modules = [path for path in (repository / "guidedcd").rglob("*.py") if "testing" not in path.parts]
+    assert len(modules) > 100
+    assert [path for path in modules if "jerk" in path.read_text(encoding="utf-8")] == []
 
 
 @pytest.mark.slow

@@ -338,7 +338,7 @@ def test_a_missing_part_is_told_before_the_work(toy, tmp_path, monkeypatch):
     def missing(self, config):
         raise GuidedCDError("hps: there is no file")
 
-    monkeypatch.setattr("toy.Reward.__init__", missing)
+    monkeypatch.setattr("toy_plugin.Reward.__init__", missing)
     with pytest.raises(GuidedCDError, match="there is no file"):
         run_training(make())
     assert not (tmp_path / "runs").exists()
