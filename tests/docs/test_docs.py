@@ -56,7 +56,7 @@ def test_lines_of_prose_are_short(page):
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         fenced ^= line.lstrip().startswith("```")
         if not fenced and not line.lstrip().startswith(("|", "```")):
-            assert len(line) <= 100 or len(re.sub(r"`[^`]*`", "", line)) <= 80, f"line {number} is too long"
+            assert len(line) <= 100 or len(re.sub(r"`[^`]*`", "", line)) <= 60, f"line {number} is too long"
 
 
 @cache
