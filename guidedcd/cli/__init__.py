@@ -30,6 +30,7 @@ from guidedcd.cli import (
     train,
 )
 from guidedcd.cli.errors import explain
+from guidedcd.cli.examples import add_examples
 from guidedcd.cli.run_flags import run_flags, same_words
 from guidedcd.config.run import DEFAULT_PROFILE
 from guidedcd.config.sources import profiles
@@ -74,6 +75,7 @@ def build(registry: Registry, command: str = "", profile: str = DEFAULT_PROFILE)
     )
     for name, module in COMMANDS.items():
         module.add(app, registry, run_flags(registry, profile) if name == command else Any)
+    add_examples(app)
     return app
 
 

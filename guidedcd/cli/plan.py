@@ -54,7 +54,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         store
             Where the store would go, to see whether it fits.
         """
-        run = read_run(flags, registry)
+        run = read_run(flags, registry, needs_data=probe)
         if on is None:
             usable(run.device)
         from guidedcd.planning.plan import Question, run_plan

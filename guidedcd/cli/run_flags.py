@@ -134,8 +134,12 @@ def run_flags(registry: Registry, profile: str) -> type:
     return attrs.make_class("RunFlags", fields, frozen=True, kw_only=True)
 
 
-def read_run(flags: Any, registry: Registry) -> Run:
-    """The run that profile, config file and flags describe together."""
+def read_run(flags: Any, registry: Registry, *, needs_data: bool = True) -> Run:
+    """The run that profile, config file and flags describe together.
+
+    Raises:
+        GuidedCDError: A name, option or value that does not exist; no dataset, if `needs_data`.
+    """
     written = _given(flags) if flags is not None else {}
     layers = []
     if "config" in written:
@@ -144,7 +148,7 @@ def read_run(flags: Any, registry: Registry) -> Run:
     for layer in layers:
         profile = profile or layer.scalars.get("profile")
     layers.insert(0, read_profile(convert(profile.value, str, profile.where) if profile else DEFAULT_PROFILE))
-    return resolve([*layers, _layer(written)], registry)
+    return resolve([*layers, _layer(written)], registry, needs_data=needs_data)
 
 
 def _layer(written: Mapping[str, Any]) -> Layer:

@@ -17,8 +17,13 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Component, Registry, load_plugins
 
 
-def resolve(layers: Sequence[Layer], registry: Registry) -> Run:
+def resolve(layers: Sequence[Layer], registry: Registry, *, needs_data: bool = True) -> Run:
     """One run from `layers`, later ones winning.
+
+    Args:
+        layers: Profile, file and flags, in this order.
+        registry: The installed plugins.
+        needs_data: Whether a run without a dataset is an error; a plan needs none.
 
     Raises:
         GuidedCDError: A name, option or value that does not exist, or no teacher or dataset.
@@ -31,7 +36,7 @@ def resolve(layers: Sequence[Layer], registry: Registry) -> Run:
     if len(chosen["teacher"]) != 1:
         named = " and ".join(one.name for one in chosen["teacher"]) or "none"
         raise GuidedCDError(f"a run has one teacher, but {named} is selected. Use --teacher NAME.")
-    if not chosen["data"]:
+    if needs_data and not chosen["data"]:
         raise GuidedCDError(f"profile '{profile}' selects no dataset. Use --data NAME[:VALUE].")
     for key, found in chosen.items():
         names = [one.name for one in found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from guidedcd.planning import tables
 from guidedcd.planning.alternatives import choices
 from guidedcd.planning.estimate import Estimator, Stage, usable
 from guidedcd.planning.gpus import GB, Machine, machine
+from guidedcd.planning.skeletons import outline
 from guidedcd.preprocessing.estimates import existing
 
 
@@ -52,7 +54,7 @@ def run_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
         question: What for, and how to say it.
 
     Returns:
-        JSON values: machine, preprocess, train, cheaper, probe, warnings.
+        JSON values: machine, preprocess, train, cheaper, probe, warnings, and what is assumed without a dataset.
 
     Raises:
         GuidedCDError: The device is not known, or the teacher cannot be built.
@@ -65,6 +67,7 @@ def run_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
         memory=question.memory,
     )
     processes = question.processes or process()[1]
+    logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)  # it warns of every cast
     estimator, say = Estimator(where, processes), not question.as_json
     stages = {"preprocess": estimator.preprocess(run), "train": estimator.train(run)}
     found: dict[str, Any] = {
@@ -72,6 +75,12 @@ def run_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
         **{name: attrs.asdict(stage) for name, stage in stages.items()},
         "warnings": warnings(run, stages, where, question.store, estimator.left_out),
     }
+    if not run.data:
+        geometry = outline(run.teacher).geometry
+        found["assumed"] = (
+            f"no dataset is selected; the plan assumes {run.preprocess.videos:,} videos of {geometry.frames} frames, "
+            f"{geometry.width} x {geometry.height} pixels, which the teacher takes"
+        )
     if say:
         tables.stages(run, where, processes, stages, estimator)
     if question.probe:
@@ -90,6 +99,8 @@ def run_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
         if say:
             tables.cheaper(found["cheaper"])
     if say:
+        if "assumed" in found:
+            console.print(f"data     {found['assumed']}", highlight=False)
         for warning in found["warnings"]:
             console.print(f"warning  {warning}")
     else:

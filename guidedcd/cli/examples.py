@@ -1,0 +1,44 @@
+"""The example with which each page of help begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cyclopts import App
+
+EXAMPLES = {
+    (): "guidedcd train --energies pta --rewards hps,clip",
+    ("train",): "guidedcd train --energies pta --rewards hps,clip",
+    ("data",): "guidedcd data inspect",
+    ("data", "inspect"): "guidedcd data inspect --data videos:my-clips --sample 16",
+    ("preprocess",): "guidedcd preprocess --energies pta",
+    ("store",): "guidedcd store verify runs/stores/3f2a",
+    ("store", "show"): "guidedcd store show runs/stores/3f2a",
+    ("store", "verify"): "guidedcd store verify runs/stores/3f2a --samples 4",
+    ("plan",): "guidedcd plan --profile t2v-turbo-v2 --on h200",
+    ("sample",): 'guidedcd sample runs/my-run "a red circle moving left" --steps 4',
+    ("evaluate",): "guidedcd evaluate runs/my-run --prompts 64",
+    ("report",): "guidedcd report runs/my-run",
+    ("export",): "guidedcd export runs/my-run my-student --format diffusers",
+    ("convert",): "guidedcd convert videocrafter2 model.ckpt my-folder",
+    ("plugins",): "guidedcd plugins list",
+    ("plugins", "list"): "guidedcd plugins list",
+    ("plugins", "show"): "guidedcd plugins show pta",
+    ("plugins", "doctor"): "guidedcd plugins doctor pta",
+    ("plugins", "new"): "guidedcd plugins new energy my-energy",
+}
+"""By the words of a command."""
+
+
+def pages(app: App, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], App]]:
+    """`app` and every command below it that has a page of help, each with its words."""
+    yield words, app
+    for name in app:
+        if not name.startswith("-"):
+            yield from pages(app[name], (*words, name))
+
+
+def add_examples(app: App) -> None:
+    """Put each command's example at the top of its page of help."""
+    for words, page in pages(app):
+        page.help_prologue = f"Example: {EXAMPLES[words]}"
