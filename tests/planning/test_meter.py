@@ -419,3 +419,14 @@ def test_shapes_run_json_is_planned(tmp_path):
     stage = Estimator(gpu()).preprocess(run_from_dict(read_json(path)))
 
     assert stage.tflop > 0 and stage.largest_batch > 0
+
+
+def test_a_plan_needs_no_dataset(toy, capsys):
+    """Without a dataset the plan states the videos that it assumes; its figures are those of a run with one."""
+    run = make()
+    assumed = run_plan(attrs.evolve(run, data=()), Question(on="h200", cheaper=False))
+    usual = run_plan(run, Question(on="h200", cheaper=False))
+
+    assert "the plan assumes" in assumed.pop("assumed")
+    assert assumed == usual
+    assert "no dataset is selected" in capsys.readouterr().out
