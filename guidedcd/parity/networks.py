@@ -101,19 +101,8 @@ def cd_step(file: Tensors, options: dict[str, Any]) -> tuple[dict[str, Tensor], 
             said.append(student(*args))
             return said[-1]
 
-        value, f = distance(
-            speak,
-            schedule,
-            z,
-            t,
-            z_next,
-            t_next,
-            cond,
-            omega,
-            lambdas,
-            loss=loss,
-            huber_c=float(option("huber_c", 1e-3)),
-        )
+        points = (z, t, z_next, t_next, cond, omega, lambdas)
+        value, f = distance(speak, schedule, *points, loss=loss, huber_c=float(option("huber_c", 1e-3)))
         value.backward()
         found |= {"noise_pred": said[0].detach(), "model_pred": f.detach(), "target_noise_pred": said[1]}
         found["target"] = schedule.consistency(z_next, said[1], t_next)

@@ -18,6 +18,7 @@ from guidedcd.models.checkpoints import videocrafter2
 from guidedcd.models.checkpoints.architecture import Architecture, check_fps
 from guidedcd.models.checkpoints.open_clip_tokens import clean, possible, tokenizer, write_tokenizer
 from guidedcd.models.checkpoints.reading import exists, open_state
+from guidedcd.models.teachers.videocrafter2 import VideoCrafter2Teacher
 from guidedcd.version import __version__
 
 PROMPTS = ("", "A cat! plays the piano, 4k -- (masterpiece)", "two red balls roll down a hill " * 30)
@@ -92,7 +93,6 @@ def convert_videocrafter2(
     kept: dict[str, Any] = {"dtype": getattr(torch, dtype), "copy": False}
     given = _inputs(architecture)
     expected: dict[str, Tensor] = {}
-
     options: dict[str, Any] = {"dtype": dtype, "prompts": []}
     with replacing(out) as folder, Fresh() as test, torch.no_grad():
         folder.mkdir()
@@ -132,19 +132,24 @@ def convert_videocrafter2(
         write_index(folder, tokenizer=readable_words)
         about = {"source": Path(path).name, "fps": fps, "dtype": dtype, "guidedcd": __version__}
         write_json(folder / "conversion.json", about)
-        write_card(
-            folder,
-            title="VideoCrafter2 for diffusers",
-            base="VideoCrafter/VideoCrafter2",
-            text=f"Converted from `{Path(path).name}`. The network is told {fps} frames per second: that input is "
-            "folded into its weights. Every other weight is the published one. Texts were cleaned during training "
-            "(ftfy, HTML entities, lower case); clean unusual ones before you tokenize them.",
-            usage=_USAGE,
-            settings=about,
-        )
+        _write_card(folder, about)
         error = compare(expected, test.results(), 1e-4 if dtype == "float32" else 5e-2)
     console.print(f"convert  {out}: loads in a fresh process, largest error {error:.1g} of the magnitude")
     return out
+
+
+def _write_card(folder: Path, about: dict[str, Any]) -> None:
+    """Write the folder's model card; `about` is the content of conversion.json."""
+    write_card(
+        folder,
+        title="VideoCrafter2 for diffusers",
+        base=VideoCrafter2Teacher.base_model,
+        text=f"Converted from `{about['source']}`. The network is told {about['fps']} frames per second: that input is "
+        "folded into its weights. Every other weight is the published one. Texts were cleaned during training "
+        "(ftfy, HTML entities, lower case); clean unusual ones before you tokenize them.",
+        usage=_USAGE,
+        settings=about,
+    )
 
 
 def write_scheduler(folder: Path, arch: Architecture) -> None:

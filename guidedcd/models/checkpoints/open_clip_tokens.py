@@ -101,6 +101,25 @@ def write_tokenizer(folder: Path, vocabulary: int, length: int) -> None:
     vocab = {PAD: 0, **source.encoder}
     merges = [" ".join(pair) for pair in source.bpe_ranks]
     special = {END: vocabulary - 1, PAD: 0, START: vocabulary - 2}
+    options = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": length,
+        "bos_token": START,
+        "eos_token": END,
+        "unk_token": END,
+        "pad_token": PAD,
+        "do_lower_case": True,
+        "errors": "replace",
+    }
+    _write(folder / "tokenizer.json", _definition(vocab, merges, special))
+    _write(folder / "tokenizer_config.json", options)
+    _write(folder / "vocab.json", vocab)
+    _write(folder / "special_tokens_map.json", {k: options[k] for k in options if k.endswith("_token")})
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+
+
+def _definition(vocab: dict[str, int], merges: list[str], special: dict[str, int]) -> dict[str, Any]:
+    """The content of tokenizer.json: byte-pair encoding with `special` tokens around a text."""
     added = [
         {
             "id": index,
@@ -115,7 +134,7 @@ def write_tokenizer(folder: Path, vocabulary: int, length: int) -> None:
     ]
     one = {"type_id": 0}
     pattern = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    whole = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -158,21 +177,6 @@ def write_tokenizer(folder: Path, vocabulary: int, length: int) -> None:
             "merges": merges,
         },
     }
-    options = {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": length,
-        "bos_token": START,
-        "eos_token": END,
-        "unk_token": END,
-        "pad_token": PAD,
-        "do_lower_case": True,
-        "errors": "replace",
-    }
-    _write(folder / "tokenizer.json", whole)
-    _write(folder / "tokenizer_config.json", options)
-    _write(folder / "vocab.json", vocab)
-    _write(folder / "special_tokens_map.json", {k: options[k] for k in options if k.endswith("_token")})
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
 
 
 def _write(path: Path, value: Any) -> None:

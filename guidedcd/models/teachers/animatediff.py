@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,11 +52,42 @@ def load_animatediff(
     Raises:
         GuidedCDError: Something cannot be read, or the size cannot be taken.
     """
+    if not str(path):
+        raise GuidedCDError("animatediff needs a model: --teacher animatediff:FOLDER, a folder or hub id")
+    unet, vae, encoder, tokenizer, scheduler = _read(path, adapter, betas, dtype)
+    longest = unet.config.motion_max_seq_length
+    if not 1 <= frames <= longest:
+        raise GuidedCDError(f"frames must be 1 to {longest}, the positions of this motion adapter: {frames}")
+    compression = 2 ** (len(vae.config.block_out_channels) - 1)
+    if height < 1 or width < 1 or height % compression or width % compression:
+        raise GuidedCDError(f"height and width must be multiples of {compression}: {height}x{width}")
+    return AnimateDiffTeacher(
+        network=unet.to(dtype),
+        vae=vae,
+        text=ClipText(encoder, tokenizer),
+        schedule=NoiseSchedule.from_scheduler(scheduler),
+        geometry=Geometry(
+            frames=frames,
+            height=height,
+            width=width,
+            fps=fps,
+            channels=unet.config.in_channels,
+            compression=compression,
+        ),
+    )
+
+
+def _read(
+    path: str | Path, adapter: str | Path | None, betas: str, dtype: torch.dtype
+) -> tuple[Any, Any, Any, Any, Any]:
+    """(motion UNet, VAE, text encoder, tokenizer, scheduler) of `load_animatediff`'s folders.
+
+    Raises:
+        GuidedCDError: Something cannot be read.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, MotionAdapter, UNet2DConditionModel, UNetMotionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    if not str(path):
-        raise GuidedCDError("animatediff needs a model: --teacher animatediff:FOLDER, a folder or hub id")
     absent = hub.missing(path) or (hub.missing(adapter) if adapter else "")
     kept = {"use_safetensors": True, "torch_dtype": dtype}
     try:
@@ -87,23 +119,4 @@ def load_animatediff(
         raise GuidedCDError(
             f"cannot read AnimateDiff from {path}{f' with the adapter {adapter}' if adapter else ''}: {reason}"
         ) from error
-    longest = unet.config.motion_max_seq_length
-    if not 1 <= frames <= longest:
-        raise GuidedCDError(f"frames must be 1 to {longest}, the positions of this motion adapter: {frames}")
-    compression = 2 ** (len(vae.config.block_out_channels) - 1)
-    if height < 1 or width < 1 or height % compression or width % compression:
-        raise GuidedCDError(f"height and width must be multiples of {compression}: {height}x{width}")
-    return AnimateDiffTeacher(
-        network=unet.to(dtype),
-        vae=vae,
-        text=ClipText(encoder, tokenizer),
-        schedule=NoiseSchedule.from_scheduler(scheduler),
-        geometry=Geometry(
-            frames=frames,
-            height=height,
-            width=width,
-            fps=fps,
-            channels=unet.config.in_channels,
-            compression=compression,
-        ),
-    )
+    return unet, vae, encoder, tokenizer, scheduler
