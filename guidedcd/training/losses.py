@@ -1,4 +1,4 @@
-"""The consistency loss of a batch of stored draws (Algorithm 2)."""
+"""The losses of a batch of stored draws: distances of the student's predictions from the teacher's (Algorithm 2)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,86 @@ from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.plugins.configs import EnergyConfig
 
 
+class NoisyBatch:
+    """A batch at its noisy latents, with the teacher's guided step from there and the student's prediction there.
+
+    Objectives share it, so that the student's forward pass with a gradient is made once.
+
+    Args:
+        student: The network in training.
+        schedule: Noise levels.
+        batch: See `guidedcd.training.batches.Batch`; its strengths are already 0 where a sample is not guided.
+        grid: The solver's timesteps.
+        solver: How the step is guided.
+        energies: In the order of the columns of `batch.strengths`.
+    """
+
+    def __init__(
+        self,
+        student: Network,
+        schedule: NoiseSchedule,
+        batch: Any,
+        *,
+        grid: Tensor,
+        solver: Solver,
+        energies: Mapping[str, EnergyConfig],
+    ) -> None:
+        self.student, self.schedule, self.batch = student, schedule, batch
+        self.solver, self.energies = solver, energies
+        self.t = grid.to(batch.index.device)[batch.index]
+        self.z = schedule.add_noise(batch.z0, batch.noise, self.t)
+        # The store may keep half precision; the step is computed in the dtype of the latents.
+        cond, uncond = batch.cond_output.to(self.z.dtype), batch.uncond_output.to(self.z.dtype)
+        self._step = (self.z, cond, uncond, batch.omega, self.t)
+        inputs = [
+            lambda_input(strength, config.relative is not None)
+            for config, strength in zip(energies.values(), batch.strengths.unbind(dim=1), strict=True)
+        ]
+        self.lambdas = torch.stack(inputs, dim=1) if inputs else None
+        """Energy inputs of the student (B, E), or None for a student without energies."""
+        self._prediction: Tensor | None = None
+
+    @property
+    def prediction(self) -> Tensor:
+        """The clean latents (B, C, F, H, W) that the student predicts, with a gradient; computed once."""
+        if self._prediction is None:
+            output = self.student(self.z, self.t, self.batch.cond, self.batch.omega, self.lambdas)
+            self._prediction = self.schedule.consistency(self.z, output, self.t)
+        return self._prediction
+
+    def consistency_loss(self, **options: Any) -> Tensor:
+        """Distance from the student's prediction at the end of the teacher's guided step; options of `distance`."""
+        t_next = self.schedule.previous(self.t, self.solver.steps)
+        rule = (self.solver.rule, self.solver.noise_factor)
+        terms = []
+        for (name, config), strength in zip(self.energies.items(), self.batch.strengths.unbind(dim=1), strict=True):
+            score = self.batch.scores[name].to(self.z.dtype)
+            if config.relative is not None:
+                strength = strength_from_relative(self.schedule, *self._step, score, strength, *rule)
+            terms.append((score, strength))
+        z_next = guided_step(self.schedule, *self._step, t_next, terms, *rule)
+        batch = self.batch
+        loss, self._prediction = distance(
+            self.student,
+            self.schedule,
+            self.z,
+            self.t,
+            z_next,
+            t_next,
+            batch.cond,
+            batch.omega,
+            self.lambdas,
+            **options,
+        )
+        return loss
+
+    def guided_prediction_loss(self, *, loss: str = "huber", huber_c: float = 0.001) -> Tensor:
+        """Distance to the clean latents that the teacher's guided prediction means; costs no network call."""
+        _, o_c, o_u, omega, _ = self._step
+        goal = self.schedule.consistency(self.z, combine(o_c, o_u, omega), self.t)
+        return gap(self.prediction, goal, loss, huber_c)
+
+
 def consistency(
     student: Network,
     schedule: NoiseSchedule,
@@ -24,42 +104,27 @@ def consistency(
     solver: Solver,
     energies: Mapping[str, EnergyConfig],
     guided: float = 0.0,
+    target: Network | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of a batch of stored draws: noise the clean latents, take the teacher's guided step, compare.
-
-    A student begins as the unguided teacher, and its own predictions bring guidance from one solver step to the next
-    only slowly. With `guided`, it also learns the teacher's guided prediction at the same point (Meng et al. 2023,
-    stage one), which costs no network call.
+    """The consistency loss of a batch, and `guided` times its guided-prediction loss.
 
     Args:
         student: The network in training.
         schedule: Noise levels.
-        batch: See `guidedcd.training.batches.Batch`; its strengths are already 0 where a sample is not guided.
+        batch: See `NoisyBatch`.
         grid: The solver's timesteps.
         solver: How the step is guided.
         energies: In the order of the columns of `batch.strengths`.
-        guided: Weight of the distance to the clean latents that the teacher's guided prediction means, at least 0.
-        options: Of `distance`.
+        guided: Weight of the guided-prediction loss, at least 0.
+        target: The network of the second side; None takes the student itself.
+        options: `loss` and `huber_c`, see `distance`.
 
     Returns:
         (loss scalar, predicted clean latents (B, C, F, H, W)).
     """
-    t = grid.to(batch.index.device)[batch.index]
-    t_next = schedule.previous(t, solver.steps)
-    z = schedule.add_noise(batch.z0, batch.noise, t)
-    # The store may keep half precision; the step is computed in the dtype of the latents.
-    step = (z, batch.cond_output.to(z.dtype), batch.uncond_output.to(z.dtype), batch.omega, t)
-    how = (solver.rule, solver.noise_factor)
-    terms, inputs = [], []
-    for (name, config), strength in zip(energies.items(), batch.strengths.unbind(dim=1), strict=True):
-        relative, score = config.relative is not None, batch.scores[name].to(z.dtype)
-        inputs.append(lambda_input(strength, relative))
-        terms.append((score, strength_from_relative(schedule, *step, score, strength, *how) if relative else strength))
-    z_next = guided_step(schedule, *step, t_next, terms, *how)
-    lambdas = torch.stack(inputs, dim=1) if inputs else None
-    loss, f = distance(student, schedule, z, t, z_next, t_next, batch.cond, batch.omega, lambdas, **options)
+    noisy = NoisyBatch(student, schedule, batch, grid=grid, solver=solver, energies=energies)
+    loss = noisy.consistency_loss(target=target, **options)
     if guided:
-        goal = schedule.consistency(z, combine(*step[1:4]), t)
-        loss = loss + guided * gap(f, goal, options.get("loss", "huber"), options.get("huber_c", 0.001))
-    return loss, f
+        loss = loss + guided * noisy.guided_prediction_loss(**options)
+    return loss, noisy.prediction

@@ -20,13 +20,13 @@ from guidedcd.acceleration.apply import choose
 from guidedcd.acceleration.switch import is_fast, speed_up
 from guidedcd.config.run import Run
 from guidedcd.devices import blame_memory
-from guidedcd.diffusion.randomness import dropout_seed, reward_generator
+from guidedcd.diffusion.randomness import dropout_seed
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training import distributed, optimizer
 from guidedcd.training.batches import Batch
-from guidedcd.training.losses import consistency
+from guidedcd.training.objectives import BatchStep, objectives, total_loss
 from guidedcd.training.rollouts import Rollouts
 from guidedcd.training.step_metrics import StepMetrics
 
@@ -86,6 +86,7 @@ class TrainStep:
             if settings.gradient_checkpointing:
                 self.student.enable_gradient_checkpointing(settings.checkpointed)
             self.model, self.weights = distributed.distribute(self.student, run, accelerator)
+        self.objectives = objectives(run, self.student.target, rewards, rollouts)
         self.optimizer = accelerator.prepare(optimizer.build(self.weights.masters, settings))
         self._ahead: tuple[int, Future[Batch]] | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
@@ -155,47 +156,18 @@ class TrainStep:
         return (found.line if found.everywhere is None else found.everywhere) | {"lr": lr}
 
     def losses(self, model: Any, batch: Batch, number: int) -> tuple[Tensor, dict[str, Any]]:
-        """The total loss of one batch, and its parts for the log, on the device.
-
-        total = consistency loss - sum over rewards of weight * mean score over the samples routed to it, where the mean
-        runs over the samples of all processes.
-        """
-        run, processes = self.run, self.accelerator.num_processes
-        step, ramp = number // run.train.accumulate, run.train.guided_steps
-        with blame_memory("the student's forward pass", self._advice()), self.accelerator.autocast():
-            loss, predicted = consistency(
-                model,
-                self.schedule,
-                batch,
-                grid=self.grid,
-                solver=run.solver,
-                energies=run.energies,
-                guided=1 - step / ramp if step < ramp else 0.0,
-                loss=run.train.loss,
-                huber_c=run.train.huber_c,
-                target=self.student.target,
-            )
-        numbers: dict[str, Any] = {"cd_loss": loss.detach()}
-        if self.rewards.names:
-            generator = reward_generator(self.run.seed, number)
-            routes = list(batch.routes)
-            if self.rollouts is not None:
-                with blame_memory("the student's own videos", "Lower --train.rollouts"), self.accelerator.autocast():
-                    own, theirs = self.rollouts(model, number)
-                # First, so that `reward_batch` leaves out predictions from clips before them.
-                predicted, routes = torch.cat([own, predicted]), [*theirs, *routes]
-            with blame_memory("the rewards", "Use --train.reward-batch 1"):
-                scored = self.rewards(predicted, routes, generator, limit=run.train.reward_batch)
-            counts = torch.tensor([float(len(scores)) for scores in scored.values()])
-            if processes > 1:
-                counts = self.accelerator.reduce(counts.to(loss.device), "sum")
-            for (name, scores), count in zip(scored.items(), counts, strict=True):
-                numbers[f"routed/{name}"] = len(scores) / len(routes)
-                if len(scores):
-                    numbers[f"reward/{name}"] = scores.detach().mean()
-                    # Gradients are averaged over processes: times their number, over the samples of all of them.
-                    loss = loss - run.rewards[name].weight * scores.sum() * processes / count
-        return loss, {"loss": loss.detach()} | numbers
+        """The total loss of one batch, and its metrics for the log, on the device; see `objectives`."""
+        step = BatchStep(
+            run=self.run,
+            model=model,
+            batch=batch,
+            number=number,
+            schedule=self.schedule,
+            grid=self.grid,
+            accelerator=self.accelerator,
+            advice=self._advice(),
+        )
+        return total_loss(self.objectives, step)
 
     def _batch(self, number: int) -> Batch:
         """Batch `number`, on the device; the next one is read meanwhile."""

@@ -1,0 +1,210 @@
+"""The objectives of a training step: what its loss is the sum of.
+
+An objective is called as objective(model, batch, step) and returns (losses, metrics). The losses are scalars that are
+added to the step's total one by one, in this order; the metrics are numbers for the log. A run trains on any subset of
+objectives: those that read the student's prediction share one forward pass.
+
+Legend: B samples of this process and step, R videos that the student samples itself; latents (C, F, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import attrs
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from guidedcd.config.run import Run
+from guidedcd.data.routing import Route
+from guidedcd.devices import blame_memory
+from guidedcd.diffusion.consistency import Network
+from guidedcd.diffusion.randomness import reward_generator
+from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.rewards.scorer import RewardScorer
+from guidedcd.training.batches import Batch
+from guidedcd.training.losses import NoisyBatch
+from guidedcd.training.rollouts import Rollouts
+
+Terms = tuple[Sequence[Tensor], dict[str, Any]]
+"""(losses, metrics) of an objective."""
+
+
+@attrs.define(kw_only=True, eq=False, slots=False)
+class BatchStep:
+    """What the objectives of one batch share."""
+
+    run: Run
+    model: Network
+    """The student, called as model(z, t, cond, omega, lambdas)."""
+    batch: Batch
+    number: int
+    """Of the batch, from 0; the batches of one optimiser step follow each other."""
+    schedule: NoiseSchedule
+    grid: Tensor
+    """The solver's timesteps."""
+    accelerator: Accelerator
+    advice: str
+    """What needs less memory, for the error of a forward pass that runs out of it."""
+
+    @cached_property
+    def noisy(self) -> NoisyBatch:
+        """The batch at its noisy latents, with the student's prediction there."""
+        return NoisyBatch(
+            self.model,
+            self.schedule,
+            self.batch,
+            grid=self.grid,
+            solver=self.run.solver,
+            energies=self.run.energies,
+        )
+
+    @property
+    def prediction(self) -> Tensor:
+        """The clean latents (B, C, F, H, W) that the student predicts for the batch, with a gradient."""
+        with blame_memory("the student's forward pass", self.advice), self.accelerator.autocast():
+            return self.noisy.prediction
+
+
+class Objective(Protocol):
+    """One term of a step's loss."""
+
+    def __call__(self, model: Any, batch: Batch, step: BatchStep) -> Terms:
+        """(losses, metrics) of one batch; the metric `cd_loss` of several objectives is summed."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Consistency:
+    """The student's predictions at both ends of the teacher's guided step agree (Algorithm 2)."""
+
+    target: Network | None
+    """The network of the second side; None for the student itself."""
+    distance: Mapping[str, Any]
+    """`loss` and `huber_c`, see `guidedcd.diffusion.consistency.distance`."""
+
+    def __call__(self, model: Any, batch: Batch, step: BatchStep) -> Terms:
+        """The consistency loss."""
+        with blame_memory("the student's forward pass", step.advice), step.accelerator.autocast():
+            loss = step.noisy.consistency_loss(target=self.target, **self.distance)
+        return [loss], {"cd_loss": loss.detach()}
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class GuidedPrediction:
+    """The student predicts what the guided teacher predicts at the same point (Meng et al. 2023, stage one).
+
+    A student begins as the unguided teacher, and its own predictions bring guidance from one solver step to the next
+    only slowly. The weight falls from 1 to 0 over the first `steps` optimiser steps.
+    """
+
+    steps: int
+    distance: Mapping[str, Any]
+
+    def __call__(self, model: Any, batch: Batch, step: BatchStep) -> Terms:
+        """The guided-prediction loss times its weight, or nothing after the first steps."""
+        done = step.number // step.run.train.accumulate
+        if done >= self.steps:
+            return [], {}
+        with blame_memory("the student's forward pass", step.advice), step.accelerator.autocast():
+            loss = (1 - done / self.steps) * step.noisy.guided_prediction_loss(**self.distance)
+        return [loss], {"cd_loss": loss.detach()}
+
+
+class Predictions(Protocol):
+    """Predictions that rewards score."""
+
+    def __call__(self, model: Any, batch: Batch, step: BatchStep) -> tuple[Tensor, Sequence[Route]]:
+        """(predicted clean latents (N, C, F, H, W), a route for each)."""
+
+
+def clip_predictions(model: Any, batch: Batch, step: BatchStep) -> tuple[Tensor, Sequence[Route]]:
+    """The student's predictions for the clips of the batch (B, C, F, H, W)."""
+    return step.prediction, list(batch.routes)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class OwnVideos:
+    """Videos (R, C, F, H, W) that the student samples from noise."""
+
+    rollouts: Rollouts
+
+    def __call__(self, model: Any, batch: Batch, step: BatchStep) -> tuple[Tensor, Sequence[Route]]:
+        """The predictions of the last sampling step, and the routes of their prompts."""
+        with blame_memory("the student's own videos", "Lower --train.rollouts"), step.accelerator.autocast():
+            return self.rollouts(model, step.number)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Rewards:
+    """Rewards of predicted videos rise: minus weight times the mean over the samples that are routed to a reward.
+
+    The mean runs over the samples of all sources and of all processes, so that each sample counts the same. That is
+    why one objective scores all sources together.
+    """
+
+    scorer: RewardScorer
+    sources: Sequence[Predictions]
+    """In the order in which `reward_batch` keeps their samples."""
+
+    def __call__(self, model: Any, batch: Batch, step: BatchStep) -> Terms:
+        """One loss per reward that has samples, and its mean and the routed share of samples for the log."""
+        run, accelerator = step.run, step.accelerator
+        pairs = [source(model, batch, step) for source in self.sources]
+        predicted = pairs[0][0] if len(pairs) == 1 else torch.cat([latents for latents, _ in pairs])
+        routes = [route for _, some in pairs for route in some]
+        generator = reward_generator(run.seed, step.number)
+        with blame_memory("the rewards", "Use --train.reward-batch 1"):
+            rewards = self.scorer(predicted, routes, generator, limit=run.train.reward_batch)
+        counts = torch.tensor([float(len(values)) for values in rewards.values()])
+        if accelerator.num_processes > 1:
+            counts = accelerator.reduce(counts.to(predicted.device), "sum")
+        losses: list[Tensor] = []
+        metrics: dict[str, Any] = {}
+        for (name, values), count in zip(rewards.items(), counts, strict=True):
+            metrics[f"routed/{name}"] = len(values) / len(routes)
+            if len(values):
+                metrics[f"reward/{name}"] = values.detach().mean()
+                # Gradients are averaged over processes: times their number, over the samples of all of them.
+                losses.append(-(run.rewards[name].weight * values.sum() * accelerator.num_processes / count))
+        return losses, metrics
+
+
+def objectives(run: Run, target: Network | None, scorer: RewardScorer, rollouts: Rollouts | None) -> list[Objective]:
+    """The objectives of a run, in the order in which a step computes and adds them.
+
+    Args:
+        run: Its losses, energies and rewards.
+        target: The network of the consistency loss's second side; None for the student itself.
+        scorer: The run's rewards; without any there is no objective for them.
+        rollouts: The student's own videos, which rewards score before the clips' predictions.
+    """
+    distance = {"loss": run.train.loss, "huber_c": run.train.huber_c}
+    chosen: list[Objective] = [Consistency(target=target, distance=distance)]
+    if run.train.guided_steps:
+        chosen.append(GuidedPrediction(steps=run.train.guided_steps, distance=distance))
+    if scorer.names:
+        # Own videos come first, so that `reward_batch` leaves out predictions from clips before them.
+        own = [] if rollouts is None else [OwnVideos(rollouts=rollouts)]
+        chosen.append(Rewards(scorer=scorer, sources=[*own, clip_predictions]))
+    return chosen
+
+
+def total_loss(chosen: Sequence[Objective], step: BatchStep) -> tuple[Tensor, dict[str, Any]]:
+    """The sum of all objectives' losses, and their metrics with `loss` first, on the device.
+
+    Metrics of the same name are summed.
+    """
+    losses: list[Tensor] = []
+    metrics: dict[str, Any] = {}
+    for objective in chosen:
+        terms, numbers = objective(step.model, step.batch, step)
+        losses += terms
+        for name, value in numbers.items():
+            metrics[name] = metrics[name] + value if name in metrics else value
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total + loss
+    return total, {"loss": total.detach()} | metrics
