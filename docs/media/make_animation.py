@@ -23,14 +23,14 @@ PROMPTS = (
     "a green triangle moving right",
     "a yellow star moving down",
 )
-LABEL, LINE, MOST_BYTES = 150, 22, 2**20
+LABEL, LINE, MOST_BYTES = 120, 20, 2**20
 
 
 def sheet(rows: dict[str, list[np.ndarray]]) -> list[Image.Image]:
     """One image per frame: prompts in columns, arms in rows; each video is (F, H, W, 3) uint8."""
     videos = next(iter(rows.values()))
     frames, height, width, _ = videos[0].shape
-    font = ImageFont.load_default(13)
+    font = ImageFont.load_default(11)
     images = []
     for frame in range(frames):
         image = Image.new("RGB", (LABEL + len(videos) * (width + 4), LINE + len(rows) * (height + 4)), "white")
