@@ -20,9 +20,9 @@ from pathlib import Path
 
 ARMS = {
     "cd": [],
-    "energy": ["--energy", "pta"],
+    "energy": ["--energies", "pta"],
     "rewards": ["--rewards", "hps,clip,internv2"],
-    "both": ["--energy", "pta", "--rewards", "hps,clip,internv2"],
+    "both": ["--energies", "pta", "--rewards", "hps,clip,internv2"],
 }
 
 

@@ -45,7 +45,7 @@ main(sys.argv[1:])
 def start(options: argparse.Namespace, name: str) -> subprocess.Popen:
     """A training run in a folder of its own, over a store that all of them share."""
     gpu = options.device != "cpu"
-    flags = ["train", "--energy", "pta", "--rewards", "hps,clip,internv2", "--out", str(options.out / name)]
+    flags = ["train", "--energies", "pta", "--rewards", "hps,clip,internv2", "--out", str(options.out / name)]
     flags += ["--store", str(options.out / "store"), "--device", options.device, "--name", "resume"]
     flags += ["--preprocess.videos", "8", "--preprocess.draws-per-video", "4", "--train.log-every", "1"]
     flags += ["--train.steps", str(options.steps), "--train.save-every", str(options.kill)]

@@ -21,7 +21,7 @@ from guidedcd.plugins.registry import Registry
 SELECTORS = {
     "teacher": "The pretrained model, NAME[:VALUE].",
     "data": "Datasets, NAME[:VALUE]; may be repeated.",
-    "energy": "Energies that guide the teacher, NAME[,NAME]; `none` for none.",
+    "energies": "Energies that guide the teacher, NAME[,NAME]; `none` for none.",
     "rewards": "Rewards that train the student, NAME[,NAME]; `none` for none.",
     "routes": "Rules that choose each sample's rewards and caption, NAME[,NAME]; `none` for none.",
     "metrics": "Metrics of the evaluation, NAME[,NAME]; `none` for none.",

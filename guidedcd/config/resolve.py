@@ -52,7 +52,7 @@ def resolve(layers: Sequence[Layer], registry: Registry, *, needs_data: bool = T
     return Run(
         teacher=chosen["teacher"][0],
         data=tuple(chosen["data"]),
-        energies={one.name: one.config for one in chosen["energy"]},
+        energies={one.name: one.config for one in chosen["energies"]},
         rewards={one.name: one.config for one in chosen["rewards"]},
         routes={one.name: one.config for one in chosen["routes"]},
         metrics={one.name: one.config for one in chosen["metrics"]},

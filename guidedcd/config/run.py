@@ -20,7 +20,7 @@ from guidedcd.version import __version__
 KINDS = {
     "teacher": "teacher",
     "data": "dataset",
-    "energy": "energy",
+    "energies": "energy",
     "rewards": "reward",
     "routes": "route",
     "metrics": "metric",
@@ -89,7 +89,7 @@ class Run:
     data: tuple[Chosen, ...]
     """The datasets that are mixed."""
     energies: dict[str, Any] = attrs.field(factory=dict)
-    """Config of each energy by name; in flags and files the path begins with `energy`."""
+    """Config of each energy by name."""
     rewards: dict[str, Any] = attrs.field(factory=dict)
     """Config of each reward by name."""
     routes: dict[str, Any] = attrs.field(factory=dict)
@@ -114,15 +114,15 @@ class Run:
         for name, config in self.energies.items():
             if config.fraction > self.preprocess.window:
                 raise GuidedCDError(
-                    f"energy.{name}.fraction is {config.fraction}, but scores are computed only for the noisiest "
+                    f"energies.{name}.fraction is {config.fraction}, but scores are computed only for the noisiest "
                     f"{self.preprocess.window} of the grid. Set --preprocess.window {config.fraction} or lower it."
                 )
             noisiest = self.preprocess.noise_range[1]
             if config.fraction > 0 and noisiest <= 1 - config.fraction:
                 raise GuidedCDError(
-                    f"energy.{name}.fraction is {config.fraction}, the noisiest part of the grid, but draws come from "
-                    f"below {noisiest} of it, so that the energy would never act. Raise --energy.{name}.fraction or "
-                    "--preprocess.noise-range."
+                    f"energies.{name}.fraction is {config.fraction}, the noisiest part of the grid, but draws come "
+                    f"from below {noisiest} of it, so that the energy would never act. Raise "
+                    f"--energies.{name}.fraction or --preprocess.noise-range."
                 )
 
         if self.student.ema is not None and self.train.average is not None:
@@ -159,7 +159,7 @@ class Run:
             "data": [{chosen.name: plain(chosen.config)} for chosen in self.data],
             **{
                 key: {chosen.name: plain(chosen.config) for chosen in self.chosen(KINDS[key])}
-                for key in ("energy", "rewards", "routes", "metrics")
+                for key in ("energies", "rewards", "routes", "metrics")
             },
             **{section: plain(getattr(self, section)) for section in SECTIONS},
         }

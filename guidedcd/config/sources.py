@@ -16,7 +16,7 @@ from guidedcd.config.structure import Value
 from guidedcd.documents import read_json, read_toml
 from guidedcd.errors import GuidedCDError, suggest
 
-ALIASES = {"energies": "energy", "reward": "rewards", "route": "routes", "metric": "metrics", "dataset": "data"}
+ALIASES = {"energy": "energies", "reward": "rewards", "route": "routes", "metric": "metrics", "dataset": "data"}
 """Other number, same word; accepted everywhere."""
 
 Names = list[tuple[str, str | None, str]]
@@ -86,7 +86,7 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _components(value: Any, key: str, source: str) -> tuple[list[tuple[str, dict[str, Value]]], Names | None]:
-    """Options by component, and the selection where names stand alone: `energy = "a,b"`, `rewards = ["c"]`."""
+    """Options by component, and the selection where names stand alone: `energies = "a,b"`, `rewards = ["c"]`."""
     where = f"{key} in {source}"
     if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
         return [], _names(value, where)

@@ -177,7 +177,7 @@ def _strength(name: str, config: EnergyConfig, wanted: float | None, place: Path
         if wanted not in (None, 0, trained):
             raise GuidedCDError(
                 f"{place}: this student knows {name} off (0) and at {trained:g} only, not at {wanted:g}. "
-                f"A student trained with --energy.{name}.scale-range LOW,HIGH has a slider."
+                f"A student trained with --energies.{name}.scale-range LOW,HIGH has a slider."
             )
         return trained if wanted is None else float(wanted)
     low, high = config.scale_range

@@ -42,7 +42,7 @@ def _preprocess(run: Run, kind: str) -> Iterator[Choice]:
         cheap = {name: attrs.evolve(run.energies[name], reference="single-step") for name in inverting}
         yield Choice(
             stage="preprocess",
-            flags=" ".join(f"--energy.{name}.reference single-step" for name in inverting),
+            flags=" ".join(f"--energies.{name}.reference single-step" for name in inverting),
             run=attrs.evolve(run, energies={**run.energies, **cheap}),
             note="another reference",
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guidedcd.config.run import Run
+from guidedcd.config.sources import ALIASES
 from guidedcd.console import console
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
@@ -102,4 +103,5 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _essence(described: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in described.items() if k not in ("guidedcd", "command", "device")}
+    """What the results of a run depend on; the key `energy` of older files is `energies`."""
+    return {ALIASES.get(k, k): v for k, v in described.items() if k not in ("guidedcd", "command", "device")}

@@ -63,7 +63,7 @@ def command(capsys, monkeypatch, tmp_path) -> Callable[..., Done]:
 def test_an_option_of_a_plugin_is_a_flag(command, toys):
     """Naming an option of a plugin selects the plugin, and its value arrives with its type."""
     run = command(
-        "train", *TOYS, "--energy.shake.top", "3", "--rewards", "smile", "--energy.shake.scale-range", "1,2"
+        "train", *TOYS, "--energies.shake.top", "3", "--rewards", "smile", "--energies.shake.scale-range", "1,2"
     ).run
 
     assert run.energies["shake"].top == 3
@@ -75,7 +75,7 @@ def test_flags_files_and_profile_are_layers(command, toys, tmp_path):
     """Class default < profile < file < flags, option by option."""
     (tmp_path / "run.toml").write_text("[train]\nsteps = 7\nbatch_size = 2\n[energy.shake]\ntop = 5\nfraction = 0.25\n")
 
-    run = command("train", *TOYS, "--config", "run.toml", "--train.steps", "9", "--energy.shake.top", "6").run
+    run = command("train", *TOYS, "--config", "run.toml", "--train.steps", "9", "--energies.shake.top", "6").run
 
     assert (run.train.steps, run.train.batch_size, run.train.accumulate) == (9, 2, 1)
     assert run.train.lr == OF_PROFILE["lr"]
@@ -83,8 +83,8 @@ def test_flags_files_and_profile_are_layers(command, toys, tmp_path):
 
 
 def test_the_same_word_in_another_number_is_accepted(command, toys):
-    """--reward is --rewards, with options too."""
-    run = command("train", *TOYS, "--reward", "smile", "--reward.smile.weight=2", "--energies=shake").run
+    """--reward is --rewards and --energy is --energies, with options too."""
+    run = command("train", *TOYS, "--reward", "smile", "--reward.smile.weight=2", "--energy=shake").run
 
     assert run.rewards["smile"].weight == 2
     assert list(run.energies) == ["shake"]
@@ -140,10 +140,13 @@ MISTAKES = {
     "teacher": (["--teacher", "toi"], "no teacher named 'toi'. Did you mean 'toy'?"),
     "data": (["--data", "toi"], "no dataset named 'toi'. Did you mean 'toy'?"),
     "capitals": (["--energy", "SHAKE"], "Did you mean 'shake'?"),
-    "option": (["--energy.shake.topp", "1"], "Unknown option: --energy.shake.topp. Did you mean --energy.shake.top?"),
+    "option": (
+        ["--energies.shake.topp", "1"],
+        "Unknown option: --energies.shake.topp. Did you mean --energies.shake.top?",
+    ),
     "section": (["--trian.lr", "1"], "Unknown option: --trian.lr. Did you mean --train.lr?"),
-    "below": (["--energy.shake.scale", "-1"], "--energy.shake.scale must be >= 0: -1.0"),
-    "above": (["--energy.shake.fraction=1.5"], "--energy.shake.fraction must be <= 1: 1.5"),
+    "below": (["--energies.shake.scale", "-1"], "--energies.shake.scale must be >= 0: -1.0"),
+    "above": (["--energies.shake.fraction=1.5"], "--energies.shake.fraction must be <= 1: 1.5"),
     "choice": (["--student.kind", "loraa"], "--student.kind must be in ('full', 'lora') (got 'loraa')"),
     "number": (["--train.lr", "fast"], "--train.lr must be a number (got 'fast')"),
     "whole": (["--train.steps", "1.5"], "--train.steps must be a whole number (got '1.5')"),
@@ -157,7 +160,7 @@ MISTAKES = {
     "no-file": (["--config", "none.toml"], "--config none.toml is missing."),
     "device": (["--device", "gpu"], "--device must be auto, cpu, cuda, cuda:N or mps (got 'gpu')"),
     "value": (["--energy", "shake:x"], "energy 'shake' takes no value after ':' (got 'x')"),
-    "of-a-plugin": (["--energy.shake.top", "13"], "energy 'shake': an unlucky number"),
+    "of-a-plugin": (["--energies.shake.top", "13"], "energy 'shake': an unlucky number"),
     "twice": (["--train.lr", "1", "--train.lr", "2"], "specified multiple times"),
 }
 
@@ -280,7 +283,7 @@ def test_help_shows_every_option_with_its_docstring_and_default(command, toys):
     """Help is made from the config classes, with the profile's defaults."""
     out = " ".join(command("train", "--help").out.replace("│", " ").split())
 
-    assert "--energy.shake.top INT How many. (>= 1) [default: 1]" in out
+    assert "--energies.shake.top INT How many. (>= 1) [default: 1]" in out
     assert "--train.lr FLOAT" in out and f"[default: {OF_PROFILE['lr']}]" in out
     assert "one of full, lora" in out
     assert "[default: 8000]" in command("train", "--profile", "t2v-turbo-v2", "--help").out
@@ -303,8 +306,8 @@ def test_show_lists_every_option(command, toys):
     out = command("plugins", "show", "shake").out
 
     assert "acme-toys/acme_toys" in out
-    assert "--energy.shake.top" in out and "How many." in out
-    assert "--energy.shake.fraction" in out
+    assert "--energies.shake.top" in out and "How many." in out
+    assert "--energies.shake.fraction" in out
     assert "Did you mean 'shake'?" in command("plugins", "show", "shak").err
 
 

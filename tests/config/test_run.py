@@ -53,6 +53,16 @@ def test_a_written_run_says_which_version_wrote_it(registry):
     assert resolve([Layer.of_file(described, "run.json")], registry) == of(registry)
 
 
+def test_a_run_json_of_an_older_version_is_read(registry):
+    """The key was `energy` before it was spelled like flag and attribute."""
+    run = of(registry, {"energies": {"shake": {"top": 3}}})
+    described = run.to_dict()
+    older = {"energy" if key == "energies" else key: value for key, value in described.items()}
+
+    assert described["energies"]["shake"]["top"] == 3
+    assert run_from_dict(older, registry) == run
+
+
 def test_a_component_mentioned_in_a_file_is_selected(registry):
     """A table of a component selects it, and replaces what was selected below."""
     assert list(of(registry, {"energy": {"shake": {"top": 2}}}).energies) == ["shake"]
@@ -84,10 +94,10 @@ def test_flags_add_to_a_selection_or_replace_it(registry):
     from guidedcd.config.structure import Value
 
     below = Layer.of_file(BASE | {"energy": {"rattle": {"fraction": 0.25}}}, "file")
-    option = [("shake", {"top": Value("4", "--energy.shake.top")})]
-    added = resolve([below, Layer(options={"energy": option}, adds=True)], registry)
-    named = resolve([below, Layer(select={"energy": split_names(["shake"], "--energy")}, adds=True)], registry)
-    none = resolve([below, Layer(select={"energy": split_names(["none"], "--energy")}, adds=True)], registry)
+    option = [("shake", {"top": Value("4", "--energies.shake.top")})]
+    added = resolve([below, Layer(options={"energies": option}, adds=True)], registry)
+    named = resolve([below, Layer(select={"energies": split_names(["shake"], "--energies")}, adds=True)], registry)
+    none = resolve([below, Layer(select={"energies": split_names(["none"], "--energies")}, adds=True)], registry)
 
     assert {name: type(config).__name__ for name, config in added.energies.items()} == {
         "rattle": "EnergyConfig",

@@ -306,7 +306,7 @@ def test_cheaper_settings_are_cheaper(toy):
     flags = {one["flags"]: one for one in found["cheaper"]}
 
     assert {choice.stage for choice in choices(run, "cuda")} == {"preprocess", "train"}
-    before, after = flags["--energy.toy.reference single-step"]["device_hours"]
+    before, after = flags["--energies.toy.reference single-step"]["device_hours"]
     assert after < before / 3
     before, after = flags["--preprocess.dtype bfloat16"]["disk_gb"]
     assert after < 0.75 * before

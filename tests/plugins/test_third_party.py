@@ -114,7 +114,7 @@ def test_the_example_keeps_the_rules(installed):
 def test_a_student_trains_with_the_example(installed):
     """Two steps with `--energy jerk`, from videos to a student, an evaluation and a report."""
     done = installed(
-        "train", "--energy", "jerk", "--energy.jerk.relative", "0.1", "--out", "run", "--device", "cpu",
+        "train", "--energies", "jerk", "--energies.jerk.relative", "0.1", "--out", "run", "--device", "cpu",
         "--preprocess.videos", "2", "--preprocess.draws-per-video", "2", "--solver.steps", "6",
         "--train.steps", "2", "--train.batch-size", "2", "--train.log-every", "1",
         "--evaluate.prompts", "2", "--evaluate.videos", "1", "--evaluate.steps", "2", "--evaluate.teacher-steps", "2",
@@ -122,7 +122,7 @@ def test_a_student_trains_with_the_example(installed):
 
     run = installed.folder / "run"
     assert done.returncode == 0, done.stdout + done.stderr
-    assert list(json.loads((run / "run.json").read_text())["energy"]) == ["jerk"]
+    assert list(json.loads((run / "run.json").read_text())["energies"]) == ["jerk"]
     assert (run / "student" / "model.safetensors").stat().st_size > 0
     assert (run / "report.html").exists()
     assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2]

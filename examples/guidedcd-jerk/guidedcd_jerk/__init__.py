@@ -7,7 +7,7 @@ from guidedcd import EnergyConfig, hookimpl
 
 @attrs.frozen(kw_only=True)
 class JerkConfig(EnergyConfig):
-    """Options of `jerk`: a field here, with a default and a docstring, is a flag --energy.jerk.FIELD."""
+    """Options of `jerk`: a field here, with a default and a docstring, is a flag --energies.jerk.FIELD."""
 
 
 @hookimpl

@@ -34,6 +34,7 @@ RUN = {
     "command?": (str, [str]),
     "teacher?": {str: {}},
     "data?": [{str: {}}],
+    "energies?": {str: {}},
     "energy?": {str: {}},
     "rewards?": {str: {}},
     "routes?": {str: {}},
@@ -106,8 +107,9 @@ def _facts(run: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> list[str
     teacher = ", ".join(run.get("teacher", {}))
     data = ", ".join(name for one in run.get("data", ()) for name in one)
     facts = [f"teacher {teacher}", f"data {data}"]
-    for key, word in (("energy", "energy"), ("rewards", "rewards"), ("routes", "routes")):
-        facts.append(f"{word} {', '.join(run.get(key) or {}) or 'none'}")
+    for key in ("energies", "rewards", "routes"):
+        names = run.get(key) or (run.get("energy") if key == "energies" else None)  # older runs
+        facts.append(f"{key} {', '.join(names or {}) or 'none'}")
     if log:
         facts.append(f"{log[-1]['step']} steps")
         if "seconds" in log[-1]:

@@ -33,7 +33,7 @@ def render(kind: str, name: str) -> dict[str, str]:
         "kind": kind,
         "Kind": kind.capitalize(),
         "kinds": PLURAL[kind],
-        "flag": "energy" if kind == "energy" else PLURAL[kind],
+        "flag": PLURAL[kind],
         "article": "an" if kind == "energy" else "a",
     }
     return {
