@@ -13,6 +13,7 @@ from guidedcd.data import media
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference import pipeline
 from guidedcd.inference.generate import run_sample
+from guidedcd.locks import locked
 
 PROMPTS = ["a red circle moving left", "a small blue star", "a green ring"]
 
@@ -233,3 +234,29 @@ def test_the_command_makes_videos(run, capsys):
         with pytest.raises(SystemExit) as done:
             main(["sample", str(run), "a red dot", *wrong])
         assert (done.value.code, capsys.readouterr().err.count("\n")) == (2, 1), wrong
+
+
+@pytest.mark.parametrize("prompts", [["a red circle", "a red circle"], ["a/b", "a b"], ["A b", "a b"]])
+def test_no_video_replaces_another_of_its_name(run, prompts):
+    """Prompts that would give one file name are refused before anything is made; other names keep both."""
+    with pytest.raises(GuidedCDError, match="names a video by its prompt"):
+        run_sample(run, prompts, vbench_names=True)
+
+    assert len({path.name for path in run_sample(run, prompts, steps=1)}) == 2
+
+
+def test_names_and_seeds_have_limits(run):
+    """A prompt too long for a name, a prompt that is no text, and seeds beyond 2^63 - 1 are refused."""
+    with pytest.raises(GuidedCDError, match="has at most 255"):
+        run_sample(run, ["a " * 200], vbench_names=True)
+    with pytest.raises(GuidedCDError, match="no UTF-8 text"):
+        run_sample(run, ["a \udcff"])
+    for options in ({"seed": 2**63}, {"seed": -1}, {"seed": 2**63 - 2}, {"per_prompt": 10**14}):
+        with pytest.raises(GuidedCDError, match="seed must be a whole number from 0 to"):
+            run_sample(run, PROMPTS, **options)
+
+
+def test_two_samplings_into_one_folder_exclude_each_other(run, tmp_path):
+    """While one process writes videos into a folder, another is refused."""
+    with locked(tmp_path / "out", "the folder"), pytest.raises(GuidedCDError, match="written by another process"):
+        run_sample(run, PROMPTS, out=tmp_path / "out", steps=1)
