@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from guidedcd.data import ClipError
+from guidedcd.data.clips import ClipError
 
 LARGEST = 64
 """How many times the target's pixels a frame may have that covers it; of more, hardly anything would be seen."""

@@ -11,12 +11,13 @@ from guidedcd.acceleration.garbage import settled
 
 def test_what_is_there_is_left_out_of_collections_until_the_block_ends():
     """Objects are frozen inside, also by a block within a block, and are not afterwards, whatever happened."""
+    at_start = gc.get_freeze_count()  # Python 3.12 starts with some
     with pytest.raises(KeyboardInterrupt), settled():
         with settled():
-            assert gc.get_freeze_count() > 0
-        assert gc.get_freeze_count() > 0
+            assert gc.get_freeze_count() > at_start + 1000
+        assert gc.get_freeze_count() > at_start + 1000
         raise KeyboardInterrupt
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() <= at_start
 
 
 def test_new_garbage_is_collected_inside():
