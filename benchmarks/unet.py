@@ -49,8 +49,8 @@ class Variant:
     batch: int = 4
     benchmark: bool = True
     """Let cuDNN try its convolutions."""
-    attention: str = "quicker"
-    """Fused attention over positions: whichever is quicker, or always flash, or always cudnn."""
+    attention: str = "faster"
+    """Fused attention over positions: whichever is faster, or always flash, or always cudnn."""
     triton: bool = True
     norms: bool = True
     """Compiled layers call the group norm kernels."""
@@ -129,7 +129,7 @@ def settings(variant: Variant) -> Iterator[None]:
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     if variant.attention == "cudnn":
         order[:2] = order[1::-1]
-    attention_backend.CHOOSE = variant.attention == "quicker"
+    attention_backend.CHOOSE = variant.attention == "faster"
     search, triton = torch.backends.cudnn.benchmark, operations.HAS_TRITON
     torch.backends.cudnn.benchmark = variant.benchmark
     operations.HAS_TRITON = triton and variant.triton

@@ -1,4 +1,4 @@
-"""Attention over positions by whichever fused kernel is quicker for its size: PyTorch's first choice, or cuDNN's."""
+"""Attention over positions by whichever fused kernel is faster for its size: PyTorch's first choice, or cuDNN's."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 CHOOSE = True
 """Whether cuDNN's kernel is tried at all; as its convolutions, only under `torch.backends.cudnn.benchmark`."""
 MARGIN = 0.97
-"""Part of the usual time below which it is taken."""
+"""cuDNN's kernel is taken where it needs less than this share of the usual time."""
 CUDNN = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-_KNOWN: dict[tuple[Any, ...], bool] = {}
+_FASTER: dict[tuple[Any, ...], bool] = {}
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(q k^T scale) v of (N, heads, L, D), differentiable."""
-    with sdpa_kernel(CUDNN, set_priority=True) if _prefers_cudnn(q, k, v, scale) else contextlib.nullcontext():
+    with sdpa_kernel(CUDNN, set_priority=True) if _cudnn_is_faster(q, k, v, scale) else contextlib.nullcontext():
         return nnf.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
@@ -32,51 +32,51 @@ def tries(q: Tensor) -> bool:
     return usual and torch.backends.cudnn.benchmark
 
 
-def _prefers_cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
+def _cudnn_is_faster(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
     if torch.compiler.is_compiling() or not tries(q):
         return False
     graded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     key = (q.device, q.dtype, graded, *((x.shape, x.stride()) for x in (q, k, v)))
-    if key not in _KNOWN:
+    if key not in _FASTER:
         if q.is_cuda and torch.cuda.is_current_stream_capturing():
             return False
-        given = [x.detach() for x in (q, k, v)]
+        inputs = [x.detach() for x in (q, k, v)]
         # In a thread of its own: what a checkpoint around the caller counts must not see these calls.
         with ThreadPoolExecutor(1) as thread:
-            _KNOWN[key] = thread.submit(is_quicker, given, scale, graded).result()
-    return _KNOWN[key]
+            _FASTER[key] = thread.submit(is_faster, inputs, scale, graded).result()
+    return _FASTER[key]
 
 
-def is_quicker(given: list[Tensor], scale: float, graded: bool) -> bool:
-    """Whether cuDNN's kernel takes less time for these q, k and v, gradients included if `graded`, and says the same.
+def is_faster(inputs: list[Tensor], scale: float, graded: bool) -> bool:
+    """Whether cuDNN's kernel takes less time for these q, k and v with the same result; with gradients if `graded`.
 
-    A kernel that fails is not quicker.
+    A kernel that fails is not faster.
     """
-    device = given[0].device
+    device = inputs[0].device
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.cuda.synchronize(device)
-    given = [x.requires_grad_(graded) for x in given]
+    q, k, v = (x.requires_grad_(graded) for x in inputs)
 
     def run() -> Tensor:
-        out = nnf.scaled_dot_product_attention(*given, scale=scale)
+        out = nnf.scaled_dot_product_attention(q, k, v, scale=scale)
         if graded:
-            torch.autograd.grad(out, given, out.detach())
+            torch.autograd.grad(out, (q, k, v), out.detach())
         return out.detach()
 
     with torch.set_grad_enabled(graded):
-        usual, first = run(), _seconds(run, device)
+        usual, usual_seconds = run(), _seconds(run, device)
         try:
             with sdpa_kernel(CUDNN, set_priority=True):
-                other, second = run(), _seconds(run, device)
+                cudnn, cudnn_seconds = run(), _seconds(run, device)
         except RuntimeError:
             return False
-    same = (usual.float() - other.float()).norm() <= 1e-2 * usual.float().norm()
-    return bool(same) and second < MARGIN * first
+    same = (usual.float() - cudnn.float()).norm() <= 1e-2 * usual.float().norm()
+    return bool(same) and cudnn_seconds < MARGIN * usual_seconds
 
 
 def _seconds(run: Any, device: torch.device, repeats: int = 5) -> float:
-    """Of one call."""
+    """The mean duration of one call."""
     for timed in (False, True):
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -48,7 +48,7 @@ class Arm:
 
 
 @attrs.define(eq=False)
-class Measured:
+class ArmScores:
     """What an arm scored on one split."""
 
     values: dict[str, list[list[float]]] = attrs.field(factory=dict)
@@ -58,7 +58,7 @@ class Measured:
     count: int = 0
     """Videos."""
     kept: dict[int, Tensor] = attrs.field(factory=dict)
-    """First-seed videos (F, 3, H, W) of the prompts that were asked for, on the CPU."""
+    """First-seed videos (F, 3, H, W) of the prompts in `keep`, on the CPU."""
 
     def by_prompt(self) -> dict[str, list[float]]:
         """Each score's mean over seeds, prompt by prompt (P,)."""
@@ -67,7 +67,7 @@ class Measured:
 
 @attrs.frozen(eq=False)
 class Metric:
-    """A built metric with its name; what readers are told comes from optional attributes of the object.
+    """A built metric with its name; its titles come from optional attributes of the object.
 
     `titles` and `better` ("higher" or "lower") are dicts by score; `headline` names the score to choose settings by,
     else one called "all" is that; `applies(prompt)` says whether the metric can judge a prompt's video at all.
@@ -84,11 +84,11 @@ class Metric:
         return judge is None or any(judge(prompt) for prompt in prompts)
 
     def scores(self, videos: Tensor, prompts: Sequence[Prompt]) -> dict[str, list[float]]:
-        """Every score of every video; its exceptions say whose they are."""
+        """Every score of every video; an exception names the metric."""
         with blame(f"metric '{self.name}'"):
-            found = self.module(videos, prompts)
-        self.made.update(found)
-        return {key: [float(v) for v in value] for key, value in found.items()}
+            scores = self.module(videos, prompts)
+        self.made.update(scores)
+        return {key: [float(v) for v in value] for key, value in scores.items()}
 
     def about(self, key: str) -> dict[str, str]:
         """What a score is."""
@@ -102,7 +102,7 @@ def build_metrics(chosen: Mapping[str, Any], registry: Registry, fps: float) -> 
     Args:
         chosen: Configs by name.
         registry: Where they come from.
-        fps: Frames per second of the videos; told to metrics that have such an option and were not chosen.
+        fps: Frames per second of the videos; passed to metrics that have such an option and were not chosen.
     """
     offered = registry.of_kind("metric")
     added = {n: offered[n].config() for n in ("flicker", "dynamic-degree") if n in offered and n not in chosen}
@@ -120,7 +120,7 @@ def measure(
     batch: int,
     keep: Sequence[int] = (),
     advance: Callable[..., None] = lambda *_, **__: None,
-) -> Measured:
+) -> ArmScores:
     """Make the arm's videos of every prompt and seed, and score them.
 
     Args:
@@ -131,29 +131,29 @@ def measure(
         split: The split's number: other splits' videos start from other noise.
         batch: Videos made at once.
         keep: Prompts whose first-seed videos are kept.
-        advance: Told how many videos are done.
+        advance: Called with the number of videos that are done.
     """
-    found, metrics = Measured(), list(metrics)
-    for place, seed in enumerate(seeds):
+    scores, metrics = ArmScores(), list(metrics)
+    for repetition, seed in enumerate(seeds):
         rows: dict[str, list[float]] = {}
         for start in range(0, len(prompts), batch):
-            some = prompts[start : start + batch]
-            numbers = [video_seed(seed, split, start + i) for i in range(len(some))]
+            batch_prompts = prompts[start : start + batch]
+            numbers = [video_seed(seed, split, start + i) for i in range(len(batch_prompts))]
             began = now()
             with blame_memory(arm.label, f"It needs less with --batch {max(1, batch // 2)}."):
-                videos = arm.make([prompt.text for prompt in some], numbers)
-            found.seconds += now() - began
+                videos = arm.make([prompt.text for prompt in batch_prompts], numbers)
+            scores.seconds += now() - began
             videos = videos.cpu()
-            if place == 0:
-                found.kept |= {i: videos[i - start] for i in keep if start <= i < start + len(some)}
+            if repetition == 0:
+                scores.kept |= {i: videos[i - start] for i in keep if start <= i < start + len(batch_prompts)}
             for metric in metrics:
-                for key, values in metric.scores(videos, some).items():
+                for key, values in metric.scores(videos, batch_prompts).items():
                     rows.setdefault(key, []).extend(values)
-            found.count += len(some)
-            advance(len(some))
+            scores.count += len(batch_prompts)
+            advance(len(batch_prompts))
         for key, values in rows.items():
-            found.values.setdefault(key, []).append(values)
-    return found
+            scores.values.setdefault(key, []).append(values)
+    return scores
 
 
 def video_seed(seed: int, split: int, number: int) -> int:
@@ -162,7 +162,7 @@ def video_seed(seed: int, split: int, number: int) -> int:
 
 
 def now() -> float:
-    """Seconds, after everything that was asked of a GPU is done."""
+    """Seconds, after all work on the GPU is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -170,20 +170,20 @@ def now() -> float:
 
 def headline(metrics: Iterable[Metric], keys: Iterable[str]) -> tuple[str, bool] | None:
     """The score to choose settings by and to summarise, and whether higher is better; None where no metric has one."""
-    known = set(keys)
+    available = set(keys)
     for metric in metrics:
         key = getattr(metric.module, "headline", "all")
-        if key in known:
+        if key in available:
             return key, metric.about(key)["better"] != "lower"
     return None
 
 
-def best(measured: Sequence[Measured], key: str, higher: bool) -> int:
-    """The place of the best mean of a score; the first of equals."""
+def best(results: Sequence[ArmScores], key: str, higher: bool) -> int:
+    """The index of the best mean of a score; the first of equals."""
 
-    def mean(one: Measured) -> float:
-        known = [v for v in one.by_prompt()[key] if not math.isnan(v)]
-        value = sum(known) / len(known) if known else -math.inf
+    def mean(one: ArmScores) -> float:
+        values = [v for v in one.by_prompt()[key] if not math.isnan(v)]
+        value = sum(values) / len(values) if values else -math.inf
         return value if higher else -value
 
-    return max(range(len(measured)), key=lambda place: mean(measured[place]))
+    return max(range(len(results)), key=lambda index: mean(results[index]))

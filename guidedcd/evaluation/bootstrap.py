@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import numpy as np
@@ -25,7 +26,7 @@ class Estimate:
     n: int
 
     def to_dict(self) -> dict[str, float | int | None]:
-        """As JSON, which knows no NaN."""
+        """As JSON, which has no NaN."""
         rounded = {k: None if math.isnan(v) else round(v, 6) for k, v in attrs.asdict(self).items() if k != "n"}
         return {**rounded, "n": self.n}
 
@@ -40,20 +41,20 @@ def estimate(values: Sequence[float], *, resamples: int = RESAMPLES, level: floa
 
     The interval of values that are all the same has no width: with few prompts that is no proof of certainty.
     """
-    known = np.asarray([v for v in values if not math.isnan(v)], dtype=np.float64)
-    if not len(known):
+    defined = np.asarray([v for v in values if not math.isnan(v)], dtype=np.float64)
+    if not len(defined):
         return Estimate(math.nan, math.nan, math.nan, 0)
     random = np.random.default_rng(seed)
     means = np.empty(resamples)
     for start in range(0, resamples, 500):
         count = min(500, resamples - start)
-        means[start : start + count] = known[random.integers(0, len(known), (count, len(known)))].mean(1)
+        means[start : start + count] = defined[random.integers(0, len(defined), (count, len(defined)))].mean(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(known.mean()), float(low), float(high), len(known))
+    return Estimate(float(defined.mean()), float(low), float(high), len(defined))
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float], **options: float) -> Estimate:
-    """Mean and interval of `ours - theirs`, prompt by prompt; a prompt counts where both are known.
+def paired(ours: Sequence[float], theirs: Sequence[float], **options: Any) -> Estimate:
+    """Mean and interval of `ours - theirs`, prompt by prompt; a prompt counts where both are defined.
 
     Args:
         ours: Values (P,).
@@ -71,6 +72,6 @@ def paired(ours: Sequence[float], theirs: Sequence[float], **options: float) -> 
 def over_seeds(values: Sequence[Sequence[float]]) -> list[float]:
     """Each prompt's mean (P,) over the seeds in which it has a value, from `values` (seeds, P)."""
     table = np.asarray(values, dtype=np.float64)
-    known = ~np.isnan(table)
-    total = np.where(known, table, 0).sum(0)
-    return [float(t / k) if k else math.nan for t, k in zip(total, known.sum(0), strict=True)]
+    defined = ~np.isnan(table)
+    total = np.where(defined, table, 0).sum(0)
+    return [float(t / k) if k else math.nan for t, k in zip(total, defined.sum(0), strict=True)]

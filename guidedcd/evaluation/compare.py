@@ -24,7 +24,7 @@ def compare(folders: Sequence[Path], **options: Any) -> list[dict[str, Any]]:
 
     Args:
         folders: Run folders; the first is what the others are compared with.
-        **options: The fields of `Settings`.
+        **options: The fields of `EvaluateConfig`.
 
     Returns:
         Each run's evaluation.
@@ -33,40 +33,40 @@ def compare(folders: Sequence[Path], **options: Any) -> list[dict[str, Any]]:
         GuidedCDError: As `run_evaluate`; or runs that cannot be paired, because their prompts, seeds or steps differ.
     """
     baselines: Baselines = {}
-    found = []
+    evaluations = []
     for folder in folders:
         evaluation = tables.read(folder / "evaluation.json") if (folder / "evaluation.json").is_file() else None
         if evaluation is None or not _current(evaluation, folder, options):
             evaluation = run_evaluate(folder, baselines=baselines, quiet=True, **options)
-        found.append(evaluation)
-    names = _distinct([e["run"] for e in found], folders)
-    first = found[0]
-    for name, other in zip(names[1:], found[1:], strict=True):
+        evaluations.append(evaluation)
+    names = _distinct([e["run"] for e in evaluations], folders)
+    first = evaluations[0]
+    for name, other in zip(names[1:], evaluations[1:], strict=True):
         for key in ("splits", "seeds", "steps"):
             if other.get(key) != first.get(key):
                 raise GuidedCDError(
                     f"{names[0]} and {name} were evaluated with other {key}, so they cannot be paired. "
                     "Give --prompts, --seeds and --steps, and both are measured alike."
                 )
-    apart = {}
-    for name, other in zip(names[1:], found[1:], strict=True):
+    differences = {}
+    for name, other in zip(names[1:], evaluations[1:], strict=True):
         for split, scores in _values(first).items():
-            for key, theirs in scores.items():
-                mine = _values(other)[split].get(key)
-                if mine is not None:
-                    apart[name, split, key] = paired(mine, theirs).to_dict()
-    for table in tables.comparison(list(zip(names, found, strict=True)), apart):
+            for key, first_values in scores.items():
+                values = _values(other)[split].get(key)
+                if values is not None:
+                    differences[name, split, key] = paired(values, first_values).to_dict()
+    for table in tables.comparison(list(zip(names, evaluations, strict=True)), differences):
         console.print(table)
-    return found
+    return evaluations
 
 
 def _current(evaluation: Mapping[str, Any], folder: Path, options: Mapping[str, Any]) -> bool:
     """Whether an evaluation is of the run's present student and of these settings."""
     student = folder / "student" / "model.safetensors"
-    given = {key: value for key, value in options.items() if value is not None and key not in ("batch", "device")}
-    asked = {key: evaluation.get("asked", {}).get(key) for key in given}
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
-    return student.is_file() and evaluation.get("student") == file_digest(student)[:16] and asked == plain
+    chosen = {key: value for key, value in options.items() if value is not None and key not in ("batch", "device")}
+    previous = {key: evaluation.get("asked", {}).get(key) for key in chosen}
+    listed = {key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()}
+    return student.is_file() and evaluation.get("student") == file_digest(student)[:16] and previous == listed
 
 
 def _distinct(names: Sequence[str], folders: Sequence[Path]) -> list[str]:

@@ -21,9 +21,9 @@ from guidedcd.console import console, progress
 from guidedcd.data import media, prompts
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import model_card, tables
-from guidedcd.evaluation.arms import Arm, Measured, headline, video_seed
+from guidedcd.evaluation.arms import Arm, ArmScores, headline, video_seed
 from guidedcd.evaluation.bootstrap import estimate, paired
-from guidedcd.evaluation.protocol import Baselines, Bench, Settings, steps_of
+from guidedcd.evaluation.protocol import Baselines, EvaluateConfig, EvaluationProtocol, steps_of
 from guidedcd.files import file_digest, write_json
 from guidedcd.inference.pipeline import Trained, batch_size, load, strengths, student_videos
 from guidedcd.locks import locked
@@ -42,7 +42,7 @@ def run_evaluate(folder: Path, *, baselines: Baselines | None = None, quiet: boo
         folder: The run's folder, or a student's or checkpoint's inside it.
         baselines: Filled and used, to measure a teacher that several runs share only once.
         quiet: Do not print the table.
-        **options: The fields of `Settings`.
+        **options: The fields of `EvaluateConfig`.
 
     Returns:
         The content of evaluation.json.
@@ -50,115 +50,119 @@ def run_evaluate(folder: Path, *, baselines: Baselines | None = None, quiet: boo
     Raises:
         GuidedCDError: There is no student, or an option is out of range.
     """
-    settings = Settings(**options)
-    if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
+    config = EvaluateConfig(**options)
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise GuidedCDError("--seeds must be one or more different numbers.")
-    trained = load(folder, device=settings.device, dtype=settings.dtype)
-    trained.quicken(settings.fast)
-    asked = _asked(trained, settings)
-    bench = Bench.build(trained, asked, {} if baselines is None else baselines)
-    scales = strengths(trained, asked.scale)
-    steps = asked.steps
-    make = partial(student_videos, trained, steps=steps, omega=asked.omega, scales=scales)
+    trained = load(folder, device=config.device, dtype=config.dtype)
+    trained.quicken(config.fast)
+    config = _completed(trained, config)
+    protocol = EvaluationProtocol.build(trained, config, {} if baselines is None else baselines)
+    scales = strengths(trained, config.scale)
+    steps = config.steps
+    make = partial(student_videos, trained, steps=steps, omega=config.omega, scales=scales)
     ours = Arm(
         name=tables.OURS,
         label=f"student, {steps_of(steps)}",
         steps=steps,
         evaluations=steps,
-        omega=asked.omega,
+        omega=config.omega,
         solver="",
         make=make,
         scales=scales,
     )
     with (
         locked(trained.results, "the evaluation in", ".evaluation.lock"),
-        progress("evaluate", bench.work(steps), unit="videos") as advance,
+        progress("evaluate", protocol.work(steps), unit="videos") as advance,
     ):
-        bench.warm_up(ours)
-        arms = [ours, *(bench.choose(n, advance) for n in dict.fromkeys((steps, max(1, steps // 2))))]
-        measured = {arm.name: bench.measure(arm, advance) for arm in arms}
-        slow = bench.teacher(trained.run.evaluate.teacher_steps, asked.omega, "ddim")
+        protocol.warm_up(ours)
+        arms = [ours, *(protocol.choose(n, advance) for n in dict.fromkeys((steps, max(1, steps // 2))))]
+        measured = {arm.name: protocol.measure(arm, advance) for arm in arms}
+        slow = protocol.teacher(trained.run.evaluate.teacher_steps, config.omega, "ddim")
         shown = [*([] if slow.name in measured else [slow]), arms[1], ours]
-        videos = _write_videos(bench, shown, measured, advance)
-        found = _described(trained, asked, bench, arms, measured)
-        found["videos"] = videos
-        found["summary"] = tables.summary(found)
-        write_json(trained.results / "evaluation.json", found)
+        videos = _write_videos(protocol, shown, measured, advance)
+        evaluation = _described(trained, config, protocol, arms, measured)
+        evaluation["videos"] = videos
+        evaluation["summary"] = tables.summary(evaluation)
+        write_json(trained.results / "evaluation.json", evaluation)
     if not quiet:
-        for table in tables.tables(found):
+        for table in tables.tables(evaluation):
             console.print(table)
         console.print("95 % intervals by the bootstrap over prompts; differences are paired by prompt and noise.")
-    console.print(f"evaluate {found['summary']}")
-    return found
+    console.print(f"evaluate {evaluation['summary']}")
+    return evaluation
 
 
-def _asked(trained: Trained, settings: Settings) -> Settings:
-    """The settings, completed by the run's."""
+def _completed(trained: Trained, config: EvaluateConfig) -> EvaluateConfig:
+    """The options, with those of the run where they are None."""
     run = trained.run.evaluate
     filled = {
         name: getattr(run, name)
         for name in ("prompts", "steps", "omega", "teacher_omega", "videos")
-        if getattr(settings, name) is None
+        if getattr(config, name) is None
     }
-    settings = attrs.evolve(settings, **filled, batch=settings.batch or batch_size(trained.teacher))
-    if settings.steps > MOST_STEPS:
-        raise GuidedCDError(f"--steps must be at most {MOST_STEPS}, not {settings.steps}.")
-    if not all(0 <= omega < math.inf for omega in (settings.omega, *settings.teacher_omega)):
+    config = attrs.evolve(config, **filled, batch=config.batch or batch_size(trained.teacher))
+    if config.steps > MOST_STEPS:
+        raise GuidedCDError(f"--steps must be at most {MOST_STEPS}, not {config.steps}.")
+    if not all(0 <= omega < math.inf for omega in (config.omega, *config.teacher_omega)):
         raise GuidedCDError("--omega and --teacher-omega must be finite numbers of at least 0.")
-    few = isinstance(settings.prompts, int) and settings.prompts < 1
-    if few or settings.steps < 1 or settings.batch < 1 or settings.videos < 0 or not settings.teacher_omega:
+    few = isinstance(config.prompts, int) and config.prompts < 1
+    if few or config.steps < 1 or config.batch < 1 or config.videos < 0 or not config.teacher_omega:
         raise GuidedCDError("an evaluation needs at least one prompt, step, video a batch and teacher omega.")
-    return settings
+    return config
 
 
 def _described(
-    trained: Trained, asked: Settings, bench: Bench, arms: Sequence[Arm], measured: Mapping[str, dict[str, Measured]]
+    trained: Trained,
+    config: EvaluateConfig,
+    protocol: EvaluationProtocol,
+    arms: Sequence[Arm],
+    measured: Mapping[str, dict[str, ArmScores]],
 ) -> dict[str, Any]:
     """The evaluation as JSON, but for videos and summary."""
     by_prompt = {name: {split: m.by_prompt() for split, m in parts.items()} for name, parts in measured.items()}
     keys = {key: None for split in by_prompt[arms[0].name].values() for key in split}
-    about = {key: metric.about(key) for metric in bench.metrics for key in keys if key in metric.made}
-    first = headline(bench.metrics, keys)
+    about = {key: metric.about(key) for metric in protocol.metrics for key in keys if key in metric.made}
+    first = headline(protocol.metrics, keys)
     return {
         "guidedcd": __version__,
         "run": trained.run.name,
         "student": file_digest(trained.weights / "model.safetensors")[:16],
         "teacher": trained.run.teacher.name,
         "machine": machine(trained.teacher.device),
-        "seeds": list(asked.seeds),
-        "steps": asked.steps,
+        "seeds": list(config.seeds),
+        "steps": config.steps,
         "asked": {
-            "prompts": asked.prompts if isinstance(asked.prompts, int) else "own",
-            "seeds": list(asked.seeds),
-            "steps": asked.steps,
-            "omega": asked.omega,
-            "teacher_omega": list(asked.teacher_omega),
-            "scale": asked.scale if asked.scale is None or isinstance(asked.scale, int | float) else dict(asked.scale),
-            "videos": asked.videos,
-            "dtype": asked.dtype,
-            "batch": asked.batch,
+            "prompts": config.prompts if isinstance(config.prompts, int) else "own",
+            "seeds": list(config.seeds),
+            "steps": config.steps,
+            "omega": config.omega,
+            "teacher_omega": list(config.teacher_omega),
+            "scale": dict(config.scale) if isinstance(config.scale, Mapping) else config.scale,
+            "videos": config.videos,
+            "dtype": config.dtype,
+            "batch": config.batch,
         },
         "splits": {
             name: {"title": prompts.SPLITS.get(name, name), "prompts": [prompt.text for prompt in split]}
-            for name, split in bench.splits.items()
+            for name, split in protocol.splits.items()
         },
-        "choice": {"prompts": len(bench.choosing), "tried": bench.tried},
+        "choice": {"prompts": len(protocol.choosing), "tried": protocol.tried},
         "metrics": about,
         "headline": first[0] if first else None,
         "against": arms[1].name,
         "rows": [_row(arm, measured[arm.name], by_prompt[arm.name]) for arm in arms]
         + model_card.rows(trained.teacher, keys),
         "differences": [
-            {"row": arms[0].name, "against": arm.name, "split": split, "score": key, **paired(mine, theirs).to_dict()}
+            {"row": arms[0].name, "against": arm.name, "split": split, "score": key, **paired(values, others).to_dict()}
             for arm in arms[1:]
             for split, scores in by_prompt[arms[0].name].items()
-            for key, mine in scores.items()
-            for theirs in [by_prompt[arm.name][split][key]]
+            for key, values in scores.items()
+            for others in [by_prompt[arm.name][split][key]]
         ],
     }
 
 
-def _row(arm: Arm, measured: Mapping[str, Measured], by_prompt: Mapping[str, Mapping[str, list[float]]]) -> dict:
+def _row(arm: Arm, measured: Mapping[str, ArmScores], by_prompt: Mapping[str, Mapping[str, list[float]]]) -> dict:
     count = sum(m.count for m in measured.values())
     return {
         **arm.about(),
@@ -178,39 +182,39 @@ def _row(arm: Arm, measured: Mapping[str, Measured], by_prompt: Mapping[str, Map
 
 
 def _write_videos(
-    bench: Bench, arms: Sequence[Arm], measured: Mapping[str, Mapping[str, Measured]], advance: Any
+    protocol: EvaluationProtocol, arms: Sequence[Arm], measured: Mapping[str, Mapping[str, ArmScores]], advance: Any
 ) -> list[dict[str, Any]]:
     """The report's videos: of each shown prompt one per arm, all from the same noise."""
-    geometry = bench.trained.teacher.geometry
+    geometry = protocol.trained.teacher.geometry
     enlarge = media.viewing_factor(geometry.height, geometry.width)
-    found = []
-    for number, (name, split) in enumerate(bench.splits.items()):
-        places = bench.shown[name]
-        numbers = {place: video_seed(bench.asked.seeds[0], number, place) for place in places}
-        for place in places:
-            found.append({"prompt": split[place].text, "split": name, "seed": numbers[place], "panes": []})
+    entries = []
+    for number, (name, split) in enumerate(protocol.splits.items()):
+        indices = protocol.shown[name]
+        numbers = {index: video_seed(protocol.config.seeds[0], number, index) for index in indices}
+        for index in indices:
+            entries.append({"prompt": split[index].text, "split": name, "seed": numbers[index], "panes": []})
         for arm in arms:
             if arm.name in measured:
                 videos = measured[arm.name][name].kept
             else:
                 videos = {}
-                for start in range(0, len(places), bench.asked.batch):
-                    some = places[start : start + bench.asked.batch]
-                    made = arm.make([split[p].text for p in some], [numbers[p] for p in some]).cpu()
-                    videos |= dict(zip(some, made, strict=True))
-                    advance(len(some))
-            for place, entry in zip(places, found[len(found) - len(places) :], strict=True):
-                file = Path("videos") / f"{number}{place:02d}-{arm.name}.mp4"
+                for start in range(0, len(indices), protocol.config.batch):
+                    chunk = indices[start : start + protocol.config.batch]
+                    clips = arm.make([split[p].text for p in chunk], [numbers[p] for p in chunk]).cpu()
+                    videos |= dict(zip(chunk, clips, strict=True))
+                    advance(len(chunk))
+            for index, entry in zip(indices, entries[len(entries) - len(indices) :], strict=True):
+                file = Path("videos") / f"{number}{index:02d}-{arm.name}.mp4"
                 about = {"prompt": entry["prompt"], "seed": entry["seed"], **arm.about()}
                 media.write_video(
-                    bench.trained.results / file, videos[place], fps=geometry.fps, enlarge=enlarge, metadata=about
+                    protocol.trained.results / file, videos[index], fps=geometry.fps, enlarge=enlarge, metadata=about
                 )
                 entry["panes"].append({"row": arm.name, "label": arm.label, "file": str(file)})
-    return found
+    return entries
 
 
 def machine(device: torch.device) -> str:
-    """What it ran on, e.g. "NVIDIA H200" or "x86_64 CPU, 2 threads"."""
+    """The name of the device, e.g. "NVIDIA H200" or "x86_64 CPU, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {device.type.upper()}, {torch.get_num_threads()} threads"

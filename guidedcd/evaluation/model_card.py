@@ -15,13 +15,13 @@ def rows(teacher: Any, keys: Collection[str]) -> list[dict[str, Any]]:
         keys: The scores of the evaluation.
     """
     card = getattr(teacher, "card", list)
-    found = []
+    card_rows = []
     for row in card():
         scores = {
             split: {k: {"mean": v, "low": None, "high": None, "n": None} for k, v in some.items() if k in keys}
             for split, some in row["scores"].items()
         }
         if any(scores.values()):
-            place = {"name": f"card-{row['steps']}", "source": "model card", "seconds": None, "scales": {}}
-            found.append({**place, **row, "scores": scores})
-    return found
+            common = {"source": "model card", "seconds": None, "scales": {}}
+            card_rows.append({"name": f"card-{row['steps']}", **common, **row, "scores": scores})
+    return card_rows

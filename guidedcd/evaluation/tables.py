@@ -1,4 +1,4 @@
-"""What an evaluation says, for readers: tables for the terminal, and one sentence computed from the figures. No torch.
+"""An evaluation for readers: tables for the terminal, and one sentence computed from the figures. No torch.
 
 The argument `evaluation` is always the content of an evaluation.json, see `guidedcd.evaluation.evaluate`.
 """
@@ -92,13 +92,13 @@ def interval(score: Mapping[str, Any] | None, form: Any = figure) -> str:
 
 def scores_of(evaluation: Evaluation, split: str) -> list[str]:
     """The scores that some row has on this split, the headline first."""
-    known: dict[str, None] = {}
+    keys: dict[str, None] = {}
     for row in evaluation["rows"]:
         for key, score in row["scores"].get(split, {}).items():
             if score["mean"] is not None:
-                known[key] = None
+                keys[key] = None
     first = evaluation.get("headline")
-    return sorted(known, key=lambda key: key != first)
+    return sorted(keys, key=lambda key: key != first)
 
 
 def title(evaluation: Evaluation, key: str) -> str:
@@ -142,27 +142,27 @@ def seconds(value: float) -> str:
 
 def difference(evaluation: Evaluation, against: str, split: str, key: str) -> Mapping[str, Any] | None:
     """The paired difference of the student and the row `against`."""
-    for found in evaluation["differences"]:
-        if (found["row"], found["against"], found["split"], found["score"]) == (OURS, against, split, key):
-            return found
+    for paired in evaluation["differences"]:
+        if (paired["row"], paired["against"], paired["split"], paired["score"]) == (OURS, against, split, key):
+            return paired
     return None
 
 
-def verdict(evaluation: Evaluation, found: Mapping[str, Any] | None, key: str) -> str:
+def verdict(evaluation: Evaluation, paired: Mapping[str, Any] | None, key: str) -> str:
     """ "good" or "bad" where a difference is certain and its direction known, else nothing."""
     better = evaluation["metrics"].get(key, {}).get("better")
-    if not found or found["low"] is None or not better or found["n"] < FEWEST:
+    if not paired or paired["low"] is None or not better or paired["n"] < FEWEST:
         return ""
-    if found["low"] <= 0 <= found["high"]:
+    if paired["low"] <= 0 <= paired["high"]:
         return ""
-    return "good" if (found["low"] > 0) == (better == "higher") else "bad"
+    return "good" if (paired["low"] > 0) == (better == "higher") else "bad"
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
     """One table per split: scores down, ways of making videos across, the paired difference last."""
     rows, against = evaluation["rows"], evaluation["against"]
     few = next(row for row in rows if row["name"] == against)
-    found = []
+    result: list[Table] = []
     for split, about in evaluation["splits"].items():
         seeds = len(evaluation["seeds"])
         table = Table(
@@ -173,16 +173,16 @@ def tables(evaluation: Evaluation) -> list[Table]:
         for row in rows:
             table.add_column(row["label"].replace(", ", "\n"), justify="right")
         table.add_column("student -\n" + few["label"].replace(", ", " "), justify="right")
-        if not found:
+        if not result:
             for name, texts in _settings_down(rows):
                 table.add_row(f"[dim]{name}[/]", *(f"[dim]{text}[/]" for text in texts), "")
             table.add_section()
         for key in scores_of(evaluation, split):
             cells = [_cell(row["scores"].get(split, {}).get(key)) for row in rows]
-            apart = difference(evaluation, against, split, key)
-            table.add_row(short_title(evaluation, key), *cells, _cell(apart, signed, verdict(evaluation, apart, key)))
-        found.append(table)
-    return found
+            paired = difference(evaluation, against, split, key)
+            table.add_row(short_title(evaluation, key), *cells, _cell(paired, signed, verdict(evaluation, paired, key)))
+        result.append(table)
+    return result
 
 
 def _settings_down(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -219,12 +219,12 @@ def summary(evaluation: Evaluation) -> str:
         took = seconds(ours["seconds"]) if ours.get("seconds") is not None else "-"
         sentences = [f"A video takes the {_called(ours)} {took}{slower}."]
     moves = "speed" if "speed" in ours["scores"].get(still, {}) else "flow_px"
-    apart = difference(evaluation, few["name"], still, moves)
-    if apart and apart["mean"] is not None:
-        mine, theirs = (row["scores"][still][moves]["mean"] for row in (ours, few))
+    paired = difference(evaluation, few["name"], still, moves)
+    if paired and paired["mean"] is not None:
+        student_speed, teacher_speed = (row["scores"][still][moves]["mean"] for row in (ours, few))
         sentences.append(
-            f"Where the prompt names no motion, the student's videos move by {mine:.2f} pixels a frame, "
-            f"the teacher's by {theirs:.2f} ({_apart(apart, 2)})."
+            f"Where the prompt names no motion, the student's videos move by {student_speed:.2f} pixels a frame, "
+            f"the teacher's by {teacher_speed:.2f} ({_in_words(paired, 2)})."
         )
     return " ".join(sentences)
 
@@ -233,15 +233,15 @@ def _against(evaluation: Evaluation, rows: Mapping[str, Mapping[str, Any]], spli
     ours, few = rows[OURS], rows[evaluation["against"]]
     name = evaluation["metrics"].get(key, {}).get("title", key)
     count = ours["scores"][split][key]["n"]
-    said = (
+    sentence = (
         f"{name[:1].upper()}{name[1:]}, on {count} prompts: {figure(ours['scores'][split][key]['mean'])} for the "
         f"{_called(ours)}, {figure(few['scores'][split][key]['mean'])} for the {_called(few)}"
     )
-    apart = difference(evaluation, few["name"], split, key)
-    if apart is None or apart["mean"] is None:
-        return said + "."
-    meaning = {"good": "better", "bad": "worse"}.get(verdict(evaluation, apart, key), "no certain difference")
-    return f"{said}: {meaning} ({_apart(apart)})."
+    paired = difference(evaluation, few["name"], split, key)
+    if paired is None or paired["mean"] is None:
+        return sentence + "."
+    meaning = {"good": "better", "bad": "worse"}.get(verdict(evaluation, paired, key), "no certain difference")
+    return f"{sentence}: {meaning} ({_in_words(paired)})."
 
 
 def _called(row: Mapping[str, Any]) -> str:
@@ -250,9 +250,9 @@ def _called(row: Mapping[str, Any]) -> str:
     return f"{who} ({steps}, {row['evaluations']} network calls)"
 
 
-def _apart(found: Mapping[str, Any], digits: int = 3) -> str:
+def _in_words(paired: Mapping[str, Any], digits: int = 3) -> str:
     """A difference in words."""
-    mean, low, high = (f"{found[key]:+.{digits}f}" for key in ("mean", "low", "high"))
+    mean, low, high = (f"{paired[key]:+.{digits}f}" for key in ("mean", "low", "high"))
     return f"{mean}, 95 % interval {low} to {high}"
 
 
@@ -268,7 +268,7 @@ def comparison(
     first = evaluations[0][1]
     few = next(row for row in first["rows"] if row["name"] == first["against"])
     rows = [next(row for row in e["rows"] if row["name"] == OURS) for _, e in evaluations] + [few]
-    found = []
+    result: list[Table] = []
     for split, about in first["splits"].items():
         table = Table(
             title=f"{about['title']}: {len(about['prompts'])}",
@@ -287,10 +287,10 @@ def comparison(
             cells = []
             for (name, _), row in zip(evaluations, rows, strict=False):
                 score = row["scores"].get(split, {}).get(key)
-                apart = differences.get((name, split, key))
+                paired = differences.get((name, split, key))
                 mean = figure(score and score["mean"])
-                cells.append(f"{mean}\n{_cell(apart, signed, verdict(first, apart, key))}" if apart else mean)
+                cells.append(f"{mean}\n{_cell(paired, signed, verdict(first, paired, key))}" if paired else mean)
             score = few["scores"].get(split, {}).get(key)
             table.add_row(short_title(first, key), *cells, figure(score and score["mean"]))
-        found.append(table)
-    return found
+        result.append(table)
+    return result

@@ -575,7 +575,7 @@ def test_the_quicker_attention_is_found_once_for_each_size(monkeypatch):
     monkeypatch.setattr(attention_backend, "_KNOWN", {})
     monkeypatch.setattr(attention_backend, "tries", lambda q: True)
     monkeypatch.setattr(
-        attention_backend, "is_quicker", lambda given, *how: sizes.append((*given[0].shape, how[1])) or True
+        attention_backend, "is_faster", lambda given, *how: sizes.append((*given[0].shape, how[1])) or True
     )
     for length, graded in ((5, False), (5, False), (7, False), (5, True), (5, True)):
         q, k, v = torch.randn(3, 2, 2, length, 8).requires_grad_(graded)
@@ -592,16 +592,16 @@ def test_comparing_attention_leaves_no_trace(monkeypatch, graded):
     q, k, v = torch.randn(3, 2, 2, 5, 8).requires_grad_(graded)
     held = keeping(lambda: attention_backend.attention(q, k, v, 0.4))
     assert held == (keeping(lambda: nnf.scaled_dot_product_attention(q, k, v, scale=0.4)) if graded else 0)
-    assert len(attention_backend._KNOWN) == 1
+    assert len(attention_backend._FASTER) == 1
 
     given = [x.detach() for x in (q, k, v)]
     clock = iter([2.0, 1.0] * 2)
     monkeypatch.setattr(attention_backend, "_seconds", lambda run, device: next(clock))
-    assert attention_backend.is_quicker(given, 0.4, graded)
+    assert attention_backend.is_faster(given, 0.4, graded)
     answers = iter([torch.ones(2, 2, 5, 8), torch.zeros(2, 2, 5, 8)])
     monkeypatch.setattr(nnf, "scaled_dot_product_attention", lambda *a, **k: next(answers).requires_grad_(graded))
     monkeypatch.setattr(torch.autograd, "grad", lambda *a: None)
-    assert not attention_backend.is_quicker(given, 0.4, graded)
+    assert not attention_backend.is_faster(given, 0.4, graded)
 
 
 def test_the_elementwise_kernels_are_what_they_say(kernels, compare):

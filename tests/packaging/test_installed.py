@@ -38,7 +38,7 @@ def test_what_is_built_can_be_installed_and_run(kind, request, package_folders, 
     run(*pip, "install", "-q", "--no-deps", "--no-index", "--no-build-isolation", package, folder=tmp_path)
 
     where = run(python, "-I", "-c", "import guidedcd; print(guidedcd.__file__)", folder=tmp_path)
-    plugins = run(python, "-I", "-m", "guidedcd", "plugins", folder=tmp_path)
+    plugins = run(python, "-I", "-m", "guidedcd", "plugins", "list", folder=tmp_path)
     check = subprocess.run([*map(str, pip), "check"], cwd=tmp_path, capture_output=True, text=True).stdout
 
     assert str(tmp_path / "environment") in where

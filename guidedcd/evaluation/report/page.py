@@ -1,4 +1,4 @@
-"""One page about a run: what was asked, what came out, and how it went. Everything is inside the one HTML file.
+"""One page about a run: its options, its results, and its training. Everything is inside the one HTML file.
 
 The page is complete without JavaScript, which only plays the videos together; it asks for nothing over a network.
 """
