@@ -1,7 +1,7 @@
 # make train   distil the embedded teacher on this machine: a store, a student, an evaluation, a report
 # make test    the tests
 # make slow    the tests that train, and those that install packages
-# make lint    style
+# make lint    style and types
 #
 # The first call makes .venv and installs guidedcd into it; later calls start at once, until pyproject.toml changes.
 # ARGS adds flags to train or options to pytest; PIP_ARGS adds options to pip, such as an index of CPU-only wheels.
@@ -28,6 +28,7 @@ slow: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

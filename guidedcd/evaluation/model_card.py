@@ -22,6 +22,6 @@ def rows(teacher: Any, keys: Collection[str]) -> list[dict[str, Any]]:
             for split, some in row["scores"].items()
         }
         if any(scores.values()):
-            common = {"source": "model card", "seconds": None, "scales": {}}
+            common: dict[str, Any] = {"source": "model card", "seconds": None, "scales": {}}
             card_rows.append({"name": f"card-{row['steps']}", **common, **row, "scores": scores})
     return card_rows
