@@ -107,6 +107,8 @@ FIGURES = (
 """Official figures: the released code with PyTorch's attention on one H200; see the page."""
 UNITS = {"seconds": "s", "gb": "GB", "per_hour": "per hour", "ms": "ms", "times": "x"}
 EIGHT_BIT = "train: cd-8bit*"
+SCRIPTS = {"preprocess": "preprocessing", "train": "training"}
+"""Scripts by the kind of their settings, where the two differ."""
 
 
 def read(path: Path, command: str | None, date: str | None) -> Iterator[dict[str, Any]]:
@@ -125,7 +127,7 @@ def read(path: Path, command: str | None, date: str | None) -> Iterator[dict[str
     if not found or machine in ("", "cpu"):
         sys.exit(f"{path} holds no figure that was measured on a GPU")
     when = date or data.get("date") or datetime.date.fromtimestamp(path.stat().st_mtime).isoformat()
-    how = command or data.get("command") or f"python benchmarks/{script}.py"
+    how = command or data.get("command") or f"python benchmarks/{SCRIPTS.get(script, script)}.py"
     for setting, values in found:
         numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
         if numbers:

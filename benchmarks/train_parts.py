@@ -1,4 +1,4 @@
-"""What `benchmarks/train.py` measures on: VideoCrafter2's and the rewards' sizes with random weights, and batches."""
+"""What `training.py` measures on: VideoCrafter2's and the rewards' sizes with random weights, and batches."""
 
 from __future__ import annotations
 

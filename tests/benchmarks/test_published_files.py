@@ -13,9 +13,9 @@ def benchmark(repository, monkeypatch):
     """The script as a module."""
     monkeypatch.syspath_prepend(str(repository / "benchmarks"))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    import full_size
+    import published_files
 
-    return full_size
+    return published_files
 
 
 def test_every_line_is_measured_on_tiny_files(benchmark, tmp_path):

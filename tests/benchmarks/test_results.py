@@ -80,7 +80,7 @@ def test_every_script_is_read(results, measured):
     assert {one["setting"].split(":")[0] for one in measured} == set(FILES)
     assert not any("broken" in one["setting"] or "lora" in one["setting"] for one in measured)
     assert row(results, measured, "sampling 4 steps with decode")[2] == "**0.21 s, 4 GB**"
-    assert "`python benchmarks/train.py`" in results.table(measured)
+    assert "`python benchmarks/training.py`" in results.table(measured)
 
 
 def test_the_setting_that_reaches_most_is_shown(results, measured):

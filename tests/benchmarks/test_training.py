@@ -12,7 +12,7 @@ import pytest
 def run(repository, folder, *arguments):
     """The benchmark in a process of its own, where no video library can be imported."""
     (folder / "av.py").write_text("raise ImportError('there is no video library')")
-    script = str(repository / "benchmarks" / "train.py")
+    script = str(repository / "benchmarks" / "training.py")
     command = [sys.executable, script, "--tiny", "--device", "cpu", "--repeats", "1", "--warm-up", "0"]
     code = (
         f"import sys, runpy; sys.path[:0] = [{str(folder)!r}, {script.rsplit('/', 1)[0]!r}]; sys.argv = sys.argv[1:]; "
@@ -44,9 +44,9 @@ def test_figures_are_told_one_by_one_and_a_failure_stops_no_other(repository, tm
 def test_no_figure_begins_when_the_time_is_over(repository, monkeypatch, capsys):
     """With a budget of nothing every figure is left out, and says so."""
     monkeypatch.syspath_prepend(repository / "benchmarks")
-    import train
+    import training
 
-    train.main(["--tiny", "--only", "cd/*", "--budget", "0"])
+    training.main(["--tiny", "--only", "cd/*", "--budget", "0"])
 
     assert capsys.readouterr().out.count("left_out the time is over") == 5
 

@@ -502,13 +502,13 @@ def test_killed_at_random_it_ends_the_same(toy, tmp_path):
 
 
 def test_the_benchmark_runs_anywhere(tmp_path, monkeypatch, capsys):
-    """`benchmarks/preprocess.py --tiny` ends in seconds with all figures, official ones beside them, in its file."""
+    """`benchmarks/preprocessing.py --tiny` ends in seconds with all figures, official ones beside them, in its file."""
     benchmarks = TESTS.parent / "benchmarks"
     monkeypatch.syspath_prepend(benchmarks)
     out = tmp_path / "figures.json"
-    command = ["preprocess.py", "--tiny", "--device", "cpu", "--fast", "layers", "--parts-only", "--out", str(out)]
+    command = ["preprocessing.py", "--tiny", "--device", "cpu", "--fast", "layers", "--parts-only", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", command)
-    runpy.run_path(str(benchmarks / "preprocess.py"), run_name="__main__")
+    runpy.run_path(str(benchmarks / "preprocessing.py"), run_name="__main__")
 
     rows = read_json(out)["rows"]
     figures = {row["figure"]: row for row in rows if "figure" in row}
@@ -529,9 +529,20 @@ def test_the_benchmark_ends_in_order_when_its_time_is_over(tmp_path, monkeypatch
     benchmarks = TESTS.parent / "benchmarks"
     monkeypatch.syspath_prepend(benchmarks)
     out = tmp_path / "figures.json"
-    command = ["preprocess.py", "--tiny", "--device", "cpu", "--fast", "no,layers", "--budget", "0", "--out", str(out)]
+    command = [
+        "preprocessing.py",
+        "--tiny",
+        "--device",
+        "cpu",
+        "--fast",
+        "no,layers",
+        "--budget",
+        "0",
+        "--out",
+        str(out),
+    ]
     monkeypatch.setattr(sys, "argv", command)
-    runpy.run_path(str(benchmarks / "preprocess.py"), run_name="__main__")
+    runpy.run_path(str(benchmarks / "preprocessing.py"), run_name="__main__")
 
     rows = read_json(out)["rows"][1:]
     assert len(rows) == 10

@@ -1,8 +1,8 @@
 """Preprocessing at VideoCrafter2's size: motion-guided samples per GPU-hour, and what a score takes.
 
-    python benchmarks/preprocess.py --out preprocess.json                    # one GPU, four minutes
-    python benchmarks/preprocess.py --fast blocks --budget 500 --out ...     # compiled layers only, with more time
-    python benchmarks/preprocess.py --tiny                                   # any machine, seconds
+    python benchmarks/preprocessing.py --out preprocess.json                    # one GPU, four minutes
+    python benchmarks/preprocessing.py --fast blocks --budget 500 --out ...     # compiled layers only, with more time
+    python benchmarks/preprocessing.py --tiny                                   # any machine, seconds
 
 Random weights and videos, 200 solver steps, every sample in the guided half of them, as officially.
 The parts of a sample are measured (medians; a pass has as many rows as in a real store) and added up with the number

@@ -1,7 +1,7 @@
 """Whether a killed run repeats an uninterrupted one: all objectives, on the proving ground, SIGKILL in the middle.
 
-    python benchmarks/resume.py --out runs/resume                          # CPU: must be equal bit for bit
-    python benchmarks/resume.py --out runs/resume --device cuda            # GPU: with deterministic algorithms
+    python benchmarks/experiments/resume.py --out runs/resume  # CPU: must be equal bit for bit
+    python benchmarks/experiments/resume.py --out runs/resume --device cuda  # GPU: with deterministic algorithms
 
 Flags after `--` go to every `guidedcd train`. Prints the largest difference of any logged number.
 """

@@ -1,6 +1,6 @@
 """The four arms of the proving ground - distillation alone, with the energy, with the rewards, with both - over seeds.
 
-    python benchmarks/arms.py --seeds 0,1,2 --device cuda --parallel 6 --out runs/arms -- --train.steps 600
+    python benchmarks/experiments/arms.py --seeds 0,1,2 --device cuda --parallel 6 --out runs/arms -- --train.steps 600
 
 Everything after `--` goes to every `guidedcd train`. Runs are continued where they stopped. At the end every student is
 measured on the same prompts, and a table of means over seeds is written to OUT/arms.json and printed.

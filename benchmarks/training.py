@@ -1,8 +1,8 @@
 """Training steps at VideoCrafter2's size (1.4 B parameters, 320x512, 16 frames), with random weights and batches.
 
-    python benchmarks/train.py --out train.json                     # one GPU
-    python benchmarks/train.py --processes 2 --only parallel        # two: DDP and FSDP2 against one of them
-    python benchmarks/train.py --tiny                               # the same on a CPU, in seconds
+    python benchmarks/training.py --out train.json                     # one GPU
+    python benchmarks/training.py --processes 2 --only parallel        # two: DDP and FSDP2 against one of them
+    python benchmarks/training.py --tiny                               # the same on a CPU, in seconds
 
 It calls the trainer's own step. Every figure is printed when it is known, with that of the official code beside it;
 one that fails says why, and the others go on. Seconds are medians after warm-up; GB are peaks of allocated memory in
@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_steps import STEPS, free, profile, reward_figure, sample_figure, step_figure
-from train_together import PARALLEL, parallel_figures
+from training_parallel import PARALLEL, parallel_figures
+from training_steps import STEPS, free, profile, reward_figure, sample_figure, step_figure
 
 OFFICIAL = {
     "cd": "1.02 s (+0.22 s of gc), 29.4 GB with checkpointing",

@@ -1,7 +1,7 @@
 """Published checkpoints at full size: written with random weights, read by the real loaders, run once each.
 
-    python benchmarks/full_size.py --manifests FOLDER --out full_size.json      # one GPU, 13 GB of disk at a time
-    python benchmarks/full_size.py --tiny                                       # the same on any machine, in seconds
+    python benchmarks/published_files.py --manifests FOLDER --out published_files.json  # one GPU, 13 GB of disk
+    python benchmarks/published_files.py --tiny  # the same on any machine, in seconds
 
 Lines, each printed as soon as it is known: what was written and read (seconds, GB, anonymous memory), one PTA score,
 one 4-step sample with decoding, one pass of each reward with the gradient to the pixels. A line that fails says why

@@ -1,4 +1,4 @@
-"""Training steps of `benchmarks/train.py` in several processes, a GPU each, beside those of one."""
+"""Training steps of `benchmarks/training.py` in several processes, a GPU each, beside those of one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_steps import BASE, stepper, timed
+from training_steps import BASE, stepper, timed
 
 ALONE = "parallel-one"
 PARALLEL = ("parallel-ddp", "parallel-fsdp")

@@ -1,4 +1,4 @@
-"""One figure each of `benchmarks/train.py`: a training step, a reward, a sample, a profile."""
+"""One figure each of `benchmarks/training.py`: a training step, a reward, a sample, a profile."""
 
 from __future__ import annotations
 
