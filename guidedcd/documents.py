@@ -104,8 +104,8 @@ def _mistake(value: Any, form: Any, place: str) -> tuple[str, str, Any] | None:
     if form is Any or (form is None and value is None):
         return None
     if isinstance(form, tuple):
-        mistakes = [_mistake(value, one, place) for one in form]
-        return None if None in mistakes else max(mistakes, key=lambda one: len(one[0]))
+        mistakes = [mistake for one in form if (mistake := _mistake(value, one, place))]
+        return max(mistakes, key=lambda mistake: len(mistake[0])) if len(mistakes) == len(form) else None
     if isinstance(form, list):
         if not isinstance(value, list):
             return place, "a list", value
