@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 import numpy
 import torch
 from torch import Tensor
@@ -24,6 +25,41 @@ from guidedcd.diffusion.schedule import NoiseSchedule, expand
 
 Term = tuple[Tensor, Tensor]
 """(score like z, strength (B,))."""
+
+
+@attrs.frozen(eq=False)
+class TeacherStep:
+    """Where a guided step of the teacher begins, and the network's two predictions there."""
+
+    z: Tensor
+    """Noisy latents at `t` (B, C, F, H, W)."""
+    t: Tensor
+    """Training timesteps (B,)."""
+    o_c: Tensor
+    """The network's output with the caption, like `z`."""
+    o_u: Tensor
+    """The network's output without the caption, like `z`."""
+    omega: Tensor
+    """Guidance strength (B,), diffusers' guidance_scale - 1."""
+
+    @property
+    def output(self) -> Tensor:
+        """The prediction under classifier-free guidance, like `z`."""
+        return combine(self.o_c, self.o_u, self.omega)
+
+
+@attrs.frozen
+class Rule:
+    """How a gradient enters a step; see the module."""
+
+    kind: str = "official"
+    """One of "official", "eps" and "paper-literal"."""
+    noise_factor: str = "official"
+    """Either "official" for sqrt(1 - sqrt(abar)), or "sqrt-one-minus" for sqrt(1 - abar)."""
+
+
+OFFICIAL = Rule()
+"""As in the released training code."""
 
 SMALLEST_ALPHA = 1e-3
 """Below this signal level x0 is not determined by eps; only a zero-terminal-SNR schedule goes there."""
@@ -70,63 +106,56 @@ def noise_factor(schedule: NoiseSchedule, t: Tensor, name: str, like: Tensor) ->
 
 
 def guided_prediction(
-    schedule: NoiseSchedule,
-    z: Tensor,
-    o_c: Tensor,
-    o_u: Tensor,
-    omega: Tensor,
-    t: Tensor,
-    terms: Sequence[Term] = (),
-    rule: str = "official",
-    factor: str = "official",
+    schedule: NoiseSchedule, step: TeacherStep, terms: Sequence[Term] = (), rule: Rule = OFFICIAL
 ) -> tuple[Tensor, Tensor]:
     """The guided (x0, eps), each like `z`, that a solver step combines; "paper-literal" leaves both alone.
 
     Arguments as in `guided_step`.
     """
-    x0, eps = schedule.to_x0_eps(z, combine(o_c, o_u, omega), t)
-    if not terms or rule == "paper-literal":
+    z, t = step.z, step.t
+    x0, eps = schedule.to_x0_eps(z, step.output, t)
+    if not terms or rule.kind == "paper-literal":
         return x0, eps
-    push = noise_factor(schedule, t, factor, z) * _push(z, terms)
-    if rule == "official":
+    push = noise_factor(schedule, t, rule.noise_factor, z) * _push(z, terms)
+    if rule.kind == "official":
         return x0, eps - push
-    if rule == "eps":
+    if rule.kind == "eps":
         alpha, sigma = (expand(v, z) for v in schedule.alpha_sigma(t))
         return x0 - sigma / alpha.clamp(min=SMALLEST_ALPHA) * push, eps + push
-    raise ValueError(f"rule must be 'official', 'eps' or 'paper-literal': {rule!r}")
+    raise ValueError(f"rule must be 'official', 'eps' or 'paper-literal': {rule.kind!r}")
 
 
 def guided_step(
     schedule: NoiseSchedule,
-    z: Tensor,
-    o_c: Tensor,
-    o_u: Tensor,
-    omega: Tensor,
-    t: Tensor,
+    step: TeacherStep,
     t_next: Tensor,
     terms: Sequence[Term] = (),
-    rule: str = "official",
-    factor: str = "official",
+    rule: Rule = OFFICIAL,
 ) -> Tensor:
     """One step of the teacher's guided ODE, the target side of distillation (Algorithm 1).
 
     Args:
         schedule: Noise levels.
-        z: Latents at `t` (B, C, F, H, W).
-        o_c: The network's output with the caption, like `z`.
-        o_u: The network's output without, like `z`.
-        omega: Guidance strength (B,).
-        t: Where `z` is (B,).
-        t_next: Where to go (B,).
-        terms: Scores with their strengths; a strength of 0 switches a term off, whatever its score holds.
-        rule: "official", "eps" or "paper-literal", see the module.
-        factor: "official" or "sqrt-one-minus".
+        step: Where the step begins, with the teacher's predictions there.
+        t_next: Where it ends (B,).
+        terms: Gradients of energies with their strengths; where a strength is 0 the gradient is not read.
+        rule: How the gradients enter.
 
     Returns:
         Latents at `t_next`, like `z`.
+
+    Raises:
+        ValueError: The rule or its noise factor has no such kind.
     """
-    z_next = schedule.step(*guided_prediction(schedule, z, o_c, o_u, omega, t, terms, rule, factor), t_next)
-    return z_next + _push(z, terms) if terms and rule == "paper-literal" else z_next
+    z_next = schedule.step(*guided_prediction(schedule, step, terms, rule), t_next)
+    return z_next + _push(step.z, terms) if terms and rule.kind == "paper-literal" else z_next
+
+
+def guidance_term(
+    schedule: NoiseSchedule, step: TeacherStep, score: Tensor, strength: Tensor, relative: bool, rule: Rule = OFFICIAL
+) -> Term:
+    """A term of `guided_step` from an energy's gradient and its scale (B,) or relative strength (B,)."""
+    return score, strength_from_relative(schedule, step, score, strength, rule) if relative else strength
 
 
 def _push(z: Tensor, terms: Sequence[Term]) -> Tensor:
@@ -135,25 +164,17 @@ def _push(z: Tensor, terms: Sequence[Term]) -> Tensor:
 
 
 def strength_from_relative(
-    schedule: NoiseSchedule,
-    z: Tensor,
-    o_c: Tensor,
-    o_u: Tensor,
-    omega: Tensor,
-    t: Tensor,
-    score: Tensor,
-    relative: Tensor,
-    rule: str = "official",
-    factor: str = "official",
+    schedule: NoiseSchedule, step: TeacherStep, score: Tensor, relative: Tensor, rule: Rule = OFFICIAL
 ) -> Tensor:
     """The strength (B,) for which the guided term's norm is `relative` (B,) times the norm of the guided eps.
 
     The guided term is what the rule adds to eps (to z under "paper-literal"), noise factor included. A score of zero
     gets strength 0. Arguments as in `guided_step`; `score` like `z`.
     """
-    _, eps = schedule.to_x0_eps(z, combine(o_c, o_u, omega), t)
-    wanted = relative.to(z.device, z.dtype) * eps.flatten(1).norm(dim=1)
+    z = step.z
+    _, eps = schedule.to_x0_eps(z, step.output, step.t)
+    target = relative.to(z.device, z.dtype) * eps.flatten(1).norm(dim=1)
     unit = score.to(z.dtype).flatten(1).norm(dim=1)
-    if rule != "paper-literal":
-        unit = unit * noise_factor(schedule, t, factor, z).flatten()
-    return torch.where((unit > 0) & (wanted > 0), wanted / unit.clamp(min=torch.finfo(z.dtype).tiny), 0.0)
+    if rule.kind != "paper-literal":
+        unit = unit * noise_factor(schedule, step.t, rule.noise_factor, z).flatten()
+    return torch.where((unit > 0) & (target > 0), target / unit.clamp(min=torch.finfo(z.dtype).tiny), 0.0)

@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from guidedcd.diffusion.guidance import combine, guided_from, guided_step, strength_from_relative
+from guidedcd.diffusion.guidance import Rule, TeacherStep, combine, guidance_term, guided_from, guided_step
 from guidedcd.energies import inversion
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.configs import EnergyConfig
@@ -71,7 +71,7 @@ def teacher_sample(
         return _dpm(teacher, cond, null, latents, steps, omega)
     if solver != "ddim":
         raise GuidedCDError(f"no solver named '{solver}'. Use ddim or dpm++.")
-    schedule, z = teacher.schedule, latents
+    schedule, z, how = teacher.schedule, latents, Rule(rule, factor)
     tracks = [_Track(teacher, guide, steps) for guide in energies or ()]
     for index, at in reversed(list(enumerate(schedule.grid(steps).tolist()))):
         t = torch.full((z.shape[0],), at, device=z.device)
@@ -80,16 +80,16 @@ def teacher_sample(
             with torch.no_grad():
                 o_u = teacher.net(z, t, null)
             o_c, scores = _scores(teacher, z, t, cond, active, index)
-            terms = []
-            for track, score in zip(active, scores, strict=True):
-                config = track.guide.config
-                strength = torch.full_like(omega, config.scale if config.relative is None else config.relative)
-                if config.relative is not None:
-                    strength = strength_from_relative(schedule, z, o_c, o_u, omega, t, score, strength, rule, factor)
-                terms.append((score, strength))
         else:
-            (o_c, o_u), terms = _both(teacher, z, t, cond, null, omega), []
-        z = guided_step(schedule, z, o_c, o_u, omega, t, schedule.previous(t, steps), terms, rule, factor)
+            (o_c, o_u), scores = _both(teacher, z, t, cond, null, omega), []
+        step = TeacherStep(z, t, o_c, o_u, omega)
+        terms = []
+        for track, score in zip(active, scores, strict=True):
+            config = track.guide.config
+            relative = config.relative is not None
+            strength = torch.full_like(omega, config.relative if relative else config.scale)
+            terms.append(guidance_term(schedule, step, score, strength, relative, how))
+        z = guided_step(schedule, step, schedule.previous(t, steps), terms, how)
     return z
 
 

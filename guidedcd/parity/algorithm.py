@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.diffusion.guidance import guided_prediction, guided_step, noise_factor
+from guidedcd.diffusion.guidance import Rule, TeacherStep, guided_prediction, guided_step, noise_factor
 from guidedcd.energies.inversion import invert
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.parity.attention import SCALE, energies, sorted_last, total
@@ -73,17 +73,17 @@ class Algorithm1:
         o_c, maps = output.detach(), {name: v.detach() for name, v in maps.items()}
         means, sums = ({name: float(v.detach()) for name, v in each.items()} for each in (means, sums))
 
-        step = (schedule, z, o_c, o_u, omega, t, t_next)
+        step = (schedule, TeacherStep(z, t, o_c, o_u, omega), t_next)
         x0, eps = guided_prediction(*step[:-1])
         cfg = guided_step(*step)
 
         def printed(strength: float) -> Tensor:
-            return guided_step(*step, [(paper, torch.full_like(omega, strength))], "paper-literal")
+            return guided_step(*step, [(paper, torch.full_like(omega, strength))], Rule("paper-literal"))
 
         official = guided_step(*step, [(score, motion_gs)])
         # Equation 2 with the released coefficient and no noise factor, as the fixture defines it.
         plain = motion_gs / noise_factor(schedule, t, "official", z).flatten()
-        eq2 = guided_step(*step, [(score, plain)], "eps")
+        eq2 = guided_step(*step, [(score, plain)], Rule("eps"))
         large, small = float(option("lambda_paper_literal", 500.0)), float(option("lambda_paper_small", 0.01))
         tensors = {
             "index": torch.full((batch,), index),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from guidedcd.diffusion.consistency import distance
 from guidedcd.diffusion.embeddings import guidance_scale_embedding
-from guidedcd.diffusion.guidance import guided_prediction, guided_step, window
+from guidedcd.diffusion.guidance import TeacherStep, guided_prediction, guided_step, window
 from guidedcd.diffusion.sampler import sample_steps
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.guidance_inputs import set_fps
@@ -65,7 +65,7 @@ def cd_step(file: Tensors, options: dict[str, Any]) -> tuple[dict[str, Tensor], 
     omega = (high - low) * batch["u01"] + low
     guided = window(index, steps, float(option("percentage", 0.5))) & flags
     motion_gs = float(option("motion_gs", 0.05)) * guided.float()
-    step = (schedule, z, batch["cond_teacher_out"], batch["uncond_teacher_out"], omega, t)
+    step = (schedule, TeacherStep(z, t, batch["cond_teacher_out"], batch["uncond_teacher_out"], omega))
     terms = [(batch["score"], motion_gs)] if "score" in batch else []
     x0_cfg, eps_cfg = guided_prediction(*step)
     z_next = guided_step(*step, schedule.previous(t, steps), terms)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guidedcd.diffusion.guidance import guided_step
+from guidedcd.diffusion.guidance import TeacherStep, guided_step
 from guidedcd.diffusion.seen import Seen
 from guidedcd.testing.helpers import CAPTIONS, T, is_batch, random, unchanged
 
@@ -65,7 +65,7 @@ def energy_falls_along_its_score(subject: Subject) -> None:
     t, zero, one = torch.full((batch,), T), torch.zeros(batch), torch.ones(batch)
 
     def step(*terms: tuple[Tensor, Tensor]) -> Tensor:
-        return guided_step(teacher.schedule, z, output, output, zero, t, t - 20, terms)
+        return guided_step(teacher.schedule, TeacherStep(z, t, output, output, zero), t - 20, terms)
 
     moved = step((score, one)) - step()
     unit = moved / moved.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guidedcd.config.sections import Solver
 from guidedcd.diffusion.consistency import Network, distance, gap
-from guidedcd.diffusion.guidance import combine, guided_step, lambda_input, strength_from_relative
+from guidedcd.diffusion.guidance import Rule, TeacherStep, guidance_term, guided_step, lambda_input
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.plugins.configs import EnergyConfig
 
@@ -45,7 +45,7 @@ class NoisyBatch:
         self.z = schedule.add_noise(batch.z0, batch.noise, self.t)
         # The store may keep half precision; the step is computed in the dtype of the latents.
         cond, uncond = batch.cond_output.to(self.z.dtype), batch.uncond_output.to(self.z.dtype)
-        self._step = (self.z, cond, uncond, batch.omega, self.t)
+        self._step = TeacherStep(self.z, self.t, cond, uncond, batch.omega)
         inputs = [
             lambda_input(strength, config.relative is not None)
             for config, strength in zip(energies.values(), batch.strengths.unbind(dim=1), strict=True)
@@ -65,14 +65,12 @@ class NoisyBatch:
     def consistency_loss(self, **options: Any) -> Tensor:
         """Distance from the student's prediction at the end of the teacher's guided step; options of `distance`."""
         t_next = self.schedule.previous(self.t, self.solver.steps)
-        rule = (self.solver.rule, self.solver.noise_factor)
+        rule = Rule(self.solver.rule, self.solver.noise_factor)
         terms = []
         for (name, config), strength in zip(self.energies.items(), self.batch.strengths.unbind(dim=1), strict=True):
-            score = self.batch.scores[name].to(self.z.dtype)
-            if config.relative is not None:
-                strength = strength_from_relative(self.schedule, *self._step, score, strength, *rule)
-            terms.append((score, strength))
-        z_next = guided_step(self.schedule, *self._step, t_next, terms, *rule)
+            score, relative = self.batch.scores[name].to(self.z.dtype), config.relative is not None
+            terms.append(guidance_term(self.schedule, self._step, score, strength, relative, rule))
+        z_next = guided_step(self.schedule, self._step, t_next, terms, rule)
         batch = self.batch
         loss, self._prediction = distance(
             self.student,
@@ -90,8 +88,7 @@ class NoisyBatch:
 
     def guided_prediction_loss(self, *, loss: str = "huber", huber_c: float = 0.001) -> Tensor:
         """Distance to the clean latents that the teacher's guided prediction means; costs no network call."""
-        _, o_c, o_u, omega, _ = self._step
-        goal = self.schedule.consistency(self.z, combine(o_c, o_u, omega), self.t)
+        goal = self.schedule.consistency(self.z, self._step.output, self.t)
         return gap(self.prediction, goal, loss, huber_c)
 
 

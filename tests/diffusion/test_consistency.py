@@ -9,7 +9,7 @@ import torch
 
 from guidedcd.config.sections import Solver
 from guidedcd.diffusion.consistency import distance
-from guidedcd.diffusion.guidance import guided_step, strength_from_relative
+from guidedcd.diffusion.guidance import TeacherStep, guided_step, strength_from_relative
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.schedule import NoiseSchedule, expand
 from guidedcd.models.student import Student
@@ -55,7 +55,7 @@ def test_the_loss_is_the_distance_to_the_guided_step():
     energies = {"pta": EnergyConfig(), "jerk": EnergyConfig(relative=0.2)}
     t = torch.tensor([619, 919])
     z = schedule.add_noise(b.z0, b.noise, t)
-    step = (schedule, z, b.cond_output.float(), b.uncond_output.float(), b.omega, t)
+    step = (schedule, TeacherStep(z, t, b.cond_output.float(), b.uncond_output.float(), b.omega))
     pta, jerk = b.scores["pta"].float(), b.scores["jerk"].float()
     terms = [(pta, b.strengths[:, 0]), (jerk, strength_from_relative(*step, jerk, b.strengths[:, 1]))]
     z_next = guided_step(*step, t - 20, terms)

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guidedcd.diffusion.guidance import (
+    Rule,
+    TeacherStep,
     combine,
     guided_from,
     guided_prediction,
@@ -39,7 +41,7 @@ def point(prediction: str = "eps", steps: int = 50, seed: int = 0) -> Point:
     z, o_c, o_u, score = (noise(seed, draw, SHAPE).double() for draw in range(4))
     t = schedule.grid(steps)[torch.tensor([steps // 2, 3 * steps // 4, steps - 2])]
     omega = torch.tensor([5.0, 7.5, 15.0]).double()
-    return Point(schedule, (schedule, z, o_c, o_u, omega, t, schedule.previous(t, steps)), score)
+    return Point(schedule, (schedule, TeacherStep(z, t, o_c, o_u, omega), schedule.previous(t, steps)), score)
 
 
 def constant(value: float) -> torch.Tensor:
@@ -62,13 +64,14 @@ def test_zero_strength_is_no_guidance(prediction, rule):
     p = point(prediction)
     bad = torch.full_like(p.score, float("nan"))
 
-    assert torch.equal(guided_step(*p.step), guided_step(*p.step, [(bad, constant(0.0))], rule))
+    assert torch.equal(guided_step(*p.step), guided_step(*p.step, [(bad, constant(0.0))], Rule(rule)))
 
 
 def test_official_rule_moves_the_direction_term():
     """z' moves by -strength sqrt(1 - abar') sqrt(1 - sqrt(abar)) score, and the predicted x0 not at all."""
     p = point()
-    schedule, z, *_, t, t_next = p.step
+    schedule, step, t_next = p.step
+    z, t = step.z, step.t
     moved = guided_step(*p.step, [(p.score, constant(500.0))]) - guided_step(*p.step)
     abar, abar_next = (schedule.alphas_cumprod[at].double() for at in (t, t_next))
     size = -500 * (1 - abar_next).sqrt() * (1 - abar.sqrt()).sqrt()
@@ -82,10 +85,11 @@ def test_official_rule_moves_the_direction_term():
 def test_eps_rule_is_a_shift_of_eps():
     """Equation 2: the step from eps + strength factor score, used for x0 and for the direction."""
     p = point()
-    schedule, z, o_c, o_u, omega, t, t_next = p.step
+    schedule, step, t_next = p.step
+    z, o_c, o_u, omega, t = step.z, step.o_c, step.o_u, step.omega, step.t
     push = noise_factor(schedule, t, "sqrt-one-minus", z) * 3.0 * p.score
     wanted = schedule.step(*schedule.to_x0_eps(z, combine(o_c, o_u, omega) + push, t), t_next)
-    found = guided_step(*p.step, [(p.score, constant(3.0))], "eps", "sqrt-one-minus")
+    found = guided_step(*p.step, [(p.score, constant(3.0))], Rule("eps", "sqrt-one-minus"))
 
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
 
@@ -93,7 +97,7 @@ def test_eps_rule_is_a_shift_of_eps():
 def test_literal_rule_adds_to_z():
     """Equation 8 as printed: z' + strength score."""
     p = point()
-    moved = guided_step(*p.step, [(p.score, constant(0.01))], "paper-literal") - guided_step(*p.step)
+    moved = guided_step(*p.step, [(p.score, constant(0.01))], Rule("paper-literal")) - guided_step(*p.step)
 
     torch.testing.assert_close(moved, 0.01 * p.score)
 
@@ -121,10 +125,10 @@ def test_a_small_guided_step_lowers_the_energy(rule, factor, prediction, seed):
     def energy(z: torch.Tensor) -> torch.Tensor:
         return (torch.sin(a * z) + 0.1 * (z - b) ** 2).flatten(1).sum(1)
 
-    z = p.step[1].clone().requires_grad_(True)
+    z = p.step[1].z.clone().requires_grad_(True)
     before = energy(z)
     (score,) = torch.autograd.grad(before.sum(), z)
-    moved = guided_step(*p.step, [(score, constant(1e-4))], rule, factor) - guided_step(*p.step)
+    moved = guided_step(*p.step, [(score, constant(1e-4))], Rule(rule, factor)) - guided_step(*p.step)
 
     assert (energy(z.detach() + moved) < before.detach()).all()
 
@@ -134,7 +138,7 @@ def test_a_small_guided_step_lowers_the_energy(rule, factor, prediction, seed):
 def test_the_literal_rule_raises_the_energy(seed):
     """Equation 8 with a positive lambda ascends, which is why it is not the default."""
     p = point(seed=seed)
-    moved = guided_step(*p.step, [(p.score, constant(1e-4))], "paper-literal") - guided_step(*p.step)
+    moved = guided_step(*p.step, [(p.score, constant(1e-4))], Rule("paper-literal")) - guided_step(*p.step)
 
     assert float((moved * p.score).sum()) > 0
 
@@ -145,9 +149,9 @@ def test_relative_strength_sets_the_norm(rule, factor, prediction):
     """With relative = 0.3 the guided term is 0.3 of the guided eps in norm, per sample, whatever the score's size."""
     p = point(prediction)
     score = p.score * torch.tensor([1e-6, 1.0, 1e6]).double().view(3, 1, 1, 1, 1)
-    strength = strength_from_relative(*p.step[:-1], score, constant(0.3), rule, factor)
+    strength = strength_from_relative(*p.step[:-1], score, constant(0.3), Rule(rule, factor))
     _, eps = guided_prediction(*p.step[:-1])
-    _, guided = guided_prediction(*p.step[:-1], [(score, strength)], rule, factor)
+    _, guided = guided_prediction(*p.step[:-1], [(score, strength)], Rule(rule, factor))
     share = (guided - eps).flatten(1).norm(dim=1) / eps.flatten(1).norm(dim=1)
 
     torch.testing.assert_close(share, constant(0.3))
@@ -182,6 +186,6 @@ def test_unknown_names_are_refused():
     """A misspelt rule or factor is an error, not the default."""
     p = point()
     with pytest.raises(ValueError, match="paper-literal"):
-        guided_step(*p.step, [(p.score, constant(1.0))], "offical")
+        guided_step(*p.step, [(p.score, constant(1.0))], Rule("offical"))
     with pytest.raises(ValueError, match="sqrt-one-minus"):
-        guided_step(*p.step, [(p.score, constant(1.0))], "official", "none")
+        guided_step(*p.step, [(p.score, constant(1.0))], Rule("official", "none"))

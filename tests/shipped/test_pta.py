@@ -9,7 +9,7 @@ from guidedcd_pta.energy import PTA, layer_energy, primary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guidedcd.diffusion.guidance import guided_step
+from guidedcd.diffusion.guidance import TeacherStep, guided_step
 from guidedcd.diffusion.randomness import noise
 from guidedcd.testing.tiny_teacher import tiny_teacher
 
@@ -113,7 +113,8 @@ def test_a_small_guided_step_lowers_it(teacher, config):
     assert score.isfinite().all() and score.flatten(1).any(1).all()
 
     z, omega = here.z.detach(), torch.tensor([7.5, 7.5]).double()
-    step = (teacher.schedule, z, here.output.detach(), here.output.detach(), omega, here.t, here.t - 20)
+    output = here.output.detach()
+    step = (teacher.schedule, TeacherStep(z, here.t, output, output, omega), here.t - 20)
     unit = 1e-3 / score.flatten(1).norm(dim=1)
     moved = guided_step(*step, [(score, unit)]) - guided_step(*step)
     after = energy(teacher.seen(z + moved, here.t, teacher.null(2), energy.needs), reference)
