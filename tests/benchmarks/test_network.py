@@ -22,11 +22,11 @@ def scripts(repository, monkeypatch):
 def test_kernels_are_measured_one_by_one(scripts, device):
     """Every case runs, moves bytes or computes, and what is offered instead of a layer computes the same."""
     pytest.importorskip("triton")
-    import kernels
+    import fast_kernels
 
     torch.manual_seed(0)
     found = {}
-    for case in kernels.Cases(device, tiny=True):
+    for case in fast_kernels.Cases(device, tiny=True):
         assert case.name not in found
         assert (case.moved > 0) != (case.flops > 0)
         found[case.name] = case.run()

@@ -1,7 +1,7 @@
 """The kernels of `guidedcd.acceleration` one by one: microseconds, and bytes per second beside those of a copy.
 
-    python benchmarks/kernels.py --out kernels.json --budget 60      # one GPU
-    TRITON_INTERPRET=1 python benchmarks/kernels.py --tiny           # any machine: whether they run
+    python benchmarks/fast_kernels.py --out fast_kernels.json --budget 60      # one GPU
+    TRITON_INTERPRET=1 python benchmarks/fast_kernels.py --tiny           # any machine: whether they run
 
 At the sizes of VideoCrafter2's four levels, batch 4, bfloat16. Bytes are the least that a kernel must move: what it
 reads and writes. `PyTorch` beside some is what it replaces. The last rows ask what else could be quicker: a temporal
