@@ -12,7 +12,7 @@ from guidedcd.console import console
 from guidedcd.devices import blame_memory, device, process
 from guidedcd.documents import read_json
 from guidedcd.files import file_digest
-from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.training import optimizer, rollouts, trackers
 from guidedcd.training.distributed import accelerator_for
@@ -20,8 +20,13 @@ from guidedcd.training.run_folder import claimed, run_folder
 from guidedcd.training.trainer import Trainer
 
 
-def run_training(
-    run: Run, *, out: Path | None = None, store: Path | None = None, new: bool = False, command: str | None = None
+def distil(
+    run: Run,
+    *,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    new: bool = False,
+    command: str | None = None,
 ) -> Path:
     """Distil `run`'s teacher: preprocess what is missing, train or continue, evaluate, and write the report.
 
@@ -39,9 +44,10 @@ def run_training(
         GuidedCDError: A mistake in the configuration, a damaged or foreign file, a full disk, no memory, or a loss
             that is not finite.
     """
-    from guidedcd.evaluation.evaluate import run_evaluate
+    from guidedcd.evaluation.evaluate import evaluate
     from guidedcd.evaluation.report.page import write_report
 
+    out, store = (None if path is None else Path(path) for path in (out, store))
     process()
     where = device(run.device)
     accelerator = accelerator_for(run, where)
@@ -54,7 +60,7 @@ def run_training(
         _rehearse(run)
     with blame_memory("the teacher"):
         teacher = run.teacher.build().to(where)
-    latents = LatentStore(run_preprocess(run, store_folder=store, teacher=teacher, fill_parts=False))
+    latents = LatentStore(preprocess(run, store_folder=store, teacher=teacher, fill_parts=False))
     with claimed(run, out, new=new, command=command) if main else nullcontext() as folder:
         (folder,) = broadcast_object_list([folder])
         if not (folder / "student" / "student.json").exists():
@@ -64,7 +70,7 @@ def run_training(
         del teacher, latents
         if main:
             if not _is_evaluated(folder):
-                run_evaluate(folder)
+                evaluate(folder)
             console.print(f"report   {write_report(folder)}")
     return folder
 

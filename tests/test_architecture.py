@@ -173,7 +173,7 @@ LONG = {
     "cli/plugins.py: add",
     "cli/sample.py: add",
     "cli/sample.py: sample",
-    "inference/generate.py: run_sample",
+    "inference/generate.py: generate",
     "parity/algorithm.py: run",
 }
 

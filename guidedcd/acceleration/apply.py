@@ -97,7 +97,7 @@ def check(choice: str) -> None:
         raise GuidedCDError(f"--fast must be one of {', '.join(CHOICES)}, not '{choice}'.")
 
 
-def quicken(student: Any, teacher: Any, choice: str = "auto") -> None:
+def accelerate(student: Any, teacher: Any, choice: str = "auto") -> None:
     """Switch the networks of a student and its teacher in place, where they are 3D UNets, and the decoder.
 
     Args:

@@ -91,11 +91,11 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             compare(folders, **options)
             return
         from guidedcd.console import console
-        from guidedcd.evaluation.evaluate import run_evaluate
+        from guidedcd.evaluation.evaluate import evaluate
         from guidedcd.evaluation.report.page import write_report
         from guidedcd.inference.pipeline import locate, results_of
 
-        run_evaluate(folders[0], **options)
+        evaluate(folders[0], **options)
         folder, weights = locate(folders[0])
         console.print(f"report   {write_report(folder, results=results_of(folder, weights))}")
 

@@ -31,6 +31,6 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         rank
             lora only: extract an adapter of this rank; by default a trained one as it is, or rank 64.
         """
-        from guidedcd.inference.export.export import run_export
+        from guidedcd.inference.export.export import export
 
-        run_export(run, out, format=format, rank=rank)
+        export(run, out, format=format, rank=rank)

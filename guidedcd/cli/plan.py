@@ -57,9 +57,9 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         run = read_run(flags, registry, needs_data=probe)
         if on is None:
             usable(run.device)
-        from guidedcd.planning.plan import Question, run_plan
+        from guidedcd.planning.plan import Question, print_plan
 
-        run_plan(
+        print_plan(
             run,
             Question(
                 on=on,

@@ -32,9 +32,9 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         chosen = part(shard)
         run = read_run(flags, registry)
         usable(run.device)
-        from guidedcd.preprocessing.preprocess import run_preprocess
+        from guidedcd.preprocessing.preprocess import preprocess
 
-        run_preprocess(run, store_folder=store, shard=chosen)
+        preprocess(run, store_folder=store, shard=chosen)
 
     preprocess.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
     preprocess.__annotations__ |= {"store": Path | None, "shard": str | None}

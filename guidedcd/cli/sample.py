@@ -113,9 +113,9 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             for name, value in {"teacher": teacher, "window": window, **options}.items():
                 if value is not None:
                     raise GuidedCDError(f"--{name} belongs to a published student (--student); a run knows its own.")
-        from guidedcd.inference.generate import run_sample
+        from guidedcd.inference.generate import generate
 
-        run_sample(
+        generate(
             source,
             list(prompts),
             out=out,

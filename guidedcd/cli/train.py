@@ -31,9 +31,9 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         """
         run = read_run(flags, registry)
         usable(run.device)
-        from guidedcd.workflow import run_training
+        from guidedcd.workflow import distil
 
-        run_training(run, out=out, store=store, new=new, command=command())
+        distil(run, out=out, store=store, new=new, command=command())
 
     train.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
     plain = Parameter(negative="")

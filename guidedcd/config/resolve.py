@@ -14,6 +14,7 @@ from guidedcd.config.sources import Layer, Names
 from guidedcd.config.structure import Value, flag, structure
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import objects
 from guidedcd.plugins.registry import Component, Registry, load_plugins
 
 
@@ -31,7 +32,7 @@ def resolve(layers: Sequence[Layer], registry: Registry, *, needs_data: bool = T
     scalars: dict[str, Value] = {}
     for layer in layers:
         scalars |= layer.scalars
-    chosen = {key: _choose(key, layers, registry) for key in KINDS}
+    chosen = {key: components_of(key, layers, registry) for key in KINDS}
     profile = scalars.get("profile", Value(DEFAULT_PROFILE, "")).value
     if len(chosen["teacher"]) != 1:
         named = " and ".join(one.name for one in chosen["teacher"]) or "none"
@@ -90,7 +91,7 @@ def _merged(tables: Iterable[Mapping[str, Value]]) -> dict[str, Value]:
     return found
 
 
-def _choose(key: str, layers: Sequence[Layer], registry: Registry) -> list[Chosen]:
+def components_of(key: str, layers: Sequence[Layer], registry: Registry) -> list[Chosen]:
     """The selected components of one kind; the options of a selected one are those of all layers together."""
     kind = KINDS[key]
     selected: Names = []
@@ -98,7 +99,7 @@ def _choose(key: str, layers: Sequence[Layer], registry: Registry) -> list[Chose
         options = layer.options.get(key, [])
         if not layer.optional:
             for name, _ in options:
-                registry.get(kind, name)
+                _component(kind, name, layers, registry)
         if key in layer.select:
             selected = list(layer.select[key])
         if layer.adds:
@@ -107,7 +108,7 @@ def _choose(key: str, layers: Sequence[Layer], registry: Registry) -> list[Chose
     found = []
     seen: dict[str, int] = {}
     for name, value, where in selected:
-        component = registry.get(kind, name)
+        component = _component(kind, name, layers, registry)
         place = seen[name] = seen.get(name, -1) + 1
         tables = []
         for layer in layers:
@@ -119,6 +120,15 @@ def _choose(key: str, layers: Sequence[Layer], registry: Registry) -> list[Chose
             _drop_older(given, tables)
         found.append(_built(component, value, given, where))
     return found
+
+
+def _component(kind: str, name: str, layers: Sequence[Layer], registry: Registry) -> Component:
+    """The installed component, or the Python object that a layer's options describe."""
+    for layer in layers:
+        for key, tables in layer.options.items():
+            if KINDS[key] == kind and any(n == name and objects.MARK in options for n, options in tables):
+                return objects.component(kind, name)
+    return registry.get(kind, name)
 
 
 def choose(kind: str, text: str, options: Mapping[str, Value], where: str, registry: Registry) -> Chosen:

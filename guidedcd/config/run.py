@@ -5,7 +5,9 @@ A flag, a key of a TOML or run.json file and the Python attribute spell the same
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -13,6 +15,7 @@ import attrs
 from guidedcd.config.sections import Evaluate, Preprocess, Solver, Student, Train
 from guidedcd.config.structure import plain
 from guidedcd.errors import GuidedCDError, shortened
+from guidedcd.plugins import objects
 from guidedcd.plugins.configs import ComponentConfig
 from guidedcd.plugins.registry import CONFIGS, Component, Registry, load_plugins
 from guidedcd.version import __version__
@@ -72,7 +75,9 @@ class Chosen:
         return next(kind for kind, base in CONFIGS.items() if isinstance(self.config, base))
 
     def component(self, registry: Registry | None = None) -> Component:
-        """What a plugin offers under this name."""
+        """What a plugin offers under this name, or the Python object that the run was given."""
+        if hasattr(self.config, objects.MARK):
+            return objects.component(self.kind, self.name, self.config)
         return (registry or load_plugins()).get(self.kind, self.name)
 
     def build(self, registry: Registry | None = None) -> Any:
@@ -139,8 +144,10 @@ class Run:
         return tuple(Chosen(name, config) for name, config in by_name[kind].items())
 
     def component(self, kind: str, name: str, registry: Registry | None = None) -> Component:
-        """What a plugin offers as `name`."""
-        return (registry or load_plugins()).get(kind, name)
+        """What a plugin offers as `name`, or the Python object that the run calls so."""
+        registry = registry or load_plugins()
+        chosen = next((one for one in self.chosen(kind) if one.name == name), None)
+        return registry.get(kind, name) if chosen is None else chosen.component(registry)
 
     def build(self, kind: str, registry: Registry | None = None) -> dict[str, Any]:
         """The built components of one kind by name (datasets may repeat a name: use `chosen`)."""
@@ -163,3 +170,46 @@ class Run:
             },
             **{section: plain(getattr(self, section)) for section in SECTIONS},
         }
+
+    @classmethod
+    def from_profile(
+        cls,
+        profile: str = "shapes",
+        /,
+        *,
+        teacher: str | Mapping[str, Any] | None = None,
+        data: str | Sequence[Any] | Mapping[str, Any] | None = None,
+        energies: str | Sequence[Any] | Mapping[str, Any] | None = None,
+        rewards: str | Sequence[Any] | Mapping[str, Any] | None = None,
+        routes: str | Sequence[Any] | Mapping[str, Any] | None = None,
+        metrics: str | Sequence[Any] | Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        device: str | None = None,
+        name: str | None = None,
+        **sections: Mapping[str, Any],
+    ) -> Run:
+        """The run of a shipped profile, with these changes; what is left out stays as in the profile.
+
+        Args:
+            profile: A shipped profile, such as "shapes".
+            teacher: "shapes", "videocrafter2:model.ckpt", or {name: options}.
+            data: "videos:FOLDER", a list of such texts, or {name: options}.
+            energies: "pta", ["pta"], [] for none, {"pta": {"relative": 1.6}}; or an object in place of an installed
+                component, {"mine": my_energy}, with options {"mine": (my_energy, {"relative": 0.1})} or with an
+                attribute `config`, an `EnergyConfig`. A class is called with its config.
+            rewards: In the same forms.
+            routes: In the same forms.
+            metrics: In the same forms.
+            seed: Seed of everything random.
+            device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+            name: Part of the run folder's name.
+            **sections: Options of `solver`, `preprocess`, `student`, `train` and `evaluate`: train={"steps": 100}.
+
+        Raises:
+            GuidedCDError: A name, option or value that does not exist or is out of range.
+        """
+        chosen = {"teacher": teacher, "data": data, "energies": energies, "rewards": rewards, "routes": routes}
+        scalars = {"metrics": metrics, "seed": seed, "device": device, "name": name}
+        # Imported by its name: that module builds runs, and so imports this one.
+        module = importlib.import_module("guidedcd.config.from_python")
+        return module.run_from_profile(profile, {**chosen, **scalars, **sections})

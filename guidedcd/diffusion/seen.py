@@ -11,9 +11,22 @@ from torch import Tensor
 
 @attrs.define(eq=False, slots=False, kw_only=True)
 class Seen:
-    """What a network was shown and said, at one noise level per sample.
+    """One forward pass of a network, at one noise level per sample.
 
-    Legend: B batch, C channels, F frames, H height and W width of the latents.
+    Legend: B batch, C channels, F frames, H height and W width of the latents, N heads and positions.
+
+    Attributes:
+        z: Noisy latents (B, C, F, H, W); differentiable when the engine takes a gradient.
+        t: Training timesteps (B,), int64, 0 is clean.
+        alpha: Signal level (B,), in (0, 1]; z = alpha x0 + sigma eps.
+        sigma: Noise level (B,), in [0, 1).
+        output: The network's prediction, like z.
+        prediction: How to read `output`: "eps", "v" or "flow".
+        captions: Texts of the samples (B).
+        records: By need, by layer name, what was recorded: attention (B, N, F, F), rows sum to 1.
+        decoder: Turns latents into pixels; called by `decode`.
+        x0: Predicted clean latents, like z.
+        eps: Predicted noise, like z.
     """
 
     z: Tensor

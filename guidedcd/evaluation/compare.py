@@ -11,12 +11,12 @@ from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
 from guidedcd.evaluation.bootstrap import paired
-from guidedcd.evaluation.evaluate import run_evaluate
+from guidedcd.evaluation.evaluate import evaluate
 from guidedcd.evaluation.protocol import Baselines
 from guidedcd.files import file_digest
 
 
-def compare(folders: Sequence[Path], **options: Any) -> list[dict[str, Any]]:
+def compare(folders: Sequence[str | Path], **options: Any) -> list[dict[str, Any]]:
     """Several runs' students in one table, each against the first, paired by prompt and noise.
 
     Runs that were evaluated with the same settings already are read, not measured again; a teacher that several share
@@ -30,14 +30,15 @@ def compare(folders: Sequence[Path], **options: Any) -> list[dict[str, Any]]:
         Each run's evaluation.
 
     Raises:
-        GuidedCDError: As `run_evaluate`; or runs that cannot be paired, because their prompts, seeds or steps differ.
+        GuidedCDError: As `evaluate`; or runs that cannot be paired, because their prompts, seeds or steps differ.
     """
+    folders = [Path(folder) for folder in folders]
     baselines: Baselines = {}
     evaluations = []
     for folder in folders:
         evaluation = tables.read(folder / "evaluation.json") if (folder / "evaluation.json").is_file() else None
         if evaluation is None or not _current(evaluation, folder, options):
-            evaluation = run_evaluate(folder, baselines=baselines, quiet=True, **options)
+            evaluation = evaluate(folder, baselines=baselines, quiet=True, **options)
         evaluations.append(evaluation)
     names = _distinct([e["run"] for e in evaluations], folders)
     first = evaluations[0]

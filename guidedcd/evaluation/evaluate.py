@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from guidedcd.evaluation.arms import Arm, ArmScores, headline, video_seed
 from guidedcd.evaluation.bootstrap import estimate, paired
 from guidedcd.evaluation.protocol import Baselines, EvaluateConfig, EvaluationProtocol, steps_of
 from guidedcd.files import file_digest, write_json
-from guidedcd.inference.pipeline import Trained, batch_size, load, strengths, student_videos
+from guidedcd.inference.pipeline import StudentPipeline, batch_size, strengths
 from guidedcd.locks import locked
 from guidedcd.version import __version__
 
@@ -33,7 +32,7 @@ MOST_STEPS = 50
 """Steps of a student, as of `--evaluate.steps`."""
 
 
-def run_evaluate(folder: Path, *, baselines: Baselines | None = None, quiet: bool = False, **options: Any) -> dict:
+def evaluate(folder: str | Path, *, baselines: Baselines | None = None, quiet: bool = False, **options: Any) -> dict:
     """Measure a student, print the table, and write `evaluation.json` and `videos/`.
 
     They go into the run's folder, those of a checkpoint into `evaluations/step-NNNNNN/` there.
@@ -53,13 +52,16 @@ def run_evaluate(folder: Path, *, baselines: Baselines | None = None, quiet: boo
     config = EvaluateConfig(**options)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise GuidedCDError("--seeds must be one or more different numbers.")
-    trained = load(folder, device=config.device, dtype=config.dtype)
-    trained.quicken(config.fast)
+    trained = StudentPipeline.from_run(folder, device=config.device, dtype=config.dtype)
+    trained.accelerate(config.fast)
     config = _completed(trained, config)
     protocol = EvaluationProtocol.build(trained, config, {} if baselines is None else baselines)
     scales = strengths(trained, config.scale)
     steps = config.steps
-    make = partial(student_videos, trained, steps=steps, omega=config.omega, scales=scales)
+
+    def make(texts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
+        return trained(texts, steps, seeds, omega=config.omega, scale=scales or None, batch=config.batch)
+
     ours = Arm(
         name=tables.OURS,
         label=f"student, {steps_of(steps)}",
@@ -92,7 +94,7 @@ def run_evaluate(folder: Path, *, baselines: Baselines | None = None, quiet: boo
     return evaluation
 
 
-def _completed(trained: Trained, config: EvaluateConfig) -> EvaluateConfig:
+def _completed(trained: StudentPipeline, config: EvaluateConfig) -> EvaluateConfig:
     """The options, with those of the run where they are None."""
     run = trained.run.evaluate
     filled = {
@@ -112,7 +114,7 @@ def _completed(trained: Trained, config: EvaluateConfig) -> EvaluateConfig:
 
 
 def _described(
-    trained: Trained,
+    trained: StudentPipeline,
     config: EvaluateConfig,
     protocol: EvaluationProtocol,
     arms: Sequence[Arm],

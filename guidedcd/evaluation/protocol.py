@@ -14,7 +14,7 @@ from guidedcd.data.clips import Prompt
 from guidedcd.evaluation import tables
 from guidedcd.evaluation.arms import Arm, ArmScores, Metric, best, build_metrics, headline, measure
 from guidedcd.evaluation.bootstrap import estimate
-from guidedcd.inference.pipeline import Trained, teacher_videos
+from guidedcd.inference.pipeline import StudentPipeline, teacher_videos
 from guidedcd.plugins.registry import load_plugins
 
 CHOOSING_SEED, CHOOSING_SPLIT = 99, 9
@@ -56,7 +56,7 @@ class EvaluateConfig:
 class EvaluationProtocol:
     """What every arm is measured on."""
 
-    trained: Trained
+    trained: StudentPipeline
     config: EvaluateConfig
     splits: dict[str, list[Prompt]]
     choosing: list[Prompt]
@@ -68,7 +68,7 @@ class EvaluationProtocol:
     """Every setting of the few-step teacher that was tried, with its score."""
 
     @classmethod
-    def build(cls, trained: Trained, config: EvaluateConfig, baselines: Baselines) -> EvaluationProtocol:
+    def build(cls, trained: StudentPipeline, config: EvaluateConfig, baselines: Baselines) -> EvaluationProtocol:
         """Choose the prompts and build the metrics that `config` names."""
         registry = load_plugins()
         if isinstance(config.prompts, int):

@@ -21,7 +21,8 @@ from guidedcd.diffusion.sampler import multistep_timesteps
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.files import check_name, check_writable, file_digest
-from guidedcd.inference.pipeline import Trained, batch_size, load, strengths, student_videos, with_options
+from guidedcd.inference.loading import load_student
+from guidedcd.inference.pipeline import batch_size, strengths
 from guidedcd.locks import locked
 from guidedcd.version import __version__
 
@@ -31,7 +32,7 @@ LARGEST_SIDE = 8192
 """Pixels of a written video's longer side."""
 
 
-def run_sample(
+def generate(
     folder: Path,
     prompts: str | Path | Sequence[str | Prompt],
     *,
@@ -89,8 +90,8 @@ def run_sample(
     if steps is not None:
         multistep_timesteps(steps)  # refuses too many before anything is loaded
     check(fast)
-    trained = _load(Path(folder), teacher, device, dtype, size or {}, window)
-    trained.quicken(fast)
+    trained = load_student(folder, teacher, device=device, dtype=dtype, size=size, window=window)
+    trained.accelerate(fast)
     teacher, run = trained.teacher, trained.run
     geometry = teacher.geometry
     scales = strengths(trained, scale)
@@ -132,13 +133,13 @@ def run_sample(
         with progress("sample", len(jobs), start=len(jobs) - len(todo), unit="videos") as advance:
             for some in _chunks(todo, size):
                 with blame_memory("sampling", f"It needs less with --batch {max(1, size // 2)}."):
-                    videos = student_videos(
-                        trained,
+                    videos = trained(
                         [job.prompt for job in some],
+                        settings["steps"],
                         [job.seed for job in some],
-                        steps=settings["steps"],
                         omega=settings["omega"],
-                        scales=scales,
+                        scale=scales or None,
+                        batch=size,
                     )
                 for job, video in zip(some, videos, strict=True):
                     if gif:
@@ -151,33 +152,6 @@ def run_sample(
         media.contact_sheet(out / "contact_sheet.png", sheet, [job.prompt for job in shown])
         console.print(f"sample   {len(jobs)} videos and contact_sheet.png in {out}")
     return [job.path for job in jobs]
-
-
-def _load(
-    path: Path,
-    teacher: Chosen | None,
-    device: str | None,
-    dtype: str,
-    size: Mapping[str, int],
-    window: float | None,
-) -> Trained:
-    """A run's student or a published one.
-
-    Raises:
-        GuidedCDError: It cannot be read, or the teacher is missing or superfluous.
-    """
-    if path.is_dir():
-        if teacher is not None:
-            raise GuidedCDError(f"{path} is a folder of a run, which knows its teacher: leave --teacher out.")
-        return load(path, device=device, dtype=dtype, size=size)
-    if teacher is None:
-        raise GuidedCDError(
-            f"{path} is no folder of a run. A published student needs its base model as well: "
-            "--student FILE --teacher videocrafter2:model.ckpt."
-        )
-    from guidedcd.inference.published import load_published
-
-    return load_published(path, with_options(teacher, size), device=device, dtype=dtype, window=window)
 
 
 @attrs.frozen

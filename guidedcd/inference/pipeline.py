@@ -30,7 +30,7 @@ from guidedcd.plugins.configs import EnergyConfig
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Trained:
+class StudentPipeline:
     """A student with all that its samples depend on."""
 
     run: Run
@@ -56,15 +56,119 @@ class Trained:
         """Where its evaluation goes, see `results_of`."""
         return results_of(self.folder, self.weights)
 
-    def quicken(self, fast: str) -> None:
+    @classmethod
+    def from_run(
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str = "float32",
+        size: Mapping[str, int] | None = None,
+    ) -> StudentPipeline:
+        """The student of a run folder, or of a student or checkpoint folder inside one, ready to sample.
+
+        Args:
+            path: The folder.
+            device: Where tensors live; by default as in the run.
+            dtype: "float32", "bfloat16" or "float16".
+            size: Other `frames`, `height` or `width` (pixels) than the student was trained with.
+
+        Raises:
+            GuidedCDError: There is no student, its run cannot be found, or the size is not possible.
+        """
+        folder, weights = locate(Path(path))
+        if dtype not in DTYPES:
+            raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
+        run = read_run(folder / "run.json")
+        where = find_device(device or run.device)
+        with blame_memory("the teacher"):
+            teacher = with_options(run.teacher, size or {}).build().to(where)
+            # Adapters identify their teacher by its fingerprint, which depends on the size of its videos.
+            asked = teacher.geometry
+            trained_with = {name: getattr(run.teacher.config, name) for name in size or {}}
+            teacher.geometry = attrs.evolve(asked, **trained_with)
+            student = Student.load(weights, teacher).to(where)
+            teacher.geometry = asked
+            if dtype != "float32":
+                teacher.to(where, DTYPES[dtype])
+                student.to(dtype=DTYPES[dtype])
+        return cls(run=run, teacher=teacher, student=student, folder=folder, weights=weights)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        steps: int = 4,
+        seeds: Sequence[int] | None = None,
+        *,
+        omega: float | None = None,
+        scale: float | Mapping[str, float] | None = None,
+        batch: int | None = None,
+    ) -> Tensor:
+        """Sample one video per prompt, with one network call per step.
+
+        Args:
+            prompts: One text, or several (B).
+            steps: Sampling steps.
+            seeds: One seed per prompt (B); by default 0, 1, 2, ... All noise of a video follows from its seed.
+            omega: Guidance strength, which is diffusers' guidance_scale - 1; by default that of the run's evaluation.
+            scale: Strength of the student's energies, one number or numbers by name; by default as trained.
+            batch: Videos per forward pass; by default as many as the device surely holds.
+
+        Returns:
+            Videos (B, F, 3, H, W), float32 in [0, 1].
+
+        Raises:
+            GuidedCDError: There are not as many seeds as prompts, the number of steps is not possible, or the student
+                has no such energy or strength.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        seeds = range(len(prompts)) if seeds is None else seeds
+        if len(seeds) != len(prompts) or not prompts:
+            raise GuidedCDError(
+                f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one prompt, and its seed."
+            )
+        scales = strengths(self, scale)
+        omega = self.run.evaluate.omega if omega is None else omega
+        batch = batch or batch_size(self.teacher)
+        videos = [
+            self._batch(prompts[start : start + batch], seeds[start : start + batch], steps, omega, scales)
+            for start in range(0, len(prompts), batch)
+        ]
+        return videos[0] if len(videos) == 1 else torch.cat(videos)
+
+    def _batch(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, omega: float, scales: Mapping[str, float]
+    ) -> Tensor:
+        """Videos (B, F, 3, H, W) of one forward pass per step; `scales` as `strengths` returns."""
+        teacher = self.teacher
+        configs = [self.run.energies[name] for name in self.student.energies]
+        lambdas = [
+            lambda_input(torch.tensor(scales[name]), relative=config.relative is not None)
+            for name, config in zip(self.student.energies, configs, strict=True)
+        ]
+        latents = sample(
+            self.student,
+            teacher,
+            teacher.embed(prompts),
+            initial(teacher, seeds),
+            steps,
+            omega,
+            torch.stack(lambdas) if lambdas else None,
+            [config.fraction for config in configs],
+            noises=[initial(teacher, seeds, 1 + step) for step in range(steps)],
+        )
+        return teacher.decode(latents).float()
+
+    def accelerate(self, fast: str = "auto") -> None:
         """Switch its networks to faster paths, see `guidedcd.acceleration.apply`.
 
         Raises:
             GuidedCDError: There is no such choice.
         """
-        from guidedcd.acceleration.apply import quicken
+        from guidedcd.acceleration.apply import accelerate
 
-        quicken(self.student, self.teacher, fast)
+        accelerate(self.student, self.teacher, fast)
 
 
 def home(path: Path) -> Path | None:
@@ -98,39 +202,6 @@ def results_of(folder: Path, weights: Path) -> Path:
     return folder if weights.resolve() in finished else folder / "evaluations" / weights.name
 
 
-def load(
-    path: Path, *, device: str | None = None, dtype: str = "float32", size: Mapping[str, int] | None = None
-) -> Trained:
-    """The student of a run folder, or of a student or checkpoint folder inside one, ready to sample.
-
-    Args:
-        path: The folder.
-        device: Where tensors live; by default as the run says.
-        dtype: "float32", "bfloat16" or "float16".
-        size: Other `frames`, `height` or `width` (pixels) than the student was trained with.
-
-    Raises:
-        GuidedCDError: There is no student, the run that it belongs to cannot be found, or the size cannot be had.
-    """
-    folder, weights = locate(Path(path))
-    if dtype not in DTYPES:
-        raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
-    run = read_run(folder / "run.json")
-    where = find_device(device or run.device)
-    with blame_memory("the teacher"):
-        teacher = with_options(run.teacher, size or {}).build().to(where)
-        # Adapters know their teacher by its fingerprint, which the size of its videos belongs to.
-        asked = teacher.geometry
-        trained_with = {name: getattr(run.teacher.config, name) for name in size or {}}
-        teacher.geometry = attrs.evolve(asked, **trained_with)
-        student = Student.load(weights, teacher).to(where)
-        teacher.geometry = asked
-        if dtype != "float32":
-            teacher.to(where, DTYPES[dtype])
-            student.to(dtype=DTYPES[dtype])
-    return Trained(run=run, teacher=teacher, student=student, folder=folder, weights=weights)
-
-
 def with_options(teacher: Chosen, options: Mapping[str, Any]) -> Chosen:
     """The teacher with other options, such as the `frames`, `height`, `width` and `fps` of its videos.
 
@@ -143,7 +214,7 @@ def with_options(teacher: Chosen, options: Mapping[str, Any]) -> Chosen:
     return Chosen(teacher.name, structure(type(config), given, f"teacher '{teacher.name}'"))
 
 
-def strengths(trained: Trained, scale: float | Mapping[str, float] | None = None) -> dict[str, float]:
+def strengths(trained: StudentPipeline, scale: float | Mapping[str, float] | None = None) -> dict[str, float]:
     """How strongly each of the student's energies acts, by name.
 
     Args:
@@ -199,47 +270,6 @@ def initial(teacher: Any, seeds: Sequence[int], draw: int = 0) -> Tensor:
     """Noise (B, C, F, h, w) of videos by their seeds; draw 0 is where sampling starts, draw i is step i's."""
     shape = teacher.geometry.latent_shape
     return torch.stack([noise(seed, draw, shape, Stream.SAMPLING) for seed in seeds]).to(teacher.device)
-
-
-@torch.no_grad()
-def student_videos(
-    trained: Trained,
-    texts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    steps: int,
-    omega: float,
-    scales: Mapping[str, float] | None = None,
-) -> Tensor:
-    """One batch of the student's videos (B, F, 3, H, W) in [0, 1], one network call per step.
-
-    Args:
-        trained: The student.
-        texts: Prompts (B,).
-        seeds: Seeds (B,).
-        steps: Sampling steps.
-        omega: Guidance strength that the student is told.
-        scales: As `strengths` returns; None takes what it was trained with.
-    """
-    teacher = trained.teacher
-    scales = strengths(trained) if scales is None else scales
-    configs = [trained.run.energies[name] for name in trained.student.energies]
-    told = [
-        lambda_input(torch.tensor(scales[name]), relative=config.relative is not None)
-        for name, config in zip(trained.student.energies, configs, strict=True)
-    ]
-    z = sample(
-        trained.student,
-        teacher,
-        teacher.embed(texts),
-        initial(teacher, seeds),
-        steps,
-        omega,
-        torch.stack(told) if told else None,
-        [config.fraction for config in configs],
-        noises=[initial(teacher, seeds, 1 + step) for step in range(steps)],
-    )
-    return teacher.decode(z).float()
 
 
 @torch.no_grad()

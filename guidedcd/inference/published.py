@@ -16,7 +16,7 @@ from guidedcd.config.run import Chosen, Run
 from guidedcd.devices import DTYPES, blame_memory
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
-from guidedcd.inference.pipeline import Trained
+from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.models.checkpoints.reading import exists
 from guidedcd.models.checkpoints.t2v_turbo import WHERE, read_student
 from guidedcd.models.checkpoints.unet import load_unet
@@ -72,8 +72,8 @@ def load_published(
     device: str | None = None,
     dtype: str = "float32",
     window: float | None = None,
-) -> Trained:
-    """A published student as `guidedcd.inference.pipeline.load` gives one of ours; `weights` is the file itself.
+) -> StudentPipeline:
+    """A published student as `StudentPipeline.from_run` gives one of ours; `weights` is the file itself.
 
     Args:
         path: The student's file.
@@ -104,7 +104,7 @@ def load_published(
     energies = {name: load_plugins().get("energy", name).config(**free) for name in student.energies}
     everywhere = sections.Preprocess(window=1.0)  # nothing is preprocessed here, so every window is possible
     run = Run(teacher=teacher, data=(), energies=energies, preprocess=everywhere, device=str(where), name=path.stem)
-    return Trained(run=run, teacher=built, student=student, folder=path.parent, weights=path)
+    return StudentPipeline(run=run, teacher=built, student=student, folder=path.parent, weights=path)
 
 
 def is_published(path: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import shutil
@@ -44,7 +46,7 @@ class Question:
     """The store's folder."""
 
 
-def run_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
+def print_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
     """Predict what `guidedcd train` with this run takes, print it, and return it.
 
     No weights are read where the teacher and the rewards can be had without (`weights=False`), and nothing is written.
@@ -106,6 +108,53 @@ def run_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
     else:
         print(json.dumps(found, indent=1))
     return found
+
+
+@attrs.frozen(eq=False)
+class Plan:
+    """What a run takes; `str(plan)` is the table that `guidedcd plan` prints."""
+
+    figures: dict[str, Any]
+    """JSON values: machine, preprocess, train, cheaper, probe, warnings."""
+    text: str = attrs.field(repr=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def plan(
+    run: Run,
+    *,
+    on: str | None = None,
+    tflops: float | None = None,
+    memory: float | None = None,
+    processes: int | None = None,
+    probe: bool = False,
+    cheaper: bool = True,
+    store: Path | None = None,
+) -> Plan:
+    """Predict the device-hours, memory and disk that `distil(run)` takes; print the result to see the table.
+
+    Args:
+        run: What to plan.
+        on: Plan for this GPU instead of the present device: "h200", "h100", "a100", "4090", ...
+        tflops: Peak 16-bit TFLOP/s of the device, instead of the known figure.
+        memory: Memory of the device in GB, instead of the known figure.
+        processes: How many devices share the work; as launched by default.
+        probe: Measure a little of the run on the present device, in at most 60 seconds.
+        cheaper: Also predict what other settings would save.
+        store: Where the latent store would go, to see whether it fits.
+
+    Raises:
+        GuidedCDError: The device is not known, or the teacher cannot be built.
+    """
+    question = Question(
+        on=on, tflops=tflops, memory=memory, processes=processes, probe=probe, cheaper=cheaper, store=store
+    )
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        figures = print_plan(run, question)
+    return Plan(figures, text.getvalue().strip())
 
 
 def savings(before: Stage, after: Stage) -> dict[str, list[float]]:

@@ -22,7 +22,7 @@ from guidedcd.devices import blame_memory, device
 from guidedcd.planning.estimate import Estimator, Stage
 from guidedcd.planning.gpus import GB
 from guidedcd.planning.preprocess_cost import ROWS
-from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.training.trainer import Trainer
 
@@ -60,7 +60,7 @@ def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any
         if found.seconds(
             what,
             predicted.each_seconds * videos,
-            lambda: run_preprocess(small, store_folder=store, teacher=teacher),
+            lambda: preprocess(small, store_folder=store, teacher=teacher),
             left(),
             whole=whole,
             peak=predicted,

@@ -28,7 +28,7 @@ WHOLE = (0, 1)
 """The only part of a store that is not divided."""
 
 
-def run_preprocess(
+def preprocess(
     run: Run,
     *,
     store_folder: Path | None = None,

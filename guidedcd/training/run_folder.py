@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from guidedcd.config.run import Run
+from guidedcd.config.run import KINDS, Run
 from guidedcd.config.sources import ALIASES
 from guidedcd.console import console
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import check_writable, difference, digest, write_json
 from guidedcd.locks import locked
+from guidedcd.plugins import objects
 
 RUNS = Path("runs")
 
@@ -36,6 +37,7 @@ def run_folder(run: Run, out: Path | None, *, new: bool) -> Path:
         if (out / "run.json").exists():
             found = read_json(out / "run.json", {})
             if not _same(found, described):
+                _same_objects(out, run, found)
                 other = difference(_essence(found), _essence(described))
                 raise GuidedCDError(f"{out} holds a run with another configuration ({other}). Choose another --out.")
             if new:
@@ -51,6 +53,25 @@ def run_folder(run: Run, out: Path | None, *, new: bool) -> Path:
     while (folder := RUNS / (f"{date}-{run.name}" + (f"-{number}" if number > 1 else ""))).exists():
         number += 1
     return folder
+
+
+def _same_objects(folder: Path, run: Run, found: Any) -> None:
+    """Name the Python object whose source is another than when the run began.
+
+    Raises:
+        GuidedCDError: There is one.
+    """
+    key_of = {kind: key for key, kind in KINDS.items()}
+    for kind in objects.KINDS:
+        before = found.get(key_of[kind], {}) if isinstance(found, dict) else {}
+        for chosen in run.chosen(kind):
+            recorded = before.get(chosen.name) if isinstance(before, dict) else None
+            digest_now = getattr(chosen.config, "source_digest", None)
+            if digest_now and isinstance(recorded, dict) and recorded.get("source_digest") not in (None, digest_now):
+                raise GuidedCDError(
+                    f"{folder}: {kind} '{chosen.name}' ({getattr(chosen.config, objects.MARK)}) has changed since "
+                    "this run began. Restore its source, recorded in run.json, or choose another --out."
+                )
 
 
 def _unfinished(described: dict[str, Any]) -> Path | None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from guidedcd.config.run import Run
 from guidedcd.data import prompts
 from guidedcd.devices import blame_memory
-from guidedcd.inference.pipeline import Trained, batch_size, student_videos
+from guidedcd.inference.pipeline import StudentPipeline, batch_size
 from guidedcd.models.student import Student
 from guidedcd.training.master_weights import MasterWeights
 
@@ -36,25 +34,17 @@ class Validation:
         """Sample after `step`; to be called in every process, of which one has `write`."""
         from guidedcd.data import media  # it needs a video library, which training does not
 
-        trained = Trained(
+        trained = StudentPipeline(
             run=self.run, teacher=self.teacher, student=student, folder=self.folder, weights=self.folder / "student"
         )
         training, size = student.training, batch_size(self.teacher)
         asked, geometry = self.run.evaluate, self.teacher.geometry
         with weights.averaged(), blame_memory("the validation videos", "Leave --train.validate-every out."):
             student.eval()
-            made = [
-                student_videos(
-                    trained,
-                    self.texts[start : start + size],
-                    list(range(start, min(start + size, len(self.texts)))),
-                    steps=asked.steps,
-                    omega=asked.omega,
-                ).cpu()
-                for start in range(0, len(self.texts), size)
-            ]
+            seeds = range(len(self.texts))
+            videos = trained(self.texts, asked.steps, seeds, omega=asked.omega, batch=size).cpu()
             student.train(training)
-        for seed, (text, video) in enumerate(zip(self.texts, torch.cat(made), strict=True)) if write else ():
+        for seed, (text, video) in enumerate(zip(self.texts, videos, strict=True)) if write else ():
             path = self.folder / FOLDER / f"step-{step:06d}" / f"{seed:02d}-{media.slug(text)}.mp4"
             about = {"prompt": text, "seed": seed, "step": step, "steps": asked.steps, "omega": asked.omega}
             enlarge = media.viewing_factor(geometry.height, geometry.width)

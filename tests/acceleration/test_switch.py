@@ -303,17 +303,17 @@ def test_samples_are_made_on_the_paths_that_were_asked_for():
     """`auto` changes nothing on a CPU, `layers` gives the same video, and what is no choice is refused."""
     import tiny_run
 
-    from guidedcd.acceleration.apply import quicken
+    from guidedcd.acceleration.apply import accelerate
     from guidedcd.errors import GuidedCDError
 
     master = tiny_run.teacher()
     student = Student(master, sections.Student())
-    quicken(student, master)
+    accelerate(student, master)
     assert not acceleration.is_fast(student.network)
     z, t, cond = torch.randn(1, *master.geometry.latent_shape), torch.tensor([500]), master.embed(["a"])
     said, seen = student(z, t, cond), master.decode(z)
     for choice in ("layers", "graphs"):
-        quicken(student, master, choice)
+        accelerate(student, master, choice)
         assert (
             acceleration.is_fast(student.network)
             and acceleration.is_fast(master.network)
@@ -322,7 +322,7 @@ def test_samples_are_made_on_the_paths_that_were_asked_for():
         assert (student(z, t, cond) - said).abs().max() < 1e-5
         assert (master.decode(z) - seen).abs().max() < 1e-5
     with pytest.raises(GuidedCDError, match="--fast must be one of auto, no, layers, graphs, blocks, not 'very'"):
-        quicken(student, master, "very")
+        accelerate(student, master, "very")
 
 
 def test_layers_that_are_built_otherwise_keep_their_own_path():

@@ -45,12 +45,12 @@ def command(capsys, monkeypatch, tmp_path) -> Callable[..., Done]:
     monkeypatch.chdir(tmp_path)
     runs: list[Run] = []
 
-    def run_training(run: Run, **options: object) -> None:
+    def distil(run: Run, **options: object) -> None:
         runs.append(run)
         print(sorted(options.items(), key=str))
 
-    def command(*argv: str, training: Callable[..., None] = run_training) -> Done:
-        monkeypatch.setitem(sys.modules, "guidedcd.workflow", types.SimpleNamespace(run_training=training))
+    def command(*argv: str, training: Callable[..., None] = distil) -> Done:
+        monkeypatch.setitem(sys.modules, "guidedcd.workflow", types.SimpleNamespace(distil=training))
         runs.clear()
         with pytest.raises(SystemExit) as exit_:
             main([*argv])
@@ -271,7 +271,7 @@ def test_a_full_disk_or_a_closed_folder_is_one_line(command, toys, number, text)
 @pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("x"), OSError(errno.EIO, "x"), KeyError("x")])
 def test_a_bug_keeps_its_traceback(monkeypatch, toys, error):
     """What is not the user's mistake is raised as it is."""
-    monkeypatch.setitem(sys.modules, "guidedcd.workflow", types.SimpleNamespace(run_training=raising(error)))
+    monkeypatch.setitem(sys.modules, "guidedcd.workflow", types.SimpleNamespace(distil=raising(error)))
 
     with pytest.raises(type(error)) as caught:
         main(["train", *TOYS])

@@ -19,7 +19,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import arms, model_card, tables
 from guidedcd.evaluation.bootstrap import estimate, over_seeds, paired
 from guidedcd.evaluation.compare import compare
-from guidedcd.evaluation.evaluate import run_evaluate
+from guidedcd.evaluation.evaluate import evaluate
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_teacher_may_bring_its_own_prompts():
 
 def test_an_evaluation_pairs_student_and_teacher(run, capsys):
     """Same prompts and seeds for every row; differences are the means of the differences prompt by prompt."""
-    found = run_evaluate(run, seeds=(0, 1))
+    found = evaluate(run, seeds=(0, 1))
 
     assert json.loads((run / "evaluation.json").read_text()) == found
     assert [row["name"] for row in found["rows"]] == ["student", "teacher-2", "teacher-1"]
@@ -154,7 +154,7 @@ def test_an_evaluation_pairs_student_and_teacher(run, capsys):
 
 def test_settings_are_chosen_on_other_prompts(run):
     """Both solvers and all strengths are tried on validation prompts; the row is the best of them there."""
-    found = run_evaluate(run, quiet=True)
+    found = evaluate(run, quiet=True)
     tried = [one for one in found["choice"]["tried"] if one["steps"] == 2]
 
     assert {(one["solver"], one["omega"]) for one in tried} == set(itertools.product(("ddim", "dpm++"), (1.0, 4.0)))
@@ -166,7 +166,7 @@ def test_settings_are_chosen_on_other_prompts(run):
 
 def test_the_same_evaluation_gives_the_same_figures(run):
     """Nothing but the time depends on when, or in which batches, it ran."""
-    one, two = (run_evaluate(run, quiet=True, batch=b, videos=0, teacher_omega=(1.0,)) for b in (3, 64))
+    one, two = (evaluate(run, quiet=True, batch=b, videos=0, teacher_omega=(1.0,)) for b in (3, 64))
     for first, second in zip(one["rows"], two["rows"], strict=True):
         for split, scores in first["scores"].items():
             for key, score in scores.items():
@@ -177,7 +177,7 @@ def test_the_same_evaluation_gives_the_same_figures(run):
 
 def test_the_report_gets_videos_of_every_way(run):
     """Each shown prompt has a video of the slow teacher, the few-step teacher and the student, with its seed."""
-    found = run_evaluate(run, quiet=True, videos=2)
+    found = evaluate(run, quiet=True, videos=2)
 
     assert [[pane["row"] for pane in entry["panes"]] for entry in found["videos"]] == [
         ["teacher-3", "teacher-2", "student"]
@@ -190,7 +190,7 @@ def test_the_report_gets_videos_of_every_way(run):
 
 def test_own_prompts_are_one_split(run):
     """Texts given by hand are measured as they are; nothing can be chosen on others, so the first setting is taken."""
-    found = run_evaluate(run, prompts=["a red ball", "a blue box"], quiet=True, videos=0)
+    found = evaluate(run, prompts=["a red ball", "a blue box"], quiet=True, videos=0)
 
     assert list(found["splits"]) == ["prompts"]
     assert found["choice"] == {"prompts": 0, "tried": []}
@@ -239,7 +239,7 @@ def test_the_embedded_teacher_has_a_card(monkeypatch):
 def test_repeated_seeds_are_refused(run):
     """The same seed twice would count the same video twice."""
     with pytest.raises(GuidedCDError, match="--seeds"):
-        run_evaluate(run, seeds=(1, 1))
+        evaluate(run, seeds=(1, 1))
 
 
 def test_runs_are_compared_in_one_table(run, tmp_path, capsys, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 
 from guidedcd.config.run import Run
 from guidedcd.files import write_json
-from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.training.trainer import Trainer
 
@@ -33,21 +33,21 @@ from pathlib import Path
 from guidedcd.data.routing import Sample
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.documents import read_json
-from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
-from guidedcd.workflow import run_training
+from guidedcd.workflow import distil
 from guidedcd.training.trainer import Trainer
 run = run_from_dict(read_json(Path(sys.argv[1])))
 folder = Path(sys.argv[2]); folder.mkdir(exist_ok=True)
 teacher = run.teacher.build()
-Trainer(run, folder, LatentStore(run_preprocess(run, store_folder=Path(sys.argv[3]), teacher=teacher)), teacher).fit()
+Trainer(run, folder, LatentStore(preprocess(run, store_folder=Path(sys.argv[3]), teacher=teacher)), teacher).fit()
 """
 
 
 def trained(run: Run, folder: Path, store: Path) -> list[dict]:
     """Train in `folder`; the log without its clock."""
     folder.mkdir(exist_ok=True)
-    Trainer(run, folder, LatentStore(run_preprocess(run, store_folder=store)), run.teacher.build()).fit()
+    Trainer(run, folder, LatentStore(preprocess(run, store_folder=store)), run.teacher.build()).fit()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [
         {k: v for k, v in line.items() if k not in ("seconds", "samples_per_second", "memory_gb")} for line in lines

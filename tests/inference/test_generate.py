@@ -12,7 +12,7 @@ from guidedcd.cli import main
 from guidedcd.data import media
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference import pipeline
-from guidedcd.inference.generate import run_sample
+from guidedcd.inference.generate import generate
 from guidedcd.locks import locked
 
 PROMPTS = ["a red circle moving left", "a small blue star", "a green ring"]
@@ -38,7 +38,7 @@ def content(folder) -> dict[str, bytes]:
 
 def test_videos_lie_in_the_run_with_their_metadata(run):
     """Each prompt gives an mp4 and its JSON, all prompts one contact sheet."""
-    paths = run_sample(run, PROMPTS)
+    paths = generate(run, PROMPTS)
 
     assert [p.name for p in paths] == [
         "0000-a-red-circle-moving-left.mp4",
@@ -54,9 +54,9 @@ def test_videos_lie_in_the_run_with_their_metadata(run):
 
 def test_a_video_does_not_depend_on_its_batch(run):
     """A prompt's video is the same alone, with its own seed, as in the middle of a batch."""
-    loaded = pipeline.load(run)
-    together = pipeline.student_videos(loaded, PROMPTS, [5, 6, 7], steps=2, omega=2.0)
-    alone = pipeline.student_videos(loaded, PROMPTS[1:2], [6], steps=2, omega=2.0)
+    loaded = pipeline.StudentPipeline.from_run(run)
+    together = loaded(PROMPTS, 2, [5, 6, 7], omega=2.0)
+    alone = loaded(PROMPTS[1], 2, [6], omega=2.0)
 
     torch.testing.assert_close(together[1:2], alone)
     assert (together[0] - together[1]).abs().max() > 1e-3
@@ -64,24 +64,24 @@ def test_a_video_does_not_depend_on_its_batch(run):
 
 def test_one_video_can_be_made_again(run, tmp_path):
     """The seed in the metadata, with its prompt alone, gives the same video."""
-    path = run_sample(run, PROMPTS, seed=10, out=tmp_path / "all")[2]
+    path = generate(run, PROMPTS, seed=10, out=tmp_path / "all")[2]
     seed = json.loads(media.sidecar(path).read_text())["seed"]
-    (again,) = run_sample(run, PROMPTS[2], seed=seed, out=tmp_path / "one")
+    (again,) = generate(run, PROMPTS[2], seed=seed, out=tmp_path / "one")
 
     torch.testing.assert_close(media.read_video(path)[0], media.read_video(again)[0], atol=0.02, rtol=0)
 
 
 def test_finished_videos_are_not_made_again(run, monkeypatch, capsys):
     """A second run makes what is missing only; a half-written video without metadata counts as missing."""
-    paths = run_sample(run, PROMPTS)
+    paths = generate(run, PROMPTS)
     before = content(run / "samples")
     media.sidecar(paths[1]).unlink()
     made = []
-    real = pipeline.student_videos
+    real = pipeline.StudentPipeline.__call__
     monkeypatch.setattr(
-        "guidedcd.inference.generate.student_videos", lambda t, x, s, **k: made.append(x) or real(t, x, s, **k)
+        pipeline.StudentPipeline, "__call__", lambda self, x, *a, **k: made.append(x) or real(self, x, *a, **k)
     )
-    run_sample(run, PROMPTS)
+    generate(run, PROMPTS)
 
     assert made == [[PROMPTS[1]]]
     assert content(run / "samples") == before
@@ -90,22 +90,22 @@ def test_finished_videos_are_not_made_again(run, monkeypatch, capsys):
 
 def test_other_settings_do_not_mix(run):
     """Videos of other settings in the same folder are an error that names the setting, not a silent mixture."""
-    run_sample(run, PROMPTS[:1])
+    generate(run, PROMPTS[:1])
     with pytest.raises(GuidedCDError, match=r"another steps \(2 there, 4 here\).*--out"):
-        run_sample(run, PROMPTS[:1], steps=4)
+        generate(run, PROMPTS[:1], steps=4)
 
 
 def test_a_gif_can_lie_beside(run):
     """With gif=True every mp4 has a gif of the same name, also where the mp4 was there before."""
-    run_sample(run, PROMPTS[:1])
-    (path,) = run_sample(run, PROMPTS[:1], gif=True)
+    generate(run, PROMPTS[:1])
+    (path,) = generate(run, PROMPTS[:1], gif=True)
 
     assert path.with_suffix(".gif").is_file()
 
 
 def test_vbench_finds_its_names(run, tmp_path):
     """VBench reads "PROMPT-N.mp4" at true size; every copy has another seed."""
-    paths = run_sample(run, ["a red circle, moving"], per_prompt=2, vbench_names=True, out=tmp_path / "v")
+    paths = generate(run, ["a red circle, moving"], per_prompt=2, vbench_names=True, out=tmp_path / "v")
 
     assert [p.name for p in paths] == ["a red circle, moving-0.mp4", "a red circle, moving-1.mp4"]
     videos = [media.read_video(p)[0] for p in paths]
@@ -117,7 +117,7 @@ def test_prompts_come_from_files(run, tmp_path):
     """A text file has a prompt a line, JSON a list as VBench's; "@FILE" stands for its prompts."""
     (tmp_path / "p.txt").write_text("a red circle\n\n  a blue star \n")
     (tmp_path / "p.json").write_text(json.dumps([{"prompt_en": "a ring"}, "a cross"]))
-    paths = run_sample(run, [f"@{tmp_path / 'p.txt'}", "one more", f"@{tmp_path / 'p.json'}"])
+    paths = generate(run, [f"@{tmp_path / 'p.txt'}", "one more", f"@{tmp_path / 'p.json'}"])
 
     assert [p.stem[5:] for p in paths] == ["a-red-circle", "a-blue-star", "one-more", "a-ring", "a-cross"]
 
@@ -131,37 +131,39 @@ def test_a_bad_prompts_file_is_a_clear_error(run, tmp_path, name, text, match):
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(GuidedCDError, match=match):
-        run_sample(run, tmp_path / name)
+        generate(run, tmp_path / name)
 
 
 def test_a_folder_without_student_says_what_to_do(tmp_path, run):
     """Neither run nor student, a run that is not trained yet, and a student without its run are told apart."""
     with pytest.raises(GuidedCDError, match="neither a run's folder"):
-        pipeline.load(tmp_path / "nothing")
+        pipeline.StudentPipeline.from_run(tmp_path / "nothing")
     (run / "student").rename(tmp_path / "lonely")
     with pytest.raises(GuidedCDError, match="guidedcd train --out"):
-        pipeline.load(run)
+        pipeline.StudentPipeline.from_run(run)
     lonely = tmp_path / "a" / "b" / "c" / "d"
     lonely.parent.mkdir(parents=True)
     (tmp_path / "lonely").rename(lonely)
     with pytest.raises(GuidedCDError, match=r"names its\s+teacher"):
-        pipeline.load(lonely)
+        pipeline.StudentPipeline.from_run(lonely)
 
 
 def test_a_student_folder_finds_its_run(run):
     """The student's folder inside a run is as good as the run's."""
-    assert pipeline.load(run / "student").folder == run
+    assert pipeline.StudentPipeline.from_run(run / "student").folder == run
 
 
 def test_a_scale_without_energies_is_refused(run):
     """A student without energies has no slider."""
     with pytest.raises(GuidedCDError, match="without energies"):
-        pipeline.strengths(pipeline.load(run), 0.3)
+        pipeline.strengths(pipeline.StudentPipeline.from_run(run), 0.3)
 
 
 def test_a_fixed_scale_is_all_that_a_student_knows(tmp_path):
     """A student trained at one scale takes that and 0; the error tells how to train a slider."""
-    loaded = pipeline.load(tiny_run.run_folder(tmp_path / "r", energies={"calm": {"relative": 0.3}}))
+    loaded = pipeline.StudentPipeline.from_run(
+        tiny_run.run_folder(tmp_path / "r", energies={"calm": {"relative": 0.3}})
+    )
 
     assert pipeline.strengths(loaded) == {"calm": 0.3}
     assert pipeline.strengths(loaded, 0) == {"calm": 0}
@@ -172,7 +174,7 @@ def test_a_fixed_scale_is_all_that_a_student_knows(tmp_path):
 def test_a_slider_has_its_range(tmp_path):
     """A student trained on a range takes any scale in it, and its energies by name."""
     energies = {"calm": {"scale_range": (100.0, 800.0)}}
-    loaded = pipeline.load(tiny_run.run_folder(tmp_path / "r", energies=energies))
+    loaded = pipeline.StudentPipeline.from_run(tiny_run.run_folder(tmp_path / "r", energies=energies))
 
     assert pipeline.strengths(loaded) == {"calm": 500.0}
     assert pipeline.strengths(loaded, {"calm": 200}) == {"calm": 200}
@@ -184,18 +186,15 @@ def test_a_slider_has_its_range(tmp_path):
 
 def test_the_scale_changes_the_video(tmp_path):
     """The student is told the scale: off and on give different videos from the same noise."""
-    loaded = pipeline.load(tiny_run.run_folder(tmp_path / "r", energies={"calm": {"scale": 500.0}}))
-    on, off = (
-        pipeline.student_videos(loaded, PROMPTS[:1], [0], steps=2, omega=2.0, scales=pipeline.strengths(loaded, s))
-        for s in (None, 0)
-    )
+    loaded = pipeline.StudentPipeline.from_run(tiny_run.run_folder(tmp_path / "r", energies={"calm": {"scale": 500.0}}))
+    on, off = (loaded(PROMPTS[:1], 2, omega=2.0, scale=s) for s in (None, 0))
 
     assert (on - off).abs().max() > 1e-4
 
 
 def test_teacher_and_student_start_from_the_same_noise(run):
     """A fresh student is its teacher: one consistency step of it equals the teacher's prediction from that noise."""
-    loaded = pipeline.load(run)
+    loaded = pipeline.StudentPipeline.from_run(run)
 
     assert torch.equal(pipeline.initial(loaded.teacher, [3]), pipeline.initial(loaded.teacher, [3]))
     assert not torch.equal(pipeline.initial(loaded.teacher, [3]), pipeline.initial(loaded.teacher, [3], draw=1))
@@ -204,7 +203,7 @@ def test_teacher_and_student_start_from_the_same_noise(run):
 def test_half_precision_gives_nearly_the_same_video(run):
     """Networks in bfloat16, noise and solver in float32: the video stays the same to the eye."""
     full, half = (
-        pipeline.student_videos(pipeline.load(run, dtype=dtype), PROMPTS[:2], [0, 1], steps=2, omega=2.0)
+        pipeline.StudentPipeline.from_run(run, dtype=dtype)(PROMPTS[:2], 2, [0, 1], omega=2.0)
         for dtype in ("float32", "bfloat16")
     )
 
@@ -240,23 +239,23 @@ def test_the_command_makes_videos(run, capsys):
 def test_no_video_replaces_another_of_its_name(run, prompts):
     """Prompts that would give one file name are refused before anything is made; other names keep both."""
     with pytest.raises(GuidedCDError, match="names a video by its prompt"):
-        run_sample(run, prompts, vbench_names=True)
+        generate(run, prompts, vbench_names=True)
 
-    assert len({path.name for path in run_sample(run, prompts, steps=1)}) == 2
+    assert len({path.name for path in generate(run, prompts, steps=1)}) == 2
 
 
 def test_names_and_seeds_have_limits(run):
     """A prompt too long for a name, a prompt that is no text, and seeds beyond 2^63 - 1 are refused."""
     with pytest.raises(GuidedCDError, match="has at most 255"):
-        run_sample(run, ["a " * 200], vbench_names=True)
+        generate(run, ["a " * 200], vbench_names=True)
     with pytest.raises(GuidedCDError, match="no UTF-8 text"):
-        run_sample(run, ["a \udcff"])
+        generate(run, ["a \udcff"])
     for options in ({"seed": 2**63}, {"seed": -1}, {"seed": 2**63 - 2}, {"per_prompt": 10**14}):
         with pytest.raises(GuidedCDError, match="seed must be a whole number from 0 to"):
-            run_sample(run, PROMPTS, **options)
+            generate(run, PROMPTS, **options)
 
 
 def test_two_samplings_into_one_folder_exclude_each_other(run, tmp_path):
     """While one process writes videos into a folder, another is refused."""
     with locked(tmp_path / "out", "the folder"), pytest.raises(GuidedCDError, match="written by another process"):
-        run_sample(run, PROMPTS, out=tmp_path / "out", steps=1)
+        generate(run, PROMPTS, out=tmp_path / "out", steps=1)

@@ -21,7 +21,7 @@ from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import write_json
 from guidedcd.inference import pipeline
-from guidedcd.inference.generate import run_sample
+from guidedcd.inference.generate import generate
 from guidedcd.inference.published import load_published
 from guidedcd.models.student import Student
 from guidedcd.plugins.registry import load_plugins
@@ -88,7 +88,7 @@ def test_a_published_student_is_told_what_it_was_trained_with(command, base, stu
     loaded.student.forward = lambda z, t, cond, omega, lambdas: (
         told.append((int(t[0]), float(omega[0]), round(float(lambdas[0, 0]), 6))) or network(z, t, cond, omega, lambdas)
     )
-    video = pipeline.student_videos(loaded, ["a cat"], [0], steps=steps, omega=7.5)[0]
+    video = loaded(["a cat"], steps, [0], omega=7.5)[0]
 
     grid = [4 + 5 * i for i in range(200)][:: -(200 // steps)][:steps]
     assert told == [(t, 7.5, 0.05 if t >= 500 else 0.0) for t in grid]
@@ -143,7 +143,7 @@ def test_a_window_decides_where_the_strength_is_told(student, base, tmp_path):
     loaded.student.forward = lambda z, t, cond, omega, lambdas: (
         told.append((int(t[0]), round(float(lambdas[0, 0]), 6))) or network(z, t, cond, omega, lambdas)
     )
-    pipeline.student_videos(loaded, ["a cat"], [0], steps=4, omega=7.5, scales={"pta": 1000.0})
+    loaded("a cat", omega=7.5, scale={"pta": 1000.0})
 
     assert told == [(999, 0.1), (749, 0.1), (499, 0.0), (249, 0.0)]
 
@@ -198,14 +198,14 @@ def run(request, install, tmp_path, base):
 
 def test_a_student_makes_videos_of_another_size(run, tmp_path):
     """Frames, height and width can be chosen where the teacher has them as options; also with adapters."""
-    (path,) = run_sample(run, "a cat", steps=1, size={"frames": 3, "height": 8}, out=tmp_path / "s")
+    (path,) = generate(run, "a cat", steps=1, size={"frames": 3, "height": 8}, out=tmp_path / "s")
 
     about = json.loads(media.sidecar(path).read_text())
     assert (about["frames"], about["height"] // about["enlarge"], about["width"] // about["enlarge"]) == (3, 8, 8)
     with pytest.raises(GuidedCDError, match=r"another frames \(3 there, 2 here\)"):
-        run_sample(run, "a cat", steps=1, size={"height": 8}, out=tmp_path / "s")
+        generate(run, "a cat", steps=1, size={"height": 8}, out=tmp_path / "s")
     with pytest.raises(GuidedCDError, match="--frames must be >= 1"):
-        run_sample(run, "a cat", size={"frames": 0})
+        generate(run, "a cat", size={"frames": 0})
 
 
 def test_a_teacher_of_one_size_says_so(install, command, tmp_path):

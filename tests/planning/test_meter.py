@@ -21,12 +21,12 @@ from guidedcd.planning.alternatives import choices
 from guidedcd.planning.estimate import Estimator, run_bytes
 from guidedcd.planning.gpus import GB, KNOWN, Machine, machine
 from guidedcd.planning.meter import Cost, Kernel, metered, without_memory
-from guidedcd.planning.plan import Question, run_plan
+from guidedcd.planning.plan import Question, print_plan
 from guidedcd.planning.preprocess_cost import empty
 from guidedcd.planning.skeletons import outline
 from guidedcd.planning.training_cost import resident
 from guidedcd.preprocessing.estimates import passes, store_bytes
-from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.testing.tiny_teacher import tiny_teacher
 from guidedcd.training import checkpoint
@@ -199,7 +199,7 @@ def test_passes_are_those_of_a_real_store(toy, tmp_path, monkeypatch):
     run = make(preprocess={"videos": 24, "shard_size": 12, "batch_size": 4}, solver={"steps": 9})
     rows, net = [], latent.LatentTeacher.net
     monkeypatch.setattr(latent.LatentTeacher, "net", lambda s, z, *a, **k: (rows.append(len(z)), net(s, z, *a, **k))[1])
-    run_preprocess(run, store_folder=tmp_path / "store")
+    preprocess(run, store_folder=tmp_path / "store")
     counted = passes(run)
 
     assert counted.scored + counted.plain == pytest.approx(3)
@@ -212,7 +212,7 @@ def test_store_has_the_predicted_bytes(toy, tmp_path):
     for dtype in ("float32", "float16"):
         run = make(preprocess={"videos": 8, "shard_size": 4, "draws_per_video": 6, "dtype": dtype})
         folder = tmp_path / dtype
-        run_preprocess(run, store_folder=folder)
+        preprocess(run, store_folder=folder)
         written = sum(path.stat().st_size for path in folder.glob("shard-*"))
         latent = LatentStore(folder)[0].z0.numel()
 
@@ -233,7 +233,7 @@ def test_state_has_the_predicted_bytes(toy, tmp_path, student, precision):
     """A trainer's weights, masters, averages and AdamW states have the predicted bytes, and so has its checkpoint."""
     run = make(student=student, train={"precision": precision, "steps": 5, "save_every": 2})
     run = attrs.evolve(run, rewards={})
-    store = run_preprocess(run, store_folder=tmp_path / "store")
+    store = preprocess(run, store_folder=tmp_path / "store")
     trainer = Trainer(run, tmp_path, LatentStore(store), run.teacher.build())
     trainer.fit()
     network = list(trainer.student.network.parameters())
@@ -302,7 +302,7 @@ def test_cheaper_settings_are_cheaper(toy):
     """Every suggestion is a flag that a run takes, and saves what it says."""
     run = make(preprocess={"draws_per_video": 2, "videos": 64}, solver={"steps": 50}, train={"batch_size": 3})
     run = attrs.evolve(run, rewards={n: attrs.evolve(c, frames=2) for n, c in run.rewards.items()})
-    found = run_plan(run, Question(on="4090", as_json=True))
+    found = print_plan(run, Question(on="4090", as_json=True))
     flags = {one["flags"]: one for one in found["cheaper"]}
 
     assert {choice.stage for choice in choices(run, "cuda")} == {"preprocess", "train"}
@@ -319,7 +319,7 @@ def test_cheaper_settings_are_cheaper(toy):
 def test_what_does_not_fit_is_said(toy, capsys):
     """A device with too little memory is a warning with the batch that fits, and no failure."""
     run = make(train={"batch_size": 4})
-    found = run_plan(run, Question(on="t4", memory=0.6, cheaper=False))
+    found = print_plan(run, Question(on="t4", memory=0.6, cheaper=False))
 
     assert any("per process" in warning for warning in found["warnings"])
     assert "warning" in capsys.readouterr().out
@@ -329,7 +329,7 @@ def test_plan_prints_json_and_writes_nothing(toy, tmp_path, capsys, monkeypatch)
     """--json is one object on standard output; the working folder stays empty."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    run_plan(make(), Question(as_json=True, cheaper=False))
+    print_plan(make(), Question(as_json=True, cheaper=False))
     found = json.loads(capsys.readouterr().out)
 
     assert found["train"]["peak_gb"] > 0 and found["preprocess"]["disk_gb"] > 0
@@ -352,7 +352,7 @@ def test_probe_measures_beside_the_prediction(toy, tmp_path, monkeypatch):
     """A probe has a pass, a batch of preprocessing and training steps, predicted and measured, and leaves no file."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    found = run_plan(make(), Question(probe=True, cheaper=False, as_json=True))["probe"]
+    found = print_plan(make(), Question(probe=True, cheaper=False, as_json=True))["probe"]
     rows = {row["what"].split(",")[0]: row for row in found["rows"]}
 
     assert {"one pass", "preprocess", "store", "2 training steps"} <= set(rows)
@@ -423,7 +423,7 @@ def test_shapes_run_json_is_planned(tmp_path):
 
 def test_a_plan_needs_no_dataset(toy, capsys):
     """Without a dataset a plan has its figures, and states which videos it assumes."""
-    plan = run_plan(attrs.evolve(make(), data=()), Question(on="h200", cheaper=False))
+    plan = print_plan(attrs.evolve(make(), data=()), Question(on="h200", cheaper=False))
 
     assert "5 videos of 3 frames, 8 x 8 pixels" in plan["assumed"]
     assert plan["preprocess"]["disk_gb"] > 0 and plan["train"]["tflop"] > 0

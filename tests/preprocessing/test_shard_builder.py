@@ -37,7 +37,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest, write_json
 from guidedcd.models.attention_probes import recorded_layers, temporal_layers
 from guidedcd.preprocessing import estimates
-from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.shard_builder import ShardBuilder
 from guidedcd.preprocessing.shards import shard_name
 from guidedcd.preprocessing.store import LatentStore
@@ -187,28 +187,28 @@ def test_inversions_fill_their_passes(toy, rows):
 def test_parts_equal_a_whole(toy, tmp_path):
     """--shard 0/2 and 1/2, in one folder or in two put together, give the files of one run, byte for byte."""
     run = make(solver={"steps": 4}, preprocess={"shard_size": 1, "videos": 4, "draws_per_video": 2})
-    whole = files(run_preprocess(run, store_folder=tmp_path / "whole"))
+    whole = files(preprocess(run, store_folder=tmp_path / "whole"))
     for number in (1, 0):
-        run_preprocess(run, store_folder=tmp_path / "one", shard=(number, 2))
-        run_preprocess(run, store_folder=tmp_path / f"part-{number}", shard=(number, 2))
+        preprocess(run, store_folder=tmp_path / "one", shard=(number, 2))
+        preprocess(run, store_folder=tmp_path / f"part-{number}", shard=(number, 2))
     for path in (tmp_path / "part-1").glob("shard-*"):
         shutil.copy(path, tmp_path / "part-0")
 
     assert len(whole) == 8
     assert files(tmp_path / "one") == files(tmp_path / "part-0") == whole
-    assert len(LatentStore(run_preprocess(run, store_folder=tmp_path / "part-0", fill_parts=False))) == 8
+    assert len(LatentStore(preprocess(run, store_folder=tmp_path / "part-0", fill_parts=False))) == 8
 
 
 def test_an_incomplete_store_says_what_is_missing(toy, tmp_path):
     """Opening or training on a store filled in part names the missing shards; a plain preprocess fills them."""
     run = make(preprocess={"shard_size": 1})
-    folder = run_preprocess(run, store_folder=tmp_path / "s", shard=(1, 3))
+    folder = preprocess(run, store_folder=tmp_path / "s", shard=(1, 3))
 
-    for ask in (lambda: LatentStore(folder), lambda: run_preprocess(run, store_folder=folder, fill_parts=False)):
+    for ask in (lambda: LatentStore(folder), lambda: preprocess(run, store_folder=folder, fill_parts=False)):
         with pytest.raises(GuidedCDError, match=r"3 of its 5 shards are missing \(0, 2, 3\).*--shard I/N"):
             ask()
     assert len(files(folder)) == 4
-    assert len(LatentStore(run_preprocess(run, store_folder=folder))) == 15
+    assert len(LatentStore(preprocess(run, store_folder=folder))) == 15
 
 
 def test_parts_may_be_written_together(toy, tmp_path, monkeypatch):
@@ -222,13 +222,13 @@ def test_parts_may_be_written_together(toy, tmp_path, monkeypatch):
         monkeypatch.setattr(store, "save_shard", save)
         for shard in ((0, 2), (0, 1), (1, 2)):
             try:
-                run_preprocess(run, store_folder=tmp_path / "s", shard=shard)
+                preprocess(run, store_folder=tmp_path / "s", shard=shard)
             except GuidedCDError as error:
                 refused.append((shard, "being written by another process" in str(error)))
         save(*args)
 
     monkeypatch.setattr(store, "save_shard", nested)
-    run_preprocess(run, store_folder=tmp_path / "s", shard=(0, 2))
+    preprocess(run, store_folder=tmp_path / "s", shard=(0, 2))
 
     assert refused == [((0, 2), True), ((0, 1), True)]
     assert len(LatentStore(tmp_path / "s")) == 4
@@ -248,7 +248,7 @@ def test_a_store_that_cannot_fit_is_refused_at_once(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(estimates.shutil, "disk_usage", lambda path: usage._replace(free=1000))
 
     with pytest.raises(GuidedCDError, match=r"needs about .* KB .*has 1 KB free: choose another --store"):
-        run_preprocess(make(), store_folder=tmp_path / "s")
+        preprocess(make(), store_folder=tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
@@ -256,7 +256,7 @@ def test_a_store_that_cannot_fit_is_refused_at_once(toy, tmp_path, monkeypatch):
 def test_the_size_is_known_before(toy, tmp_path, energies):
     """The estimate is within a tenth of what is written, apart from headers."""
     run = make(energy=energies, preprocess={"videos": 8, "draws_per_video": 4, "shard_size": 8, "dtype": "float16"})
-    folder = run_preprocess(run, store_folder=tmp_path / "s")
+    folder = preprocess(run, store_folder=tmp_path / "s")
     written = sum(t.nbytes for t in load_file(folder / f"{shard_name(0)}.safetensors").values())
 
     assert estimates.store_size(run, run.teacher.build()).total == pytest.approx(written, rel=0.1)
@@ -268,7 +268,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done(toy, tmp_path, monkeypatch):
     from guidedcd.preprocessing import store
 
     run, save, calls = make(preprocess={"videos": 3, "draws_per_video": 1}), store.save_file, []
-    whole = files(run_preprocess(run, store_folder=tmp_path / "whole"))
+    whole = files(preprocess(run, store_folder=tmp_path / "whole"))
 
     def full(tensors, path):
         calls.append(path)
@@ -278,15 +278,15 @@ def test_a_disk_that_fills_up_keeps_what_is_done(toy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(store, "save_file", full)
     with pytest.raises(GuidedCDError, match=r"the disk is full: .*shard-00001.*the same command continues"):
-        run_preprocess(run, store_folder=tmp_path / "s")
+        preprocess(run, store_folder=tmp_path / "s")
     assert sorted(files(tmp_path / "s")) == ["shard-00000.json", "shard-00000.safetensors"]
-    assert files(run_preprocess(run, store_folder=tmp_path / "s")) == whole
+    assert files(preprocess(run, store_folder=tmp_path / "s")) == whole
 
 
 def test_verify_finds_a_flipped_bit(toy, tmp_path, capsys):
     """One bit of one shard, or its missing file, is found and named, with exit status 2; a whole store passes."""
     run = make(energy={"pta": {}}, solver={"steps": 4}, preprocess={"draws_per_video": 2})
-    folder = run_preprocess(run, store_folder=tmp_path / "s")
+    folder = preprocess(run, store_folder=tmp_path / "s")
     found = verify_store(folder, samples=9)
     assert (found["shards"], found["missing"], len(found["samples"])) == (3, 0, 5)
     assert max(error for one in found["samples"].values() for error in one.values()) < 1e-4
@@ -310,7 +310,7 @@ def test_verify_finds_a_flipped_bit(toy, tmp_path, capsys):
 def test_verify_asks_the_teacher(toy, tmp_path, key):
     """Values that the teacher would not say are found where checksums are right, and the shard is named."""
     run = make(energy={"pta": {}}, preprocess={"videos": 2})
-    folder = run_preprocess(run, store_folder=tmp_path / "s")
+    folder = preprocess(run, store_folder=tmp_path / "s")
     path, about = (folder / f"{shard_name(0)}.{ending}" for ending in ("safetensors", "json"))
     tensors = load_file(path)
     tensors[key] = tensors[key] * 1.2
@@ -326,7 +326,7 @@ def test_verify_asks_the_teacher(toy, tmp_path, key):
 
 def test_a_store_is_shown(toy, tmp_path, capsys):
     """`store show` tells teacher, energies, videos and what is missing, without the teacher."""
-    folder = run_preprocess(make(), store_folder=tmp_path / "s", shard=(0, 2))
+    folder = preprocess(make(), store_folder=tmp_path / "s", shard=(0, 2))
     capsys.readouterr()
     show_store(folder)
     shown = capsys.readouterr().out
@@ -458,10 +458,10 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from guidedcd.documents import read_json
-from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Run
-run_preprocess(run_from_dict(read_json(Path(sys.argv[1]))), store_folder=Path(sys.argv[2]))
+preprocess(run_from_dict(read_json(Path(sys.argv[1]))), store_folder=Path(sys.argv[2]))
 """
 
 
@@ -480,7 +480,7 @@ def launch(run: Run, folder: Path) -> subprocess.Popen:
 def test_killed_at_random_it_ends_the_same(toy, tmp_path):
     """SIGKILL at up to five random points, then the same command: the store of an uninterrupted run, bitwise."""
     run = make(energy={"pta": {}}, preprocess={"videos": 24, "draws_per_video": 8, "shard_size": 1})
-    whole = files(run_preprocess(run, store_folder=tmp_path / "whole"))
+    whole = files(preprocess(run, store_folder=tmp_path / "whole"))
     folder, chance, kills = tmp_path / "s", random.Random(0), 0
     seen = 0
     while kills < 5:

@@ -20,12 +20,12 @@ from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation.report.page import write_report
 from guidedcd.models.student import Student
-from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.training import checkpoint
 from guidedcd.training.master_weights import MasterWeights
 from guidedcd.training.trainer import Trainer
-from guidedcd.workflow import run_training
+from guidedcd.workflow import distil
 
 
 def network() -> nn.Module:
@@ -157,7 +157,7 @@ def test_eight_bit_states_need_their_package(toy, tmp_path, monkeypatch):
     run = make(train={"optimizer": "adamw-8bit"})
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(GuidedCDError, match="needs the package bitsandbytes .*pip install bitsandbytes, or use adamw"):
-        run_training(run)
+        distil(run)
     assert not (tmp_path / "runs").exists()
 
     class AdamW8bit(torch.optim.AdamW):
@@ -165,11 +165,11 @@ def test_eight_bit_states_need_their_package(toy, tmp_path, monkeypatch):
 
     fake = types.SimpleNamespace(optim=types.SimpleNamespace(AdamW8bit=AdamW8bit))
     monkeypatch.setitem(sys.modules, "bitsandbytes", fake)
-    store = LatentStore(run_preprocess(run, store_folder=tmp_path / "s"))
+    store = LatentStore(preprocess(run, store_folder=tmp_path / "s"))
     trainer = Trainer(run, tmp_path, store, run.teacher.build())
     assert type(trainer.optimizer.optimizer) is AdamW8bit
     with pytest.raises(GuidedCDError, match="Use one or the other"):
-        run_training(make(train={"optimizer": "adamw-8bit", "parallel": "fsdp"}))
+        distil(make(train={"optimizer": "adamw-8bit", "parallel": "fsdp"}))
 
 
 def test_a_tracker_hears_every_logged_step(toy, tmp_path, monkeypatch):
@@ -179,7 +179,7 @@ def test_a_tracker_hears_every_logged_step(toy, tmp_path, monkeypatch):
     run = make(train={"tracker": "wandb", "steps": 3})
     monkeypatch.setattr("guidedcd.training.trackers.get_available_trackers", lambda: [])
     with pytest.raises(GuidedCDError, match="pip install wandb"):
-        run_training(run)
+        distil(run)
 
     class Heard(tracking.GeneralTracker):
         name, requires_logging_directory = "wandb", False
@@ -274,7 +274,7 @@ def test_temporal_layers_alone_can_be_recomputed(toy, tmp_path):
         "all": {"gradient_checkpointing": True},
     }.items():
         run = make(train={"steps": 1, "decoder_checkpointing": False, **options})
-        store = LatentStore(run_preprocess(run, store_folder=tmp_path / "s"))
+        store = LatentStore(preprocess(run, store_folder=tmp_path / "s"))
         trainer = Trainer(run, tmp_path / name, store, run.teacher.build())
         heard = calls.setdefault(name, [])
         for module in trainer.student.network.modules():
@@ -356,7 +356,7 @@ def test_two_processes_resume(toy, tmp_path, parallel):
 def test_the_learning_rate_warms_up_and_cools_down(toy, tmp_path):
     """It rises linearly over the first steps and falls linearly over the last ones."""
     run = make(train={"steps": 6, "lr": 0.012, "warmup": 2, "cooldown": 3, "log_every": 1})
-    run_training(run, out=tmp_path / "r", store=tmp_path / "s")
+    distil(run, out=tmp_path / "r", store=tmp_path / "s")
     lines = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
 
     assert [line["lr"] for line in lines] == pytest.approx([0.006, 0.012, 0.012, 0.012, 0.008, 0.004])

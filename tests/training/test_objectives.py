@@ -9,7 +9,7 @@ from toy_plugin import make
 
 from guidedcd.diffusion.randomness import reward_generator
 from guidedcd.models.student import Student
-from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training.batches import Batches
@@ -21,7 +21,7 @@ from guidedcd.training.objectives import BatchStep, Rewards, clip_predictions, o
 def step(toy, tmp_path):
     """The first batch of a run with an energy, a reward and a guided-prediction loss."""
     run = make(train={"guided_steps": 4})
-    store = LatentStore(run_preprocess(run, store_folder=tmp_path / "s"))
+    store = LatentStore(preprocess(run, store_folder=tmp_path / "s"))
     teacher = run.teacher.build()
     scorer = RewardScorer({name: (module, run.rewards[name]) for name, module in run.build("reward").items()}, teacher)
     batches = Batches(

@@ -23,14 +23,14 @@ from guidedcd.data.routing import Sample
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import write_json
-from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.shards import shard_name
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.training import checkpoint, run_folder
 from guidedcd.training.batches import Batches
 from guidedcd.training.log import Log
 from guidedcd.training.trainer import Trainer
-from guidedcd.workflow import run_training
+from guidedcd.workflow import distil
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def unmeasured(monkeypatch):
         return folder / "report.html"
 
     monkeypatch.setattr(
-        "guidedcd.evaluation.evaluate.run_evaluate", lambda folder: (folder / "evaluation.json").write_text("{}")
+        "guidedcd.evaluation.evaluate.evaluate", lambda folder: (folder / "evaluation.json").write_text("{}")
     )
     monkeypatch.setattr("guidedcd.evaluation.report.page.write_report", report)
 
@@ -50,13 +50,13 @@ def unmeasured(monkeypatch):
 def test_a_run_keeps_the_command_that_made_it(toy, unmeasured, tmp_path):
     """run.json has the command line of the first call; another command line continues the same run."""
     run = make()
-    folder = run_training(run, command="guidedcd train --name 'a b'")
+    folder = distil(run, command="guidedcd train --name 'a b'")
     (folder / "report.html").unlink()
 
     assert read_json(folder / "run.json")["command"] == "guidedcd train --name 'a b'"
-    assert run_training(run, command="guidedcd train") == folder
+    assert distil(run, command="guidedcd train") == folder
     assert read_json(folder / "run.json") == {"command": "guidedcd train --name 'a b'", **run.to_dict()}
-    assert "command" not in read_json(run_training(run, new=True) / "run.json")
+    assert "command" not in read_json(distil(run, new=True) / "run.json")
 
 
 def test_store_is_the_same_however_it_was_interrupted(toy, tmp_path, monkeypatch):
@@ -64,7 +64,7 @@ def test_store_is_the_same_however_it_was_interrupted(toy, tmp_path, monkeypatch
     from guidedcd.preprocessing import store as module
 
     run = make()
-    whole = run_preprocess(run, store_folder=tmp_path / "whole")
+    whole = preprocess(run, store_folder=tmp_path / "whole")
     save, parts = module.save_shard, tmp_path / "parts"
 
     def save_and_stop(*args):
@@ -74,9 +74,9 @@ def test_store_is_the_same_however_it_was_interrupted(toy, tmp_path, monkeypatch
     for _ in range(3):
         monkeypatch.setattr(module, "save_shard", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
-            run_preprocess(run, store_folder=parts)
+            preprocess(run, store_folder=parts)
     monkeypatch.setattr(module, "save_shard", save)
-    run_preprocess(run, store_folder=parts)
+    preprocess(run, store_folder=parts)
 
     for number in range(3):
         name = f"{shard_name(number)}.safetensors"
@@ -86,7 +86,7 @@ def test_store_is_the_same_however_it_was_interrupted(toy, tmp_path, monkeypatch
 def test_draws_hold_what_the_teacher_says(toy, tmp_path):
     """A stored draw's predictions and score are the teacher's at the recomputed noisy latents."""
     run = make()
-    store = LatentStore(run_preprocess(run, store_folder=tmp_path / "s"))
+    store = LatentStore(preprocess(run, store_folder=tmp_path / "s"))
     teacher = run.teacher.build()
     grid = teacher.schedule.grid(10)
 
@@ -105,7 +105,7 @@ def test_draws_hold_what_the_teacher_says(toy, tmp_path):
 def test_indices_cover_the_grid(toy, tmp_path):
     """The draws of a video are stratified: one in every equal part of the grid."""
     run = make(preprocess={"draws_per_video": 5})
-    store = LatentStore(run_preprocess(run, store_folder=tmp_path / "s"))
+    store = LatentStore(preprocess(run, store_folder=tmp_path / "s"))
 
     for video in range(5):
         assert [store[video * 5 + d].index // 2 for d in range(5)] == [0, 1, 2, 3, 4]
@@ -157,11 +157,11 @@ def test_lora_and_average_resume(toy, tmp_path, monkeypatch):
 
 def test_foreign_store_is_refused(toy, tmp_path):
     """A store of another grid is refused with what differs; nothing in it changes."""
-    folder = run_preprocess(make(), store_folder=tmp_path / "s")
+    folder = preprocess(make(), store_folder=tmp_path / "s")
     before = sorted((p.name, p.stat().st_mtime_ns) for p in folder.iterdir())
 
     with pytest.raises(GuidedCDError, match=r"belongs to another run \(steps: 10 there, 20 here\)"):
-        run_preprocess(make(solver={"steps": 20}), store_folder=folder)
+        preprocess(make(solver={"steps": 20}), store_folder=folder)
 
     assert sorted((p.name, p.stat().st_mtime_ns) for p in folder.iterdir()) == before
 
@@ -169,12 +169,12 @@ def test_foreign_store_is_refused(toy, tmp_path):
 def test_damaged_shard_is_named_and_mended(toy, tmp_path):
     """A truncated shard is named with what to do, and doing it mends the store."""
     run = make()
-    folder = run_preprocess(run, store_folder=tmp_path / "s")
+    folder = preprocess(run, store_folder=tmp_path / "s")
     path = folder / f"{shard_name(1)}.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
 
-    for ask in (lambda: LatentStore(folder), lambda: run_preprocess(run, store_folder=folder)):
+    for ask in (lambda: LatentStore(folder), lambda: preprocess(run, store_folder=folder)):
         with pytest.raises(GuidedCDError, match=r"shard-00001\.safetensors is damaged"):
             ask()
     path.write_bytes(whole[:-1] + b"?")
@@ -186,21 +186,21 @@ def test_damaged_shard_is_named_and_mended(toy, tmp_path):
 
     (folder / f"{shard_name(2)}.json").unlink()
     (folder / f"{shard_name(1)}.json").unlink()
-    run_preprocess(run, store_folder=folder)
+    preprocess(run, store_folder=folder)
     assert path.read_bytes() == whole
 
 
 def test_unreadable_clips_are_listed_or_stop_the_run(toy, tmp_path):
     """Broken clips are listed with their reason; more than the allowed share stops the run, every time."""
     run = make(data=[{"toy": {"broken": 3}}], preprocess={"max_skipped": 0.5})
-    store = LatentStore(run_preprocess(run, store_folder=tmp_path / "s"))
+    store = LatentStore(preprocess(run, store_folder=tmp_path / "s"))
     assert store.skipped == [{"id": "toy/2", "reason": "the file holds no video stream"}]
     assert len(store) == 4 * 3
 
     strict = attrs.evolve(run, preprocess=attrs.evolve(run.preprocess, max_skipped=0.1))
     for _ in range(2):
         with pytest.raises(GuidedCDError, match=r"1 of 5 clips could not be used \(the first, toy/2"):
-            run_preprocess(strict, store_folder=tmp_path / "s")
+            preprocess(strict, store_folder=tmp_path / "s")
 
 
 def test_infinite_loss_names_step_samples_and_checkpoint(toy, tmp_path, monkeypatch):
@@ -263,7 +263,7 @@ def test_a_late_step_that_is_not_finite_is_told_before_anything_is_made_of_it(to
 def test_out_of_memory_names_the_component(toy, tmp_path, monkeypatch):
     """Running out of memory names the component and the settings that need less."""
     run = make()
-    store = run_preprocess(run, store_folder=tmp_path / "s")
+    store = preprocess(run, store_folder=tmp_path / "s")
 
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError
@@ -309,8 +309,8 @@ def test_a_report_does_not_finish_a_run(toy, unmeasured, tmp_path):
     with run_folder.claimed(run, None, new=False) as folder:
         (folder / "report.html").touch()
 
-    assert run_training(run) == folder
-    assert run_training(run) != folder
+    assert distil(run) == folder
+    assert distil(run) != folder
 
 
 def test_a_damaged_run_is_no_concern_of_others(toy, tmp_path):
@@ -328,7 +328,7 @@ def test_a_folder_that_cannot_be_written_is_told_first(toy, tmp_path):
     (tmp_path / "file").touch()
 
     with pytest.raises(GuidedCDError, match="a file is in the way"):
-        run_training(make(), out=tmp_path / "file" / "run")
+        distil(make(), out=tmp_path / "file" / "run")
     assert not (tmp_path / "runs").exists()
 
 
@@ -340,7 +340,7 @@ def test_a_missing_part_is_told_before_the_work(toy, tmp_path, monkeypatch):
 
     monkeypatch.setattr("toy_plugin.Reward.__init__", missing)
     with pytest.raises(GuidedCDError, match="there is no file"):
-        run_training(make())
+        distil(make())
     assert not (tmp_path / "runs").exists()
 
 
@@ -426,13 +426,13 @@ def test_a_damaged_checkpoint_is_named_and_can_be_left_out(toy, tmp_path, monkey
 def test_half_precision_needs_a_gpu(toy, tmp_path):
     """fp16 without its loss scaler would train on zeros; the message says what to use."""
     with pytest.raises(GuidedCDError, match="needs an NVIDIA GPU. Use bf16"):
-        run_training(make(train={"precision": "fp16"}))
+        distil(make(train={"precision": "fp16"}))
 
 
 def test_mistakes_in_the_data_leave_nothing(toy, tmp_path):
     """A dataset that is too small is found out before a store is begun."""
     with pytest.raises(GuidedCDError, match="dataset 'toy' has 50 clips"):
-        run_preprocess(make(preprocess={"videos": 60}), store_folder=tmp_path / "s")
+        preprocess(make(preprocess={"videos": 60}), store_folder=tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
@@ -440,13 +440,13 @@ def test_no_usable_clip_is_an_error(toy, tmp_path):
     """However many clips may be skipped, none at all is too few."""
     run = make(data=[{"toy": {"broken": 1}}], preprocess={"max_skipped": 1.0})
     with pytest.raises(GuidedCDError, match="none of 5 clips could be used"):
-        run_preprocess(run, store_folder=tmp_path / "s")
+        preprocess(run, store_folder=tmp_path / "s")
 
 
 def test_processes_share_shards_by_number(toy, tmp_path, monkeypatch):
     """A process that comes later, when others have finished shards, takes none that belongs to another."""
     run = make()
-    folder = run_preprocess(run, store_folder=tmp_path / "s")
+    folder = preprocess(run, store_folder=tmp_path / "s")
     for number in (1, 2):
         (folder / f"{shard_name(number)}.json").unlink()
 
@@ -456,7 +456,7 @@ def test_processes_share_shards_by_number(toy, tmp_path, monkeypatch):
     monkeypatch.setattr("guidedcd.preprocessing.preprocess.process", lambda: (1, 2))
     monkeypatch.setattr("guidedcd.preprocessing.preprocess.time.sleep", wait)
     with pytest.raises(TimeoutError):
-        run_preprocess(run, store_folder=folder)
+        preprocess(run, store_folder=folder)
     console.quiet = False
 
     assert [(folder / f"{shard_name(n)}.json").exists() for n in range(3)] == [True, True, False]
@@ -476,7 +476,7 @@ def test_every_process_has_its_gpu(monkeypatch):
 def test_clips_of_two_datasets_may_have_one_number(toy, tmp_path):
     """A route belongs to the clip and its caption, not to the number that a dataset gave it."""
     run = make()
-    store = LatentStore(run_preprocess(run, store_folder=tmp_path / "s"))
+    store = LatentStore(preprocess(run, store_folder=tmp_path / "s"))
     rule = {"readers": {}, "rules": [], "energies": run.energies, "size": 2, "omega": (1.0, 4.0), "seed": 0}
     batches = Batches(store, **rule)
     routes = [batches.routed(Sample(id="0", dataset=name, caption=name))[1] for name in ("one", "other", "one")]

@@ -16,7 +16,7 @@ from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
 from guidedcd.training.rollouts import Rollouts, listed
-from guidedcd.workflow import run_training
+from guidedcd.workflow import distil
 
 CLIPS = [Sample(id=f"{i}", dataset="toy", caption=f"clip {i}") for i in range(9)]
 
@@ -115,7 +115,7 @@ def test_a_missing_file_of_prompts_is_told_before_the_work(toy, tmp_path):
     """The run stops before its latents are computed, and nothing is written; a file that is not used is not read."""
     missing = str(tmp_path / "none.txt")
     with pytest.raises(GuidedCDError, match="there is no prompts file"):
-        run_training(make(train={"rollouts": 1, "prompts": missing}), out=tmp_path / "a", store=tmp_path / "s")
+        distil(make(train={"rollouts": 1, "prompts": missing}), out=tmp_path / "a", store=tmp_path / "s")
     assert not (tmp_path / "a").exists() and not (tmp_path / "s").exists()
     assert listed(make(train={"prompts": missing})) == []
 

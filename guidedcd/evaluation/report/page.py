@@ -42,7 +42,7 @@ RUN = {
 """Form of run.json, as far as the report reads it; see `guidedcd.documents`."""
 
 
-def write_report(folder: Path, *, out: Path | None = None, results: Path | None = None) -> Path:
+def write_report(folder: str | Path, *, out: Path | None = None, results: Path | None = None) -> Path:
     """Write the report of a run from run.json, log.jsonl, evaluation.json and videos/; what is missing is left out.
 
     Args:

@@ -56,6 +56,36 @@ out["alphas_cumprod"] = read(diffusers.DDIMScheduler, "scheduler").alphas_cumpro
 """What a fresh process repeats of each part, as soon as it is written."""
 
 
+def convert(
+    kind: str,
+    path: str | Path,
+    out: str | Path,
+    *,
+    fps: int = 8,
+    arch: str | Path | None = None,
+    dtype: str = "float32",
+) -> Path:
+    """Write a published checkpoint as a folder that diffusers reads.
+
+    Args:
+        kind: What the file is: "videocrafter2".
+        path: The published file, or its tensors as safetensors.
+        out: The folder; must not exist yet.
+        fps: Frame rate to fold into the UNet, frames per second.
+        arch: JSON or YAML with the architecture; None is the published one.
+        dtype: "float32", "float16" or "bfloat16".
+
+    Returns:
+        `out`.
+
+    Raises:
+        GuidedCDError: The kind is unknown, the file is missing, damaged or another model, or `out` exists.
+    """
+    if kind != "videocrafter2":
+        raise GuidedCDError(f"cannot convert '{kind}'. Known: videocrafter2.")
+    return convert_videocrafter2(path, out, fps=fps, arch=arch, dtype=dtype)
+
+
 def convert_videocrafter2(
     path: str | Path,
     out: str | Path,

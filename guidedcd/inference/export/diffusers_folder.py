@@ -15,7 +15,7 @@ from guidedcd.files import write_json
 from guidedcd.inference.export import few_step_pipeline, plain_student
 from guidedcd.inference.export.self_test import compare, repeated
 from guidedcd.inference.export.writing import readable, save_module, save_text
-from guidedcd.inference.pipeline import Trained
+from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.models.checkpoints.open_clip_tokens import ClipTokens, write_tokenizer
 
 _SCRIPT = """
@@ -23,7 +23,8 @@ sys.path.insert(0, folder)
 from pipeline import FewStepPipeline
 pipe = FewStepPipeline.from_pretrained(folder)
 pipe.set_progress_bar_config(disable=True)
-shared = {"latents": given["latents"], "noises": given["noises"], "steps": options["steps"], "output_type": "latent"}
+shared = {"latents": given["latents"], "noises": given["noises"], "output_type": "latent"}
+shared["num_inference_steps"] = options["steps"]
 out["latents"] = pipe(options["prompts"], **shared).frames
 out["prompt_embeds"] = pipe.encode_text(options["prompts"])
 """
@@ -32,11 +33,12 @@ USAGE = """
 from diffusers import DiffusionPipeline           # pipeline.py needs torch, diffusers and transformers; read it first
 
 pipe = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER/pipeline.py", trust_remote_code=True)
-video = pipe("a red ball rolls to the right", steps=4, omega=7.5).frames[0]     # (F, H, W, 3) in [0, 1]
+video = pipe("a red ball rolls to the right", num_inference_steps=4, guidance_scale=8.5).frames[0]
+# (F, H, W, 3) in [0, 1]
 """
 
 
-def write_folder(trained: Trained, folder: Path) -> str:
+def write_folder(trained: StudentPipeline, folder: Path) -> str:
     """Write the folder and test it; a line about the result.
 
     Raises:

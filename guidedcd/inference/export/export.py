@@ -12,13 +12,13 @@ from guidedcd.files import replacing
 from guidedcd.inference.export import diffusers_folder, peft_lora, t2v_turbo
 from guidedcd.inference.export.model_card import write_card
 from guidedcd.inference.export.writing import free
-from guidedcd.inference.pipeline import Trained, load
+from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.version import __version__
 
 FORMATS = ("diffusers", "t2v-turbo-v2", "lora")
 
 
-def run_export(run: str | Path, out: str | Path, *, format: str = "diffusers", rank: int | None = None) -> Path:
+def export(run: str | Path, out: str | Path, *, format: str = "diffusers", rank: int | None = None) -> Path:
     """Write a run's student; the folder appears only when the self-test has passed.
 
     Args:
@@ -41,7 +41,7 @@ def run_export(run: str | Path, out: str | Path, *, format: str = "diffusers", r
         raise GuidedCDError(f"--rank is a number of at least 1 and belongs to --format lora: {rank}")
     out = Path(out).expanduser()
     free(out)
-    trained = load(Path(run), device="cpu")
+    trained = StudentPipeline.from_run(run, device="cpu")
     with replacing(out) as folder:
         folder.mkdir()
         if format == "diffusers":
@@ -63,7 +63,7 @@ def run_export(run: str | Path, out: str | Path, *, format: str = "diffusers", r
     return out
 
 
-def base_of(trained: Trained) -> str:
+def base_of(trained: StudentPipeline) -> str:
     """The model that the student derives from, as its card names it: the teacher's `base_model`, its path, or name."""
     chosen = trained.run.teacher
     path = attrs.asdict(chosen.config).get("path")

@@ -3,15 +3,16 @@
 This file lies in the model's folder as pipeline.py:
 
     pipe = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER/pipeline.py", trust_remote_code=True)
-    video = pipe("a red ball rolls to the right", steps=4, omega=7.5).frames[0]      # (F, H, W, 3) in [0, 1]
+    video = pipe("a red ball rolls to the right", num_inference_steps=4, guidance_scale=8.5).frames[0]
 
-`omega` is the guidance strength in c + omega (c - u), which is diffusers' guidance_scale - 1. A student of motion
-guidance has one `strength` per energy, as it was trained or 0; guidance needs no second network call.
+A video is (F, H, W, 3) in [0, 1]. `guidance_scale` is diffusers' w in u + w (c - u), one more than the omega of this
+project's papers. A student of motion guidance has one `strength` per energy, as it was trained or 0. Guidance needs no
+second network call.
 Legend: B videos, C latent channels, F frames, H/W pixels, h/w latent size, E energies.
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ class FewStepOutput(BaseOutput):
     """What the pipeline returns."""
 
     frames: Any
-    """Videos (B, F, H, W, 3) in [0, 1] as a numpy array ("np") or tensor ("pt"), or latents ("latent")."""
+    """Videos (B, F, H, W, 3) in [0, 1], lists of PIL images by video, or latents, by `output_type`."""
 
 
 class FewStepPipeline(DiffusionPipeline):
@@ -100,81 +101,101 @@ class FewStepPipeline(DiffusionPipeline):
     def __call__(
         self,
         prompt: str | Sequence[str] = "",
-        *,
-        steps: int | None = None,
-        omega: float | None = None,
-        strength: float | Sequence[float] | None = None,
-        frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        generator: torch.Generator | None = None,
+        num_frames: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
-        noises: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
         output_type: str = "np",
         return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        strength: float | Sequence[float] | None = None,
+        noises: Tensor | None = None,
     ) -> Any:
         """Make videos.
 
         Args:
-            prompt: One text or several (B).
-            steps: Network calls.
-            omega: Guidance strength the student is told, usually 5 to 15.
-            strength: Of the energies, one number or one per energy; 0 is off.
-            frames: Number of frames.
+            prompt: One text or several (P); B = P * `num_videos_per_prompt` videos are made.
             height: Pixels.
             width: Pixels.
-            generator: Of the noise.
+            num_frames: Number of frames.
+            num_inference_steps: Network calls.
+            guidance_scale: What the student is conditioned on, usually 6 to 16; 1 is no guidance.
+            num_videos_per_prompt: Videos of each prompt, one after another in the result.
+            generator: Of the noise, one, or a list with one per video (B).
             latents: Initial noise (B, C, F, h, w) instead.
-            noises: Noise of each step (S, B, C, F, h, w) instead.
-            prompt_embeds: Text embeddings (B, L, D) in place of `prompt`.
-            output_type: "np", "pt" or "latent".
+            prompt_embeds: Text embeddings (P, L, D) in place of `prompt`.
+            output_type: "np" or "pt" for videos (B, F, H, W, 3) as an array or a tensor, "pil" for lists of images,
+                "latent" for latents (B, C, F, h, w).
             return_dict: Whether to return a `FewStepOutput` or a tuple.
+            callback_on_step_end: Called as callback(pipe, step, timestep, tensors) after each step; the tensors that it
+                returns replace the present ones.
+            callback_on_step_end_tensor_inputs: Which it is given: "latents", "prompt_embeds".
+            strength: Of the energies, one number or one per energy; 0 is off.
+            noises: Noise of each step (S, B, C, F, h, w) in place of the generator's.
+
+        Raises:
+            ValueError: An argument is out of range, or there are not as many generators as videos.
         """
         config = self.config
         device, dtype = self._execution_device, self.unet.dtype
-        steps = config.steps if steps is None else steps
+        self._check(output_type, callback_on_step_end_tensor_inputs)
+        steps = config.steps if num_inference_steps is None else num_inference_steps
+        times = self.timesteps(steps)
         if prompt_embeds is None:
             prompt_embeds = self.encode_text([prompt] if isinstance(prompt, str) else prompt)
-        text, batch = prompt_embeds.to(device, dtype), len(prompt_embeds)
+        text = prompt_embeds.to(device, dtype).repeat_interleave(num_videos_per_prompt, dim=0)
+        batch = len(text)
         if latents is None:
-            shape = self._latent_shape(batch, frames, height, width)
-            latents = torch.randn(shape, generator=generator, device=generator.device if generator else "cpu")
+            latents = draw(self._latent_shape(batch, num_frames, height, width), generator)
         z = latents.to(device, torch.float32)
-        times = self.timesteps(steps)
-        if config.repeat_text:
-            text = text.repeat_interleave(z.shape[2], dim=0)
-        told = torch.full((batch,), float(config.omega if omega is None else omega))
-        wanted = self._strengths(strength)
+        omega = float(config.omega) if guidance_scale is None else guidance_scale - 1
+        strengths = self._strengths(strength)
         with self.progress_bar(total=steps) as bar:
             for i, t in enumerate(times):
-                parts = [told] + [
-                    torch.full_like(told, value if torch.tensor(t) >= len(self.alphas) * (1 - fraction) else 0.0)
-                    for value, fraction in zip(wanted, config.fractions, strict=True)
-                ]
-                cond = torch.cat([embed(part) for part in parts], dim=1).to(device, dtype)
-                output = self.unet(
-                    z.to(dtype),
-                    torch.full((batch,), t, device=device),
-                    encoder_hidden_states=text,
-                    timestep_cond=cond,
-                    return_dict=False,
-                )[0].float()
-                z = self.consistency(z, output, t)
+                z = self.consistency(z, self._predict(z, t, text, omega, strengths), t)
                 if i < steps - 1:
-                    if noises is None:
-                        where = generator.device if generator else "cpu"
-                        noise = torch.randn(z.shape, generator=generator, device=where)
-                    else:
-                        noise = noises[i]
+                    noise = draw(z.shape, generator) if noises is None else noises[i]
                     alpha, sigma = self.levels(times[i + 1])
                     z = alpha * z + sigma * noise.to(z)
+                if callback_on_step_end is not None:
+                    tensors = {"latents": z, "prompt_embeds": text}
+                    tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    changed = callback_on_step_end(self, i, t, tensors) or {}
+                    z, text = changed.get("latents", z), changed.get("prompt_embeds", text)
                 bar.update()
-        found: Any = z
-        if output_type != "latent":
-            found = self.decode(z)
-            found = found.numpy() if output_type == "np" else found
-        return FewStepOutput(frames=found) if return_dict else (found,)
+        frames = z if output_type == "latent" else convert(self.decode(z), output_type)
+        self.maybe_free_model_hooks()
+        return FewStepOutput(frames=frames) if return_dict else (frames,)
+
+    def _check(self, output_type: str, tensor_inputs: Sequence[str]) -> None:
+        """Refuse what is neither a kind of output nor a tensor of a step."""
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be {', '.join(OUTPUT_TYPES)}: {output_type!r}")
+        if unknown := set(tensor_inputs) - {"latents", "prompt_embeds"}:
+            raise ValueError(f"callback_on_step_end_tensor_inputs must be latents, prompt_embeds: {sorted(unknown)}")
+
+    def _predict(self, z: Tensor, t: int, text: Tensor, omega: float, strengths: Sequence[float]) -> Tensor:
+        """The UNet's prediction at timestep `t`, like `z`, with its guidance inputs."""
+        fractions = self.config.fractions
+        levels = [omega] + [
+            value if torch.tensor(t) >= len(self.alphas) * (1 - fraction) else 0.0
+            for value, fraction in zip(strengths, fractions, strict=True)
+        ]
+        cond = torch.cat([embed(torch.full((len(z),), level)) for level in levels], dim=1)
+        return self.unet(
+            z.to(self.unet.dtype),
+            torch.full((len(z),), t, device=z.device),
+            encoder_hidden_states=text.repeat_interleave(z.shape[2], dim=0) if self.config.repeat_text else text,
+            timestep_cond=cond.to(z.device, self.unet.dtype),
+            return_dict=False,
+        )[0].float()
 
     @property
     def alphas(self) -> Tensor:
@@ -241,6 +262,30 @@ class FewStepPipeline(DiffusionPipeline):
         if len(strength) != len(config.energies):
             raise ValueError(f"this student has the energies {list(config.energies)}; give one strength for each")
         return [float(value) * scale for value, scale in zip(strength, config.strength_scale, strict=True)]
+
+
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+
+
+def draw(shape: Sequence[int], generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+    """Normal noise of `shape`, from one generator or from one per video; a batch of one takes a list of one."""
+    if not isinstance(generator, list):
+        return torch.randn(tuple(shape), generator=generator, device=generator.device if generator else "cpu")
+    if len(generator) != shape[0]:
+        raise ValueError(f"{len(generator)} generators for {shape[0]} videos: give one, or one per video")
+    return torch.cat([draw((1, *shape[1:]), one).cpu() for one in generator])
+
+
+def convert(videos: Tensor, output_type: str) -> Any:
+    """Videos (B, F, H, W, 3) in [0, 1] as an array, a tensor, or lists of PIL images."""
+    if output_type == "pt":
+        return videos
+    if output_type == "np":
+        return videos.numpy()
+    from PIL import Image
+
+    pixels = (videos * 255).round().to(torch.uint8).numpy()
+    return [[Image.fromarray(frame) for frame in video] for video in pixels]
 
 
 def embed(w: Tensor, width: int = 256) -> Tensor:

@@ -16,7 +16,7 @@ from guidedcd.inference.export import few_step_pipeline, plain_student
 from guidedcd.inference.export.diffusers_folder import write_schedule
 from guidedcd.inference.export.self_test import compare, repeated
 from guidedcd.inference.export.writing import readable, save_module
-from guidedcd.inference.pipeline import Trained
+from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.models.checkpoints.t2v_turbo import factorise
 
 COND = "time_embedding.cond_proj"
@@ -33,7 +33,7 @@ unet = PeftModel.from_pretrained(unet, folder).merge_and_unload()
 scheduler = diffusers.DDIMScheduler.from_pretrained(options["scheduler"])
 pipe = FewStepPipeline(unet, None, None, None, scheduler, **options["settings"])
 pipe.set_progress_bar_config(disable=True)
-out["latents"] = pipe(steps=options["steps"], output_type="latent", **given).frames
+out["latents"] = pipe(num_inference_steps=options["steps"], output_type="latent", **given).frames
 """
 
 USAGE = """
@@ -47,11 +47,11 @@ base = "BASE"                                     # the teacher as a diffusers f
 unet = UNET.from_pretrained(base, subfolder="unet", time_cond_proj_dim=WIDTH, low_cpu_mem_usage=False)
 unet = PeftModel.from_pretrained(unet, "FOLDER").merge_and_unload()
 pipe = FewStepPipeline.from_pretrained(base, unet=unet, **SETTINGS)
-video = pipe("a red ball rolls to the right", steps=4, omega=7.5).frames[0]
+video = pipe("a red ball rolls to the right", num_inference_steps=4, guidance_scale=8.5).frames[0]
 """
 
 
-def write_lora(trained: Trained, folder: Path, rank: int | None) -> str:
+def write_lora(trained: StudentPipeline, folder: Path, rank: int | None) -> str:
     """Write the adapter and test it; a line about the result.
 
     Args:
@@ -104,7 +104,7 @@ def write_lora(trained: Trained, folder: Path, rank: int | None) -> str:
     )
 
 
-def usage(trained: Trained) -> str:
+def usage(trained: StudentPipeline) -> str:
     """How to load the adapter."""
     text = USAGE.replace("UNET", type(trained.student.network).__name__)
     text = text.replace("WIDTH", str(plain_student.embedding_width(trained)))

@@ -17,7 +17,7 @@ from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
-from guidedcd.inference.pipeline import Trained, strengths
+from guidedcd.inference.pipeline import StudentPipeline, strengths
 from guidedcd.models.guidance_inputs import GuidanceProjection
 
 TEXTS = ("a red ball rolls to the right", "")
@@ -90,7 +90,7 @@ def stock(network: nn.Module, weight: Tensor) -> nn.Module:
     return made.eval().requires_grad_(False)
 
 
-def defaults(trained: Trained) -> dict[str, Any]:
+def defaults(trained: StudentPipeline) -> dict[str, Any]:
     """What the student was trained with, as arguments of `few_step_pipeline.FewStepPipeline`."""
     run, teacher = trained.run, trained.teacher
     energies = list(trained.student.energies)
@@ -113,7 +113,7 @@ def defaults(trained: Trained) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def short_sample(trained: Trained, network: nn.Module | None = None) -> Sample:
+def short_sample(trained: StudentPipeline, network: nn.Module | None = None) -> Sample:
     """A few-step sample at the trained size, or at the smallest one where that would take long.
 
     Args:
@@ -165,6 +165,6 @@ class _Replaced:
         return self._student.teacher.net(z, t, cond, timestep_cond=told, network=self._network)
 
 
-def embedding_width(trained: Trained) -> int:
+def embedding_width(trained: StudentPipeline) -> int:
     """Width of the guidance embedding, 256 (1 + E)."""
     return EMBEDDING * (1 + len(trained.student.energies))

@@ -11,7 +11,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import write_json
 from guidedcd.inference.export import plain_student
 from guidedcd.inference.export.self_test import compare, repeated
-from guidedcd.inference.pipeline import Trained
+from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.models.checkpoints.lvdm_unet import lvdm_config
 from guidedcd.models.checkpoints.unet import lvdm_state
 
@@ -26,7 +26,7 @@ unet.time_embedding.cond_proj.requires_grad_(False)
 scheduler = DDIMScheduler(trained_betas=options["betas"], prediction_type=options["prediction"], clip_sample=False)
 pipe = FewStepPipeline(unet, None, None, None, scheduler, **options["settings"])
 pipe.set_progress_bar_config(disable=True)
-out["latents"] = pipe(steps=options["steps"], output_type="latent", **given).frames
+out["latents"] = pipe(num_inference_steps=options["steps"], output_type="latent", **given).frames
 """
 
 USAGE = """
@@ -37,7 +37,7 @@ state = torch.load("FOLDER/unet_mg.pt", weights_only=True)      # load_state_dic
 """
 
 
-def write_turbo(trained: Trained, folder: Path) -> str:
+def write_turbo(trained: StudentPipeline, folder: Path) -> str:
     """Write `unet_mg.pt` (or `unet_no_mg.pt` without energies) and test it; a line about the result.
 
     Raises:

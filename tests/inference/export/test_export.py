@@ -20,7 +20,7 @@ from guidedcd.diffusion.sampler import multistep_timesteps
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.export import diffusers_folder, export, few_step_pipeline, peft_lora, plain_student, t2v_turbo
-from guidedcd.inference.pipeline import Trained
+from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.models.checkpoints.lvdm_unet import FPS_KEYS
 from guidedcd.models.checkpoints.reading import open_state
 from guidedcd.models.guidance_inputs import GuidanceProjection
@@ -38,7 +38,7 @@ def teacher(tmp_path_factory):
     return chosen, chosen.build()
 
 
-def trained(teacher, kind: str = "full", energies: tuple[str, ...] = ("pta",)) -> Trained:
+def trained(teacher, kind: str = "full", energies: tuple[str, ...] = ("pta",)) -> StudentPipeline:
     """A student whose every trainable weight has moved."""
     chosen, built = teacher
     run = Run(
@@ -52,7 +52,7 @@ def trained(teacher, kind: str = "full", energies: tuple[str, ...] = ("pta",)) -
         student = Student(built, run.student, energies).eval()
         for parameter in student.trainable:
             parameter.data += 0.05 * torch.randn_like(parameter)
-    return Trained(run=run, teacher=built, student=student, folder=Path("run"), weights=Path("run"))
+    return StudentPipeline(run=run, teacher=built, student=student, folder=Path("run"), weights=Path("run"))
 
 
 def outputs(network, width: int):
@@ -155,16 +155,16 @@ def test_teachers_without_a_clip_text_model_say_what_else_works(tmp_path):
 def test_wrong_options_are_refused_before_anything_is_loaded(tmp_path, options, message):
     """One line; no folder."""
     with pytest.raises(GuidedCDError, match=message):
-        export.run_export(tmp_path, tmp_path / "out", **options)
+        export.export(tmp_path, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_run_is_exported_with_a_card(teacher, tmp_path, monkeypatch):
     """The card names the base, its licence and the run's configuration; a failure leaves nothing."""
     one = trained(teacher)
-    monkeypatch.setattr(export, "load", lambda *_, **__: one)
+    monkeypatch.setattr(export.StudentPipeline, "from_run", lambda *_, **__: one)
     monkeypatch.setattr(export.peft_lora, "write_lora", lambda *_: "rank 1 leaves out much")
-    export.run_export(tmp_path, tmp_path / "out", format="lora")
+    export.export(tmp_path, tmp_path / "out", format="lora")
     card = (tmp_path / "out" / "README.md").read_text()
 
     assert "base_model: VideoCrafter/VideoCrafter2" in card
@@ -176,7 +176,7 @@ def test_a_run_is_exported_with_a_card(teacher, tmp_path, monkeypatch):
 
     monkeypatch.setattr(export.t2v_turbo, "write_turbo", fails)
     with pytest.raises(GuidedCDError, match="self-test"):
-        export.run_export(tmp_path, tmp_path / "second", format="t2v-turbo-v2")
+        export.export(tmp_path, tmp_path / "second", format="t2v-turbo-v2")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

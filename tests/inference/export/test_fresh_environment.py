@@ -53,7 +53,7 @@ def test_an_exported_student_samples_the_same_where_guidedcd_is_not_installed(py
             main(words.split())
         assert not done.value.code, words
 
-    ours = pipeline.load(tmp_path / "run", device="cpu")
+    ours = pipeline.StudentPipeline.from_run(tmp_path / "run", device="cpu")
     latents = pipeline.initial(ours.teacher, [0, 1])
     noises = torch.stack([pipeline.initial(ours.teacher, [0, 1], 1 + step) for step in range(STEPS)])
     scales, config = pipeline.strengths(ours), ours.run.energies["pta"]

@@ -17,7 +17,7 @@ from guidedcd.config.run import Run
 from guidedcd.data.inspection import inspect_data, readers
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
-from guidedcd.preprocessing.preprocess import run_preprocess
+from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
 
 SIZES = {"webvid": 40, "vidgen": 40, "openvid": 40, "webdataset": 40, "folder": 20}
@@ -74,7 +74,7 @@ def run_of(base: Path, count: int = 180, **changes) -> Run:
 def test_every_listed_clip_is_used_or_lost_for_a_reason(toy, mixed, tmp_path, capsys):
     """Of 180 clips in five layouts with nine kinds of damage, 171 are used, and the report has the other nine."""
     base, expected = mixed
-    folder = run_preprocess(run_of(base), store_folder=tmp_path / "store")
+    folder = preprocess(run_of(base), store_folder=tmp_path / "store")
     report, opened = read_json(folder / "report.json"), LatentStore(folder)
 
     assert (report["listed"], report["used"], report["skipped"], report["draws"]) == (180, 171, 9, 171)
@@ -95,7 +95,7 @@ def test_too_many_losses_stop_the_run_before_all_is_computed(toy, mixed, tmp_pat
     run = run_of(mixed[0], preprocess={"max_skipped": 0.01, "shard_size": 20})
     for _ in range(2):
         with pytest.raises(GuidedCDError, match=r"\d of \d\d clips could not be used \(the first, openvid/0: celeb_0"):
-            run_preprocess(run, store_folder=tmp_path / "store")
+            preprocess(run, store_folder=tmp_path / "store")
     assert 0 < len(list((tmp_path / "store").glob("shard-*.json"))) < 9
 
 
@@ -105,7 +105,7 @@ def test_equal_portions_of_two_data_sets(toy, mixed, tmp_path, monkeypatch):
     described = run_of(base, 30).to_dict() | {
         "data": [{"vidgen": {"path": str(base / "vidgen")}}, {"folder": {"path": str(base / "folder")}}]
     }
-    folder = run_preprocess(run_from_dict(described), store_folder=tmp_path / "store")
+    folder = preprocess(run_from_dict(described), store_folder=tmp_path / "store")
 
     shares = read_json(folder / "report.json")["datasets"]
     assert {name: sum(share.values()) for name, share in shares.items()} == {"vidgen": 15, "folder": 15}

@@ -1,0 +1,92 @@
+"""Runs and components as a Python program describes them: names, options by name, or objects. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from guidedcd.config.resolve import components_of, resolve
+from guidedcd.config.run import KINDS, Chosen, Run
+from guidedcd.config.sources import ALIASES, Layer, read_profile
+from guidedcd.config.structure import plain
+from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import objects
+from guidedcd.plugins.configs import ComponentConfig
+from guidedcd.plugins.registry import Registry, load_plugins
+
+
+def run_from_profile(profile: str, options: Mapping[str, Any], registry: Registry | None = None) -> Run:
+    """The run of a shipped profile, changed by `options`; see `Run.from_profile`.
+
+    Raises:
+        GuidedCDError: A name, option or value that does not exist or is out of range.
+    """
+    registry = registry or load_plugins()
+    content = {key: value for key, value in options.items() if value is not None}
+    layers = [read_profile(profile), layer({**content, "profile": profile}, "Run.from_profile", registry)]
+    return resolve(layers, registry)
+
+
+def components(key: str, value: Any, where: str, registry: Registry | None = None) -> list[Chosen]:
+    """The components of one kind that `value` names, in the forms that `Run.from_profile` takes.
+
+    Args:
+        key: "energies", "rewards", "routes" or "metrics".
+        value: A name, a list of names, or by name options, an object, or (object, options).
+        where: What to call it in messages.
+        registry: The installed plugins.
+
+    Raises:
+        GuidedCDError: A name or option that does not exist.
+    """
+    registry = registry or load_plugins()
+    return components_of(ALIASES.get(key, key), [layer({key: value}, where, registry)], registry)
+
+
+def layer(content: Mapping[str, Any], where: str, registry: Registry) -> Layer:
+    """The layer of a program's own description of a run; objects are replaced by what is recorded of them."""
+    described = {
+        key: _described(KINDS[ALIASES.get(key, key)], value, registry) if ALIASES.get(key, key) in KINDS else value
+        for key, value in content.items()
+    }
+    return Layer.of_file(_plain(described), where)
+
+
+def _described(kind: str, value: Any, registry: Registry) -> Any:
+    """A kind's components in the form of a file."""
+    if isinstance(value, Mapping):
+        return {name: _options(kind, name, one, registry) for name, one in value.items()}
+    if isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(one, str | Mapping) for one in value):
+        return [{one: {}} if isinstance(one, str) else one for one in value]
+    raise GuidedCDError(
+        f"a {kind} is given by name, as a list of names, or by name with options or an object (got {value!r})."
+    )
+
+
+def _options(kind: str, name: str, value: Any, registry: Registry) -> Any:
+    """The options of one component; those of an object contain what is recorded of it."""
+    if value is None or isinstance(value, Mapping):
+        return value or {}
+    if isinstance(value, ComponentConfig):
+        return plain(value)
+    value, options = value if isinstance(value, tuple) and len(value) == 2 else (value, getattr(value, "config", {}))
+    if name in registry.of_kind(kind):
+        raise GuidedCDError(f"an installed {kind} is called '{name}' already: give the object another name.")
+    if isinstance(options, ComponentConfig):
+        fields = {field.name for field in attrs.fields(objects.config_class(kind))}
+        options = {key: one for key, one in plain(options).items() if key in fields}
+    return {**(options if isinstance(options, Mapping) else {}), **objects.record(kind, name, value)}
+
+
+def _plain(value: Any) -> Any:
+    """Values as a TOML or JSON file has them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value

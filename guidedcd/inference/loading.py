@@ -1,0 +1,86 @@
+"""Students and teachers by folder, file or name, ready to sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from guidedcd.config.resolve import choose
+from guidedcd.config.run import Chosen
+from guidedcd.devices import DTYPES, blame_memory
+from guidedcd.devices import device as find_device
+from guidedcd.errors import GuidedCDError
+from guidedcd.inference.pipeline import StudentPipeline, with_options
+from guidedcd.inference.teacher_pipeline import TeacherPipeline
+from guidedcd.plugins.registry import load_plugins
+
+
+def load_student(
+    path: str | Path,
+    teacher: str | Chosen | None = None,
+    *,
+    device: str | None = None,
+    dtype: str = "float32",
+    size: Mapping[str, int] | None = None,
+    window: float | None = None,
+) -> StudentPipeline:
+    """The student of a run, or one that others published, ready to sample.
+
+    Args:
+        path: A run's folder, a student's or checkpoint's folder inside it, or the file of a published student.
+        teacher: What a published student was distilled from, such as "videocrafter2:model.ckpt"; a run names its own.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps"; by default as in the run.
+        dtype: "float32", "bfloat16" or "float16".
+        size: Other `frames`, `height` or `width` (pixels) than the teacher has.
+        window: Of a published student, the noisiest fraction of the timesteps at which its energy acts.
+
+    Raises:
+        GuidedCDError: There is no student, or its teacher is missing or superfluous.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        if teacher is not None:
+            raise GuidedCDError(f"{path} is a folder of a run, which knows its teacher: leave --teacher out.")
+        return StudentPipeline.from_run(path, device=device, dtype=dtype, size=size)
+    if teacher is None:
+        raise GuidedCDError(
+            f"{path} is no folder of a run. A published student needs its base model as well: "
+            "--student FILE --teacher videocrafter2:model.ckpt."
+        )
+    from guidedcd.inference.published import load_published
+
+    chosen = _teacher(teacher)
+    return load_published(path, with_options(chosen, size or {}), device=device, dtype=dtype, window=window)
+
+
+def load_teacher(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    size: Mapping[str, int] | None = None,
+) -> TeacherPipeline:
+    """A teacher, ready to sample.
+
+    Args:
+        name: "shapes", or with its weights, such as "videocrafter2:model.ckpt".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        dtype: "float32", "bfloat16" or "float16".
+        size: Other `frames`, `height` or `width` (pixels) than the teacher has.
+
+    Raises:
+        GuidedCDError: There is no such teacher, or its weights cannot be read.
+    """
+    if dtype not in DTYPES:
+        raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
+    chosen = with_options(_teacher(name), size or {})
+    where = find_device(device)
+    with blame_memory("the teacher"):
+        teacher = chosen.build().to(where, DTYPES[dtype] if dtype != "float32" else None)
+    return TeacherPipeline(teacher)
+
+
+def _teacher(teacher: str | Chosen) -> Chosen:
+    if isinstance(teacher, Chosen):
+        return teacher
+    return choose("teacher", teacher, {}, "teacher", load_plugins())

@@ -1,0 +1,140 @@
+"""Python objects in place of installed components: what a run records of them. No torch here.
+
+An energy, reward, routing rule or metric may be a function, an instance or a class of the program that starts the run.
+The run records its name and its source, so that it is not continued with another one by mistake.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import attrs
+
+from guidedcd.errors import GuidedCDError
+from guidedcd.files import digest
+from guidedcd.plugins.configs import ComponentConfig
+from guidedcd.plugins.registry import CONFIGS, Component
+
+KINDS = ("energy", "reward", "route", "metric")
+"""Kinds of components that may be objects."""
+
+MARK = "python_object"
+"""The option whose presence says that a component is an object."""
+
+_OBJECTS: dict[tuple[str, str, str], Any] = {}
+"""The objects of this process, by kind, name and digest of the source."""
+
+
+@cache
+def config_class(kind: str) -> type:
+    """The config of objects of one kind: the engine's options of that kind, and what is recorded of the object."""
+    fields = {MARK: str, "source_digest": str, "source": str}
+    return attrs.make_class(
+        f"Object{CONFIGS[kind].__name__}",
+        {name: attrs.field(default="", type=type_) for name, type_ in fields.items()},
+        bases=(CONFIGS[kind],),
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def record(kind: str, name: str, value: Any) -> dict[str, str]:
+    """Keep `value` for this process, and return the options that a run records of it.
+
+    Raises:
+        GuidedCDError: It cannot be called, or its source cannot be read.
+    """
+    if kind not in KINDS:
+        raise GuidedCDError(f"a {kind} is given by its name, not as a Python object (got {value!r}).")
+    if not callable(value):
+        raise GuidedCDError(f"{kind} '{name}' must be a name, a table of options, or callable (got {value!r}).")
+    defined = value if inspect.isroutine(value) or inspect.isclass(value) else type(value)
+    try:
+        source = inspect.getsource(defined)
+    except (OSError, TypeError):
+        raise GuidedCDError(
+            f"the source of {kind} '{name}' cannot be read, so a run could not tell whether it changed: "
+            "define it in a file."
+        ) from None
+    options = {
+        MARK: f"{defined.__module__}.{defined.__qualname__}",
+        "source_digest": digest([source, _state(value)])[:16],
+        "source": source,
+    }
+    _OBJECTS[kind, name, options["source_digest"]] = value
+    return options
+
+
+def _state(value: Any) -> dict[str, str]:
+    """Plain values on which the object depends besides its source: attributes, defaults, captured variables."""
+    names = dict(vars(value)) if hasattr(value, "__dict__") and not inspect.isclass(value) else {}
+    if inspect.isfunction(value):
+        captured = inspect.getclosurevars(value)
+        names |= {**captured.globals, **captured.nonlocals}
+        names |= {f"default {number}": one for number, one in enumerate(value.__defaults__ or ())}
+        names |= value.__kwdefaults__ or {}
+    plain = (bool, int, float, str, tuple, type(None))
+    return {key: repr(one) for key, one in sorted(names.items()) if isinstance(one, plain)}
+
+
+@attrs.frozen
+class ObjectComponent(Component):
+    """An object in the place of an installed component; only the program that defines it can build it."""
+
+    source_digest: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} '{self.name}' of {self.target}"
+
+    def load(self) -> Callable[..., Any]:
+        """What makes the object of its config.
+
+        Raises:
+            GuidedCDError: This process does not have the object.
+        """
+        key = (self.kind, self.name, self.source_digest)
+        if key not in _OBJECTS:
+            raise GuidedCDError(
+                f"{self.kind} '{self.name}' is the Python object {self.target} with the source recorded in run.json, "
+                "which this process does not have: start from the program that defines it, through Run.from_profile."
+            )
+        value = _OBJECTS[key]
+        if inspect.isclass(value):
+            return value
+        return lambda config: _adapted(self.kind, value)
+
+
+def component(kind: str, name: str, config: ComponentConfig | None = None) -> ObjectComponent:
+    """The object that a run calls `name`; `config` has its source."""
+    target, source = getattr(config, MARK, ""), getattr(config, "source_digest", "")
+    return ObjectComponent(kind, name, target, config_class(kind), "this program", source_digest=source)
+
+
+def _adapted(kind: str, value: Any) -> Any:
+    """The object itself where it has what the engine reads of its kind, else a wrapper that has."""
+    needed = {"energy": "needs", "reward": "to"}.get(kind, "__call__")
+    return value if hasattr(value, needed) else _Adapter(value)
+
+
+class _Adapter:
+    """A function with the attributes of a component; others are its own."""
+
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, value: Any) -> None:
+        """Take the function."""
+        self._value = value
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """What the function returns."""
+        return self._value(*args, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._value, name)
+
+    def to(self, *_: Any, **__: Any) -> _Adapter:
+        """Itself: a function has no weights to move."""
+        return self
