@@ -54,6 +54,8 @@ def read(path: Path) -> list[Prompt]:
     Raises:
         GuidedCDError: The file is missing, empty or malformed.
     """
+    if not path.exists():
+        raise GuidedCDError(f"there is no prompts file {path}.")
     content = read_text(path)
     if path.suffix != ".json":
         texts: Sequence[Any] = [line.strip() for line in content.splitlines() if line.strip()]

@@ -124,7 +124,7 @@ def test_prompts_come_from_files(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "text", "match"),
-    [("none.txt", None, "no prompts file"), ("e.txt", "\n", "holds no prompts"), ("b.json", "{", "malformed")],
+    [("none.txt", None, "no prompts file"), ("e.txt", "\n", "holds no prompts"), ("b.json", "{", "damaged and cannot be read as JSON")],
 )
 def test_a_bad_prompts_file_is_a_clear_error(run, tmp_path, name, text, match):
     """A file that is missing, empty or malformed says so."""
@@ -167,7 +167,7 @@ def test_a_fixed_scale_is_all_that_a_student_knows(tmp_path):
 
     assert pipeline.strengths(loaded) == {"calm": 0.3}
     assert pipeline.strengths(loaded, 0) == {"calm": 0}
-    with pytest.raises(GuidedCDError, match=r"off \(0\) and at 0\.3 only.*--energy\.calm\.scale-range"):
+    with pytest.raises(GuidedCDError, match=r"off \(0\) and at 0\.3 only.*--energies\.calm\.scale-range"):
         pipeline.strengths(loaded, 0.2)
 
 
