@@ -110,8 +110,9 @@ def test_no_module_needs_posix(repository):
 def test_files_and_commands_work_without_posix(tmp_path):
     """Help, files and locks work where fcntl and the system calls that Windows lacks are not to be had."""
     code = f"""
-import os, sys
+import os, shutil, sys
 from pathlib import Path
+shutil._use_fd_functions = False  # shutil has looked for these system calls already
 for name in {sorted(POSIX)!r}:
     sys.modules[name] = None
 for name in ("fchmod", "geteuid", "mkfifo", "statvfs", "O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY"):
