@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -317,3 +318,44 @@ def test_the_command_evaluates_and_compares(run, tmp_path, capsys):
         with pytest.raises(SystemExit) as done:
             main(["evaluate", str(run), *wrong])
         assert (done.value.code, capsys.readouterr().err.count("\n")) == (2, 1), wrong
+
+
+def test_an_evaluation_of_a_checkpoint_leaves_the_runs_own(run):
+    """It goes into a folder of its own, so that the finished student's evaluation is never another's."""
+    run_evaluate(run, quiet=True, prompts=1, videos=0)
+    own = (run / "evaluation.json").read_bytes()
+    shutil.copytree(run / "student", run / "checkpoints" / "step-000002")
+    run_evaluate(run / "checkpoints" / "step-000002", quiet=True, prompts=1, videos=0)
+
+    assert (run / "evaluation.json").read_bytes() == own
+    assert (run / "evaluations" / "step-000002" / "evaluation.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "options", [{"teacher_omega": (math.nan,)}, {"teacher_omega": (math.inf,)}, {"omega": -1.0}, {"steps": 1000}]
+)
+def test_numbers_that_mean_nothing_are_refused(run, options):
+    """Guidance strengths are finite, and a student has at most 50 steps."""
+    with pytest.raises(GuidedCDError, match=r"--(omega|steps)"):
+        run_evaluate(run, quiet=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v.pop("rows"), "rows must be there"),
+        (lambda v: v.update(against="nobody"), "has no row 'nobody'"),
+        (lambda v: v["rows"][0].update(omega="<script>"), r"rows\[0\]\.omega must be a number"),
+        (lambda v: v.update(seeds=3), "seeds must be a list"),
+    ],
+)
+def test_an_evaluation_of_another_form_is_one_sentence(run, change, words):
+    """A file without keys, or with values of other types, is named before anything is made of it."""
+    run_evaluate(run, quiet=True, prompts=1, videos=0)
+    value = json.loads((run / "evaluation.json").read_text())
+    tables.read(run / "evaluation.json")
+    change(value)
+    (run / "evaluation.json").write_text(json.dumps(value))
+
+    with pytest.raises(GuidedCDError, match=rf"evaluation\.json.*{words}"):
+        tables.read(run / "evaluation.json")

@@ -22,7 +22,7 @@ from guidedcd.console import console
 from guidedcd.data.routing import Sample
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import write_json
+from guidedcd.files import file_digest, write_json
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.shards import shard_name
 from guidedcd.preprocessing.store import LatentStore
@@ -421,6 +421,74 @@ def test_a_damaged_checkpoint_is_named_and_can_be_left_out(toy, tmp_path, monkey
     shutil.rmtree(newest)
 
     assert trained(run, tmp_path / "b", store) == straight
+
+
+def damage_bit(folder: Path) -> None:
+    """One bit of the weights flips."""
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (damage_bit, "the checksum of model.safetensors differs"),
+        (lambda folder: shutil.copy(folder / "model.safetensors", folder / "state.pt"), "checksum of state.pt differs"),
+        (lambda folder: (folder / "state.pt").unlink(), "state.pt is missing"),
+        (lambda folder: (folder / "checksums.json").unlink(), r"checksums.json is missing"),
+        (lambda folder: (folder / "checksums.json").write_text("[1]"), "must hold an object"),
+        (lambda folder: folder.rename(folder.with_name("step-000009")), "its files, which are of step 4"),
+    ],
+    ids=["bit", "foreign", "missing", "unsigned", "form", "renamed"],
+)
+def test_a_checkpoint_is_what_was_written(tmp_path, damage, words):
+    """Files that changed, are gone or are another step's are found before the run continues from them."""
+    folder = tmp_path / "step-000004"
+    folder.mkdir()
+    for name in ("model.safetensors", "state.pt"):
+        (folder / name).write_text(name)
+    sums = {path.name: file_digest(path) for path in folder.iterdir()}
+    write_json(folder / "checksums.json", {"step": 4, "sha256": sums})
+    checkpoint.verify(folder)
+
+    damage(folder)
+    with pytest.raises(GuidedCDError, match=rf"checkpoint .* is damaged \(.*{words}.*Delete it"):
+        checkpoint.verify(checkpoint.found(tmp_path)[0])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_checkpoint_without_permission_is_not_called_damaged(tmp_path):
+    """Nothing advises to delete what may be sound."""
+    folder = tmp_path / "step-000004"
+    folder.mkdir()
+    (folder / "checksums.json").touch(mode=0)
+    with pytest.raises(GuidedCDError, match="no permission to read") as error:
+        checkpoint.verify(folder)
+
+    assert "Delete" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("shard-00001.json", lambda v: v.pop("samples"), r"shard-00001.*samples must be there"),
+        ("shard-00001.json", lambda v: v["samples"].append(v["samples"][0]), "noise_seed has shape|z0 has shape"),
+        ("shard-00001.json", lambda v: v["samples"][0].update(caption=3), r"samples\[0\]\.caption must be a text"),
+        ("store.json", lambda v: v.update(shards=10**12), "10{12} shards of 2 videos cannot hold 5"),
+        ("store.json", lambda v: v.update(shards="x"), "shards must be a whole number"),
+        ("store.json", lambda v: v.pop("geometry"), "geometry must be there"),
+    ],
+)
+def test_a_store_of_another_form_is_one_sentence(toy, tmp_path, name, change, words):
+    """JSON without keys, with other types or numbers, or with more samples than tensors is named."""
+    folder = preprocess(make(), store_folder=tmp_path / "s")
+    value = read_json(folder / name)
+    change(value)
+    (folder / name).write_text(json.dumps(value))
+
+    with pytest.raises(GuidedCDError, match=words):
+        LatentStore(folder)
 
 
 def test_half_precision_needs_a_gpu(toy, tmp_path):
