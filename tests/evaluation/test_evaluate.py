@@ -322,10 +322,10 @@ def test_the_command_evaluates_and_compares(run, tmp_path, capsys):
 
 def test_an_evaluation_of_a_checkpoint_leaves_the_runs_own(run):
     """It goes into a folder of its own, so that the finished student's evaluation is never another's."""
-    run_evaluate(run, quiet=True, prompts=1, videos=0)
+    evaluate(run, quiet=True, prompts=1, videos=0)
     own = (run / "evaluation.json").read_bytes()
     shutil.copytree(run / "student", run / "checkpoints" / "step-000002")
-    run_evaluate(run / "checkpoints" / "step-000002", quiet=True, prompts=1, videos=0)
+    evaluate(run / "checkpoints" / "step-000002", quiet=True, prompts=1, videos=0)
 
     assert (run / "evaluation.json").read_bytes() == own
     assert (run / "evaluations" / "step-000002" / "evaluation.json").is_file()
@@ -337,7 +337,7 @@ def test_an_evaluation_of_a_checkpoint_leaves_the_runs_own(run):
 def test_numbers_that_mean_nothing_are_refused(run, options):
     """Guidance strengths are finite, and a student has at most 50 steps."""
     with pytest.raises(GuidedCDError, match=r"--(omega|steps)"):
-        run_evaluate(run, quiet=True, **options)
+        evaluate(run, quiet=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_numbers_that_mean_nothing_are_refused(run, options):
 )
 def test_an_evaluation_of_another_form_is_one_sentence(run, change, words):
     """A file without keys, or with values of other types, is named before anything is made of it."""
-    run_evaluate(run, quiet=True, prompts=1, videos=0)
+    evaluate(run, quiet=True, prompts=1, videos=0)
     value = json.loads((run / "evaluation.json").read_text())
     tables.read(run / "evaluation.json")
     change(value)
