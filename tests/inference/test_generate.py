@@ -124,7 +124,11 @@ def test_prompts_come_from_files(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "text", "match"),
-    [("none.txt", None, "no prompts file"), ("e.txt", "\n", "holds no prompts"), ("b.json", "{", "damaged and cannot be read as JSON")],
+    [
+        ("none.txt", None, "no prompts file"),
+        ("e.txt", "\n", "holds no prompts"),
+        ("b.json", "{", "damaged and cannot be read as JSON"),
+    ],
 )
 def test_a_bad_prompts_file_is_a_clear_error(run, tmp_path, name, text, match):
     """A file that is missing, empty or malformed says so."""
