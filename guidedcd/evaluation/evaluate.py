@@ -102,7 +102,8 @@ def _completed(trained: StudentPipeline, config: EvaluateConfig) -> EvaluateConf
         for name in ("prompts", "steps", "omega", "teacher_omega", "videos")
         if getattr(config, name) is None
     }
-    config = attrs.evolve(config, **filled, batch=config.batch or batch_size(trained.teacher))
+    batch = batch_size(trained.teacher) if config.batch is None else config.batch
+    config = attrs.evolve(config, **filled, batch=batch)
     if config.steps > MOST_STEPS:
         raise GuidedCDError(f"--steps must be at most {MOST_STEPS}, not {config.steps}.")
     if not all(0 <= omega < math.inf for omega in (config.omega, *config.teacher_omega)):

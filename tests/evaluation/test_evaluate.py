@@ -332,7 +332,8 @@ def test_an_evaluation_of_a_checkpoint_leaves_the_runs_own(run):
 
 
 @pytest.mark.parametrize(
-    "options", [{"teacher_omega": (math.nan,)}, {"teacher_omega": (math.inf,)}, {"omega": -1.0}, {"steps": 1000}, {"batch": 0}]
+    "options",
+    [{"teacher_omega": (math.nan,)}, {"teacher_omega": (math.inf,)}, {"omega": -1.0}, {"steps": 1000}, {"batch": 0}],
 )
 def test_numbers_that_mean_nothing_are_refused(run, options):
     """Guidance strengths are finite, and a student has at most 50 steps."""
