@@ -17,14 +17,16 @@ def guidance_scale_embedding(w: Tensor, dim: int = EMBEDDING, dtype: torch.dtype
     Computed in `dtype`, float32 by default whatever the network's: bfloat16 phases would be another embedding. A last
     bit of a frequency moves a phase by 1e-3, so frequencies come from the CPU wherever `w` is, the same on any device.
     """
-    phase = (w.to(dtype) * 1000.0)[:, None] * _frequencies(dim // 2, dtype, w.device)[None]
-    found = torch.cat([phase.sin(), phase.cos()], dim=1)
-    return nn.functional.pad(found, (0, dim % 2))
+    # Without the cache on the meta device: a first and a second estimate of memory must count the same tensors.
+    frequencies = _frequencies.__wrapped__ if w.is_meta else _frequencies
+    phase = (w.to(dtype) * 1000.0)[:, None] * frequencies(dim // 2, dtype, w.device)[None]
+    embedding = torch.cat([phase.sin(), phase.cos()], dim=1)
+    return nn.functional.pad(embedding, (0, dim % 2))
 
 
 @functools.lru_cache(maxsize=16)
 def _frequencies(half: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    # Kept: a copy from the CPU waits for all that the GPU was given before.
+    # Cached, because a copy from the CPU waits for all work that the GPU has queued.
     with torch.inference_mode(False):
         rate = torch.log(torch.tensor(10000.0, dtype=dtype)) / max(half - 1, 1)
         return torch.exp(torch.arange(half, dtype=dtype) * -rate).to(device)

@@ -572,7 +572,7 @@ def test_the_layer_norm_kernel_is_layer_norm(kernels, compare):
 def test_the_quicker_attention_is_found_once_for_each_size(monkeypatch):
     """Kernels are compared at a size's first call, with and without gradients, and results stay the same."""
     sizes, stock = [], nnf.scaled_dot_product_attention
-    monkeypatch.setattr(attention_backend, "_KNOWN", {})
+    monkeypatch.setattr(attention_backend, "_FASTER", {})
     monkeypatch.setattr(attention_backend, "tries", lambda q: True)
     monkeypatch.setattr(
         attention_backend, "is_faster", lambda given, *how: sizes.append((*given[0].shape, how[1])) or True
@@ -587,7 +587,7 @@ def test_the_quicker_attention_is_found_once_for_each_size(monkeypatch):
 @pytest.mark.parametrize("graded", [False, True])
 def test_comparing_attention_leaves_no_trace(monkeypatch, graded):
     """Timing both kernels works, keeps nothing in a checkpoint around it, and a kernel that is wrong is not taken."""
-    monkeypatch.setattr(attention_backend, "_KNOWN", {})
+    monkeypatch.setattr(attention_backend, "_FASTER", {})
     monkeypatch.setattr(attention_backend, "tries", lambda q: True)
     q, k, v = torch.randn(3, 2, 2, 5, 8).requires_grad_(graded)
     held = keeping(lambda: attention_backend.attention(q, k, v, 0.4))
