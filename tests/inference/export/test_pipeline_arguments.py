@@ -19,12 +19,16 @@ FRAMES, SIZE = 2, 8
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An exported tiny student without energies."""
+    """An exported tiny student without energies, whose every trainable weight has moved."""
     path, config = write(tmp_path_factory.mktemp("published"))
     size = {"frames": FRAMES, "height": SIZE, "width": SIZE}
     chosen = Chosen("videocrafter2", VideoCrafter2Config(path=str(path), arch=str(config), **size))
     teacher, run = chosen.build(), Run(teacher=chosen, data=(Chosen("any", DatasetConfig()),))
-    student = Student(teacher, run.student, ()).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        student = Student(teacher, run.student, ()).eval()
+        for parameter in student.trainable:  # guidance inputs begin at zero
+            parameter.data += 0.05 * torch.randn_like(parameter)
     out = tmp_path_factory.mktemp("exported")
     one = StudentPipeline(run=run, teacher=teacher, student=student, folder=out, weights=out)
     diffusers_folder.write_folder(one, out)
