@@ -13,6 +13,7 @@ import importlib
 import importlib.machinery
 import os
 import sys
+from typing import TYPE_CHECKING
 
 
 def _leave_current_folder() -> None:
@@ -32,6 +33,45 @@ def _leave_current_folder() -> None:
 _leave_current_folder()
 
 from guidedcd.version import __version__ as __version__  # noqa: E402
+
+if TYPE_CHECKING:  # for type checkers and editors, which do not read the table below
+    from guidedcd.acceleration.cuda_graphs_backward import GradientReplay as GradientReplay
+    from guidedcd.acceleration.switch import speed_up as speed_up
+    from guidedcd.config.run import Run as Run
+    from guidedcd.data.clips import Clip as Clip
+    from guidedcd.data.clips import ClipError as ClipError
+    from guidedcd.data.clips import Prompt as Prompt
+    from guidedcd.data.geometry import Geometry as Geometry
+    from guidedcd.data.inspection import inspect_data as inspect_data
+    from guidedcd.data.routing import Route as Route
+    from guidedcd.data.routing import RoutingRule as RoutingRule
+    from guidedcd.data.routing import Sample as Sample
+    from guidedcd.diffusion.seen import Seen as Seen
+    from guidedcd.errors import GuidedCDError as GuidedCDError
+    from guidedcd.errors import PluginError as PluginError
+    from guidedcd.evaluation.compare import compare as compare
+    from guidedcd.evaluation.evaluate import evaluate as evaluate
+    from guidedcd.evaluation.report.page import write_report as report  # noqa: F401
+    from guidedcd.inference.export.convert import convert as convert
+    from guidedcd.inference.export.export import export as export
+    from guidedcd.inference.loading import load_student as load_student
+    from guidedcd.inference.loading import load_teacher as load_teacher
+    from guidedcd.inference.pipeline import StudentPipeline as StudentPipeline
+    from guidedcd.models.teachers.latent import LatentTeacher as LatentTeacher
+    from guidedcd.models.teachers.protocol import Teacher as Teacher
+    from guidedcd.planning.plan import plan as plan
+    from guidedcd.plugins.configs import ComponentConfig as ComponentConfig
+    from guidedcd.plugins.configs import DatasetConfig as DatasetConfig
+    from guidedcd.plugins.configs import EnergyConfig as EnergyConfig
+    from guidedcd.plugins.configs import MetricConfig as MetricConfig
+    from guidedcd.plugins.configs import RewardConfig as RewardConfig
+    from guidedcd.plugins.configs import RouteConfig as RouteConfig
+    from guidedcd.plugins.configs import TeacherConfig as TeacherConfig
+    from guidedcd.plugins.hookspecs import Register as Register
+    from guidedcd.plugins.hookspecs import hookimpl as hookimpl
+    from guidedcd.preprocessing.preprocess import preprocess as preprocess
+    from guidedcd.rewards.frozen import FrozenReward as FrozenReward
+    from guidedcd.workflow import distil as distil
 
 _PLACES = {
     # for people who run

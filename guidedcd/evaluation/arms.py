@@ -105,7 +105,9 @@ def build_metrics(chosen: Mapping[str, Any], registry: Registry, fps: float) -> 
         fps: Frames per second of the videos; passed to metrics that have such an option and were not chosen.
     """
     offered = registry.of_kind("metric")
-    added = {n: offered[n].config() for n in ("flicker", "dynamic-degree") if n in offered and n not in chosen}
+    added: dict[str, Any] = {
+        n: offered[n].config() for n in ("flicker", "dynamic-degree") if n in offered and n not in chosen
+    }
     added = {n: attrs.evolve(c, fps=fps) if hasattr(c, "fps") else c for n, c in added.items()}
     return [Metric(name, registry.get("metric", name).build(config)) for name, config in {**chosen, **added}.items()]
 

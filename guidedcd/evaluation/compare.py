@@ -32,15 +32,15 @@ def compare(folders: Sequence[str | Path], **options: Any) -> list[dict[str, Any
     Raises:
         GuidedCDError: As `evaluate`; or runs that cannot be paired, because their prompts, seeds or steps differ.
     """
-    folders = [Path(folder) for folder in folders]
+    paths = [Path(folder) for folder in folders]
     baselines: Baselines = {}
     evaluations = []
-    for folder in folders:
+    for folder in paths:
         evaluation = tables.read(folder / "evaluation.json") if (folder / "evaluation.json").is_file() else None
         if evaluation is None or not _current(evaluation, folder, options):
             evaluation = evaluate(folder, baselines=baselines, quiet=True, **options)
         evaluations.append(evaluation)
-    names = _distinct([e["run"] for e in evaluations], folders)
+    names = _distinct([e["run"] for e in evaluations], paths)
     first = evaluations[0]
     for name, other in zip(names[1:], evaluations[1:], strict=True):
         for key in ("splits", "seeds", "steps"):

@@ -6,7 +6,7 @@ Legend: B videos, F frames, H/W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.inference.pipeline import initial
 from guidedcd.inference.teacher_sampler import Guide, teacher_sample
 from guidedcd.models.teachers.protocol import Teacher
+from guidedcd.plugins.configs import EnergyConfig
 
 REFERENCE_DRAW = 2**20
 """Draw of the noise of single-step references: other than that of every sampling step."""
@@ -105,4 +106,8 @@ class TeacherPipeline:
             latents = self.teacher.encode(reference.to(self.teacher.device, torch.float32))
         latents = latents.expand(len(seeds), *latents.shape[1:])
         noise = initial(self.teacher, seeds, REFERENCE_DRAW)
-        return [Guide(energy=one.build(), config=one.config, z0=latents, cond=cond, noise=noise) for one in chosen]
+        # The components of the kind energy have configs that derive from EnergyConfig.
+        return [
+            Guide(energy=one.build(), config=cast(EnergyConfig, one.config), z0=latents, cond=cond, noise=noise)
+            for one in chosen
+        ]
