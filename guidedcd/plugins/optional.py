@@ -1,61 +1,90 @@
-"""Attributes that a component may have beside what its kind requires. No torch.
+"""Attributes and options that a component may have besides what its kind requires. No torch.
 
-The engine looks each of them up by name and does without where a component has none.
+The engine looks each of them up by name, so a misspelt one would have no effect. The conformance checks report it.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import attrs
+
+from guidedcd.plugins.registry import CONFIGS
+
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
 
 
 class OptionalTeacher(Protocol):
-    """What a teacher may offer."""
+    """Optional attributes of a teacher."""
 
     vae: nn.Module
-    """The decoder, which training moves to its own precision."""
+    """The decoder of latents, which training moves to its own precision."""
     text: nn.Module
-    """The text encoder, which leaves memory where training embeds no prompts."""
+    """The text encoder, which leaves the device's memory if training embeds no prompts."""
     tails: bool
-    """Whether the teacher can compute the tail of a pass alone; the base class states what that means."""
+    """Whether `seen` accepts `tail` and `recompute`, as `LatentTeacher.seen` does."""
     base_model: str
-    """Name of the released model, for an exported student's card."""
+    """Name of the released model, for the model card of an exported student."""
+    arch: Any
+    """Sizes of the original network (`arch.unet`), for exports in the layout of T2V-Turbo."""
+    fps: int
+    """Frame rate that is folded into the network's weights, in frames per second."""
+    fps_weights: Mapping[str, Tensor]
+    """Weights of the frame-rate embedding that were folded, by their original keys."""
 
     def prompts(self, split: str, count: int) -> Sequence[Any]:
-        """Prompts for an evaluation, of the split "motion" or "no-motion"."""
+        """The first `count` evaluation prompts of the split "motion" or "no-motion"."""
 
     def training_prompts(self, count: int) -> Iterable[Any]:
-        """Prompts for videos that the student generates during training."""
+        """The first `count` prompts for videos that the student generates during training."""
 
     def card(self) -> Sequence[Mapping[str, Any]]:
         """Rows of published scores: label, steps, evaluations, omega, solver, scores."""
 
 
+class OptionalTextEncoder(Protocol):
+    """Optional attributes of a teacher's `text`."""
+
+    def save_tokenizer(self, folder: Path) -> str:
+        """Write the tokenizer's files for transformers into `folder`, and return the name of its class."""
+
+
 class OptionalEnergy(Protocol):
-    """What an energy may offer."""
+    """Optional attributes of an energy."""
 
     records_only: bool
-    """Whether the energy reads recorded activations alone, and no prediction."""
+    """Whether the energy reads recorded activations only, and no prediction."""
+
+    def keep(self, reference: Any) -> Any:
+        """Reduce a reference to what the energy reads, which is then its second argument."""
 
 
 class OptionalReward(Protocol):
-    """What a reward may offer."""
+    """Optional attributes of a reward."""
+
+    generator: torch.Generator | None
+    """Source of random preparation of the frames; the engine sets it for each training step."""
+
+    @staticmethod
+    def tokens(config: Any) -> Any:
+        """The tokenizer alone (`max_tokens`, `count(text)`), without the network."""
 
     def use_graphs(self) -> None:
-        """Replay the reward's network as a CUDA graph."""
+        """Replay the reward's network as a CUDA graph from now on."""
 
 
 class OptionalMetric(Protocol):
-    """What a metric may offer."""
+    """Optional attributes of a metric."""
 
     titles: Mapping[str, str]
     """Heading of each value in tables, by key."""
     better: Mapping[str, str]
-    """Whether a higher or a lower value is better, by key."""
+    """Whether a "higher" or a "lower" value is better, by key."""
     headline: str
     """Key of the value that summaries show."""
 
@@ -63,39 +92,77 @@ class OptionalMetric(Protocol):
         """Whether the metric can judge a video of this prompt."""
 
 
-OPTIONAL: dict[str, type] = {
+class OptionalTeacherConfig(Protocol):
+    """Optional options of a teacher; with all four, `data inspect` does not load the network."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+
+class OptionalMetricConfig(Protocol):
+    """Optional options of a metric."""
+
+    fps: float
+    """Frames per second of the videos, which an evaluation sets."""
+
+
+ATTRIBUTES: dict[str, type] = {
     "energy": OptionalEnergy,
     "reward": OptionalReward,
     "teacher": OptionalTeacher,
+    "text encoder": OptionalTextEncoder,
     "metric": OptionalMetric,
 }
-"""By kind."""
+"""The optional attributes by kind of component, and those of a teacher's text encoder."""
+
+OPTIONS: dict[str, type] = {"teacher": OptionalTeacherConfig, "metric": OptionalMetricConfig}
+"""The optional options by kind of component."""
+
+_LIBRARIES = ("guidedcd", "torch", "builtins")
 
 
-def names(kind: str) -> tuple[str, ...]:
-    """The optional attributes of a kind of component."""
-    protocol = OPTIONAL.get(kind)
+def names(kind: str, protocols: Mapping[str, type] = ATTRIBUTES) -> tuple[str, ...]:
+    """Names of the optional attributes of one kind, or with `OPTIONS` of its optional options."""
+    protocol = protocols.get(kind)
     if protocol is None:
         return ()
     members = dict.fromkeys([*protocol.__annotations__, *vars(protocol)])
     return tuple(name for name in members if not name.startswith("_"))
 
 
-def misspelt(kind: str, component: Any) -> dict[str, str]:
-    """Public attributes of the class that nearly match an optional one, each with that one's name.
+def misspelt_attributes(kind: str, component: Any) -> dict[str, str]:
+    """Public attributes that nearly match an optional one that is absent, each with the right name.
 
-    Attributes of the base classes of this package and of torch are left out.
+    Attributes of the class, of the object and, in a network, its submodules count; those that the base classes of
+    guidedcd and of torch define do not.
     """
-    optional = names(kind)
-    bases = [cls for cls in type(component).__mro__ if cls.__module__.split(".")[0] in _BASES]
-    classes = [cls for cls in type(component).__mro__ if cls not in bases]
-    attributes = dict.fromkeys(name for cls in classes for name in vars(cls))
+    classes = type(component).__mro__
+    libraries = [cls for cls in classes if cls.__module__.split(".")[0] in _LIBRARIES]
+    inherited = {name for cls in libraries for name in vars(cls)}
+    instance = getattr(component, "__dict__", {})
+    attributes = {name for cls in classes if cls not in libraries for name in vars(cls)}
+    attributes |= {*instance, *instance.get("_modules", ())}
+    return _near(attributes - inherited, set(names(kind)) - attributes)
+
+
+def misspelt_options(kind: str, config: type) -> dict[str, str]:
+    """Options that nearly match one of the kind's base class or an absent optional one, each with the right name.
+
+    A plural is an option of its own: a reward's `weights` may be a file, whatever `weight` is.
+    """
+    base = {field.name for field in attrs.fields(CONFIGS[kind])}
+    own = {field.name for field in attrs.fields(config)} - base
+    candidates = base | (set(names(kind, OPTIONS)) - own)
+    return _near(own - {name + "s" for name in candidates}, candidates)
+
+
+def _near(attributes: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """By public attribute that nearly matches one of `names`, without being one, that name."""
     matches = {
-        name: difflib.get_close_matches(name, optional, n=1, cutoff=0.8)
-        for name in attributes
-        if not name.startswith("_") and name not in optional and not any(name in vars(cls) for cls in bases)
+        attribute: difflib.get_close_matches(attribute, names, n=1, cutoff=0.8)
+        for attribute in sorted(set(attributes) - set(names))
+        if not attribute.startswith("_")
     }
-    return {name: match[0] for name, match in matches.items() if match}
-
-
-_BASES = ("guidedcd", "torch", "builtins")
+    return {attribute: match[0] for attribute, match in matches.items() if match}

@@ -19,6 +19,7 @@ import attrs
 
 from guidedcd.config.reflection import docs_of
 from guidedcd.files import child_environment
+from guidedcd.plugins.optional import misspelt_attributes, misspelt_options
 from guidedcd.plugins.registry import Component, load_plugins
 from guidedcd.testing.subject import Subject
 
@@ -60,11 +61,16 @@ def checks(kind: str, name: str, *, config: Any = None) -> list[Check]:
 def checks_of(component: Component, *, config: Any = None, behaviour: bool = True) -> list[Check]:
     """As `checks`; without `behaviour`, only those that run no model."""
     subject = Subject(component, config)
-    rules: list[Callable[[Subject], None]] = [offering_is_light, config_is_sound, target_is_importable]
+    rules: list[Callable[[Subject], None]] = [
+        offering_is_light,
+        config_is_sound,
+        options_are_spelt_right,
+        target_is_importable,
+    ]
     if behaviour:
         from guidedcd.testing import rules as behaviours
 
-        rules += behaviours.RULES[component.kind]
+        rules += [attributes_are_spelt_right, *behaviours.RULES[component.kind]]
     return [Check(subject, rule) for rule in rules]
 
 
@@ -97,6 +103,22 @@ def config_is_sound(subject: Subject) -> None:
         else:
             raise AssertionError(f"{cls.__name__} is not frozen: use @attrs.frozen(kw_only=True)")
         assert docs.get(field.name), f"{cls.__name__}.{field.name} has no docstring: the command line's help shows it"
+
+
+def options_are_spelt_right(subject: Subject) -> None:
+    """No option nearly has the name of one that the engine reads."""
+    config = subject.component.config
+    for option, name in misspelt_options(subject.component.kind, config).items():
+        raise AssertionError(f"the engine does not read {config.__name__}.{option}. Did you mean '{name}'?")
+
+
+def attributes_are_spelt_right(subject: Subject) -> None:
+    """No attribute nearly has the name of an optional one that the engine reads."""
+    kind, component = subject.component.kind, subject.built
+    texts = [("text encoder", component.text)] if kind == "teacher" and hasattr(component, "text") else []
+    for what, owner in [(kind, component), *texts]:
+        for attribute, name in misspelt_attributes(what, owner).items():
+            raise AssertionError(f"the engine does not read {type(owner).__name__}.{attribute}. Did you mean '{name}'?")
 
 
 def target_is_importable(subject: Subject) -> None:

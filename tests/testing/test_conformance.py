@@ -151,6 +151,27 @@ def test_an_option_without_docstring_is_caught(install):
         sound()
 
 
+MISSPELT = {
+    "option": ("fractoin: float = 0.1\n    'Share.'", "", "Config.fractoin. Did you mean 'fraction'"),
+    "attribute": ("", "record_only = True", "Odd.record_only. Did you mean 'records_only'"),
+}
+
+
+@pytest.mark.parametrize(("option", "attribute", "message"), MISSPELT.values(), ids=MISSPELT)
+def test_a_misspelt_name_is_one_failing_check(install, option, attribute, message):
+    """A near match of a name that the engine reads fails one check, which suggests the right name."""
+    code = (
+        f"class Odd:\n    needs = (); {attribute}\n    def __init__(self, config): ...\n"
+        "    def __call__(self, seen, reference): return (seen.x0 - reference.x0).square().flatten(1).mean(1)\n"
+    )
+    offer = OFFER.format(kind="Energy", hook="energies").replace('"Options."', f'"Options."\n    {option}')
+    install("acme-odd", HEAD + offer + code)
+
+    (rule,) = failing("energy")
+    with pytest.raises(AssertionError, match=message):
+        next(check for check in checks("energy", "odd") if check.rule.__name__ == rule)()
+
+
 @pytest.mark.parametrize(
     "check", [*checks("energy", "pta"), *checks("route", "short-caption"), *checks("route", "all")], ids=str
 )
