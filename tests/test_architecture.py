@@ -174,7 +174,6 @@ LONG = {
     "cli/sample.py: add",
     "cli/sample.py: sample",
     "inference/generate.py: generate",
-    "parity/algorithm.py: run",
 }
 
 

@@ -1,16 +1,17 @@
 """Parity: recompute published reference numbers with this package's own code, from their inputs alone.
 
-`python -m guidedcd.parity FOLDER --out OUT [--compare]` visits every folder below FOLDER and asks each family module
-(`method`, `rewards`, `videocrafter2`) what it can compute there:
+In: a folder of fixtures. Out: files under the goldens' names, and a table of errors. `python -m guidedcd.parity FOLDER
+--out OUT [--compare]` calls the function of each family module (`method`, `rewards`, `videocrafter2`)
 
     compute(folder) -> {file name: {key: tensor} for .safetensors, or a JSON value for .json}
 
-for that one folder, without its subfolders, and {} when it knows nothing in it. A golden file may hold inputs and
-outputs side by side: only the inputs are read. With `--compare` the results are held against the goldens, within
+on every folder below FOLDER. It computes one folder without its subfolders, and returns {} where it recognises
+nothing. A golden file may contain inputs and outputs side by side: only the inputs are read. `--compare` compares the
+results with the goldens. A family module may define the tolerance of each value,
 
     tolerance(file, key) -> Tolerance | None          None means that this key is not compared
 
-which a family module may define; `file` is the path relative to the folder's parent, e.g. "pta/random.safetensors".
+where `file` is the path relative to the folder's parent, e.g. "pta/random.safetensors". Open `__main__` first.
 """
 
 from __future__ import annotations
@@ -21,19 +22,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# MKL's float32 functions round differently on different CPUs; its compatible mode, which it takes by itself on CPUs of
-# other makers, is how the goldens were computed. MKL reads this once, before its first use.
+# MKL's float32 functions round differently on different CPUs. The goldens were computed in its compatible mode, which
+# is its default on CPUs of other makers. MKL reads this variable once, before its first use.
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 import attrs
-from torch import Tensor
 
 from guidedcd.errors import GuidedCDError
 
 FAMILIES = ("method", "rewards", "videocrafter2")
 
-Results = dict[str, dict[str, Tensor] | Any]
-"""By file name."""
+Results = dict[str, Any]
+"""By file name: tensors by key for .safetensors, any JSON value for .json."""
 
 
 @attrs.frozen
@@ -49,12 +49,12 @@ class Tolerance:
 
 
 FAILURES: list[str] = []
-"""What could not be computed; the command goes on with the rest and ends with status 1."""
+"""One sentence for each file that could not be computed; the command continues and ends with status 1."""
 
 
 @contextlib.contextmanager
 def going_on(path: Path) -> Iterator[None]:
-    """Note a failure inside the block as one about `path`, and go on after the block."""
+    """Record an exception inside the block in `FAILURES`, under `path`, and continue after the block."""
     try:
         yield
     except Exception as error:

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# The reference numbers were made with MKL's portable code path; another one rounds exponentials otherwise, which moves
-# a phase of 1000 omega by 1e-3. MKL reads this at its first call.
+# The reference numbers were computed with MKL's portable code path. Other paths round exponentials differently, which
+# moves a phase of 1000 omega by 1e-3. MKL reads this at its first call.
 os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 import torch
@@ -43,7 +43,7 @@ def run(folder: Path, *, out: Path, compare: bool = False, threads: int = 0) -> 
 
     Args:
         folder: A tree of fixtures, one family's folder, or one file of a family.
-        out: Results appear here, in the layout and under the names of the goldens.
+        out: The folder for the results, which have the layout and the names of the goldens.
         compare: Print a table of errors against the goldens; exit status 1 when one exceeds its tolerance.
         threads: CPU threads; 0 leaves the choice to torch.
     """
@@ -57,20 +57,20 @@ def run(folder: Path, *, out: Path, compare: bool = False, threads: int = 0) -> 
     root = folder if folder.is_dir() else folder.parent
     rows: list[Row] = []
     written = 0
-    for place, family, results in _results(root):
+    for current, family, results in _results(root):
         for name, values in results.items():
             if folder.is_file() and not name.startswith(folder.stem):
                 continue
-            target = out / place.relative_to(root) / name
+            target = out / current.relative_to(root) / name
             _write(target, values)
             written += 1
-            golden = place / name
+            golden = current / name
             if compare and golden.is_file():
-                rows += _compared(golden, values, family)
+                rows += _compare(golden, values, family)
     for failure in FAILURES:
         errors.print(f"not computed: {failure}")
     if not written and not FAILURES:
-        raise GuidedCDError(f"{folder} holds no fixture that guidedcd knows how to compute.")
+        raise GuidedCDError(f"{folder} contains no fixture that guidedcd can compute.")
     console.print(f"{written} files written to {out}")
     if not compare:
         return 1 if FAILURES else 0
@@ -90,27 +90,27 @@ def _results(root: Path) -> Iterator[tuple[Path, ModuleType, dict[str, Any]]]:
         except ModuleNotFoundError as error:
             if error.name != f"guidedcd.parity.{name}":
                 raise
-    for current, folders, files in os.walk(root):
+    for name, folders, files in os.walk(root):
         folders.sort()
         if not files:
             continue
-        place = Path(current)
+        current = Path(name)
         for family in families:
-            with going_on(place):
-                results = family.compute(place)
+            with going_on(current):
+                results = family.compute(current)
                 if results:
-                    yield place, family, results
+                    yield current, family, results
 
 
 def _write(path: Path, values: Any) -> None:
-    with replacing(path) as part:
+    with replacing(path) as partial:
         if path.suffix == ".safetensors":
-            save_file({key: value.detach().cpu().contiguous().clone() for key, value in values.items()}, part)
+            save_file({key: value.detach().cpu().contiguous().clone() for key, value in values.items()}, partial)
         else:
-            part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def _compared(golden: Path, values: Any, family: ModuleType) -> list[Row]:
+def _compare(golden: Path, values: Any, family: ModuleType) -> list[Row]:
     tolerance = getattr(family, "tolerance", lambda file, key: Tolerance())
     file = f"{golden.parent.name}/{golden.name}"
     if golden.suffix == ".safetensors":
@@ -119,15 +119,15 @@ def _compared(golden: Path, values: Any, family: ModuleType) -> list[Row]:
 
 
 def _print(rows: list[Row], root: Path) -> None:
-    """The table: every tensor, the worst number of every JSON file, and whatever fails."""
+    """Print every tensor, the worst number of every JSON file, and every failure."""
     table = Table("file", "key", "max error", "golden max", "tolerance", "ok", box=None, pad_edge=False)
     for file, group in itertools.groupby(rows, key=lambda row: row.file):
-        shown = list(group)
+        lines = list(group)
         if file.suffix == ".json":
-            good = [row for row in shown if row.ok and not row.note]
+            good = [row for row in lines if row.ok and not row.note]
             worst = max(good, key=lambda row: row.error / row.limit if row.limit else 0.0, default=None)
-            shown = [row for row in shown if row is worst or not row.ok]
-        for row in shown:
+            lines = [row for row in lines if row is worst or not row.ok]
+        for row in lines:
             numbers = (f"{row.error:.3g}", f"{row.largest:.3g}", f"{row.limit:.3g}")
             mark = "[green]yes" if row.ok else "[bold red]NO"
             name = str(row.file.relative_to(root))
@@ -136,7 +136,7 @@ def _print(rows: list[Row], root: Path) -> None:
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line and exit status 2."""
+    """Run the command; a user's mistake is reported in one line, with exit status 2."""
     try:
         status = app(sys.argv[1:], result_action="return_value")
     except (GuidedCDError, CycloptsError) as error:

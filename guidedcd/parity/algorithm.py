@@ -6,32 +6,77 @@ import math
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
-from guidedcd.diffusion.guidance import Rule, TeacherStep, guided_prediction, guided_step, noise_factor
+from guidedcd.diffusion.guidance import OFFICIAL, Rule, TeacherStep, guided_prediction, guided_step, noise_factor
 from guidedcd.energies.inversion import invert
 from guidedcd.models.teachers.latent import LatentTeacher
-from guidedcd.parity.attention import SCALE, energies, sorted_last, total
+from guidedcd.parity.attention import SCALE, energies, printed_total, released_total, sorted_last
 from guidedcd.parity.inputs import Tensors, TinyUNet
 
 PTA = "temporal-attention:official"
+_SETTINGS = (
+    "N",
+    "index",
+    "fps",
+    "omega",
+    "motion_gs",
+    "temp_loss_scale",
+    "dtype",
+    "lambda_paper_literal",
+    "lambda_paper_small",
+)
+"""Settings of a run that its file of numbers repeats."""
+
+
+@attrs.frozen
+class Gradients:
+    """Both attention energies of the latents z_t against the reference, and their gradients; all detached."""
+
+    output: Tensor
+    """The teacher's conditional prediction (B, C, F, h, w)."""
+    maps: dict[str, Tensor]
+    """Attention maps ((B h w) heads, F, F) of z_t by lvdm name."""
+    means: dict[str, float]
+    """The mean squared difference of each layer, as released."""
+    sums: dict[str, float]
+    """The sum of squared differences of each layer, as printed."""
+    released: float
+    printed: float
+    released_gradient: Tensor
+    """Of the released energy with respect to z_t, same shape."""
+    printed_gradient: Tensor
 
 
 class Algorithm1:
-    """One guided teacher step with DDIM inversion, as released and as printed, in one precision."""
+    """One guided teacher step with DDIM inversion, as released and as printed, in one precision.
+
+    Args:
+        inputs: Clean latents, noise (B, C, F, h, w) and the embeddings of both prompts (B, L, D).
+        options: Settings of the run; the released ones where it has none.
+        dtype: Of the network, the latents and all results.
+    """
 
     def __init__(self, inputs: Tensors, options: dict[str, Any], dtype: torch.dtype) -> None:
-        """Read the inputs; `options` are the settings of the run."""
-        self.options, self.dtype = options, dtype
-        self.z0, self.noise, c, u = (
+        self.options = options
+        self.z0, self.noise, cond, uncond = (
             inputs[key].to(dtype) for key in ("latents", "noise", "prompt_embeds", "uncond_prompt_embeds")
         )
         self.unet = TinyUNet.find(inputs.path.parent)
-        self.cond, self.null = {"prompt_embeds": c}, {"prompt_embeds": u}
+        self.cond, self.uncond = {"prompt_embeds": cond}, {"prompt_embeds": uncond}
         self.teacher = self.unet.teacher(dtype, int(options.get("fps", 8)), self.z0.shape)
         self.schedule = self.teacher.schedule
         self.names = _module_names(self.unet, self.teacher)
+
+        batch = self.z0.shape[0]
+        self.steps, self.index = int(options.get("N", 20)), int(options.get("index", 10))
+        self.t = self.schedule.grid(self.steps)[self.index].expand(batch)
+        self.t_next = self.schedule.previous(self.t, self.steps)
+        self.omega = torch.full((batch,), float(options.get("omega", 7.5)), dtype=dtype)
+        self.motion_gs = torch.full((batch,), float(options.get("motion_gs", 0.05)), dtype=dtype)
+        self.scale = float(options.get("temp_loss_scale", SCALE)) / SCALE  # 1 unless a fixture has another one
 
     def maps(self, z: Tensor, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The network's output and, by lvdm name, the attention maps ((B h w) heads, F, F)."""
@@ -42,135 +87,166 @@ class Algorithm1:
         """The released energy of `z` at `t`."""
         with torch.no_grad():
             masks = {name: sorted_last(maps) for name, maps in reference.items()}
-            return float(total(energies(self.maps(z, t)[1], reference, masks)[0]))
+            return self.scale * float(released_total(energies(self.maps(z, t)[1], reference, masks)[0]))
 
     def run(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
         """(tensors, numbers, attention maps)."""
-        option = self.options.get
-        steps, index = int(option("N", 20)), int(option("index", 10))
-        batch, schedule = self.z0.shape[0], self.schedule
-        t = schedule.grid(steps)[index].expand(batch)
-        t_next = schedule.previous(t, steps)
-        omega = torch.full((batch,), float(option("omega", 7.5)), dtype=self.dtype)
-        motion_gs = torch.full((batch,), float(option("motion_gs", 0.05)), dtype=self.dtype)
-        squared = float(option("temp_loss_scale", SCALE)) / SCALE  # 1 unless a fixture says otherwise
-
-        z = schedule.add_noise(self.z0, self.noise, t)
-        path = [latents for _, latents in invert(self.teacher, self.z0, self.cond, steps, index)]
-        z_ref, z_ref_prev = path[-1], path[-2] if index else self.z0
+        z = self.schedule.add_noise(self.z0, self.noise, self.t)
+        trajectory = [latents for _, latents in invert(self.teacher, self.z0, self.cond, self.steps, self.index)]
+        z_ref, z_ref_prev = trajectory[-1], trajectory[-2] if self.index else self.z0
         with torch.no_grad():
-            o_u = self.teacher.net(z, t, self.null)
-            reference = self.maps(z_ref, t)[1]
-        leaf = z.clone().requires_grad_(True)
-        output, maps = self.maps(leaf, t)
-        masks = {name: sorted_last(r) for name, r in reference.items()}
-        ties = {name: r >= r.amax(dim=-1, keepdim=True) for name, r in reference.items()}
-        means, _ = energies(maps, reference, masks)
-        _, sums = energies(maps, reference, ties)
-        energy, paper_energy = total(means) * squared, sum(sums.values())
-        (score,) = torch.autograd.grad(energy, leaf, retain_graph=True)
-        (paper,) = torch.autograd.grad(paper_energy, leaf)
-        o_c, maps = output.detach(), {name: v.detach() for name, v in maps.items()}
-        means, sums = ({name: float(v.detach()) for name, v in each.items()} for each in (means, sums))
-
-        step = (schedule, TeacherStep(z, t, o_c, o_u, omega), t_next)
-        x0, eps = guided_prediction(*step[:-1])
-        cfg = guided_step(*step)
-
-        def printed(strength: float) -> Tensor:
-            return guided_step(*step, [(paper, torch.full_like(omega, strength))], Rule("paper-literal"))
-
-        official = guided_step(*step, [(score, motion_gs)])
-        # Equation 2 with the released coefficient and no noise factor, as the fixture defines it.
-        plain = motion_gs / noise_factor(schedule, t, "official", z).flatten()
-        eq2 = guided_step(*step, [(score, plain)], Rule("eps"))
-        large, small = float(option("lambda_paper_literal", 500.0)), float(option("lambda_paper_small", 0.01))
+            o_u = self.teacher.net(z, self.t, self.uncond)
+            reference = self.maps(z_ref, self.t)[1]
+            reference_next = self.maps(z_ref_prev, self.t_next)[1]
+        gradients = self.gradients(z, reference)
+        steps = self.guided_steps(TeacherStep(z, self.t, gradients.output, o_u, self.omega), gradients)
         tensors = {
-            "index": torch.full((batch,), index),
-            "start_timestep": t,
-            "end_timestep": t_next,
+            "index": torch.full((len(z),), self.index),
+            "start_timestep": self.t,
+            "end_timestep": self.t_next,
             "z_t": z,
-            "inversion_trajectory": torch.stack(path),
+            "inversion_trajectory": torch.stack(trajectory),
             "z_ref": z_ref,
             "z_ref_prev": z_ref_prev,
-            "cond_teacher_out": o_c,
+            "cond_teacher_out": gradients.output,
             "uncond_teacher_out": o_u,
-            "score_official": score,
-            "grad_paper_energy": paper,
+            "score_official": gradients.released_gradient,
+            "grad_paper_energy": gradients.printed_gradient,
+            **steps,
+        }
+        numbers = self.numbers(gradients, steps)
+        numbers["sign_test"] = self.sign_test(z, gradients.released_gradient, steps, reference, reference_next)
+        attention = {f"attn_ref.{name}": maps for name, maps in reference.items()}
+        attention |= {f"attn_gen.{name}": maps for name, maps in gradients.maps.items()}
+        return tensors, numbers, attention
+
+    def gradients(self, z: Tensor, reference: dict[str, Tensor]) -> Gradients:
+        """The energies of `z` at the start of the step, and their gradients through the teacher."""
+        leaf = z.clone().requires_grad_(True)
+        output, maps = self.maps(leaf, self.t)
+        largest = {name: sorted_last(r) for name, r in reference.items()}
+        ties = {name: r >= r.amax(dim=-1, keepdim=True) for name, r in reference.items()}
+        means, _ = energies(maps, reference, largest)
+        _, sums = energies(maps, reference, ties)
+        released, printed = released_total(means) * self.scale, printed_total(sums)
+        (released_gradient,) = torch.autograd.grad(released, leaf, retain_graph=True)
+        (printed_gradient,) = torch.autograd.grad(printed, leaf)
+        return Gradients(
+            output=output.detach(),
+            maps={name: v.detach() for name, v in maps.items()},
+            means={name: float(v.detach()) for name, v in means.items()},
+            sums={name: float(v.detach()) for name, v in sums.items()},
+            released=float(released.detach()),
+            printed=float(printed.detach()),
+            released_gradient=released_gradient,
+            printed_gradient=printed_gradient,
+        )
+
+    def guided_steps(self, step: TeacherStep, gradients: Gradients) -> dict[str, Tensor]:
+        """The prediction without energy, and the latents after the step by every rule for the energy."""
+
+        def after(gradient: Tensor, strength: Tensor, rule: Rule) -> Tensor:
+            return guided_step(self.schedule, step, self.t_next, [(gradient, strength)], rule)
+
+        def literal(strength: float) -> Tensor:
+            return after(gradients.printed_gradient, torch.full_like(self.omega, strength), Rule("paper-literal"))
+
+        x0, eps = guided_prediction(self.schedule, step)
+        large = float(self.options.get("lambda_paper_literal", 500.0))
+        small = float(self.options.get("lambda_paper_small", 0.01))
+        # Equation 2 with the released coefficient and no noise factor, as the fixture defines it.
+        plain = self.motion_gs / noise_factor(self.schedule, self.t, "official", step.z).flatten()
+        return {
             "pred_x0_cfg": x0,
             "pred_noise_cfg": eps,
-            "zhat_cfg": cfg,
-            "zhat_official": official,
-            "zhat_paper_plus_lambda_literal": printed(large),
-            "zhat_paper_plus_lambda_small": printed(small),
-            "zhat_paper_minus_lambda_small": printed(-small),
-            "zhat_eq2_full_plus_official_score": eq2,
+            "zhat_cfg": guided_step(self.schedule, step, self.t_next),
+            "zhat_official": after(gradients.released_gradient, self.motion_gs, OFFICIAL),
+            "zhat_paper_plus_lambda_literal": literal(large),
+            "zhat_paper_plus_lambda_small": literal(small),
+            "zhat_paper_minus_lambda_small": literal(-small),
+            "zhat_eq2_full_plus_official_score": after(gradients.released_gradient, plain, Rule("eps")),
         }
-        abar = schedule.alphas_cumprod.double()
-        numbers = {
+
+    def numbers(self, gradients: Gradients, steps: dict[str, Tensor]) -> dict[str, Any]:
+        """Settings, timesteps, energies and norms."""
+        abar, start, end = self.schedule.alphas_cumprod.double(), int(self.t[0]), int(self.t_next[0])
+        return {
             **{key: self.options[key] for key in self.options if key in _SETTINGS},
-            "start_timestep": int(t[0]),
-            "end_timestep": int(t_next[0]),
-            "skip_timesteps": len(schedule) // steps,
-            "official_energy": float(energy.detach()),
-            "official_mse_per_layer": means,
-            "paper_energy_sum": float(paper_energy.detach()),
-            "paper_energy_per_layer": sums,
-            "score_l2": float(score.norm()),
-            "grad_paper_l2": float(paper.norm()),
-            "official_minus_cfg_l2": float((official - cfg).norm()),
-            "effective_coefficient_on_score_in_zhat": -float(motion_gs[0])
-            * math.sqrt(1 - abar[t_next[0]])
-            * math.sqrt(1 - math.sqrt(abar[t[0]])),
+            "start_timestep": start,
+            "end_timestep": end,
+            "skip_timesteps": len(self.schedule) // self.steps,
+            "official_energy": gradients.released,
+            "official_mse_per_layer": gradients.means,
+            "paper_energy_sum": gradients.printed,
+            "paper_energy_per_layer": gradients.sums,
+            "score_l2": float(gradients.released_gradient.norm()),
+            "grad_paper_l2": float(gradients.printed_gradient.norm()),
+            "official_minus_cfg_l2": float((steps["zhat_official"] - steps["zhat_cfg"]).norm()),
+            "effective_coefficient_on_score_in_zhat": -float(self.motion_gs[0])
+            * math.sqrt(1 - abar[end])
+            * math.sqrt(1 - math.sqrt(abar[start])),
         }
-        with torch.no_grad():
-            reference_next = self.maps(z_ref_prev, t_next)[1]
-        unguided = squared * self.energy(cfg, t_next, reference_next)
-        numbers["sign_test"] = {}
+
+    def sign_test(
+        self,
+        z: Tensor,
+        score: Tensor,
+        steps: dict[str, Tensor],
+        reference: dict[str, Tensor],
+        reference_next: dict[str, Tensor],
+    ) -> dict[str, Any]:
+        """Energies after moves along the released direction, against it, and along that of equation 2.
+
+        Each move is tried at several sizes, before the step (at t) and after it (at t_next).
+        """
+        cfg = steps["zhat_cfg"]
+        released, eq2 = steps["zhat_official"] - cfg, steps["zhat_eq2_full_plus_official_score"] - cfg
+        unguided = self.energy(cfg, self.t_next, reference_next)
+        results: dict[str, Any] = {}
         for name in self.options.get("sign_test") or ("motion_gs_x1", "motion_gs_x0.01", "motion_gs_x1e-4"):
-            scale = float(name.rpartition("_x")[2])
-            d, d2 = scale * (official - cfg), scale * (eq2 - cfg)
-            moved = {"official_minus": cfg + d, "eq8_plus_same_size": cfg - d, "eq2_full_plus": cfg + d2}
-            shifted = {"z_t": z, "official_direction": z + d, "opposite": z - d, "eq2_full_plus_direction": z + d2}
-            at_next = {key: squared * self.energy(v, t_next, reference_next) for key, v in moved.items()}
-            numbers["sign_test"][name] = {
+            size = float(name.rpartition("_x")[2])
+            d, d2 = size * released, size * eq2
+            after = {"official_minus": cfg + d, "eq8_plus_same_size": cfg - d, "eq2_full_plus": cfg + d2}
+            before = {"z_t": z, "official_direction": z + d, "opposite": z - d, "eq2_full_plus_direction": z + d2}
+            at_next = {key: self.energy(latents, self.t_next, reference_next) for key, latents in after.items()}
+            results[name] = {
                 "at_tn": {"unguided": unguided, **at_next},
-                "at_t": {key: squared * self.energy(v, t, reference) for key, v in shifted.items()},
+                "at_t": {key: self.energy(latents, self.t, reference) for key, latents in before.items()},
                 "first_order_prediction_at_t": float((score * d).sum()),
                 "first_order_eq2_full": float((score * d2).sum()),
             }
-        attention = {f"attn_ref.{name}": v for name, v in reference.items()}
-        attention |= {f"attn_gen.{name}": v for name, v in maps.items()}
-        return tensors, numbers, attention
-
-
-_SETTINGS = ("N", "index", "fps", "omega", "motion_gs", "temp_loss_scale", "dtype")
-_SETTINGS += ("lambda_paper_literal", "lambda_paper_small")
+        return results
 
 
 def algorithm1(folder: Path, inputs: Tensors, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Every run "golden_f32", "golden_f64" by its settings."""
-    found: dict[str, Any] = {}
+    """The results of all runs by file name.
+
+    Args:
+        folder: Holds an `attention_f32run.safetensors` where the maps in single precision are compared too.
+        inputs: See `Algorithm1`.
+        runs: Settings by name, e.g. "golden_f32" and "golden_f64".
+    """
+    results: dict[str, Any] = {}
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, options in runs.items():
         short = "f64" if "64" in str(options.get("dtype", name)) else "f32"
         dtype = {"f64": torch.float64, "f32": torch.float32}[short]
         tensors[name], numbers, attention = Algorithm1(inputs, options, dtype).run()
-        found |= {f"{name}.safetensors": tensors[name], f"{name}.json": numbers}
+        results |= {f"{name}.safetensors": tensors[name], f"{name}.json": numbers}
         recorded = f"attention_{short}run.safetensors"
         if short == "f64" or (folder / recorded).exists():
-            found[recorded] = {key: value.float() for key, value in attention.items()}
+            results[recorded] = {key: value.float() for key, value in attention.items()}
     both = {name.replace("64", "32"): name for name in runs if "64" in name and name.replace("64", "32") in runs}
     for single, double in both.items():
         floats = (key for key, value in tensors[double].items() if value.is_floating_point())
-        found[f"{double}.json"]["max_abs_f32_minus_f64"] = {
+        results[f"{double}.json"]["max_abs_f32_minus_f64"] = {
             key: float((tensors[single][key].double() - tensors[double][key]).abs().max()) for key in floats
         }
-    return found
+    return results
 
 
 def _module_names(unet: TinyUNet, teacher: LatentTeacher) -> dict[str, str]:
-    """From diffusers module names of attentions to the lvdm ones."""
+    """The lvdm names of the attentions by their diffusers module names."""
     from guidedcd.models.checkpoints.unet import lvdm_name
 
     suffix = ".to_q.weight"

@@ -18,25 +18,25 @@ _CONDITIONING = ("time_embed.", "fps_embedding.", "emb_layers.", "time_cond_proj
 
 
 def generated(keys: Mapping[str, Sequence[int]], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint from its name, shape and the config's seed; schedule tables are left out.
+    """Every tensor of a checkpoint from its name, its shape and the config's seed, without schedule tables.
 
     Per key: numpy's RandomState seeded with crc32(key) xor seed, standard normal, then by kind: norm weights
     1 + 0.25 n, biases and the temperature 0.2 n, embeddings 0.5 n, conditioning weights 2 n / sqrt(fan in), other
     weights n / sqrt(fan in); rounded to float16.
 
     Raises:
-        GuidedCDError: The config names a digest and this is another one.
+        GuidedCDError: The digest of the weights is not the one that the config states.
     """
-    made = {key: _one(key, tuple(shape), config["seed"]) for key, shape in keys.items() if "." in key}
-    wanted = config.get("weights_sha256_without_buffers")
-    if wanted is not None:
+    arrays = {key: _one(key, tuple(shape), config["seed"]) for key, shape in keys.items() if "." in key}
+    expected = config.get("weights_sha256_without_buffers")
+    if expected is not None:
         digest = hashlib.sha256()
-        for key in sorted(made):
+        for key in sorted(arrays):
             digest.update(key.encode())
-            digest.update(made[key].tobytes())
-        if digest.hexdigest() != wanted:
-            raise GuidedCDError("the generated weights differ from those the fixture was made with")
-    return {key: torch.from_numpy(value).float() for key, value in made.items()}
+            digest.update(arrays[key].tobytes())
+        if digest.hexdigest() != expected:
+            raise GuidedCDError("The generated weights differ from those of the fixture: their digests are not equal.")
+    return {key: torch.from_numpy(value).float() for key, value in arrays.items()}
 
 
 def _one(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -50,5 +50,5 @@ def _one(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     elif leaf == "weight" and len(shape) == 1:
         n = 1 + 0.25 * n
     else:
-        n = (2.0 if any(part in key for part in _CONDITIONING) else 1.0) * n / math.sqrt(int(np.prod(shape[1:])))
+        n = (2.0 if any(name in key for name in _CONDITIONING) else 1.0) * n / math.sqrt(int(np.prod(shape[1:])))
     return np.ascontiguousarray(n.astype(np.float16))

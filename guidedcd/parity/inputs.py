@@ -22,7 +22,7 @@ from guidedcd.models.teachers.latent import LatentTeacher
 
 
 class Tensors:
-    """A safetensors file whose names and shapes may be looked at; values are read only by name."""
+    """A safetensors file that gives names and shapes of all tensors, and values only by name."""
 
     def __init__(self, path: Path) -> None:
         """Open `path`."""
@@ -38,9 +38,13 @@ class Tensors:
         return key in self.keys
 
     def __getitem__(self, key: str) -> Tensor:
-        """Read one input."""
+        """Read one input.
+
+        Raises:
+            GuidedCDError: The file has no tensor of this name.
+        """
         if key not in self.keys:
-            raise GuidedCDError(f"{self.path} has no '{key}'; found {', '.join(self.keys)}.")
+            raise GuidedCDError(f"{self.path} has no '{key}', only {', '.join(self.keys)}.")
         return self._file.get_tensor(key)
 
     def shape(self, key: str) -> tuple[int, ...]:
@@ -74,26 +78,30 @@ class TinyUNet:
 
     @classmethod
     def find(cls, folder: Path) -> TinyUNet:
-        """The network that a fixture in `folder` uses: there, beside it, or above.
+        """The network that a fixture in `folder` uses: in `folder`, beside it, or one or two levels above.
 
         Raises:
-            GuidedCDError: There is none.
+            GuidedCDError: None of these folders has a network.
         """
         folder = folder.resolve()
         above = [folder, *list(folder.parents)[:2]]
-        known = Path(os.environ.get("GUIDEDCD_FIXTURES") or Path(__file__).parents[2].parent / "shared" / "fixtures")
-        places = [child for place in above for child in (place, *sorted(place.glob("*/")))] + [
-            known / "method/tiny_unet"
-        ]
-        for place in places:
-            if (place / "config.json").is_file() and any(place.glob("teacher*.safetensors")):
-                return cls(place)
+        fixtures = Path(os.environ.get("GUIDEDCD_FIXTURES") or Path(__file__).parents[2].parent / "shared" / "fixtures")
+        candidates = [child for parent in above for child in (parent, *sorted(parent.glob("*/")))]
+        for candidate in [*candidates, fixtures / "method/tiny_unet"]:
+            if (candidate / "config.json").is_file() and any(candidate.glob("teacher*.safetensors")):
+                return cls(candidate)
         raise GuidedCDError(
             f"{folder} needs the small UNet (config.json and teacher*.safetensors), e.g. in ../tiny_unet."
         )
 
     def teacher(self, dtype: torch.dtype, fps: int, latent: tuple[int, ...]) -> LatentTeacher:
-        """A teacher without VAE and text for latents (B, C, F, h, w), in `dtype`, with its frame-rate input live."""
+        """A teacher in `dtype` without VAE and text encoder; its network reads the frame rate at every call.
+
+        Args:
+            dtype: Of the network.
+            fps: Frames per second.
+            latent: Shape of the latents (B, C, F, h, w).
+        """
         from guidedcd.models.checkpoints.unet import load_unet
 
         network = load_unet(self.config, self.state, fps=None, dtype=dtype)
@@ -104,14 +112,14 @@ class TinyUNet:
         return LatentTeacher(network=network, vae=None, text=None, schedule=schedule, geometry=geometry)
 
     def student(self, teacher: LatentTeacher) -> Student:
-        """The student: the teacher's weights and the extra guidance projections."""
+        """A student with the teacher's weights and the extra projections of its guidance inputs."""
         energies = ("motion",) if "motion_cond_proj.weight" in self.extra else ()
         student = Student(teacher, None, energies).eval()
         student.network.time_embedding.cond_proj.load_state_dict(self.extra)
         return student
 
     def originals(self, student: Student) -> dict[str, str]:
-        """From the names of the student's parameters to the lvdm keys."""
+        """The lvdm keys by the names of the student's parameters."""
         from guidedcd.models.checkpoints.unet import lvdm_name, with_extras
 
         return lvdm_name(with_extras(self.config, self.all))

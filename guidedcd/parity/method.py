@@ -1,7 +1,7 @@
-"""Parity of the method: which fixture a folder holds, and what is computed from it.
+"""Parity of the method: which fixture a folder contains, and what is computed from it.
 
-Recognised by content, not by name: tables and timesteps of the schedule, DDIM steps, attention maps, Algorithm 1,
-training steps, sampling, and forward passes of the small UNet.
+Fixtures are recognised by their content: tables and timesteps of the schedule, DDIM steps, attention maps,
+Algorithm 1, training steps, sampling, and forward passes of the small UNet.
 """
 
 from __future__ import annotations
@@ -16,48 +16,48 @@ from guidedcd.parity.inputs import Tensors, files, settings
 
 def compute(folder: Path) -> Results:
     """Everything that the inputs directly in `folder` define, by golden file name."""
-    found: Results = {}
+    results: Results = {}
     for file in files(folder):
         with going_on(file.path):
-            _tensors(found, folder, file)
+            _tensors(results, folder, file)
     for path in sorted(folder.glob("*.json")):
-        if path.name not in found:
+        if path.name not in results:
             with going_on(path):
-                _numbers(found, path)
-    return found
+                _numbers(results, path)
+    return results
 
 
-def _tensors(found: Results, folder: Path, file: Tensors) -> None:
+def _tensors(results: Results, folder: Path, file: Tensors) -> None:
     keys = set(file.keys)
     if _any(keys, r"ddim\d+\..+|emb\.w|scalings\.t|alphas_cumprod_official_f32"):
-        found[file.name] = tables.tables(file)
+        results[file.name] = tables.tables(file)
     elif {"x_init", "model_outputs"} <= keys:
-        found[file.name] = tables.trajectory(file)
+        results[file.name] = tables.trajectory(file)
     elif _any(keys, r"N\d+\.z_t"):
-        found[file.name] = tables.ddim(file)
+        results[file.name] = tables.ddim(file)
     elif _any(keys, r".*\.ref") and _any(keys, r".*\.gen"):
-        found[file.name], found[f"{file.path.stem}.json"] = attention.pta(file)
+        results[file.name], results[f"{file.path.stem}.json"] = attention.pta(file)
     elif "batch.z_t" in keys:
-        _training_step(found, folder, file)
+        _training_step(results, folder, file)
     elif {"x", "timesteps", "context"} <= keys:
-        found[file.name] = networks.forward(file)
+        results[file.name] = networks.forward(file)
     elif {"latents", "noise", "prompt_embeds", "uncond_prompt_embeds"} <= keys:
         runs = {path.stem: settings(path) for path in sorted(folder.glob("golden*.json"))}
-        found |= algorithm.algorithm1(folder, file, runs or {"golden_f64": {}})
+        results |= algorithm.algorithm1(folder, file, runs or {"golden_f64": {}})
     elif {"latents", "prompt_embeds"} <= keys:
         options = _options(folder, file, {"steps", "origin", "w"})
         if options is not None:
-            found[file.name], numbers = networks.sampling(file, options)
-            found.setdefault("golden.json", {})[file.path.stem] = numbers
+            results[file.name], numbers = networks.sampling(file, options)
+            results.setdefault("golden.json", {})[file.path.stem] = numbers
 
 
-def _numbers(found: Results, path: Path) -> None:
+def _numbers(results: Results, path: Path) -> None:
     value = read_json(path)
     if isinstance(value, dict) and value:
         if all(re.fullmatch(r"origin\d+\.steps\d+", key) for key in value):
-            found[path.name] = tables.few_step_timesteps(value)
+            results[path.name] = tables.few_step_timesteps(value)
         elif isinstance(value.get("thresholds", value.get("inference")), dict):
-            found[path.name] = tables.windows(value)
+            results[path.name] = tables.windows(value)
 
 
 def tolerance(file: str, key: str) -> Tolerance | None:
@@ -100,20 +100,20 @@ def _algorithm1(name: str, key: str) -> Tolerance | None:
     return Tolerance(2e-3 if "score" in key or "grad" in key or literal else 1e-3, 1e-5)
 
 
-def _training_step(found: Results, folder: Path, file: Tensors) -> None:
+def _training_step(results: Results, folder: Path, file: Tensors) -> None:
     options = _options(folder, file, {"N", "topk"}) or {}
     name = file.path.stem
-    found[file.name], numbers, norms = networks.cd_step(file, options)
-    found.setdefault("golden.json", {})[name] = numbers
+    results[file.name], numbers, norms = networks.cd_step(file, options)
+    results.setdefault("golden.json", {})[name] = numbers
     for loss, values in norms.items():
-        found[f"{name}_{loss}_param_grad_norms.json"] = values
+        results[f"{name}_{loss}_param_grad_norms.json"] = values
 
 
-def _options(folder: Path, file: Tensors, wanted: set[str]) -> dict | None:
-    """The settings of one case: its entry in golden.json, or in any other JSON file of the folder."""
+def _options(folder: Path, file: Tensors, names: set[str]) -> dict | None:
+    """The settings of one case: the entry in golden.json or another JSON file that has one of `names`."""
     for path in [folder / "golden.json", *sorted(folder.glob("*.json"))]:
         entry = settings(path).get(file.path.stem)
-        if isinstance(entry, dict) and wanted & set(entry):
+        if isinstance(entry, dict) and names & set(entry):
             return entry
     return None
 

@@ -1,4 +1,4 @@
-"""Parity of what runs the small UNet: forward passes, the training step, sampling."""
+"""Parity of everything that runs the small UNet: forward passes, the training step, sampling."""
 
 from __future__ import annotations
 
@@ -20,38 +20,37 @@ from guidedcd.parity.inputs import Tensors, TinyUNet
 
 
 def forward(file: Tensors) -> dict[str, Tensor]:
-    """Teacher and student outputs, on every conditioning path."""
+    """Outputs (B, C, F, h, w) of teacher and student on every path of conditioning, and the inputs."""
     names = ("x", "timesteps", "context", "w", "motion_gs")
-    found = {name: file[name] for name in names if name in file}
-    x, t, cond = found["x"], found["timesteps"], {"prompt_embeds": found["context"]}
+    results = {name: file[name] for name in names if name in file}
+    x, t, cond = results["x"], results["timesteps"], {"prompt_embeds": results["context"]}
     unet = TinyUNet.find(file.path.parent)
-    asked = {m for key in file.keys if (m := re.fullmatch(r"teacher_out_fps(\d+)(_f64)?", key))}
-    rates = {(int(m[1]), bool(m[2])) for m in asked} or {(8, False), (16, False), (8, True)}
+    matches = {m for key in file.keys if (m := re.fullmatch(r"teacher_out_fps(\d+)(_f64)?", key))}
+    rates = {(int(m[1]), bool(m[2])) for m in matches} or {(8, False), (16, False), (8, True)}
     for double in sorted({double for _, double in rates}):
         dtype = torch.float64 if double else torch.float32
         teacher = unet.teacher(dtype, 8, x.shape)
         for fps in sorted(fps for fps, d in rates if d is double):
             set_fps(teacher.network, fps)
             with torch.no_grad():
-                found[f"teacher_out_fps{fps}{'_f64' * double}"] = teacher.net(x.to(dtype), t, cond)
-    if unet.extra and "w" in found:
+                results[f"teacher_out_fps{fps}{'_f64' * double}"] = teacher.net(x.to(dtype), t, cond)
+    if unet.extra and "w" in results:
         student = unet.student(unet.teacher(torch.float32, 8, x.shape))
-        w, lambdas = found["w"], found["motion_gs"][:, None]
-        found |= {"w_emb": guidance_scale_embedding(w), "motion_emb": guidance_scale_embedding(lambdas[:, 0])}
+        w, lambdas = results["w"], results["motion_gs"][:, None]
+        results |= {"w_emb": guidance_scale_embedding(w), "motion_emb": guidance_scale_embedding(lambdas[:, 0])}
         with torch.no_grad():
-            found["student_out_w_motion"] = student(x, t, cond, w, lambdas)
-            found["student_out_w_only"] = student(x, t, cond, w)
-            found["student_out_nocond"] = student(x, t, cond)
-    return found
+            results["student_out_w_motion"] = student(x, t, cond, w, lambdas)
+            results["student_out_w_only"] = student(x, t, cond, w)
+            results["student_out_nocond"] = student(x, t, cond)
+    return results
 
 
 def cd_step(file: Tensors, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
     """One training step on stored samples: (tensors, numbers, gradient norms by loss)."""
     option = options.get
-    found = {key: file[key] for key in file.keys if key.startswith("batch.") or key == "u01"}
-    batch = {key.removeprefix("batch."): v.float() if v.is_floating_point() else v for key, v in found.items()}
-    numbered = re.search(r"_(\d+)$", file.path.stem)
-    steps = int(option("N", numbered[1] if numbered else 200))
+    results = {key: file[key] for key in file.keys if key.startswith("batch.") or key == "u01"}
+    batch = {key.removeprefix("batch."): v.float() if v.is_floating_point() else v for key, v in results.items()}
+    steps = int(option("N", _number(r"_(\d+)$", file.path.stem, 200)))
     index, z = batch["index"], batch["z_t"]
     cond = {"prompt_embeds": batch["prompt_emb"]}
     flags = batch.get("use_motion_guide", torch.ones_like(index)).bool()
@@ -71,7 +70,7 @@ def cd_step(file: Tensors, options: dict[str, Any]) -> tuple[dict[str, Tensor], 
     z_next = guided_step(*step, schedule.previous(t, steps), terms)
     skip_start, out_start = schedule.boundary(t)
     skip, out = schedule.boundary(t_next)
-    found |= {
+    results |= {
         "w": omega,
         "w_embedding": guidance_scale_embedding(omega),
         "motion_gs": motion_gs,
@@ -89,64 +88,63 @@ def cd_step(file: Tensors, options: dict[str, Any]) -> tuple[dict[str, Tensor], 
     lambdas = None
     if option("use_motion_cond", True) and "motion_cond_proj.weight" in unet.extra:
         lambdas = motion_gs[:, None]
-        found["motion_embedding"] = guidance_scale_embedding(motion_gs)
+        results["motion_embedding"] = guidance_scale_embedding(motion_gs)
     numbers: dict[str, Any] = {key: options[key] for key in options if not isinstance(options[key], dict)}
     norms: dict[str, Any] = {}
     # The optimiser moves the weights after the Huber loss, so that one comes last.
     for loss in ("l2", "huber"):
         student = unet.student(teacher)
-        said: list[Tensor] = []
+        outputs: list[Tensor] = []
 
-        def speak(*args: Any, student: Student = student, said: list[Tensor] = said) -> Tensor:
-            said.append(student(*args))
-            return said[-1]
+        def predict(*args: Any, student: Student = student, outputs: list[Tensor] = outputs) -> Tensor:
+            outputs.append(student(*args))
+            return outputs[-1]
 
         points = (z, t, z_next, t_next, cond, omega, lambdas)
-        value, f = distance(speak, schedule, *points, loss=loss, huber_c=float(option("huber_c", 1e-3)))
+        value, f = distance(predict, schedule, *points, loss=loss, huber_c=float(option("huber_c", 1e-3)))
         value.backward()
-        found |= {"noise_pred": said[0].detach(), "model_pred": f.detach(), "target_noise_pred": said[1]}
-        found["target"] = schedule.consistency(z_next, said[1], t_next)
+        results |= {"noise_pred": outputs[0].detach(), "model_pred": f.detach(), "target_noise_pred": outputs[1]}
+        results["target"] = schedule.consistency(z_next, outputs[1], t_next)
         names = unet.originals(student)
         # Clipping scales gradients in place, so they are copied.
         grads = {names[n]: p.grad.clone() for n, p in student.network.named_parameters() if p.grad is not None}
         norms[loss] = {key: float(grads[key].double().norm()) for key in names.values() if key in grads}
         numbers[loss] = _norms(value.detach(), norms[loss], [key for key in names.values() if key not in grads])
-        found |= _chosen(file, f"grad_{loss}.", {k: g.reshape(unet.all[k].shape) for k, g in grads.items()})
+        results |= _recorded(file, f"grad_{loss}.", {k: g.reshape(unet.all[k].shape) for k, g in grads.items()})
     after = _after_step(student, {names[n]: p for n, p in student.network.named_parameters()}, options)
-    found |= _chosen(file, "param_after_adamw_step.", {k: p.reshape(unet.all[k].shape) for k, p in after.items()})
-    return found, numbers, norms
+    results |= _recorded(file, "param_after_adamw_step.", {k: p.reshape(unet.all[k].shape) for k, p in after.items()})
+    return results, numbers, norms
 
 
 def sampling(file: Tensors, options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The few-step sampler end to end."""
-    found = {key: file[key] for key in ("latents", "prompt_embeds", "noises") if key in file}
-    latents, option = found["latents"], options.get
-    numbered = re.match(r"steps(\d+)", file.path.stem)
-    steps = int(option("steps", numbered[1] if numbered else 4))
+    """The few-step sampler from noise to clean latents: (tensors, numbers)."""
+    results = {key: file[key] for key in ("latents", "prompt_embeds", "noises") if key in file}
+    latents, option = results["latents"], options.get
+    steps = int(option("steps", _number(r"^steps(\d+)", file.path.stem, 4)))
     unet = TinyUNet.find(file.path.parent)
     teacher = unet.teacher(torch.float32, int(option("fps", 8)), latents.shape)
     student = unet.student(teacher)
-    told: list[float | None] = []
+    strengths: list[float | None] = []
 
-    def say(z: Tensor, t: Tensor, cond: dict[str, Tensor], omega: Tensor, lambdas: Tensor | None) -> Tensor:
-        told.append(None if lambdas is None else float(lambdas.abs().max()))
+    def predict(z: Tensor, t: Tensor, cond: dict[str, Tensor], omega: Tensor, lambdas: Tensor | None) -> Tensor:
+        strengths.append(None if lambdas is None else float(lambdas.abs().max()))
         return student(z, t, cond, omega, lambdas)
 
     done = list(
         sample_steps(
-            say,
+            predict,
             teacher,
-            {"prompt_embeds": found["prompt_embeds"]},
+            {"prompt_embeds": results["prompt_embeds"]},
             latents,
             steps,
             float(option("w", 7.5)),
             [float(option("motion_gs", 0.05))] if option("use_motion_cond", True) else None,
             float(option("percentage", 0.5)),
-            noises=found.get("noises"),
+            noises=results.get("noises"),
             origin=int(option("origin", 200)),
         )
     )
-    found |= {
+    results |= {
         "model_outputs": torch.stack([step.output for step in done]),
         "denoised": torch.stack([step.denoised for step in done]),
         "x_after_step": torch.stack([step.z for step in done]),
@@ -155,10 +153,16 @@ def sampling(file: Tensors, options: dict[str, Any]) -> tuple[dict[str, Tensor],
     numbers = {key: value for key, value in options.items() if not isinstance(value, list)}
     numbers |= {
         "timesteps": [step.t for step in done],
-        "motion_lambda_nonzero": [None if value is None else value != 0 for value in told],
+        "motion_lambda_nonzero": [None if value is None else value != 0 for value in strengths],
         "n_noise_draws": steps if steps > 1 else 0,
     }
-    return found, numbers
+    return results, numbers
+
+
+def _number(pattern: str, name: str, default: int) -> int:
+    """The number that `pattern` matches in the name of a fixture, `default` where it does not match."""
+    match = re.search(pattern, name)
+    return int(match[1]) if match else default
 
 
 def _norms(loss: Tensor, norms: dict[str, float], without: list[str]) -> dict[str, Any]:
@@ -174,22 +178,22 @@ def _norms(loss: Tensor, norms: dict[str, float], without: list[str]) -> dict[st
 
 
 def is_temporal(key: str) -> bool:
-    """Whether the released optimiser puts an lvdm key into its group of temporal transformers (not the middle one)."""
+    """Whether the released optimiser counts an lvdm key as temporal; it excludes the middle block's transformer."""
     parts = key.split(".")
     return parts[0] == "init_attn" or (parts[0] in ("input_blocks", "output_blocks") and parts[2] == "2")
 
 
-def _chosen(file: Tensors, prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The values that the file names under `prefix`, or all of them when it names none."""
-    asked = [key.removeprefix(prefix) for key in file.keys if key.startswith(prefix)]
-    missing = [key for key in asked if key not in values]
+def _recorded(file: Tensors, prefix: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values that the file has under `prefix`, or all of them where it has none."""
+    names = [key.removeprefix(prefix) for key in file.keys if key.startswith(prefix)]
+    missing = [key for key in names if key not in values]
     if missing:
-        raise GuidedCDError(f"{file.path}: no gradient or weight called {', '.join(missing)}.")
-    return {prefix + key: values[key].detach() for key in asked or values}
+        raise GuidedCDError(f"{file.path}: no gradient or weight is called {', '.join(missing)}.")
+    return {prefix + key: values[key].detach() for key in names or values}
 
 
 def _after_step(student: Student, parameters: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights after clipping and one AdamW step, by lvdm key."""
+    """The weights by lvdm key, after clipping of the gradients and one step of AdamW."""
     torch.nn.utils.clip_grad_norm_(student.trainable, float(options.get("max_grad_norm", 1.0)))
     rate = float(options.get("lr", 1e-5))
     torch.optim.AdamW(student.trainable, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0).step()

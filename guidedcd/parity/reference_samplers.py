@@ -1,7 +1,7 @@
-"""What the publishers' own scripts compute and this package does otherwise, to compare with them.
+"""The publishers' own samplers, where they differ from this package, as references for comparison.
 
-VideoCrafter's DDIM sampler scales the clean latents, as the model was trained; T2V-Turbo distils without, as do we.
-T2V-Turbo-v2's pipeline embeds the energy input in half precision; training did not.
+VideoCrafter's DDIM sampler scales the clean latents, as in the training of the model; T2V-Turbo and this package
+distil without the scale. T2V-Turbo-v2's pipeline embeds the energy input in half precision; its training did not.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from torch import Tensor
 
 
 def scale_table(low: float = 0.7, middle: int = 400, timesteps: int = 1000) -> Tensor:
-    """Scale of the clean latents by timestep: from 1 to `low` over the first `middle`, then `low`.
+    """Scale of the clean latents by timestep: from 1 to `low` over the first `middle` timesteps, then `low`.
 
-    The original table has `timesteps + middle` entries; the last ones are never read.
+    The table has `timesteps + middle` entries, as the original; the last `middle` are never read.
     """
     return torch.cat([torch.linspace(1.0, low, middle), torch.full((timesteps,), low)])
 
 
 class Tables:
-    """What the sampler reads at each of its steps, ascending in time, float64 (S,)."""
+    """Tables of the sampler, one entry for each of its S steps, ascending in time, float64 (S,)."""
 
     def __init__(self, alphas_cumprod: Tensor, steps: int, scale: Tensor | None = None) -> None:
-        """Pick the steps.
+        """Read the tables at the steps of the sampler.
 
         Args:
-            alphas_cumprod: Of the training schedule (T,).
-            steps: How many; the timesteps are range(0, T, T // steps) + 1.
-            scale: From `scale_table`; None samples without.
+            alphas_cumprod: The training schedule (T,).
+            steps: The number of steps; the timesteps are range(0, T, T // steps) + 1.
+            scale: The output of `scale_table`; None for 1 everywhere.
         """
         length = len(alphas_cumprod)
         self.timesteps = torch.arange(0, length, length // steps) + 1
@@ -38,7 +38,7 @@ class Tables:
         self.scale, self.scale_prev = _pair(ones if scale is None else scale, self.timesteps)
 
     def step(self, index: int, z: Tensor, eps: Tensor) -> Tensor:
-        """One step down from step `index`, without added noise (eta 0)."""
+        """Latents like `z` after one DDIM step down from step `index`, without added noise (eta 0)."""
         a, a_prev = self.alphas[index], self.alphas_prev[index]
         x0 = (z - (1 - a).sqrt() * eps) / a.sqrt() / self.scale[index]
         return a_prev.sqrt() * self.scale_prev[index] * x0 + (1 - a_prev).sqrt() * eps
@@ -51,7 +51,7 @@ def sample(
     z: Tensor,
     guidance_scale: float = 12.0,
 ) -> Tensor:
-    """Clean latents from noise `z`, guided by u + guidance_scale (c - u), computed in float64."""
+    """Clean latents from noise `z`, with classifier-free guidance u + guidance_scale (c - u), float64."""
     z = z.double()
     for index in reversed(range(len(tables.timesteps))):
         t = int(tables.timesteps[index])
@@ -63,7 +63,7 @@ def sample(
 def half_embedding(w: Tensor, width: int = 256, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """The energy input's embedding (B, width) as T2V-Turbo-v2's pipeline computes it in half precision.
 
-    Phases are rounded before the sine, so it is another embedding than the one of training, which is
+    Phases are rounded before the sine, so that it differs from the embedding of training,
     `guidedcd.diffusion.embeddings.guidance_scale_embedding`.
     """
     half = width // 2
@@ -73,5 +73,5 @@ def half_embedding(w: Tensor, width: int = 256, dtype: torch.dtype = torch.bfloa
 
 
 def _pair(table: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """The table at each step and at the step before; the first step comes from timestep 0."""
+    """The table at each step and at the next lower one, which is timestep 0 for the first step."""
     return table[timesteps].double(), torch.cat([table[:1], table[timesteps[:-1]]]).double()

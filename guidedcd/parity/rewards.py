@@ -2,7 +2,7 @@
 
 A folder is recognised by its config.json: an image-text model ("kind"), a video-text model ("vision" and "bert") or
 pixel preparation ("crops"); or by a tokens.json. Weights come from weights.safetensors, else from checkpoint.pt. Golden
-files hold inputs and outputs side by side under "case.name"; only the names listed as inputs are read.
+files contain inputs and outputs side by side under "case.name"; only the names listed as inputs are read.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch.nn.functional as nnf
 from safetensors import safe_open
 from torch import Tensor
 
+from guidedcd.errors import GuidedCDError
 from guidedcd.models.checkpoints.loading import open_weights
 from guidedcd.parity import Results, Tolerance, going_on
 from guidedcd.rewards import pixels
@@ -50,7 +51,7 @@ def compute(folder: Path) -> Results:
 
 
 def tolerance(file: str, key: str) -> Tolerance | None:
-    """The error allowed for one value, from the tables that accompany the numbers."""
+    """The tolerance of one value, from the tables that accompany the reference numbers."""
     name = key.rpartition(".")[2]
     if name in ("tokens", "input_ids", "attention_mask", "images", "video") or file.endswith(TOKENS):
         return Tolerance(0.0, 0.0)
@@ -67,8 +68,8 @@ def tolerance(file: str, key: str) -> Tolerance | None:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return config if isinstance(config, dict) else {}
 
 
 def _weights(folder: Path) -> Mapping[str, Tensor]:
@@ -77,7 +78,7 @@ def _weights(folder: Path) -> Mapping[str, Tensor]:
 
 
 def _inputs(path: Path, names: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
-    """By case, the tensors whose name (after the last dot) is one of `names`; nothing else is read."""
+    """By case, the tensors whose name after the last dot is one of `names`; no others are read."""
     cases: dict[str, dict[str, Tensor]] = {}
     with safe_open(path, "pt") as file:
         for key in file.keys():  # noqa: SIM118 - not a mapping
@@ -95,18 +96,16 @@ def _image_text(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     prepare = {"hpsv2": pixels.hps, "clip": pixels.clip}[config["kind"]]
     size, antialias = config.get("image_size") or model.visual.image_size[0], config.get("antialias", True)
     results: dict[str, Tensor] = {}
-    for case, given in _inputs(folder / CASES, ("images", "tokens")).items():
+    for case, inputs in _inputs(folder / CASES, ("images", "tokens")).items():
         with going_on(folder / CASES / case):
             captions = config.get("captions", {}).get(case)
-            tokens = ClipTokens(model.context_length)(captions)[0] if captions else given["tokens"]
-            found = _images_scored(model, given["images"], tokens, lambda images: prepare(images, size, antialias))
-            results.update({f"{case}.{name}": value.detach() for name, value in found.items()})
+            tokens = ClipTokens(model.context_length)(captions)[0] if captions else inputs["tokens"]
+            values = _score_images(model, inputs["images"], tokens, lambda images: prepare(images, size, antialias))
+            results.update({f"{case}.{name}": value.detach() for name, value in values.items()})
     return results
 
 
-def _images_scored(
-    model: Any, images: Tensor, tokens: Tensor, prepare: Callable[[Tensor], Tensor]
-) -> dict[str, Tensor]:
+def _score_images(model: Any, images: Tensor, tokens: Tensor, prepare: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     images = images.clone().requires_grad_()
     prepared = prepare(images)
     image_raw = model.encode_image(prepared)
@@ -136,16 +135,16 @@ def _video_text(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     model = load_internvideo2(config, _weights(folder), gelu=gelu)
     size, antialias = config["vision"]["img_size"], config.get("antialias", True)
     results: dict[str, Tensor] = {}
-    for case, given in _inputs(folder / CASES, ("video", "input_ids", "attention_mask")).items():
+    for case, inputs in _inputs(folder / CASES, ("video", "input_ids", "attention_mask")).items():
         with going_on(folder / CASES / case):
-            found = given | _video_scored(
-                model, **given, prepare=lambda video: pixels.internvideo2(video, size, antialias)
+            values = inputs | _score_video(
+                model, **inputs, prepare=lambda video: pixels.internvideo2(video, size, antialias)
             )
-            results.update({f"{case}.{name}": value.detach() for name, value in found.items()})
+            results.update({f"{case}.{name}": value.detach() for name, value in values.items()})
     return results
 
 
-def _video_scored(
+def _score_video(
     model: Any, video: Tensor, input_ids: Tensor, attention_mask: Tensor, prepare: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
     tower, video = model.vision_encoder, video.clone().requires_grad_()
@@ -177,45 +176,48 @@ def _positions(path: Path) -> dict[str, Tensor]:
     from guidedcd_internv2.vision import interpolate_positions
 
     results: dict[str, Tensor] = {}
-    for case, given in _inputs(path, ("in",)).items():
-        t, t_new, g, g_new = map(int, re.fullmatch(r"t(\d+)to(\d+)_g(\d+)to(\d+)", case).groups())
-        results[f"{case}.in"] = given["in"]
-        results[f"{case}.out"] = interpolate_positions(given["in"], (t, t_new), (g, g_new))
+    for case, inputs in _inputs(path, ("in",)).items():
+        match = re.fullmatch(r"t(\d+)to(\d+)_g(\d+)to(\d+)", case)
+        if match is None:
+            raise GuidedCDError(f"The case '{case}' does not have the form t4to8_g7to14.")
+        t, t_new, g, g_new = map(int, match.groups())
+        results[f"{case}.in"] = inputs["in"]
+        results[f"{case}.out"] = interpolate_positions(inputs["in"], (t, t_new), (g, g_new))
     return results
 
 
 def _preparation(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Every preparation of every image; of those listed under "shapes", if there is such a list."""
+    """Every preparation of every image, or only those listed under "shapes" where the config has that list."""
     with safe_open(folder / CASES, "pt") as file:
         inputs = {key: file.get_tensor(key) for key in file.keys() if key.startswith(("input.", "input_u8."))}  # noqa: SIM118
     shapes, results = config.get("shapes", {}), dict(inputs)
     for key, value in inputs.items():
         kind, _, image = key.partition(".")
         size = shapes.get(f"clip.{image}", [224 if image == "real" else config["S"]])[-1]
-        made = _from_bytes(value, image, size) if kind == "input_u8" else _from_floats(value, image, size, config)
-        results.update({name: one for name, one in made.items() if not shapes or name in shapes})
+        values = _from_bytes(value, image, size) if kind == "input_u8" else _from_floats(value, image, size, config)
+        results.update({name: pixel for name, pixel in values.items() if not shapes or name in shapes})
     return results
 
 
 def _from_floats(images: Tensor, image: str, size: int, config: Mapping[str, Any]) -> dict[str, Tensor]:
     # Images named "quirk..." record that the reference neither pads nor crops when one side already fits.
     quirk = image.startswith("quirk")
-    made: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     for antialias, suffix in ((True, ""), (False, "_noaa")):
-        made[f"hpsv2{suffix}.{image}"] = pixels.hps(images, size, antialias, always_pad=not quirk)
-        made[f"clip{suffix}.{image}"] = pixels.clip(images, size, antialias)
-        made[f"imagereward{suffix}.{image}"] = pixels.image_reward(images, size, antialias)
+        values[f"hpsv2{suffix}.{image}"] = pixels.hps(images, size, antialias, always_pad=not quirk)
+        values[f"clip{suffix}.{image}"] = pixels.clip(images, size, antialias)
+        values[f"imagereward{suffix}.{image}"] = pixels.image_reward(images, size, antialias)
     if quirk:
-        made[f"viclip_iv2.{image}"] = pixels.internvideo2(images, size, always_crop=False)
-    for name, place in config["crops"].items():
+        values[f"viclip_iv2.{image}"] = pixels.internvideo2(images, size, always_crop=False)
+    for name, crop in config["crops"].items():
         if name.rpartition(".")[0] == image:
-            offsets = (place["top"], place["left"])
-            made[f"viclip_iv2.{name}"] = pixels.internvideo2(images, size, offsets=offsets)
-    return made
+            offsets = (crop["top"], crop["left"])
+            values[f"viclip_iv2.{name}"] = pixels.internvideo2(images, size, offsets=offsets)
+    return values
 
 
 def _from_bytes(image_u8: Tensor, image: str, size: int) -> dict[str, Tensor]:
-    """For comparison only: open_clip's own evaluation transform on a PIL image, and ours on the same bytes."""
+    """open_clip's own evaluation transform of a PIL image, and this package's of the same bytes, for comparison."""
     from open_clip import image_transform
     from PIL import Image
 
@@ -226,28 +228,29 @@ def _from_bytes(image_u8: Tensor, image: str, size: int) -> dict[str, Tensor]:
     }
 
 
-def _tokens(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Ids and counts of the captions in given["rows"], by each of the CLIP tokenizers."""
+def _tokens(golden: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids and counts of the captions in golden["rows"], by each of the CLIP tokenizers."""
     from guidedcd.parity.tokenizers import ViClip
     from guidedcd.rewards.tokenizers import TransformersClipTokens
 
-    length = given.get("context_length", 77)
-    ours, short, long, other = ClipTokens(length), ViClip(32), ViClip(length), TransformersClipTokens(length)
+    length = golden.get("context_length", 77)
+    clip, transformers = ClipTokens(length), TransformersClipTokens(length)
+    short, long = ViClip(32), ViClip(length)
     rows = []
-    for caption in (row["caption"] for row in given["rows"]):
-        ids, count = ours([caption])[0][0].tolist(), ours.count(caption)
-        others, mask = other([caption])
+    for caption in (row["caption"] for row in golden["rows"]):
+        ids, count = clip([caption])[0][0].tolist(), clip.count(caption)
+        padded_ids, mask = transformers([caption])
         rows.append(
             {
                 "caption": caption,
                 "open_clip_ids": ids,
                 "n_tokens_untruncated_with_sot_eot": count,
                 f"truncated_at_{length}": count > length,
-                "hpsv2_same": True,  # the reward `hps` reads with this same tokenizer
+                "hpsv2_same": True,  # the reward `hps` uses this same tokenizer
                 "viclip32_ids": short(caption),
                 f"viclip_same_at_{length}": long(caption) == ids,
-                "hf_clip_same": (others * mask)[0].tolist() == ids,
+                "hf_clip_same": (padded_ids * mask)[0].tolist() == ids,
             }
         )
-    described = {key: value for key, value in given.items() if key != "rows"}
-    return {**described, "context_length": length, **ours.special, "rows": rows}
+    description = {key: value for key, value in golden.items() if key != "rows"}
+    return {**description, "context_length": length, **clip.special, "rows": rows}

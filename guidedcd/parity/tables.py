@@ -13,10 +13,11 @@ from guidedcd.diffusion.guidance import guided_from
 from guidedcd.diffusion.sampler import lambda_kept, multistep, multistep_timesteps
 from guidedcd.diffusion.schedule import SIGMA_DATA, TIMESTEP_SCALING, NoiseSchedule, to_x0_eps
 from guidedcd.energies.inversion import inverse_step
+from guidedcd.errors import GuidedCDError
 from guidedcd.parity.inputs import Tensors
 
 GRIDS, WIDTHS = (20, 25, 50, 100, 200), (7, 64, 256, 512)
-"""Grids and embedding widths that are computed when a file of tables does not name any."""
+"""Grids and embedding widths of a file of tables that names none."""
 
 
 def tables(file: Tensors) -> dict[str, Tensor]:
@@ -25,35 +26,35 @@ def tables(file: Tensors) -> dict[str, Tensor]:
     schedule = NoiseSchedule.scaled_linear(length)
     abar = schedule.alphas_cumprod
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, length, dtype=torch.float64) ** 2
-    found: dict[str, Tensor] = {
+    results: dict[str, Tensor] = {
         "alphas_cumprod_official_f32": abar,
         "alphas_cumprod_f64_ref": torch.cumprod(1 - betas, 0),
         "betas_official_f32": torch.linspace(0.00085**0.5, 0.012**0.5, length) ** 2,
     }
     for steps in _numbers(file, r"ddim(\d+)\.") or GRIDS:
         grid = schedule.grid(steps)
-        found[f"ddim{steps}.timesteps"] = grid
-        found[f"ddim{steps}.alphas_cumprod"] = abar[grid]
-        found[f"ddim{steps}.alphas_cumprod_prev"] = abar[schedule.previous(grid, steps)].double()
+        results[f"ddim{steps}.timesteps"] = grid
+        results[f"ddim{steps}.alphas_cumprod"] = abar[grid]
+        results[f"ddim{steps}.alphas_cumprod_prev"] = abar[schedule.previous(grid, steps)].double()
     if "scalings.t" in file:
-        t = found["scalings.t"] = file["scalings.t"]
+        t = results["scalings.t"] = file["scalings.t"]
         c_skip, c_out = schedule.boundary(t)
         scaled = t.double() * TIMESTEP_SCALING
         total = scaled**2 + SIGMA_DATA**2
         exact = {"c_skip": SIGMA_DATA**2 / total, "c_out": scaled / total.sqrt()}
         for name, value in (("c_skip", c_skip), ("c_out", c_out)):
-            found[f"scalings.{name}_train_f32"] = found[f"scalings.{name}_sched_f32"] = value
-            found[f"scalings.{name}_f64_ref"] = exact[name]
+            results[f"scalings.{name}_train_f32"] = results[f"scalings.{name}_sched_f32"] = value
+            results[f"scalings.{name}_f64_ref"] = exact[name]
     if "emb.w" in file:
-        w = found["emb.w"] = file["emb.w"]
+        w = results["emb.w"] = file["emb.w"]
         for dim in _numbers(file, r"emb\.dim(\d+)") or WIDTHS:
-            found[f"emb.dim{dim}"] = guidance_scale_embedding(w, dim)
-            found[f"emb.dim{dim}_f64_ref"] = guidance_scale_embedding(w, dim, torch.float64)
-    return found
+            results[f"emb.dim{dim}"] = guidance_scale_embedding(w, dim)
+            results[f"emb.dim{dim}_f64_ref"] = guidance_scale_embedding(w, dim, torch.float64)
+    return results
 
 
 def trajectory(file: Tensors) -> dict[str, Tensor]:
-    """The few-step sampler on given network outputs and noises."""
+    """The few-step sampler, with network outputs and noises from the file."""
     inputs = {key: file[key] for key in ("x_init", "model_outputs", "noises") if key in file}
     outputs = inputs["model_outputs"]
     named = re.search(r"steps(\d+)_origin(\d+)", file.name)
@@ -63,10 +64,10 @@ def trajectory(file: Tensors) -> dict[str, Tensor]:
         times = file["timesteps"].tolist()
     else:
         times = multistep_timesteps(len(outputs))
-    said = iter(outputs)
+    predictions = iter(outputs)
     steps = list(
         multistep(
-            lambda z, t: next(said),
+            lambda z, t: next(predictions),
             NoiseSchedule.scaled_linear(),
             inputs["x_init"],
             times,
@@ -81,41 +82,41 @@ def trajectory(file: Tensors) -> dict[str, Tensor]:
     }
 
 
-def few_step_timesteps(wanted: dict[str, Any]) -> dict[str, list[int]]:
+def few_step_timesteps(golden: dict[str, Any]) -> dict[str, list[int]]:
     """The sampler's timesteps for every key "originO.stepsS"."""
-    found = {}
-    for key in wanted:
-        origin, steps = (int(n) for n in re.fullmatch(r"origin(\d+)\.steps(\d+)", key).groups())
-        found[key] = multistep_timesteps(steps, origin)
-    return found
+    timesteps = {}
+    for key in golden:
+        origin, steps = (int(n) for n in _groups(r"origin(\d+)\.steps(\d+)", key))
+        timesteps[key] = multistep_timesteps(steps, origin)
+    return timesteps
 
 
-def windows(wanted: dict[str, Any]) -> dict[str, Any]:
+def windows(golden: dict[str, Any]) -> dict[str, Any]:
     """Which steps are guided, by sampling step ("stepsS.pP") and by solver grid ("NN.pP")."""
-    found: dict[str, Any] = {}
-    if "inference" in wanted:
-        found["inference"] = {}
-        for key in wanted["inference"]:
-            origin, steps, p = re.fullmatch(r"(?:origin(\d+)\.)?steps(\d+)\.p([-+.\de]+)", key).groups()
+    results: dict[str, Any] = {}
+    if "inference" in golden:
+        results["inference"] = {}
+        for key in golden["inference"]:
+            origin, steps, p = _groups(r"(?:origin(\d+)\.)?steps(\d+)\.p([-+.\de]+)", key)
             times = multistep_timesteps(int(steps), int(origin or 200))
-            found["inference"][key] = [lambda_kept(t, float(p)) for t in times]
-    if "thresholds" in wanted:
-        found["thresholds"] = {}
-        for key in wanted["thresholds"]:
-            n, p = re.fullmatch(r"N(\d+)\.p([-+.\de]+)", key).groups()
+            results["inference"][key] = [lambda_kept(t, float(p)) for t in times]
+    if "thresholds" in golden:
+        results["thresholds"] = {}
+        for key in golden["thresholds"]:
+            n, p = _groups(r"N(\d+)\.p([-+.\de]+)", key)
             steps, fraction = int(n), float(p)
-            found["thresholds"][key] = {
+            results["thresholds"][key] = {
                 "train_first_guided_index": guided_from(fraction, steps),
                 "preprocess_min_index": int(steps * (1 - fraction)),
                 "sample_script_first_guided": next((i for i in range(steps) if i > steps - fraction * steps), steps),
             }
-    return found
+    return results
 
 
 def ddim(file: Tensors) -> dict[str, Tensor]:
     """DDIM steps, inversion steps, noising and v-prediction, for every grid "NN" in the file."""
     schedule = NoiseSchedule.scaled_linear()
-    found: dict[str, Tensor] = {}
+    results: dict[str, Tensor] = {}
     for steps in _numbers(file, r"N(\d+)\."):
         z, eps, index = (file[f"N{steps}.{key}"] for key in ("z_t", "eps", "index"))
         t = schedule.grid(steps)[index]
@@ -134,8 +135,20 @@ def ddim(file: Tensors) -> dict[str, Tensor]:
             "pred_x0_v": x0_v,
             "pred_eps_v": eps_v,
         }
-        found |= {f"N{steps}.{key}": value for key, value in values.items()}
-    return found
+        results |= {f"N{steps}.{key}": value for key, value in values.items()}
+    return results
+
+
+def _groups(pattern: str, key: str) -> tuple[str | Any, ...]:
+    """The groups of `pattern` in a key of a fixture, as `re.Match.groups` returns them.
+
+    Raises:
+        GuidedCDError: The key has another form.
+    """
+    match = re.fullmatch(pattern, key)
+    if match is None:
+        raise GuidedCDError(f"The key '{key}' does not have the form {pattern}.")
+    return match.groups()
 
 
 def _numbers(file: Tensors, pattern: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""ViCLIP's tokenizer, which the reference tokens are held against."""
+"""ViCLIP's tokenizer, with which the reference tokens are compared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from open_clip.tokenizer import SimpleTokenizer
 
 
 class ViClip:
-    """ViCLIP's: as open_clip's, but captions may contain other literal special tokens; always ends in the end token."""
+    """ViCLIP's tokenizer: open_clip's with other literal special tokens; the ids always end in the end token."""
 
     def __init__(self, length: int) -> None:
         self._tokenizer = tokenizer = SimpleTokenizer(context_length=length)
@@ -22,5 +22,5 @@ class ViClip:
         )
 
     def __call__(self, caption: str) -> list[int]:
-        """Ids, padded with 0."""
+        """Token ids (length), padded with 0."""
         return self._tokenizer(caption)[0].tolist()

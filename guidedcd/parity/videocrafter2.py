@@ -1,6 +1,6 @@
 """Parity of the checkpoint readers: whole VideoCrafter2 files, T2V-Turbo students, tokens, schedules.
 
-Networks run in float64 on weights upcast from the file: what is left is the rounding of the reference numbers.
+Networks run in float64 with weights upcast from the file, so that the errors are the rounding of the goldens.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ PRECISE = torch.float64
 
 
 def compute(folder: Path) -> Results:
-    """Everything that this family knows to compute from the inputs in `folder`."""
-    found: Results = {}
+    """Everything that the inputs in `folder` define, by file name; {} where the folder has none."""
+    results: Results = {}
     if (tokens := folder / "tokenizer_golden.json").is_file():
-        found[tokens.name] = _tokens(read_json(tokens))
+        results[tokens.name] = _tokens(read_json(tokens))
     if (tables := folder / "schedules.safetensors").is_file():
-        found[tables.name] = schedules(Tensors(tables))
+        results[tables.name] = schedules(Tensors(tables))
     if (tables := folder / "schedules.json").is_file():
-        found[tables.name] = schedules_json(read_json(tables))
+        results[tables.name] = schedules_json(read_json(tables))
     if (folder / "io.safetensors").is_file() and (folder / "config.json").is_file():
         io, config = Tensors(folder / "io.safetensors"), read_json(folder / "config.json")
         with torch.no_grad():
             values = _networks(folder, config, io)
         if values:
-            kept = {key: io[key] for key in io.keys if not key.startswith("out.") and key not in values}
-            found["io.safetensors"] = {**kept, **{key: _single(value) for key, value in values.items()}}
-    return found
+            inputs = {key: io[key] for key in io.keys if not key.startswith("out.") and key not in values}
+            results["io.safetensors"] = {**inputs, **{key: _single(value) for key, value in values.items()}}
+    return results
 
 
 def tolerance(file: str, key: str) -> Tolerance | None:
-    """How closely a key must agree; None for inputs."""
+    """The tolerance of one value; None for inputs."""
     if file.endswith("io.safetensors"):
         if key.startswith("out."):
             return Tolerance(relative=0, absolute=5e-5 if "lora" in file else 2e-5)
@@ -105,17 +105,17 @@ def _checkpoint(state: Mapping[str, Tensor], config: Mapping[str, Any], io: Tens
     out["unet.eps_tmixed_fpsmixed"] = live(x, t_pair, context).sample
     del live
 
-    cases: dict[int, dict[str, Tensor]] = {}
+    timesteps: dict[int, dict[str, Tensor]] = {}  # by frame rate and name of the case
     for t, fps in _pairs(t_pair, fps_pair, io.keys):
-        cases.setdefault(fps, {})[f"eps_t{t}_fps{fps}"] = torch.tensor(t)
+        timesteps.setdefault(fps, {})[f"eps_t{t}_fps{fps}"] = torch.tensor(t)
     for fps in _numbers([16], io.keys, r"out\.unet\.eps_tmixed_fps(\d+)"):
-        cases.setdefault(fps, {})[f"eps_tmixed_fps{fps}"] = t_pair
-    for fps in dict.fromkeys([int(fps_pair[0]), *cases]):
+        timesteps.setdefault(fps, {})[f"eps_tmixed_fps{fps}"] = t_pair
+    for fps in dict.fromkeys([int(fps_pair[0]), *timesteps]):
         folded = videocrafter2.load_unet(arch.unet, views["unet"], fps=fps, dtype=PRECISE)
         if fps == int(fps_pair[0]):
             out["unet.eps_1frame"] = folded(x[:1, :, :1], t_pair[:1], context[:1]).sample
-        for name, t in cases.get(fps, {}).items():
-            out[f"unet.{name}"] = folded(x, t.expand(len(x)), context).sample
+        for name, times in timesteps.get(fps, {}).items():
+            out[f"unet.{name}"] = folded(x, times.expand(len(x)), context).sample
 
     vae = videocrafter2.load_vae(arch, views["vae"], dtype=PRECISE)
     posterior = vae.encode(io["vae.image"].to(PRECISE)).latent_dist
@@ -126,7 +126,7 @@ def _checkpoint(state: Mapping[str, Tensor], config: Mapping[str, Any], io: Tens
     out["vae.video_decoded"] = frames.unflatten(0, (video.shape[0], video.shape[2])).transpose(1, 2)
 
     text = videocrafter2.load_text(arch, views["text"], dtype=PRECISE)
-    torch.set_default_dtype(PRECISE)  # in which transformers before 5 makes the causal mask
+    torch.set_default_dtype(PRECISE)  # the dtype of the causal mask in transformers before 5
     try:
         out["text.embedding"] = text(input_ids=io["text.tokens"]).last_hidden_state
     finally:
@@ -135,14 +135,16 @@ def _checkpoint(state: Mapping[str, Tensor], config: Mapping[str, Any], io: Tens
 
 
 def _student(state: Mapping[str, Tensor], config: Mapping[str, Any], io: Tensors) -> dict[str, Tensor]:
-    """The four conditioning paths of a v2 student, as far as it has them."""
+    """The conditioning paths of a v2 student: four with an energy input, two without."""
     x, t, context = io["x"].to(PRECISE), io["t"], io["context"].to(PRECISE)
     out = _embeddings(io)
-    omega = _given(io, "omega_embedding", out)
+    omega = _embedding(io, "omega_embedding", out)
     paths: dict[str, Tensor | None] = {"no_motion_arg": omega, "teacher_path": None}
+    motion: Tensor | None = None
     if "motion_cond_proj.weight" in state:
-        paths["motion"] = torch.cat([omega, _given(io, "lambda_embedding", out)], dim=1)
-        paths["motion_zero"] = torch.cat([omega, _given(io, "lambda_zero_embedding", out)], dim=1)
+        motion = torch.cat([omega, _embedding(io, "lambda_embedding", out)], dim=1)
+        paths["motion"] = motion
+        paths["motion_zero"] = torch.cat([omega, _embedding(io, "lambda_zero_embedding", out)], dim=1)
     used = [int(fps) for fps in config.get("fps_used", [8, 16])]
     named = {m.groups() for key in io.keys if (m := re.fullmatch(r"out\.eps_(\w+?)_fps(\d+)", key))}
     for number, fps in enumerate(dict.fromkeys([*used, *(int(f) for _, f in named)])):
@@ -150,9 +152,8 @@ def _student(state: Mapping[str, Tensor], config: Mapping[str, Any], io: Tensors
         for path, cond in paths.items():
             if number == 0 or path == "motion" or (path, str(fps)) in named:
                 out[f"out.eps_{path}_fps{fps}"] = network(x, t, context, timestep_cond=cond).sample
-        if number == 0 and "motion" in paths:
-            alone = paths["motion"][:1]
-            out["out.eps_motion_b1"] = network(x[:1], t[:1], context[:1], timestep_cond=alone).sample
+        if number == 0 and motion is not None:
+            out["out.eps_motion_b1"] = network(x[:1], t[:1], context[:1], timestep_cond=motion[:1]).sample
     live = videocrafter2.load_unet(config, state, fps=None, dtype=PRECISE)
     embedding = live.time_embedding
     for path, cond in paths.items():
@@ -164,21 +165,21 @@ def _student(state: Mapping[str, Tensor], config: Mapping[str, Any], io: Tensors
 
 
 def _low_rank(path: Path, config: Mapping[str, Any], io: Tensors) -> dict[str, Tensor]:
-    """A v1 list on its base, merged and not."""
-    said = re.match(r"\S+", config.get("base_checkpoint", "../vc2_tiny/model.safetensors"))[0]
-    base = path.parent / said
+    """A v1 student: the low-rank weights of its list merged into the base, and the base without them."""
+    name = config.get("base_checkpoint", "../vc2_tiny/model.safetensors").split()[0]
+    base = path.parent / name
     whole = open_state(base) if base.is_file() else None
     if whole is None and (base.parent / "config.json").is_file():
         whole = _whole(base.parent, read_json(base.parent / "config.json"))
     if whole is None:
-        raise GuidedCDError(f"{path} needs its base model, which {path.parent / 'config.json'} says is {said}")
+        raise GuidedCDError(f"{path} needs its base model {name}, named in {path.parent / 'config.json'}.")
     state: Any = View(whole, videocrafter2.PARTS["unet"])
     if t2v_turbo.OMEGA in io:
         state = {**state, t2v_turbo.OMEGA: io[t2v_turbo.OMEGA]}
     state = {key: value.to(PRECISE) for key, value in state.items()}
     x, t, context = io["x"].to(PRECISE), io["t"], io["context"].to(PRECISE)
     out = _embeddings(io)
-    cond = _given(io, "omega_embedding", out)
+    cond = _embedding(io, "omega_embedding", out)
     fps = config.get("fps_used", 16)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -192,7 +193,7 @@ def _low_rank(path: Path, config: Mapping[str, Any], io: Tensors) -> dict[str, T
 
 
 def _embeddings(io: Tensors) -> dict[str, Tensor]:
-    """The embeddings of the guidance inputs, float32; the one in half precision is what the released pipeline used."""
+    """The embeddings of the guidance inputs, float32; "_bf16" is the released pipeline's, in half precision."""
 
     def width(name: str) -> int:
         return io.shape(name)[1] if name in io else 256
@@ -206,8 +207,8 @@ def _embeddings(io: Tensors) -> dict[str, Tensor]:
     return out
 
 
-def _given(io: Tensors, name: str, computed: Mapping[str, Tensor]) -> Tensor:
-    """An embedding as the fixture gives it to the network, or as computed where it does not."""
+def _embedding(io: Tensors, name: str, computed: Mapping[str, Tensor]) -> Tensor:
+    """The embedding from the fixture, or the computed one where the fixture has none."""
     return (io[name] if name in io else computed[name]).to(PRECISE)
 
 
@@ -217,18 +218,18 @@ def _tokens(config: Mapping[str, Any]) -> dict[str, Any]:
     cases = config["cases"]
     ids = tokens([case["prompt"] for case in cases], context_length=len(cases[0].get("ids", [0] * 77)))
     special = {"sot": tokens.sot_token_id, "eot": tokens.eot_token_id, "pad": 0}
-    made = [{"prompt": case["prompt"], "ids": row.tolist()} for case, row in zip(cases, ids, strict=True)]
-    return {**special, "cases": made}
+    rows = [{"prompt": case["prompt"], "ids": row.tolist()} for case, row in zip(cases, ids, strict=True)]
+    return {**special, "cases": rows}
 
 
-def _numbers(given: Iterable[Any], keys: Iterable[str], pattern: str) -> list[int]:
-    """The given numbers, and those in key names that match `pattern`."""
+def _numbers(numbers: Iterable[Any], keys: Iterable[str], pattern: str) -> list[int]:
+    """Distinct `numbers`, then those in the keys that match `pattern`."""
     named = (int(m[1]) for key in keys if (m := re.fullmatch(pattern, key)))
-    return list(dict.fromkeys([*(int(n) for n in given), *named]))
+    return list(dict.fromkeys([*(int(n) for n in numbers), *named]))
 
 
 def _pairs(times: Tensor, rates: Tensor, keys: Iterable[str]) -> list[tuple[int, int]]:
-    """Every timestep with every frame rate, and what key names ask for."""
+    """Every timestep with every frame rate, then the pairs in the names of the keys."""
     named = (m.groups() for key in keys if (m := re.fullmatch(r"out\.unet\.eps_t(\d+)_fps(\d+)", key)))
     every = [(int(t), int(fps)) for t in times for fps in rates]
     return list(dict.fromkeys([*every, *((int(t), int(fps)) for t, fps in named)]))

@@ -93,35 +93,35 @@ def test_only_inputs_are_read(tmp_path):
 
 
 def test_names_come_from_the_file(tmp_path):
-    """Other grids, widths, windows and layer names than the published ones are computed under the names asked for."""
-    place = tmp_path / "any"
-    place.mkdir()
+    """Grids, widths, windows and layers other than the published ones are computed under the names in the file."""
+    folder = tmp_path / "any"
+    folder.mkdir()
     keys = {"emb.w": torch.tensor([3.0]), "emb.dim10": torch.zeros(1, 10), "ddim33.timesteps": torch.zeros(33)}
-    save_file(keys | {"scalings.t": torch.tensor([0, 7])}, place / "t.safetensors")
+    save_file(keys | {"scalings.t": torch.tensor([0, 7])}, folder / "t.safetensors")
     rows = torch.rand(2, 3, 3, dtype=torch.float64).softmax(-1)
-    save_file({f"up.{i}.{k}": rows.clone() for i in (10, 9) for k in ("ref", "gen")}, place / "maps.safetensors")
-    (place / "times.json").write_text(json.dumps({"origin100.steps7": None}))
-    (place / "flags.json").write_text(json.dumps({"inference": {"steps2.p0.25": 0}, "thresholds": {"N33.p0.37": {}}}))
-    found = method.compute(place)
+    save_file({f"up.{i}.{k}": rows.clone() for i in (10, 9) for k in ("ref", "gen")}, folder / "maps.safetensors")
+    (folder / "times.json").write_text(json.dumps({"origin100.steps7": None}))
+    (folder / "flags.json").write_text(json.dumps({"inference": {"steps2.p0.25": 0}, "thresholds": {"N33.p0.37": {}}}))
+    results = method.compute(folder)
 
-    assert found["t.safetensors"]["emb.dim10"].shape == (1, 10)
-    assert found["t.safetensors"]["ddim33.timesteps"][-1] == 989
-    assert found["maps.json"]["layers"] == ["up.9", "up.10"]
-    assert found["maps.json"]["official_compute_temp_loss"] == 0.0
-    assert found["times.json"]["origin100.steps7"] == [999, 859, 719, 579, 439, 299, 159]
-    assert found["flags.json"]["inference"]["steps2.p0.25"] == [True, False]
-    assert found["flags.json"]["thresholds"]["N33.p0.37"]["train_first_guided_index"] == 21
+    assert results["t.safetensors"]["emb.dim10"].shape == (1, 10)
+    assert results["t.safetensors"]["ddim33.timesteps"][-1] == 989
+    assert results["maps.json"]["layers"] == ["up.9", "up.10"]
+    assert results["maps.json"]["official_compute_temp_loss"] == 0.0
+    assert results["times.json"]["origin100.steps7"] == [999, 859, 719, 579, 439, 299, 159]
+    assert results["flags.json"]["inference"]["steps2.p0.25"] == [True, False]
+    assert results["flags.json"]["thresholds"]["N33.p0.37"]["train_first_guided_index"] == 21
 
 
 @pytest.fixture
-def forgetful(monkeypatch):
+def failures(monkeypatch):
     """The list of failures of one command, empty before and after."""
-    monkeypatch.setattr("guidedcd.parity.FAILURES", found := [])
-    monkeypatch.setattr("guidedcd.parity.__main__.FAILURES", found)
-    return found
+    monkeypatch.setattr("guidedcd.parity.FAILURES", failures := [])
+    monkeypatch.setattr("guidedcd.parity.__main__.FAILURES", failures)
+    return failures
 
 
-def test_one_file_or_one_family(tmp_path, forgetful):
+def test_one_file_or_one_family(tmp_path, failures):
     """FOLDER may be a family or one file of it; OUT has the golden's names below."""
     shutil.copytree(DATA / "pta", tmp_path / "in")
     shutil.copy(tmp_path / "in" / "ties.safetensors", tmp_path / "in" / "other.safetensors")
@@ -139,20 +139,20 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_one_bad_file_does_not_hide_the_others(tmp_path, forgetful):
+def test_one_bad_file_does_not_hide_the_others(tmp_path, failures):
     """What cannot be computed is named, the rest is written, and the exit status is 1."""
     shutil.copytree(DATA / "pta", tmp_path / "in")
     save_file({"batch.z_t": torch.zeros(1)}, tmp_path / "in" / "bad_step.safetensors")
 
     assert run(tmp_path / "in", out=tmp_path / "out") == 1
-    assert "bad_step.safetensors" in forgetful[0]
+    assert "bad_step.safetensors" in failures[0]
     assert "ties.safetensors" in names(tmp_path / "out")
 
 
-def test_a_folder_without_fixtures_is_a_users_mistake(tmp_path, forgetful):
+def test_a_folder_without_fixtures_is_a_users_mistake(tmp_path, failures):
     """Nothing to compute, or no such folder, is one sentence."""
     (tmp_path / "notes.txt").write_text("nothing here")
-    for folder, words in ((tmp_path, "holds no fixture"), (tmp_path / "nowhere", "does not exist")):
+    for folder, words in ((tmp_path, "contains no fixture"), (tmp_path / "nowhere", "does not exist")):
         with pytest.raises(GuidedCDError, match=words):
             run(folder, out=tmp_path / "out")
 

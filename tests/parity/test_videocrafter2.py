@@ -46,9 +46,9 @@ def test_outputs_are_not_copied_from_the_goldens(shared, tmp_path):
         {k: torch.randn_like(v) if k.startswith("out.") else v for k, v in io.items()},
         tmp_path / "case" / "io.safetensors",
     )
-    made = family.compute(tmp_path / "case")["io.safetensors"]
+    results = family.compute(tmp_path / "case")["io.safetensors"]
 
-    torch.testing.assert_close(made["out.eps_motion_fps8"], io["out.eps_motion_fps8"], atol=2e-5, rtol=0)
+    torch.testing.assert_close(results["out.eps_motion_fps8"], io["out.eps_motion_fps8"], atol=2e-5, rtol=0)
 
 
 def test_half_precision_embeds_something_else():
@@ -73,7 +73,7 @@ def test_the_publishers_sampler_inverts_a_perfect_network(scaled):
     x0, eps = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
     last = tables.alphas[-1]
     z = last.sqrt() * tables.scale[-1] * x0 + (1 - last).sqrt() * eps
-    made = reference_samplers.sample(lambda z, t: eps, lambda z, t: eps, tables, z)
+    latents = reference_samplers.sample(lambda z, t: eps, lambda z, t: eps, tables, z)
     first = tables.alphas_prev[0]
 
-    torch.testing.assert_close(made, first.sqrt() * tables.scale_prev[0] * x0 + (1 - first).sqrt() * eps)
+    torch.testing.assert_close(latents, first.sqrt() * tables.scale_prev[0] * x0 + (1 - first).sqrt() * eps)
