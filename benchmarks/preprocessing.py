@@ -28,7 +28,7 @@ from guidedcd_pta import PTAConfig
 from guidedcd_pta.energy import PTA
 from torch import Tensor
 
-from guidedcd.acceleration.apply import tuned
+from guidedcd.acceleration.apply import accelerated
 from guidedcd.acceleration.garbage import settled
 from guidedcd.config.run import Chosen, Run
 from guidedcd.config.sections import Preprocess, Solver
@@ -188,7 +188,7 @@ class Bench:
         """All parts, and a figure as soon as its parts are known."""
         settings = run(self.options, self.fast, "inversion", 1)
         paths = {"fast": settings.preprocess.fast, "precision": settings.preprocess.precision}
-        with tuned(self.model, **paths, ours=True) as quick:
+        with accelerated(self.model, **paths, in_place=True) as quick:
             self.attempt("score and prediction", lambda: self.score(quick))
             self.attempt("guided samples", lambda: self.single(quick))
             self.attempt("inversion", lambda: self.inverted(quick))
@@ -272,7 +272,7 @@ class Bench:
         def work() -> None:
             if self.results.seconds + expected > self.options.budget + 30:
                 raise TimeoutError(f"left out: would take {expected:.0f} s")
-            with tuned(self.model, **paths, ours=True) as quick:
+            with accelerated(self.model, **paths, in_place=True) as quick:
                 worker = GuidedShardBuilder(settings, quick)
                 some = clips(videos, quick)
                 bare.synchronize(self.device)

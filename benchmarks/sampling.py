@@ -141,7 +141,7 @@ class Bench:
             first = time.perf_counter() - start
             seconds, spread = bare.timed(run, self.device, repeats=5)
         finally:
-            acceleration.plain(self.teacher.vae).to(memory_format=torch.contiguous_format)
+            acceleration.restore(self.teacher.vae).to(memory_format=torch.contiguous_format)
         relative, largest = (float("nan"),) * 2 if reference is None else bare.error(out[:1], reference)
         return {
             "seconds_per_video": seconds / variant.batch,

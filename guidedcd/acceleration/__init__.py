@@ -1,5 +1,13 @@
-"""Faster, exact paths through stock diffusers networks: `speed_up`, `plain` and `is_fast`."""
+"""Faster, exact paths through stock diffusers networks.
 
-from guidedcd.acceleration.switch import is_fast, plain, speed_up
+In: a `UNet3DConditionModel` or an `AutoencoderKL`, and a value of the option `fast`. Out: the same network, switched
+in place to channels-last layers, fused kernels, CUDA graphs or compiled functions; values agree up to rounding.
+`choose` interprets the option, `speed_up` switches, `restore` switches back. `layers` computes what the stock layers
+compute, `kernels` contains Triton code, `activation_checkpointing` trades memory for time.
+Open `switch` first, then `layers`.
+"""
 
-__all__ = ["is_fast", "plain", "speed_up"]
+from guidedcd.acceleration.options import choose
+from guidedcd.acceleration.switch import is_fast, restore, speed_up
+
+__all__ = ["choose", "is_fast", "restore", "speed_up"]

@@ -159,7 +159,7 @@ def _projected(attn: Attention, out: Tensor) -> Tensor:
     return operations.dropped(dropout, project(out))
 
 
-def is_plain(attn: Attention) -> bool:
+def is_standard(attn: Attention) -> bool:
     """Whether an `Attention` is only projections and a softmax, which is all that the functions above compute."""
     extras = ("norm_q", "norm_k", "spatial_norm", "group_norm", "norm_cross", "add_k_proj")
     return (

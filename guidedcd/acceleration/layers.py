@@ -134,7 +134,7 @@ def _leave(self: nn.Module, h: Tensor, x: Tensor) -> Tensor:
     return image(self.proj_out(h), x) if self.use_linear_projection else self.proj_out(image(h, x))
 
 
-def is_plain(block: BasicTransformerBlock) -> bool:
+def is_standard(block: BasicTransformerBlock) -> bool:
     """Whether a transformer block is made of the parts that the functions above know."""
     extras: tuple[Any, ...] = (block.pos_embed, block._chunk_size)
     return (

@@ -82,7 +82,7 @@ def speed_up(network: nn.Module, *, compile: str | None = None, graphs: bool = F
     """
     if compile not in MODES:
         raise ValueError(f"compile must be one of {', '.join(str(mode) for mode in MODES)}: {compile!r}")
-    plain(network)
+    restore(network)
     state = State(compile)
     for name, module in network.named_modules():
         found = _path(name, module)
@@ -100,7 +100,7 @@ def speed_up(network: nn.Module, *, compile: str | None = None, graphs: bool = F
     return network
 
 
-def plain(network: nn.Module) -> nn.Module:
+def restore(network: nn.Module) -> nn.Module:
     """Undo `speed_up`, in place; a network that is not fast is left as it is."""
     if not is_fast(network):
         return network
@@ -155,8 +155,8 @@ def _path(name: str, module: nn.Module) -> Callable[..., Any] | None:
 def _known(transformer: nn.Module) -> bool:
     blocks = transformer.transformer_blocks
     attentions = (m for m in transformer.modules() if isinstance(m, Attention))
-    return all(map(attention.is_plain, attentions)) and all(
-        type(block) is BasicTransformerBlock and layers.is_plain(block) for block in blocks
+    return all(map(attention.is_standard, attentions)) and all(
+        type(block) is BasicTransformerBlock and layers.is_standard(block) for block in blocks
     )
 
 

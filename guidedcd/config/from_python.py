@@ -11,7 +11,7 @@ import attrs
 from guidedcd.config.resolve import components_of, resolve
 from guidedcd.config.run import KINDS, Chosen, Run
 from guidedcd.config.sources import ALIASES, Layer, read_profile
-from guidedcd.config.structure import plain
+from guidedcd.config.structure import unstructure
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import objects
 from guidedcd.plugins.configs import ComponentConfig
@@ -73,13 +73,13 @@ def _options(kind: str, name: str, value: Any, registry: Registry) -> Any:
     if value is None or isinstance(value, Mapping):
         return value or {}
     if isinstance(value, ComponentConfig):
-        return plain(value)
+        return unstructure(value)
     value, options = value if isinstance(value, tuple) and len(value) == 2 else (value, getattr(value, "config", {}))
     if name in registry.of_kind(kind):
         raise GuidedCDError(f"an installed {kind} is called '{name}' already: give the object another name.")
     if isinstance(options, ComponentConfig):
         fields = {field.name for field in attrs.fields(objects.config_class(kind))}
-        options = {key: one for key, one in plain(options).items() if key in fields}
+        options = {key: one for key, one in unstructure(options).items() if key in fields}
     return {**(options if isinstance(options, Mapping) else {}), **objects.record(kind, name, value)}
 
 

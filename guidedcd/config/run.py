@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from guidedcd.config.sections import Evaluate, Preprocess, Solver, Student, Train
-from guidedcd.config.structure import plain
+from guidedcd.config.structure import unstructure
 from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.plugins import objects
 from guidedcd.plugins.configs import ComponentConfig
@@ -162,13 +162,13 @@ class Run:
             "name": self.name,
             "seed": self.seed,
             "device": self.device,
-            "teacher": {self.teacher.name: plain(self.teacher.config)},
-            "data": [{chosen.name: plain(chosen.config)} for chosen in self.data],
+            "teacher": {self.teacher.name: unstructure(self.teacher.config)},
+            "data": [{chosen.name: unstructure(chosen.config)} for chosen in self.data],
             **{
-                key: {chosen.name: plain(chosen.config) for chosen in self.chosen(KINDS[key])}
+                key: {chosen.name: unstructure(chosen.config) for chosen in self.chosen(KINDS[key])}
                 for key in ("energies", "rewards", "routes", "metrics")
             },
-            **{section: plain(getattr(self, section)) for section in SECTIONS},
+            **{section: unstructure(getattr(self, section)) for section in SECTIONS},
         }
 
     @classmethod

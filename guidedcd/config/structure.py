@@ -154,18 +154,18 @@ _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 _SCALARS: dict[Any, Callable[[Any, str], Any]] = {float: _float, int: _int, bool: _bool, str: _str, Path: _path}
 
 
-def plain(config: Any) -> dict[str, Any]:
+def unstructure(config: Any) -> dict[str, Any]:
     """A config as JSON values: tuples and sets become lists, paths become text."""
-    return {field.name: _plain(getattr(config, field.name)) for field in attrs.fields(type(config))}
+    return {field.name: _unstructured(getattr(config, field.name)) for field in attrs.fields(type(config))}
 
 
-def _plain(value: Any) -> Any:
+def _unstructured(value: Any) -> Any:
     if attrs.has(type(value)):
-        return plain(value)
+        return unstructure(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _unstructured(one) for key, one in value.items()}
     if isinstance(value, set | frozenset):
-        return sorted(map(_plain, value))
+        return sorted(map(_unstructured, value))
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_unstructured(one) for one in value]
     return str(value) if isinstance(value, Path) else value

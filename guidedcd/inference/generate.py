@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from guidedcd.acceleration.apply import check
+from guidedcd.acceleration.options import check
 from guidedcd.config.run import Chosen
 from guidedcd.console import console, progress
 from guidedcd.data import media
@@ -70,7 +70,7 @@ def generate(
         batch: Videos per batch.
         device: Where tensors live, by default as the run says.
         dtype: "float32", "bfloat16" or "float16".
-        fast: Faster paths through the networks, see `guidedcd.acceleration.apply`; videos differ by rounding alone.
+        fast: Faster paths through the networks, see `guidedcd.acceleration.options`; videos differ by rounding alone.
         teacher: What a published student was distilled from; a run knows its own.
         size: Other `frames`, `height` or `width` (pixels) than the teacher has.
         window: Of a published student, see `guidedcd.inference.published.load_published`.

@@ -161,7 +161,7 @@ class StudentPipeline:
         return teacher.decode(latents).float()
 
     def accelerate(self, fast: str = "auto") -> None:
-        """Switch its networks to faster paths, see `guidedcd.acceleration.apply`.
+        """Switch its networks to faster paths, see `guidedcd.acceleration.options`.
 
         Raises:
             GuidedCDError: There is no such choice.

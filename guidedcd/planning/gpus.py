@@ -11,6 +11,7 @@ import time
 import attrs
 import torch
 
+from guidedcd.acceleration.options import resolved
 from guidedcd.errors import GuidedCDError
 from guidedcd.planning.meter import Cost
 
@@ -79,7 +80,7 @@ class Machine:
         """The same with the path `fast` through the networks, an option of `preprocess` and `train`."""
         if self.kind != "cuda":
             return self
-        return attrs.evolve(self, share=SHARES.get("layers" if fast == "auto" else fast, self.share))
+        return attrs.evolve(self, share=SHARES[resolved(fast, self.kind)])
 
     def seconds(self, cost: Cost) -> float:
         """How long a computation takes."""

@@ -17,6 +17,8 @@ from typing import Any
 import attrs
 import torch
 
+from guidedcd.acceleration.apply import accelerated
+from guidedcd.acceleration.options import without_compilation
 from guidedcd.config.run import Run
 from guidedcd.devices import blame_memory, device
 from guidedcd.planning.estimate import Estimator, Stage
@@ -131,7 +133,7 @@ def _small(run: Run) -> Run:
     videos = min(run.preprocess.batch_size, run.preprocess.videos)
     few = {"videos": videos, "shard_size": videos, "draws_per_video": min(2, run.preprocess.draws_per_video)}
     # Compiling takes minutes.
-    fast = [s.fast if s.fast in ("auto", "no") else "layers" for s in (run.preprocess, run.train)]
+    fast = [without_compilation(settings.fast) for settings in (run.preprocess, run.train)]
     return attrs.evolve(
         run,
         preprocess=attrs.evolve(run.preprocess, fast=fast[0], **few),
@@ -150,22 +152,20 @@ def _coarser(run: Run, estimator: Estimator, seconds: float) -> Run:
 
 def _pass(run: Run, teacher: Any, estimator: Estimator) -> tuple[str, float, Any]:
     """One pass of the teacher as preprocessing has it: its name, predicted seconds, and what to do."""
-    from guidedcd.acceleration.apply import tuned
-
     rows = ROWS * run.preprocess.batch_size
     counted, where = estimator.teaching(run).forward, estimator.machine.with_layers(run.preprocess.fast)
 
     def work() -> float:
         settings = run.preprocess
-        with torch.no_grad(), tuned(teacher, fast=settings.fast, precision=settings.precision) as quick:
+        with torch.no_grad(), accelerated(teacher, fast=settings.fast, precision=settings.precision) as fast_teacher:
             z = torch.zeros(rows, *teacher.geometry.latent_shape, device=teacher.device)
             t, text = torch.full((rows,), 500, device=teacher.device), teacher.null(rows)
-            quick.net(z[:1], t[:1], {key: value[:1] for key, value in text.items()})
+            fast_teacher.net(z[:1], t[:1], {key: value[:1] for key, value in text.items()})
             if teacher.device.type != "cpu":
-                quick.net(z, t, text)
+                fast_teacher.net(z, t, text)
             _wait(teacher.device)
             began = time.perf_counter()
-            quick.net(z, t, text)
+            fast_teacher.net(z, t, text)
             _wait(teacher.device)
             return time.perf_counter() - began
 

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import torch
 
+from guidedcd.acceleration.options import replays
 from guidedcd.config.run import Run
 from guidedcd.data.routing import Route
 from guidedcd.models.student import Student
@@ -121,7 +122,7 @@ def training(run: Run, teacher: Any, cond: dict[str, tuple[int, ...]]) -> Traini
         strengths=empty(batch, len(run.energies)),
     )
     with metered() as alone, torch.no_grad():
-        if settings.fast == "graphs":
+        if replays(settings.fast):
             strengths = given.strengths if run.energies else None
             student.target(given.z0, given.index, given.cond, given.omega, strengths)
     with metered() as step:

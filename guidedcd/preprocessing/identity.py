@@ -8,7 +8,7 @@ import attrs
 
 from guidedcd.config.run import Run
 from guidedcd.config.sections import Preprocess
-from guidedcd.config.structure import plain
+from guidedcd.config.structure import unstructure
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.preprocessing import store
 
@@ -21,9 +21,10 @@ def identify(run: Run, teacher: Any) -> dict[str, Any]:
         "format": store.FORMAT,
         "teacher": {"name": run.teacher.name, "fingerprint": teacher.fingerprint()},
         "geometry": attrs.asdict(teacher.geometry),
-        "data": [{"name": chosen.name} | plain(chosen.config) for chosen in run.data],
+        "data": [{"name": chosen.name} | unstructure(chosen.config) for chosen in run.data],
         "energies": {
-            name: {k: v for k, v in plain(config).items() if k not in engine} for name, config in run.energies.items()
+            name: {k: v for k, v in unstructure(config).items() if k not in engine}
+            for name, config in run.energies.items()
         },
         "steps": run.solver.steps,
         "window": settings.window if run.energies else None,

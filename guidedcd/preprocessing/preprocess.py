@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from guidedcd.acceleration.apply import tuned
+from guidedcd.acceleration.apply import accelerated
 from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.devices import blame_memory, device, process
@@ -52,8 +52,8 @@ def preprocess(
         GuidedCDError: The folder belongs to another run, is written by another process, the disk is full or too small,
             or the store is filled in parts and some are missing.
     """
-    ours = teacher is None
-    if ours:
+    is_own = teacher is None
+    if is_own:
         with blame_memory("the teacher"):
             teacher = run.teacher.build().to(device(run.device))
     identity = identify(run, teacher)
@@ -65,8 +65,10 @@ def preprocess(
     if absent := _missing(folder, identity, shard):
         if not fill_parts and any(folder.glob(".part-*")):
             raise shards.incomplete(folder, identity, absent)
-        with tuned(teacher, fast=run.preprocess.fast, precision=run.preprocess.precision, ours=ours) as quick:
-            filler = StoreWriter(run, quick)  # mistakes in the data and the energies show before anything is written
+        options = run.preprocess
+        with accelerated(teacher, fast=options.fast, precision=options.precision, in_place=is_own) as fast_teacher:
+            # Mistakes in the data and the energies show before anything is written.
+            filler = StoreWriter(run, fast_teacher)
             if rank == 0:
                 estimates.check(folder, run, teacher, len(absent))
             # Every process takes its share; the first one holds the lock for all that were launched together.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.acceleration.apply import repeats_sizes
+from guidedcd.acceleration.options import repeats_sizes
 from guidedcd.acceleration.prefetch import ahead
 from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip, sample_of

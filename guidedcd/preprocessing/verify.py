@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from guidedcd.acceleration.apply import tuned
+from guidedcd.acceleration.apply import accelerated
 from guidedcd.config.resolve import read_run
 from guidedcd.config.run import Run
 from guidedcd.console import console, progress
@@ -60,8 +60,8 @@ def verify_store(folder: Path, *, samples: int = 0, device: str | None = None, s
     held = [(n, v) for n in there for v in range(len(shards.read_shard(folder, n)["samples"]))]
     chosen = sorted(random.Random(seed).sample(held, min(samples, len(held))))
     factor = HALF if "16" in run.preprocess.dtype or run.preprocess.precision != "no" else 1
-    with tuned(teacher, fast="no", precision=run.preprocess.precision, ours=True) as quick:
-        filler = StoreWriter(run, quick)
+    with accelerated(teacher, fast="no", precision=run.preprocess.precision, in_place=True) as rounded_teacher:
+        filler = StoreWriter(run, rounded_teacher)
         with progress("teacher", len(chosen), unit="videos") as advance:
             for number, video in chosen:
                 clip = _clip(filler, folder, number, video)

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from guidedcd.acceleration.apply import choose
+from guidedcd.acceleration.options import choose, replays
 from guidedcd.acceleration.switch import is_fast, speed_up
 from guidedcd.config.run import Run
 from guidedcd.devices import blame_memory
@@ -64,7 +64,7 @@ class TrainStep:
         settings, self.device = run.train, teacher.device
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if settings.fast == "graphs":
+        if replays(settings.fast):
             for module in rewards.modules.values():
                 if callable(getattr(module, "use_graphs", None)):
                     module.use_graphs()

@@ -255,12 +255,12 @@ def test_attention_can_be_watched():
 
 
 def test_it_can_be_undone():
-    """After `plain` the class's own code runs on weights that lie as before; names and values never change."""
+    """After `restore` the class's own code runs on weights that lie as before; names and values never change."""
     stock, given = network(), inputs()
     quick = acceleration.speed_up(copy.deepcopy(stock))
     kept = {name: value.clone() for name, value in quick.state_dict().items()}
     assert acceleration.is_fast(quick) and not acceleration.is_fast(stock)
-    acceleration.plain(quick)
+    acceleration.restore(quick)
 
     assert not acceleration.is_fast(quick)
     assert torch.equal(say(quick, *given), say(stock, *given))
@@ -342,7 +342,7 @@ def test_dropout_is_kept_in_training():
     quick = acceleration.speed_up(copy.deepcopy(stock))
     with torch.no_grad():
         one, other = say(quick, *given), say(quick, *given)
-        still = say(acceleration.plain(quick).eval(), *given)
+        still = say(acceleration.restore(quick).eval(), *given)
 
     assert not torch.equal(one, other)
     assert (one - still).abs().mean() < 0.5 * still.abs().mean()
@@ -366,7 +366,7 @@ def test_an_autoencoder_decodes_the_same():
     assert (one - other).abs().max() < 1e-10
     pixels = theirs.detach()
     assert (quick.encode(pixels).latent_dist.mode() - stock.encode(pixels).latent_dist.mode()).abs().max() < 1e-12
-    assert torch.equal(acceleration.plain(quick).decode(z).sample, theirs)
+    assert torch.equal(acceleration.restore(quick).decode(z).sample, theirs)
 
 
 def test_unknown_ways_to_compile_are_refused():

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from toy_plugin import make as toy_run
 
 from guidedcd.acceleration.activation_checkpointing import recomputing
-from guidedcd.acceleration.apply import tuned
+from guidedcd.acceleration.apply import accelerated
 from guidedcd.acceleration.prefetch import ahead
 from guidedcd.acceleration.switch import speed_up
 from guidedcd.cli import main
@@ -112,7 +112,7 @@ def test_full_passes_equal_plain_ones(toy, kind, how):
     teacher = run.teacher.build()
     some = clips(3, teacher)
     wanted = plainly(run, teacher, some)
-    with tuned(teacher, fast=run.preprocess.fast, precision=run.preprocess.precision) as quick:
+    with accelerated(teacher, fast=run.preprocess.fast, precision=run.preprocess.precision) as quick:
         _, tensors = ShardBuilder(run, quick).shard(some, lambda share: None)
 
     def compare(mine: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -343,7 +343,7 @@ def test_half_precision_leaves_the_teacher_alone(toy):
     teacher = run.teacher.build()
     before, some = {k: v.clone() for k, v in teacher.network.state_dict().items()}, clips(3, teacher)
     exact = ShardBuilder(run, teacher).shard(some, lambda share: None)[1]
-    with tuned(teacher, fast=run.preprocess.fast, precision=run.preprocess.precision) as quick:
+    with accelerated(teacher, fast=run.preprocess.fast, precision=run.preprocess.precision) as quick:
         assert (quick.dtype, teacher.dtype) == (torch.bfloat16, torch.float32)
         assert quick.fingerprint() == teacher.fingerprint()
         rounded = ShardBuilder(run, quick).shard(some, lambda share: None)[1]

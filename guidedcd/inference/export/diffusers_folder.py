@@ -12,7 +12,7 @@ from torch import Tensor
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import write_json
-from guidedcd.inference.export import few_step_pipeline, plain_student
+from guidedcd.inference.export import few_step_pipeline, merged_student
 from guidedcd.inference.export.self_test import compare, repeated
 from guidedcd.inference.export.writing import readable, save_module, save_text
 from guidedcd.inference.pipeline import StudentPipeline
@@ -45,15 +45,15 @@ def write_folder(trained: StudentPipeline, folder: Path) -> str:
         GuidedCDError: The teacher has parts that this format cannot hold, or the self-test fails.
     """
     teacher = trained.teacher
-    network = plain_student.plain(trained.student)
-    unet = plain_student.stock(network, plain_student.composite(plain_student.projection(network)))
+    network = merged_student.merged_network(trained.student)
+    unet = merged_student.stock(network, merged_student.composite(merged_student.projection(network)))
     save_module(unet, folder / "unet")
     if teacher.vae is None:
         raise GuidedCDError("this teacher has no autoencoder, which a diffusers folder needs")
     save_module(teacher.vae, folder / "vae")
     tokenizer, cleaned = write_text(teacher.text, folder)
     write_schedule(teacher.schedule, folder / "scheduler")
-    settings = {**plain_student.defaults(trained), "clean_text": cleaned}
+    settings = {**merged_student.defaults(trained), "clean_text": cleaned}
     import diffusers
 
     write_json(
@@ -70,8 +70,10 @@ def write_folder(trained: StudentPipeline, folder: Path) -> str:
         },
     )
     shutil.copyfile(few_step_pipeline.__file__, folder / "pipeline.py")
-    made = plain_student.short_sample(trained)
-    found = repeated(_SCRIPT, folder, made.inputs, {"prompts": list(plain_student.TEXTS), "steps": plain_student.STEPS})
+    made = merged_student.short_sample(trained)
+    found = repeated(
+        _SCRIPT, folder, made.inputs, {"prompts": list(merged_student.TEXTS), "steps": merged_student.STEPS}
+    )
     error = compare({"latents": made.result, "prompt_embeds": made.prompt_embeds}, found, 1e-3)
     return f"a fresh process without guidedcd samples the same latents, largest error {error:.1g} of the magnitude"
 

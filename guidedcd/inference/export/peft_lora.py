@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from guidedcd.files import write_json
-from guidedcd.inference.export import few_step_pipeline, plain_student
+from guidedcd.inference.export import few_step_pipeline, merged_student
 from guidedcd.inference.export.diffusers_folder import write_schedule
 from guidedcd.inference.export.self_test import compare, repeated
 from guidedcd.inference.export.writing import readable, save_module
@@ -63,8 +63,8 @@ def write_lora(trained: StudentPipeline, folder: Path, rank: int | None) -> str:
         GuidedCDError: The self-test fails.
     """
     teacher, student = trained.teacher, trained.student
-    network = plain_student.plain(student)
-    weight = plain_student.composite(plain_student.projection(network))
+    network = merged_student.merged_network(student)
+    weight = merged_student.composite(merged_student.projection(network))
     base = _base(teacher.network)
     if student.config.kind == "lora" and rank is None:
         pairs, rank, lost = _trained(student.network), student.config.rank, 0.0
@@ -77,12 +77,12 @@ def write_lora(trained: StudentPipeline, folder: Path, rank: int | None) -> str:
         tensors[f"base_model.model.{name}.lora_B.weight"] = up
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "adapter_model.safetensors")
     write_json(folder / "adapter_config.json", _config(pairs, rank))
-    write_json(folder / "guidance.json", plain_student.defaults(trained))
+    write_json(folder / "guidance.json", merged_student.defaults(trained))
     shutil.copyfile(few_step_pipeline.__file__, folder / "pipeline.py")
     readable(folder)
 
-    restored = plain_student.stock(_with(base, network, pairs), weight)
-    made = plain_student.short_sample(trained, restored)
+    restored = merged_student.stock(_with(base, network, pairs), weight)
+    made = merged_student.short_sample(trained, restored)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         save_module(base, Path(scratch, "unet"))
         write_schedule(teacher.schedule, Path(scratch, "scheduler"))
@@ -91,12 +91,12 @@ def write_lora(trained: StudentPipeline, folder: Path, rank: int | None) -> str:
             "scheduler": str(Path(scratch, "scheduler")),
             "class": type(base).__name__,
             "width": weight.shape[1],
-            "steps": plain_student.STEPS,
-            "settings": plain_student.defaults(trained),
+            "steps": merged_student.STEPS,
+            "settings": merged_student.defaults(trained),
         }
         found = repeated(_SCRIPT, folder, made.inputs, options)
     error = compare({"latents": made.result}, found, 1e-3)
-    whole = plain_student.short_sample(trained).result
+    whole = merged_student.short_sample(trained).result
     apart = float((made.result - whole).norm() / whole.norm())
     return (
         f"rank {rank} leaves out {lost:.2%} of the change of the weights; its samples differ from the student's by "
@@ -107,8 +107,8 @@ def write_lora(trained: StudentPipeline, folder: Path, rank: int | None) -> str:
 def usage(trained: StudentPipeline) -> str:
     """How to load the adapter."""
     text = USAGE.replace("UNET", type(trained.student.network).__name__)
-    text = text.replace("WIDTH", str(plain_student.embedding_width(trained)))
-    return text.replace("SETTINGS", repr(plain_student.defaults(trained)))
+    text = text.replace("WIDTH", str(merged_student.embedding_width(trained)))
+    return text.replace("SETTINGS", repr(merged_student.defaults(trained)))
 
 
 def _base(network: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import write_json
-from guidedcd.inference.export import plain_student
+from guidedcd.inference.export import merged_student
 from guidedcd.inference.export.self_test import compare, repeated
 from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.models.checkpoints.lvdm_unet import lvdm_config
@@ -44,8 +44,8 @@ def write_turbo(trained: StudentPipeline, folder: Path) -> str:
         GuidedCDError: The network is no 3D UNet, or the self-test fails.
     """
     teacher, student = trained.teacher, trained.student
-    network = plain_student.plain(student)
-    plain_student.projection(network)
+    network = merged_student.merged_network(student)
+    merged_student.projection(network)
     if type(network).__name__ != "UNet3DConditionModel":
         raise GuidedCDError(f"T2V-Turbo's layout holds 3D UNets only, not {type(network).__name__}")
     arch = getattr(teacher, "arch", None)
@@ -68,14 +68,14 @@ def write_turbo(trained: StudentPipeline, folder: Path) -> str:
             f"export   note: the original code knows only 32 norm groups and eps prediction; this student has "
             f"{' and '.join(differs)}, so it loads here but not there"
         )
-    made = plain_student.short_sample(trained)
+    made = merged_student.short_sample(trained)
     betas = _betas(teacher.schedule.alphas_cumprod)
     options = {
         "config": config,
         "file": name,
         "fps": fps,
-        "steps": plain_student.STEPS,
-        "settings": plain_student.defaults(trained),
+        "steps": merged_student.STEPS,
+        "settings": merged_student.defaults(trained),
         "betas": betas,
         "prediction": {"eps": "epsilon", "v": "v_prediction"}[teacher.schedule.prediction],
     }

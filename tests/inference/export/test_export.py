@@ -19,7 +19,7 @@ from guidedcd.diffusion.embeddings import guidance_scale_embedding
 from guidedcd.diffusion.sampler import multistep_timesteps
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.inference.export import diffusers_folder, export, few_step_pipeline, peft_lora, plain_student, t2v_turbo
+from guidedcd.inference.export import diffusers_folder, export, few_step_pipeline, merged_student, peft_lora, t2v_turbo
 from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.models.checkpoints.lvdm_unet import FPS_KEYS
 from guidedcd.models.checkpoints.reading import open_state
@@ -70,8 +70,8 @@ def outputs(network, width: int):
 @pytest.mark.parametrize("energies", [(), ("pta",), ("pta", "other")])
 def test_one_linear_layer_does_what_the_projections_do(teacher, energies):
     """The stock class represents every student whose energies are always told."""
-    network = plain_student.plain(trained(teacher, energies=energies).student)
-    stock = plain_student.stock(network, plain_student.composite(plain_student.projection(network)))
+    network = merged_student.merged_network(trained(teacher, energies=energies).student)
+    stock = merged_student.stock(network, merged_student.composite(merged_student.projection(network)))
     width = 256 * (1 + len(energies))
 
     torch.testing.assert_close(outputs(stock, width), outputs(network, width), atol=1e-5, rtol=1e-5)
@@ -81,7 +81,7 @@ def test_one_linear_layer_does_what_the_projections_do(teacher, energies):
 def test_adapters_are_merged_into_plain_layers(teacher):
     """A LoRA student's plain network says the same and has no adapter left; the student keeps its own."""
     student = trained(teacher, "lora").student
-    plain = plain_student.plain(student)
+    plain = merged_student.merged_network(student)
 
     torch.testing.assert_close(outputs(plain, 512), outputs(student.network, 512), atol=1e-5, rtol=1e-5)
     assert not any("lora" in name for name in plain.state_dict())
@@ -123,7 +123,7 @@ def test_a_trained_adapter_is_exported_as_it_is(teacher, tmp_path):
 def test_an_extracted_adapter_is_better_with_more_rank(teacher):
     """The part that is left out shrinks with the rank; biases and norms cannot be held."""
     one = trained(teacher)
-    network = plain_student.plain(one.student)
+    network = merged_student.merged_network(one.student)
     lost = [peft_lora._extracted(one.teacher.network, network, rank)[1] for rank in (1, 8, 1000)]
 
     assert 1 > lost[0] > lost[1] > lost[2] > 0
@@ -239,7 +239,7 @@ def test_the_worlds_words_are_a_tokenizer_of_transformers(tmp_path):
 def test_a_network_without_guidance_inputs_cannot_be_exported(teacher):
     """A teacher's own network is no student."""
     with pytest.raises(GuidedCDError, match="no guidance inputs"):
-        plain_student.projection(teacher[1].network)
+        merged_student.projection(teacher[1].network)
 
 
 def test_projections_refuse_embeddings_of_another_width():

@@ -45,7 +45,7 @@ class Sample:
         return {"prompt_embeds": self.prompt_embeds, "latents": self.latents, "noises": self.noises}
 
 
-def plain(student: Any) -> nn.Module:
+def merged_network(student: Any) -> nn.Module:
     """A copy of the student's network on the CPU in float32 with its adapters merged, in eval mode."""
     network = copy.deepcopy(student.network).cpu().float()
     from peft.tuners.tuners_utils import BaseTunerLayer

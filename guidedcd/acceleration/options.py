@@ -1,0 +1,74 @@
+"""The option `fast` of the commands: what each of its values means for a network, a device or a store.
+
+`auto` is `layers` on GPUs and `no` elsewhere; `no` keeps stock networks; `layers` uses exact, faster layers; `graphs`
+also replays CUDA graphs; `blocks` and `blocks-tuned` also compile, on GPUs only.
+"""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import nn
+
+from guidedcd.errors import GuidedCDError
+
+CHOICES = ("auto", "no", "layers", "graphs", "blocks")
+"""Values of `--fast` of the commands that generate videos."""
+
+
+@attrs.frozen
+class Paths:
+    """Which faster paths a network takes; the arguments of `speed_up`."""
+
+    compile: str | None = None
+    graphs: bool = False
+
+
+def check(option: str) -> None:
+    """Refuse an unknown value of `--fast`.
+
+    Raises:
+        GuidedCDError: It lists the choices.
+    """
+    if option not in CHOICES:
+        raise GuidedCDError(f"--fast must be one of {', '.join(CHOICES)}, not '{option}'.")
+
+
+def resolved(option: str, device_type: str) -> str:
+    """The option with `auto` replaced by its meaning on a device of this type ("cuda", "cpu", "mps")."""
+    if option != "auto":
+        return option
+    return "layers" if device_type == "cuda" else "no"
+
+
+def choose(option: str, network: nn.Module) -> Paths | None:
+    """The faster paths that the option selects for a network on its device; None keeps the stock paths.
+
+    Args:
+        option: A value of `fast`.
+        network: Only a `UNet3DConditionModel` and an `AutoencoderKL` have faster paths; the latter is never compiled.
+    """
+    kind, device_type = type(network).__name__, next(network.parameters()).device.type
+    option = resolved(option, device_type)
+    if kind not in ("UNet3DConditionModel", "AutoencoderKL") or option == "no":
+        return None
+    if kind == "AutoencoderKL":
+        return Paths()
+    compile = option if device_type == "cuda" and option.startswith("blocks") else None
+    return Paths(compile=compile, graphs=option == "graphs")
+
+
+def replays(option: str) -> bool:
+    """Whether passes without gradient, and rewards with theirs, are replayed as CUDA graphs."""
+    return option == "graphs"
+
+
+def repeats_sizes(option: str, device: torch.device) -> bool:
+    """Whether short batches are padded: for each new size layers are compiled and convolutions tried again."""
+    option = resolved(option, device.type)
+    return option.startswith("blocks") or (option != "no" and device.type == "cuda")
+
+
+def without_compilation(option: str) -> str:
+    """The value of `fast` with the same layers that neither compiles nor records, for a run of seconds."""
+    return option if option in ("auto", "no") else "layers"
