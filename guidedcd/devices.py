@@ -26,10 +26,9 @@ def device(name: str) -> torch.device:
             return torch.device("cpu")
         place = _whole("LOCAL_RANK", 0) if process()[1] > 1 else 0
         return torch.device("cuda", place) if 0 < place < torch.cuda.device_count() else torch.device("cuda")
-    try:
-        found = torch.device(name)
-    except RuntimeError:
-        raise GuidedCDError(f"no device named '{name}'. Use auto, cpu, cuda, cuda:N or mps.") from None
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", name):
+        raise GuidedCDError(f"no device named '{shortened(name, 40)}'. Use auto, cpu, cuda, cuda:N or mps.")
+    found = torch.device(name)
     if found.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guidedcd.errors import GuidedCDError, shortened, unreadable
+from guidedcd.errors import GuidedCDError, shortened, shown, unreadable
 
 LARGEST = 64 * 2**20
 """Bytes of the largest document that is read."""
@@ -166,7 +166,4 @@ _ABSENT = _Absent()
 def _shown(value: Any) -> str:
     if isinstance(value, dict | list):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    try:
-        return shortened(repr(value), 60)
-    except ValueError:  # a number of more than 4,300 digits
-        return "a number that is too large"
+    return shown(value)

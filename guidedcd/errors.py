@@ -64,6 +64,14 @@ def unreadable(error: OSError, path: Path) -> GuidedCDError:
     return GuidedCDError(f"{path} cannot be read: {error.strerror or error}.")
 
 
+def shown(value: object) -> str:
+    """A value for a message, as Python writes it, cut in the middle where it is long."""
+    try:
+        return shortened(repr(value), 60)
+    except ValueError:  # a number of more than 4,300 digits
+        return "a number that is too large"
+
+
 def shortened(value: object, length: int = 80) -> str:
     """The text of a value for a message, cut in the middle of a long one."""
     text = str(value)

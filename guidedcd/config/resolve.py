@@ -13,7 +13,7 @@ from guidedcd.config.run import DEFAULT_PROFILE, KINDS, SCALARS, SECTIONS, Chose
 from guidedcd.config.sources import Layer, Names
 from guidedcd.config.structure import Value, flag, structure
 from guidedcd.documents import read_json
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, shown
 from guidedcd.plugins import objects
 from guidedcd.plugins.registry import Component, Registry, load_plugins
 
@@ -147,7 +147,7 @@ def _built(component: Component, value: str | None, given: dict[str, Value], whe
     if value is not None:
         field = positional(component.config)
         if field is None:
-            raise GuidedCDError(f"{where}: {kind} '{name}' takes no value after ':' (got {value!r}).")
+            raise GuidedCDError(f"{where}: {kind} '{name}' takes no value after ':' (got {shown(value)}).")
         if not value.strip():
             raise GuidedCDError(
                 f"{where}: nothing follows '{name}:'. Give its {flag(field.name)}, or leave the ':' out."

@@ -14,7 +14,7 @@ import attrs
 
 from guidedcd.config.sections import Evaluate, Preprocess, Solver, Student, Train
 from guidedcd.config.structure import unstructure
-from guidedcd.errors import GuidedCDError, shortened
+from guidedcd.errors import GuidedCDError, shortened, shown
 from guidedcd.plugins import objects
 from guidedcd.plugins.configs import ComponentConfig
 from guidedcd.plugins.registry import CONFIGS, Component, Registry, load_plugins
@@ -45,7 +45,7 @@ LONGEST_NAME = 200
 
 def _is_device(instance: object, attribute: attrs.Attribute, value: str) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-        raise ValueError(f"'device' must be auto, cpu, cuda, cuda:N or mps (got {value!r})")
+        raise ValueError(f"'device' must be auto, cpu, cuda, cuda:N or mps (got {shown(value)})")
 
 
 def _is_seed(instance: object, attribute: attrs.Attribute, value: int) -> None:

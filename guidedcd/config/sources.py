@@ -14,7 +14,7 @@ import attrs
 from guidedcd.config.run import KINDS, SCALARS, SECTIONS
 from guidedcd.config.structure import Value
 from guidedcd.documents import read_json, read_toml
-from guidedcd.errors import GuidedCDError, suggest
+from guidedcd.errors import GuidedCDError, shown, suggest
 
 ALIASES = {"energy": "energies", "reward": "rewards", "route": "routes", "metric": "metrics", "dataset": "data"}
 """Other number, same word; accepted everywhere."""
@@ -69,7 +69,7 @@ class Layer:
                     if ALIASES.get(kind, kind) not in KINDS:
                         raise GuidedCDError(f"{source}: no kind '{kind}' to select.{suggest(kind, KINDS)}")
                     if not isinstance(names, str | list):
-                        raise GuidedCDError(f"select.{kind} in {source} must be a list of names (got {names!r})")
+                        raise GuidedCDError(f"select.{kind} in {source} must be a list of names (got {shown(names)})")
                     select[ALIASES.get(kind, kind)] = _names(names, f"select.{kind} in {source}")
             elif key not in ("guidedcd", "command", "summary"):
                 known = [*SCALARS, *SECTIONS, *KINDS, "select"]
@@ -81,7 +81,7 @@ class Layer:
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise GuidedCDError(f"{where} must be a table (got {value!r})")
+        raise GuidedCDError(f"{where} must be a table (got {shown(value)})")
     return value
 
 

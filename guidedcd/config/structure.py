@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from guidedcd.config.reflection import flag, types_of
-from guidedcd.errors import GuidedCDError, suggest
+from guidedcd.errors import GuidedCDError, shown, suggest
 
 
 @attrs.frozen
@@ -75,7 +75,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         return _union(value, args, where)
     if origin is typing.Literal:
         if value not in args:
-            raise GuidedCDError(f"{where} must be one of {', '.join(map(str, args))} (got {value!r})")
+            raise GuidedCDError(f"{where} must be one of {', '.join(map(str, args))} (got {shown(value)})")
         return value
     if origin in (tuple, list, frozenset, set):
         return _many(value, origin, args, where)
@@ -100,7 +100,7 @@ def _many(value: Any, origin: type, args: tuple[Any, ...], where: str) -> Any:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")] if value.strip() else []
     if not isinstance(value, list | tuple | set | frozenset):
-        raise GuidedCDError(f"{where} must be a list, such as 5,15 (got {value!r})")
+        raise GuidedCDError(f"{where} must be a list, such as 5,15 (got {shown(value)})")
     fixed = origin is tuple and args and args[-1] is not Ellipsis
     if fixed and len(value) != len(args):
         raise GuidedCDError(f"{where} must be {len(args)} values separated by a comma (got {len(value)})")
@@ -115,9 +115,9 @@ def _float(value: Any, where: str) -> float:
             raise ValueError
         number = float(value)
     except (TypeError, ValueError):
-        raise GuidedCDError(f"{where} must be a number (got {value!r})") from None
+        raise GuidedCDError(f"{where} must be a number (got {shown(value)})") from None
     if not math.isfinite(number):
-        raise GuidedCDError(f"{where} must be a finite number (got {value!r})")
+        raise GuidedCDError(f"{where} must be a finite number (got {shown(value)})")
     return number
 
 
@@ -127,20 +127,20 @@ def _int(value: Any, where: str) -> int:
             raise ValueError
         return int(value.replace("_", "")) if isinstance(value, str) else int(value)
     except (TypeError, ValueError, OverflowError):
-        raise GuidedCDError(f"{where} must be a whole number (got {value!r})") from None
+        raise GuidedCDError(f"{where} must be a whole number (got {shown(value)})") from None
 
 
 def _bool(value: Any, where: str) -> bool:
     if isinstance(value, str) and value.lower() in _TRUTH:
         return _TRUTH[value.lower()]
     if not isinstance(value, bool):
-        raise GuidedCDError(f"{where} must be true or false (got {value!r})")
+        raise GuidedCDError(f"{where} must be true or false (got {shown(value)})")
     return value
 
 
 def _str(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise GuidedCDError(f"{where} must be text (got {value!r})")
+        raise GuidedCDError(f"{where} must be text (got {shown(value)})")
     return value
 
 

@@ -28,6 +28,8 @@ from guidedcd.version import __version__
 
 COPY_SEED = 1_000_003
 """Seeds of a prompt's further videos lie this far apart."""
+MOST_VIDEOS = 100_000
+"""Videos of one call."""
 LARGEST_SIDE = 8192
 """Pixels of a written video's longer side."""
 
@@ -84,6 +86,11 @@ def generate(
             raise GuidedCDError(f"--{name} must be at least 1, not {value}.")
     if omega is not None and not 0 <= omega < math.inf:
         raise GuidedCDError(f"--omega must be a number of at least 0, not {omega}.")
+    if len(wanted) * per_prompt > MOST_VIDEOS:
+        raise GuidedCDError(
+            f"{len(wanted):,} prompts with --per-prompt {shortened(per_prompt, 20)} are more than {MOST_VIDEOS:,} "
+            "videos. Make them in several calls."
+        )
     last = seed + len(wanted) - 1 + COPY_SEED * (per_prompt - 1)
     if check_seed(seed) != last:
         check_seed(last, "with --seed and --per-prompt, the last video's seed")

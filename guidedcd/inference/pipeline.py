@@ -80,7 +80,7 @@ class StudentPipeline:
         if dtype not in DTYPES:
             raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
         run = read_run(folder / "run.json")
-        where = find_device(device or run.device)
+        where = find_device(run.device if device is None else device)
         with blame_memory("the teacher"):
             teacher = with_options(run.teacher, size or {}).build().to(where)
             # Adapters identify their teacher by its fingerprint, which depends on the size of its videos.

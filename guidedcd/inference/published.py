@@ -92,7 +92,7 @@ def load_published(
         raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
     path = Path(path).expanduser()
     exists(path, "the student", WHERE)  # before minutes go into the teacher
-    where = find_device(device or "auto")
+    where = find_device("auto" if device is None else device)
     with blame_memory("the teacher"):
         built = teacher.build().to(where, DTYPES[dtype] if dtype != "float32" else None)
     with blame_memory("the student"):
