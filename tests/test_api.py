@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -43,6 +44,21 @@ def test_every_public_name_is_importable_and_documented():
     assert set(guidedcd.__all__) <= set(dir(guidedcd))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         guidedcd.nothing  # noqa: B018
+
+
+def test_type_checkers_read_the_same_names():
+    """The imports for type checkers have the names and modules of the table that is used at run time."""
+    tree = ast.parse(Path(guidedcd.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    imported = {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    table = {name: place.partition(":")[::2] for name, place in guidedcd._PLACES.items()}
+
+    assert imported == {name: (module, attribute or name) for name, (module, attribute) in table.items()}
 
 
 def test_describing_a_run_imports_no_torch():

@@ -14,6 +14,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from guidedcd.config.run import Chosen
 from guidedcd.data.clips import Prompt
 from guidedcd.devices import blame_memory
 from guidedcd.evaluation.bootstrap import over_seeds
@@ -109,7 +110,7 @@ def build_metrics(chosen: Mapping[str, Any], registry: Registry, fps: float) -> 
         n: offered[n].config() for n in ("flicker", "dynamic-degree") if n in offered and n not in chosen
     }
     added = {n: attrs.evolve(c, fps=fps) if hasattr(c, "fps") else c for n, c in added.items()}
-    return [Metric(name, registry.get("metric", name).build(config)) for name, config in {**chosen, **added}.items()]
+    return [Metric(name, Chosen(name, config).build(registry)) for name, config in {**chosen, **added}.items()]
 
 
 def measure(

@@ -7,7 +7,8 @@ The run records its name and its source, so that it is not continued with anothe
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -101,9 +102,10 @@ class ObjectComponent(Component):
                 f"{self.kind} '{self.name}' is the Python object {self.target} with the source recorded in run.json, "
                 "which this process does not have: start from the program that defines it, through Run.from_profile."
             )
-        value = _OBJECTS[key]
+        value: Any = _OBJECTS[key]
         if inspect.isclass(value):
-            return value
+            build: Callable[..., Any] = value
+            return build if _is_complete(self.kind, value) else lambda config: _adapted(self.kind, build(config))
         return lambda config: _adapted(self.kind, value)
 
 
@@ -114,27 +116,49 @@ def component(kind: str, name: str, config: ComponentConfig | None = None) -> Ob
 
 
 def _adapted(kind: str, value: Any) -> Any:
-    """The object itself where it has what the engine reads of its kind, else a wrapper that has."""
-    needed = {"energy": "needs", "reward": "to"}.get(kind, "__call__")
-    return value if hasattr(value, needed) else _Adapter(value)
+    """The object itself if it has every attribute that the engine reads of its kind, else a wrapper that has."""
+    return value if _is_complete(kind, value) else _Adapter(value, _DEFAULTS[kind])
+
+
+def _is_complete(kind: str, value: Any) -> bool:
+    return all(hasattr(value, name) for name in _DEFAULTS.get(kind, ()))
 
 
 class _Adapter:
-    """A function with the attributes of a component; others are its own."""
+    """A callable with the attributes of a component: its own, and a default for each that it lacks."""
 
-    needs: tuple[str, ...] = ()
+    _value: Any
+    _defaults: Mapping[str, Any]
 
-    def __init__(self, value: Any) -> None:
-        """Take the function."""
-        self._value = value
+    def __init__(self, value: Any, defaults: Mapping[str, Any]) -> None:
+        """Wrap `value`, which lacks some of the attributes in `defaults`."""
+        vars(self).update(_value=value, _defaults=defaults)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """What the function returns."""
+        """Call the wrapped object."""
         return self._value(*args, **options)
 
     def __getattr__(self, name: str) -> Any:
+        if name in self._defaults and not hasattr(self._value, name):
+            return self._defaults[name]
         return getattr(self._value, name)
 
-    def to(self, *_: Any, **__: Any) -> _Adapter:
-        """Itself: a function has no weights to move."""
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._value, name, value)
+
+    def to(self, *args: Any, **options: Any) -> _Adapter:
+        """Move the wrapped object, if it has something to move; returns this wrapper."""
+        if hasattr(self._value, "to"):
+            self._value.to(*args, **options)
         return self
+
+
+def _word_count(text: str) -> int:
+    return len(text.split())
+
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "energy": {"needs": ()},
+    "reward": {"to": None, "max_tokens": sys.maxsize, "count_tokens": _word_count},
+}
+"""Attributes that the engine reads of a kind, with their defaults: a function reads captions of any length."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from guidedcd.testing import energies, other_kinds, rewards, routes
+from guidedcd.testing.subject import Subject
 
-if TYPE_CHECKING:
-    from guidedcd.testing.subject import Subject
+Rule = Callable[[Subject], None]
 
-Rule = Callable[["Subject"], None]
-
-RULES: dict[str, list[Rule]] = {
+RULES: dict[str, Sequence[Rule]] = {
     "energy": energies.RULES,
     "reward": rewards.RULES,
     "route": routes.RULES,
