@@ -1,4 +1,7 @@
-"""Where tensors live: the device a user asked for, and what to say when its memory runs out."""
+"""Devices and dtypes by their names in options, the processes of a launch, and errors of full memory.
+
+Importing this module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,17 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-
-import torch
+from typing import TYPE_CHECKING
 
 from guidedcd.errors import GuidedCDError, shortened
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""By the names that options have."""
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "float16", "bfloat16")
+"""torch's names of the floating-point types that options offer."""
+SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""torch's names by the short ones."""
 
 
 def device(name: str) -> torch.device:
@@ -21,6 +28,8 @@ def device(name: str) -> torch.device:
     Raises:
         GuidedCDError: This machine has no such device.
     """
+    import torch
+
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
@@ -38,6 +47,29 @@ def device(name: str) -> torch.device:
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise GuidedCDError("--device mps: this machine has no usable Apple GPU. Use --device cpu or auto.")
     return found
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype that torch calls `name`.
+
+    Raises:
+        GuidedCDError: The name is unknown.
+    """
+    import torch
+
+    if name not in DTYPES:
+        raise GuidedCDError(f"dtype must be {DTYPES[0]}, {DTYPES[1]} or {DTYPES[2]}, not '{shortened(name, 40)}'.")
+    return getattr(torch, name)
+
+
+def dtype_of_short(name: str) -> torch.dtype:
+    """The dtype of a key of `SHORT_DTYPES`."""
+    return dtype_of(SHORT_DTYPES[name])
+
+
+def dtype_of_precision(precision: str) -> torch.dtype | None:
+    """The dtype in which networks compute with an option `precision`; None for "no", which changes nothing."""
+    return None if precision == "no" else dtype_of_short(precision)
 
 
 def process() -> tuple[int, int]:
@@ -67,6 +99,8 @@ def _whole(variable: str, default: int) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out, on a GPU or on the host."""
+    import torch
+
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
@@ -86,6 +120,8 @@ def blame_memory(name: str, advice: str = "") -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        import torch
+
         held = (
             f" ({torch.cuda.max_memory_allocated() / 2**30:.1f} GB in use at the peak)"
             if torch.cuda.is_available()

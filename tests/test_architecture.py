@@ -27,7 +27,7 @@ FLOORS = (
     "documents locks",
     "errors version",
 )
-LIGHT = {"errors", "documents", "locks", "files", "console", "version", "plugins", "config", "cli"}
+LIGHT = {"errors", "devices", "documents", "locks", "files", "console", "version", "plugins", "config", "cli"}
 SLOW = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "open_clip"}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 TREES = {path.relative_to(ENGINE): ast.parse(path.read_text()) for path in sorted(ENGINE.rglob("*.py"))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 from attrs.validators import deep_iterable, ge, gt, in_, optional
 
+from guidedcd.devices import DTYPES
 from guidedcd.plugins.configs import _ascending, _between
 
 
@@ -52,7 +53,7 @@ class Preprocess:
     """Videos per shard; a finished shard is never computed again."""
     max_skipped: float = attrs.field(default=0.1, validator=_between(0, 1))
     """Stop when more than this share of the clips cannot be read; skipped ones are listed with their reason."""
-    dtype: str = attrs.field(default="float32", validator=in_(("float32", "float16", "bfloat16")))
+    dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
     """How stored predictions and scores are rounded; clean latents stay float32."""
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from guidedcd.config.resolve import choose
 from guidedcd.config.run import Chosen
-from guidedcd.devices import DTYPES, blame_memory
+from guidedcd.devices import blame_memory, dtype_of
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.pipeline import StudentPipeline, with_options
@@ -71,12 +71,11 @@ def load_teacher(
     Raises:
         GuidedCDError: There is no such teacher, or its weights cannot be read.
     """
-    if dtype not in DTYPES:
-        raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
+    weights_dtype = dtype_of(dtype)
     chosen = with_options(_teacher(name), size or {})
     where = find_device(device)
     with blame_memory("the teacher"):
-        teacher = chosen.build().to(where, DTYPES[dtype] if dtype != "float32" else None)
+        teacher = chosen.build().to(where, weights_dtype if dtype != "float32" else None)
     return TeacherPipeline(teacher)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from guidedcd.config.resolve import read_run
 from guidedcd.config.run import Chosen, Run
 from guidedcd.config.structure import Value, structure
-from guidedcd.devices import DTYPES, blame_memory
+from guidedcd.devices import blame_memory, dtype_of
 from guidedcd.devices import device as find_device
 from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import Stream, noise
@@ -77,8 +77,7 @@ class StudentPipeline:
             GuidedCDError: There is no student, its run cannot be found, or the size is not possible.
         """
         folder, weights = locate(Path(path))
-        if dtype not in DTYPES:
-            raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
+        weights_dtype = dtype_of(dtype)
         run = read_run(folder / "run.json")
         where = find_device(run.device if device is None else device)
         with blame_memory("the teacher"):
@@ -90,8 +89,8 @@ class StudentPipeline:
             student = Student.load(weights, teacher).to(where)
             teacher.geometry = asked
             if dtype != "float32":
-                teacher.to(where, DTYPES[dtype])
-                student.to(dtype=DTYPES[dtype])
+                teacher.to(where, weights_dtype)
+                student.to(dtype=weights_dtype)
         return cls(run=run, teacher=teacher, student=student, folder=folder, weights=weights)
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import nn
 
 from guidedcd.config import sections
 from guidedcd.config.run import Chosen, Run
-from guidedcd.devices import DTYPES, blame_memory
+from guidedcd.devices import blame_memory, dtype_of
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.pipeline import StudentPipeline
@@ -88,13 +88,12 @@ def load_published(
     """
     if window is not None and not 0 <= window <= 1:
         raise GuidedCDError(f"--window must lie between 0 and 1: {window:g}")
-    if dtype not in DTYPES:
-        raise GuidedCDError(f"dtype must be {', '.join(DTYPES)}, not '{dtype}'.")
+    weights_dtype = dtype_of(dtype)
     path = Path(path).expanduser()
     exists(path, "the student", WHERE)  # before minutes go into the teacher
     where = find_device("auto" if device is None else device)
     with blame_memory("the teacher"):
-        built = teacher.build().to(where, DTYPES[dtype] if dtype != "float32" else None)
+        built = teacher.build().to(where, weights_dtype if dtype != "float32" else None)
     with blame_memory("the student"):
         student = load_student(path, built)
     if window is not None and not student.energies:

@@ -14,6 +14,7 @@ import torch
 from guidedcd.acceleration.options import replays
 from guidedcd.config.run import Run
 from guidedcd.data.routing import Route
+from guidedcd.devices import dtype_of_precision
 from guidedcd.models.student import Student
 from guidedcd.planning.gpus import Machine
 from guidedcd.planning.meter import Cost, metered, size
@@ -21,8 +22,6 @@ from guidedcd.planning.preprocess_cost import empty
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training import distributed
 from guidedcd.training.losses import consistency
-
-NARROW = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @attrs.frozen(kw_only=True)
@@ -104,7 +103,7 @@ def training(run: Run, teacher: Any, cond: dict[str, tuple[int, ...]]) -> Traini
         student = Student(teacher, run.student, tuple(run.energies))
     named = list(student.network.parameters())
     trained, whole, width = sum(p.numel() for p in student.trainable), sum(map(torch.numel, named)), named[0].itemsize
-    if (narrow := NARROW[settings.precision]) is not None:
+    if (narrow := dtype_of_precision(settings.precision)) is not None:
         student.to(narrow)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing(settings.checkpointed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import attrs
 from attrs.validators import ge, gt, in_, le, optional
 
+from guidedcd.devices import SHORT_DTYPES
+
 
 def _between(low: float, high: float):
     """A validator for a number in [low, high]."""
@@ -80,7 +82,7 @@ class RewardModelConfig(RewardConfig):
     """The weights: `auto` (cache folder, then the hub), or a file."""
     arch: str = "published"
     """Sizes of the network in a file: `published` (the released model), or a JSON file."""
-    dtype: str = attrs.field(default="fp32", validator=in_(("fp32", "bf16", "fp16")))
+    dtype: str = attrs.field(default="fp32", validator=in_(tuple(SHORT_DTYPES)))
     """Of the network's matrices; pixels are prepared and scores are computed in fp32."""
     antialias: bool = True
     """Resize with antialiasing, as torchvision has done since 0.17; false is what it did to tensors before."""

@@ -12,11 +12,9 @@ import numpy
 
 from guidedcd.config.run import Run
 from guidedcd.console import console
+from guidedcd.devices import dtype_of
 from guidedcd.diffusion.guidance import draw_index, guided_from
 from guidedcd.errors import GuidedCDError
-
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
 
 ABOUT = 150
 """Bytes of JSON per video, besides its caption."""
@@ -61,7 +59,8 @@ def video_bytes(run: Run, latent: int, cond: int, scored: float, *, dtype: str |
         scored: How many of a video's draws have scores, on average.
         dtype: Another dtype than the run's.
     """
-    number, draws, energies = BYTES[dtype or run.preprocess.dtype], run.preprocess.draws_per_video, len(run.energies)
+    number = dtype_of(dtype or run.preprocess.dtype).itemsize
+    draws, energies = run.preprocess.draws_per_video, len(run.energies)
     about = 8 + 8 * draws * (1 + energies)  # the seed, and places of draws and of their scores
     return 4 * latent + cond + about + 2 * draws * latent * number + energies * scored * (latent * number + 4)
 

@@ -20,7 +20,7 @@ from guidedcd.acceleration.prefetch import ahead
 from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip, sample_of
 from guidedcd.data.routing import Sample
-from guidedcd.devices import DTYPES, blame_memory
+from guidedcd.devices import blame_memory, dtype_of
 from guidedcd.diffusion.guidance import draw_index, guided_from
 from guidedcd.diffusion.randomness import Stream, clip_seed, random_stream
 from guidedcd.energies import inversion
@@ -168,7 +168,7 @@ class ShardBuilder:
 
     def _tensors(self, work: ShardJobs) -> dict[str, Tensor]:
         """Everything as the store keeps it."""
-        kept, videos, count = DTYPES[self.run.preprocess.dtype], len(work.clips), len(work.jobs)
+        kept, videos, count = dtype_of(self.run.preprocess.dtype), len(work.clips), len(work.jobs)
         tensors: dict[str, Tensor] = {
             "z0": work.z0,
             "index": torch.tensor([job.index for job in work.jobs]).view(videos, -1),

@@ -17,9 +17,10 @@ from open_clip.model import CLIP, convert_weights_to_lp
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
+from guidedcd.devices import dtype_of_short
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.checkpoints.hub import Published, find
-from guidedcd.models.checkpoints.loading import DTYPES, architecture, describing, fill, open_weights, skeleton
+from guidedcd.models.checkpoints.loading import architecture, describing, fill, open_weights, skeleton
 from guidedcd.plugins.configs import RewardModelConfig
 from guidedcd.rewards.frozen import FrozenReward
 from guidedcd.rewards.pixels import CLIP_MEAN, CLIP_STD
@@ -161,7 +162,7 @@ class ImageTextReward(FrozenReward):
         weights: bool = True,
     ) -> None:
         state = open_weights(source.file(), what) if weights else None
-        model = load_clip(source.sizes, state, what, DTYPES[config.dtype])
+        model = load_clip(source.sizes, state, what, dtype_of_short(config.dtype))
         super().__init__(model, source.tokenizer())
         self.model.set_grad_checkpointing(config.gradient_checkpointing)
         self.config, self.prepare, self.tiled = config, prepare, tiled

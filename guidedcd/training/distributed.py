@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from guidedcd.config.run import Run
+from guidedcd.devices import dtype_of_precision
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
 from guidedcd.training.master_weights import MasterWeights
@@ -24,8 +25,11 @@ WHOLE = 1 / 16
 """Part of a network's numbers that FSDP2 leaves whole in every process: those of its smallest parameters."""
 GROUP = 1 / 12
 """Least part of a network's numbers that is put together at once: every time costs the host milliseconds."""
-DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": None}
-"""What the networks' weights are in; fp16 is autocast from float32 weights."""
+
+
+def weights_dtype(precision: str) -> torch.dtype | None:
+    """The dtype of the networks' weights; None leaves them: fp16 autocasts float32 weights."""
+    return None if precision == "fp16" else dtype_of_precision(precision)
 
 
 def accelerator_for(run: Run, where: torch.device) -> Accelerator:
@@ -52,7 +56,7 @@ def distribute(student: Student, run: Run, accelerator: Accelerator) -> tuple[An
 
     Both ways average gradients over the processes.
     """
-    dtype = DTYPES[run.train.precision]
+    dtype = weights_dtype(run.train.precision)
     decay = run.train.average if run.student.ema is None else run.student.ema
     if accelerator.num_processes > 1 and run.train.parallel == "fsdp":
         device = next(student.network.parameters()).device

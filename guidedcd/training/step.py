@@ -72,7 +72,7 @@ class TrainStep:
         self.grid = self.schedule.grid(run.solver.steps).to(self.device)
         with blame_memory("the student", "Use --student.kind lora"):
             torch.manual_seed(run.seed)
-            vae, dtype = getattr(teacher, "vae", None), distributed.DTYPES[settings.precision]
+            vae, dtype = getattr(teacher, "vae", None), distributed.weights_dtype(settings.precision)
             if isinstance(vae, nn.Module) and dtype is not None:
                 nn.Module.to(vae, dtype)
             paths = choose(settings.fast, teacher.network)

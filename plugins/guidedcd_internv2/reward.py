@@ -13,8 +13,9 @@ from guidedcd_shapes.models import embedded
 from guidedcd_shapes.tokens import WorldTokens
 from torch import Tensor
 
+from guidedcd.devices import dtype_of_short
 from guidedcd.models.checkpoints.hub import Published, find
-from guidedcd.models.checkpoints.loading import DTYPES, architecture, assign, describing, fill, open_weights, skeleton
+from guidedcd.models.checkpoints.loading import architecture, assign, describing, fill, open_weights, skeleton
 from guidedcd.rewards import pixels
 from guidedcd.rewards.frozen import FrozenReward
 from guidedcd.rewards.tokenizers import BertTokens, Tokenizer, Unread
@@ -68,7 +69,8 @@ class InternV2(FrozenReward):
             path = embedded("internv2")[0] if shapes else find(config.path, PUBLISHED, "internv2")
             state = open_weights(path, "internv2")
         tokenizer = self.tokens(config) if weights else Unread(complete(sizes)["max_txt_l"])
-        super().__init__(load_internvideo2(sizes, state, "internv2", DTYPES[config.dtype], config.gelu), tokenizer)
+        dtype = dtype_of_short(config.dtype)
+        super().__init__(load_internvideo2(sizes, state, "internv2", dtype, config.gelu), tokenizer)
         self.model.gradient_checkpointing(config.gradient_checkpointing)
         self.config = config
 

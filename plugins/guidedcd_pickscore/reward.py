@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPConfig, CLIPModel
 
+from guidedcd.devices import dtype_of_short
 from guidedcd.models.checkpoints.hub import Published, find
-from guidedcd.models.checkpoints.loading import DTYPES, architecture, describing, fill, finish, open_weights, skeleton
+from guidedcd.models.checkpoints.loading import architecture, describing, fill, finish, open_weights, skeleton
 from guidedcd.rewards import pixels
 from guidedcd.rewards.frozen import FrozenReward
 from guidedcd.rewards.tokenizers import Tokenizer, TransformersClipTokens
@@ -63,7 +64,7 @@ class PickScore(FrozenReward):
     def __init__(self, config: PickScoreConfig, *, weights: bool = True) -> None:
         sizes = architecture(config.arch, FULL, "pickscore")
         state = open_weights(find(config.path, PUBLISHED, "pickscore"), "pickscore") if weights else None
-        model = load_clip_model(sizes, state, "pickscore", DTYPES[config.dtype])
+        model = load_clip_model(sizes, state, "pickscore", dtype_of_short(config.dtype))
         super().__init__(model, self.tokens(config))
         self.config = config
         if config.gradient_checkpointing:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import attrs
 from attrs.validators import ge, in_
 
+from guidedcd.devices import DTYPES
 from guidedcd.plugins.configs import TeacherConfig
 from guidedcd.plugins.hookspecs import hookimpl
-
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 @attrs.frozen(kw_only=True)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from guidedcd.data.geometry import Geometry
+from guidedcd.devices import dtype_of
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.models.checkpoints import hub
 from guidedcd.models.checkpoints.architecture import Architecture
@@ -100,7 +101,7 @@ def _teacher(
     channels: int | None = None,
     compression: int | None = None,
 ) -> LatentTeacher:
-    dtype = getattr(torch, config.dtype)
+    dtype = dtype_of(config.dtype)
     return kind(
         network=network.to(dtype),
         vae=vae.to(dtype),

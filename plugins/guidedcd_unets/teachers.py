@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from guidedcd.devices import dtype_of
 from guidedcd.models.checkpoints.hub import Published, find
 from guidedcd.models.checkpoints.open_clip_tokens import START, ClipTokens
 from guidedcd.models.teachers.animatediff import load_animatediff
@@ -27,7 +26,7 @@ def videocrafter2(config: VideoCrafter2Config, *, weights: bool = True) -> Laten
         frames=config.frames,
         height=config.height,
         width=config.width,
-        dtype=getattr(torch, config.dtype),
+        dtype=dtype_of(config.dtype),
     )
 
 
@@ -38,7 +37,7 @@ def unet3d(config: UNet3DConfig, *, weights: bool = True) -> LatentTeacher:
     teacher = load_unet3d(config.path, frames=config.frames, height=config.height, width=config.width, fps=config.fps)
     if teacher.text.tokenizer.bos_token == START:  # a folder that was converted here: same text, same tokens
         teacher.text = ClipTokens(teacher.text.model)
-    return teacher.to("cpu", getattr(torch, config.dtype))
+    return teacher.to("cpu", dtype_of(config.dtype))
 
 
 def animatediff(config: AnimateDiffConfig, *, weights: bool = True) -> LatentTeacher:
@@ -53,5 +52,5 @@ def animatediff(config: AnimateDiffConfig, *, weights: bool = True) -> LatentTea
         width=config.width,
         fps=config.fps,
         betas=config.betas,
-        dtype=getattr(torch, config.dtype),
+        dtype=dtype_of(config.dtype),
     )

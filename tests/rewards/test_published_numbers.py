@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from tiny_rewards import BUILDERS, CAPTIONS, image_text, video, video_text, write
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from guidedcd.devices import dtype_of_short
 from guidedcd.models.checkpoints import loading
 from guidedcd.models.checkpoints.loading import skeleton
 from guidedcd.parity import rewards as parity
-from guidedcd.parity.__main__ import _compared, _results
+from guidedcd.parity.__main__ import _compare, _results
 from guidedcd.plugins.registry import Component
 from guidedcd.rewards.image_text import build_clip, load_clip
 from guidedcd.testing import checks_of
@@ -44,7 +45,7 @@ def test_published_numbers_are_reproduced(shared):
     rows = []
     for place, family, results in _results(shared("rewards")):
         if family is parity:
-            rows += [row for name, values in results.items() for row in _compared(place / name, values, family)]
+            rows += [row for name, values in results.items() for row in _compare(place / name, values, family)]
     assert len(rows) > 250
     assert [f"{row.file.parent.name} {row.key} {row.error} {row.note}" for row in rows if not row.ok] == []
 
@@ -162,11 +163,11 @@ def test_low_precision_is_close_and_lean(files, name, dtype, close):
     """In bf16 and fp16 the matrices are stored in that dtype, also for low-precision pixels, and scores stay close."""
     exact, low = BUILDERS[name](files), BUILDERS[name](files, dtype=dtype)
     torch.testing.assert_close(
-        low(video().to(loading.DTYPES[dtype]), CAPTIONS), exact(video(), CAPTIONS), atol=close, rtol=0
+        low(video().to(dtype_of_short(dtype)), CAPTIONS), exact(video(), CAPTIONS), atol=close, rtol=0
     )
     matrices = [p for p in low.parameters() if p.ndim == 2 and p.shape[0] == 3 * p.shape[1]]
     assert matrices
-    assert all(p.dtype == loading.DTYPES[dtype] for p in matrices)
+    assert all(p.dtype == dtype_of_short(dtype) for p in matrices)
 
 
 @each

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from guidedcd.console import console
+from guidedcd.devices import dtype_of
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing, write_json
 from guidedcd.inference.export.model_card import write_card
@@ -114,13 +115,12 @@ def convert_videocrafter2(
     """
     out = Path(out).expanduser()
     free(out)
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise GuidedCDError(f"--dtype must be float32, float16 or bfloat16: {dtype}")
+    weights_dtype = dtype_of(dtype)
     fps, architecture = check_fps(fps), Architecture.read(arch)
     state = open_state(exists(path, "VideoCrafter2's model.ckpt", videocrafter2.WHERE))
     views = videocrafter2.split(state)
     schedule = videocrafter2.schedule(architecture, state)
-    kept: dict[str, Any] = {"dtype": getattr(torch, dtype), "copy": False}
+    kept: dict[str, Any] = {"dtype": weights_dtype, "copy": False}
     given = _inputs(architecture)
     expected: dict[str, Tensor] = {}
     options: dict[str, Any] = {"dtype": dtype, "prompts": []}

@@ -101,9 +101,6 @@ def finish(module: nn.Module, device: torch.device | str) -> None:
         assign(module, name, torch.arange(buffer.shape[-1], device=device).expand(buffer.shape).clone())
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 WRAPPERS = ("state_dict", "module", "model")
 """Entries under which training code puts the weights."""
 
