@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from guidedcd.errors import GuidedCDError, shortened, shown, unreadable
+from guidedcd.files import open_regular
 
 LARGEST = 64 * 2**20
 """Bytes of the largest document that is read."""
@@ -31,15 +31,10 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
         GuidedCDError: It is missing, may not be read, is no regular file, is too large, or is not UTF-8.
     """
     try:
-        # Not to wait for a writer where a named pipe lies.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(descriptor, "rb") as handle:
-            about = os.fstat(descriptor)
-            if not stat.S_ISREG(about.st_mode):
-                kind = "a folder" if stat.S_ISDIR(about.st_mode) else "a device or pipe"
-                raise GuidedCDError(f"{path} is {kind}, not a file.")
-            if about.st_size > largest:
-                raise GuidedCDError(f"{path} has {about.st_size:,} bytes; at most {largest:,} are read.")
+        with open_regular(path) as handle:
+            size = os.fstat(handle.fileno()).st_size
+            if size > largest:
+                raise GuidedCDError(f"{path} has {size:,} bytes; at most {largest:,} are read.")
             return handle.read().decode("utf-8-sig")
     except OSError as error:
         raise unreadable(error, path) from None

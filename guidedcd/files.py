@@ -18,7 +18,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from guidedcd import locks
 from guidedcd.errors import GuidedCDError, shortened, unwritable
@@ -248,7 +248,32 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read its bytes. A named pipe would wait for a writer, and a device may never end.
+
+    Raises:
+        OSError: It cannot be opened.
+        GuidedCDError: It is a device, pipe or socket.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise GuidedCDError(f"{path} is a device or pipe, not a file.")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as handle:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        OSError: It cannot be read.
+        GuidedCDError: It is a device, pipe or socket.
+    """
+    with open_regular(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

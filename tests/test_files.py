@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError, unwritable
-from guidedcd.files import append_text, check_writable, digest, leftovers, replacing, write_json
+from guidedcd.files import append_text, check_writable, digest, file_digest, leftovers, replacing, write_json
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path):
@@ -150,6 +150,16 @@ def test_devices_are_not_replaced(tmp_path):
         write_json(tmp_path / "pipe", 1)
 
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    """A named pipe or a device in the place of a file is refused at once, whoever reads it."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(GuidedCDError, match="is a device or pipe, not a file"):
+            file_digest(path)
+    with pytest.raises(IsADirectoryError):
+        file_digest(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["n" * 256, "\u00e4" * 128, "a\udcff", "a\0b"])

@@ -86,14 +86,14 @@ def generate(
             raise GuidedCDError(f"--{name} must be at least 1, not {value}.")
     if omega is not None and not 0 <= omega < math.inf:
         raise GuidedCDError(f"--omega must be a number of at least 0, not {omega}.")
+    last = seed + len(wanted) - 1 + COPY_SEED * (per_prompt - 1)
+    if check_seed(seed) != last:
+        check_seed(last, "with --seed and --per-prompt, the last video's seed")
     if len(wanted) * per_prompt > MOST_VIDEOS:
         raise GuidedCDError(
             f"{len(wanted):,} prompts with --per-prompt {shortened(per_prompt, 20)} are more than {MOST_VIDEOS:,} "
             "videos. Make them in several calls."
         )
-    last = seed + len(wanted) - 1 + COPY_SEED * (per_prompt - 1)
-    if check_seed(seed) != last:
-        check_seed(last, "with --seed and --per-prompt, the last video's seed")
     if steps is not None:
         multistep_timesteps(steps)  # refuses too many before anything is loaded
     check(fast)

@@ -23,7 +23,7 @@ from guidedcd.devices import device as find_device
 from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import Stream, noise
 from guidedcd.diffusion.sampler import sample
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.inference.teacher_sampler import teacher_sample
 from guidedcd.models.student import Student
 from guidedcd.plugins.configs import EnergyConfig
@@ -88,6 +88,11 @@ class StudentPipeline:
             teacher.geometry = attrs.evolve(asked, **trained_with)
             student = Student.load(weights, teacher).to(where)
             teacher.geometry = asked
+            if stray := sorted(set(student.energies) - set(run.energies)):
+                raise GuidedCDError(
+                    f"{weights / 'student.json'} names the energy '{shortened(stray[0])}', which {folder / 'run.json'} "
+                    "does not have: the two files belong to different runs."
+                )
             if dtype != "float32":
                 teacher.to(where, weights_dtype)
                 student.to(dtype=weights_dtype)

@@ -20,7 +20,7 @@ from guidedcd.config import sections
 from guidedcd.diffusion.embeddings import EMBEDDING, guidance_embedding
 from guidedcd.documents import check_form, read_json
 from guidedcd.errors import GuidedCDError, unreadable
-from guidedcd.files import replacing, write_json
+from guidedcd.files import open_regular, replacing, write_json
 from guidedcd.models.guidance_inputs import GuidanceProjection
 
 FORMAT = 1
@@ -193,7 +193,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         GuidedCDError: The file is missing, may not be read, or is damaged.
     """
     try:
-        with open(path, "rb"):  # tells a matter of permissions from damage
+        with open_regular(path):  # tells a matter of permissions from damage
             return load_file(path)
     except PermissionError as error:
         raise unreadable(error, path) from error

@@ -21,7 +21,7 @@ from guidedcd.data.routing import Sample
 from guidedcd.diffusion.randomness import noise
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError, NoPermissionError, unreadable
-from guidedcd.files import difference, digest, file_digest, replacing, write_json
+from guidedcd.files import difference, digest, file_digest, open_regular, replacing, write_json
 from guidedcd.preprocessing.shards import (
     FORMAT,
     damaged,
@@ -176,7 +176,7 @@ class LatentStore:
                 self._open.pop(next(iter(self._open)))
             path = self.folder / f"{shard_name(shard)}.safetensors"
             try:
-                with open(path, "rb"):  # tells a matter of permissions from damage
+                with open_regular(path):  # tells a matter of permissions from damage
                     self._open[shard] = safe_open(path, framework="pt")
             except PermissionError as error:
                 raise unreadable(error, path) from error

@@ -52,6 +52,16 @@ def test_videos_lie_in_the_run_with_their_metadata(run):
     assert (about["frames"], about["fps"], about["enlarge"], about["height"]) == (4, 8, 16, 256)
 
 
+def test_a_student_of_another_run_is_refused(tmp_path):
+    """A student whose energies the run.json beside it lacks was put there by mistake: the error names both files."""
+    run = tiny_run.run_folder(tmp_path / "run", energies={"calm": {}})
+    about = json.loads((run / "student" / "student.json").read_text())
+    (run / "student" / "student.json").write_text(json.dumps({**about, "energies": ["other"]}))
+
+    with pytest.raises(GuidedCDError, match=r"student\.json names the energy 'other', which .*run\.json does not have"):
+        pipeline.StudentPipeline.from_run(run)
+
+
 def test_a_video_does_not_depend_on_its_batch(run):
     """A prompt's video is the same alone, with its own seed, as in the middle of a batch."""
     loaded = pipeline.StudentPipeline.from_run(run)

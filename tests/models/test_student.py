@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import attrs
 import pytest
 import torch
@@ -50,6 +52,9 @@ def test_a_damaged_student_is_named(teacher, tmp_path):
         Student.load(tmp_path, teacher)
     path.unlink()
     with pytest.raises(GuidedCDError, match=r"model\.safetensors is damaged .*Delete"):
+        Student.load(tmp_path, teacher)
+    os.mkfifo(path)
+    with pytest.raises(GuidedCDError, match=r"model\.safetensors is a device or pipe"):
         Student.load(tmp_path, teacher)
 
 
