@@ -133,7 +133,8 @@ def passes(options: Any, draws: int, videos: int = 64) -> tuple[float, float]:
     for job in worker.jobs(range(videos)):
         wanted[job.video].add(job.index)
     z0 = torch.zeros(videos, 1, 1, 1, 1)
-    made = [len(p) for p in references.inversions(blank, z0, {}, options.steps, wanted, worker.rows)]
+    steps = references.inversion_passes(blank, z0, {}, options.steps, wanted, worker.rows)
+    made = [len(step.videos) for step in steps]
     return sum(made) / videos, len(made) * worker.rows / videos
 
 
@@ -247,7 +248,7 @@ class Bench:
         worker = GuidedShardBuilder(run(self.options, self.fast, "inversion", 1), quick)
         rows = worker.rows
         z, _, prompt = bare.inputs(rows, self.device, torch.float32, self.options.tiny)
-        steps = references.inversions(
+        steps = references.inversion_passes(
             quick, z, {"prompt_embeds": prompt}, self.options.steps, [{self.options.steps - 1}] * rows, rows
         )
         self.part("inversion", lambda: next(steps), rows)

@@ -1,113 +1,185 @@
-"""Gradients of energies at noisy latents, and the prediction that the same forward pass gives.
+"""Gradients of energies with respect to noisy latents, and the prediction of the same forward pass.
 
-Legend: N samples, B of them with a gradient at once; latents (N, C, F, H, W).
+Legend: N samples, B of them in a pass with a gradient; latents (N, C, F, H, W).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
+import attrs
 import torch
 from torch import Tensor
 
 from guidedcd.acceleration.activation_checkpointing import recomputing
 from guidedcd.config.run import Run
+from guidedcd.diffusion.seen import Seen
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.attention_probes import recorded_layers, temporal_layers
+from guidedcd.models.teachers.protocol import Cond, Teacher
+
+Reference = Any
+"""What an energy compares against: a `Seen`, or what the energy's own `keep` made of one."""
+
+
+class Energy(Protocol):
+    """A scalar function of what a network predicts and of a reference."""
+
+    @property
+    def needs(self) -> Sequence[str]:
+        """Activations to record, for example "temporal-attention:official"."""
+
+    def __call__(self, seen: Seen, reference: Reference) -> Tensor:
+        """The energy of each sample (B,), differentiable in `seen.z`."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class EnergyTerm:
+    """An energy with its reference."""
+
+    name: str
+    """For errors."""
+    energy: Energy
+    reference: Reference
+    plugin: str | None = None
+    """The plugin that the energy comes from, for the note of an exception."""
+
+
+def energy_gradients(
+    teacher: Teacher,
+    z: Tensor,
+    t: Tensor,
+    cond: Cond,
+    terms: Sequence[EnergyTerm],
+    captions: Sequence[str] = (),
+    **options: Any,
+) -> tuple[Tensor, list[Tensor]]:
+    """The prediction at `z`, and each energy's gradient with respect to `z`, from one forward pass.
+
+    The gradient of the energy's sum over samples gives each sample its own gradient: no sample's prediction depends on
+    another's latents. This is the score of the paper's Equation 2 without its scale.
+
+    Args:
+        teacher: Predicts at `z`.
+        z: Noisy latents (B, C, F, H, W).
+        t: Training timesteps (B,).
+        cond: Conditioning with first dimension B.
+        terms: The energies with their references.
+        captions: B texts that the energies receive.
+        options: `tail` and `recompute` of a teacher that has them, see `LatentTeacher.seen`.
+
+    Returns:
+        (prediction like `z`, one gradient like `z` per term), both without a gradient of their own.
+
+    Raises:
+        GuidedCDError: A gradient is not finite.
+    """
+    needs = tuple(dict.fromkeys(need for term in terms for need in term.energy.needs))
+    gradients: list[Tensor] = []
+    forward: Any = teacher.seen  # `options` of a teacher with `tails` go beyond the protocol
+    with torch.enable_grad():
+        z = z.detach().requires_grad_(True)
+        seen = forward(z, t, cond, needs=needs, captions=captions, **options)
+        for number, term in enumerate(terms, 1):
+            try:
+                value = term.energy(seen, term.reference)
+                (gradient,) = torch.autograd.grad(value.sum(), z, retain_graph=number < len(terms))
+            except Exception as error:
+                error.add_note(f"in energy '{term.name}'" + (f" of {term.plugin}" if term.plugin else ""))
+                raise
+            finite = gradient.isfinite().flatten(1).all(1).tolist()
+            if not all(finite):
+                rows = [row for row, is_finite in enumerate(finite) if not is_finite]
+                samples = ", ".join(repr(captions[row]) if captions else f"sample {row}" for row in rows)
+                raise GuidedCDError(f"energy '{term.name}' gave a gradient that is not finite for {samples}.")
+            gradients.append(gradient.detach())
+    return seen.output.detach(), gradients
 
 
 class EnergyGradients:
-    """The energies of a run.
+    """The gradients of a run's energies.
 
     An energy that sets `records_only` reads nothing of a pass but its records: the passes of references then end at the
-    last record, and what follows it has no gradient. An energy with `keep(reference)` is given, as its reference, what
-    that returned right after the reference's pass; it should hold little memory.
+    last record, and the layers behind it have no gradient. An energy with `keep(reference)` receives as its reference
+    what `keep` returned right after the reference's pass, which should take little memory.
     """
 
-    def __init__(self, run: Run, teacher: Any) -> None:
+    def __init__(self, run: Run, teacher: Teacher) -> None:
+        """Build the energies of `run` for a teacher on its device."""
         self.run, self.teacher = run, teacher
-        self.energies = run.build("energy")
+        self.energies: dict[str, Energy] = run.build("energy")
         self.needs = tuple(dict.fromkeys(need for energy in self.energies.values() for need in energy.needs))
         self.recompute = run.preprocess.recompute
-        self.reference_of = {name: config.reference for name, config in run.energies.items()}
-        self.tails = getattr(teacher, "tails", False)
+        self.kind_of = {name: config.reference for name, config in run.energies.items()}
+        self.tails: bool = getattr(teacher, "tails", False)
 
     def __call__(
         self,
         z: Tensor,
         t: Tensor,
-        text: dict[str, Tensor],
+        cond: Cond,
         captions: Sequence[str],
-        at: Mapping[str, tuple[Tensor, Tensor]],
-        batch: int,
+        references: Mapping[str, tuple[Tensor, Tensor]],
+        batch_size: int,
     ) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
-        """Scores of N samples; references take one pass of all N for each kind, gradients come `batch` at a time.
+        """Predictions and gradients of N samples.
+
+        Each kind of reference takes one pass of all N samples; passes with a gradient have `batch_size` samples.
 
         Args:
             z: Noisy latents.
             t: Training timesteps (N,).
-            text: Conditioning of the captions, first dimension N.
-            captions: N of them.
-            at: By kind of reference, its latents like `z` and their timesteps (N,).
-            batch: The most samples B of a pass with gradient.
+            cond: Conditioning of the captions, first dimension N.
+            captions: N texts.
+            references: By kind of reference, its latents like `z` and their timesteps (N,).
+            batch_size: The most samples B of a pass with a gradient.
 
         Yields:
-            (first sample, prediction (B, C, F, H, W), by energy its gradient like it), float32.
+            (first sample, prediction (B, C, F, H, W), by energy its gradient like the prediction), float32.
 
         Raises:
             GuidedCDError: A gradient is not finite.
         """
-        theirs = self._references(at, text, captions, batch)
-        for number, start in enumerate(range(0, len(z), batch)):
-            rows = slice(start, start + batch)
-            some = {key: value[rows] for key, value in text.items()}
-            mine = {name: kept[number] for name, kept in theirs.items()}
-            yield start, *self._gradients(z[rows], t[rows], some, captions[rows], mine)
-
-    def _references(
-        self, at: Mapping[str, tuple[Tensor, Tensor]], text: dict[str, Tensor], captions: Sequence[str], batch: int
-    ) -> dict[str, list[Any]]:
-        """By energy, what it is given as reference for each group of `batch` samples."""
-        found: dict[str, list[Any]] = {name: [] for name in self.energies}
-        for kind, (latents, when) in at.items():
-            asking = [name for name in self.energies if self.reference_of[name] == kind]
-            needs = tuple(dict.fromkeys(need for name in asking for need in self.energies[name].needs))
-            options = {"tail": "none"} if self._records_only(asking) and needs else {}
-            with torch.no_grad():
-                seen = self.teacher.seen(latents, when, text, needs=needs, captions=captions, **options)
-                for start in range(0, len(latents), batch):
-                    rows = seen.rows(start, start + batch)
-                    for name in asking:
-                        keep = getattr(self.energies[name], "keep", None)
-                        found[name].append(rows if keep is None else keep(rows))
-        return found
-
-    def _gradients(
-        self, z: Tensor, t: Tensor, text: dict[str, Tensor], captions: Sequence[str], theirs: Mapping[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The prediction at `z`, and the gradient of every energy there."""
+        kept = self._references(references, cond, captions, batch_size)
         options: dict[str, Any] = {}
         if self.tails:
             options = {"tail": "detached" if self._records_only(self.energies) else "whole"}
             options["recompute"] = self.recompute != "nothing"
-        found: dict[str, Tensor] = {}
-        with torch.enable_grad(), self._recomputing():
-            z = z.detach().requires_grad_(True)
-            seen = self.teacher.seen(z, t, text, needs=self.needs, captions=captions, **options)
-            for number, (name, energy) in enumerate(self.energies.items()):
-                try:
-                    value = energy(seen, theirs[name])
-                    more = number + 1 < len(self.energies)
-                    (found[name],) = torch.autograd.grad(value.sum(), z, retain_graph=more)
-                except Exception as error:
-                    error.add_note(f"in energy '{name}' of {self.run.component('energy', name).plugin}")
-                    raise
-                if not torch.isfinite(found[name]).all():
-                    bad = [repr(c) for c, g in zip(captions, found[name], strict=True) if not torch.isfinite(g).all()]
-                    raise GuidedCDError(f"energy '{name}' gave a gradient that is not finite for {', '.join(bad)}.")
-        return seen.output.detach().float(), {name: gradient.float() for name, gradient in found.items()}
+        plugins = {name: str(self.run.component("energy", name).plugin) for name in self.energies}
+        for group, start in enumerate(range(0, len(z), batch_size)):
+            rows = slice(start, start + batch_size)
+            terms = [
+                EnergyTerm(name=name, energy=energy, reference=kept[name][group], plugin=plugins[name])
+                for name, energy in self.energies.items()
+            ]
+            own = {key: value[rows] for key, value in cond.items()}
+            with self._recomputing():
+                output, gradients = energy_gradients(
+                    self.teacher, z[rows], t[rows], own, terms, captions[rows], **options
+                )
+            by_name = zip(self.energies, gradients, strict=True)
+            yield start, output.float(), {name: gradient.float() for name, gradient in by_name}
+
+    def _references(
+        self, references: Mapping[str, tuple[Tensor, Tensor]], cond: Cond, captions: Sequence[str], batch_size: int
+    ) -> dict[str, list[Reference]]:
+        """By energy, its reference for each group of `batch_size` samples."""
+        kept: dict[str, list[Reference]] = {name: [] for name in self.energies}
+        forward: Any = self.teacher.seen  # `options` of a teacher with `tails` go beyond the protocol
+        for kind, (latents, t) in references.items():
+            names = [name for name in self.energies if self.kind_of[name] == kind]
+            needs = tuple(dict.fromkeys(need for name in names for need in self.energies[name].needs))
+            options = {"tail": "none"} if self._records_only(names) and needs else {}
+            with torch.no_grad():
+                seen = forward(latents, t, cond, needs=needs, captions=captions, **options)
+                for start in range(0, len(latents), batch_size):
+                    rows = seen.rows(start, start + batch_size)
+                    for name in names:
+                        keep = getattr(self.energies[name], "keep", None)
+                        kept[name].append(rows if keep is None else keep(rows))
+        return kept
 
     def _recomputing(self) -> AbstractContextManager[None]:
         """The context in which gradients are taken: fewer activations are kept, see `preprocess.recompute`."""
@@ -117,5 +189,5 @@ class EnergyGradients:
         temporal, recorded = temporal_layers(network).values(), recorded_layers(network, self.needs)
         return recomputing(network, self.recompute, temporal=temporal, keep=recorded)
 
-    def _records_only(self, names: Any) -> bool:
+    def _records_only(self, names: Collection[str]) -> bool:
         return self.tails and all(getattr(self.energies[name], "records_only", False) for name in names)

@@ -108,6 +108,13 @@ class TeacherPipeline:
         noise = initial(self.teacher, seeds, REFERENCE_DRAW)
         # The components of the kind energy have configs that derive from EnergyConfig.
         return [
-            Guide(energy=one.build(), config=cast(EnergyConfig, one.config), z0=latents, cond=cond, noise=noise)
+            Guide(
+                name=one.name,
+                energy=one.build(),
+                config=cast(EnergyConfig, one.config),
+                z0=latents,
+                cond=cond,
+                noise=noise,
+            )
             for one in chosen
         ]

@@ -6,7 +6,6 @@ Legend: B batch, C channels, F frames, H/W latent size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 import torch
@@ -14,7 +13,9 @@ from torch import Tensor
 
 from guidedcd.diffusion.guidance import Rule, TeacherStep, combine, guidance_term, guided_from, guided_step
 from guidedcd.energies import inversion
+from guidedcd.energies.gradients import Energy, EnergyTerm, energy_gradients
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.teachers.protocol import Cond, Teacher
 from guidedcd.plugins.configs import EnergyConfig
 
 
@@ -22,22 +23,28 @@ from guidedcd.plugins.configs import EnergyConfig
 class Guide:
     """An energy that steers the teacher's own sampler towards reference videos."""
 
-    energy: Any
+    energy: Energy
     """Called as energy(seen, reference) -> (B,)."""
     config: EnergyConfig
     """scale or relative, fraction, reference."""
     z0: Tensor
     """Clean latents of the reference videos (B, C, F, H, W)."""
-    cond: dict[str, Tensor]
+    cond: Cond
     """Conditioning of the reference videos' captions."""
     noise: Tensor | None = None
     """For reference="single-step": noise like `z0`, other than the sample's."""
+    name: str = attrs.field()
+    """For errors; by default the name of the energy's class."""
+
+    @name.default
+    def _class_name(self) -> str:
+        return type(self.energy).__name__
 
 
 def teacher_sample(
-    teacher: Any,
-    cond: dict[str, Tensor],
-    null: dict[str, Tensor],
+    teacher: Teacher,
+    cond: Cond,
+    null: Cond,
     latents: Tensor,
     steps: int,
     omega: float | Tensor,
@@ -71,75 +78,60 @@ def teacher_sample(
         return _dpm(teacher, cond, null, latents, steps, omega)
     if solver != "ddim":
         raise GuidedCDError(f"no solver named '{solver}'. Use ddim or dpm++.")
-    schedule, z, how = teacher.schedule, latents, Rule(rule, factor)
-    tracks = [_Track(teacher, guide, steps) for guide in energies or ()]
-    for index, at in reversed(list(enumerate(schedule.grid(steps).tolist()))):
-        t = torch.full((z.shape[0],), at, device=z.device)
-        active = [track for track in tracks if index >= track.first]
+    schedule, z, guidance_rule = teacher.schedule, latents, Rule(rule, factor)
+    references = [_References(teacher, guide, steps) for guide in energies or ()]
+    for index, timestep in reversed(list(enumerate(schedule.grid(steps).tolist()))):
+        t = torch.full((z.shape[0],), timestep, device=z.device)
+        active = [one for one in references if index >= one.first]
+        gradients: list[Tensor] = []
         if active:
             with torch.no_grad():
                 o_u = teacher.net(z, t, null)
-            o_c, scores = _scores(teacher, z, t, cond, active, index)
+            o_c, gradients = energy_gradients(teacher, z, t, cond, [one.term(t, index) for one in active])
         else:
-            (o_c, o_u), scores = _both(teacher, z, t, cond, null, omega), []
+            o_c, o_u = _both(teacher, z, t, cond, null, omega)
         step = TeacherStep(z, t, o_c, o_u, omega)
         terms = []
-        for track, score in zip(active, scores, strict=True):
-            config = track.guide.config
-            relative = config.relative is not None
-            strength = torch.full_like(omega, config.relative if relative else config.scale)
-            terms.append(guidance_term(schedule, step, score, strength, relative, how))
-        z = guided_step(schedule, step, schedule.previous(t, steps), terms, how)
+        for one, score in zip(active, gradients, strict=True):
+            config = one.guide.config
+            strength = torch.full_like(omega, config.scale if config.relative is None else config.relative)
+            terms.append(guidance_term(schedule, step, score, strength, config.relative is not None, guidance_rule))
+        z = guided_step(schedule, step, schedule.previous(t, steps), terms, guidance_rule)
     return z
 
 
-class _Track:
-    """One guide's references at every guided grid point, computed once before sampling."""
+class _References:
+    """A guide's references at every guided grid point; an inversion is computed once, before sampling."""
 
-    def __init__(self, teacher: Any, guide: Guide, steps: int) -> None:
+    def __init__(self, teacher: Teacher, guide: Guide, steps: int) -> None:
         self.teacher, self.guide = teacher, guide
         self.first = guided_from(guide.config.fraction, steps)
-        self.latents: dict[int, Tensor] = {}
+        """The smallest guided index of the grid."""
+        self.inverted: dict[int, Tensor] = {}
         if guide.config.reference == "single-step" and guide.noise is None:
             raise GuidedCDError("a guide with reference 'single-step' needs noise of its own.")
         if guide.config.reference == "inversion" and self.first < steps:
-            track = inversion.invert(teacher, guide.z0, guide.cond, steps, steps - 1)
-            self.latents = {index: z for index, z in track if index >= self.first}
+            trajectory = inversion.invert(teacher, guide.z0, guide.cond, steps, steps - 1)
+            self.inverted = {index: z for index, z in trajectory if index >= self.first}
 
-    def seen(self, t: Tensor, index: int) -> Any:
-        """What the teacher sees in the references at grid point `index`."""
-        guide = self.guide
+    def term(self, t: Tensor, index: int) -> EnergyTerm:
+        """The energy with its reference at grid point `index`, whose timestep is `t` (B,)."""
+        guide, schedule = self.guide, self.teacher.schedule
         match guide.config.reference:
             case "inversion":
-                z, when = self.latents[index], t
+                z, at = self.inverted[index], t
             case "single-step":
-                z, when = inversion.single_step(self.teacher.schedule, guide.z0, guide.noise, t)
+                assert guide.noise is not None  # see the constructor
+                z, at = inversion.single_step(schedule, guide.z0, guide.noise, t)
             case _:
-                z, when = inversion.clean(guide.z0, t)
+                z, at = inversion.clean(guide.z0, t)
         with torch.no_grad():
-            return self.teacher.seen(z, when, guide.cond, guide.energy.needs)
-
-
-def _scores(
-    teacher: Any, z: Tensor, t: Tensor, cond: dict[str, Tensor], tracks: Sequence[_Track], index: int
-) -> tuple[Tensor, list[Tensor]]:
-    """The conditional output and each energy's gradient at `z`, from one forward pass."""
-    needs = tuple(dict.fromkeys(need for track in tracks for need in track.guide.energy.needs))
-    with torch.enable_grad():
-        z = z.detach().requires_grad_(True)
-        seen = teacher.seen(z, t, cond, needs)
-        scores = []
-        for number, track in enumerate(tracks):
-            energy = track.guide.energy(seen, track.seen(t, index)).sum()
-            (score,) = torch.autograd.grad(energy, z, retain_graph=number + 1 < len(tracks))
-            scores.append(score.detach())
-    return seen.output.detach(), scores
+            reference = self.teacher.seen(z, at, guide.cond, guide.energy.needs)
+        return EnergyTerm(name=guide.name, energy=guide.energy, reference=reference)
 
 
 @torch.no_grad()
-def _both(
-    teacher: Any, z: Tensor, t: Tensor, cond: dict[str, Tensor], null: dict[str, Tensor], omega: Tensor
-) -> tuple[Tensor, Tensor]:
+def _both(teacher: Teacher, z: Tensor, t: Tensor, cond: Cond, null: Cond, omega: Tensor) -> tuple[Tensor, Tensor]:
     """The conditional and the unconditional output, from one call of twice the batch; without guidance the same one."""
     if not bool(omega.any()):
         output = teacher.net(z, t, cond)
@@ -150,9 +142,7 @@ def _both(
 
 
 @torch.no_grad()
-def _dpm(
-    teacher: Any, cond: dict[str, Tensor], null: dict[str, Tensor], latents: Tensor, steps: int, omega: Tensor
-) -> Tensor:
+def _dpm(teacher: Teacher, cond: Cond, null: Cond, latents: Tensor, steps: int, omega: Tensor) -> Tensor:
     from diffusers import DPMSolverMultistepScheduler
 
     schedule = teacher.schedule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from guidedcd.diffusion.guidance import OFFICIAL, Rule, TeacherStep, guided_prediction, guided_step, noise_factor
+from guidedcd.diffusion.seen import Seen
+from guidedcd.energies.gradients import EnergyTerm, energy_gradients
 from guidedcd.energies.inversion import invert
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.parity.attention import SCALE, energies, printed_total, released_total, sorted_last
@@ -50,6 +53,36 @@ class Gradients:
     printed_gradient: Tensor
 
 
+class MapEnergy:
+    """An energy of attention maps, over the whole batch; keeps the values of its last call, detached.
+
+    Args:
+        recorded: The maps of a forward pass by layer.
+        compute: From these maps (the share of each layer, the energy), scalars.
+    """
+
+    needs = (PTA,)
+
+    def __init__(
+        self,
+        recorded: Callable[[Seen], dict[str, Tensor]],
+        compute: Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], Tensor]],
+    ) -> None:
+        self.recorded, self.compute = recorded, compute
+        self.maps: dict[str, Tensor] = {}
+        self.layers: dict[str, float] = {}
+        self.total = math.nan
+
+    def __call__(self, seen: Seen, reference: None) -> Tensor:
+        """The energy, a scalar."""
+        maps = self.recorded(seen)
+        layers, total = self.compute(maps)
+        self.maps = {name: each.detach() for name, each in maps.items()}
+        self.layers = {name: float(each.detach()) for name, each in layers.items()}
+        self.total = float(total.detach())
+        return total
+
+
 class Algorithm1:
     """One guided teacher step with DDIM inversion, as released and as printed, in one precision.
 
@@ -81,7 +114,11 @@ class Algorithm1:
     def maps(self, z: Tensor, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The network's output and, by lvdm name, the attention maps ((B h w) heads, F, F)."""
         seen = self.teacher.seen(z, t, self.cond, (PTA,))
-        return seen.output, {self.names[name]: maps.flatten(0, 1) for name, maps in seen.records[PTA].items()}
+        return seen.output, self.recorded(seen)
+
+    def recorded(self, seen: Seen) -> dict[str, Tensor]:
+        """By lvdm name, the attention maps ((B h w) heads, F, F) of a forward pass."""
+        return {self.names[name]: maps.flatten(0, 1) for name, maps in seen.records[PTA].items()}
 
     def energy(self, z: Tensor, t: Tensor, reference: dict[str, Tensor]) -> float:
         """The released energy of `z` at `t`."""
@@ -122,22 +159,30 @@ class Algorithm1:
 
     def gradients(self, z: Tensor, reference: dict[str, Tensor]) -> Gradients:
         """The energies of `z` at the start of the step, and their gradients through the teacher."""
-        leaf = z.clone().requires_grad_(True)
-        output, maps = self.maps(leaf, self.t)
-        largest = {name: sorted_last(r) for name, r in reference.items()}
-        ties = {name: r >= r.amax(dim=-1, keepdim=True) for name, r in reference.items()}
-        means, _ = energies(maps, reference, largest)
-        _, sums = energies(maps, reference, ties)
-        released, printed = released_total(means) * self.scale, printed_total(sums)
-        (released_gradient,) = torch.autograd.grad(released, leaf, retain_graph=True)
-        (printed_gradient,) = torch.autograd.grad(printed, leaf)
+
+        def released(maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+            largest = {name: sorted_last(r) for name, r in reference.items()}
+            means, _ = energies(maps, reference, largest)
+            return means, released_total(means) * self.scale
+
+        def printed(maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+            ties = {name: r >= r.amax(dim=-1, keepdim=True) for name, r in reference.items()}
+            _, sums = energies(maps, reference, ties)
+            return sums, printed_total(sums)
+
+        means, sums = MapEnergy(self.recorded, released), MapEnergy(self.recorded, printed)
+        terms = [
+            EnergyTerm(name="released", energy=means, reference=None),
+            EnergyTerm(name="printed", energy=sums, reference=None),
+        ]
+        output, (released_gradient, printed_gradient) = energy_gradients(self.teacher, z, self.t, self.cond, terms)
         return Gradients(
-            output=output.detach(),
-            maps={name: v.detach() for name, v in maps.items()},
-            means={name: float(v.detach()) for name, v in means.items()},
-            sums={name: float(v.detach()) for name, v in sums.items()},
-            released=float(released.detach()),
-            printed=float(printed.detach()),
+            output=output,
+            maps=means.maps,
+            means=means.layers,
+            sums=sums.layers,
+            released=means.total,
+            printed=sums.total,
             released_gradient=released_gradient,
             printed_gradient=printed_gradient,
         )

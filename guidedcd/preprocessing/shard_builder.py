@@ -102,9 +102,12 @@ class ShardBuilder:
         found: dict[tuple[int, int], Tensor] = {}
         teacher = PaddedTeacher(self.teacher, self.rows) if self.even else self.teacher
         with blame_memory("the DDIM inversion", ADVICE):
-            for reached in inversion.inversions(teacher, work.z0, work.cond, self.run.solver.steps, wanted, self.rows):
-                found.update({(v, index): z.clone() for v, index, z in reached if index in wanted[v]})
-                advance(len(reached))
+            for step in inversion.inversion_passes(
+                teacher, work.z0, work.cond, self.run.solver.steps, wanted, self.rows
+            ):
+                rows = zip(step.videos, step.indices, step.latents, strict=True)
+                found.update({(video, index): z.clone() for video, index, z in rows if index in wanted[video]})
+                advance(len(step.videos))
         return found
 
     def guided(

@@ -1,4 +1,4 @@
-"""What an energy compares against."""
+"""References of energies: DDIM inversion, one noising step, clean latents."""
 
 from __future__ import annotations
 
@@ -44,30 +44,34 @@ def by_hand(teacher, z0, cond, last):
 def test_inversion_is_ddim_backwards_at_the_target_time(teacher, clips):
     """Every point equals a loop written by hand: caption, no guidance, network at the target timestep."""
     z0, cond = clips
-    found = list(inversion.invert(teacher, z0, cond, STEPS, 4))
-    wanted = by_hand(teacher, z0, cond, 4)
+    path = list(inversion.invert(teacher, z0, cond, STEPS, 4))
 
-    assert list(range(5)) == [index for index, _ in found]
-    for (_, ours), theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert list(range(5)) == [index for index, _ in path]
+    for (_, z), expected in zip(path, by_hand(teacher, z0, cond, 4), strict=True):
+        torch.testing.assert_close(z, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_videos_may_stop_at_different_points(teacher, clips):
-    """A batch with different last indices gives each video what it gets alone, and calls the network no more often."""
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_videos_with_different_last_points_share_full_passes(teacher, clips, rows):
+    """A finished video makes room for the next: latents as of `invert` alone, in the fewest passes."""
     z0, cond = clips
-    calls = []
-    counting = types.SimpleNamespace(
-        schedule=teacher.schedule, net=lambda z, *rest: calls.append(len(z)) or teacher.net(z, *rest)
-    )
-    together = dict(inversion.invert(counting, z0, cond, STEPS, [1, 3, 0]))
+    z0 = torch.cat([z0, -z0])[:5]
+    cond = {key: torch.cat([value, value])[:5] for key, value in cond.items()}
+    indices = [{1}, set(), {4, 2}, {0}, {3}]
+    passes = list(inversion.inversion_passes(teacher, z0, cond, 6, indices, rows))
+    latents = {
+        (video, index): z
+        for step in passes
+        for video, index, z in zip(step.videos, step.indices, step.latents, strict=True)
+    }
 
-    assert calls == [3, 2, 1, 1]
-    for row, last in enumerate([1, 3, 0]):
-        alone = [
-            z for _, z in inversion.invert(teacher, z0[[row]], {k: v[[row]] for k, v in cond.items()}, STEPS, last)
-        ]
-        torch.testing.assert_close(together[last][row], alone[-1][0], atol=1e-5, rtol=1e-5)
-    assert torch.equal(together[3][0], together[1][0])
+    assert max(len(step.videos) for step in passes) == min(rows, 4)
+    assert sum(len(step.videos) for step in passes) == sum(max(some) + 1 for some in indices if some)
+    assert len(passes) == {1: 12, 3: 5, 8: 5}[rows]
+    for video, some in enumerate(indices):
+        own = {key: value[[video]] for key, value in cond.items()}
+        for index, z in inversion.invert(teacher, z0[[video]], own, 6, max(some, default=-1)):
+            torch.testing.assert_close(latents[video, index], z[0], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "flow"])
@@ -88,8 +92,8 @@ def test_inversion_undoes_sampling_of_a_consistent_model(prediction):
     grid = schedule.grid(STEPS)
 
     for index, z in path.items():
-        wanted = schedule.add_noise(x0, eps, grid[index].expand(2))
-        torch.testing.assert_close(z, wanted, atol=1e-5, rtol=1e-5)
+        expected = schedule.add_noise(x0, eps, grid[index].expand(2))
+        torch.testing.assert_close(z, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_inversion_is_float32_at_least(teacher, clips):

@@ -165,25 +165,6 @@ def test_no_pass_is_made_twice(toy):
     assert sum(told) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 8])
-def test_inversions_fill_their_passes(toy, rows):
-    """Videos that are done make room for the next: latents as of `invert` alone, in the fewest passes."""
-    teacher = make().teacher.build()
-    z0 = noise(0, 0, (5, *teacher.geometry.latent_shape))
-    cond = teacher.embed([f"clip {i}" for i in range(5)])
-    wanted = [{1}, set(), {4, 2}, {0}, {3}]
-    passes = list(inversion.inversions(teacher, z0, cond, 6, wanted, rows))
-    found = {(v, i): z for reached in passes for v, i, z in reached}
-
-    assert max(map(len, passes)) == min(rows, 4)
-    assert sum(map(len, passes)) == sum(max(some) + 1 for some in wanted if some)
-    assert len(passes) == {1: 12, 3: 5, 8: 5}[rows]
-    for video, some in enumerate(wanted):
-        own = {k: v[[video]] for k, v in cond.items()}
-        for index, z in inversion.invert(teacher, z0[[video]], own, 6, max(some, default=-1)):
-            torch.testing.assert_close(found[video, index], z[0], atol=1e-5, rtol=1e-4)
-
-
 def test_parts_equal_a_whole(toy, tmp_path):
     """--shard 0/2 and 1/2, in one folder or in two put together, give the files of one run, byte for byte."""
     run = make(solver={"steps": 4}, preprocess={"shard_size": 1, "videos": 4, "draws_per_video": 2})

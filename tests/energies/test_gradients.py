@@ -1,0 +1,74 @@
+"""Gradients of energies with respect to noisy latents."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from guidedcd.diffusion.randomness import noise
+from guidedcd.energies.gradients import EnergyTerm, energy_gradients
+from guidedcd.errors import GuidedCDError
+from guidedcd.testing.tiny_teacher import tiny_teacher
+
+
+class Distance:
+    """The squared distance of the predicted clean latents from the reference, to a power."""
+
+    needs = ()
+
+    def __init__(self, power: float = 1.0) -> None:
+        self.power = power
+
+    def __call__(self, seen, reference):
+        return (seen.x0 - reference).square().flatten(1).mean(1).pow(self.power)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """A teacher, noisy latents of two samples, their timesteps, conditioning, and a reference."""
+    teacher = tiny_teacher(frames=3)
+    shape = (2, *teacher.geometry.latent_shape)
+    return teacher, noise(0, 0, shape), torch.tensor([300, 700]), teacher.embed(["a", "b"]), noise(0, 1, shape)
+
+
+def test_each_sample_gets_the_gradient_of_its_own_energy(inputs):
+    """Two energies of two samples from one pass equal four passes of one energy and one sample each."""
+    teacher, z, t, cond, reference = inputs
+    energies = [Distance(), Distance(0.5)]
+    terms = [EnergyTerm(name="distance", energy=energy, reference=reference) for energy in energies]
+    calls = []
+    handle = teacher.network.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    output, gradients = energy_gradients(teacher, z, t, cond, terms)
+    handle.remove()
+
+    assert calls == [2]
+    assert not output.requires_grad and not any(gradient.requires_grad for gradient in gradients)
+    torch.testing.assert_close(output, teacher.net(z, t, cond))
+    for row in range(2):
+        for energy, gradient in zip(energies, gradients, strict=True):
+            leaf = z[[row]].clone().requires_grad_(True)
+            seen = teacher.seen(leaf, t[[row]], {key: value[[row]] for key, value in cond.items()})
+            energy(seen, reference[[row]]).sum().backward()
+            torch.testing.assert_close(gradient[[row]], leaf.grad, atol=1e-6, rtol=1e-3)
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_that_names_its_sample(inputs):
+    """The error names the energy and the caption, or the number of the sample where there are no captions."""
+    teacher, z, t, cond, reference = inputs
+    reference = reference.clone()
+    reference[1] = torch.inf
+    terms = [EnergyTerm(name="distance", energy=Distance(), reference=reference)]
+    with pytest.raises(GuidedCDError, match=r"energy 'distance' gave a gradient that is not finite for sample 1\."):
+        energy_gradients(teacher, z, t, cond, terms)
+    with pytest.raises(GuidedCDError, match="not finite for 'b'"):
+        energy_gradients(teacher, z, t, cond, terms, ["a", "b"])
+
+
+def test_an_exception_of_an_energy_has_a_note_with_its_name_and_plugin(inputs):
+    """Whoever reads the traceback learns which plugin failed."""
+    teacher, z, t, cond, _ = inputs
+    terms = [EnergyTerm(name="distance", energy=Distance(), reference="text", plugin="acme 1.0")]
+    with pytest.raises(TypeError) as raised:
+        energy_gradients(teacher, z, t, cond, terms)
+
+    assert raised.value.__notes__ == ["in energy 'distance' of acme 1.0"]
