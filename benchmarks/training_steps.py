@@ -15,7 +15,7 @@ import train_parts as parts  # first: it finds guidedcd where that is not instal
 
 from guidedcd.acceleration.garbage import settled
 from guidedcd.acceleration.switch import speed_up
-from guidedcd.config.sections import Student, Train
+from guidedcd.config.sections import ActivationCheckpointConfig, OptimizerConfig, ParallelConfig, Student, Train
 from guidedcd.diffusion.sampler import sample
 from guidedcd.models.student import Student as Network
 from guidedcd.rewards.scorer import RewardScorer
@@ -23,21 +23,23 @@ from guidedcd.training.distributed import accelerator_for
 from guidedcd.training.step import TrainStep
 
 REWARDS = ("hps", "clip", "internv2")
-BASE = {"batch_size": 3, "reward_batch": 1, "precision": "bf16", "lr": 1e-5}
-CHECKPOINTED = {"gradient_checkpointing": True}
+BASE = {"batch_size": 3, "reward_batch": 1, "precision": "bf16"}
+CHECKPOINTED, MOST, TEMPORAL = (
+    {"activation_checkpoint": ActivationCheckpointConfig(layers=layers)} for layers in ("all", "most", "temporal")
+)
 FRAMES = {"hps": 2, "clip": 2, "internv2": 4}
 STEPS: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
     "cd": ({}, (), {}),
     "cd-checkpointed": (CHECKPOINTED, (), {}),
     "all": ({}, REWARDS, {}),
     "all-checkpointed": (CHECKPOINTED, REWARDS, {}),
-    "cd-most": ({**CHECKPOINTED, "checkpointed": "most"}, (), {}),
-    "all-most": ({**CHECKPOINTED, "checkpointed": "most"}, REWARDS, {}),
-    "all-most-internv2": ({**CHECKPOINTED, "checkpointed": "most"}, REWARDS, {}),
-    "cd-temporal": ({**CHECKPOINTED, "checkpointed": "temporal"}, (), {}),
-    "all-temporal": ({**CHECKPOINTED, "checkpointed": "temporal"}, REWARDS, {}),
+    "cd-most": (MOST, (), {}),
+    "all-most": (MOST, REWARDS, {}),
+    "all-most-internv2": (MOST, REWARDS, {}),
+    "cd-temporal": (TEMPORAL, (), {}),
+    "all-temporal": (TEMPORAL, REWARDS, {}),
     "lora-checkpointed": (CHECKPOINTED, (), {"kind": "lora", "rank": 64}),
-    "cd-8bit-checkpointed": ({**CHECKPOINTED, "optimizer": "adamw-8bit"}, (), {}),
+    "cd-8bit-checkpointed": ({**CHECKPOINTED, "optimizer": OptimizerConfig(name="adamw-8bit")}, (), {}),
     "cd-average-checkpointed": ({**CHECKPOINTED, "average": 0.999}, (), {}),
     "cd-float32-masters-only": ({**CHECKPOINTED, "precision": "no"}, (), {}),
 }
@@ -95,14 +97,14 @@ def stepper(name: str, options: argparse.Namespace, parallel: str = "ddp") -> Tr
     """The trainer's step for a figure WHAT/FAST."""
     what, _, fast = name.partition("/")
     changes, rewards, student = STEPS[what]
-    settings = Train(**{**BASE, **changes}, fast=fast or "no", parallel=parallel)
+    settings = Train(**{**BASE, **changes}, fast=fast or "no", parallel=ParallelConfig(mode=parallel))
     device = torch.device(options.device)
     run = parts.run(settings, rewards, Student(**student))
     accelerator = accelerator_for(run, device)
     teacher = parts.teacher(accelerator.device if accelerator.num_processes > 1 else device, options.tiny)
     again = RECOMPUTED.get(what, ())
     modules = {n: (parts.reward(n, teacher.device, options.tiny, n in again), run.rewards[n]) for n in rewards}
-    engine = RewardScorer(modules, teacher, low_memory=settings.decodes_again)
+    engine = RewardScorer(modules, teacher, low_memory=settings.activation_checkpoint.recomputes_decoder)
     made = parts.batches(teacher, settings.batch_size, rewards)
     return TrainStep(run, teacher, accelerator, rewards=engine, batches=made)
 

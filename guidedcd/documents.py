@@ -86,7 +86,7 @@ def check_form(value: Any, form: Any, where: object) -> None:
     """Compare a value with a form, see the module's docstring.
 
     Raises:
-        GuidedCDError: It differs; names the place, e.g. "run.json: train.lr must be a number (got 'x')".
+        GuidedCDError: It differs; names the place, e.g. "run.json: train.optimizer.lr must be a number (got 'x')".
     """
     if mistake := _mistake(value, form, ""):
         place, expected, actual = mistake

@@ -233,7 +233,7 @@ def digest(value: Any) -> str:
 
 
 def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Where two JSON objects first differ: "train.lr: 0.1 there, 0.2 here"."""
+    """Where two JSON objects first differ: "train.optimizer.lr: 0.1 there, 0.2 here"."""
     for key in sorted({*one, *other}):
         mine, theirs = one.get(key), other.get(key)
         if digest(mine) != digest(theirs):

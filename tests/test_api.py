@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "reference" / "python-api.md"
 
 SMALL = {
-    "train": {"steps": 2, "batch_size": 2, "save_every": 1},
+    "train": {"steps": 2, "batch_size": 2, "checkpoint": {"every": 1}},
     "preprocess": {"videos": 2, "draws_per_video": 1},
     "evaluate": {"prompts": 2, "videos": 0, "steps": 2},
 }

@@ -48,7 +48,7 @@ def start(options: argparse.Namespace, name: str) -> subprocess.Popen:
     flags = ["train", "--energies", "pta", "--rewards", "hps,clip,internv2", "--out", str(options.out / name)]
     flags += ["--store", str(options.out / "store"), "--device", options.device, "--name", "resume"]
     flags += ["--preprocess.videos", "8", "--preprocess.draws-per-video", "4", "--train.log-every", "1"]
-    flags += ["--train.steps", str(options.steps), "--train.save-every", str(options.kill)]
+    flags += ["--train.steps", str(options.steps), "--train.checkpoint.every", str(options.kill)]
     flags += ["--train.batch-size", str(options.batch_size), "--evaluate.prompts", "3", "--evaluate.videos", "0"]
     with open(options.out / f"{name}.log", "a") as log:
         return subprocess.Popen(

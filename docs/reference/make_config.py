@@ -23,8 +23,16 @@ HEAD = """\
 <!-- Written by `python docs/reference/make_config.py` from the option classes. -->
 
 `train`, `preprocess`, `plan` and `data inspect` accept the options on this page. A flag, a key of a
-TOML file and an attribute of the run have the same path: `--train.lr 3e-4` on the command line and
-`lr = 3e-4` under `[train]` in a file. Words are joined by `-` in flags and by `_` in files.
+TOML file, a key in Python and an attribute of the run have the same path:
+
+| where | how the learning rate is set |
+|---|---|
+| command line | `--train.optimizer.lr 3e-4` |
+| TOML file | `lr = 3e-4` under `[train.optimizer]` |
+| Python | `Run.from_profile("shapes", train={"optimizer": {"lr": 3e-4}})` |
+| attribute | `run.train.optimizer.lr` |
+
+Words are joined by `-` in flags and by `_` elsewhere.
 
 Sources are merged in this order; a later one takes precedence:
 

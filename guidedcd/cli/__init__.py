@@ -31,7 +31,8 @@ from guidedcd.cli import (
 )
 from guidedcd.cli.errors import explain
 from guidedcd.cli.examples import add_examples
-from guidedcd.cli.run_flags import run_flags, same_words
+from guidedcd.cli.run_flags import check_groups, run_flags, same_words
+from guidedcd.config.moved import check_flags
 from guidedcd.config.run import DEFAULT_PROFILE
 from guidedcd.config.sources import profiles
 from guidedcd.console import harmless
@@ -54,6 +55,9 @@ COMMANDS = {
 }
 """Each module adds its command with `add(app, registry, flags_class)`."""
 
+WITH_RUN = ("train", "preprocess", "plan", "data")
+"""Commands that take the flags of a run."""
+
 
 def build(registry: Registry, command: str = "", profile: str = DEFAULT_PROFILE) -> App:
     """The application, with a flag for every option of every plugin in `registry`.
@@ -74,7 +78,7 @@ def build(registry: Registry, command: str = "", profile: str = DEFAULT_PROFILE)
         suppress_keyboard_interrupt=False,
     )
     for name, module in COMMANDS.items():
-        module.add(app, registry, run_flags(registry, profile) if name == command else Any)
+        module.add(app, registry, run_flags(registry, profile) if name == command and name in WITH_RUN else Any)
     add_examples(app)
     return app
 
@@ -91,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     registry = Registry()
     try:
         registry = load_plugins()
+        if tokens and tokens[0] in WITH_RUN:
+            check_flags(tokens)
+            check_groups(tokens, registry)
         with _plain_warnings():
             sys.exit(build(registry, tokens[0] if tokens else "", _profile(tokens))(tokens))
     except (GuidedCDError, CycloptsError, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:

@@ -15,8 +15,8 @@ from guidedcd.errors import GuidedCDError, Terminated, unreadable, unwritable
 from guidedcd.plugins.registry import Registry
 
 SMALLER = {
-    "train": "Lower --train.batch-size or --train.reward-batch, or set --train.gradient-checkpointing "
-    "or --student.kind lora.",
+    "train": "Lower --train.batch-size or --train.reward-batch, or set "
+    "--train.activation-checkpoint.layers all or --student.kind lora.",
     "preprocess": "Lower --preprocess.batch-size.",
     "evaluate": "Close what else uses the memory, or use --device cpu.",
     "sample": "Give fewer prompts at once, or use --device cpu.",

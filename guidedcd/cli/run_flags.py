@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import attrs
 from cyclopts import Group, Parameter, Token
 
-from guidedcd.config.reflection import docs_of, flag, limits, types_of
+from guidedcd.config.reflection import docs_of, flag, groups_of, limits, types_of
 from guidedcd.config.resolve import resolve
 from guidedcd.config.run import DEFAULT_PROFILE, KINDS, SECTIONS, Run
 from guidedcd.config.sources import ALIASES, Layer, profiles, read_config, read_profile, split_names
-from guidedcd.config.structure import Value, convert
+from guidedcd.config.structure import Options, Value, convert
+from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Registry
 
 SELECTORS = {
@@ -71,14 +72,19 @@ def _spelled(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _options(cls: type, name: str, given: Mapping[str, Value], group: Group) -> type:
-    """A class with one flag for every field of the config class `cls`."""
-    hints, docs = types_of(cls), docs_of(cls)
-    fields = {
-        f.name: _flag(hints[f.name], _text(docs.get(f.name, ""), limits(f)), _default(f, given), group)
-        for f in attrs.fields(cls)
-        if f.init
-    }
+def _options(cls: type, name: str, given: Mapping[str, Value | Options], group: Group) -> type:
+    """A class with one flag for every field of the config class `cls`; a group of options is a class in it."""
+    hints, docs, groups = types_of(cls), docs_of(cls), groups_of(cls)
+    fields = {}
+    for number, f in enumerate((f for f in attrs.fields(cls) if f.init), 1):
+        if f.name in groups:
+            of_group = given.get(f.name, {})
+            title = Group(f"{group.name}: {flag(f.name)}", sort_key=group.sort_key + number)
+            nested = _options(groups[f.name], f.name, of_group if isinstance(of_group, dict) else {}, title)
+            fields[f.name] = attrs.field(default=UNSET, type=nested)
+        else:
+            text = _text(docs.get(f.name, ""), limits(f))
+            fields[f.name] = _flag(hints[f.name], text, _default(f, given), group)
     return attrs.make_class(name, fields, frozen=True, kw_only=True)
 
 
@@ -86,9 +92,9 @@ def _text(doc: str, accepts: str) -> str:
     return f"{doc} ({accepts})" if accepts else doc
 
 
-def _default(field: attrs.Attribute, given: Mapping[str, Value]) -> Any:
-    if field.name in given:
-        return given[field.name].value
+def _default(field: attrs.Attribute, given: Mapping[str, Value | Options]) -> Any:
+    if isinstance(value := given.get(field.name), Value):
+        return value.value
     return field.default.factory() if isinstance(field.default, attrs.Factory) else field.default
 
 
@@ -121,17 +127,45 @@ def run_flags(registry: Registry, profile: str) -> type:
             given = {}
             for name, options in layer.options.get(key, []):
                 given |= options if name == component.name else {}
-            group = Group(f"{kind.capitalize()} {component.name}", sort_key=100 + order)
+            group = Group(f"{kind.capitalize()} {component.name}", sort_key=100 * (10 + order))
             cls = _options(component.config, component.name.replace("-", "_"), given, group)
             components[component.name.replace("-", "_")] = attrs.field(default=UNSET, type=cls)
         if components:
             cls = attrs.make_class(key, components, frozen=True, kw_only=True)
             fields[f"{key}_options"] = attrs.field(default=UNSET, type=Annotated[cls, Parameter(name=f"--{key}")])
     for order, (key, cls) in enumerate(SECTIONS.items()):
-        group = Group(key.capitalize(), sort_key=1 + order)
+        group = Group(key.capitalize(), sort_key=100 * (1 + order))
         section = _options(cls, key, layer.sections.get(key, {}), group)
         fields[key] = attrs.field(default=UNSET, type=Annotated[section, Parameter(name=f"--{key}")])
     return attrs.make_class("RunFlags", fields, frozen=True, kw_only=True)
+
+
+def check_groups(words: Sequence[str], registry: Registry) -> None:
+    """Refuse a group of options that is given a value, such as `--student lora`.
+
+    Args:
+        words: The command line.
+        registry: The installed plugins.
+
+    Raises:
+        GuidedCDError: There is one; names an option of the group.
+    """
+    groups = dict(_groups(SECTIONS, "--"))
+    for key, kind in KINDS.items():
+        groups |= _groups({one.name: one.config for one in registry.of_kind(kind).values()}, f"--{key}.")
+    for word in words:
+        written = word.partition("=")[0]
+        group = groups.get(flag(written))
+        if group is not None and attrs.fields(group):
+            option = flag(attrs.fields(group)[0].name)
+            raise GuidedCDError(f"{written} is a group of options. Give one of them, such as {written}.{option}.")
+
+
+def _groups(classes: Mapping[str, type], path: str) -> Iterator[tuple[str, type]]:
+    """The flags that stand for config classes and for the groups of options in them, each with its class."""
+    for name, cls in classes.items():
+        yield f"{path}{flag(name)}", cls
+        yield from _groups(groups_of(cls), f"{path}{flag(name)}.")
 
 
 def read_run(flags: Any, registry: Registry, *, needs_data: bool = True) -> Run:
@@ -161,15 +195,21 @@ def _layer(written: Mapping[str, Any]) -> Layer:
             options.setdefault(key, []).append((name, values))
     return Layer(
         scalars={n: Value(written[n], f"--{n}") for n in ("profile", "name", "seed", "device") if n in written},
-        sections={
-            key: {n: Value(v, f"--{key}.{flag(n)}") for n, v in written[key].items()}
-            for key in SECTIONS
-            if key in written
-        },
+        sections={key: _values(written[key], f"--{key}") for key in SECTIONS if key in written},
         options=options,
         select={key: split_names(written[key], f"--{key}") for key in KINDS if written.get(key) is not None},
         adds=True,
     )
+
+
+def _values(written: Mapping[str, Any], path: str) -> Options:
+    """Options that flags below `path` set, each with its flag."""
+    return {
+        name: _values(value, f"{path}.{flag(name)}")
+        if isinstance(value, dict)
+        else Value(value, f"{path}.{flag(name)}")
+        for name, value in written.items()
+    }
 
 
 def _given(flags: Any) -> dict[str, Any]:

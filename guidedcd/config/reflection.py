@@ -29,6 +29,12 @@ def types_of(cls: type) -> dict[str, Any]:
 
 
 @cache
+def groups_of(cls: type) -> dict[str, type]:
+    """The fields that are groups of options, each with its attrs class."""
+    return {name: hint for name, hint in types_of(cls).items() if isinstance(hint, type) and attrs.has(hint)}
+
+
+@cache
 def docs_of(cls: type) -> dict[str, str]:
     """The docstring under every field, on one line; inherited fields have their own class's."""
     found: dict[str, str] = {}

@@ -8,10 +8,10 @@ from typing import Any
 
 import attrs
 
-from guidedcd.config.reflection import positional
+from guidedcd.config.reflection import flag, positional
 from guidedcd.config.run import DEFAULT_PROFILE, KINDS, SCALARS, SECTIONS, Chosen, Run
 from guidedcd.config.sources import Layer, Names
-from guidedcd.config.structure import Value, flag, structure
+from guidedcd.config.structure import Options, Value, structure
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError, shown
 from guidedcd.plugins import objects
@@ -84,11 +84,16 @@ _Basic = attrs.make_class(
 """The run's plain options, with their validators."""
 
 
-def _merged(tables: Iterable[Mapping[str, Value]]) -> dict[str, Value]:
-    found: dict[str, Value] = {}
+def _merged(tables: Iterable[Mapping[str, Value | Options]]) -> Options:
+    """The options of several tables together, later ones winning, option by option."""
+    merged: Options = {}
     for table in tables:
-        found |= {name.replace("-", "_"): value for name, value in table.items()}
-    return found
+        for written, value in table.items():
+            name = written.replace("-", "_")
+            below = merged.get(name)
+            both = isinstance(value, dict) and isinstance(below, dict)
+            merged[name] = _merged([below, value]) if both else value
+    return merged
 
 
 def components_of(key: str, layers: Sequence[Layer], registry: Registry) -> list[Chosen]:

@@ -1,6 +1,7 @@
 """The run: one frozen object that says everything about a distillation. No torch.
 
-A flag, a key of a TOML or run.json file and the Python attribute spell the same path: `--train.lr`, `train.lr`.
+A flag, a key of a TOML or run.json file and the Python attribute spell the same path:
+`--train.optimizer.lr`, `train.optimizer.lr`, `run.train.optimizer.lr`.
 """
 
 from __future__ import annotations
@@ -203,7 +204,8 @@ class Run:
             seed: Seed of everything random.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
             name: Part of the run folder's name.
-            **sections: Options of `solver`, `preprocess`, `student`, `train` and `evaluate`: train={"steps": 100}.
+            **sections: Options of `solver`, `preprocess`, `student`, `train` and `evaluate`:
+                train={"steps": 100, "optimizer": {"lr": 1e-4}}.
 
         Raises:
             GuidedCDError: A name, option or value that does not exist or is out of range.

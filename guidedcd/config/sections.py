@@ -72,6 +72,85 @@ class Student:
 
 
 @attrs.frozen(kw_only=True)
+class OptimizerConfig:
+    """The optimiser's update."""
+
+    name: str = attrs.field(default="adamw", validator=in_(("adamw", "adamw-8bit")))
+    """AdamW with states in float32, or in 8 bits through bitsandbytes: a quarter of their memory."""
+    lr: float = attrs.field(default=1e-5, validator=gt(0))
+    """Learning rate of AdamW."""
+    weight_decay: float = attrs.field(default=0.0, validator=ge(0))
+    """Weight decay of AdamW."""
+    max_grad_norm: float = attrs.field(default=1.0, validator=gt(0))
+    """Gradients are clipped to this norm."""
+
+
+@attrs.frozen(kw_only=True)
+class LrScheduleConfig:
+    """How the learning rate changes during training."""
+
+    warmup: int = attrs.field(default=0, validator=ge(0))
+    """First steps, over which the learning rate rises linearly to its full value."""
+    cooldown: int = attrs.field(default=0, validator=ge(0))
+    """Last steps, over which the learning rate falls linearly to 0."""
+
+
+@attrs.frozen(kw_only=True)
+class ActivationCheckpointConfig:
+    """Activations that the backward pass computes again: less memory for more time."""
+
+    layers: str = attrs.field(default="none", validator=in_(("none", "all", "most", "temporal")))
+    """Layers of the student that are recomputed: none; all, for about a third more time; most, which is all but the
+    residual blocks; or only the temporal ones."""
+    decoder: bool | None = None
+    """Recompute frames decoded for rewards one by one; by default only where `layers` is all."""
+
+    @property
+    def recomputes_decoder(self) -> bool:
+        """Whether frames decoded for rewards are recomputed: `decoder`, or its default."""
+        return self.layers == "all" if self.decoder is None else self.decoder
+
+
+@attrs.frozen(kw_only=True)
+class ParallelConfig:
+    """How several processes share a training."""
+
+    mode: str = attrs.field(default="ddp", validator=in_(("ddp", "fsdp")))
+    """Every process holds a copy of weights and optimiser (ddp), or a shard of them (fsdp), which needs less memory."""
+
+
+@attrs.frozen(kw_only=True)
+class CheckpointConfig:
+    """Checkpoints, from which an interrupted run continues."""
+
+    every: int = attrs.field(default=25, validator=ge(1))
+    """Steps between checkpoints."""
+
+
+@attrs.frozen(kw_only=True)
+class ValidationConfig:
+    """Videos sampled during training, in the run's folder `validation`."""
+
+    every: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    """Steps between validations; none, the default, samples no videos."""
+    prompts: int = attrs.field(default=2, validator=ge(1))
+    """How many of the evaluation's prompts are used, from the first on; each gives one video."""
+
+
+@attrs.frozen(kw_only=True)
+class RolloutsConfig:
+    """Videos that the student samples from noise while it trains, for the rewards."""
+
+    videos: int = attrs.field(default=0, validator=ge(0))
+    """Such videos per step and process; their prompts need no clips."""
+    steps: int = attrs.field(default=4, validator=_between(1, 50))
+    """Sampling steps of such a video; it ends after a random number of them, and only the last has a gradient."""
+    prompts: str | None = None
+    """File of their prompts, one a line. By default the teacher's own prompts, or the store's captions if the teacher
+    has none."""
+
+
+@attrs.frozen(kw_only=True)
 class Train:
     """The optimisation."""
 
@@ -81,18 +160,11 @@ class Train:
     """Samples per step and process."""
     accumulate: int = attrs.field(default=1, validator=ge(1))
     """Batches per optimiser step."""
-    optimizer: str = attrs.field(default="adamw", validator=in_(("adamw", "adamw-8bit")))
-    """AdamW with states in float32, or in 8 bits through bitsandbytes: a quarter of their memory."""
-    lr: float = attrs.field(default=1e-5, validator=gt(0))
-    """Learning rate of AdamW."""
-    warmup: int = attrs.field(default=0, validator=ge(0))
-    """Steps of linear warm-up, constant afterwards."""
-    cooldown: int = attrs.field(default=0, validator=ge(0))
-    """Last steps, over which the learning rate falls linearly to 0."""
-    weight_decay: float = attrs.field(default=0.0, validator=ge(0))
-    """Weight decay of AdamW."""
-    max_grad_norm: float = attrs.field(default=1.0, validator=gt(0))
-    """Gradients are clipped to this norm."""
+    precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))
+    """What the networks compute in: bf16 keeps float32 masters in the optimiser; fp16 autocasts and scales the loss."""
+    fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks", "blocks-tuned")))
+    """Faster paths through a 3D UNet: exact layers (auto: on GPUs); graphs: its passes without gradient, and rewards,
+    are replayed as CUDA graphs as well, for some memory; layers also compiled (blocks), also tuned (minutes)."""
     loss: str = attrs.field(default="huber", validator=in_(("huber", "l2")))
     """Distance of the consistency loss: pseudo-Huber or squared."""
     huber_c: float = attrs.field(default=0.001, validator=gt(0))
@@ -101,44 +173,19 @@ class Train:
     """First steps in which the student also learns the teacher's guided prediction; the weight falls from 1 to 0."""
     reward_batch: int | None = attrs.field(default=None, validator=optional(ge(1)))
     """At most this many samples of a batch are decoded for rewards; none means all that are routed."""
-    rollouts: int = attrs.field(default=0, validator=ge(0))
-    """Videos per step and process that the student makes itself from noise, for the rewards: prompts without clips."""
-    rollout_steps: int = attrs.field(default=4, validator=_between(1, 50))
-    """Sampling steps of such a video; it ends after a random number of them, and only the last has a gradient."""
-    prompts: str | None = None
-    """File of prompts for them, one a line; none: the teacher's own (shapes has some), else the store's captions."""
     average: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
     """Decay of averaged weights, saved as the student; unlike student.ema the target stays the student itself."""
-    precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))
-    """What the networks compute in: bf16 keeps float32 masters in the optimiser; fp16 autocasts and scales the loss."""
-    fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks", "blocks-tuned")))
-    """Faster paths through a 3D UNet: exact layers (auto: on GPUs); graphs: its passes without gradient, and rewards,
-    are replayed as CUDA graphs as well, for some memory; layers also compiled (blocks), also tuned (minutes)."""
-    gradient_checkpointing: bool = False
-    """Recompute the student's activations in the backward pass: less memory, about a third more time."""
-    checkpointed: str = attrs.field(default="all", validator=in_(("all", "most", "temporal")))
-    """Which layers gradient_checkpointing is for: all; most, all but residual blocks; or only the temporal ones."""
-    decoder_checkpointing: bool | None = None
-    """Recompute frames decoded for rewards one by one in the backward pass; none: where all layers are recomputed."""
-    parallel: str = attrs.field(default="ddp", validator=in_(("ddp", "fsdp")))
-    """Several processes hold copies of weights and optimiser (ddp), or a part each (fsdp), which needs less memory."""
-    validate_every: int | None = attrs.field(default=None, validator=optional(ge(1)))
-    """Steps between sampled videos in the run's `validation` folder; none samples none."""
-    validate_prompts: int = attrs.field(default=2, validator=ge(1))
-    """How many videos, of the evaluation's first prompts."""
     tracker: str = attrs.field(default="none", validator=in_(("none", "tensorboard", "wandb")))
     """Where else the log goes; log.jsonl is always written."""
     log_every: int = attrs.field(default=5, validator=ge(1))
     """Steps between lines of the log."""
-    save_every: int = attrs.field(default=25, validator=ge(1))
-    """Steps between checkpoints."""
-
-    @property
-    def decodes_again(self) -> bool:
-        """Whether frames that are decoded for rewards are recomputed."""
-        if self.decoder_checkpointing is not None:
-            return self.decoder_checkpointing
-        return self.gradient_checkpointing and self.checkpointed == "all"
+    optimizer: OptimizerConfig = attrs.field(factory=OptimizerConfig)
+    lr_schedule: LrScheduleConfig = attrs.field(factory=LrScheduleConfig)
+    activation_checkpoint: ActivationCheckpointConfig = attrs.field(factory=ActivationCheckpointConfig)
+    parallel: ParallelConfig = attrs.field(factory=ParallelConfig)
+    checkpoint: CheckpointConfig = attrs.field(factory=CheckpointConfig)
+    validation: ValidationConfig = attrs.field(factory=ValidationConfig)
+    rollouts: RolloutsConfig = attrs.field(factory=RolloutsConfig)
 
 
 @attrs.frozen(kw_only=True)

@@ -11,8 +11,10 @@ from typing import Any
 
 import attrs
 
+from guidedcd.config.moved import check_key
+from guidedcd.config.reflection import groups_of
 from guidedcd.config.run import KINDS, SCALARS, SECTIONS
-from guidedcd.config.structure import Value
+from guidedcd.config.structure import Options, Value
 from guidedcd.documents import read_json, read_toml
 from guidedcd.errors import GuidedCDError, shown, suggest
 
@@ -28,7 +30,7 @@ class Layer:
     """What one source says: a profile, a file or the flags."""
 
     scalars: dict[str, Value] = attrs.field(factory=dict)
-    sections: dict[str, dict[str, Value]] = attrs.field(factory=dict)
+    sections: dict[str, Options] = attrs.field(factory=dict)
     """By section, by option."""
     options: dict[str, list[tuple[str, dict[str, Value]]]] = attrs.field(factory=dict)
     """By kind's key, (component's name, its options); only `data` may repeat a name."""
@@ -47,7 +49,7 @@ class Layer:
             GuidedCDError: A key that does not exist, with a suggestion.
         """
         scalars: dict[str, Value] = {}
-        sections: dict[str, dict[str, Value]] = {}
+        sections: dict[str, Options] = {}
         options: dict[str, list[tuple[str, dict[str, Value]]]] = {}
         select: dict[str, Names] = {}
         for given, value in content.items():
@@ -55,8 +57,7 @@ class Layer:
             if key in SCALARS:
                 scalars[key] = Value(value, where)
             elif key in SECTIONS:
-                table = _table(value, where)
-                sections[key] = {name: Value(one, f"{given}.{name} in {source}") for name, one in table.items()}
+                sections[key] = _options(SECTIONS[key], _table(value, where), given, source)
             elif key in KINDS:
                 found, selects = _components(value, given, source)
                 options[key] = found
@@ -83,6 +84,17 @@ def _table(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise GuidedCDError(f"{where} must be a table (got {shown(value)})")
     return value
+
+
+def _options(cls: type, table: Mapping[str, Any], path: str, source: str) -> Options:
+    """The options of the config class `cls` that a file sets, groups of options included."""
+    options: Options = {}
+    for name, value in table.items():
+        written, group = f"{path}.{name}", groups_of(cls).get(name.replace("-", "_"))
+        check_key(written, value, source)
+        where = f"{written} in {source}"
+        options[name] = _options(group, _table(value, where), written, source) if group else Value(value, where)
+    return options
 
 
 def _components(value: Any, key: str, source: str) -> tuple[list[tuple[str, dict[str, Value]]], Names | None]:

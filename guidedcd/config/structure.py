@@ -11,34 +11,41 @@ from typing import Any
 
 import attrs
 
-from guidedcd.config.reflection import flag, types_of
+from guidedcd.config.reflection import flag, groups_of, types_of
 from guidedcd.errors import GuidedCDError, shown, suggest
 
 
 @attrs.frozen
 class Value:
-    """Something the user wrote, and where: "--train.lr", or "train.lr in runs/mine.toml"."""
+    """Something the user wrote, and where: "--train.steps", or "train.steps in runs/mine.toml"."""
 
     value: Any
     where: str
 
 
-def structure(cls: type, given: Mapping[str, Value], what: str) -> Any:
+Options = dict[str, "Value | Options"]
+"""Values by option; those of a group of options, such as `train.optimizer`, by its name."""
+
+
+def structure(cls: type, given: Mapping[str, Value | Options], what: str) -> Any:
     """An instance of the config class `cls`; what `given` does not mention keeps its default.
 
     Args:
-        cls: An attrs class with a default for every field.
+        cls: An attrs class with a default for every field; a field whose type is such a class is a group of options.
         given: By field name ("-" and "_" are the same).
-        what: What the class configures, for messages: "energy 'pta'".
+        what: What the class configures, for messages: "energy 'pta'" or "[train]".
 
     Raises:
         GuidedCDError: An unknown field (with a suggestion), a value of the wrong type or out of range.
     """
     fields = {field.name: field for field in attrs.fields(cls) if field.init}
-    hints = types_of(cls)
+    hints, groups = types_of(cls), groups_of(cls)
     values: dict[str, Any] = {}
     for key, one in given.items():
         name = key.replace("-", "_")
+        if not isinstance(one, Value):
+            values[name] = structure(groups[name], one, f"[{what.strip('[]')}.{name}]")
+            continue
         if name not in fields:
             hint = suggest(key, [flag(n) for n in fields])
             known = ", ".join(flag(n) for n in fields) or "none"
@@ -50,12 +57,12 @@ def structure(cls: type, given: Mapping[str, Value], what: str) -> Any:
         raise GuidedCDError(_readable(error, given, what)) from error
 
 
-def _readable(error: Exception, given: Mapping[str, Value], what: str) -> str:
+def _readable(error: Exception, given: Mapping[str, Value | Options], what: str) -> str:
     """A validator's message, with the field's name replaced by the place where its value was written."""
     text = str(error.args[0] if error.args else error)
     for key, one in given.items():
         quoted = f"'{key.replace('-', '_')}'"
-        if text.startswith(quoted):
+        if isinstance(one, Value) and text.startswith(quoted):
             return one.where + text.removeprefix(quoted)
     return f"{what}: {text}"
 
@@ -152,6 +159,22 @@ _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 
 _SCALARS: dict[Any, Callable[[Any, str], Any]] = {float: _float, int: _int, bool: _bool, str: _str, Path: _path}
+
+
+def changed(config: Any, **options: Any) -> Any:
+    """A copy of a config with other values: changed(run.train, steps=5, optimizer={"lr": 1e-4}).
+
+    Args:
+        config: An attrs object.
+        **options: By field; a mapping for a group of options changes these and leaves the others.
+    """
+    groups = {
+        name for name, value in options.items() if isinstance(value, Mapping) and attrs.has(type(getattr(config, name)))
+    }
+    new = {
+        name: changed(getattr(config, name), **value) if name in groups else value for name, value in options.items()
+    }
+    return attrs.evolve(config, **new)
 
 
 def unstructure(config: Any) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
 
+from guidedcd.config.reflection import flag
 from guidedcd.config.run import Run
+from guidedcd.config.structure import changed
 
 
 @attrs.frozen(kw_only=True)
@@ -36,7 +38,7 @@ def choices(run: Run, kind: str) -> Iterator[Choice]:
 
 def _preprocess(run: Run, kind: str) -> Iterator[Choice]:
     settings = run.preprocess
-    changed = _changer(run, "preprocess")
+    choice = _changer(run, "preprocess")
     inverting = [name for name, config in run.energies.items() if config.reference == "inversion"]
     if inverting:
         cheap = {name: attrs.evolve(run.energies[name], reference="single-step") for name in inverting}
@@ -48,7 +50,7 @@ def _preprocess(run: Run, kind: str) -> Iterator[Choice]:
         )
         if settings.draws_per_video < 8 and settings.videos * settings.draws_per_video >= 8:
             videos = settings.videos * settings.draws_per_video // 8
-            yield changed("the same number of draws", draws_per_video=8, videos=videos)
+            yield choice("the same number of draws", draws_per_video=8, videos=videos)
     if run.solver.steps > 25:
         steps = 50 if run.solver.steps > 50 else 25
         solver = attrs.evolve(run.solver, steps=steps)
@@ -60,31 +62,25 @@ def _preprocess(run: Run, kind: str) -> Iterator[Choice]:
                 note="a coarser grid, longer steps",
             )
     if settings.precision == "no" and kind == "cuda":
-        yield changed("", precision="bf16")
+        yield choice("", precision="bf16")
     if settings.recompute == "nothing" and run.energies:
-        yield changed("", recompute="cheap")
+        yield choice("", recompute="cheap")
     if settings.dtype == "float32":
-        yield changed("", dtype="bfloat16")
+        yield choice("", dtype="bfloat16")
 
 
 def _train(run: Run, kind: str) -> Iterator[Choice]:
     settings = run.train
-    changed = _changer(run, "train")
+    choice = _changer(run, "train")
     if settings.precision == "no" and kind == "cuda":
-        yield changed("", precision="bf16")
-    if settings.gradient_checkpointing:
-        yield Choice(
-            stage="train",
-            flags="--train.no-gradient-checkpointing",
-            run=attrs.evolve(run, train=attrs.evolve(settings, gradient_checkpointing=False)),
-        )
-    else:
-        yield changed("", gradient_checkpointing=True)
+        yield choice("", precision="bf16")
+    layers = "all" if settings.activation_checkpoint.layers == "none" else "none"
+    yield choice("", activation_checkpoint={"layers": layers})
     if run.student.kind == "full":
         student = attrs.evolve(run.student, kind="lora")
         yield Choice(stage="train", flags="--student.kind lora", run=attrs.evolve(run, student=student))
-    if settings.optimizer == "adamw" and kind == "cuda":
-        yield changed("needs bitsandbytes", optimizer="adamw-8bit")
+    if settings.optimizer.name == "adamw" and kind == "cuda":
+        yield choice("needs bitsandbytes", optimizer={"name": "adamw-8bit"})
     wide = [name for name, config in run.rewards.items() if getattr(config, "dtype", None) == "fp32"]
     if wide and kind == "cuda":
         yield _rewards(run, wide, "dtype", lambda config: "bf16")
@@ -92,19 +88,23 @@ def _train(run: Run, kind: str) -> Iterator[Choice]:
     if many:
         yield _rewards(run, many, "frames", lambda config: config.frames // 2)
     if run.rewards and settings.batch_size > 1 and settings.reward_batch != 1:
-        yield changed("", reward_batch=1)
+        yield choice("", reward_batch=1)
 
 
 def _changer(run: Run, section: str) -> Any:
-    def changed(note: str, **options: Any) -> Choice:
-        flags = []
-        for name, value in options.items():
-            flag = f"--{section}.{name.replace('_', '-')}"
-            flags.append(flag if value is True else f"{flag} {value}")
-        new = attrs.evolve(run, **{section: attrs.evolve(getattr(run, section), **options)})
-        return Choice(stage=section, flags=" ".join(flags), run=new, note=note)
+    def choice(note: str, **options: Any) -> Choice:
+        flags = " ".join(_flags(f"--{section}", options))
+        return Choice(stage=section, flags=flags, run=changed(run, **{section: options}), note=note)
 
-    return changed
+    return choice
+
+
+def _flags(path: str, options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _flags(f"{path}.{flag(name)}", value)
+        else:
+            yield f"{path}.{flag(name)}" if value is True else f"{path}.{flag(name)} {value}"
 
 
 def _rewards(run: Run, names: list[str], option: str, value: Any) -> Choice:

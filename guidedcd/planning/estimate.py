@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from guidedcd.config.run import Run
+from guidedcd.config.sections import OptimizerConfig
 from guidedcd.errors import GuidedCDError
 from guidedcd.planning.gpus import GB, Machine
 from guidedcd.planning.preprocess_cost import Teaching, teaching
@@ -100,7 +101,7 @@ class Estimator:
     def training(self, run: Run) -> Training:
         """What one batch takes."""
         settings = run.train
-        scaled = attrs.evolve(settings, steps=1, lr=1, accumulate=1, optimizer="adamw", reward_batch=None)
+        scaled = attrs.evolve(settings, steps=1, accumulate=1, optimizer=OptimizerConfig(), reward_batch=None)
         cond = {name: shape for name, (shape, _) in self.teaching(run).cond.items()}
         step = self._once(
             ("train", run.student, scaled, tuple(run.energies), bool(run.rewards)),
@@ -108,8 +109,9 @@ class Estimator:
         )
         rewards, beside = None, 0
         if run.rewards:
-            sizes = (settings.batch_size, settings.rollouts, settings.reward_batch)
-            key = (*sizes, settings.precision, settings.decodes_again, *run.rewards.items())
+            sizes = (settings.batch_size, settings.rollouts.videos, settings.reward_batch)
+            recomputes = settings.activation_checkpoint.recomputes_decoder
+            key = (*sizes, settings.precision, recomputes, *run.rewards.items())
             rewards, beside = self._once(key, lambda: self._rewards(run))
         found = attrs.evolve(step, run=run, rewards=rewards, others=beside)
         return found.sized(self.processes)
@@ -170,6 +172,6 @@ def run_bytes(run: Run, counted: Training) -> float:
     average = run.student.ema is not None or run.train.average is not None
     numbers = counted.trained if run.student.kind == "lora" else counted.whole
     student = 4 * numbers * (2 if average else 1)
-    states = (2 + 8 / 256 if run.train.optimizer == "adamw-8bit" else 8) * counted.trained
-    saves = (run.train.steps - 1) // run.train.save_every
+    states = (2 + 8 / 256 if run.train.optimizer.name == "adamw-8bit" else 8) * counted.trained
+    saves = (run.train.steps - 1) // run.train.checkpoint.every
     return min(saves, CHECKPOINTS) * (student + states) + student

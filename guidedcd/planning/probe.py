@@ -20,6 +20,7 @@ import torch
 from guidedcd.acceleration.apply import accelerated
 from guidedcd.acceleration.options import without_compilation
 from guidedcd.config.run import Run
+from guidedcd.config.structure import changed
 from guidedcd.devices import blame_memory, device
 from guidedcd.planning.estimate import Estimator, Stage
 from guidedcd.planning.gpus import GB
@@ -137,8 +138,14 @@ def _small(run: Run) -> Run:
     return attrs.evolve(
         run,
         preprocess=attrs.evolve(run.preprocess, fast=fast[0], **few),
-        train=attrs.evolve(
-            run.train, steps=STEPS, log_every=1, save_every=10**9, validate_every=None, tracker="none", fast=fast[1]
+        train=changed(
+            run.train,
+            steps=STEPS,
+            log_every=1,
+            tracker="none",
+            fast=fast[1],
+            checkpoint={"every": 10**9},
+            validation={"every": None},
         ),
     )
 

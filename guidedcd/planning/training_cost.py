@@ -105,8 +105,8 @@ def training(run: Run, teacher: Any, cond: dict[str, tuple[int, ...]]) -> Traini
     trained, whole, width = sum(p.numel() for p in student.trainable), sum(map(torch.numel, named)), named[0].itemsize
     if (narrow := dtype_of_precision(settings.precision)) is not None:
         student.to(narrow)
-    if settings.gradient_checkpointing:
-        student.enable_gradient_checkpointing(settings.checkpointed)
+    if settings.activation_checkpoint.layers != "none":
+        student.enable_gradient_checkpointing(settings.activation_checkpoint.layers)
     student.train()
     z = [empty(batch, *teacher.geometry.latent_shape) for _ in range(4)]
     given = SimpleNamespace(
@@ -136,7 +136,7 @@ def training(run: Run, teacher: Any, cond: dict[str, tuple[int, ...]]) -> Traini
             huber_c=settings.huber_c,
             target=student.target,
         )
-        if run.rewards and settings.rollouts:
+        if run.rewards and settings.rollouts.videos:
             loss = loss + _rollouts(run, student, teacher, cond)
         held = step.kept
         torch.autograd.backward(loss)
@@ -147,12 +147,12 @@ def training(run: Run, teacher: Any, cond: dict[str, tuple[int, ...]]) -> Traini
 
 def _rollouts(run: Run, student: Student, teacher: Any, cond: dict[str, tuple[int, ...]]) -> torch.Tensor:
     """The student's own videos: one pass with a gradient, and before it half of their steps on average."""
-    own, settings = run.train.rollouts, run.train
+    own = run.train.rollouts.videos
     z, t = empty(own, *teacher.geometry.latent_shape), torch.zeros(own, dtype=torch.long, device="meta")
     text = {key: empty(own, *shape) for key, shape in cond.items()}
     lambdas = empty(own, len(run.energies)) if run.energies else None
     with torch.no_grad():
-        for _ in range(settings.rollout_steps // 2):
+        for _ in range(run.train.rollouts.steps // 2):
             student(z, t, text, empty(own), lambdas)
     return student(z, t, text, empty(own), lambdas).mean()
 
@@ -168,8 +168,8 @@ def resident(run: Run, whole: int, trained: int, width: int = 4, *, processes: i
         processes: With `fsdp` each holds its part, and all have the smallest parameters.
     """
     settings = run.train
-    eight_bit = settings.optimizer == "adamw-8bit"
-    spread = settings.parallel == "fsdp" and processes > 1
+    eight_bit = settings.optimizer.name == "adamw-8bit"
+    spread = settings.parallel.mode == "fsdp" and processes > 1
     part = distributed.WHOLE + (1 - distributed.WHOLE) / processes if spread else 1.0
     narrow = settings.precision == "bf16" and not spread
     average = run.student.ema is not None or settings.average is not None
@@ -201,8 +201,8 @@ def scoring(run: Run, teacher: Any, modules: dict[str, Any]) -> Cost:
     if settings.precision == "bf16" and isinstance(teacher.vae, torch.nn.Module):
         teacher.vae.to(torch.bfloat16)
     rewards = {name: (modules[name], run.rewards[name]) for name in modules}
-    rewards = RewardScorer(rewards, teacher, low_memory=settings.decodes_again)
-    batch = settings.batch_size + settings.rollouts
+    rewards = RewardScorer(rewards, teacher, low_memory=settings.activation_checkpoint.recomputes_decoder)
+    batch = settings.batch_size + settings.rollouts.videos
     batch = min(batch, settings.reward_batch or batch)
     routes = [Route(caption="a", rewards=frozenset(modules))] * batch
     predicted = empty(batch, *teacher.geometry.latent_shape).requires_grad_()
@@ -218,5 +218,5 @@ def others(run: Run, teacher: Any, modules: dict[str, Any]) -> int:
     vae = size(getattr(teacher, "vae", None))
     if vae and run.train.precision == "bf16":
         vae = vae * 2 // next(teacher.vae.parameters()).itemsize
-    text = getattr(teacher, "text", None) if run.train.rollouts else None
+    text = getattr(teacher, "text", None) if run.train.rollouts.videos else None
     return vae + size(text if isinstance(text, torch.nn.Module) else None) + sum(map(size, modules.values()))

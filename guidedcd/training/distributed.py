@@ -41,8 +41,8 @@ def accelerator_for(run: Run, where: torch.device) -> Accelerator:
     precision = run.train.precision
     if precision == "fp16" and where.type != "cuda":
         raise GuidedCDError("--train.precision fp16 needs an NVIDIA GPU. Use bf16 or no.")
-    if precision == "fp16" and run.train.parallel == "fsdp":
-        raise GuidedCDError("--train.parallel fsdp goes with --train.precision bf16 or no, not with fp16.")
+    if precision == "fp16" and run.train.parallel.mode == "fsdp":
+        raise GuidedCDError("--train.parallel.mode fsdp goes with --train.precision bf16 or no, not with fp16.")
     # In bf16 the weights themselves are narrow: autocast would compute every norm in float32, at twice the traffic.
     return Accelerator(
         mixed_precision="fp16" if precision == "fp16" else "no",
@@ -58,7 +58,7 @@ def distribute(student: Student, run: Run, accelerator: Accelerator) -> tuple[An
     """
     dtype = weights_dtype(run.train.precision)
     decay = run.train.average if run.student.ema is None else run.student.ema
-    if accelerator.num_processes > 1 and run.train.parallel == "fsdp":
+    if accelerator.num_processes > 1 and run.train.parallel.mode == "fsdp":
         device = next(student.network.parameters()).device
         mesh = init_device_mesh(device.type, (accelerator.num_processes,))
         shard(student.network, mesh, dtype, keep=True)

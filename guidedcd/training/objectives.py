@@ -133,7 +133,7 @@ class OwnVideos:
 
     def __call__(self, model: Any, batch: Batch, step: BatchStep) -> tuple[Tensor, Sequence[Route]]:
         """The predictions of the last sampling step, and the routes of their prompts."""
-        with blame_memory("the student's own videos", "Lower --train.rollouts"), step.accelerator.autocast():
+        with blame_memory("the student's own videos", "Lower --train.rollouts.videos"), step.accelerator.autocast():
             return self.rollouts(model, step.number)
 
 

@@ -19,8 +19,8 @@ def build(parameters: Iterable[Tensor], settings: Train) -> torch.optim.Optimize
         GuidedCDError: It needs a package that is not installed.
     """
     parameters = list(parameters)
-    options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    if settings.optimizer == "adamw-8bit":
+    options: dict[str, Any] = {"lr": settings.optimizer.lr, "weight_decay": settings.optimizer.weight_decay}
+    if settings.optimizer.name == "adamw-8bit":
         return _bitsandbytes().optim.AdamW8bit(parameters, **options)
     return torch.optim.AdamW(parameters, fused=parameters[0].device.type == "cuda", **options)
 
@@ -31,13 +31,13 @@ def check(settings: Train) -> None:
     Raises:
         GuidedCDError: It cannot, or not with the other settings.
     """
-    if settings.optimizer != "adamw-8bit":
+    if settings.optimizer.name != "adamw-8bit":
         return
     _bitsandbytes()
-    if settings.parallel == "fsdp":
+    if settings.parallel.mode == "fsdp":
         raise GuidedCDError(
-            "--train.optimizer adamw-8bit keeps whole states in every process, which --train.parallel fsdp does not. "
-            "Use one or the other."
+            "--train.optimizer.name adamw-8bit keeps whole states in every process, which --train.parallel.mode fsdp "
+            "does not. Use one or the other."
         )
 
 
@@ -46,7 +46,7 @@ def _bitsandbytes() -> Any:
         import bitsandbytes
     except ImportError as error:
         raise GuidedCDError(
-            f"--train.optimizer adamw-8bit needs the package bitsandbytes ({error}): pip install bitsandbytes, "
+            f"--train.optimizer.name adamw-8bit needs the package bitsandbytes ({error}): pip install bitsandbytes, "
             "or use adamw."
         ) from error
     return bitsandbytes

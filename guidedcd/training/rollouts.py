@@ -35,8 +35,8 @@ def listed(run: Run) -> list[Prompt]:
     Raises:
         GuidedCDError: The file cannot be read.
     """
-    given = run.train.prompts
-    if not (given and run.train.rollouts and run.rewards):
+    given = run.train.rollouts.prompts
+    if not (given and run.train.rollouts.videos and run.rewards):
         return []
     return prompts.read(Path(given.removeprefix("@")).expanduser())
 
@@ -67,19 +67,19 @@ class Rollouts:
         processes: int = 1,
     ) -> None:
         self.run, self.teacher = run, teacher
-        settings = run.train
-        self.everyone = settings.rollouts * processes
-        self.mine = slice(process * settings.rollouts, (process + 1) * settings.rollouts)
-        self.times = multistep_timesteps(settings.rollout_steps, timesteps=len(teacher.schedule))
+        settings = run.train.rollouts
+        self.everyone = settings.videos * processes
+        self.mine = slice(process * settings.videos, (process + 1) * settings.videos)
+        self.times = multistep_timesteps(settings.steps, timesteps=len(teacher.schedule))
         found = listed(run) or prompts.training(teacher)
         own = [Sample(id=f"prompt-{i}", dataset=DATASET, caption=prompt.text) for i, prompt in enumerate(found)]
         samples = own or list(clips)
         self.prompts = [one for one in map(routed, samples) if one[1].rewards]
         if not self.prompts:
             raise GuidedCDError(
-                f"--train.rollouts: none of {len(samples)} prompts goes to a reward, for the routes "
-                f"({', '.join(run.routes) or 'none'}) let none through. Give shorter ones with --train.prompts FILE, "
-                "or --train.rollouts 0."
+                f"--train.rollouts.videos: none of {len(samples)} prompts goes to a reward, for the routes "
+                f"({', '.join(run.routes) or 'none'}) let none through. Give shorter ones with "
+                "--train.rollouts.prompts FILE, or --train.rollouts.videos 0."
             )
 
     def chosen(self, number: int) -> list[tuple[Sample, Route]]:
@@ -92,7 +92,7 @@ class Rollouts:
     def __call__(self, model: Callable[..., Tensor], number: int) -> tuple[Tensor, list[Route]]:
         """Clean latents (R, C, F, H, W) that the student predicts in the last of its passes, and their routes.
 
-        How many passes there are, 1 to `rollout_steps`, is drawn once for all videos of a step.
+        How many passes there are, 1 to `train.rollouts.steps`, is drawn once for all videos of a step.
 
         Args:
             model: The student, called as model(z, t, cond, omega, lambdas).

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guidedcd.config.run import KINDS, Run
-from guidedcd.config.sources import ALIASES
+from guidedcd.config.sources import ALIASES, Layer
 from guidedcd.console import console
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
@@ -38,6 +38,7 @@ def run_folder(run: Run, out: Path | None, *, new: bool) -> Path:
             found = read_json(out / "run.json", {})
             if not _same(found, described):
                 _same_objects(out, run, found)
+                Layer.of_file(found, str(out / "run.json"))  # an old name of an option gets its own sentence
                 other = difference(_essence(found), _essence(described))
                 raise GuidedCDError(f"{out} holds a run with another configuration ({other}). Choose another --out.")
             if new:

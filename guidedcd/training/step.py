@@ -83,8 +83,8 @@ class TrainStep:
                 # Convolutions are tried in all ways at first, where results need not be the same from run to run.
                 torch.backends.cudnn.benchmark |= not torch.are_deterministic_algorithms_enabled()
             self.student = Student(teacher, run.student, tuple(run.energies), take=True).to(self.device)
-            if settings.gradient_checkpointing:
-                self.student.enable_gradient_checkpointing(settings.checkpointed)
+            if settings.activation_checkpoint.layers != "none":
+                self.student.enable_gradient_checkpointing(settings.activation_checkpoint.layers)
             self.model, self.weights = distributed.distribute(self.student, run, accelerator)
         self.objectives = objectives(run, self.student.target, rewards, rollouts)
         self.optimizer = accelerator.prepare(optimizer.build(self.weights.masters, settings))
@@ -108,9 +108,10 @@ class TrainStep:
         # Dropout, where it is asked for, is the only consumer of the global generator.
         torch.manual_seed(dropout_seed(self.run.seed, step, self.accelerator.process_index))
         self.student.train()
+        schedule = settings.lr_schedule
+        up, down = step / max(schedule.warmup, 1), (settings.steps - step + 1) / max(schedule.cooldown, 1)
         for group in self.optimizer.param_groups:
-            up, down = step / max(settings.warmup, 1), (settings.steps - step + 1) / max(settings.cooldown, 1)
-            group["lr"] = settings.lr * min(1.0, up, down)
+            group["lr"] = settings.optimizer.lr * min(1.0, up, down)
         # Float32 gradients of bfloat16 weights are summed outside of the network: every part must be reduced.
         apart = self.weights.masters is not self.weights.working
         where: list[tuple[list[str], int]] = []
@@ -128,7 +129,7 @@ class TrainStep:
             where.append((list(batch.ids), number))
             seen.append(numbers)
         self.accelerator.unscale_gradients()
-        norm = self.weights.clip(settings.max_grad_norm)
+        norm = self.weights.clip(settings.optimizer.max_grad_norm)
         outcome = StepMetrics(seen, norm)
         if self.accelerator.num_processes > 1 and self.is_logged(step):
             rewards = [f"{what}/{name}" for name in self.rewards.names for what in ("reward", "routed")]
@@ -185,7 +186,7 @@ class TrainStep:
         names = [*ids, *(f"'{sample.caption}'" for sample, _ in own)]
         return (
             f"{what} is not finite at step {step}, samples {', '.join(names)}. {self._good()}; "
-            "lower --train.lr, the energies' scale or the rewards' weight and start with --new."
+            "lower --train.optimizer.lr, the energies' scale or the rewards' weight and start with --new."
         )
 
     def _good(self) -> str:
@@ -194,14 +195,15 @@ class TrainStep:
 
     def _advice(self) -> str:
         settings = self.run.train
+        recomputes = settings.activation_checkpoint.layers != "none"
         if settings.batch_size > 1:
             half = settings.batch_size // 2
             return (
                 f"It needs less with --train.batch-size {half} --train.accumulate "
                 f"{settings.accumulate * settings.batch_size // half}, the same batch in parts"
-                + ("" if settings.gradient_checkpointing else ", or with --train.gradient-checkpointing")
+                + ("" if recomputes else ", or with --train.activation-checkpoint.layers all")
                 + "."
             )
-        if not settings.gradient_checkpointing:
-            return "It needs less with --train.gradient-checkpointing."
+        if not recomputes:
+            return "It needs less with --train.activation-checkpoint.layers all."
         return "It needs less with --student.kind lora."

@@ -45,7 +45,7 @@ def tracked(accelerator: Accelerator, run: Run, folder: Path) -> Iterator[None]:
 
 
 def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested options as "train.lr": 1e-4."""
+    """Nested options as "train.optimizer.lr": 1e-4."""
     if isinstance(values, Mapping):
         for key, value in values.items():
             yield from _flat(value, f"{path}.{key}" if path else str(key))

@@ -43,7 +43,7 @@ class Trainer(TrainStep):
                 {name: (modules[name], config) for name, config in run.rewards.items()},
                 teacher,
                 whose={name: str(run.component("reward", name)) for name in modules},
-                low_memory=settings.decodes_again,
+                low_memory=settings.activation_checkpoint.recomputes_decoder,
             )
         batches = Batches(
             store,
@@ -57,7 +57,7 @@ class Trainer(TrainStep):
             processes=accelerator.num_processes,
         )
         rollouts = None
-        if settings.rollouts and rewards.names:
+        if settings.rollouts.videos and rewards.names:
             rollouts = Rollouts(
                 run,
                 teacher,
@@ -66,7 +66,7 @@ class Trainer(TrainStep):
                 process=accelerator.process_index,
                 processes=accelerator.num_processes,
             )
-        self.validation = Validation(run, folder, teacher) if settings.validate_every else None
+        self.validation = Validation(run, folder, teacher) if settings.validation.every else None
         if self.validation is None and rollouts is None and isinstance(getattr(teacher, "text", None), nn.Module):
             teacher.text.to("cpu")  # captions are in the store
         super().__init__(run, teacher, accelerator, rewards=rewards, batches=batches, rollouts=rollouts)
@@ -115,8 +115,8 @@ class Trainer(TrainStep):
                     if before is not None:
                         tell(*before)
                 stopping, last = stop.after(step), step == settings.steps
-                validates = self.validation is not None and step % settings.validate_every == 0
-                saves = (step % settings.save_every == 0 or stopping) and not last
+                validates = self.validation is not None and step % settings.validation.every == 0
+                saves = (step % settings.checkpoint.every == 0 or stopping) and not last
                 before = step, begun
                 if self.waits or validates or saves or last:  # nothing is made of weights that may not be finite
                     tell(*before)

@@ -26,7 +26,7 @@ class Validation:
 
     def __init__(self, run: Run, folder: Path, teacher: Any) -> None:
         self.run, self.folder, self.teacher = run, folder, teacher
-        count = run.train.validate_prompts
+        count = run.train.validation.prompts
         splits, _ = prompts.evaluation(teacher, max(3, 2 * count))
         self.texts = [prompt.text for split in splits.values() for prompt in split][:count]
 
@@ -39,7 +39,7 @@ class Validation:
         )
         training, size = student.training, batch_size(self.teacher)
         asked, geometry = self.run.evaluate, self.teacher.geometry
-        with weights.averaged(), blame_memory("the validation videos", "Leave --train.validate-every out."):
+        with weights.averaged(), blame_memory("the validation videos", "Leave --train.validation.every out."):
             student.eval()
             seeds = range(len(self.texts))
             videos = trained(self.texts, asked.steps, seeds, omega=asked.omega, batch=size).cpu()

@@ -78,7 +78,7 @@ def test_flags_files_and_profile_are_layers(command, toys, tmp_path):
     run = command("train", *TOYS, "--config", "run.toml", "--train.steps", "9", "--energies.shake.top", "6").run
 
     assert (run.train.steps, run.train.batch_size, run.train.accumulate) == (9, 2, 1)
-    assert run.train.lr == OF_PROFILE["lr"]
+    assert run.train.optimizer.lr == OF_PROFILE["optimizer"]["lr"]
     assert (run.energies["shake"].top, run.energies["shake"].fraction) == (6, 0.25)
 
 
@@ -110,12 +110,12 @@ def test_lists_by_comma_and_data_by_repetition(command, toys):
 def test_booleans_and_none(command, toys):
     """A boolean is a switch with a negative, and an optional number can be none."""
     off = "--train.average", "none"
-    one = "--train.gradient-checkpointing", "--data.toy.mirror", "--student.ema", "0.9"
+    one = "--train.activation-checkpoint.decoder", "true", "--data.toy.mirror", "--student.ema", "0.9"
     on = command("train", *TOYS, *one, *off).run
-    off = command("train", *TOYS, "--train.no-gradient-checkpointing", "--student.ema", "none").run
+    off = command("train", *TOYS, "--data.toy.no-mirror", "--student.ema", "none").run
 
-    assert (on.train.gradient_checkpointing, on.data[0].config.mirror, on.student.ema) == (True, True, 0.9)
-    assert (off.train.gradient_checkpointing, off.student.ema) == (False, None)
+    assert (on.train.activation_checkpoint.decoder, on.data[0].config.mirror, on.student.ema) == (True, True, 0.9)
+    assert (off.data[0].config.mirror, off.student.ema) == (False, None)
 
 
 def test_where_and_whether_anew_reach_the_training(command, toys):
@@ -144,24 +144,37 @@ MISTAKES = {
         ["--energies.shake.topp", "1"],
         "Unknown option: --energies.shake.topp. Did you mean --energies.shake.top?",
     ),
-    "section": (["--trian.lr", "1"], "Unknown option: --trian.lr. Did you mean --train.lr?"),
+    "section": (["--trian.steps", "1"], "Unknown option: --trian.steps. Did you mean --train.steps?"),
     "below": (["--energies.shake.scale", "-1"], "--energies.shake.scale must be >= 0: -1.0"),
     "above": (["--energies.shake.fraction=1.5"], "--energies.shake.fraction must be <= 1: 1.5"),
     "choice": (["--student.kind", "loraa"], "--student.kind must be in ('full', 'lora') (got 'loraa')"),
-    "number": (["--train.lr", "fast"], "--train.lr must be a number (got 'fast')"),
+    "number": (["--train.optimizer.lr", "fast"], "--train.optimizer.lr must be a number (got 'fast')"),
     "whole": (["--train.steps", "1.5"], "--train.steps must be a whole number (got '1.5')"),
-    "nan": (["--train.lr", "nan"], "--train.lr must be a finite number"),
+    "nan": (["--train.optimizer.lr", "nan"], "--train.optimizer.lr must be a finite number"),
     "pair": (["--solver.omega", "5"], "--solver.omega must be 2 values separated by a comma (got 1)"),
     "seed": (["--seed", "-1"], "--seed must be a whole number from 0 to 2^63 - 1 (got -1)"),
     "name": (["--name", "a/b"], "--name must be letters"),
-    "no-value": (["--train.lr"], "--train.lr requires an argument"),
+    "no-value": (["--train.optimizer.lr"], "--train.optimizer.lr requires an argument"),
     "word": (["extra"], "'extra' is not expected here"),
     "profile": (["--profile", "shape"], "no profile named 'shape'. Did you mean 'shapes'?"),
     "no-file": (["--config", "none.toml"], "--config none.toml is missing."),
     "device": (["--device", "gpu"], "--device must be auto, cpu, cuda, cuda:N or mps (got 'gpu')"),
     "value": (["--energy", "shake:x"], "energy 'shake' takes no value after ':' (got 'x')"),
     "of-a-plugin": (["--energies.shake.top", "13"], "energy 'shake': an unlucky number"),
-    "twice": (["--train.lr", "1", "--train.lr", "2"], "specified multiple times"),
+    "old-name": (["--train.lr", "1"], "error: --train.lr is now --train.optimizer.lr."),
+    "old-switch": (["--train.gradient-checkpointing"], "is now --train.activation-checkpoint.layers all."),
+    "old-name-of-a-group": (["--train.rollouts", "2"], "--train.rollouts is now --train.rollouts.videos."),
+    "group": (
+        ["--train.checkpoint", "2"],
+        "--train.checkpoint is a group of options. Give one of them, such as --train.checkpoint.every.",
+    ),
+    "section-with-a-value": (["--student=lora"], "--student is a group of options."),
+    "component-with-a-value": (["--energies.shake", "3"], "such as --energies.shake.scale."),
+    "in-a-group": (
+        ["--train.optimizer.lrr", "1"],
+        "Unknown option: --train.optimizer.lrr. Did you mean --train.optimizer.lr?",
+    ),
+    "twice": (["--train.optimizer.lr", "1", "--train.optimizer.lr", "2"], "specified multiple times"),
 }
 
 
@@ -185,10 +198,10 @@ FILES = {
     "malformed": ("[train\n", "line 1"),
     "unknown-section": ("[trian]\nlr = 1\n", "unknown key 'trian'. Did you mean 'train'?"),
     "unknown-option": (
-        "[train]\nlrr = 1\n",
-        "train.lrr in wrong.toml: [train] has no option 'lrr'. Did you mean 'lr'?",
+        "[train.optimizer]\nlrr = 1\n",
+        "train.optimizer.lrr in wrong.toml: [train.optimizer] has no option 'lrr'. Did you mean 'lr'?",
     ),
-    "out-of-range": ("[train]\nlr = -1\n", "train.lr in wrong.toml must be > 0: -1.0"),
+    "out-of-range": ("[train.optimizer]\nlr = -1\n", "train.optimizer.lr in wrong.toml must be > 0: -1.0"),
     "of-a-plugin": ("[energy.shake]\ntopp = 1\n", "Did you mean 'top'?"),
 }
 
@@ -284,7 +297,7 @@ def test_help_shows_every_option_with_its_docstring_and_default(command, toys):
     out = " ".join(command("train", "--help").out.replace("│", " ").split())
 
     assert "--energies.shake.top INT How many. (>= 1) [default: 1]" in out
-    assert "--train.lr FLOAT" in out and f"[default: {OF_PROFILE['lr']}]" in out
+    assert "--train.optimizer.lr FLOAT" in out and f"[default: {OF_PROFILE['optimizer']['lr']}]" in out
     assert "one of full, lora" in out
     assert "[default: 8000]" in command("train", "--profile", "t2v-turbo-v2", "--help").out
 

@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from guidedcd.config.moved import MOVED, check_flags
 from guidedcd.config.resolve import resolve, run_from_dict
 from guidedcd.config.run import Chosen, Run
 from guidedcd.config.sources import Layer, profiles, read_config, read_profile, split_names
+from guidedcd.config.structure import changed
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import load_plugins
 
@@ -37,7 +39,7 @@ def test_a_run_survives_json(registry):
             "rewards": {"smile": {"weight": 0.5}},
             "routes": {"keep": {}},
             "metrics": {"count": {}},
-            "train": {"lr": 3e-5, "reward_batch": 2},
+            "train": {"optimizer": {"lr": 3e-5}, "reward_batch": 2},
             "seed": 7,
         },
     )
@@ -141,22 +143,80 @@ def test_an_alias_is_the_same_word(registry):
     )
 
 
+def test_a_group_of_options_is_merged_option_by_option(registry):
+    """A file that sets one option of a group leaves the others as the layers below set them."""
+    run = of(registry, {"train": {"optimizer": {"lr": 1.0, "max_grad_norm": 2}}}, {"train": {"optimizer": {"lr": 3}}})
+
+    assert (run.train.optimizer.lr, run.train.optimizer.max_grad_norm) == (3.0, 2.0)
+
+
+def test_changed_keeps_what_it_does_not_name(registry):
+    """`changed` takes options as a program does, groups of options included, and does not change the original."""
+    run = of(registry)
+    other = changed(run, train={"steps": 5, "optimizer": {"lr": 1.0}})
+
+    assert (other.train.steps, other.train.optimizer.lr) == (5, 1.0)
+    assert (other.train.optimizer.max_grad_norm, run.train.optimizer.lr) == (1.0, 1e-5)
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_name_is_answered_with_the_new_one(registry, old):
+    """Every option that was renamed is refused in files, in Python and as a flag, and the new name exists."""
+    section, _, name = old.partition(".")
+    with pytest.raises(GuidedCDError, match=f"{old} in file1 is now {MOVED[old]}"):
+        of(registry, {section: {name: 1}})
+    with pytest.raises(GuidedCDError, match=f"{old} in Run.from_profile is now {MOVED[old]}"):
+        Run.from_profile("shapes", **{section: {name: 1}})
+    new = MOVED[old].replace("_", "-")
+    for word in (f"--{old.replace('_', '-')}", f"--{old}=1"):
+        with pytest.raises(GuidedCDError, match=f"^{word.partition('=')[0]} is now --{new}"):
+            check_flags(["train", word, "1"])
+
+    described = Run.from_profile("shapes").to_dict()
+    for key in MOVED[old].split("."):
+        described = described[key]
+
+
+def test_an_old_switch_is_answered_with_its_value(registry):
+    """`gradient_checkpointing` was true or false and is now one of several values, which the sentence contains."""
+    with pytest.raises(GuidedCDError, match='layers = "all"'):
+        of(registry, {"train": {"gradient_checkpointing": True}})
+    with pytest.raises(GuidedCDError, match='layers = "none"'):
+        of(registry, {"train": {"gradient_checkpointing": False}})
+    with pytest.raises(GuidedCDError, match="is now --train.activation-checkpoint.layers all.$"):
+        check_flags(["--train.gradient-checkpointing"])
+    with pytest.raises(GuidedCDError, match="is now --train.activation-checkpoint.layers none.$"):
+        check_flags(["--train.no-gradient-checkpointing"])
+
+
 WRONG = {
     "unknown-key": ({"trian": {}}, "file1: unknown key 'trian'. Did you mean 'train'"),
-    "unknown-option": ({"train": {"lrr": 1}}, "train.lrr in file1: .*Did you mean 'lr'"),
+    "unknown-option": ({"train": {"stepz": 1}}, "train.stepz in file1: .*Did you mean 'steps'"),
     "unknown-component": ({"energy": {"shakee": {}}}, "no energy named 'shakee'. Did you mean 'shake'"),
     "option-of-component": ({"energy": {"shake": {"topp": 1}}}, "energy.shake.topp in file1: .*Did you mean 'top'"),
     "out-of-range": ({"energy": {"shake": {"fraction": 1.5}}}, "energy.shake.fraction in file1 must be <= 1: 1.5"),
     "not-a-choice": ({"student": {"kind": "big"}}, "student.kind in file1 must be in"),
-    "not-a-number": ({"train": {"lr": "fast"}}, "train.lr in file1 must be a number .got 'fast'"),
-    "not-finite": ({"train": {"lr": float("nan")}}, "train.lr in file1 must be a finite number"),
+    "not-a-number": (
+        {"train": {"optimizer": {"lr": "fast"}}},
+        "train.optimizer.lr in file1 must be a number .got 'fast'",
+    ),
+    "not-finite": (
+        {"train": {"optimizer": {"lr": float("nan")}}},
+        "train.optimizer.lr in file1 must be a finite number",
+    ),
     "not-whole": ({"train": {"steps": 1.5}}, "train.steps in file1 must be a whole number"),
     "a-boolean-is-no-number": ({"train": {"steps": True}}, "train.steps in file1 must be a whole number"),
-    "not-a-boolean": ({"train": {"gradient_checkpointing": 3}}, "must be true or false"),
+    "not-a-boolean": ({"train": {"activation_checkpoint": {"decoder": 3}}}, "must be true or false"),
     "not-text": ({"name": 3}, "name in file1 must be text"),
     "too-many": ({"solver": {"omega": [1, 2, 3]}}, "solver.omega in file1 must be 2 values"),
     "descending": ({"solver": {"omega": [5, 1]}}, "solver.omega in file1 must be two numbers, 0 <= low <= high"),
     "not-a-table": ({"train": 3}, "train in file1 must be a table"),
+    "group-is-no-table": ({"train": {"checkpoint": 3}}, "train.checkpoint in file1 must be a table"),
+    "option-of-group": (
+        {"train": {"optimizer": {"lrr": 1}}},
+        r"train.optimizer.lrr in file1: \[train.optimizer\] has no option 'lrr'. Did you mean 'lr'",
+    ),
+    "group-out-of-range": ({"train": {"optimizer": {"lr": -1}}}, "train.optimizer.lr in file1 must be > 0: -1"),
     "of-a-plugin": ({"energy": {"shake": {"top": 13}}}, "energy 'shake': an unlucky number"),
     "negative-seed": ({"seed": -1}, "seed in file1 must be a whole number from 0 to 2.63 - 1"),
     "name-with-a-slash": ({"name": "../x"}, "name in file1 must be letters"),
@@ -199,7 +259,7 @@ def test_the_papers_numbers(registry):
     assert (run.energies["pta"].scale, run.energies["pta"].relative, run.energies["pta"].fraction) == (500, None, 0.5)
     assert [run.rewards[name].weight for name in ("hps", "clip", "internv2")] == [0.2, 0.2, 0.5]
     assert [run.rewards[name].frames for name in ("hps", "clip", "internv2")] == [2, 2, 4]
-    assert (run.solver.steps, run.solver.omega, run.train.steps, run.train.lr) == (200, (5, 15), 8000, 1e-5)
+    assert (run.solver.steps, run.solver.omega, run.train.steps, run.train.optimizer.lr) == (200, (5, 15), 8000, 1e-5)
 
 
 def test_an_unknown_profile_is_corrected():

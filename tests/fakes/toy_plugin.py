@@ -46,18 +46,27 @@ CONFIG = {
     "rewards": {"toy": {"weight": 0.1}},
     "solver": {"steps": 10, "omega": [1.0, 4.0]},
     "preprocess": {"videos": 5, "draws_per_video": 3, "batch_size": 2, "shard_size": 2},
-    "train": {"steps": 6, "batch_size": 2, "lr": 1e-3, "log_every": 1, "save_every": 2},
+    "train": {
+        "steps": 6,
+        "batch_size": 2,
+        "log_every": 1,
+        "optimizer": {"lr": 1e-3},
+        "checkpoint": {"every": 2},
+    },
     "device": "cpu",
 }
 
 
 def make(*, replace: Collection[str] = (), **changes: object) -> Run:
     """The toy run with changed sections: options of a section are merged into it, unless it is in `replace`."""
-    described = json.loads(json.dumps(CONFIG))
-    for key, value in changes.items():
-        merge = isinstance(value, dict) and key not in replace
-        described[key] = {**described.get(key, {}), **value} if merge else value
-    return run_from_dict(described)
+    kept = {key: value for key, value in json.loads(json.dumps(CONFIG)).items() if key not in replace}
+    return run_from_dict(_merged(kept, changes))
+
+
+def _merged(below: dict, above: dict) -> dict:
+    """Nested options of two descriptions, those of `above` winning."""
+    both = {key: _merged(below[key], above[key]) for key in below if isinstance(above.get(key), dict)}
+    return {**below, **above, **both}
 
 
 @attrs.frozen(kw_only=True)

@@ -15,6 +15,7 @@ from toy_plugin import make
 
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Run
+from guidedcd.config.structure import changed
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.planning.alternatives import choices
@@ -138,7 +139,7 @@ def test_a_training_step_of_videocrafter2_has_its_measured_cost():
     run = described(teacher={"videocrafter2": {}}, energy={"pta": {}}, train={"batch_size": 3, "precision": "bf16"})
     found = {}
     for checkpointing in (False, True):
-        train = attrs.evolve(run.train, gradient_checkpointing=checkpointing)
+        train = changed(run.train, activation_checkpoint={"layers": "all" if checkpointing else "none"})
         found[checkpointing] = Estimator(gpu()).training(attrs.evolve(run, train=train)).step.flops / 1e12
 
     assert found[False] == pytest.approx(151, rel=0.03)
@@ -149,7 +150,7 @@ def test_own_videos_are_counted(toy):
     """An own video of one step costs three of a clip's four passes, of four steps two more; without rewards nothing."""
 
     def flops(rollouts: int, steps: int = 1, **changes) -> float:
-        run = make(train={"rollouts": rollouts, "rollout_steps": steps, "batch_size": 2}, **changes)
+        run = make(train={"rollouts": {"videos": rollouts, "steps": steps}, "batch_size": 2}, **changes)
         return Estimator(gpu()).training(run).step.flops
 
     clips = flops(0)
@@ -231,7 +232,7 @@ def test_store_has_the_predicted_bytes(toy, tmp_path):
 )
 def test_state_has_the_predicted_bytes(toy, tmp_path, student, precision):
     """A trainer's weights, masters, averages and AdamW states have the predicted bytes, and so has its checkpoint."""
-    run = make(student=student, train={"precision": precision, "steps": 5, "save_every": 2})
+    run = make(student=student, train={"precision": precision, "steps": 5, "checkpoint": {"every": 2}})
     run = attrs.evolve(run, rewards={})
     store = preprocess(run, store_folder=tmp_path / "store")
     trainer = Trainer(run, tmp_path, LatentStore(store), run.teacher.build())
@@ -371,7 +372,8 @@ def test_the_command_takes_the_flags_of_train(toy, capsys):
             [
                 "plan",
                 *run,
-                "--train.gradient-checkpointing",
+                "--train.activation-checkpoint.layers",
+                "all",
                 "--on",
                 "h200",
                 "--json",
@@ -399,8 +401,8 @@ def test_processes_share_the_work(toy):
     one, four = Estimator(gpu()).preprocess(make()), Estimator(gpu(), 4).preprocess(make())
     assert four.device_hours == pytest.approx(one.device_hours) and four.hours == pytest.approx(one.hours / 4)
     for precision, width in (("no", 4), ("bf16", 2)):
-        run = make(train={"parallel": "fsdp", "precision": precision})
-        plain = resident(make(train={"parallel": "fsdp", "precision": "no"}), 100, 100)
+        run = make(train={"parallel": {"mode": "fsdp"}, "precision": precision})
+        plain = resident(make(train={"parallel": {"mode": "fsdp"}, "precision": "no"}), 100, 100)
         part = WHOLE + (1 - WHOLE) / 4
         assert resident(run, 100, 100, processes=4).between == plain.between * part + 100 * width
 

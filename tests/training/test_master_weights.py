@@ -16,6 +16,7 @@ from short_training import TWO_PROCESSES, interrupted, launch, trained
 from torch import nn
 from toy_plugin import make
 
+from guidedcd.config.sections import ActivationCheckpointConfig
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation.report.page import write_report
@@ -113,7 +114,8 @@ def test_the_teacher_s_network_is_taken_over(toy):
 
 def test_bfloat16_learns_as_float32_does_and_resumes_exactly(toy, tmp_path, monkeypatch):
     """Losses agree to bfloat16's accuracy, weights are saved in float32, and a resumed run repeats every number."""
-    options = {"steps": 2, "save_every": 1, "accumulate": 2, "gradient_checkpointing": True, "average": 0.5}
+    options = {"steps": 2, "accumulate": 2, "average": 0.5, "checkpoint": {"every": 1}}
+    options["activation_checkpoint"] = {"layers": "all"}
     runs = {name: make(train={**options, "precision": name}) for name in ("no", "bf16")}
     store = tmp_path / "s"
     lines = {name: trained(run, tmp_path / name, store) for name, run in runs.items()}
@@ -154,7 +156,7 @@ def test_two_averages_are_refused(toy):
 
 def test_eight_bit_states_need_their_package(toy, tmp_path, monkeypatch):
     """Without bitsandbytes one sentence says so before anything is computed; with it its AdamW8bit is used."""
-    run = make(train={"optimizer": "adamw-8bit"})
+    run = make(train={"optimizer": {"name": "adamw-8bit"}})
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(GuidedCDError, match="needs the package bitsandbytes .*pip install bitsandbytes, or use adamw"):
         distil(run)
@@ -169,7 +171,7 @@ def test_eight_bit_states_need_their_package(toy, tmp_path, monkeypatch):
     trainer = Trainer(run, tmp_path, store, run.teacher.build())
     assert type(trainer.optimizer.optimizer) is AdamW8bit
     with pytest.raises(GuidedCDError, match="Use one or the other"):
-        distil(make(train={"optimizer": "adamw-8bit", "parallel": "fsdp"}))
+        distil(make(train={"optimizer": {"name": "adamw-8bit"}, "parallel": {"mode": "fsdp"}}))
 
 
 def test_a_tracker_hears_every_logged_step(toy, tmp_path, monkeypatch):
@@ -216,7 +218,7 @@ def test_validation_videos_do_not_disturb_the_training(toy, tmp_path):
     """Videos of the same prompts appear at intervals and in the report, and every number of the log stays the same."""
     train = {"steps": 4, "average": 0.5}
     plain = trained(make(train=train), tmp_path / "a", tmp_path / "s")
-    run = make(train={**train, "validate_every": 2, "validate_prompts": 3}, evaluate={"steps": 2})
+    run = make(train={**train, "validation": {"every": 2, "prompts": 3}}, evaluate={"steps": 2})
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "run.json").write_text("{}")
 
@@ -231,7 +233,7 @@ def test_validation_videos_do_not_disturb_the_training(toy, tmp_path):
 
 
 def test_frames_are_decoded_one_by_one_where_memory_is_short(toy, tmp_path, monkeypatch):
-    """`decoder_checkpointing` decodes single frames, twice each, and changes no number beyond rounding."""
+    """`activation_checkpoint.decoder` decodes single frames, twice each, and changes no number beyond rounding."""
     from guidedcd.models.teachers.latent import LatentTeacher
 
     seen, decode = [], LatentTeacher.decode
@@ -242,7 +244,7 @@ def test_frames_are_decoded_one_by_one_where_memory_is_short(toy, tmp_path, monk
 
     monkeypatch.setattr(LatentTeacher, "decode", counted)
     lines = [
-        trained(make(train={"steps": 1, "decoder_checkpointing": on}), tmp_path / str(on), tmp_path / "s")
+        trained(make(train={"steps": 1, "activation_checkpoint": {"decoder": on}}), tmp_path / str(on), tmp_path / "s")
         for on in (False, True)
     ]
 
@@ -262,26 +264,21 @@ def test_checkpoints_of_an_average_can_be_sampled(toy, tmp_path):
 
 
 def test_temporal_layers_alone_can_be_recomputed(toy, tmp_path):
-    """`checkpointed` "temporal" and "most" run temporal layers again in the backward pass, and change no number."""
+    """With `layers` "temporal" and "most", the backward pass runs temporal layers again, and no number changes."""
     from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 
     calls: dict[str, list[type]] = {}
     lines = {}
-    for name, options in {
-        "none": {},
-        "temporal": {"gradient_checkpointing": True, "checkpointed": "temporal"},
-        "most": {"gradient_checkpointing": True, "checkpointed": "most"},
-        "all": {"gradient_checkpointing": True},
-    }.items():
-        run = make(train={"steps": 1, "decoder_checkpointing": False, **options})
+    for layers in ("none", "temporal", "most", "all"):
+        run = make(train={"steps": 1, "activation_checkpoint": {"layers": layers, "decoder": False}})
         store = LatentStore(preprocess(run, store_folder=tmp_path / "s"))
-        trainer = Trainer(run, tmp_path / name, store, run.teacher.build())
-        heard = calls.setdefault(name, [])
+        trainer = Trainer(run, tmp_path / layers, store, run.teacher.build())
+        heard = calls.setdefault(layers, [])
         for module in trainer.student.network.modules():
             if (kind := type(module)) in (ResnetBlock2D, TemporalConvLayer):
                 first = next(m for m in module.modules() if not list(m.children()))
                 first.register_forward_hook(lambda m, a, o, kind=kind, heard=heard: heard.append(kind))
-        lines[name] = trainer(1)
+        lines[layers] = trainer(1)
     count = {name: (heard.count(ResnetBlock2D), heard.count(TemporalConvLayer)) for name, heard in calls.items()}
 
     spatial, temporal = count["none"]
@@ -292,15 +289,21 @@ def test_temporal_layers_alone_can_be_recomputed(toy, tmp_path):
     assert lines["most"] == pytest.approx(lines["none"], rel=1e-4)
 
 
-def test_the_decoder_is_recomputed_where_everything_is():
-    """Unless it is said, decoded frames are recomputed with `checkpointed = "all"` alone."""
-    from guidedcd.config.sections import Train
+@pytest.mark.parametrize(
+    ("layers", "decoder", "recomputed"),
+    [
+        ("none", None, False),
+        ("all", None, True),
+        ("most", None, False),
+        ("most", True, True),
+        ("all", False, False),
+    ],
+)
+def test_the_decoder_is_recomputed_where_everything_is(layers, decoder, recomputed):
+    """By default decoded frames are recomputed with `layers = "all"` alone; `decoder` decides otherwise."""
+    config = ActivationCheckpointConfig(layers=layers, decoder=decoder)
 
-    assert not Train().decodes_again
-    assert Train(gradient_checkpointing=True).decodes_again
-    assert not Train(gradient_checkpointing=True, checkpointed="most").decodes_again
-    assert Train(gradient_checkpointing=True, checkpointed="most", decoder_checkpointing=True).decodes_again
-    assert not Train(gradient_checkpointing=True, decoder_checkpointing=False).decodes_again
+    assert config.recomputes_decoder == recomputed
 
 
 @pytest.mark.slow
@@ -311,7 +314,13 @@ def test_all_objectives_survive_a_kill_at_step_100(toy, tmp_path):
         energy={"pta": {"relative": 0.3, "reference": "single-step"}, "toy": {"relative": 0.1}},
         rewards={name: {"frames": 2} for name in ("hps", "clip", "internv2")},
         routes={"short-caption": {}},
-        train={"steps": 200, "save_every": 50, "reward_batch": 1, "average": 0.99, "warmup": 20},
+        train={
+            "steps": 200,
+            "reward_batch": 1,
+            "average": 0.99,
+            "checkpoint": {"every": 50},
+            "lr_schedule": {"warmup": 20},
+        },
     )
     straight = launch(run, tmp_path / "a", tmp_path / "s")
     process = launch(run, tmp_path / "b", tmp_path / "t")
@@ -337,7 +346,7 @@ def test_all_objectives_survive_a_kill_at_step_100(toy, tmp_path):
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_resume(toy, tmp_path, parallel):
     """Two processes go on from a checkpoint of theirs to the same numbers, and so does one with twice the batch."""
-    options = {"steps": 4, "average": 0.5, "parallel": parallel}
+    options = {"steps": 4, "average": 0.5, "parallel": {"mode": parallel}}
     run, folder = make(train=options), tmp_path / "a"
     found = []
     for _ in range(2):
@@ -355,7 +364,9 @@ def test_two_processes_resume(toy, tmp_path, parallel):
 
 def test_the_learning_rate_warms_up_and_cools_down(toy, tmp_path):
     """It rises linearly over the first steps and falls linearly over the last ones."""
-    run = make(train={"steps": 6, "lr": 0.012, "warmup": 2, "cooldown": 3, "log_every": 1})
+    run = make(
+        train={"steps": 6, "log_every": 1, "optimizer": {"lr": 0.012}, "lr_schedule": {"warmup": 2, "cooldown": 3}}
+    )
     distil(run, out=tmp_path / "r", store=tmp_path / "s")
     lines = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
 

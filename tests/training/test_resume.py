@@ -18,6 +18,7 @@ from toy_plugin import make
 
 from guidedcd import devices
 from guidedcd.config.resolve import run_from_dict
+from guidedcd.config.structure import changed
 from guidedcd.console import console
 from guidedcd.data.routing import Sample
 from guidedcd.documents import read_json
@@ -244,7 +245,7 @@ def test_steps_that_are_told_late_are_the_same(toy, tmp_path, monkeypatch):
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_late_step_that_is_not_finite_is_told_before_anything_is_made_of_it(toy, tmp_path, monkeypatch, fails):
     """It is named, and not the step after it, also where that one fails for it; it gets into no checkpoint."""
-    run, losses = make(train={"save_every": 4}), Trainer.losses
+    run, losses = make(train={"checkpoint": {"every": 4}}), Trainer.losses
 
     def spoiled(self, model, batch, number):
         if fails and number == 3:
@@ -555,7 +556,7 @@ def test_clips_of_two_datasets_may_have_one_number(toy, tmp_path):
 @pytest.mark.slow
 def test_killed_run_continues_to_the_same_numbers(toy, tmp_path):
     """SIGKILL in preprocessing and in training, then the same command: same log, same weights."""
-    run = make(train={"steps": 60, "save_every": 10})
+    run = make(train={"steps": 60, "checkpoint": {"every": 10}})
     straight = trained(run, tmp_path / "a", tmp_path / "s")
     folder, store = tmp_path / "b", tmp_path / "t"
     for seen in (store / f"{shard_name(0)}.json", folder / "checkpoints" / "step-000020"):
@@ -582,9 +583,9 @@ def test_killed_run_continues_to_the_same_numbers(toy, tmp_path):
 def test_two_processes_equal_one_with_twice_the_batch(toy, tmp_path, parallel):
     """Two gloo processes with half the clips and own videos each give losses and weights of one process with all."""
     store = tmp_path / "s"
-    one = make(train={"batch_size": 4, "steps": 4, "average": 0.5, "rollouts": 4, "rollout_steps": 2})
+    one = make(train={"batch_size": 4, "steps": 4, "average": 0.5, "rollouts": {"videos": 4, "steps": 2}})
     straight = trained(one, tmp_path / "a", tmp_path / "other")
-    two = attrs.evolve(one, train=attrs.evolve(one.train, batch_size=2, rollouts=2, parallel=parallel))
+    two = changed(one, train={"batch_size": 2, "rollouts": {"videos": 2}, "parallel": {"mode": parallel}})
 
     process = launch(two, tmp_path / "b", store, TWO_PROCESSES)
     output, _ = process.communicate()
@@ -605,10 +606,10 @@ def test_two_processes_equal_one_with_twice_the_batch(toy, tmp_path, parallel):
 @pytest.mark.slow
 def test_a_network_in_parts_is_never_out_of_date(toy, tmp_path):
     """Two FSDP processes in bfloat16, an averaged target, videos after every step: the losses of one process."""
-    options = {"batch_size": 4, "steps": 4, "precision": "bf16", "validate_every": 1, "lr": 0.02}
+    options = {"batch_size": 4, "steps": 4, "precision": "bf16", "validation": {"every": 1}, "optimizer": {"lr": 0.02}}
     one = make(train=options, student={"ema": 0.5})
     straight = trained(one, tmp_path / "a", tmp_path / "other")
-    two = attrs.evolve(one, train=attrs.evolve(one.train, batch_size=2, parallel="fsdp"))
+    two = changed(one, train={"batch_size": 2, "parallel": {"mode": "fsdp"}})
 
     process = launch(two, tmp_path / "b", tmp_path / "s", TWO_PROCESSES)
     output, _ = process.communicate()

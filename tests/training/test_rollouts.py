@@ -45,7 +45,7 @@ def counting(student):
 
 def test_only_the_last_pass_has_a_gradient(toy):
     """A step's videos end after a random number of passes of the sampler's grid, and the last one alone is recorded."""
-    run = make(train={"rollouts": 2, "rollout_steps": 4})
+    run = make(train={"rollouts": {"videos": 2, "steps": 4}})
     teacher = run.teacher.build()
     own, (model, calls) = rollouts(run, teacher), counting(Student(teacher, energies=("toy",)))
     lengths = set()
@@ -62,7 +62,7 @@ def test_only_the_last_pass_has_a_gradient(toy):
 
 def test_the_last_of_all_passes_is_what_sampling_gives(toy):
     """With the same noise, omega and strengths, a video of all passes is the sampler's, bit for bit."""
-    run = make(train={"rollouts": 3, "rollout_steps": 1}, solver={"omega": [2.5, 2.5]})
+    run = make(train={"rollouts": {"videos": 3, "steps": 1}}, solver={"omega": [2.5, 2.5]})
     teacher = run.teacher.build()
     student = Student(teacher, energies=("toy",)).eval()
     torch.nn.init.normal_(student.network.time_embedding.cond_proj.outermost.weight, std=0.1)
@@ -81,48 +81,48 @@ def test_the_last_of_all_passes_is_what_sampling_gives(toy):
 
 def test_numbers_depend_on_seed_and_step_alone(toy):
     """A batch number gives the same videos whatever came before; two processes make those of one with twice as many."""
-    run = make(train={"rollouts": 2, "rollout_steps": 2})
+    run = make(train={"rollouts": {"videos": 2, "steps": 2}})
     teacher = run.teacher.build()
     student = Student(teacher, energies=("toy",))
-    whole = rollouts(make(train={"rollouts": 4, "rollout_steps": 2}), teacher)
+    whole = rollouts(make(train={"rollouts": {"videos": 4, "steps": 2}}), teacher)
     parts = [rollouts(run, teacher, process=i, processes=2) for i in range(2)]
     for number in (5, 3, 5):
         expected, routes = whole(student, number)
         found = [part(student, number) for part in parts]
         torch.testing.assert_close(torch.cat([one for one, _ in found]), expected, atol=1e-5, rtol=1e-5)
         assert [r.caption for _, some in found for r in some] == [r.caption for r in routes]
-    other = rollouts(make(train={"rollouts": 4, "rollout_steps": 2}, seed=1), teacher)
+    other = rollouts(make(train={"rollouts": {"videos": 4, "steps": 2}}, seed=1), teacher)
     assert [s.id for s, _ in other.chosen(5)] != [s.id for s, _ in whole.chosen(5)]
 
 
 def test_prompts_come_from_a_file_the_teacher_or_the_store(toy, tmp_path):
     """A file of prompts wins over the teacher's own, which win over the store's captions."""
-    run = make(train={"rollouts": 1})
+    run = make(train={"rollouts": {"videos": 1}})
     teacher = run.teacher.build()
     assert {s.caption for s, _ in rollouts(run, teacher).prompts} == {f"clip {i}" for i in range(9)}
     teacher.training_prompts = lambda count: [prompts.Prompt(text="of the teacher")] * min(count, 3)
     teacher.prompts = lambda split, count: [prompts.Prompt(text=f"{split} {i}") for i in range(count)]
     assert [s.caption for s, _ in rollouts(run, teacher).prompts] == ["of the teacher"] * 3
     (tmp_path / "list.txt").write_text("one\n\ntwo\n")
-    listed = make(train={"rollouts": 1, "prompts": str(tmp_path / "list.txt")})
+    listed = make(train={"rollouts": {"videos": 1, "prompts": str(tmp_path / "list.txt")}})
     found = [s for s, _ in rollouts(listed, teacher).prompts]
     assert [s.caption for s in found] == ["one", "two"] and {s.dataset for s in found} == {"prompts"}
     with pytest.raises(GuidedCDError, match="there is no prompts file"):
-        rollouts(make(train={"rollouts": 1, "prompts": str(tmp_path / "none.txt")}), teacher)
+        rollouts(make(train={"rollouts": {"videos": 1, "prompts": str(tmp_path / "none.txt")}}), teacher)
 
 
 def test_a_missing_file_of_prompts_is_told_before_the_work(toy, tmp_path):
     """The run stops before its latents are computed, and nothing is written; a file that is not used is not read."""
     missing = str(tmp_path / "none.txt")
     with pytest.raises(GuidedCDError, match="there is no prompts file"):
-        distil(make(train={"rollouts": 1, "prompts": missing}), out=tmp_path / "a", store=tmp_path / "s")
+        distil(make(train={"rollouts": {"videos": 1, "prompts": missing}}), out=tmp_path / "a", store=tmp_path / "s")
     assert not (tmp_path / "a").exists() and not (tmp_path / "s").exists()
-    assert listed(make(train={"prompts": missing})) == []
+    assert listed(make(train={"rollouts": {"prompts": missing}})) == []
 
 
 def test_prompts_that_no_reward_reads_are_left_out(toy):
     """Routes decide about prompts as about clips; when none is left one sentence says what to do."""
-    run = make(train={"rollouts": 1})
+    run = make(train={"rollouts": {"videos": 1}})
     teacher = run.teacher.build()
 
     def none(sample):
@@ -131,7 +131,7 @@ def test_prompts_that_no_reward_reads_are_left_out(toy):
 
     kept = Rollouts(run, teacher, CLIPS, routed=none).prompts
     assert [s.caption for s, _ in kept] == ["clip 3"]
-    with pytest.raises(GuidedCDError, match="none of 3 prompts goes to a reward.*--train.prompts FILE"):
+    with pytest.raises(GuidedCDError, match="none of 3 prompts goes to a reward.*--train.rollouts.prompts FILE"):
         Rollouts(run, teacher, CLIPS[:3], routed=none)
 
 
@@ -149,7 +149,7 @@ def test_the_proving_ground_has_prompts_of_its_own():
 
 def test_training_with_rollouts_resumes_exactly(toy, tmp_path, monkeypatch):
     """Own videos raise the reward's share of samples, change the student, and a resumed run repeats every number."""
-    plain, own = make(), make(train={"rollouts": 3, "rollout_steps": 2})
+    plain, own = make(), make(train={"rollouts": {"videos": 3, "steps": 2}})
     store = tmp_path / "s"
     without, lines = trained(plain, tmp_path / "p", store), trained(own, tmp_path / "a", store)
     assert all(line["routed/toy"] == 1 for line in lines)
@@ -161,7 +161,9 @@ def test_training_with_rollouts_resumes_exactly(toy, tmp_path, monkeypatch):
 
 def test_without_rewards_there_are_no_rollouts(toy, tmp_path):
     """A run of energies alone, with the same settings, needs no prompts and trains as before."""
-    one = trained(make(rewards={}, replace=("rewards",), train={"rollouts": 3}), tmp_path / "a", tmp_path / "s")
+    one = trained(
+        make(rewards={}, replace=("rewards",), train={"rollouts": {"videos": 3}}), tmp_path / "a", tmp_path / "s"
+    )
     other = trained(make(rewards={}, replace=("rewards",)), tmp_path / "b", tmp_path / "s")
     assert one == other
 
@@ -176,4 +178,4 @@ def test_a_loss_that_is_not_finite_names_the_prompts(toy, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Rollouts, "__call__", broken)
     with pytest.raises(GuidedCDError, match=r"not finite at step 1, samples toy/\d#\d, toy/\d#\d, 'clip \d'"):
-        trained(make(train={"rollouts": 1}), tmp_path / "a", tmp_path / "s")
+        trained(make(train={"rollouts": {"videos": 1}}), tmp_path / "a", tmp_path / "s")

@@ -47,7 +47,7 @@ def test_an_exported_student_samples_the_same_where_guidedcd_is_not_installed(py
     """Trained on the proving ground, exported, loaded by `DiffusionPipeline` elsewhere: the same latents and pixels."""
     monkeypatch.chdir(tmp_path)
     small = "--preprocess.videos 2 --preprocess.draws-per-video 2 --solver.steps 5 --train.steps 2 --train.batch-size 2"
-    short = "--evaluate.prompts 1 --evaluate.videos 0 --evaluate.teacher-omega 2 --train.lr 1e-3"
+    short = "--evaluate.prompts 1 --evaluate.videos 0 --evaluate.teacher-omega 2 --train.optimizer.lr 1e-3"
     for words in (f"train --energy pta --out run --device cpu {small} {short}", "export run out"):
         with pytest.raises(SystemExit) as done:
             main(words.split())
