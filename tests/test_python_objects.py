@@ -18,7 +18,7 @@ from guidedcd.config.run import KINDS
 TOY = {
     "teacher": "toy",
     "data": "toy",
-    "train": {"steps": 2, "batch_size": 2, "save_every": 1, "rollouts": 0},
+    "train": {"steps": 2, "batch_size": 2, "checkpoint": {"every": 1}, "rollouts": {"videos": 0}},
     "preprocess": {"videos": 2, "draws_per_video": 1, "shard_size": 2},
     "evaluate": {"prompts": 2, "videos": 0, "steps": 1, "teacher_omega": [2.0]},
     "device": "cpu",
