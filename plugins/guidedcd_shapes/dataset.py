@@ -12,6 +12,7 @@ from torch import Tensor
 
 from guidedcd.data.clips import Clip
 from guidedcd.data.geometry import Geometry
+from guidedcd.data.lazy_sequence import LazySequence
 from guidedcd_shapes import ShapesDataConfig, captions, drawing, models, world
 
 
@@ -27,7 +28,7 @@ class Shapes:
         return Clips(self.config, geometry)
 
 
-class Clips(Sequence[Clip]):
+class Clips(LazySequence[Clip]):
     """The clips of one config and geometry."""
 
     def __init__(self, config: ShapesDataConfig, geometry: Geometry) -> None:
@@ -38,10 +39,8 @@ class Clips(Sequence[Clip]):
         """How many clips."""
         return self.config.size
 
-    def __getitem__(self, index: int) -> Clip:
+    def read(self, index: int) -> Clip:
         """Draw clip `index`."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         config = self.config
         kind = ("web", "web", "web", "dense")[index % 4] if config.set == "mix" else config.set
         rng = random.Random(f"clip {config.seed} {kind} {config.motion} {index}")

@@ -1,11 +1,11 @@
-"""Videos on disk as datasets - a folder, WebVid, VidGen, OpenVid, tar shards - and a route for clips without motion."""
+"""Datasets of video files (a folder, WebVid, VidGen, OpenVid, tar shards), and a route for clips that hardly move."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import attrs
-from attrs.validators import ge, in_, le, optional
+from attrs.validators import and_, ge, in_, le, optional
 
 from guidedcd.plugins.configs import DatasetConfig, RouteConfig
 from guidedcd.plugins.hookspecs import hookimpl
@@ -16,15 +16,15 @@ class VideosConfig(DatasetConfig):
     """Options of every dataset of video files."""
 
     path: Path | None = attrs.field(default=None, metadata={"positional": True})
-    """The folder that holds the data set; the file that lists its clips, or one shard, is accepted too."""
-    fps: float | None = attrs.field(default=None, validator=optional([ge(0.01), le(1000)]))
-    """Frames per second at which videos are sampled, by their timestamps; none: those of the teacher."""
+    """Folder of the data set, or the file that lists its clips, or one tar shard."""
+    fps: float | None = attrs.field(default=None, validator=optional(and_(ge(0.01), le(1000))))
+    """Frames per second at which videos are sampled by their timestamps; none: the frame rate of the teacher."""
     begin: str = attrs.field(default="middle", validator=in_(("middle", "start", "random")))
-    """Which part of a longer video is used; `random` draws it from the clip's id, so it is the same every time."""
+    """Which part of a longer video is used; `random` depends on the clip's id only, so that it never changes."""
     short: str = attrs.field(default="skip", validator=in_(("skip", "slow")))
-    """A video shorter than the teacher's is skipped, or all of it is used, in slow motion, if it has enough frames."""
+    """`skip` a video that is shorter than the teacher's, or `slow` it down if it has enough frames."""
     shuffle: int | None = attrs.field(default=None, validator=optional(ge(0)))
-    """Take the clips in an order drawn from this seed; none: in the order of the list, or of the files' names."""
+    """Seed of a random order of the clips; none: the order of the list or of the file names."""
 
 
 @attrs.frozen(kw_only=True)
@@ -32,9 +32,9 @@ class ListedConfig(VideosConfig):
     """Options of a dataset whose clips are listed in a file."""
 
     metadata: Path | None = None
-    """The file that lists the clips, relative to `path`; none: the one that lies there under its usual name."""
+    """File that lists the clips, relative to `path`; none: the file of the usual name there."""
     videos: Path | None = None
-    """The folder of the videos, relative to `path`; none: where they were published, or anywhere below `path`."""
+    """Folder of the videos, relative to `path`; none: the published layout, or anywhere below `path`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -42,7 +42,7 @@ class FolderConfig(ListedConfig):
     """Options of the dataset `folder`."""
 
     caption: str | None = None
-    """Column of the metadata, or key of the .json files, that is the caption; none: caption, text or prompt."""
+    """Column of the metadata or key of the .json files with the caption; none: caption, text or prompt."""
 
 
 @attrs.frozen(kw_only=True)
@@ -65,7 +65,7 @@ class WebDatasetConfig(VideosConfig):
     """Options of the dataset `webdataset`."""
 
     caption: str | None = None
-    """Key of the .json members that is the caption; none: caption, text or prompt, and a .txt member before them."""
+    """Key of the .json members with the caption; none: a .txt member, else the key caption, text or prompt."""
 
 
 @attrs.frozen(kw_only=True)
@@ -73,11 +73,11 @@ class MovingConfig(RouteConfig):
     """Options of the route `moving`."""
 
     least: float = attrs.field(default=0.0, validator=ge(0))
-    """Clips whose known motion is below this, in their dataset's own unit, are not guided."""
+    """Clips whose known motion is below this are not guided; in the dataset's own unit."""
     never: tuple[str, ...] = ()
-    """Datasets whose clips are never guided; the paper's is webvid."""
+    """Datasets whose clips are never guided; `webvid` in the paper."""
     tag: str = "use_motion_guide"
-    """Clips whose metadata say 0 or false under this name are not guided."""
+    """Name of a tag; clips whose tag is 0 or false are not guided."""
 
 
 @hookimpl
@@ -100,5 +100,5 @@ def register_routes(register):
         "moving",
         "guidedcd_videos.route:Moving",
         config=MovingConfig,
-        summary="no energy guides clips that hardly move, or that come from datasets of still footage",
+        summary="no energies for clips that hardly move or come from chosen datasets",
     )

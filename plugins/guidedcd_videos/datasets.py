@@ -1,4 +1,4 @@
-"""The datasets: where each finds its list and its videos."""
+"""The datasets of video files: the published name and layout of each list and its videos."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from guidedcd_videos.listings import (
     first_of,
     video_files,
 )
-from guidedcd_videos.rows import Beside, Rows, Videos
+from guidedcd_videos.rows import CaptionFiles, Rows, Videos
 from guidedcd_videos.shards import Shards, shard_files
 from guidedcd_videos.tables import Table, read_table
 
 
 class Dataset:
-    """What the datasets share: a path that must exist, and clips of a listing."""
+    """Base class: a folder that must exist, and the clips of its listing."""
 
     name: ClassVar[str]
 
@@ -35,45 +35,45 @@ class Dataset:
         """Keep the config.
 
         Raises:
-            GuidedCDError: It says no folder.
+            GuidedCDError: It names no folder.
         """
         if config.path is None:
             raise GuidedCDError(f"dataset '{self.name}' needs its folder: --data {self.name}:FOLDER.")
-        self.config = config
+        self.config, self.path = config, config.path
 
     def open(self, geometry: Geometry) -> Sequence[Clip]:
-        """All clips that are listed, in the teacher's size; videos are decoded when they are asked for.
+        """All listed clips in the teacher's size; a video is decoded when its clip is read.
 
         Raises:
             GuidedCDError: There is no such folder, its list cannot be used, or it is empty.
         """
-        path = self.config.path
-        if not path.exists():
-            raise GuidedCDError(f"dataset '{self.name}': there is no folder {path}.")
-        return Clips(self.name, self.config, self.listing(path), geometry)
+        if not self.path.exists():
+            raise GuidedCDError(f"dataset '{self.name}': there is no folder {self.path}.")
+        return Clips(self.name, self.config, self.listing(self.path), geometry)
 
     def listing(self, path: Path) -> Listing:
-        """What lies at `path`."""
+        """The entries of the data set at `path`, a folder or a file."""
         raise NotImplementedError
 
 
 class ListedDataset(Dataset):
-    """A dataset whose clips a table lists."""
+    """Base class of the datasets whose clips a table lists."""
 
     config: ListedConfig
     patterns: ClassVar[tuple[str, ...]]
-    """Where the list may be, best first."""
-    usual: ClassVar[tuple[str, ...]] = ("", "videos", "video")
-    """Where the videos may be."""
+    """Glob patterns of the list, best first."""
+    folders: ClassVar[tuple[str, ...]] = ("", "videos", "video")
+    """Folders in which the videos are looked up first."""
     search: ClassVar[bool] = True
-    """Whether they may be anywhere else."""
+    """Whether the videos may be in any other folder below the root."""
     naming: ClassVar[tuple[str, ...]]
-    """Columns that name the video; the first that a table has."""
-    silent: ClassVar[tuple[str, ...]] = ()
-    """Columns that say nothing of the clip."""
+    """Columns with the name of the video; the first one that a row has counts."""
+    ignored: ClassVar[tuple[str, ...]] = ()
+    """Columns that do not become tags."""
     caption: ClassVar[tuple[str, ...]] = CAPTION
+    """Columns with the caption; the first one that a row has counts."""
     ending: ClassVar[str] = ""
-    """What a name lacks to be a file's."""
+    """Appended to a name that does not end like a video file."""
 
     def listing(self, path: Path) -> Listing:
         """The rows of the data set's table."""
@@ -89,16 +89,16 @@ class ListedDataset(Dataset):
         """The clips of a table.
 
         Raises:
-            GuidedCDError: It lacks a column; names those it has.
+            GuidedCDError: It lacks a column; the message lists the columns it has.
         """
         for names in (self.naming, caption):
             if not any(name in table.columns for name in names):
-                has = ", ".join(table.columns) or "none that can be read"
-                lacks = " or ".join(f"'{name}'" for name in names)
+                columns = ", ".join(table.columns) or "none that can be read"
+                missing = " or ".join(f"'{name}'" for name in names)
                 raise GuidedCDError(
-                    f"dataset '{self.name}': {table.path} has no column {lacks}; its columns are {has}."
+                    f"dataset '{self.name}': {table.path} has no column {missing}; its columns are {columns}."
                 )
-        return Rows(table, Videos(root, self.usual, self.search), caption, self)
+        return Rows(table, Videos(root, self.folders, self.search), caption, self)
 
     def list_file(self, path: Path) -> Path:
         """The file that lists the clips.
@@ -113,15 +113,15 @@ class ListedDataset(Dataset):
                 raise GuidedCDError(f"dataset '{self.name}': there is no file {path / self.config.metadata}.")
             return path / self.config.metadata
         for pattern in self.patterns:
-            found = sorted(path.glob(pattern))
-            if len(found) > 1:
-                names = ", ".join(file.relative_to(path).as_posix() for file in found[:5])
+            files = sorted(path.glob(pattern))
+            if len(files) > 1:
+                names = ", ".join(file.relative_to(path).as_posix() for file in files[:5])
                 raise GuidedCDError(
                     f"dataset '{self.name}': {path} has several lists ({names}); "
                     f"choose one with --data.{self.name}.metadata FILE."
                 )
-            if found:
-                return found[0]
+            if files:
+                return files[0]
         raise GuidedCDError(
             f"dataset '{self.name}': {path} has no list of clips ({' or '.join(self.patterns)}); "
             f"name it with --data.{self.name}.metadata FILE."
@@ -131,20 +131,20 @@ class ListedDataset(Dataset):
         """The video's file name, relative to the folder of the videos.
 
         Raises:
-            ClipError: The row does not say.
+            ClipError: The row names none.
         """
         name = str(first_of(row, self.naming) or "").strip()
         if not name:
             raise ClipError("names no video")
         return name if name.lower().endswith(SUFFIXES) else name + self.ending
 
-    def listed(self, found: Listed) -> Listed:
-        """An entry, with what is known of every clip of this data set."""
-        return found
+    def completed(self, entry: Listed) -> Listed:
+        """The entry with what holds for every clip of this data set."""
+        return entry
 
 
 class Folder(ListedDataset):
-    """The dataset `folder`: a metadata.csv or .jsonl where there is one, else captions beside the videos."""
+    """The dataset `folder`: a metadata.csv or .jsonl if there is one, else captions in files beside the videos."""
 
     name = "folder"
     patterns = ("metadata.csv", "metadata.jsonl", "metadata.tsv", "metadata.json")
@@ -155,13 +155,13 @@ class Folder(ListedDataset):
     def listing(self, path: Path) -> Listing:
         """The rows of the metadata, or the videos below the folder."""
         caption = (self.config.caption,) if self.config.caption else CAPTION
-        listed = path.is_file() or self.config.metadata or any((path / name).is_file() for name in self.patterns)
+        has_list = path.is_file() or self.config.metadata or any((path / name).is_file() for name in self.patterns)
         root = path if path.is_dir() else path.parent
         if self.config.videos is not None:
             root = root / self.config.videos
         if not root.is_dir():
             raise GuidedCDError(f"dataset 'folder': there is no folder {root} for its videos.")
-        if listed:
+        if has_list:
             return self.rows(read_table(self.list_file(path)), root, caption)
         files = video_files(root)
         if not files:
@@ -169,21 +169,21 @@ class Folder(ListedDataset):
             raise GuidedCDError(
                 f"dataset 'folder': there is no video ({kinds}) and no metadata.csv or .jsonl in {root}."
             )
-        return Beside(root, files, caption)
+        return CaptionFiles(root, files, caption)
 
 
 class WebVid(ListedDataset):
     """The dataset `webvid`: videos/PAGE_DIR/VIDEOID.mp4 and a CSV with videoid, page_dir and name, the caption.
 
-    Its captions are short: they are also what rewards read.
+    Its captions are short, so that rewards can read them in full.
     """
 
     name = "webvid"
     patterns = ("results*train*.csv", "*train*.csv", "*.csv")
-    usual = ("videos", "", "train", "videos/train")
+    folders = ("videos", "", "train", "videos/train")
     search = False
     naming = ("videoid",)
-    silent = ("page_dir", "page_idx", "contentUrl")
+    ignored = ("page_dir", "page_idx", "contentUrl")
     caption = ("name", "caption")
 
     def name_of(self, row: Mapping[str, Any]) -> str:
@@ -193,9 +193,9 @@ class WebVid(ListedDataset):
             raise ClipError("names no video")
         return f"{page}/{video}.mp4" if page else f"{video}.mp4"
 
-    def listed(self, found: Listed) -> Listed:
-        """Its caption is also its short one."""
-        return attrs.evolve(found, short_caption=found.short_caption or found.caption)
+    def completed(self, entry: Listed) -> Listed:
+        """The entry, whose caption is also its short caption."""
+        return attrs.evolve(entry, short_caption=entry.short_caption or entry.caption)
 
 
 class VidGen(ListedDataset):
@@ -212,12 +212,12 @@ class OpenVid(ListedDataset):
 
     name = "openvid"
     patterns = ("OpenVid-1M.csv", "data/train/OpenVid-1M.csv", "*.csv", "data/train/*.csv")
-    usual = ("video", "videos", "")
+    folders = ("video", "videos", "")
     naming = ("video",)
 
 
 class WebDataset(Dataset):
-    """The dataset `webdataset`: tar shards whose members of one name are one sample."""
+    """The dataset `webdataset`: tar shards in which the members of one name form a sample."""
 
     name = "webdataset"
     config: WebDatasetConfig
@@ -226,10 +226,10 @@ class WebDataset(Dataset):
         """The samples of all shards.
 
         Raises:
-            GuidedCDError: There is no shard, or none has a sample.
+            GuidedCDError: There is no shard, or no shard has a sample.
         """
         caption = (self.config.caption,) if self.config.caption else CAPTION
-        found = Shards(shard_files(path), caption)
-        if not len(found):
-            raise GuidedCDError(f"dataset 'webdataset': the .tar files in {path} hold no sample.")
-        return found
+        shards = Shards(shard_files(path), caption)
+        if not len(shards):
+            raise GuidedCDError(f"dataset 'webdataset': the .tar files in {path} contain no sample.")
+        return shards

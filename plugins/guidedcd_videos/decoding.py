@@ -1,4 +1,4 @@
-"""A video file to the teacher's frames: which ones, by their real timestamps, and how they are decoded.
+"""Decode the frames of a video file that a teacher needs, chosen by their timestamps.
 
 Legend: F frames of the teacher, n frames of the video; a tick is the stream's time base.
 """
@@ -23,29 +23,29 @@ from guidedcd_videos.frames import fitted
 
 @attrs.frozen(eq=False)
 class Timeline:
-    """When each frame of a video is shown."""
+    """The time at which each frame of a video is shown."""
 
     ticks: np.ndarray
     """Start of each frame (n,), int64, ascending."""
     last: int
-    """How many ticks the last frame is shown."""
+    """Duration of the last frame, in ticks."""
     tick: float
-    """Seconds."""
+    """Length of a tick in seconds."""
     numbered: bool = False
-    """The file has no timestamps: `ticks` number the frames in the order of display, at a constant rate."""
+    """Whether the file has no timestamps; `ticks` then count the frames in display order, at a constant rate."""
 
     @property
     def seconds(self) -> float:
-        """From the first frame's start to the last one's end."""
+        """Duration from the start of the first frame to the end of the last, in seconds."""
         return float(self.ticks[-1] + self.last - self.ticks[0]) * self.tick
 
     def choose(self, count: int, fps: float, begin: float, slow: bool = False) -> np.ndarray:
-        """The frames (count,) that are on the screen at `count` moments, 1 / fps apart, as ticks.
+        """Ticks (count,) of the frames that are shown at `count` moments, 1 / fps apart.
 
         Args:
-            count: How many.
+            count: Number of frames.
             fps: Moments per second of the video.
-            begin: Where in the time to spare the first one lies, in [0, 1]; it is moved to a frame's start.
+            begin: Position of the first moment in the spare time, in [0, 1]; it is moved to the start of a frame.
             slow: Spread the moments over a video that is too short, if it has at least `count` frames.
 
         Raises:
@@ -63,37 +63,37 @@ class Timeline:
         return self._shown(start + np.arange(count) / fps / self.tick)
 
     def _shown(self, moments: np.ndarray) -> np.ndarray:
-        """Start of the frames shown at `moments`; half a tick, at most 1 ms, absorbs the rounding of timestamps."""
-        places = np.searchsorted(self.ticks, moments + min(0.5, 1e-3 / self.tick), side="right") - 1
-        return self.ticks[places.clip(0)]
+        """Ticks of the frames shown at `moments`; half a tick, at most 1 ms, absorbs the rounding of timestamps."""
+        indices = np.searchsorted(self.ticks, moments + min(0.5, 1e-3 / self.tick), side="right") - 1
+        return self.ticks[indices.clip(0)]
 
 
 def read_clip(source: Path | bytes, geometry: Geometry, *, fps: float, begin: float, slow: bool = False) -> Tensor:
-    """The part of a video that a teacher is shown: (F, 3, H, W), float in [0, 1].
+    """Frames of a video (F, 3, H, W), float in [0, 1], in the teacher's size and frame rate.
 
     Args:
-        source: A file, or the content of one.
+        source: A video file, or its content.
         geometry: Frames, height and width.
-        fps: Frames per second of the video's own time.
+        fps: Frames per second of the video.
         begin: See `Timeline.choose`.
         slow: See `Timeline.choose`.
 
     Raises:
-        ClipError: The file is missing, damaged, no video or too short; says which.
+        ClipError: The file is missing, damaged, no video or too short; the message states which.
     """
     try:
-        _exists(source)
+        _check_exists(source)
         timeline, aspect = _timeline(source)
-        wanted = timeline.choose(geometry.frames, fps, begin, slow)
-        found = _decoded(source, timeline, set(wanted.tolist()), geometry, aspect)
+        ticks = timeline.choose(geometry.frames, fps, begin, slow)
+        frames = _decoded(source, timeline, set(ticks.tolist()), geometry, aspect)
     except av.FFmpegError as error:
         raise ClipError(f"damaged or no video ({error.strerror or type(error).__name__})") from error
     except OSError as error:
         raise ClipError(f"cannot be read ({error.strerror or type(error).__name__})") from error
-    return torch.stack([found[tick] for tick in wanted.tolist()])
+    return torch.stack([frames[tick] for tick in ticks.tolist()])
 
 
-def _exists(source: Path | bytes) -> None:
+def _check_exists(source: Path | bytes) -> None:
     if isinstance(source, Path) and not source.is_file():
         raise ClipError("the file is missing")
     if _size(source) == 0:
@@ -105,67 +105,67 @@ def _size(source: Path | bytes) -> int:
 
 
 def _open(source: Path | bytes) -> av.container.InputContainer:
-    return av.open(str(source) if isinstance(source, Path) else io.BytesIO(source), metadata_errors="replace")
+    return av.open(str(source) if isinstance(source, Path) else io.BytesIO(source), "r", metadata_errors="replace")
 
 
 def _stream(container: av.container.InputContainer) -> av.VideoStream:
-    # Names of pictures are "pipes": a file that is one still image has no video, whatever its ending.
+    # FFmpeg calls the formats of still images "..._pipe"; such a file has no video, whatever its ending.
     if not container.streams.video or container.format.name.endswith("_pipe"):
-        raise ClipError("holds no video stream")
+        raise ClipError("contains no video stream")
     return container.streams.video[0]
 
 
 def _timeline(source: Path | bytes) -> tuple[Timeline, float]:
-    """Timestamps of all frames without decoding any, and the pixels' aspect."""
+    """Timestamps of all frames, without decoding any, and the aspect ratio of a pixel."""
     with _open(source) as container:
         stream = _stream(container)
         packets = [packet for packet in container.demux(stream) if packet.size]
         if not packets:
-            raise ClipError("holds no frame")
+            raise ClipError("contains no frame")
         aspect = float(stream.sample_aspect_ratio or 1)
         tick, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
-        _complete(packets, stream, _size(source), tick)
+        _check_complete(packets, stream, _size(source), tick)
         shown = [packet for packet in packets if not packet.is_discard]
         starts = [packet.pts for packet in shown]
         if tick and None not in starts:
             ticks = np.unique(np.array(starts, dtype=np.int64))
-            usual = int(np.median(np.diff(ticks))) if len(ticks) > 1 else 1
-            final = max(shown, key=lambda packet: packet.pts)
-            return Timeline(ticks, final.duration or usual, tick), aspect
+            typical = int(np.median(np.diff(ticks))) if len(ticks) > 1 else 1
+            final = max(shown, key=lambda packet: packet.pts or 0)
+            return Timeline(ticks, final.duration or typical, tick), aspect
     with _open(source) as container:
         count = sum(1 for _ in container.decode(_stream(container)))
     return Timeline(np.arange(count), 1, 1 / (rate or 25.0), numbered=True), aspect
 
 
-def _complete(packets: list[av.Packet], stream: av.VideoStream, size: int, tick: float) -> None:
+def _check_complete(packets: list[av.Packet], stream: av.VideoStream, size: int, tick: float) -> None:
     """Refuse a file that ends before its own table of contents does."""
-    if torn := sum(packet.is_corrupt for packet in packets):
-        raise ClipError(f"damaged: {len(packets) - torn} of {stream.frames or '?'} frames are whole")
+    if damaged := sum(packet.is_corrupt for packet in packets):
+        raise ClipError(f"damaged: {len(packets) - damaged} of {stream.frames or '?'} frames are whole")
     ends = [packet.pos + packet.size for packet in packets if packet.pos is not None]
     if stream.frames > len(packets) and ends and max(ends) >= size:
         raise ClipError(f"cut off: {len(packets)} of {stream.frames} frames are there")
 
 
 def _decoded(
-    source: Path | bytes, timeline: Timeline, wanted: set[int], geometry: Geometry, aspect: float
+    source: Path | bytes, timeline: Timeline, ticks: set[int], geometry: Geometry, aspect: float
 ) -> Mapping[int, Tensor]:
     """Frames (3, H, W) by tick."""
-    found: dict[int, Tensor] = {}
-    # A file whose index is wrong may be entered too late; then it is read from its beginning.
-    for enter in (min(wanted), None):
+    frames: dict[int, Tensor] = {}
+    # With a wrong index, seeking may land too late; the file is then read from its beginning.
+    for enter in (min(ticks), None):
         with _open(source) as container:
             stream = _stream(container)
             if enter is not None and not timeline.numbered and enter > timeline.ticks[0]:
                 container.seek(enter, stream=stream)
             for number, frame in enumerate(container.decode(stream)):
                 tick = number if timeline.numbered else frame.pts
-                if tick in wanted and tick not in found:
+                if tick in ticks and tick not in frames:
                     if frame.is_corrupt:
                         raise ClipError(f"damaged: the frame at {tick * timeline.tick:.3g} s cannot be decoded")
-                    found[tick] = fitted(frame, geometry.height, geometry.width, aspect)
-                if len(found) == len(wanted):
-                    return found
+                    frames[tick] = fitted(frame, geometry.height, geometry.width, aspect)
+                if len(frames) == len(ticks):
+                    return frames
         if timeline.numbered:
             break
-    first = min(wanted - set(found))
+    first = min(ticks - set(frames))
     raise ClipError(f"damaged: the frame at {first * timeline.tick:.3g} s cannot be decoded")

@@ -5,6 +5,9 @@ Legend: H, W of the teacher; h, w of the source, in pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 import av
 import numpy as np
 import torch
@@ -14,16 +17,16 @@ from torch import Tensor
 from guidedcd.data.clips import ClipError
 
 LARGEST = 64
-"""How many times the target's pixels a frame may have that covers it; of more, hardly anything would be seen."""
+"""Largest ratio of a scaled frame's pixels to the target's; the crop of a larger one would show hardly anything."""
 
 
 def fitted(frame: av.VideoFrame, height: int, width: int, aspect: float = 1.0) -> Tensor:
     """One decoded frame as (3, H, W), float in [0, 1].
 
     Args:
-        frame: As the decoder gave it.
-        height: H.
-        width: W.
+        frame: A decoded frame.
+        height: H, in pixels.
+        width: W, in pixels.
         aspect: Width of a pixel over its height.
     """
     image = frame.reformat(format="rgb24").to_ndarray()
@@ -33,15 +36,16 @@ def fitted(frame: av.VideoFrame, height: int, width: int, aspect: float = 1.0) -
 
 
 def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
-    """How the frame is turned for display, (2, 2): x' = a x + c y, y' = b x + d y for rows (a, b), (c, d)."""
-    for side in frame.side_data:
+    """Rotation of the frame for display, (2, 2): x' = a x + c y, y' = b x + d y for rows (a, b), (c, d)."""
+    # PyAV declares a mapping with text as keys, but iterates over the entries themselves.
+    for side in cast("Iterable[Any]", frame.side_data):
         if side.type.name == "DISPLAYMATRIX":
             return np.frombuffer(bytes(side), dtype=np.int32)[:9].reshape(3, 3)[:2, :2] / 65536
     return None
 
 
 def upright(image: np.ndarray, matrix: np.ndarray | None) -> tuple[np.ndarray, bool]:
-    """The image (h, w, 3) turned and mirrored by quarter turns as `matrix` says, and whether its axes were swapped."""
+    """The image (h, w, 3) rotated by quarter turns and mirrored by `matrix`, and whether its axes were swapped."""
     if matrix is None:
         return image, False
     (a, b), (c, d) = matrix
@@ -56,7 +60,7 @@ def upright(image: np.ndarray, matrix: np.ndarray | None) -> tuple[np.ndarray, b
 
 
 def cover(image: Tensor, height: int, width: int, aspect: float = 1.0) -> Tensor:
-    """(..., 3, h, w) -> (..., 3, H, W): scaled with antialiasing until it covers the target, the middle cut out."""
+    """(..., 3, h, w) -> (..., 3, H, W): scaled with antialiasing to cover the target, then cropped at the centre."""
     h, w = image.shape[-2], image.shape[-1] * aspect
     scale = max(height / h, width / w)
     size = max(height, round(h * scale)), max(width, round(w * scale))

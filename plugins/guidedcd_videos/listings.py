@@ -1,4 +1,4 @@
-"""What a dataset lists, before any video is opened: an id, a caption, a source and what else is known of each clip."""
+"""The entries that a dataset lists before any video is opened: key, caption, source and metadata of each clip."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from guidedcd.data.clips import Clip, ClipError
 from guidedcd.data.geometry import Geometry
+from guidedcd.data.lazy_sequence import LazySequence
 from guidedcd_videos import VideosConfig
 from guidedcd_videos.decoding import read_clip
 
@@ -25,38 +26,38 @@ MOTION = ("motion", "motion_score", "motion score")
 
 @attrs.frozen(kw_only=True)
 class Listed:
-    """One clip as its dataset lists it."""
+    """One entry of a dataset's list, with values as the list has them."""
 
     caption: Any
     source: Path | Callable[[], bytes]
-    """A file, or what reads its content."""
+    """The video file, or a function that reads its content."""
     short_caption: Any = None
     motion: Any = None
     tags: Mapping[str, Any] = attrs.field(factory=dict)
 
 
-class Listing(Sequence[Listed]):
-    """What a dataset lists; an entry that is unusable raises ClipError when it is asked for."""
+class Listing(LazySequence[Listed]):
+    """The entries of a dataset; reading an unusable one raises ClipError."""
 
-    def key(self, place: int) -> str:
-        """The name of entry `place` among the others of this dataset, whatever the machine; readable or not."""
+    def key(self, index: int) -> str:
+        """Name of entry `index` within the dataset, the same on every machine, also of an unreadable entry."""
         raise NotImplementedError
 
     def keys(self) -> Iterable[str]:
         """All keys in order; overridden where one pass is faster."""
-        return (self.key(place) for place in range(len(self)))
+        return (self.key(index) for index in range(len(self)))
 
 
-class Clips(Sequence[Clip]):
-    """A listing's clips, decoded when they are asked for.
+class Clips(LazySequence[Clip]):
+    """A listing's clips, each decoded when it is read.
 
-    Ids are the entries' keys; where several entries have one, the later ones end in #2, #3 and so on.
+    Ids are the entries' keys; of entries with the same key, the second has the id KEY#2, the third KEY#3.
     """
 
     def __init__(self, name: str, config: VideosConfig, listing: Listing, geometry: Geometry) -> None:
-        """Fix ids and order."""
+        """Count repeated keys, and draw the order."""
         self.name, self.config, self.listing, self.geometry = name, config, listing, geometry
-        self._again = repeats(listing.keys())
+        self._repeats = repeats(listing.keys())
         self._order = None
         if config.shuffle is not None:
             random = np.random.Generator(np.random.Philox(key=config.shuffle))
@@ -66,20 +67,18 @@ class Clips(Sequence[Clip]):
         """How many clips are listed, usable or not."""
         return len(self.listing)
 
-    def __getitem__(self, index: int) -> Clip:
-        """Read clip `index`.
+    def read(self, index: int) -> Clip:
+        """Decode clip `index`.
 
         Raises:
-            ClipError: It cannot be used; begins with its id.
+            ClipError: It cannot be used; the message begins with its id.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        place = index if self._order is None else int(self._order[index])
-        id_ = self.listing.key(place)
-        if place in self._again:
-            id_ += f"#{self._again[place] + 1}"
+        number = index if self._order is None else int(self._order[index])
+        id_ = self.listing.key(number)
+        if number in self._repeats:
+            id_ += f"#{self._repeats[number] + 1}"
         try:
-            return self._clip(id_, self.listing[place])
+            return self._clip(id_, self.listing[number])
         except ClipError as error:
             raise ClipError(f"{id_}: {error}") from error
 
@@ -100,38 +99,38 @@ class Clips(Sequence[Clip]):
                 source,
                 self.geometry,
                 fps=self.config.fps or self.geometry.fps,
-                begin=_share(id_) if begin is None else begin,
+                begin=_fraction(id_) if begin is None else begin,
                 slow=self.config.short == "slow",
             ),
         )
 
 
 def repeats(keys: Iterable[str]) -> dict[int, int]:
-    """Places of keys that came before, and how often; 8 bytes per key, for lists of millions."""
+    """By index of a key that occurred before, how often it did; uses 8 bytes per key, for lists of millions."""
     digests = np.fromiter((_digest(key) for key in keys), dtype=np.uint64)
     order = np.argsort(digests, kind="stable")
-    found: dict[int, int] = {}
-    for place in np.flatnonzero(digests[order][1:] == digests[order][:-1]):
-        found[int(order[place + 1])] = found.get(int(order[place]), 0) + 1
-    return found
+    counts: dict[int, int] = {}
+    for position in np.flatnonzero(digests[order][1:] == digests[order][:-1]):
+        counts[int(order[position + 1])] = counts.get(int(order[position]), 0) + 1
+    return counts
 
 
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 
-def _share(id_: str) -> float:
-    """A number in [0, 1) that only the clip's id decides."""
+def _fraction(id_: str) -> float:
+    """A number in [0, 1) that depends on the clip's id only."""
     return _digest(id_) / 2**64
 
 
 def text_of(value: Any) -> str:
-    """A caption without the white space around it; anything but text is none."""
+    """Text without surrounding white space; empty for any other value."""
     return value.strip() if isinstance(value, str) else ""
 
 
 def number_of(value: Any) -> float | None:
-    """A finite number, also from text; None otherwise."""
+    """A finite number, possibly parsed from text; None for any other value."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -140,7 +139,7 @@ def number_of(value: Any) -> float | None:
 
 
 def tag_of(value: Any) -> Any:
-    """A value of a table as JSON: text that is a number becomes one."""
+    """A value of a table as a JSON value: numeric text becomes a number."""
     if not isinstance(value, str):
         return value
     number = number_of(value)
@@ -152,22 +151,22 @@ def first_of(row: Mapping[str, Any], names: Iterable[str]) -> Any:
     return next((row[name] for name in names if name in row), None)
 
 
-def described(row: Mapping[str, Any], caption: Sequence[str], source: Any, silent: Iterable[str] = ()) -> Listed:
-    """An entry from a row of metadata: short caption and motion under their usual names, the rest as tags.
+def entry_of(row: Mapping[str, Any], caption: Sequence[str], source: Any, ignored: Iterable[str] = ()) -> Listed:
+    """The entry of a row of metadata: short caption and motion by their usual names, other values as tags.
 
     Args:
-        row: Of a table, or a JSON object.
-        caption: Names under which the caption may be.
+        row: A row of a table, or a JSON object.
+        caption: Possible names of the caption, best first.
         source: The video.
-        silent: Names that say nothing of the clip, such as its file's.
+        ignored: Names that do not become tags, such as that of the file name.
     """
-    known = {*caption, *SHORT, *MOTION, *silent}
+    used = {*caption, *SHORT, *MOTION, *ignored}
     return Listed(
         caption=first_of(row, caption),
         source=source,
         short_caption=first_of(row, SHORT),
         motion=first_of(row, MOTION),
-        tags={name: tag_of(value) for name, value in row.items() if name not in known and value not in ("", None)},
+        tags={name: tag_of(value) for name, value in row.items() if name not in used and value not in ("", None)},
     )
 
 
@@ -179,9 +178,9 @@ def without_ending(name: str) -> str:
 
 def video_files(root: Path) -> list[str]:
     """Paths of all videos below `root`, relative, with "/", sorted."""
-    found = []
+    files: list[str] = []
     for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         base = Path(folder).relative_to(root)
-        found += [(base / n).as_posix() for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
-    return sorted(found)
+        files += [(base / n).as_posix() for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+    return sorted(files)

@@ -1,4 +1,4 @@
-"""The route `moving`: motion guidance only where the reference has motion to follow."""
+"""The route `moving`: no energies for clips that hardly move."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import attrs
 from guidedcd import Route, Sample
 from guidedcd_videos import MovingConfig
 
-NO = (0, False, "0", "false", "False", "no")
+FALSE = (0, False, "0", "false", "False", "no")
 
 
 class Moving:
@@ -17,8 +17,8 @@ class Moving:
         self.config = config
 
     def __call__(self, sample: Sample, route: Route) -> Route:
-        """The route, unguided where the clip is known not to move; an unknown motion changes nothing."""
+        """The route, unguided if the clip is known to move too little; unknown motion changes nothing."""
         still = sample.motion is not None and sample.motion < self.config.least
-        if still or sample.dataset in self.config.never or sample.tags.get(self.config.tag) in NO:
+        if still or sample.dataset in self.config.never or sample.tags.get(self.config.tag) in FALSE:
             return attrs.evolve(route, guided=False)
         return route

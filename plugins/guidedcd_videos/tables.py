@@ -1,6 +1,7 @@
-"""Files that list clips - CSV, JSON lines, a JSON list - as sequences of rows, read one at a time where they can be.
+"""Files that list clips (CSV, JSON lines, a JSON list) as sequences of rows.
 
-A row that cannot be read is still a row: it raises ClipError when it is asked for, and so is counted as a loss.
+CSV and JSON lines are read one row at a time. A malformed row counts, and reading it raises ClipError, so that the run
+counts and reports the clip.
 """
 
 from __future__ import annotations
@@ -8,40 +9,41 @@ from __future__ import annotations
 import csv
 import json
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from guidedcd.data.clips import ClipError
+from guidedcd.data.lazy_sequence import LazySequence
 from guidedcd.errors import GuidedCDError
 
 Row = Mapping[str, Any]
 
 
-class Table(Sequence[Row]):
-    """The rows of a file; `columns` are the names that its rows have."""
+class Table(LazySequence[Row]):
+    """The rows of a file; `columns` are the names of their values."""
 
     columns: tuple[str, ...]
 
     def __init__(self, path: Path) -> None:
-        """Take the file."""
+        """Keep the path."""
         self.path = path
 
-    def where(self, place: int) -> str:
-        """What to call row `place` in messages."""
-        return f"{self.path.name} entry {place + 1}"
+    def describe(self, index: int) -> str:
+        """Name of row `index` for messages: the file and the number of the entry."""
+        return f"{self.path.name} entry {index + 1}"
 
     def scan(self) -> Iterator[Row | None]:
-        """All rows in one go; None for one that cannot be read."""
-        for place in range(len(self)):
+        """All rows in one pass; None for a malformed one."""
+        for index in range(len(self)):
             try:
-                yield self[place]
+                yield self[index]
             except ClipError:
                 yield None
 
 
 class Lines(Iterator[str]):
-    """Lines of a text file from a place on, which knows where the next one begins; bad bytes become surrogates."""
+    """Lines of a text file; `next` is the byte offset of the next line. Bytes that are not UTF-8 become surrogates."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         """Open the file."""
@@ -61,7 +63,7 @@ class Lines(Iterator[str]):
 
 
 class Indexed(Table):
-    """A table of which only the places of its rows stay in memory."""
+    """A table that keeps only the byte offsets and line numbers of its rows in memory."""
 
     def __init__(self, path: Path) -> None:
         """No rows yet."""
@@ -72,19 +74,20 @@ class Indexed(Table):
         """How many rows."""
         return len(self._offsets)
 
-    def where(self, place: int) -> str:
-        """What to call row `place` in messages."""
-        return f"{self.path.name} line {self._numbers[place]}"
+    def describe(self, index: int) -> str:
+        """Name of row `index` for messages: the file and the line number."""
+        return f"{self.path.name} line {self._numbers[index]}"
 
 
 class CsvTable(Indexed):
-    """Comma-separated values with a header (tabs in a .tsv file); only the places of the rows stay in memory."""
+    """Comma-separated values with a header; a .tsv file has tabs."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header, and find the rows."""
+        """Read the header, and locate the rows."""
         super().__init__(path)
         records = self._records(0, 1)
-        *_, header = next(records, (0, 0, []))
+        first = next(records, None)
+        header = first[2] if first else []
         if isinstance(header, ClipError):
             raise GuidedCDError(f"{path} is no table with a header: its first line is {header}.")
         self.columns = tuple(name.strip() for name in header)
@@ -93,27 +96,28 @@ class CsvTable(Indexed):
             self._numbers.append(number)
 
     def scan(self) -> Iterator[Row | None]:
-        """All rows in one go; None for one that cannot be read."""
+        """All rows in one pass; None for a malformed one."""
         for _, _, record in self._records(self._offsets[0], 1):
             try:
                 yield self._row(record)
             except ClipError:
                 yield None
 
-    def __getitem__(self, place: int) -> Row:
-        """Row `place`.
+    def read(self, index: int) -> Row:
+        """Read row `index`.
 
         Raises:
             ClipError: It is malformed.
         """
-        return self._row(next(self._records(self._offsets[place], self._numbers[place]))[2])
+        return self._row(next(self._records(self._offsets[index], self._numbers[index]))[2])
 
     def _records(self, offset: int, number: int) -> Iterator[tuple[int, int, list[str] | ClipError]]:
-        """Place, line number and values of each record from `offset` on; blank lines are none."""
+        """Offset, line number and values of each record from `offset` on; blank lines are left out."""
         lines = Lines(self.path, offset)
         rows = csv.reader(lines, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",", strict=True)
         while True:
             start, line = lines.next, number + rows.line_num
+            record: list[str] | ClipError
             try:
                 record = next(rows)
             except StopIteration:
@@ -135,10 +139,10 @@ class CsvTable(Indexed):
 
 
 class JsonLines(Indexed):
-    """One JSON object per line; only the places of the lines stay in memory."""
+    """One JSON object per line."""
 
     def __init__(self, path: Path) -> None:
-        """Find the lines, and the names that the first sound one has."""
+        """Locate the lines, and read the names in the first valid one."""
         super().__init__(path)
         lines, offset = Lines(path), 0
         for number, line in enumerate(lines, 1):
@@ -149,7 +153,7 @@ class JsonLines(Indexed):
         self.columns = _names(self)
 
     def scan(self) -> Iterator[Row | None]:
-        """All rows in one go; None for one that cannot be read."""
+        """All rows in one pass; None for a malformed one."""
         for line in Lines(self.path):
             if line.strip():
                 try:
@@ -157,50 +161,56 @@ class JsonLines(Indexed):
                 except ClipError:
                     yield None
 
-    def __getitem__(self, place: int) -> Row:
-        """Row `place`.
+    def read(self, index: int) -> Row:
+        """Read row `index`.
 
         Raises:
             ClipError: It is malformed.
         """
-        return _parsed(next(Lines(self.path, self._offsets[place])))
+        return _parsed(next(Lines(self.path, self._offsets[index])))
 
 
 class JsonList(Table):
-    """One JSON list of objects, held in memory."""
+    """One JSON list of objects, which stays in memory."""
 
     def __init__(self, path: Path) -> None:
-        """Read it all."""
+        """Read the whole file."""
         super().__init__(path)
         try:
-            found = json.loads(path.read_bytes().decode("utf-8-sig", "surrogateescape"))
+            entries = json.loads(path.read_bytes().decode("utf-8-sig", "surrogateescape"))
         except (ValueError, RecursionError) as error:
             raise GuidedCDError(f"{path} is damaged and cannot be read as JSON: {error}.") from None
-        if not isinstance(found, list):
-            raise GuidedCDError(f"{path} must hold a list with one object per video, not {_kind(found)}.")
-        self._rows = found
+        if not isinstance(entries, list):
+            raise GuidedCDError(f"{path} must contain a list with one object per video, not {_kind(entries)}.")
+        self._rows = entries
         self.columns = _names(self)
 
     def __len__(self) -> int:
         """How many entries."""
         return len(self._rows)
 
-    def __getitem__(self, place: int) -> Row:
-        """Row `place`.
+    def read(self, index: int) -> Row:
+        """Read row `index`.
 
         Raises:
-            ClipError: It is no object.
+            ClipError: It is no JSON object.
         """
-        return _object(self._rows[place])
+        return _object(self._rows[index])
 
 
 def read_table(path: Path) -> Table:
     """The rows of a .csv, .tsv, .jsonl or .json file.
 
     Raises:
-        GuidedCDError: The file is missing, of another kind, or holds no rows.
+        GuidedCDError: The file is missing, of another kind, or has no rows.
     """
-    kinds = {".csv": CsvTable, ".tsv": CsvTable, ".jsonl": JsonLines, ".ndjson": JsonLines, ".json": JsonList}
+    kinds: dict[str, Callable[[Path], Table]] = {
+        ".csv": CsvTable,
+        ".tsv": CsvTable,
+        ".jsonl": JsonLines,
+        ".ndjson": JsonLines,
+        ".json": JsonList,
+    }
     kind = kinds.get(path.suffix.lower())
     if kind is None:
         raise GuidedCDError(f"{path} is no list of clips: such a file ends in {', '.join(kinds)}.")
@@ -233,7 +243,7 @@ def _object(value: Any) -> Row:
 
 
 def _is_text(text: str) -> bool:
-    """Whether no part of `text` was made of bytes that are not UTF-8."""
+    """Whether the bytes of `text` were valid UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -247,5 +257,5 @@ def _kind(value: Any) -> str:
 
 
 def _names(rows: Table) -> tuple[str, ...]:
-    """Names in the first readable row, which stand for all."""
+    """Names in the first valid row, which stand for all rows."""
     return next((tuple(row) for row in rows.scan() if row is not None), ())

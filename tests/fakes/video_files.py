@@ -90,10 +90,10 @@ def noisy(frames: int = 12) -> bytes:
 
 BROKEN: dict[str, tuple[Callable[[], bytes | None], str]] = {
     "cut": (lambda: noisy()[: len(noisy()) // 2], "damaged|cut off"),
-    "headless": (lambda: noisy()[:200], "damaged or no video|holds no video stream"),
+    "headless": (lambda: noisy()[:200], "damaged or no video|contains no video stream"),
     "empty": (lambda: b"", "the file is empty"),
     "no-video": (lambda: b"I am a text. " * 50, "damaged or no video"),
-    "sound": (sound_only, "holds no video stream"),
+    "sound": (sound_only, "contains no video stream"),
     "short": (lambda: video(1), "too short"),
     "missing": (lambda: None, "the file is missing"),
 }

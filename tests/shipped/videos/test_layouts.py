@@ -330,7 +330,11 @@ def test_a_huge_list_keeps_only_places(tmp_path):
             "vidgen:d",
             "d/c.json is damaged and cannot be read as JSON",
         ),
-        (lambda p: video_files.write(p / "d/c.json", b"{}"), "vidgen:d", "must hold a list with one object per video"),
+        (
+            lambda p: video_files.write(p / "d/c.json", b"{}"),
+            "vidgen:d",
+            "must contain a list with one object per video",
+        ),
         (
             lambda p: video_files.write(p / "d/c.json", b"[1]"),
             "vidgen:d",
@@ -346,7 +350,7 @@ def test_a_huge_list_keeps_only_places(tmp_path):
             "webdataset:d",
             "x.tar.gz is compressed: unpack it to .tar",
         ),
-        (lambda p: tarfile.open(p / "x.tar", "w").close(), "webdataset:x.tar", "hold no sample."),
+        (lambda p: tarfile.open(p / "x.tar", "w").close(), "webdataset:x.tar", "contain no sample."),
         (
             lambda p: video_files.write(p / "list.parquet", b"x"),
             "openvid:list.parquet",
