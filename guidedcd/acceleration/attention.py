@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from guidedcd.acceleration import attention_backend, operations
+from guidedcd.acceleration.kernels import operators
 
 LONGEST = 64
 """Most frames that the Triton kernel takes."""
@@ -21,80 +22,6 @@ LONGEST = 64
 def split(x: Tensor, heads: int) -> Tensor:
     """(N, L, C) -> (N, heads, L, C / heads)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-@torch.library.custom_op("guidedcd::frame_attention", mutates_args=())
-def frame_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
-    """softmax(q k^T scale) v over the frames of (B, F, P, C), by Triton."""
-    from guidedcd.acceleration.kernels import forward  # needs Triton
-
-    return forward.frame_attention(q, k, v, heads, scale)
-
-
-@frame_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
-    return torch.empty(q.shape, device=q.device, dtype=q.dtype)
-
-
-@torch.library.custom_op("guidedcd::frame_attention_backward", mutates_args=())
-def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    from guidedcd.acceleration.kernels import forward
-
-    return forward.frame_attention_backward(grad, q, k, v, heads, scale)
-
-
-@_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (q, k, v))
-
-
-def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    q, k, v, ctx.heads, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(grad.contiguous(), *ctx.saved_tensors, ctx.heads, ctx.scale), None, None
-
-
-frame_attention.register_autograd(_differentiate, setup_context=_keep)
-
-
-@torch.library.custom_op("guidedcd::packed_frame_attention", mutates_args=())
-def packed_frame_attention(qkv: Tensor, heads: int, scale: float) -> Tensor:
-    """The same for queries, keys and values side by side, (B, F, P, 3 C); so is its gradient, nothing is copied."""
-    from guidedcd.acceleration.kernels import forward
-
-    return forward.packed_frame_attention(qkv, heads, scale)
-
-
-@packed_frame_attention.register_fake
-def _(qkv: Tensor, heads: int, scale: float) -> Tensor:
-    return torch.empty(*qkv.shape[:-1], qkv.shape[-1] // 3, device=qkv.device, dtype=qkv.dtype)
-
-
-@torch.library.custom_op("guidedcd::packed_frame_attention_backward", mutates_args=())
-def _packed_backward(grad: Tensor, qkv: Tensor, heads: int, scale: float) -> Tensor:
-    from guidedcd.acceleration.kernels import forward
-
-    return forward.packed_frame_attention_backward(grad, qkv, heads, scale)
-
-
-@_packed_backward.register_fake
-def _(grad: Tensor, qkv: Tensor, heads: int, scale: float) -> Tensor:
-    return torch.empty(qkv.shape, device=qkv.device, dtype=qkv.dtype)
-
-
-def _keep_packed(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    qkv, ctx.heads, ctx.scale = inputs
-    ctx.save_for_backward(qkv)
-
-
-def _differentiate_packed(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _packed_backward(grad.contiguous(), *ctx.saved_tensors, ctx.heads, ctx.scale), None, None
-
-
-packed_frame_attention.register_autograd(_differentiate_packed, setup_context=_keep_packed)
 
 
 def takes(q: Tensor) -> bool:
@@ -151,7 +78,7 @@ def _by_kernels(*args: Any) -> Tensor:
     """Attention over frames of queries, keys and values, or of all three side by side; then heads and scale."""
     if not torch.compiler.is_compiling():
         return operations.functions().FrameAttention.of(*args)
-    return (packed_frame_attention if len(args) == 3 else frame_attention)(*args)
+    return (operators.packed_frame_attention if len(args) == 3 else operators.frame_attention)(*args)
 
 
 def _projected(attn: Attention, out: Tensor) -> Tensor:

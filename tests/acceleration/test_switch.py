@@ -619,7 +619,7 @@ def test_the_elementwise_kernels_are_what_they_say(kernels, compare):
 @pytest.mark.parametrize(("frames", "heads", "width"), [(5, 2, 8), (16, 1, 64)])
 def test_the_frame_attention_kernel_is_attention(kernels, compare, frames, heads, width):
     """Over any number of frames and channels: values, and gradients through PyTorch's operator registration."""
-    from guidedcd.acceleration.attention import frame_attention, packed_frame_attention
+    from guidedcd.acceleration.kernels.operators import frame_attention, packed_frame_attention
 
     def plain(*given):
         q, k, v = (x.transpose(1, 2).unflatten(-1, (heads, -1)).transpose(2, 3) for x in given)

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from guidedcd.acceleration.kernels import backward as kernels_backward
 from guidedcd.acceleration.kernels import forward as kernels
 from guidedcd.acceleration.kernels import group_norm
+from guidedcd.acceleration.kernels.operators import shift_gradient
 
 
 class Fused(torch.autograd.Function):
@@ -48,7 +49,7 @@ class GroupNorm(Fused):
         """See `operations.group_norm`."""
         x = x.contiguous()
         y, stats = group_norm.group_norm(x, weight, bias, groups, eps, silu, shift, dtype)
-        ctx.save_for_backward(x, weight, bias, stats, *([] if shift is None else [shift]))
+        ctx.save_for_backward(x, weight, bias, stats, shift)
         ctx.groups, ctx.silu = groups, silu
         return y
 
@@ -56,16 +57,13 @@ class GroupNorm(Fused):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, weight, bias and shift."""
-        x, weight, bias, stats, *rest = ctx.saved_tensors
-        shift = rest[0] if rest else None
+        x, weight, bias, stats, shift = ctx.saved_tensors
         learned, shifted = ctx.needs_input_grad[1] or ctx.needs_input_grad[2], ctx.needs_input_grad[3]
         dx, sums, dshift = group_norm.group_norm_backward(
             grad, x, stats, weight, bias, ctx.groups, ctx.silu, shift, learned, shifted
         )
-        if dshift is not None:
-            dshift = dshift.sum_to_size(shift.shape).to(shift.dtype)
         dweight, dbias = narrowed(sums, weight.dtype, bias.dtype)
-        return dx, dweight, dbias, dshift, *[None] * 4
+        return dx, dweight, dbias, shift_gradient(dshift, shift), *[None] * 4
 
 
 def narrowed(sums: Tensor | None, one: torch.dtype, other: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
