@@ -7,21 +7,42 @@ keys, or alternatives as a tuple of forms; None stands for itself.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from guidedcd.errors import GuidedCDError, shortened, shown, unreadable
-from guidedcd.files import open_regular
 
 LARGEST = 64 * 2**20
 """Bytes of the largest document that is read."""
 
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read its bytes. A named pipe would wait for a writer, and a device may never end.
+
+    Raises:
+        OSError: It cannot be opened.
+        GuidedCDError: It is a device, pipe or socket.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise GuidedCDError(f"{path} is a device or pipe, not a file.")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def read_text(path: Path, largest: int = LARGEST) -> str:

@@ -18,9 +18,10 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from guidedcd import locks
+from guidedcd.documents import open_regular
 from guidedcd.errors import GuidedCDError, shortened, unwritable
 
 LONGEST_NAME = 255
@@ -246,26 +247,6 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file to read its bytes. A named pipe would wait for a writer, and a device may never end.
-
-    Raises:
-        OSError: It cannot be opened.
-        GuidedCDError: It is a device, pipe or socket.
-    """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(mode):
-            raise GuidedCDError(f"{path} is a device or pipe, not a file.")
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
 
 
 def file_digest(path: Path) -> str:

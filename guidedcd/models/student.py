@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from guidedcd.acceleration.activation_checkpointing import checkpoint_layers
 from guidedcd.config import sections
 from guidedcd.diffusion.embeddings import EMBEDDING, guidance_embedding
-from guidedcd.documents import check_form, read_json
+from guidedcd.documents import check_form, open_regular, read_json
 from guidedcd.errors import GuidedCDError, unreadable
-from guidedcd.files import open_regular, replacing, write_json
+from guidedcd.files import replacing, write_json
 from guidedcd.models.guidance_inputs import GuidanceProjection
 
 FORMAT = 1

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from guidedcd.data.routing import Sample
 from guidedcd.diffusion.randomness import noise
-from guidedcd.documents import read_json
+from guidedcd.documents import open_regular, read_json
 from guidedcd.errors import GuidedCDError, NoPermissionError, unreadable
-from guidedcd.files import difference, digest, file_digest, open_regular, replacing, write_json
+from guidedcd.files import difference, digest, file_digest, replacing, write_json
 from guidedcd.preprocessing.shards import (
     FORMAT,
     damaged,
