@@ -1,4 +1,4 @@
-"""`guidedcd convert`: a published checkpoint to a diffusers folder."""
+"""`guidedcd convert`: writes a published checkpoint as a diffusers folder."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import Annotated, Any
 from cyclopts import App
 
 from guidedcd.cli.number_types import NUMBER
-from guidedcd.errors import GuidedCDError, suggest
 from guidedcd.plugins.registry import Registry
-
-KINDS = ("videocrafter2",)
 
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:
@@ -28,25 +25,23 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         arch: Path | None = None,
         dtype: str = "float32",
     ) -> None:
-        """Write a published checkpoint as a folder that diffusers reads, and test that it does.
+        """Write a published checkpoint as a folder that diffusers reads, and test it in a fresh process.
 
         Parameters
         ----------
         kind
-            What the file is: videocrafter2.
+            The kind of checkpoint: videocrafter2.
         file
             The file as published (model.ckpt), or its tensors as safetensors.
         out
-            The folder to make.
+            The folder to write.
         fps
-            Frames per second that the network is told; folded into its weights.
+            Frames per second, an input of the network that is folded into its weights.
         arch
             JSON or YAML with the architecture, for files of another size.
         dtype
             float32, float16 or bfloat16.
         """
-        if kind not in KINDS:
-            raise GuidedCDError(f"cannot convert '{kind}'.{suggest(kind, KINDS)} Known: {', '.join(KINDS)}.")
-        from guidedcd.inference.export.convert import convert_videocrafter2
+        from guidedcd.inference.export import convert as conversion
 
-        convert_videocrafter2(file, out, fps=fps, arch=arch, dtype=dtype)
+        conversion.convert(kind, file, out, fps=fps, arch=arch, dtype=dtype)

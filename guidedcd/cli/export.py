@@ -1,4 +1,4 @@
-"""`guidedcd export`: a trained student in a format that others read."""
+"""`guidedcd export`: writes a trained student in a format that other programs read."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         run
             The run's folder, or a student's or checkpoint's inside it.
         out
-            The folder to make.
+            The folder to write.
         format
             diffusers (a folder with a pipeline file), t2v-turbo-v2 (that project's state dict), or lora (PEFT).
         rank
-            lora only: extract an adapter of this rank; by default a trained one as it is, or rank 64.
+            For lora only: extract an adapter of this rank; by default the trained adapter, or rank 64.
         """
         from guidedcd.inference.export.export import export
 

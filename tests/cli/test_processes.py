@@ -40,12 +40,12 @@ def test_nothing_of_the_current_folder_runs(tmp_path):
 
 def test_child_processes_see_no_current_folder(tmp_path, monkeypatch):
     """The self-test's process imports libraries from where they are installed, also with PYTHONPATH=. set."""
-    from guidedcd.inference.export.self_test import Fresh
+    from guidedcd.inference.export.self_test import CleanProcess
 
     plant(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f".{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    with Fresh(alone=False) as process:
+    with CleanProcess(alone=False) as process:
         process.begin("out['one'] = torch.ones(1)", tmp_path, {}, {})
         assert process.results()["one"].item() == 1
 

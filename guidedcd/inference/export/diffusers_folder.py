@@ -11,10 +11,9 @@ from torch import Tensor
 
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.files import write_json
 from guidedcd.inference.export import few_step_pipeline, merged_student
-from guidedcd.inference.export.self_test import compare, repeated
-from guidedcd.inference.export.writing import readable, save_module, save_text
+from guidedcd.inference.export.self_test import assert_close, run_clean
+from guidedcd.inference.export.writing import ddim_scheduler, make_readable, save_model, save_text, write_index
 from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.models.checkpoints.open_clip_tokens import ClipTokens, write_tokenizer
 
@@ -23,9 +22,8 @@ sys.path.insert(0, folder)
 from pipeline import FewStepPipeline
 pipe = FewStepPipeline.from_pretrained(folder)
 pipe.set_progress_bar_config(disable=True)
-shared = {"latents": given["latents"], "noises": given["noises"], "output_type": "latent"}
-shared["num_inference_steps"] = options["steps"]
-out["latents"] = pipe(options["prompts"], **shared).frames
+noise = {"latents": inputs["latents"], "noises": inputs["noises"]}
+out["latents"] = pipe(options["prompts"], num_inference_steps=options["steps"], output_type="latent", **noise).frames
 out["prompt_embeds"] = pipe.encode_text(options["prompts"])
 """
 
@@ -39,58 +37,52 @@ video = pipe("a red ball rolls to the right", num_inference_steps=4, guidance_sc
 
 
 def write_folder(trained: StudentPipeline, folder: Path) -> str:
-    """Write the folder and test it; a line about the result.
+    """Write the folder and test it.
+
+    Returns:
+        A clause about the test, for the console and the model card.
 
     Raises:
-        GuidedCDError: The teacher has parts that this format cannot hold, or the self-test fails.
+        GuidedCDError: The teacher has parts that a diffusers folder cannot contain, or the self-test fails.
     """
     teacher = trained.teacher
     network = merged_student.merged_network(trained.student)
     unet = merged_student.stock(network, merged_student.composite(merged_student.projection(network)))
-    save_module(unet, folder / "unet")
+    save_model(unet, folder / "unet")
     if teacher.vae is None:
         raise GuidedCDError("this teacher has no autoencoder, which a diffusers folder needs")
-    save_module(teacher.vae, folder / "vae")
-    tokenizer, cleaned = write_text(teacher.text, folder)
+    save_model(teacher.vae, folder / "vae")
+    tokenizer, clean_text = write_text(teacher.text, folder)
     write_schedule(teacher.schedule, folder / "scheduler")
-    settings = {**merged_student.defaults(trained), "clean_text": cleaned}
-    import diffusers
-
-    write_json(
-        folder / "model_index.json",
-        {
-            "_class_name": "FewStepPipeline",
-            "_diffusers_version": diffusers.__version__,
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", tokenizer],
-            "unet": ["diffusers", type(unet).__name__],
-            "vae": ["diffusers", type(teacher.vae).__name__],
-            **settings,
-        },
+    write_index(
+        folder,
+        "FewStepPipeline",
+        tokenizer=tokenizer,
+        unet=type(unet).__name__,
+        vae=type(teacher.vae).__name__,
+        settings={**merged_student.defaults(trained), "clean_text": clean_text},
     )
     shutil.copyfile(few_step_pipeline.__file__, folder / "pipeline.py")
-    made = merged_student.short_sample(trained)
-    found = repeated(
-        _SCRIPT, folder, made.inputs, {"prompts": list(merged_student.TEXTS), "steps": merged_student.STEPS}
-    )
-    error = compare({"latents": made.result, "prompt_embeds": made.prompt_embeds}, found, 1e-3)
-    return f"a fresh process without guidedcd samples the same latents, largest error {error:.1g} of the magnitude"
+    sample = merged_student.short_sample(trained)
+    options = {"prompts": list(merged_student.TEXTS), "steps": merged_student.STEPS}
+    results = run_clean(_SCRIPT, folder, sample.inputs, options)
+    error = assert_close({"latents": sample.result, "prompt_embeds": sample.prompt_embeds}, results, 1e-3)
+    return f"a fresh process without guidedcd samples the same latents, largest relative error {error:.1g}"
 
 
 def write_text(text: Any, folder: Path) -> tuple[str, bool]:
     """Write the text encoder and its tokenizer.
 
     Returns:
-        The tokenizer's class, and whether prompts are to be cleaned first.
+        The class name of the tokenizer, and whether prompts are cleaned before tokenization.
 
     Raises:
-        GuidedCDError: The text side is no CLIP text model.
+        GuidedCDError: The text encoder is no CLIP text model.
     """
-    model = getattr(text, "model", None)
+    model: Any = getattr(text, "model", None)  # a `CLIPTextModel`, or the error below
     if type(model).__name__ != "CLIPTextModel":
         raise GuidedCDError(
-            "a diffusers folder needs a CLIP text model, which this teacher has not; "
+            "a diffusers folder needs a CLIP text model, and this teacher has another one; "
             "export it with --format t2v-turbo-v2 or --format lora"
         )
     save_text(model, folder / "text_encoder")
@@ -111,31 +103,22 @@ def write_schedule(schedule: NoiseSchedule, folder: Path) -> None:
     """Write a DDIM scheduler with the schedule's noise levels, by formula where one gives the same numbers.
 
     Raises:
-        GuidedCDError: It is no schedule that a DDIM scheduler has.
+        GuidedCDError: A DDIM scheduler does not support the schedule's type of prediction.
     """
-    from diffusers import DDIMScheduler
-
     kinds = {"eps": "epsilon", "v": "v_prediction"}
     if schedule.prediction not in kinds:
-        raise GuidedCDError(f"a diffusers folder cannot hold a student of {schedule.prediction} prediction yet")
-    common = {
-        "num_train_timesteps": len(schedule),
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-        "prediction_type": kinds[schedule.prediction],
-    }
-    wanted = schedule.alphas_cumprod.cpu()
-    for options in _formulas(wanted):
-        made = DDIMScheduler(**common, **options)
-        if torch.equal(made.alphas_cumprod, wanted):
+        raise GuidedCDError(f"a diffusers folder does not support students of {schedule.prediction} prediction yet")
+    abar = schedule.alphas_cumprod.cpu()
+    for betas in _formulas(abar):
+        scheduler = ddim_scheduler(len(schedule), kinds[schedule.prediction], **betas)
+        if torch.equal(scheduler.alphas_cumprod, abar):
             break
-    made.save_pretrained(folder)
-    readable(folder)
+    scheduler.save_pretrained(folder)
+    make_readable(folder)
 
 
 def _formulas(abar: Tensor) -> list[dict[str, Any]]:
-    """Ways to describe a table, the plainest first; the last always fits, up to rounding."""
+    """Arguments of a scheduler that may have this table, the shortest first; the last is exact up to rounding."""
     exact = abar.double()
     betas = 1 - torch.cat([exact[:1], exact[1:] / exact[:-1]])
     ends = {"beta_start": float(f"{float(betas[0]):.3g}"), "beta_end": float(f"{float(betas[-1]):.3g}")}

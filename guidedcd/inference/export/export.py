@@ -1,4 +1,4 @@
-"""`guidedcd export`: a trained student in a format that others read, tested in a fresh process before it appears."""
+"""`guidedcd export`: writes a trained student in another format, after a test in a fresh process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing
 from guidedcd.inference.export import diffusers_folder, peft_lora, t2v_turbo
 from guidedcd.inference.export.model_card import write_card
-from guidedcd.inference.export.writing import free
+from guidedcd.inference.export.writing import check_free
 from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.version import __version__
 
@@ -19,28 +19,28 @@ FORMATS = ("diffusers", "t2v-turbo-v2", "lora")
 
 
 def export(run: str | Path, out: str | Path, *, format: str = "diffusers", rank: int | None = None) -> Path:
-    """Write a run's student; the folder appears only when the self-test has passed.
+    """Write a run's student in another format; the folder appears after the self-test has passed.
 
     Args:
-        run: The run's folder, or a student's or checkpoint's inside it.
-        out: The folder to make; must not exist yet.
+        run: The folder of a run, or of a student or checkpoint in it.
+        out: The folder to write, which must not exist yet.
         format: "diffusers": a folder with a pipeline file that samples without this package;
             "t2v-turbo-v2": that project's state dict; "lora": a PEFT adapter of the teacher.
-        rank: Of the adapter (lora only): extracts one of this rank from the change of the weights. None keeps a trained
+        rank: Rank of an adapter that is extracted from the change of the weights (lora only). None writes a trained
             adapter as it is, and extracts rank 64 from a fully trained student.
 
     Returns:
         `out`.
 
     Raises:
-        GuidedCDError: There is no student, the format cannot hold it, `out` exists, or the self-test fails.
+        GuidedCDError: There is no student, the format does not support it, `out` exists, or the self-test fails.
     """
     if format not in FORMATS:
         raise GuidedCDError(f"--format must be {', '.join(FORMATS)}: {format}")
     if rank is not None and (format != "lora" or rank < 1):
         raise GuidedCDError(f"--rank is a number of at least 1 and belongs to --format lora: {rank}")
     out = Path(out).expanduser()
-    free(out)
+    check_free(out)
     trained = StudentPipeline.from_run(run, device="cpu")
     with replacing(out) as folder:
         folder.mkdir()
@@ -64,7 +64,7 @@ def export(run: str | Path, out: str | Path, *, format: str = "diffusers", rank:
 
 
 def base_of(trained: StudentPipeline) -> str:
-    """The model that the student derives from, as its card names it: the teacher's `base_model`, its path, or name."""
+    """Name of the student's base model for its card: the teacher's `base_model`, its path, or its name."""
     chosen = trained.run.teacher
     path = attrs.asdict(chosen.config).get("path")
     return getattr(trained.teacher, "base_model", None) or (str(path) if path else chosen.name)

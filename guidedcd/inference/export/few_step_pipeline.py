@@ -1,13 +1,13 @@
-"""Few-step text-to-video sampling of a distilled student. Needs torch, diffusers and transformers, nothing else.
+"""Few-step text-to-video sampling of a distilled student, with torch, diffusers and transformers only.
 
-This file lies in the model's folder as pipeline.py:
+Every exported folder contains this file as pipeline.py:
 
     pipe = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER/pipeline.py", trust_remote_code=True)
     video = pipe("a red ball rolls to the right", num_inference_steps=4, guidance_scale=8.5).frames[0]
 
-A video is (F, H, W, 3) in [0, 1]. `guidance_scale` is diffusers' w in u + w (c - u), one more than the omega of this
-project's papers. A student of motion guidance has one `strength` per energy, as it was trained or 0. Guidance needs no
-second network call.
+A video is (F, H, W, 3) in [0, 1]. `guidance_scale` is diffusers' w in u + w (c - u), which is omega + 1 in the notation
+of the papers. A student that was trained with energies has one `strength` for each: the trained one, or 0. Guidance
+needs no second network call.
 Legend: B videos, C latent channels, F frames, H/W pixels, h/w latent size, E energies.
 """
 
@@ -24,18 +24,18 @@ from torch import Tensor, nn
 
 @dataclass
 class FewStepOutput(BaseOutput):
-    """What the pipeline returns."""
+    """The output of the pipeline."""
 
     frames: Any
-    """Videos (B, F, H, W, 3) in [0, 1], lists of PIL images by video, or latents, by `output_type`."""
+    """Videos (B, F, H, W, 3) in [0, 1], lists of PIL images by video, or latents, depending on `output_type`."""
 
 
 class FewStepPipeline(DiffusionPipeline):
-    """Multistep consistency sampling with guidance inputs."""
+    """Multistep consistency sampling (arXiv:2303.01469, Algorithm 1) with guidance inputs."""
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
 
-    # Annotations are classes, not strings: older diffusers look them up when a folder is loaded.
+    # Annotations are classes and not strings, since older diffusers compare them with the parts of a folder.
     def __init__(
         self,
         unet: nn.Module,
@@ -43,10 +43,10 @@ class FewStepPipeline(DiffusionPipeline):
         text_encoder: nn.Module,
         tokenizer: object,
         scheduler: object,
-        energies: list = (),
-        strengths: list = (),
-        strength_scale: list = (),
-        fractions: list = (),
+        energies: Sequence = (),
+        strengths: Sequence = (),
+        strength_scale: Sequence = (),
+        fractions: Sequence = (),
         omega: float = 7.5,
         steps: int = 4,
         origin: int = 200,
@@ -57,27 +57,28 @@ class FewStepPipeline(DiffusionPipeline):
         clean_text: bool = False,
         repeat_text: bool = False,
     ) -> None:
-        """Take the models and what the student was trained with.
+        """Register the models and the settings of the student's training.
 
         Args:
-            unet: With `time_cond_proj_dim` = 256 (1 + E).
+            unet: A UNet with `time_cond_proj_dim` = 256 (1 + E).
             vae: `AutoencoderKL`.
             text_encoder: `CLIPTextModel`.
-            tokenizer: Its tokenizer.
+            tokenizer: The tokenizer of the text encoder.
             scheduler: Any diffusers scheduler with `alphas_cumprod`; only that table and its prediction type are used.
             energies: Names (E,).
-            strengths: Default strength of each.
-            strength_scale: What a strength is multiplied with before it is embedded.
-            fractions: Noisiest fraction of the timesteps at which each strength is told; 0 is told elsewhere.
-            omega: Default guidance strength.
+            strengths: Default strength of each energy (E,).
+            strength_scale: Factor of each strength before the embedding (E,).
+            fractions: Noisiest fraction of the timesteps at which each strength is an input (E,); elsewhere the input
+                is 0.
+            omega: Default guidance strength, which is guidance_scale - 1.
             steps: Default number of network calls.
-            origin: Points of the grid that the timesteps are taken from.
+            origin: Number of points of the grid of timesteps.
             frames: Default number of frames.
-            height: Default pixels.
-            width: Default pixels.
+            height: Default height, pixels.
+            width: Default width, pixels.
             fps: Frames per second of the result.
-            clean_text: Whether prompts are repaired as during training.
-            repeat_text: Whether the UNet wants the text once per frame.
+            clean_text: Whether prompts are cleaned as during training.
+            repeat_text: Whether the UNet expects one copy of the text per frame.
         """
         super().__init__()
         self.register_modules(unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler)
@@ -118,30 +119,30 @@ class FewStepPipeline(DiffusionPipeline):
         strength: float | Sequence[float] | None = None,
         noises: Tensor | None = None,
     ) -> Any:
-        """Make videos.
+        """Sample videos.
 
         Args:
-            prompt: One text or several (P); B = P * `num_videos_per_prompt` videos are made.
-            height: Pixels.
-            width: Pixels.
+            prompt: One prompt or several (P); the result has B = P * `num_videos_per_prompt` videos.
+            height: Height, pixels, a multiple of the autoencoder's factor.
+            width: Width, pixels, likewise.
             num_frames: Number of frames.
-            num_inference_steps: Network calls.
-            guidance_scale: What the student is conditioned on, usually 6 to 16; 1 is no guidance.
-            num_videos_per_prompt: Videos of each prompt, one after another in the result.
-            generator: Of the noise, one, or a list with one per video (B).
-            latents: Initial noise (B, C, F, h, w) instead.
+            num_inference_steps: Number of network calls, 1 to `origin`.
+            guidance_scale: Input of the student, usually 6 to 16; 1 is no guidance.
+            num_videos_per_prompt: Number of videos of each prompt, consecutive in the result.
+            generator: Generator of the noise: one, or a list with one per video (B).
+            latents: Initial noise (B, C, F, h, w) in place of the generator's.
             prompt_embeds: Text embeddings (P, L, D) in place of `prompt`.
             output_type: "np" or "pt" for videos (B, F, H, W, 3) as an array or a tensor, "pil" for lists of images,
                 "latent" for latents (B, C, F, h, w).
             return_dict: Whether to return a `FewStepOutput` or a tuple.
             callback_on_step_end: Called as callback(pipe, step, timestep, tensors) after each step; the tensors that it
-                returns replace the present ones.
-            callback_on_step_end_tensor_inputs: Which it is given: "latents", "prompt_embeds".
-            strength: Of the energies, one number or one per energy; 0 is off.
+                returns replace those of the step.
+            callback_on_step_end_tensor_inputs: Names of these tensors: "latents", "prompt_embeds".
+            strength: Strength of the energies: one number, or one per energy (E,); 0 is off.
             noises: Noise of each step (S, B, C, F, h, w) in place of the generator's.
 
         Raises:
-            ValueError: An argument is out of range, or there are not as many generators as videos.
+            ValueError: An argument is out of range, or the numbers of generators and videos differ.
         """
         config = self.config
         device, dtype = self._execution_device, self.unet.dtype
@@ -175,7 +176,7 @@ class FewStepPipeline(DiffusionPipeline):
         return FewStepOutput(frames=frames) if return_dict else (frames,)
 
     def _check(self, output_type: str, tensor_inputs: Sequence[str]) -> None:
-        """Refuse what is neither a kind of output nor a tensor of a step."""
+        """Check the type of output and the names of the callback's tensors."""
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be {', '.join(OUTPUT_TYPES)}: {output_type!r}")
         if unknown := set(tensor_inputs) - {"latents", "prompt_embeds"}:
@@ -208,7 +209,7 @@ class FewStepPipeline(DiffusionPipeline):
         return abar.sqrt(), (1 - abar).sqrt()
 
     def timesteps(self, steps: int) -> list[int]:
-        """Descending: every (origin // steps)-th point of a grid of `origin` (not LCMScheduler's spacing)."""
+        """Timesteps, descending: every (origin // steps)-th point of a grid of `origin`, unlike LCMScheduler's."""
         total, origin = len(self.alphas), self.config.origin
         if not 1 <= steps <= origin:
             raise ValueError(f"steps must be 1 to {origin}: {steps}")
@@ -216,7 +217,7 @@ class FewStepPipeline(DiffusionPipeline):
         return grid[:: -(origin // steps)][:steps]
 
     def consistency(self, z: Tensor, output: Tensor, t: int) -> Tensor:
-        """The consistency function c_skip z + c_out x0, with the timestep scaled by 10 and sigma_data 0.5."""
+        """The consistency function c_skip z + c_out x0, like `z`, with timesteps scaled by 10 and sigma_data 0.5."""
         alpha, sigma = self.levels(t)
         kind = self.scheduler.config.prediction_type
         if kind == "epsilon":
@@ -229,7 +230,7 @@ class FewStepPipeline(DiffusionPipeline):
         return 0.25 / total * z + 10.0 * t / total.sqrt() * x0
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings (B, L, D); padding is attended to."""
+        """Text embeddings (B, L, D), without an attention mask for the padding."""
         prompts = [clean(text) for text in prompts] if self.config.clean_text else list(prompts)
         length = self.text_encoder.config.max_position_embeddings
         tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -240,7 +241,7 @@ class FewStepPipeline(DiffusionPipeline):
         """Videos (B, F, H, W, 3) in [0, 1], on the CPU, of latents (B, C, F, h, w)."""
         flat = z.transpose(1, 2).flatten(0, 1) / self.vae.config.scaling_factor
         flat = flat + (getattr(self.vae.config, "shift_factor", None) or 0.0)
-        pixels = torch.cat([self.vae.decode(part.to(self.vae.dtype)).sample for part in flat.split(16)])
+        pixels = torch.cat([self.vae.decode(frames.to(self.vae.dtype)).sample for frames in flat.split(16)])
         pixels = (pixels.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         return pixels.unflatten(0, (z.shape[0], z.shape[2])).cpu()
 
@@ -253,22 +254,23 @@ class FewStepPipeline(DiffusionPipeline):
         return batch, channels, frames or self.config.frames, height // factor, width // factor
 
     def _strengths(self, strength: float | Sequence[float] | None) -> list[float]:
-        """What each energy's input is told (E,)."""
+        """The input of each energy (E,)."""
         config = self.config
-        if strength is None:
-            strength = config.strengths
-        elif isinstance(strength, (int, float)):
-            strength = [strength] * len(config.energies)
-        if len(strength) != len(config.energies):
+        values: Sequence[float] = config.strengths
+        if isinstance(strength, (int, float)):
+            values = [strength] * len(config.energies)
+        elif strength is not None:
+            values = strength
+        if len(values) != len(config.energies):
             raise ValueError(f"this student has the energies {list(config.energies)}; give one strength for each")
-        return [float(value) * scale for value, scale in zip(strength, config.strength_scale, strict=True)]
+        return [float(value) * scale for value, scale in zip(values, config.strength_scale, strict=True)]
 
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
 
 def draw(shape: Sequence[int], generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
-    """Normal noise of `shape`, from one generator or from one per video; a batch of one takes a list of one."""
+    """Normal noise of `shape`, from one generator or from a list with one per video."""
     if not isinstance(generator, list):
         return torch.randn(tuple(shape), generator=generator, device=generator.device if generator else "cpu")
     if len(generator) != shape[0]:
@@ -289,7 +291,10 @@ def convert(videos: Tensor, output_type: str) -> Any:
 
 
 def embed(w: Tensor, width: int = 256) -> Tensor:
-    """Sinusoids (B, width) of 1000 w, sines first, float32, on the CPU: a last bit of a frequency moves a phase."""
+    """Sinusoids (B, width) of 1000 w (B,), sines first, float32.
+
+    They are computed on the CPU, for the last bit of a frequency changes the phase.
+    """
     half = width // 2
     rate = torch.log(torch.tensor(10000.0)) / (half - 1)
     frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -rate)
@@ -298,11 +303,11 @@ def embed(w: Tensor, width: int = 256) -> Tensor:
 
 
 def clean(text: str) -> str:
-    """A prompt as during training: repaired (with ftfy, where it is installed), unescaped, lower case."""
+    """A prompt as during training: repaired by ftfy where it is installed, without HTML entities, in lower case."""
     try:
         from ftfy import fix_text
     except ImportError:
-        fixed = text
+        pass
     else:
-        fixed = fix_text(text)
-    return " ".join(html.unescape(html.unescape(fixed)).split()).lower()
+        text = fix_text(text)
+    return " ".join(html.unescape(html.unescape(text)).split()).lower()

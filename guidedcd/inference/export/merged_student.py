@@ -1,4 +1,4 @@
-"""What every format starts from: the student as one plain network, its defaults, and a short sample to compare with.
+"""The student as one merged network, its default settings, and a short reference sample; used by every format.
 
 Legend: B batch, C channels, F frames, h/w latent size, S steps, E energies.
 """
@@ -6,11 +6,11 @@ Legend: B batch, C channels, F frames, h/w latent size, S steps, E energies.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from guidedcd.diffusion.embeddings import EMBEDDING
 from guidedcd.diffusion.guidance import lambda_input
@@ -20,15 +20,18 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.inference.pipeline import StudentPipeline, strengths
 from guidedcd.models.guidance_inputs import GuidanceProjection
 
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
 TEXTS = ("a red ball rolls to the right", "")
 STEPS = 4
 SMALL = 2**15
-"""Latent values of a sample that a laptop makes in seconds."""
+"""Number of latent values that a laptop samples in seconds."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Sample:
-    """A short sample, everything given, so that another process can repeat it."""
+    """A short sample with all its inputs, so that another process can compute it as well."""
 
     prompt_embeds: Tensor
     """(B, L, D)"""
@@ -37,15 +40,15 @@ class Sample:
     noises: Tensor
     """(S, B, C, F, h, w)"""
     result: Tensor
-    """What the student makes of it, like `latents`."""
+    """The student's clean latents, like `latents`."""
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """Without the result."""
+        """The tensors without the result, by name."""
         return {"prompt_embeds": self.prompt_embeds, "latents": self.latents, "noises": self.noises}
 
 
-def merged_network(student: Any) -> nn.Module:
+def merged_network(student: Any) -> ModelMixin:
     """A copy of the student's network on the CPU in float32 with its adapters merged, in eval mode."""
     network = copy.deepcopy(student.network).cpu().float()
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -58,48 +61,48 @@ def merged_network(student: Any) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def projection(network: nn.Module) -> GuidanceProjection:
-    """The network's guidance inputs.
+def projection(network: ModelMixin) -> GuidanceProjection:
+    """The network's projection of its guidance inputs.
 
     Raises:
-        GuidedCDError: It has none, or a frame-rate input that formats cannot hold.
+        GuidedCDError: It has none, or has a frame-rate input, which no format supports.
     """
-    found = network.time_embedding.cond_proj
-    if not isinstance(found, GuidanceProjection):
+    cond_proj = network.time_embedding.cond_proj
+    if not isinstance(cond_proj, GuidanceProjection):
         raise GuidedCDError("this student has no guidance inputs, so it cannot be exported")
     if network.time_embedding.post_act is not None:
         raise GuidedCDError("this student's frame rate is an input; only one with a fixed frame rate can be exported")
-    return found
+    return cond_proj
 
 
-def composite(found: GuidanceProjection) -> Tensor:
-    """The matrix (channels, 256 (1 + E)) that does what the projections do when every lambda is given."""
-    omega = found.time_cond_proj.weight.double()
-    if not found.lambda_width:
+def composite(cond_proj: GuidanceProjection) -> Tensor:
+    """The matrix (channels, 256 (1 + E)) that equals the projections where every lambda is an input."""
+    omega = cond_proj.time_cond_proj.weight.double()
+    if not cond_proj.lambda_width:
         return omega.float()
-    first, second = found.combine_proj.weight.double().split(omega.shape[0], dim=1)
-    return torch.cat([first @ omega, second @ found.motion_cond_proj.weight.double()], dim=1).float()
+    first, second = cond_proj.combine_proj.weight.double().split(omega.shape[0], dim=1)
+    return torch.cat([first @ omega, second @ cond_proj.motion_cond_proj.weight.double()], dim=1).float()
 
 
-def stock(network: nn.Module, weight: Tensor) -> nn.Module:
-    """The network as a stock diffusers class, its guidance inputs as the one linear layer that class has."""
+def stock(network: ModelMixin, weight: Tensor) -> ModelMixin:
+    """A network of the plain diffusers class; one linear layer with `weight` projects its guidance inputs."""
     config = {key: value for key, value in network.config.items() if not key.startswith("_")}
-    made = type(network)(**{**config, "time_cond_proj_dim": weight.shape[1]})
+    plain = type(network)(**{**config, "time_cond_proj_dim": weight.shape[1]})
     state = {k: v for k, v in network.state_dict().items() if not k.startswith("time_embedding.cond_proj.")}
-    made.load_state_dict({**state, "time_embedding.cond_proj.weight": weight})
-    return made.eval().requires_grad_(False)
+    plain.load_state_dict({**state, "time_embedding.cond_proj.weight": weight})
+    return plain.eval().requires_grad_(False)
 
 
 def defaults(trained: StudentPipeline) -> dict[str, Any]:
-    """What the student was trained with, as arguments of `few_step_pipeline.FewStepPipeline`."""
+    """The settings of the student's training, as arguments of `few_step_pipeline.FewStepPipeline`."""
     run, teacher = trained.run, trained.teacher
     energies = list(trained.student.energies)
-    known = strengths(trained)
+    scales = strengths(trained)
     configs = [run.energies[name] for name in energies]
     geometry = teacher.geometry
     return {
         "energies": energies,
-        "strengths": [float(known[name]) for name in energies],
+        "strengths": [float(scales[name]) for name in energies],
         "strength_scale": [1 / 6 if config.relative is not None else 1e-4 for config in configs],
         "fractions": [float(config.fraction) for config in configs],
         "omega": float(run.evaluate.omega),
@@ -113,12 +116,12 @@ def defaults(trained: StudentPipeline) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def short_sample(trained: StudentPipeline, network: nn.Module | None = None) -> Sample:
-    """A few-step sample at the trained size, or at the smallest one where that would take long.
+def short_sample(trained: StudentPipeline, network: ModelMixin | None = None) -> Sample:
+    """A few-step sample at the trained size, or at the smallest size where the trained one takes long.
 
     Args:
         trained: The student.
-        network: Another network to use in place of the student's.
+        network: The network to sample with; None for the student's.
     """
     teacher, student = trained.teacher, trained.student
     channels, frames, height, width = teacher.geometry.latent_shape
@@ -126,43 +129,43 @@ def short_sample(trained: StudentPipeline, network: nn.Module | None = None) -> 
         side = 2 ** (len(student.network.config.block_out_channels) - 1)
         frames, height, width = min(frames, 2), side, 2 * side
     shape = (channels, frames, height, width)
-    given = [torch.stack([noise(seed, draw, shape) for seed in range(len(TEXTS))]) for draw in range(1 + STEPS)]
+    noises = [torch.stack([noise(seed, draw, shape) for seed in range(len(TEXTS))]) for draw in range(1 + STEPS)]
     run, energies = trained.run, student.energies
-    told = [
+    lambdas = [
         lambda_input(torch.tensor(strengths(trained)[name]), relative=run.energies[name].relative is not None)
         for name in energies
     ]
     cond = teacher.embed(TEXTS)
-    made = sample(
+    latents = sample(
         student if network is None else _Replaced(student, network),
         teacher,
         cond,
-        given[0].to(teacher.device),
+        noises[0].to(teacher.device),
         STEPS,
         run.evaluate.omega,
-        torch.stack(told) if told else None,
+        torch.stack(lambdas) if lambdas else None,
         [run.energies[name].fraction for name in energies],
-        noises=[value.to(teacher.device) for value in given[1:]],
+        noises=[value.to(teacher.device) for value in noises[1:]],
     )
     return Sample(
         prompt_embeds=cond["prompt_embeds"].cpu().float(),
-        latents=given[0],
-        noises=torch.stack(given[1:]),
-        result=made.cpu().float(),
+        latents=noises[0],
+        noises=torch.stack(noises[1:]),
+        result=latents.cpu().float(),
     )
 
 
 class _Replaced:
     """A student with another network."""
 
-    def __init__(self, student: Any, network: nn.Module) -> None:
+    def __init__(self, student: Any, network: ModelMixin) -> None:
         self._student, self._network, self.energies = student, network, student.energies
 
-    def __call__(self, z: Tensor, t: Tensor, cond: dict, omega: Tensor, lambdas: Tensor | None) -> Tensor:
+    def __call__(self, z: Tensor, t: Tensor, cond: dict[str, Tensor], omega: Tensor, lambdas: Tensor | None) -> Tensor:
         from guidedcd.diffusion.embeddings import guidance_embedding
 
-        told = guidance_embedding(omega, lambdas)
-        return self._student.teacher.net(z, t, cond, timestep_cond=told, network=self._network)
+        embedding = guidance_embedding(omega, lambdas)
+        return self._student.teacher.net(z, t, cond, timestep_cond=embedding, network=self._network)
 
 
 def embedding_width(trained: StudentPipeline) -> int:

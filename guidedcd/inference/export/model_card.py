@@ -1,4 +1,4 @@
-"""Model cards: where weights come from, whose licence they keep, how they were made, how to use them."""
+"""Model cards: base model, licence, settings and usage of exported weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LICENCES = {
     "VideoCrafter/VideoCrafter2": (
         "other",
         "https://github.com/AILab-CVC/VideoCrafter/blob/main/LICENSE",
-        "The weights derive from VideoCrafter2 and stay under its publisher's licence; read it before you use them.",
+        "The weights derive from VideoCrafter2 and remain under its publisher's licence. Read it before you use them.",
     ),
     "guidedcd-shapes": (
         "apache-2.0",
@@ -19,9 +19,9 @@ LICENCES = {
         "The weights derive from the small model that ships with guidedcd, under Apache-2.0.",
     ),
 }
-"""By base model: identifier, link, and a sentence."""
+"""By base model: SPDX identifier, link, and a sentence."""
 
-_UNKNOWN = ("other", None, "The weights derive from {base} and stay under its licence; read it before you use them.")
+_UNKNOWN = ("other", None, "The weights derive from {base} and remain under its licence. Read it before you use them.")
 
 
 def write_card(
@@ -30,29 +30,29 @@ def write_card(
     """Write a model card.
 
     Args:
-        folder: Where.
-        title: Its first line.
+        folder: The folder for the card.
+        title: Its heading.
         base: The base model, a hub id where it has one.
-        text: What this is.
-        usage: Python code; "FOLDER" stands for the folder.
-        settings: How it was made, shown as JSON.
+        text: Description of the weights.
+        usage: Python code, in which "FOLDER" stands for the folder.
+        settings: The settings that produced the weights, printed as JSON.
         name: File name.
     """
     licence, link, sentence = LICENCES.get(base, _UNKNOWN)
-    front = ["---", f"license: {licence}"]
+    header = ["---", f"license: {licence}"]
     if licence == "other":
-        front.append("license_name: base-model")
+        header.append("license_name: base-model")
     if link:
-        front.append(f"license_link: {link}")
+        header.append(f"license_link: {link}")
     if "/" in base and not Path(base).exists():
-        front.append(f"base_model: {base}")
-    front += ["library_name: diffusers", "pipeline_tag: text-to-video", "---"]
-    parts = [
-        "\n".join(front),
+        header.append(f"base_model: {base}")
+    header += ["library_name: diffusers", "pipeline_tag: text-to-video", "---"]
+    sections = [
+        "\n".join(header),
         f"# {title}",
         text,
         f"## Licence\n\n{sentence.format(base=base)}",
         f"## Use\n\n```python\n{usage.strip()}\n```",
-        f"## How it was made\n\n```json\n{json.dumps(settings, indent=1, ensure_ascii=False)}\n```",
+        f"## Settings\n\n```json\n{json.dumps(settings, indent=1, ensure_ascii=False)}\n```",
     ]
-    (folder / name).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    (folder / name).write_text("\n\n".join(sections) + "\n", encoding="utf-8")

@@ -1,11 +1,11 @@
-"""A student as a PEFT adapter of its teacher: the one it was trained as, or extracted from its change of weights."""
+"""A student as a PEFT adapter of its teacher: the trained adapter, or one extracted from the change of the weights."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from guidedcd.files import write_json
 from guidedcd.inference.export import few_step_pipeline, merged_student
 from guidedcd.inference.export.diffusers_folder import write_schedule
-from guidedcd.inference.export.self_test import compare, repeated
-from guidedcd.inference.export.writing import readable, save_module
+from guidedcd.inference.export.self_test import assert_close, run_clean
+from guidedcd.inference.export.writing import make_readable, save_model
 from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.models.checkpoints.t2v_turbo import factorise
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 COND = "time_embedding.cond_proj"
 KINDS = (nn.Linear, nn.Conv2d, nn.Conv3d)
@@ -33,7 +36,7 @@ unet = PeftModel.from_pretrained(unet, folder).merge_and_unload()
 scheduler = diffusers.DDIMScheduler.from_pretrained(options["scheduler"])
 pipe = FewStepPipeline(unet, None, None, None, scheduler, **options["settings"])
 pipe.set_progress_bar_config(disable=True)
-out["latents"] = pipe(num_inference_steps=options["steps"], output_type="latent", **given).frames
+out["latents"] = pipe(num_inference_steps=options["steps"], output_type="latent", **inputs).frames
 """
 
 USAGE = """
@@ -52,12 +55,15 @@ video = pipe("a red ball rolls to the right", num_inference_steps=4, guidance_sc
 
 
 def write_lora(trained: StudentPipeline, folder: Path, rank: int | None) -> str:
-    """Write the adapter and test it; a line about the result.
+    """Write the adapter and test it.
 
     Args:
         trained: The student.
-        folder: Where.
-        rank: Of an extracted adapter, 64 by default; a trained adapter keeps its own.
+        folder: The folder for the files.
+        rank: Rank of an extracted adapter, 64 by default; a trained adapter has its own.
+
+    Returns:
+        Sentences about the error and the test, for the console and the model card.
 
     Raises:
         GuidedCDError: The self-test fails.
@@ -79,12 +85,12 @@ def write_lora(trained: StudentPipeline, folder: Path, rank: int | None) -> str:
     write_json(folder / "adapter_config.json", _config(pairs, rank))
     write_json(folder / "guidance.json", merged_student.defaults(trained))
     shutil.copyfile(few_step_pipeline.__file__, folder / "pipeline.py")
-    readable(folder)
+    make_readable(folder)
 
     restored = merged_student.stock(_with(base, network, pairs), weight)
-    made = merged_student.short_sample(trained, restored)
+    sample = merged_student.short_sample(trained, restored)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        save_module(base, Path(scratch, "unet"))
+        save_model(base, Path(scratch, "unet"))
         write_schedule(teacher.schedule, Path(scratch, "scheduler"))
         options = {
             "base": str(Path(scratch, "unet")),
@@ -94,50 +100,50 @@ def write_lora(trained: StudentPipeline, folder: Path, rank: int | None) -> str:
             "steps": merged_student.STEPS,
             "settings": merged_student.defaults(trained),
         }
-        found = repeated(_SCRIPT, folder, made.inputs, options)
-    error = compare({"latents": made.result}, found, 1e-3)
+        results = run_clean(_SCRIPT, folder, sample.inputs, options)
+    error = assert_close({"latents": sample.result}, results, 1e-3)
     whole = merged_student.short_sample(trained).result
-    apart = float((made.result - whole).norm() / whole.norm())
+    difference = float((sample.result - whole).norm() / whole.norm())
     return (
         f"rank {rank} leaves out {lost:.2%} of the change of the weights; its samples differ from the student's by "
-        f"{apart:.2%}; a fresh process without guidedcd repeats them, largest error {error:.1g} of the magnitude"
+        f"{difference:.2%}; a fresh process without guidedcd samples the same, largest relative error {error:.1g}"
     )
 
 
 def usage(trained: StudentPipeline) -> str:
-    """How to load the adapter."""
+    """Python code that loads the adapter, for the model card."""
     text = USAGE.replace("UNET", type(trained.student.network).__name__)
     text = text.replace("WIDTH", str(merged_student.embedding_width(trained)))
     return text.replace("SETTINGS", repr(merged_student.defaults(trained)))
 
 
-def _base(network: nn.Module) -> nn.Module:
-    """The teacher's network on the CPU in float32; the same object where it is that already."""
+def _base(network: ModelMixin) -> ModelMixin:
+    """The teacher's network on the CPU in float32: `network` itself where it is, else a copy."""
     parameter = next(network.parameters())
     if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
         return network
-    made = type(network).from_config(network.config)
-    made.load_state_dict({key: value.float().cpu() for key, value in network.state_dict().items()})
-    return made
+    copy = type(network).from_config(network.config)
+    copy.load_state_dict({key: value.float().cpu() for key, value in network.state_dict().items()})
+    return copy
 
 
 def _trained(network: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """(up, down) of every adapter that was trained; alpha equals the rank, so they count as they are."""
+    """(up, down) of every trained adapter by layer; alpha equals the rank, so that their scale is 1."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    found = {}
+    pairs = {}
     for name, module in network.named_modules():
         if isinstance(module, BaseTunerLayer):
-            up, down = (getattr(module, part)["default"].weight.detach().cpu().float() for part in ("lora_B", "lora_A"))
-            found[name] = (up, down)
-    return found
+            up, down = (getattr(module, key)["default"].weight.detach().cpu().float() for key in ("lora_B", "lora_A"))
+            pairs[name] = (up, down)
+    return pairs
 
 
 def _extracted(base: nn.Module, tuned: nn.Module, rank: int) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
-    """The best factors of every layer's change, and the norm of what they leave out relative to all changes."""
+    """The best factors of every layer's change, and the norm of the remainder relative to that of all changes."""
     before = dict(base.named_parameters())
     layers = {f"{name}.weight" for name, module in base.named_modules() if type(module) in KINDS}
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
     lost = total = 0.0
     for key, value in tuned.named_parameters():
         if key not in before:
@@ -149,30 +155,30 @@ def _extracted(base: nn.Module, tuned: nn.Module, rank: int) -> tuple[dict[str, 
             lost += change
             continue
         up, down, error = factorise(delta, rank)
-        if up.shape[1] < rank:  # PEFT wants one rank everywhere
+        if up.shape[1] < rank:  # PEFT has one rank for all layers
             up = torch.cat([up, up.new_zeros(up.shape[0], rank - up.shape[1])], dim=1)
             down = torch.cat([down, down.new_zeros(rank - down.shape[0], *down.shape[1:])])
-        found[key.removesuffix(".weight")] = (up.reshape(*up.shape, *[1] * (delta.ndim - 2)), down)
+        pairs[key.removesuffix(".weight")] = (up.reshape(*up.shape, *[1] * (delta.ndim - 2)), down)
         lost += error
-    return found, (lost / total) ** 0.5 if total else 0.0
+    return pairs, (lost / total) ** 0.5 if total else 0.0
 
 
 def _with(base: nn.Module, tuned: nn.Module, pairs: dict[str, tuple[Tensor, Tensor]]) -> nn.Module:
     """A copy of the tuned network whose weights are the base's plus the factors."""
     import copy
 
-    made = copy.deepcopy(tuned)
-    state = {**made.state_dict(), **base.state_dict()}
+    merged = copy.deepcopy(tuned)
+    state = {**merged.state_dict(), **base.state_dict()}
     for name, (up, down) in pairs.items():
         weight = state[f"{name}.weight"]
         state[f"{name}.weight"] = weight + (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
-    made.load_state_dict(state)
-    return made
+    merged.load_state_dict(state)
+    return merged
 
 
 def _config(pairs: dict[str, Any], rank: int) -> dict[str, Any]:
     from peft import LoraConfig
 
-    made = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(pairs), modules_to_save=[COND]).to_dict()
-    kept = {key: sorted(value) if isinstance(value, set) else value for key, value in made.items()}
-    return {**kept, "inference_mode": True, "peft_type": "LORA"}
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(pairs), modules_to_save=[COND]).to_dict()
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    return {**values, "inference_mode": True, "peft_type": "LORA"}

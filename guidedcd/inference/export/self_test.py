@@ -1,4 +1,4 @@
-"""Self-tests of what was written: a fresh process without this package loads the files and repeats the numbers."""
+"""Self-tests of exports: a fresh process without this package loads the files and computes the same numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHILD = """
 import json, os, queue, shutil, sys, threading, warnings
 jobs = queue.SimpleQueue()
 def read():
-    # The end of the input means that the parent has ended, in whatever way: nothing of this process stays.
+    # The end of the input means that the parent process has ended: delete the temporary files and end as well.
     for line in sys.stdin:
         jobs.put(line)
     shutil.rmtree({scratch!r}, ignore_errors=True)
@@ -34,32 +34,32 @@ warnings.simplefilter("ignore")
 import torch
 from safetensors.torch import load_file, save_file
 torch.set_num_threads({threads})
-import diffusers, transformers  # while there is nothing else to do yet
+import diffusers, transformers  # before the first job arrives
 while True:
     job = json.loads(jobs.get())
     out = {{}}
-    known = {{"folder": job["folder"], "given": load_file(job["given"]), "options": job["options"], "out": out}}
+    names = {{"folder": job["folder"], "inputs": load_file(job["inputs"]), "options": job["options"], "out": out}}
     with torch.no_grad():
-        exec(compile(job["script"], "self-test", "exec"), {{**known, "sys": sys, "torch": torch}})
+        exec(compile(job["script"], "self-test", "exec"), {{**names, "sys": sys, "torch": torch}})
     save_file({{k: v.contiguous() for k, v in out.items()}}, job["result"])
-    del out, known
+    del out, names
     print("done", flush=True)
 """
 TOLERANCE = 1e-4
-"""Largest error that passes, relative to the largest magnitude; rounding of float32 is 100 times smaller."""
+"""Largest error allowed, relative to the largest magnitude; rounding errors of float32 are 100 times smaller."""
 
 
-class Fresh:
-    """A fresh process that repeats numbers from files; it starts at once, so that its imports cost no waiting.
+class CleanProcess:
+    """A fresh Python process that loads exported files; it imports its libraries while the parent writes the files.
 
-    Use as a context manager; `begin` hands it work, and `results` waits for all of it.
+    Use as a context manager; `begin` sends a job, and `results` waits for all jobs.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
-        """Start it.
+        """Start the process.
 
         Args:
-            alone: Whether this package is out of reach there.
+            alone: Whether importing this package fails there, as where it is not installed.
         """
         self._scratch = tempfile.TemporaryDirectory()
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - see __exit__
@@ -74,42 +74,47 @@ class Fresh:
             text=True,
             env={**child_environment(), **quiet},
         )
+        assert self._process.stdin is not None and self._process.stdout is not None  # both are pipes
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
     def begin(self, script: str, folder: Path, inputs: Mapping[str, Tensor], options: Mapping[str, Any]) -> None:
-        """Let it run `script`, after what it was given before.
+        """Send a script, which runs after those sent before.
 
         Args:
-            script: Python; `folder` (str), `given` (tensors) and `options` are defined, torch is imported. What it puts
-                into `out` is a result.
-            folder: What was written.
-            inputs: Tensors for `given`.
-            options: JSON values.
+            script: Python code that reads `folder` (str), `inputs` (tensors by name), `options`, `torch` and `sys`, and
+                stores its results in the mapping `out`.
+            folder: The exported folder.
+            inputs: Tensors by name.
+            options: JSON values by name.
+
+        Raises:
+            GuidedCDError: The process has ended with an error; its last line of output is quoted.
         """
         number = len(self._pending)
-        given, result = (Path(self._scratch.name, f"{kind}-{number}.safetensors") for kind in ("given", "result"))
-        save_file({key: value.detach().cpu().contiguous().clone() for key, value in inputs.items()}, given)
-        job = {"script": script, "folder": str(folder), "given": str(given), "result": str(result)}
+        tensors, result = (Path(self._scratch.name, f"{kind}-{number}.safetensors") for kind in ("inputs", "result"))
+        save_file({key: value.detach().cpu().contiguous().clone() for key, value in inputs.items()}, tensors)
+        job = {"script": script, "folder": str(folder), "inputs": str(tensors), "result": str(result)}
         self._pending.append((folder.name, result))
         try:
-            print(json.dumps({**job, "options": options}), file=self._process.stdin, flush=True)
+            print(json.dumps({**job, "options": options}), file=self._stdin, flush=True)
         except BrokenPipeError:
             raise self._failed(folder.name) from None
 
     def results(self) -> dict[str, Tensor]:
-        """Everything that the scripts put into `out`.
+        """The tensors that the scripts stored in `out`, by name.
 
         Raises:
             GuidedCDError: The process failed; its last line of output is quoted.
         """
-        found: dict[str, Tensor] = {}
+        results: dict[str, Tensor] = {}
         for name, result in self._pending:
-            for line in self._process.stdout:  # libraries may print there as well
+            for line in self._stdout:  # libraries may print there as well
                 if line == "done\n":
                     break
             else:
                 raise self._failed(name)
-            found |= load_file(result)
-        return found
+            results |= load_file(result)
+        return results
 
     def _failed(self, name: str) -> GuidedCDError:
         status = self._process.wait()
@@ -120,49 +125,49 @@ class Fresh:
             f"({lines[-1].strip() if lines else f'exit status {status}'})"
         )
 
-    def __enter__(self) -> Fresh:
+    def __enter__(self) -> CleanProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        self._process.terminate()  # what it was asked has been answered, or does not matter any more
+            self._stdin.close()
+        self._process.terminate()  # its results have been read, or an error makes them useless
         self._process.wait()
-        self._process.stdout.close()
+        self._stdout.close()
         self._errors.close()
         self._scratch.cleanup()
 
 
-def repeated(
+def run_clean(
     script: str, folder: Path, inputs: Mapping[str, Tensor], options: Mapping[str, Any], *, alone: bool = True
 ) -> dict[str, Tensor]:
-    """What `script` puts into `out` in a process of its own; arguments as of `Fresh.begin`.
+    """The tensors that `script` stores in `out`, computed in a fresh process; arguments as in `CleanProcess`.
 
     Raises:
         GuidedCDError: The process failed; its last line of output is quoted.
     """
-    with Fresh(alone=alone) as process:
+    with CleanProcess(alone=alone) as process:
         process.begin(script, folder, inputs, options)
         return process.results()
 
 
-def compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: float = TOLERANCE) -> float:
-    """The largest error, relative to each tensor's largest magnitude.
+def assert_close(expected: Mapping[str, Tensor], results: Mapping[str, Tensor], tolerance: float = TOLERANCE) -> float:
+    """The largest error of all `results`, relative to the largest magnitude of each tensor.
 
     Raises:
-        GuidedCDError: It is more than `tolerance`, a whole number differs, or a shape does.
+        GuidedCDError: The error exceeds `tolerance`, or a whole number or a shape differs.
     """
     worst = 0.0
-    for key, wanted in expected.items():
-        value = found[key]
-        if value.shape != wanted.shape:
-            raise GuidedCDError(f"the self-test failed: {key} is {list(value.shape)}, not {list(wanted.shape)}")
-        if not wanted.is_floating_point():
-            if not torch.equal(value, wanted.cpu()):
+    for key, reference in expected.items():
+        value = results[key]
+        if value.shape != reference.shape:
+            raise GuidedCDError(f"the self-test failed: {key} is {list(value.shape)}, not {list(reference.shape)}")
+        if not reference.is_floating_point():
+            if not torch.equal(value, reference.cpu()):
                 raise GuidedCDError(f"the self-test failed: {key} differs after reloading")
             continue
-        wanted = wanted.cpu().double()
-        error = float((value.double() - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+        reference = reference.cpu().double()
+        error = float((value.double() - reference).abs().max() / reference.abs().max().clamp(min=1e-12))
         if not error <= tolerance:
             raise GuidedCDError(f"the self-test failed: {key} differs by {error:.2g} of its magnitude after reloading")
         worst = max(worst, error)

@@ -10,7 +10,7 @@ from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import write_json
 from guidedcd.inference.export import merged_student
-from guidedcd.inference.export.self_test import compare, repeated
+from guidedcd.inference.export.self_test import assert_close, run_clean
 from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.models.checkpoints.lvdm_unet import lvdm_config
 from guidedcd.models.checkpoints.unet import lvdm_state
@@ -26,7 +26,7 @@ unet.time_embedding.cond_proj.requires_grad_(False)
 scheduler = DDIMScheduler(trained_betas=options["betas"], prediction_type=options["prediction"], clip_sample=False)
 pipe = FewStepPipeline(unet, None, None, None, scheduler, **options["settings"])
 pipe.set_progress_bar_config(disable=True)
-out["latents"] = pipe(num_inference_steps=options["steps"], output_type="latent", **given).frames
+out["latents"] = pipe(num_inference_steps=options["steps"], output_type="latent", **inputs).frames
 """
 
 USAGE = """
@@ -38,7 +38,10 @@ state = torch.load("FOLDER/unet_mg.pt", weights_only=True)      # load_state_dic
 
 
 def write_turbo(trained: StudentPipeline, folder: Path) -> str:
-    """Write `unet_mg.pt` (or `unet_no_mg.pt` without energies) and test it; a line about the result.
+    """Write `unet_mg.pt`, or `unet_no_mg.pt` of a student without energies, and test it.
+
+    Returns:
+        A clause about the test, for the console and the model card.
 
     Raises:
         GuidedCDError: The network is no 3D UNet, or the self-test fails.
@@ -47,7 +50,7 @@ def write_turbo(trained: StudentPipeline, folder: Path) -> str:
     network = merged_student.merged_network(student)
     merged_student.projection(network)
     if type(network).__name__ != "UNet3DConditionModel":
-        raise GuidedCDError(f"T2V-Turbo's layout holds 3D UNets only, not {type(network).__name__}")
+        raise GuidedCDError(f"T2V-Turbo's layout is for 3D UNets only, not for {type(network).__name__}")
     arch = getattr(teacher, "arch", None)
     config = dict(arch.unet) if arch is not None else lvdm_config(network.config)
     weights = getattr(teacher, "fps_weights", None)
@@ -59,16 +62,16 @@ def write_turbo(trained: StudentPipeline, folder: Path) -> str:
     torch.save(state, folder / name)
     fps = fps or max(1, round(teacher.geometry.fps))
     write_json(folder / "config.json", {"params": config, "fps_used": [fps], "energies": list(student.energies)})
-    differs = [
+    differences = [
         *([f"{network.config.norm_num_groups} norm groups"] if network.config.norm_num_groups != 32 else []),
         *([f"{teacher.schedule.prediction} prediction"] if teacher.schedule.prediction != "eps" else []),
     ]
-    if differs:
+    if differences:
         console.print(
-            f"export   note: the original code knows only 32 norm groups and eps prediction; this student has "
-            f"{' and '.join(differs)}, so it loads here but not there"
+            f"export   note: T2V-Turbo's own code supports only 32 norm groups and eps prediction; this student has "
+            f"{' and '.join(differences)}, so only guidedcd loads it"
         )
-    made = merged_student.short_sample(trained)
+    sample = merged_student.short_sample(trained)
     betas = _betas(teacher.schedule.alphas_cumprod)
     options = {
         "config": config,
@@ -79,11 +82,12 @@ def write_turbo(trained: StudentPipeline, folder: Path) -> str:
         "betas": betas,
         "prediction": {"eps": "epsilon", "v": "v_prediction"}[teacher.schedule.prediction],
     }
-    found = repeated(_SCRIPT, folder, made.inputs, options, alone=False)
-    error = compare({"latents": made.result}, found, 1e-3)
-    return f"a fresh process reads {name} back and samples the same latents, largest error {error:.1g} of the magnitude"
+    results = run_clean(_SCRIPT, folder, sample.inputs, options, alone=False)
+    error = assert_close({"latents": sample.result}, results, 1e-3)
+    return f"a fresh process reads {name} and samples the same latents, largest relative error {error:.1g}"
 
 
 def _betas(abar: torch.Tensor) -> list[float]:
+    """The betas of a table of alphas_cumprod (T,)."""
     exact = abar.cpu().double()
     return (1 - torch.cat([exact[:1], exact[1:] / exact[:-1]])).tolist()

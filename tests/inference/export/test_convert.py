@@ -14,7 +14,7 @@ from tiny_checkpoint import CONFIG, whole_state, write
 from guidedcd.cli import main
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.export import convert
-from guidedcd.inference.export.self_test import Fresh, compare, repeated
+from guidedcd.inference.export.self_test import CleanProcess, assert_close, run_clean
 from guidedcd.models.checkpoints.architecture import Architecture
 from guidedcd.models.checkpoints.videocrafter2 import load
 from guidedcd.models.teachers.videocrafter2 import load_videocrafter2
@@ -65,10 +65,10 @@ def test_the_folder_is_the_same_teacher(converted, checkpoint):
 
 
 class Silent:
-    """In place of a fresh process: takes everything, and answers what it was told to."""
+    """In place of a fresh process: runs nothing, and returns the results of its constructor."""
 
-    def __init__(self, answer):
-        self.answer = answer
+    def __init__(self, tensors):
+        self.tensors = tensors
 
     def __enter__(self):
         return self
@@ -80,7 +80,7 @@ class Silent:
         pass
 
     def results(self):
-        return self.answer
+        return self.tensors
 
 
 def test_text_encoders_have_the_names_that_every_transformers_reads(converted):
@@ -96,8 +96,8 @@ def test_a_folder_that_exists_is_never_overwritten(converted, checkpoint):
 
 def test_a_foreign_vocabulary_is_converted_without_a_tokenizer(tmp_path, capsys, monkeypatch):
     """A text tower whose tokens are not open_clip's keeps its weights; the note says what is missing."""
-    monkeypatch.setattr(convert, "Fresh", lambda: Silent({}))
-    monkeypatch.setattr(convert, "compare", lambda *_: 0.0)
+    monkeypatch.setattr(convert, "CleanProcess", lambda: Silent({}))
+    monkeypatch.setattr(convert, "assert_close", lambda *_: 0.0)
     config = json.loads(json.dumps(CONFIG))
     config["open_clip_arch"]["text_cfg"]["vocab_size"] = 300
     torch.save({key: value.contiguous() for key, value in whole_state(config).items()}, tmp_path / "model.ckpt")
@@ -111,7 +111,7 @@ def test_a_foreign_vocabulary_is_converted_without_a_tokenizer(tmp_path, capsys,
 
 def test_a_failed_self_test_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     """A folder that does not repeat the numbers does not appear."""
-    monkeypatch.setattr(convert, "Fresh", lambda: Silent({"unet": torch.zeros(1)}))
+    monkeypatch.setattr(convert, "CleanProcess", lambda: Silent({"unet": torch.zeros(1)}))
 
     with pytest.raises(GuidedCDError, match="self-test failed"):
         convert.convert_videocrafter2(checkpoint[0], tmp_path / "out", arch=checkpoint[1])
@@ -135,18 +135,18 @@ def test_mistakes_are_one_line_and_status_2(checkpoint, tmp_path, capsys, words,
     places = {"FILE": str(checkpoint[0]), "OUT": str(tmp_path / "out"), "NOWHERE": str(tmp_path / "nowhere")}
     with pytest.raises(SystemExit) as status:
         main(["convert", *(places.get(word, word) for word in words)])
-    said = capsys.readouterr().err
+    message_printed = capsys.readouterr().err
 
     assert status.value.code == 2
-    assert message in said
-    assert said.count("\n") == 1
+    assert message in message_printed
+    assert message_printed.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 def test_half_precision_folders_hold_half_precision(checkpoint, tmp_path, monkeypatch):
     """--dtype reaches every weight."""
-    monkeypatch.setattr(convert, "Fresh", lambda: Silent({}))
-    monkeypatch.setattr(convert, "compare", lambda *_: 0.0)
+    monkeypatch.setattr(convert, "CleanProcess", lambda: Silent({}))
+    monkeypatch.setattr(convert, "assert_close", lambda *_: 0.0)
     convert.convert_videocrafter2(checkpoint[0], tmp_path / "out", arch=checkpoint[1], dtype="bfloat16")
 
     weights = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
@@ -156,31 +156,31 @@ def test_half_precision_folders_hold_half_precision(checkpoint, tmp_path, monkey
 def test_the_fresh_process_cannot_import_this_package(tmp_path):
     """A self-test that needs guidedcd would prove nothing; its failure is one line."""
     with pytest.raises(GuidedCDError, match=r"does not load in a fresh process \(.*guidedcd"):
-        repeated("import guidedcd", tmp_path, {"x": torch.zeros(1)}, {})
+        run_clean("import guidedcd", tmp_path, {"x": torch.zeros(1)}, {})
 
 
 def test_one_fresh_process_repeats_several_things(tmp_path):
     """It is given work while it does other work; results of all of it come together, and a failure names its part."""
-    with Fresh() as process:
-        process.begin("out['a'] = given['x'] + 1; print('a library')", tmp_path, {"x": torch.ones(1)}, {})
-        process.begin("out['b'] = given['x'] * options['by']", tmp_path, {"x": torch.ones(2)}, {"by": 3})
+    with CleanProcess() as process:
+        process.begin("out['a'] = inputs['x'] + 1; print('a library')", tmp_path, {"x": torch.ones(1)}, {})
+        process.begin("out['b'] = inputs['x'] * options['by']", tmp_path, {"x": torch.ones(2)}, {"by": 3})
         assert {k: v.tolist() for k, v in process.results().items()} == {"a": [2.0], "b": [3.0, 3.0]}
-    with Fresh() as process, pytest.raises(GuidedCDError, match=r"second does not load .*ZeroDivisionError"):
-        process.begin("out['a'] = given['x']", tmp_path / "first", {"x": torch.ones(1)}, {})
+    with CleanProcess() as process, pytest.raises(GuidedCDError, match=r"second does not load .*ZeroDivisionError"):
+        process.begin("out['a'] = inputs['x']", tmp_path / "first", {"x": torch.ones(1)}, {})
         process.begin("1 / 0", tmp_path / "second", {"x": torch.ones(1)}, {})
         process.results()
 
 
 def test_comparing_finds_numbers_shapes_and_ids_that_differ():
     """Within the tolerance passes, beyond it, a wrong shape or a wrong id fails."""
-    wanted = {"a": torch.tensor([1.0, -2.0]), "ids": torch.tensor([1, 2])}
+    expected = {"a": torch.tensor([1.0, -2.0]), "ids": torch.tensor([1, 2])}
 
-    assert compare(wanted, {**wanted, "a": torch.tensor([1.0001, -2.0])}) == pytest.approx(5e-5, rel=0.01)
+    assert assert_close(expected, {**expected, "a": torch.tensor([1.0001, -2.0])}) == pytest.approx(5e-5, rel=0.01)
     for wrong in ({"a": torch.tensor([1.1, -2.0])}, {"a": torch.zeros(3)}, {"ids": torch.tensor([1, 3])}):
         with pytest.raises(GuidedCDError, match="self-test failed"):
-            compare(wanted, {**wanted, **wrong})
+            assert_close(expected, {**expected, **wrong})
     with pytest.raises(GuidedCDError, match="self-test failed"):
-        compare(wanted, {**wanted, "a": torch.tensor([float("nan"), -2.0])})
+        assert_close(expected, {**expected, "a": torch.tensor([float("nan"), -2.0])})
 
 
 def test_loading_reads_the_file_that_conversion_reads(checkpoint):

@@ -91,10 +91,10 @@ def test_adapters_are_merged_into_plain_layers(teacher):
 def test_a_diffusers_folder_samples_without_this_package(teacher, tmp_path):
     """A fresh process makes the same latents; pipeline.py is the file that was tested."""
     one = trained(teacher)
-    said = diffusers_folder.write_folder(one, tmp_path)
+    result = diffusers_folder.write_folder(one, tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
 
-    assert "fresh process" in said
+    assert "fresh process" in result
     assert (index["energies"], index["strengths"], index["clean_text"]) == (["pta"], [500.0], True)
     assert (tmp_path / "pipeline.py").read_text() == Path(few_step_pipeline.__file__).read_text()
 
@@ -113,10 +113,10 @@ def test_the_turbo_layout_restores_the_frame_rate_mlp(teacher, tmp_path):
 
 def test_a_trained_adapter_is_exported_as_it_is(teacher, tmp_path):
     """PEFT reads it on the base and gives the student."""
-    said = peft_lora.write_lora(trained(teacher, "lora"), tmp_path, None)
+    result = peft_lora.write_lora(trained(teacher, "lora"), tmp_path, None)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
 
-    assert said.startswith("rank 2 leaves out 0.00%")
+    assert result.startswith("rank 2 leaves out 0.00%")
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 2, 2)
 
 
@@ -231,9 +231,9 @@ def test_the_worlds_words_are_a_tokenizer_of_transformers(tmp_path):
     texts = ["", "a red ball, moving.", "A RED zebra 42 !", "<pad> <bos> red <eos>", "red " * 200, VOCABULARY[5]]
     assert save_tokenizer(tmp_path, 32) == "PreTrainedTokenizerFast"
     again = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    found = again(texts, padding="max_length", truncation=True, max_length=32, return_tensors="pt").input_ids
+    ids = again(texts, padding="max_length", truncation=True, max_length=32, return_tensors="pt").input_ids
 
-    assert torch.equal(found, WorldTokenizer(32)(texts))
+    assert torch.equal(ids, WorldTokenizer(32)(texts))
 
 
 def test_a_network_without_guidance_inputs_cannot_be_exported(teacher):

@@ -62,10 +62,10 @@ def test_guidance_scale_is_omega_plus_one(example):
     pipe = example["pipe"]
     options = {"num_inference_steps": 2, "output_type": "latent"}
     default = pipe("a cat", generator=generators(0)[0], **options).frames
-    given = pipe("a cat", generator=generators(0)[0], guidance_scale=pipe.config.omega + 1, **options).frames
+    explicit = pipe("a cat", generator=generators(0)[0], guidance_scale=pipe.config.omega + 1, **options).frames
     other = pipe("a cat", generator=generators(0)[0], guidance_scale=1.0, **options).frames
 
-    assert torch.equal(default, given)
+    assert torch.equal(default, explicit)
     assert not torch.equal(default, other)
 
 
@@ -76,7 +76,7 @@ def test_a_list_of_generators_makes_each_video_alone(example):
     both = pipe("a cat", num_videos_per_prompt=2, generator=generators(3, 4), **options).frames
     second = pipe("a cat", generator=generators(4), **options).frames
 
-    torch.testing.assert_close(both[1:], second, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(both[1:], second, atol=1e-4, rtol=1e-4)  # batches round differently
     with pytest.raises(ValueError, match="1 generators for 2 videos"):
         pipe(["a cat", "a dog"], generator=generators(3), **options)
 
@@ -97,7 +97,7 @@ def test_every_output_type_has_the_same_pixels(example):
 
 
 def test_a_callback_sees_and_replaces_the_latents(example):
-    """It is called after every step with what it asked for, and what it returns is taken."""
+    """The callback gets the tensors of its list after every step, and its return value replaces them."""
     pipe, steps = example["pipe"], []
 
     def zero_at_the_end(pipe, step, timestep, tensors):
