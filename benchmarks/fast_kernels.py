@@ -1,22 +1,22 @@
 """The kernels of `guidedcd.acceleration` one by one: microseconds, and bytes per second beside those of a copy.
 
-    python benchmarks/fast_kernels.py --out fast_kernels.json --budget 60      # one GPU
-    TRITON_INTERPRET=1 python benchmarks/fast_kernels.py --tiny           # any machine: whether they run
+    python benchmarks/fast_kernels.py --out fast_kernels.json
+    TRITON_INTERPRET=1 python benchmarks/fast_kernels.py --tiny            # a CPU: whether they run
 
-At the sizes of VideoCrafter2's four levels, batch 4, bfloat16. Bytes are the least that a kernel must move: what it
-reads and writes. `PyTorch` beside some is what it replaces. The last rows ask what else could be quicker: a temporal
-convolution as three matrix products, one product for queries, keys and values, and other cuts of a reduction.
+Sizes are those of VideoCrafter2's four levels at batch 4 in bfloat16. Bytes are the least that a kernel must read and
+write. Rows of PyTorch measure what a kernel replaces. Other rows measure alternatives: a temporal convolution as three
+matrix products, one product for queries, keys and values, and other divisions of a reduction.
 """
 
 from __future__ import annotations
 
 import contextlib
-import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
-import bare  # also finds guidedcd where it is not installed
+import harness  # first: it finds guidedcd where that is not installed
+import networks
 import torch
 from torch import Tensor
 from torch.nn import functional as nnf
@@ -39,11 +39,11 @@ class Case:
 
 
 class Cases:
-    """All calls, made when they are wanted."""
+    """All calls, built one by one."""
 
     def __init__(self, device: str, tiny: bool) -> None:
         self.device, self.tiny = device, tiny
-        self.frames = VIDEOS * (2 if tiny else bare.FRAMES)
+        self.frames = VIDEOS * (2 if tiny else networks.FULL_SIZE.frames)
 
     def new(self, *shape: int) -> Tensor:
         """Random bfloat16."""
@@ -174,40 +174,21 @@ class Cases:
         )  # as in training, where weights change
 
 
-def microseconds(run: Callable[[], Any], device: str) -> float:
-    """Of one call among many, on the GPU."""
-    if not device.startswith("cuda"):
-        return bare.timed(run, device, repeats=1, warm_up=0)[0] * 1e6
-    for _ in range(3):
-        run()
-    found = []
-    for _ in range(5):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        # Calls are launched while this runs, so that the GPU never waits for Python between them.
-        torch.cuda._sleep(2_000_000)
-        start.record()
-        for _ in range(10):
-            run()
-        end.record()
-        torch.cuda.synchronize()
-        found.append(start.elapsed_time(end) * 100)
-    return statistics.median(found)
+def measure(recorder: harness.Recorder, case: Case, device: str) -> None:
+    """Add the row of one kernel."""
+    seconds = harness.time_kernel(case.run, device)
+    rate = {"tb_per_s": case.moved / seconds / 1e12} if case.moved else {"tflop_per_s": case.flops / seconds / 1e12}
+    recorder.add(case.name, {"us": 1e6 * seconds, **rate})
 
 
 def main() -> None:
     """Measure."""
-    options = bare.parser(__doc__, budget=60).parse_args()
+    options = harness.parser(__doc__, budget=60).parse_args()
     torch.backends.cudnn.benchmark = True
-    results = bare.Results(options.out, options.budget)
-    words = [word for word in options.only.split(",") if word]
+    recorder = harness.Recorder(options, "fast_kernels")
     for case in Cases(options.device, options.tiny):
-        if results.spent():
-            print(f"left out, the budget of {options.budget:.0f} s is spent: {case.name}")
-        elif not words or any(word in case.name for word in words):
-            spent = microseconds(case.run, options.device)
-            speed = {"tb_per_s": case.moved / spent / 1e6} if case.moved else {"tflop_per_s": case.flops / spent / 1e6}
-            results.add(kernel=case.name, us=spent, **speed)
+        if harness.selected(case.name, options.only):
+            recorder.attempt(case.name, lambda case=case: measure(recorder, case, options.device))
 
 
 if __name__ == "__main__":

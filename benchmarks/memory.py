@@ -2,20 +2,20 @@
 
     python benchmarks/memory.py                    # seconds, on any machine
 
-Layers run as they would on a GPU, with kernels that only make their outputs. GiB of activations: what is there when the
-forward pass is over and rewards are computed, and the most in the backward pass, gradients included. Beside them stand
-weights, masters and AdamW (18.4 GiB) and, with three rewards, 6.4 GiB of their weights and the decoder's.
+Layers run as they would on a GPU, with kernels that only allocate their outputs. `kept_gb` is the memory of activations
+when the forward pass has ended and rewards are computed, `peak_gb` the most in the backward pass, gradients included.
+Weights, masters and AdamW (18.4 GB) come on top, and with three rewards 6.4 GB for their weights and the decoder's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-import bare  # also finds guidedcd where it is not installed
+import harness  # first: it finds guidedcd where that is not installed
+import networks
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +23,6 @@ from guidedcd import acceleration
 from guidedcd.acceleration.activation_checkpointing import RECOMPUTED, checkpoint_layers
 from guidedcd.planning.meter import metered
 
-GIB = 2**30
 SETTINGS = ("nothing", *RECOMPUTED)
 
 
@@ -108,34 +107,41 @@ def on_paper() -> Iterator[None]:
 
 
 def activations(recomputed: str, batch: int = 3, tiny: bool = False) -> dict[str, float]:
-    """GiB that a step's forward pass keeps, GiB at the most, and TFLOP of one forward pass and of both."""
-    with torch.device("meta"):
-        from diffusers import UNet3DConditionModel
+    """Memory that a step's forward pass keeps and the most in the step, and TFLOP of one forward pass and of both.
 
-        network: nn.Module = UNet3DConditionModel(**(bare.TINY if tiny else {})).to(torch.bfloat16)
+    Args:
+        recomputed: Layers that are computed again in the backward pass: "nothing", or a value of
+            --train.activation-checkpoint.layers.
+        batch: Videos.
+        tiny: Of a tiny network.
+    """
+    network = nn.Module.to(networks.empty_unet(tiny), torch.bfloat16)
     acceleration.speed_up(network)
     if recomputed != "nothing":
         checkpoint_layers(network, recomputed)
-    size, width = ((4, 4, 8, 8), 32) if tiny else ((4, bare.FRAMES, bare.HEIGHT, bare.WIDTH), 1024)
-    how = {"device": "meta", "dtype": torch.bfloat16}
-    z, prompt = torch.empty(batch, *size, **how), torch.empty(batch, 77, width, **how)
+    meta = {"device": "meta", "dtype": torch.bfloat16}
+    z = torch.empty(batch, *networks.geometry(tiny).latent_shape, **meta)
+    prompt = torch.empty(batch, networks.TOKENS, networks.text_width(tiny), **meta)
     with on_paper(), metered() as cost:
         t = torch.empty(batch, device="meta", dtype=torch.long)
         out = network(z, t, encoder_hidden_states=prompt, return_dict=False)[0]
         kept, forward = cost.kept, cost.flops
         out.float().square().mean().backward()
-    return {"kept": kept / GIB, "most": cost.peak / GIB, "forward": forward / 1e12, "whole": cost.flops / 1e12}
+    return {
+        "kept_gb": kept / harness.GB,
+        "peak_gb": cost.peak / harness.GB,
+        "forward_tflop": forward / 1e12,
+        "total_tflop": cost.flops / 1e12,
+    }
 
 
 def main() -> None:
     """Count."""
-    options = bare.parser(__doc__, budget=60).parse_args()
-    found = {name: activations(name, tiny=options.tiny) for name in SETTINGS}
-    print("batch 3, recomputed: kept GiB, at most GiB, forward TFLOP, forward and backward TFLOP")
-    for name, values in found.items():
-        print(f"{name:10s}", *(f"{value:8.2f}" for value in values.values()))
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1))
+    options = harness.parser(__doc__, budget=60).parse_args()
+    recorder = harness.Recorder(options, "memory")
+    for name in SETTINGS:
+        if harness.selected(name, options.only):
+            recorder.attempt(name, lambda name=name: recorder.add(name, activations(name, tiny=options.tiny), batch=3))
 
 
 if __name__ == "__main__":

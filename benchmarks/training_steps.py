@@ -1,23 +1,22 @@
-"""One figure each of `benchmarks/training.py`: a training step, a reward, a sample, a profile."""
+"""One row each of `training.py`: a training step, a reward, a sample; and the profile of a step."""
 
 from __future__ import annotations
 
 import argparse
-import gc
-import statistics
-import time
+import itertools
 from collections.abc import Callable
 from typing import Any
 
-import bare
+import harness  # first: it finds guidedcd where that is not installed
+import networks
 import torch
-import train_parts as parts  # first: it finds guidedcd where that is not installed
+from harness import Recorder, Timing, time_calls
+from training_batches import CAPTION, RandomBatches, paper_run
 
-from guidedcd.acceleration.garbage import settled
 from guidedcd.acceleration.switch import speed_up
 from guidedcd.config.sections import ActivationCheckpointConfig, OptimizerConfig, ParallelConfig, Student, Train
 from guidedcd.diffusion.sampler import sample
-from guidedcd.models.student import Student as Network
+from guidedcd.models.student import Student as StudentNetwork
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training.distributed import accelerator_for
 from guidedcd.training.step import TrainStep
@@ -27,7 +26,6 @@ BASE = {"batch_size": 3, "reward_batch": 1, "precision": "bf16"}
 CHECKPOINTED, MOST, TEMPORAL = (
     {"activation_checkpoint": ActivationCheckpointConfig(layers=layers)} for layers in ("all", "most", "temporal")
 )
-FRAMES = {"hps": 2, "clip": 2, "internv2": 4}
 STEPS: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
     "cd": ({}, (), {}),
     "cd-checkpointed": (CHECKPOINTED, (), {}),
@@ -44,131 +42,99 @@ STEPS: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
     "cd-float32-masters-only": ({**CHECKPOINTED, "precision": "no"}, (), {}),
 }
 """By name: options of training, rewards, options of the student."""
-RECOMPUTED = {"all-most-internv2": ("internv2",)}
+CHECKPOINTED_REWARDS = {"all-most-internv2": ("internv2",)}
 """Rewards whose blocks are recomputed."""
 
 
-def free() -> None:
-    """Give memory back."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def synchronize() -> None:
-    """Wait for the GPU."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def timed(call: Callable[[int], Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds of call(1), call(2), ..., and the peak of memory, after warm-up.
-
-    A call that gives a function is only launched: that is called after the next launch, as the trainer does.
-    """
-    gpu = options.device.startswith("cuda")
-    began, times, before = time.perf_counter(), [], None
-    with settled():  # as in the trainer's own loop
-        for number in range(1, options.warm_up + options.repeats + 1):
-            if number == options.warm_up + 1:
-                first = time.perf_counter() - began
-                if gpu:
-                    torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
-            launched = call(number)
-            if before is not None:
-                before()
-            before = launched if callable(launched) else None
-            if before is None:
-                synchronize()
-            times.append(time.perf_counter() - start)
-        if before is not None:
-            before()
-        synchronize()
-    times = times[options.warm_up :]
-    found: dict[str, Any] = {"seconds": round(statistics.median(times), 4)}
-    if gpu:
-        found["gb"] = round(bare.peak_gb(options.device), 2)
-        found["gb_reserved"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
-    return found | {"warm_up_s": round(first, 1), "times_s": [round(t, 4) for t in times]}
-
-
-def stepper(name: str, options: argparse.Namespace, parallel: str = "ddp") -> TrainStep:
-    """The trainer's step for a figure WHAT/FAST."""
+def build_step(name: str, options: argparse.Namespace, parallel: str = "ddp") -> TrainStep:
+    """The trainer's own step for a row WHAT/FAST."""
     what, _, fast = name.partition("/")
     changes, rewards, student = STEPS[what]
     settings = Train(**{**BASE, **changes}, fast=fast or "no", parallel=ParallelConfig(mode=parallel))
     device = torch.device(options.device)
-    run = parts.run(settings, rewards, Student(**student))
+    run = paper_run(settings, rewards, Student(**student))
     accelerator = accelerator_for(run, device)
-    teacher = parts.teacher(accelerator.device if accelerator.num_processes > 1 else device, options.tiny)
-    again = RECOMPUTED.get(what, ())
-    modules = {n: (parts.reward(n, teacher.device, options.tiny, n in again), run.rewards[n]) for n in rewards}
-    engine = RewardScorer(modules, teacher, low_memory=settings.activation_checkpoint.recomputes_decoder)
-    made = parts.batches(teacher, settings.batch_size, rewards)
-    return TrainStep(run, teacher, accelerator, rewards=engine, batches=made)
+    if accelerator.num_processes > 1:
+        device = accelerator.device
+    teacher = networks.teacher(device, torch.float32, options.tiny)
+    checkpointed = CHECKPOINTED_REWARDS.get(what, ())
+    modules = {
+        reward: (networks.reward(reward, device, options.tiny, reward in checkpointed), run.rewards[reward])
+        for reward in rewards
+    }
+    scorer = RewardScorer(modules, teacher, low_memory=settings.activation_checkpoint.recomputes_decoder)
+    batches = RandomBatches(settings.batch_size, tuple(rewards), options.tiny)
+    return TrainStep(run, teacher, accelerator, rewards=scorer, batches=batches)
 
 
-def step_figure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds and memory of one training step."""
-    step, lines = stepper(name, options), []
+def time_step(step: TrainStep, options: argparse.Namespace) -> tuple[Timing, dict[str, float]]:
+    """Seconds and memory of a training step, and the metrics of the last one."""
+    numbers, metrics = itertools.count(1), {}
 
-    def call(number: int) -> Callable[[], None]:
-        numbers = step.begin(number)
-        return lambda: lines.append(numbers())
+    def launch() -> Callable[[], None]:
+        pending = step.begin(next(numbers))
+        return lambda: metrics.update(pending())
 
-    found = timed(call, options)
-    params = sum(p.numel() for p in step.student.network.parameters())
-    losses = {key: round(lines[-1][key], 4) for key in ("loss", "cd_loss", "grad_norm")}
-    return found | {"params_b": round(params / 1e9, 3)} | losses
+    timing = time_calls(launch, options.device, repeats=options.repeats, warm_up=options.warm_up, deferred=True)
+    return timing, metrics
 
 
-def reward_figure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One reward's score of one clip, with the gradient to the pixels; the caption's features are known."""
-    reward = parts.reward(name, torch.device(options.device), options.tiny)
-    held = torch.cuda.memory_allocated() / 2**30 if options.device.startswith("cuda") else 0.0
-    size = (20, 32) if options.tiny else (320, 512)
-    video = torch.rand(1, FRAMES[name], 3, *size, device=options.device)
+def measure_step(recorder: Recorder, name: str, options: argparse.Namespace) -> None:
+    """One training step."""
+    step = build_step(name, options)
+    timing, metrics = time_step(step, options)
+    parameters = sum(p.numel() for p in step.student.network.parameters())
+    losses = {key: metrics[key] for key in ("loss", "cd_loss", "grad_norm")}
+    recorder.add(name, timing.values(), parameters=parameters, all_seconds=timing.seconds, **losses)
 
-    def score(number: int) -> None:
+
+def measure_reward(recorder: Recorder, name: str, options: argparse.Namespace) -> None:
+    """One reward's score of one clip with the gradient to the pixels; the caption's features are known."""
+    kind = name.removeprefix("reward-")
+    reward = networks.reward(kind, options.device, options.tiny)
+    size, frames = networks.geometry(options.tiny), networks.FRAMES[kind]
+    video = torch.rand(1, frames, 3, size.height, size.width, device=options.device)
+
+    def score() -> None:
         pixels = video.clone().requires_grad_(True)
-        reward(pixels, [parts.CAPTION]).sum().backward()
+        reward(pixels, [CAPTION]).sum().backward()
 
-    return {"frames": FRAMES[name], **timed(score, options), "weights_gb": round(held, 2)}
+    timing = time_calls(score, options.device, repeats=options.repeats, warm_up=options.warm_up)
+    recorder.add(name, timing.values(), frames=frames)
 
 
-def sample_figure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure_sample(recorder: Recorder, name: str, options: argparse.Namespace) -> None:
     """One video in four steps, decoded, in bfloat16."""
-    teacher = parts.teacher(torch.device(options.device), options.tiny)
-    batch = parts.batches(teacher, 1, ())(0).to(torch.device(options.device))
     dtype = torch.float32 if options.tiny else torch.bfloat16
+    teacher = networks.teacher(options.device, torch.float32, options.tiny)
+    batch = RandomBatches(1, (), options.tiny)(0).to(torch.device(options.device))
     if name.partition("/")[2] != "no":
         speed_up(teacher.network)
-    student = Network(teacher, energies=("pta",), take=True).to(dtype=dtype).eval()
+    student = StudentNetwork(teacher, energies=("pta",), take=True).to(dtype=dtype).eval()
     torch.nn.Module.to(teacher.vae, dtype)
 
     @torch.no_grad()
-    def call(number: int) -> None:
-        z = sample(student, teacher, batch.cond, batch.noise, 4, 7.5, [0.05])
-        teacher.decode(z)
+    def call() -> None:
+        teacher.decode(sample(student, teacher, batch.cond, batch.noise, 4, 7.5, [0.05]))
 
-    return timed(call, options)
+    timing = time_calls(call, options.device, repeats=options.repeats, warm_up=options.warm_up)
+    recorder.add(name, timing.values())
 
 
 def profile(name: str, options: argparse.Namespace) -> None:
     """Print where a step's time goes, and write the table beside the output file."""
     from torch.profiler import ProfilerActivity
 
-    step = stepper(name, options)
+    step = build_step(name, options)
     for number in range(1, options.warm_up + 1):
         step(number)
-    gpu = options.device.startswith("cuda")
+    gpu = torch.device(options.device).type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-    with torch.profiler.profile(activities=activities) as found:
+    with torch.profiler.profile(activities=activities) as trace:
         step(options.warm_up + 1)
-        synchronize()
+        harness.synchronize(options.device)
     order = "self_device_time_total" if gpu else "self_cpu_time_total"
-    table = found.key_averages().table(sort_by=order, row_limit=50, max_name_column_width=70)
+    table = trace.key_averages().table(sort_by=order, row_limit=50, max_name_column_width=70)
     print(table, flush=True)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,31 +1,30 @@
 """The denoiser of VideoCrafter2's size, forward and in training: stock, and accelerated by `guidedcd.acceleration`.
 
-    python benchmarks/unet.py --out unet.json --budget 150
-    for i in 1 2 3 4; do
-        CUDA_VISIBLE_DEVICES=$((i-1)) python benchmarks/unet.py --part $i/4 --out unet$i.json > unet$i.txt 2>&1 &
-    done; wait
+    python benchmarks/unet.py --out unet.json
+    CUDA_VISIBLE_DEVICES=0 python benchmarks/unet.py --part 1/4 --out unet1.json    # a quarter of the variants
+    python benchmarks/unet.py --tiny --only fast                                    # a CPU, a tiny network
 
-Variants are measured in the order of what is expected of them; a row is printed as soon as it is known, the sorted
-table at the end. Errors are those of bfloat16 results against the stock network in float32 with the same weights.
+Variants are measured in the order of what is expected of them, and sorted in the table at the end. Errors are those of
+bfloat16 results against the stock network in float32 with the same weights; the error of `stock` is that of bfloat16.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import functools
-import gc
 import re
-import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
-import bare  # also finds guidedcd where it is not installed
+import harness  # first: it finds guidedcd where that is not installed
+import networks
 import torch
 from guidedcd_shapes import attention as processors
+from harness import time_calls
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -33,9 +32,6 @@ from guidedcd import acceleration
 from guidedcd.acceleration import attention_backend, operations
 from guidedcd.acceleration.activation_checkpointing import checkpoint_layers
 from guidedcd.training.master_weights import MasterWeights
-
-OFFICIAL = {1: 78.8, 2: 64.0, 4: 57.3}
-"""Milliseconds per sample of the official code with PyTorch's attention, by batch, on an H200."""
 
 
 @attrs.frozen(kw_only=True)
@@ -55,10 +51,15 @@ class Variant:
     norms: bool = True
     """Compiled layers call the group norm kernels."""
     checkpointing: str | None = None
-    """Layers that are computed again, see `student.checkpoint_layers`."""
+    """Layers that are computed again, see `activation_checkpointing.checkpoint_layers`."""
     autocast: bool = False
     """Train float32 weights under autocast, rather than bfloat16 weights with float32 masters."""
     profile: bool = False
+
+    @property
+    def row(self) -> str:
+        """The name of its row."""
+        return f"{self.name}, batch {self.batch}"
 
 
 def variants() -> list[Variant]:
@@ -79,7 +80,7 @@ def variants() -> list[Variant]:
         return network.to(memory_format=torch.channels_last)
 
     def tricks(network: nn.Module) -> nn.Module:
-        return processors.speed_up(network, bare.FRAMES)
+        return processors.speed_up(network, networks.FULL_SIZE.frames)
 
     blocks, both = quick(compile="blocks"), quick(compile="blocks", graphs=True)
     step = functools.partial(Variant, kind="step", batch=3)
@@ -141,67 +142,55 @@ def settings(variant: Variant) -> Iterator[None]:
         torch.backends.cudnn.benchmark, operations.HAS_TRITON = search, triton
 
 
-class Bench:
-    """Networks, references and what is known so far."""
+class NetworkBenchmark:
+    """The network, inputs for it, and the output to compare with."""
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.device = options, options.device
-        self.results = bare.Results(options.out, options.budget)
-        self.network = bare.unet(self.device, torch.bfloat16, options.tiny)
+        self.recorder = harness.Recorder(options, "unet")
+        self.network = networks.unet(self.device, torch.bfloat16, options.tiny)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        self.reference = self.exact()
-        count = sum(p.numel() for p in self.network.parameters())
-        self.results.add(what="built", parameters=count, **bare.machine())
+        self.reference = self.exact_output()
 
     def inputs(self, batch: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor, Tensor]:
-        """Random inputs."""
-        return bare.inputs(batch, self.device, dtype, self.options.tiny)
+        """Random latents, timesteps and prompt embeddings."""
+        return networks.inputs(batch, self.device, dtype, self.options.tiny)
 
     @torch.no_grad()
-    def exact(self) -> Tensor:
-        """The stock network in float32 on the first sample."""
+    def exact_output(self) -> Tensor:
+        """The stock network's prediction in float32 for the first sample."""
         z, t, prompt = self.inputs(1)
         network = copy.deepcopy(self.network).float()
         return network(z.float(), t, prompt.float(), return_dict=False)[0].cpu()
 
     def measure(self, variant: Variant) -> None:
-        """One row; an exception becomes the row."""
-        bare.reset(self.device)
+        """Add the row of a variant."""
         torch._dynamo.reset()
-        about = {"name": variant.name, "kind": variant.kind, "batch": variant.batch}
-        try:
-            with settings(variant):
-                how = self.forward if variant.kind == "forward" else self.train
-                self.results.add(**about, **how(variant))
-        except Exception as mistake:
-            traceback.print_exc()
-            self.results.add(**about, error=f"{type(mistake).__name__}: {str(mistake).splitlines()[0][:200]}")
-        gc.collect()
+        with settings(variant):
+            run, moved = self.forward(variant) if variant.kind == "forward" else self.train(variant)
+            repeats = self.options.repeats if variant.kind == "forward" else min(self.options.repeats, 5)
+            timing = time_calls(run, self.device, repeats=repeats, warm_up=self.options.warm_up)
+            if variant.profile and torch.device(self.device).type == "cuda":
+                profile(run, variant.row)
+        values = timing.values(per=variant.batch if variant.kind == "forward" else 1)
+        milliseconds = 1e3 * values.pop("seconds")
+        key = "ms_per_sample" if variant.kind == "forward" else "ms"
+        errors = harness.relative_errors(timing.first_output[:1], self.reference)
+        self.recorder.add(variant.row, {key: milliseconds, **values, **errors}, kind=variant.kind, **moved())
 
-    @torch.no_grad()
-    def forward(self, variant: Variant) -> dict[str, Any]:
-        """Milliseconds per sample, memory and error."""
+    def forward(self, variant: Variant) -> tuple[Callable[[], Tensor], Callable[[], dict[str, float]]]:
+        """The forward pass without gradient."""
         network = variant.prepare(copy.deepcopy(self.network))
         z, t, prompt = self.inputs(variant.batch)
 
+        @torch.no_grad()
         def run() -> Tensor:
             return network(z, t, encoder_hidden_states=prompt, return_dict=False)[0]
 
-        start = time.perf_counter()
-        out = run()
-        bare.synchronize(self.device)
-        first = time.perf_counter() - start
-        relative, largest = bare.error(out[:1], self.reference)
-        seconds, spread = bare.timed(run, self.device)
-        row = {"ms_per_sample": 1e3 * seconds / variant.batch, "spread_ms": 1e3 * spread, "first_call_s": first}
-        row |= {"peak_gb": bare.peak_gb(self.device), "relative_error": relative, "largest_error": largest}
-        row |= {"official_ms": OFFICIAL.get(variant.batch, float("nan"))}
-        if variant.profile and self.device.startswith("cuda"):
-            profile(run, f"{variant.name}, batch {variant.batch}")
-        return row
+        return run, dict
 
-    def train(self, variant: Variant) -> dict[str, Any]:
-        """Milliseconds of forward and backward, or of a whole step with clipping and AdamW in float32."""
+    def train(self, variant: Variant) -> tuple[Callable[[], Tensor], Callable[[], dict[str, float]]]:
+        """Forward and backward, or a whole step with clipping and AdamW in float32; and how far weights have moved."""
         network = copy.deepcopy(self.network).requires_grad_(True)
         whole = variant.kind == "step"
         network = variant.prepare(network.float() if variant.autocast or whole else network)
@@ -230,19 +219,10 @@ class Bench:
             network.zero_grad(set_to_none=True)
             return out.detach()
 
-        start = time.perf_counter()
-        out = run()
-        bare.synchronize(self.device)
-        first = time.perf_counter() - start
-        relative, largest = bare.error(out[:1], self.reference)
-        seconds, spread = bare.timed(run, self.device, repeats=5)
-        row = {"ms": 1e3 * seconds, "spread_ms": 1e3 * spread, "first_call_s": first}
-        row |= {"peak_gb": bare.peak_gb(self.device), "relative_error": relative, "largest_error": largest}
-        if whole:
-            row |= {"moved": (weights.masters[0] - before).abs().max().item()}
-        if variant.profile and self.device.startswith("cuda"):
-            profile(run, f"{variant.name}, batch {variant.batch}")
-        return row
+        def moved() -> dict[str, float]:
+            return {"moved": (weights.masters[0] - before).abs().max().item()} if whole else {}
+
+        return run, moved
 
 
 GROUPS = {
@@ -292,16 +272,17 @@ def profile(run: Callable[[], Any], title: str) -> None:
 
 def main() -> None:
     """Measure, and print the tables."""
-    options = bare.parser(__doc__, budget=150).parse_args()
-    bench = Bench(options)
-    for variant in bare.chosen(variants(), options.part, options.only):
-        if bench.results.spent():
-            print(f"left out, the budget of {options.budget:.0f} s is spent: {variant.name}, batch {variant.batch}")
-            continue
-        bench.measure(variant)
-    common = {"spread_ms": ".2f", "first_call_s": ".1f", "peak_gb": ".1f", "relative_error": ".2e", "name": ""}
-    bench.results.table({"ms_per_sample": ".2f", "batch": "d", **common}, "ms_per_sample")
-    bench.results.table({"ms": ".1f", "batch": "d", **common, "kind": ""}, "ms")
+    parser = harness.parser(__doc__, budget=150)
+    parser.add_argument("--part", default="1/1", help="i/n: measure every n-th variant, beginning with the i-th")
+    options = parser.parse_args()
+    benchmark = NetworkBenchmark(options)
+    first, count = (int(word) for word in options.part.split("/"))
+    for variant in variants()[first - 1 :: count]:
+        if harness.selected(variant.row, options.only):
+            benchmark.recorder.attempt(variant.row, lambda variant=variant: benchmark.measure(variant))
+    columns = {"spread_s": ".4f", "first_call_s": ".1f", "peak_gb": ".1f", "relative_error": ".2e", "name": ""}
+    benchmark.recorder.table({"ms_per_sample": ".2f", **columns}, "ms_per_sample")
+    benchmark.recorder.table({"ms": ".1f", **columns}, "ms")
 
 
 if __name__ == "__main__":

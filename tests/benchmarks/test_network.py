@@ -25,14 +25,14 @@ def test_kernels_are_measured_one_by_one(scripts, device):
     import fast_kernels
 
     torch.manual_seed(0)
-    found = {}
+    results = {}
     for case in fast_kernels.Cases(device, tiny=True):
-        assert case.name not in found
+        assert case.name not in results
         assert (case.moved > 0) != (case.flops > 0)
-        found[case.name] = case.run()
+        results[case.name] = case.run()
 
     def named(start):
-        return next(value for name, value in found.items() if re.match(rf"{start} \(", name))
+        return next(value for name, value in results.items() if re.match(rf"{start} \(", name))
 
     usual, other = named("temporal convolution").permute(0, 2, 3, 1), named("temporal convolution, three products")
     assert (usual - other).float().norm() < 2e-2 * usual.float().norm()
@@ -46,10 +46,10 @@ def test_more_recomputing_keeps_less_and_computes_more(scripts):
     pytest.importorskip("triton")
     import memory
 
-    found = [memory.activations(name, tiny=True) for name in ("nothing", "temporal", "most", "all")]
-    assert all(one["kept"] > other["kept"] > 0 for one, other in pairwise(found))
-    assert all(one["whole"] < other["whole"] for one, other in pairwise(found))
-    assert len({one["forward"] for one in found}) == 1
+    costs = [memory.activations(name, tiny=True) for name in ("nothing", "temporal", "most", "all")]
+    assert all(one["kept_gb"] > other["kept_gb"] > 0 for one, other in pairwise(costs))
+    assert all(one["total_tflop"] < other["total_tflop"] for one, other in pairwise(costs))
+    assert len({one["forward_tflop"] for one in costs}) == 1
 
 
 @pytest.mark.slow
@@ -59,12 +59,13 @@ def test_the_network_is_measured_and_trained_as_the_trainer_does(scripts, monkey
     command = ["unet.py", "--tiny", "--device", "cpu", "--only", "fast most,fast no-triton", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", command)
     runpy.run_path(str(scripts / "unet.py"), run_name="__main__")
-    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"] if "name" in row}
+    (run,) = json.loads(out.read_text())["runs"]
+    rows = {row["name"]: row for row in run["rows"]}
 
-    assert set(rows) == {"fast no-triton", "step fast most"}
+    assert set(rows) == {"fast no-triton, batch 4", "step fast most, batch 3"}
     assert not any("error" in row for row in rows.values())
-    assert rows["fast no-triton"]["relative_error"] < 3e-2
-    assert rows["step fast most"]["moved"] > 0
+    assert rows["fast no-triton, batch 4"]["values"]["relative_error"] < 3e-2
+    assert rows["step fast most, batch 3"]["details"]["moved"] > 0
 
 
 def test_profiles_know_our_kernels(scripts):

@@ -23,50 +23,50 @@ def run(repository, folder, *arguments):
     return done.stdout
 
 
-def test_figures_are_told_one_by_one_and_a_failure_stops_no_other(repository, tmp_path):
-    """Steps, rewards and sampling give seconds and finite losses; 8-bit AdamW without its package is told as failed."""
-    out = tmp_path / "found.json"
+def test_rows_are_measured_one_by_one_and_a_failure_stops_no_other(repository, tmp_path):
+    """Steps, rewards and sampling give seconds and finite losses; 8-bit AdamW without its package is an error."""
+    out = tmp_path / "training.json"
     only = "all-checkpointed/no,lora-checkpointed/layers,cd-8bit-checkpointed/no,reward-*,sample/layers"
-    said = run(repository, tmp_path, "--only", only, "--out", str(out))
-    figures = {row["figure"]: row for row in json.loads(out.read_text())["figures"]}
+    output = run(repository, tmp_path, "--only", only, "--out", str(out))
+    rows = {row["name"]: row for row in json.loads(out.read_text())["runs"][0]["rows"]}
 
-    assert len(figures) == 7
-    assert "1.34 s" in figures["all-checkpointed/no"]["official"]
+    assert len(rows) == 7
+    assert "official seconds=1.34" in output
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        assert "needs the package bitsandbytes" in figures.pop("cd-8bit-checkpointed/no")["failed"]
-    assert all(row["seconds"] > 0 for row in figures.values())
-    assert figures["lora-checkpointed/layers"]["cd_loss"] > 0
-    assert "reward-internv2" in said
+        assert "needs the package bitsandbytes" in rows.pop("cd-8bit-checkpointed/no")["error"]
+    assert all(row["values"]["seconds"] > 0 for row in rows.values())
+    assert rows["lora-checkpointed/layers"]["details"]["cd_loss"] > 0
+    assert "reward-internv2" in output
 
 
-def test_no_figure_begins_when_the_time_is_over(repository, monkeypatch, capsys):
-    """With a budget of nothing every figure is left out, and says so."""
+def test_no_row_begins_when_the_time_is_over(repository, monkeypatch, capsys):
+    """With a budget of nothing every row has an error that states it."""
     monkeypatch.syspath_prepend(repository / "benchmarks")
     import training
 
     training.main(["--tiny", "--only", "cd/*", "--budget", "0"])
 
-    assert capsys.readouterr().out.count("left_out the time is over") == 5
+    assert capsys.readouterr().out.count("the budget of 0 s is spent") == 5
 
 
 @pytest.mark.slow
 def test_two_processes_are_measured_beside_one(repository, tmp_path):
-    """DDP and FSDP2 run the same step in two processes and say how many times one they are."""
-    out = tmp_path / "found.json"
+    """DDP and FSDP2 run the same step in two processes, and their rows contain how many times one they are."""
+    out = tmp_path / "training.json"
     run(repository, tmp_path, "--only", "parallel", "--processes", "2", "--out", str(out), "--budget", "300")
-    figures = {row["figure"]: row for row in json.loads(out.read_text())["figures"]}
+    rows = {row["name"]: row for row in json.loads(out.read_text())["runs"][0]["rows"]}
 
     for name in ("parallel-ddp/layers", "parallel-fsdp/layers"):
-        assert figures[name]["processes"] == 2
-        assert figures[name]["times_one"] > 0
+        assert rows[name]["details"]["processes"] == 2
+        assert rows[name]["values"]["times_one_gpu"] > 0
 
 
 @pytest.mark.slow
 def test_a_profile_is_a_table_of_operations(repository, tmp_path):
     """--profile prints where a step's time goes and writes the table."""
-    said = run(repository, tmp_path, "--profile", "cd/no", "--out", str(tmp_path / "found.json"))
+    output = run(repository, tmp_path, "--profile", "cd/no", "--out", str(tmp_path / "training.json"))
 
-    assert "Self CPU" in said
-    assert "aten::" in (tmp_path / "found.profile.txt").read_text()
+    assert "Self CPU" in output
+    assert "aten::" in (tmp_path / "training.profile.txt").read_text()

@@ -483,7 +483,7 @@ def test_killed_at_random_it_ends_the_same(toy, tmp_path):
 
 
 def test_the_benchmark_runs_anywhere(tmp_path, monkeypatch, capsys):
-    """`benchmarks/preprocessing.py --tiny` ends in seconds with all figures, official ones beside them, in its file."""
+    """`benchmarks/preprocessing.py --tiny` ends in seconds with all rows in its file and no error."""
     benchmarks = TESTS.parent / "benchmarks"
     monkeypatch.syspath_prepend(benchmarks)
     out = tmp_path / "figures.json"
@@ -491,22 +491,19 @@ def test_the_benchmark_runs_anywhere(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", command)
     runpy.run_path(str(benchmarks / "preprocessing.py"), run_name="__main__")
 
-    rows = read_json(out)["rows"]
-    figures = {row["figure"]: row for row in rows if "figure" in row}
+    rows = read_json(out)["runs"][0]["rows"]
     assert not [row for row in rows if "error" in row]
-    assert set(figures) == {
-        "score and prediction",
-        "single-step reference",
-        "one draw per video",
-        "eight draws per video",
+    assert {row["name"] for row in rows if "samples_per_hour" in row["values"]} == {
+        "single-step reference, layers",
+        "one draw per video, layers",
+        "eight draws per video, layers",
     }
-    assert figures["one draw per video"]["official"] == 300
-    assert all(row["ours"] > 0 for row in figures.values())
-    assert capsys.readouterr().out.count("official=") == 4
+    assert "score and prediction, layers" in {row["name"] for row in rows}
+    assert capsys.readouterr().out.count("official samples_per_hour=300") == 2
 
 
 def test_the_benchmark_ends_in_order_when_its_time_is_over(tmp_path, monkeypatch):
-    """Without time every figure of every setting is a row that says so, a setting's shards before the next setting."""
+    """Without time every row of every setting has an error, and a setting's shards come before the next setting."""
     benchmarks = TESTS.parent / "benchmarks"
     monkeypatch.syspath_prepend(benchmarks)
     out = tmp_path / "figures.json"
@@ -525,8 +522,8 @@ def test_the_benchmark_ends_in_order_when_its_time_is_over(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", command)
     runpy.run_path(str(benchmarks / "preprocessing.py"), run_name="__main__")
 
-    rows = read_json(out)["rows"][1:]
-    assert len(rows) == 10
-    assert all(row["error"] == "TimeoutError: left out: the time is over" for row in rows)
-    assert [row["fast"] for row in rows] == ["no"] * 5 + ["layers"] * 5
-    assert [row["figure"].startswith("whole shard") for row in rows] == [False, False, False, True, True] * 2
+    rows = read_json(out)["runs"][0]["rows"]
+    assert len(rows) == 12
+    assert all(row["error"] == "TimeoutError: not measured: the budget of 0 s is spent" for row in rows)
+    assert [row["name"].rpartition(", ")[2] for row in rows] == ["no"] * 6 + ["layers"] * 6
+    assert [row["name"].startswith("whole shard") for row in rows] == [False, False, False, False, True, True] * 2

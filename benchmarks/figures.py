@@ -1,0 +1,128 @@
+"""The figures of docs/reference/measured-speed.md: official values, targets, and the rows that count for each."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+
+import attrs
+
+OFFICIAL: dict[str, dict[str, float]] = {
+    "unet: *, batch 1": {"ms_per_sample": 78.8},
+    "unet: *, batch 2": {"ms_per_sample": 64.0},
+    "unet: *, batch 4": {"ms_per_sample": 57.3},
+    "preprocessing: one draw per video*": {"samples_per_hour": 300},
+    "preprocessing: eight draws per video*": {"samples_per_hour": 300},
+    "preprocessing: score and prediction*": {"seconds": 0.243, "peak_gb": 19.1},
+    "training: cd*": {"seconds": 1.02, "peak_gb": 29.4},
+    "training: all*": {"seconds": 1.34, "peak_gb": 50.3},
+    "training: sample*": {"seconds": 0.526, "peak_gb": 4.3},
+    "sampling: 4 steps*": {"seconds": 0.526},
+    "sampling: 8 steps*": {"seconds": 0.832},
+    "sampling: 16 steps*": {"seconds": 1.441},
+    "sampling: decoder alone*": {"seconds": 0.213},
+}
+"""Values of the released code with PyTorch's attention on one H200, by pattern of "benchmark: row".
+
+A score and its prediction were measured at batch 1. A training step took 0.22 s (`cd`) and 0.27 s (`all`) more for a
+garbage collection in every step; `cd` had all layers checkpointed.
+"""
+
+
+def official(name: str) -> Mapping[str, float]:
+    """The official values of a row "benchmark: row"; none where there is no such row in the released code."""
+    return next((values for pattern, values in OFFICIAL.items() if fnmatch.fnmatch(name, pattern)), {})
+
+
+@attrs.frozen
+class Target:
+    """One number to reach."""
+
+    name: str
+    """Of the value, such as `seconds` or `peak_gb`."""
+    value: float
+    at_least: bool = False
+
+    def is_reached(self, values: Mapping[str, float]) -> bool:
+        """Whether measured values reach it."""
+        if self.name not in values:
+            return False
+        return values[self.name] >= self.value if self.at_least else values[self.name] <= self.value
+
+
+@attrs.frozen
+class Figure:
+    """One line of the table: the rows that count, the official values, and the targets."""
+
+    title: str
+    patterns: tuple[str, ...]
+    """Of rows "benchmark: row"."""
+    targets: tuple[Target, ...] = ()
+    official: Mapping[str, float] = attrs.field(factory=dict)
+    note: str = ""
+    """Beside the official values."""
+
+
+_CD, _ALL = OFFICIAL["training: cd*"], OFFICIAL["training: all*"]
+FIGURES = (
+    Figure(
+        "UNet forward, per sample, best batch",
+        ("unet: *",),
+        (Target("ms_per_sample", 32),),
+        OFFICIAL["unet: *, batch 4"],
+        "batch 4",
+    ),
+    Figure(
+        "motion-guided samples per GPU-hour, full inversion, one draw per video",
+        ("preprocessing: one draw per video*",),
+        (Target("samples_per_hour", 700, True),),
+        OFFICIAL["preprocessing: one draw per video*"],
+    ),
+    Figure(
+        "the same, eight draws per video",
+        ("preprocessing: eight draws per video*",),
+        (Target("samples_per_hour", 3500, True),),
+        OFFICIAL["preprocessing: eight draws per video*"],
+    ),
+    Figure(
+        "the same, single-step reference",
+        ("preprocessing: single-step reference*",),
+        (Target("samples_per_hour", 15000, True),),
+    ),
+    Figure(
+        "PTA score and conditional prediction, per sample, batch 4",
+        ("preprocessing: score and prediction*",),
+        (Target("seconds", 0.12), Target("peak_gb", 30)),
+        OFFICIAL["preprocessing: score and prediction*"],
+        "batch 1",
+    ),
+    Figure(
+        "CD step, batch 3, full fine-tuning",
+        ("training: cd*", "training: parallel-one*"),
+        (Target("seconds", 0.5),),
+        _CD,
+    ),
+    Figure("the same, float32 states, least memory", ("training: cd*",), (Target("peak_gb", 32),), _CD),
+    Figure("the same, 8-bit states", ("training: cd-8bit*",), (Target("peak_gb", 24),)),
+    Figure(
+        "CD + HPS + CLIP + InternVideo2 in one step",
+        ("training: all*",),
+        (Target("seconds", 0.7), Target("peak_gb", 40)),
+        _ALL,
+    ),
+    Figure("LoRA training step", ("training: lora*",), (Target("peak_gb", 24),)),
+    Figure(
+        "sampling 4 steps with decode",
+        ("sampling: 4 steps*", "training: sample*"),
+        (Target("seconds", 0.25),),
+        OFFICIAL["sampling: 4 steps*"],
+    ),
+    Figure("8 steps", ("sampling: 8 steps*",), (), OFFICIAL["sampling: 8 steps*"]),
+    Figure("16 steps", ("sampling: 16 steps*",), (), OFFICIAL["sampling: 16 steps*"]),
+    Figure(
+        "2 GPUs, DDP, samples per second of one", ("training: parallel-ddp*",), (Target("times_one_gpu", 1.85, True),)
+    ),
+    Figure("2 GPUs, FSDP2, likewise", ("training: parallel-fsdp*",), (Target("times_one_gpu", 1.85, True),)),
+)
+EIGHT_BIT = "training: cd-8bit*"
+"""Counts for a figure that names it, and for no other."""
