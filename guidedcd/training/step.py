@@ -1,4 +1,4 @@
-"""One optimiser step: losses of routed samples, gradients, weights. It knows no component by name, and no files.
+"""One optimiser step: losses of routed samples, gradients, new weights. It reads and writes no files.
 
 Legend: B samples of this process and step, E energies; latents (C, F, H, W).
 """
@@ -23,6 +23,7 @@ from guidedcd.devices import blame_memory
 from guidedcd.diffusion.randomness import dropout_seed
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training import distributed, optimizer
 from guidedcd.training.batches import Batch
@@ -31,36 +32,45 @@ from guidedcd.training.rollouts import Rollouts
 from guidedcd.training.step_metrics import StepMetrics
 
 PendingStep = Callable[[], dict[str, float]]
-"""A launched step: called, it waits for its numbers, and raises GuidedCDError where they are not finite."""
+"""A launched step. Calling it waits for the device and returns the step's log line, or raises GuidedCDError where the
+loss or the gradient is not finite."""
+
+
+def no_checkpoint() -> str:
+    """The end of an error about a step without any checkpoint before it."""
+    return "There is no checkpoint"
 
 
 class TrainStep:
-    """A student with its optimiser, and what a step of training does to them.
+    """A student with its optimiser, and one step of training.
 
     Every random number of a step depends on (seed, step) alone, so a resumed run repeats an uninterrupted one.
-    Every process computes every objective on its own part of the batch.
+    Every process computes every objective on its own samples of the batch.
 
     Args:
-        run: What to train and how.
-        teacher: Its denoiser is taken over by the student, and what training does not ask of it leaves the device.
-        accelerator: See `parallel.accelerator_for`.
-        rewards: Those of the run, with the run's decoder.
+        run: The configuration.
+        teacher: The student takes over its denoiser. Modules that training does not use leave the device.
+        accelerator: See `distributed.accelerator_for`.
+        rewards: The rewards of the run, with the teacher's decoder.
         batches: Batch by number, for this process; on any device.
-        rollouts: The student's own videos by batch number, for the rewards.
+        rollouts: The student's own videos by number of the batch, for the rewards.
+        last_checkpoint: Names the last good checkpoint, for the error of a step that is not finite.
     """
 
     def __init__(
         self,
         run: Run,
-        teacher: Any,
+        teacher: Teacher,
         accelerator: Accelerator,
         *,
         rewards: RewardScorer,
         batches: Callable[[int], Batch],
         rollouts: Rollouts | None = None,
+        last_checkpoint: Callable[[], str] = no_checkpoint,
     ) -> None:
         self.run, self.teacher, self.accelerator = run, teacher, accelerator
         self.rewards, self.batches, self.rollouts = rewards, batches, rollouts
+        self.last_checkpoint = last_checkpoint
         settings, self.device = run.train, teacher.device
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -72,16 +82,7 @@ class TrainStep:
         self.grid = self.schedule.grid(run.solver.steps).to(self.device)
         with blame_memory("the student", "Use --student.kind lora"):
             torch.manual_seed(run.seed)
-            vae, dtype = getattr(teacher, "vae", None), distributed.weights_dtype(settings.precision)
-            if isinstance(vae, nn.Module) and dtype is not None:
-                nn.Module.to(vae, dtype)
-            paths = choose(settings.fast, teacher.network)
-            if paths is not None and not is_fast(teacher.network):
-                speed_up(teacher.network, compile=paths.compile, graphs=paths.graphs)
-                if type(vae).__name__ == "AutoencoderKL":
-                    speed_up(vae)
-                # Convolutions are tried in all ways at first, where results need not be the same from run to run.
-                torch.backends.cudnn.benchmark |= not torch.are_deterministic_algorithms_enabled()
+            _accelerate(teacher, settings.fast, distributed.weights_dtype(settings.precision))
             self.student = Student(teacher, run.student, tuple(run.energies), take=True).to(self.device)
             if settings.activation_checkpoint.layers != "none":
                 self.student.enable_gradient_checkpointing(settings.activation_checkpoint.layers)
@@ -91,70 +92,82 @@ class TrainStep:
         self._ahead: tuple[int, Future[Batch]] | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
 
-    def __call__(self, step: int) -> dict[str, float]:
-        """Do step number `step`, from 1; returns the numbers of its log line."""
-        return self.begin(step)()
+    def __call__(self, number: int) -> dict[str, float]:
+        """Do step `number`, from 1, and return its log line.
 
-    def begin(self, step: int) -> PendingStep:
-        """Do step number `step`, from 1, and do not wait for the device; the result, called, gives its log line."""
-        return self._step(self.model, step)
+        Raises:
+            GuidedCDError: The loss or the gradient is not finite, or the memory is exhausted.
+        """
+        return self.begin(number)()
 
-    def is_logged(self, step: int) -> bool:
-        """Whether the numbers of step number `step` are written down."""
-        return step % self.run.train.log_every == 0 or step in (1, self.run.train.steps)
-
-    def _step(self, model: Any, step: int) -> PendingStep:
-        settings = self.run.train
-        # Dropout, where it is asked for, is the only consumer of the global generator.
-        torch.manual_seed(dropout_seed(self.run.seed, step, self.accelerator.process_index))
+    def begin(self, number: int) -> PendingStep:
+        """Launch step `number`, from 1, without waiting for the device."""
+        # Dropout, where it is configured, is the only consumer of the global generator.
+        torch.manual_seed(dropout_seed(self.run.seed, number, self.accelerator.process_index))
         self.student.train()
-        schedule = settings.lr_schedule
-        up, down = step / max(schedule.warmup, 1), (settings.steps - step + 1) / max(schedule.cooldown, 1)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.optimizer.lr * min(1.0, up, down)
-        # Float32 gradients of bfloat16 weights are summed outside of the network: every part must be reduced.
-        apart = self.weights.masters is not self.weights.working
-        where: list[tuple[list[str], int]] = []
-        seen: list[dict[str, Any]] = []
-        for micro in range(settings.accumulate):
-            number = (step - 1) * settings.accumulate + micro
-            batch = self._batch(number)
-            last = micro + 1 == settings.accumulate
-            with nullcontext() if last or apart else self.accelerator.no_sync(model):
-                loss, numbers = self.losses(model, batch, number)
-                with blame_memory("the backward pass", self._advice()):
-                    self.accelerator.backward(loss / settings.accumulate)
-            with blame_memory("the gradients", "Use --student.kind lora"):
-                self.weights.collect()
-            where.append((list(batch.ids), number))
-            seen.append(numbers)
+        self._schedule_learning_rate(number)
+        samples, metrics = self._backward(number)
         self.accelerator.unscale_gradients()
-        norm = self.weights.clip(settings.optimizer.max_grad_norm)
-        outcome = StepMetrics(seen, norm)
-        if self.accelerator.num_processes > 1 and self.is_logged(step):
-            rewards = [f"{what}/{name}" for name in self.rewards.names for what in ("reward", "routed")]
-            outcome.share(self.accelerator, ("loss", "cd_loss", "grad_norm", *rewards))
+        norm = self.weights.clip(self.run.train.optimizer.max_grad_norm)
+        step_metrics = StepMetrics(metrics, norm)
+        if self.accelerator.num_processes > 1 and self.is_logged(number):
+            rewards = [f"{kind}/{name}" for name in self.rewards.names for kind in ("reward", "routed")]
+            step_metrics.share(self.accelerator, ("loss", "cd_loss", "grad_norm", *rewards))
         with blame_memory("the optimiser", "Use --student.kind lora"):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.weights.publish()
-        return functools.partial(self._told, step, outcome, where, self.optimizer.param_groups[0]["lr"])
+        return functools.partial(self._log_line, number, step_metrics, samples, self.optimizer.param_groups[0]["lr"])
 
-    def _told(self, step: int, outcome: StepMetrics, where: list[tuple[list[str], int]], lr: float) -> dict[str, float]:
-        """A step's log line; over all processes, where there are several and the step is logged.
+    def is_logged(self, number: int) -> bool:
+        """Whether step `number` has a line in the log."""
+        return number % self.run.train.log_every == 0 or number in (1, self.run.train.steps)
+
+    def _schedule_learning_rate(self, number: int) -> None:
+        """Linear warm-up, a constant rate, and a linear decay to 0 after the last step."""
+        settings, schedule = self.run.train, self.run.train.lr_schedule
+        rise, fall = number / max(schedule.warmup, 1), (settings.steps - number + 1) / max(schedule.cooldown, 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.optimizer.lr * min(1.0, rise, fall)
+
+    def _backward(self, step: int) -> tuple[list[tuple[list[str], int]], list[dict[str, Any]]]:
+        """Add up the gradients of a step's batches: (sample ids and number, metrics) of each batch."""
+        settings = self.run.train
+        # Float32 gradients of bfloat16 weights are summed outside of the network, so each batch's must be reduced.
+        summed_outside = self.weights.masters is not self.weights.working
+        samples: list[tuple[list[str], int]] = []
+        metrics: list[dict[str, Any]] = []
+        for micro in range(settings.accumulate):
+            number = (step - 1) * settings.accumulate + micro
+            batch = self._batch(number)
+            last = micro + 1 == settings.accumulate
+            with nullcontext() if last or summed_outside else self.accelerator.no_sync(self.model):
+                loss, numbers = self.losses(self.model, batch, number)
+                with blame_memory("the backward pass", self._advice()):
+                    self.accelerator.backward(loss / settings.accumulate)
+            with blame_memory("the gradients", "Use --student.kind lora"):
+                self.weights.collect()
+            samples.append((list(batch.ids), number))
+            metrics.append(numbers)
+        return samples, metrics
+
+    def _log_line(
+        self, step: int, metrics: StepMetrics, samples: list[tuple[list[str], int]], lr: float
+    ) -> dict[str, float]:
+        """A step's log line: the means over all processes where the step is logged, else those of this process.
 
         Raises:
             GuidedCDError: The loss or the gradient is not finite, and so the weights are not.
         """
-        found = outcome.wait()
-        for loss, samples in zip(found.losses, where, strict=True):
+        result = metrics.wait()
+        for loss, (ids, number) in zip(result.losses, samples, strict=True):
             if not math.isfinite(loss):
-                raise GuidedCDError(self._not_finite(f"the loss ({found.line})", step, *samples))
+                raise GuidedCDError(self._not_finite(f"the loss ({result.line})", step, ids, number))
         scaler = self.accelerator.scaler
         # Half precision overflows at first: its scaler skips such steps.
-        if (scaler is None or scaler.get_scale() <= 1) and not math.isfinite(found.line["grad_norm"]):
-            raise GuidedCDError(self._not_finite("the gradient", step, *where[-1]))
-        return (found.line if found.everywhere is None else found.everywhere) | {"lr": lr}
+        if (scaler is None or scaler.get_scale() <= 1) and not math.isfinite(result.line["grad_norm"]):
+            raise GuidedCDError(self._not_finite("the gradient", step, *samples[-1]))
+        return (result.line if result.everywhere is None else result.everywhere) | {"lr": lr}
 
     def losses(self, model: Any, batch: Batch, number: int) -> tuple[Tensor, dict[str, Any]]:
         """The total loss of one batch, and its metrics for the log, on the device; see `objectives`."""
@@ -171,7 +184,7 @@ class TrainStep:
         return total_loss(self.objectives, step)
 
     def _batch(self, number: int) -> Batch:
-        """Batch `number`, on the device; the next one is read meanwhile."""
+        """Batch `number` on the device; a thread then reads the next one."""
 
         def read(number: int) -> Batch:
             return self.batches(number).to(self.device)
@@ -182,18 +195,16 @@ class TrainStep:
         return batch
 
     def _not_finite(self, what: str, step: int, ids: list[str], number: int) -> str:
-        own = self.rollouts.chosen(number) if self.rollouts is not None else []
-        names = [*ids, *(f"'{sample.caption}'" for sample, _ in own)]
+        """The text of the error about batch `number` of a step."""
+        prompts = self.rollouts.chosen(number) if self.rollouts is not None else []
+        names = [*ids, *(f"'{sample.caption}'" for sample, _ in prompts)]
         return (
-            f"{what} is not finite at step {step}, samples {', '.join(names)}. {self._good()}; "
+            f"{what} is not finite at step {step}, samples {', '.join(names)}. {self.last_checkpoint()}; "
             "lower --train.optimizer.lr, the energies' scale or the rewards' weight and start with --new."
         )
 
-    def _good(self) -> str:
-        """Which state before the present one is left."""
-        return "There is no checkpoint"
-
     def _advice(self) -> str:
+        """Options that need less memory, for the error of a pass that runs out of it."""
         settings = self.run.train
         recomputes = settings.activation_checkpoint.layers != "none"
         if settings.batch_size > 1:
@@ -207,3 +218,18 @@ class TrainStep:
         if not recomputes:
             return "It needs less with --train.activation-checkpoint.layers all."
         return "It needs less with --student.kind lora."
+
+
+def _accelerate(teacher: Teacher, fast: str, dtype: torch.dtype | None) -> None:
+    """Move the decoder to `dtype`, and give the denoiser and the decoder the faster paths of `fast`, in place."""
+    vae = getattr(teacher, "vae", None)
+    if isinstance(vae, nn.Module) and dtype is not None:
+        nn.Module.to(vae, dtype)
+    paths = choose(fast, teacher.network)
+    if paths is None or is_fast(teacher.network):
+        return
+    speed_up(teacher.network, compile=paths.compile, graphs=paths.graphs)
+    if isinstance(vae, nn.Module) and type(vae).__name__ == "AutoencoderKL":
+        speed_up(vae)
+    # cudnn tries all algorithms of a convolution first, whose results may differ from run to run.
+    torch.backends.cudnn.benchmark |= not torch.are_deterministic_algorithms_enabled()

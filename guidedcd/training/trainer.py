@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +16,7 @@ from guidedcd.console import console, progress
 from guidedcd.data.routing import Sample
 from guidedcd.devices import blame_memory
 from guidedcd.files import leftovers, replacing
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training import checkpoint
@@ -29,131 +30,188 @@ from guidedcd.training.trackers import tracked
 from guidedcd.training.validation import Validation
 
 
-class Trainer(TrainStep):
-    """Optimises a student on stored draws and routed rewards, in a run's folder. The teacher is used up."""
+class Trainer:
+    """Trains a student on stored draws and routed rewards, in a run's folder.
+
+    Args:
+        run: The configuration.
+        folder: The run's folder, for the log, the checkpoints and the student.
+        store: The run's latent store, complete.
+        teacher: The run's teacher on its device; the student takes over its denoiser.
+        accelerator: One for the run's precision and device by default.
+
+    Raises:
+        GuidedCDError: A reward cannot be loaded, or the memory is exhausted.
+    """
 
     def __init__(
-        self, run: Run, folder: Path, store: LatentStore, teacher: Any, accelerator: Accelerator | None = None
+        self, run: Run, folder: Path, store: LatentStore, teacher: Teacher, accelerator: Accelerator | None = None
     ) -> None:
-        accelerator = accelerator or accelerator_for(run, teacher.device)
-        settings = run.train
-        with blame_memory("the rewards", "Use fewer --rewards"):
-            modules = {name: module.to(teacher.device) for name, module in run.build("reward").items()}
-            rewards = RewardScorer(
-                {name: (modules[name], config) for name, config in run.rewards.items()},
-                teacher,
-                whose={name: str(run.component("reward", name)) for name in modules},
-                low_memory=settings.activation_checkpoint.recomputes_decoder,
-            )
+        self.run, self.folder, self.checkpoints = run, folder, folder / "checkpoints"
+        self.accelerator = accelerator or accelerator_for(run, teacher.device)
+        rewards = _reward_scorer(run, teacher)
         batches = Batches(
             store,
             readers=rewards.readers,
             rules=list(run.build("route").values()),
             energies=run.energies,
-            size=settings.batch_size,
+            size=run.train.batch_size,
             omega=run.solver.omega,
             seed=run.seed,
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
         )
         rollouts = None
-        if settings.rollouts.videos and rewards.names:
+        if run.train.rollouts.videos and rewards.names:
             rollouts = Rollouts(
                 run,
                 teacher,
-                (Sample(**about) for about in store.samples),
+                (Sample(**fields) for fields in store.samples),
                 routed=batches.routed,
-                process=accelerator.process_index,
-                processes=accelerator.num_processes,
+                process=self.accelerator.process_index,
+                processes=self.accelerator.num_processes,
             )
-        self.validation = Validation(run, folder, teacher) if settings.validation.every else None
-        if self.validation is None and rollouts is None and isinstance(getattr(teacher, "text", None), nn.Module):
-            teacher.text.to("cpu")  # captions are in the store
-        super().__init__(run, teacher, accelerator, rewards=rewards, batches=batches, rollouts=rollouts)
-        self.folder = folder
-        self.checkpoints = folder / "checkpoints"
+        self.validation = Validation(run, folder, teacher) if run.train.validation.every else None
+        text = getattr(teacher, "text", None)
+        if self.validation is None and rollouts is None and isinstance(text, nn.Module):
+            text.to("cpu")  # the store holds the embedded captions
+        self.step = TrainStep(
+            run,
+            teacher,
+            self.accelerator,
+            rewards=rewards,
+            batches=batches,
+            rollouts=rollouts,
+            last_checkpoint=self._last_checkpoint,
+        )
         self.waits = teacher.device.type != "cuda"
-        """Whether a step is told before the next one begins; a GPU computes while the next one is being launched."""
+        """Whether a step is logged before the next one begins; a GPU computes it while the host launches the next."""
 
     def fit(self) -> Path:
-        """Train from the newest checkpoint, or from the start, to the end; returns the student's folder."""
-        settings, done, main = self.run.train, 0, self.accelerator.is_main_process
-        if saved := checkpoint.found(self.checkpoints):
-            done = checkpoint.load(saved[-1], self.weights, self.optimizer, self.accelerator.scaler)
-            console.print(f"train    continuing after step {done} ({saved[-1]})")
-        if main:
-            leftovers(self.folder)
-            leftovers(self.checkpoints)
-            log = Log(self.folder / "log.jsonl", resumed_at=done)
-        began = time.perf_counter()
+        """Train from the newest checkpoint, or from the start, to the end; returns the student's folder.
+
+        Raises:
+            GuidedCDError: A loss or a gradient is not finite, a checkpoint is damaged, the disk is full, or the memory
+                is exhausted.
+            KeyboardInterrupt: After Ctrl-C or SIGTERM, once the step is finished and saved.
+        """
+        last, done = self.run.train.steps, self._restore()
         with (
             settled(),
             tracked(self.accelerator, self.run, self.folder),
             interruptible() as stop,
-            progress("train", settings.steps, start=done, unit="steps") as advance,
+            progress("train", last, start=done, unit="steps") as advance,
         ):
-
-            def tell(step: int, numbers: PendingStep) -> None:
-                line = numbers()
-                advance(1, f"loss {line['loss']:.3f}")
-                if not self.is_logged(step):
-                    return
-                seconds = time.perf_counter() - began
-                seen = (step - done) * settings.batch_size * settings.accumulate * self.accelerator.num_processes
-                line |= {"step": step, "samples_per_second": round(seen / seconds, 3)}
-                if torch.cuda.is_available():
-                    line["memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-                if main:
-                    log.write(line | {"seconds": round(log.seconds + seconds, 2)})
-                self.accelerator.log(line, step=step)
-
-            before: tuple[int, PendingStep] | None = None
-            for step in range(done + 1, settings.steps + 1):
+            line = _LogLine(self, done, advance)
+            pending: tuple[int, PendingStep] | None = None
+            for number in range(done + 1, last + 1):
                 try:
-                    begun = self.begin(step)
-                finally:  # if this one fails, perhaps for what the one before did
-                    if before is not None:
-                        tell(*before)
-                stopping, last = stop.after(step), step == settings.steps
-                validates = self.validation is not None and step % settings.validation.every == 0
-                saves = (step % settings.checkpoint.every == 0 or stopping) and not last
-                before = step, begun
-                if self.waits or validates or saves or last:  # nothing is made of weights that may not be finite
-                    tell(*before)
-                    before = None
+                    launched = self.step.begin(number)
+                finally:  # a step may fail for what the one before did: that one is reported first
+                    if pending is not None:
+                        line(*pending)
+                stopping = stop.after(number)
+                validates, saves = self._validates(number), self._saves(number, stopping)
+                pending = number, launched
+                # Weights that may not be finite are neither saved nor sampled.
+                if self.waits or validates or saves or number == last:
+                    line(*pending)
+                    pending = None
                 if validates:
-                    self.validation(self.student, self.weights, step, write=main)
+                    self._validate(number)
                 if saves:
-                    self._save(step)
-                if stopping and not last:
+                    self._save(number)
+                if stopping and number < last:
                     raise stop.exception()
         target = self.folder / "student"
-        self._finish(target)
+        self.write_student(target)
         self.accelerator.wait_for_everyone()
         if stop.is_set:
             raise stop.exception()
         return target
 
-    def _good(self) -> str:
+    def write_student(self, target: Path) -> None:
+        """Write the trained student, or its average, to `target`; to be called in every process."""
+        online, average = checkpoint.weights_of(self.step.weights)
+        if not self.accelerator.is_main_process:
+            return
+        with replacing(target) as temporary:
+            checkpoint.write_student(temporary, self.step.student, online, average)
+        console.print(f"student  {target}")
+
+    def _restore(self) -> int:
+        """Load the newest checkpoint, if there is one; returns the number of its step."""
+        done = 0
+        if saved := checkpoint.found(self.checkpoints):
+            done = checkpoint.load(saved[-1], self.step.weights, self.step.optimizer, self.accelerator.scaler)
+            console.print(f"train    continuing after step {done} ({saved[-1]})")
+        if self.accelerator.is_main_process:
+            leftovers(self.folder)
+            leftovers(self.checkpoints)
+        return done
+
+    def _last_checkpoint(self) -> str:
         saved = checkpoint.found(self.checkpoints)
         return f"The last good checkpoint is {saved[-1]}" if saved else "There is no checkpoint yet"
 
-    def _save(self, step: int) -> None:
+    def _validates(self, number: int) -> bool:
+        every = self.run.train.validation.every
+        return every is not None and number % every == 0
+
+    def _saves(self, number: int, stopping: bool) -> bool:
+        settings = self.run.train
+        return (number % settings.checkpoint.every == 0 or stopping) and number < settings.steps
+
+    def _validate(self, number: int) -> None:
+        if self.validation is not None:
+            main = self.accelerator.is_main_process
+            self.validation(self.step.student, self.step.weights, number, write=main)
+
+    def _save(self, number: int) -> None:
         checkpoint.save(
             self.checkpoints,
-            step,
-            self.student,
-            self.weights,
-            self.optimizer,
+            number,
+            self.step.student,
+            self.step.weights,
+            self.step.optimizer,
             self.accelerator.scaler,
             write=self.accelerator.is_main_process,
         )
         self.accelerator.wait_for_everyone()
 
-    def _finish(self, target: Path) -> None:
-        online, average = checkpoint.weights_of(self.weights)
-        if not self.accelerator.is_main_process:
+
+class _LogLine:
+    """Writes the line of a finished step to the log, the tracker and the progress bar."""
+
+    def __init__(self, trainer: Trainer, done: int, advance: Callable[..., None]) -> None:
+        self.trainer, self.done, self.advance, self.began = trainer, done, advance, time.perf_counter()
+        self.log: Log | None = None
+        if trainer.accelerator.is_main_process:
+            self.log = Log(trainer.folder / "log.jsonl", resumed_at=done)
+
+    def __call__(self, number: int, pending: PendingStep) -> None:
+        line = pending()
+        self.advance(1, f"loss {line['loss']:.3f}")
+        if not self.trainer.step.is_logged(number):
             return
-        with replacing(target) as temporary:
-            checkpoint.write_student(temporary, self.student, online, average)
-        console.print(f"student  {target}")
+        settings, accelerator = self.trainer.run.train, self.trainer.accelerator
+        seconds = time.perf_counter() - self.began
+        samples = (number - self.done) * settings.batch_size * settings.accumulate * accelerator.num_processes
+        line |= {"step": number, "samples_per_second": round(samples / seconds, 3)}
+        if torch.cuda.is_available():
+            line["memory_gb"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        if self.log is not None:
+            self.log.write(line | {"seconds": round(self.log.seconds + seconds, 2)})
+        accelerator.log(line, step=number)
+
+
+def _reward_scorer(run: Run, teacher: Teacher) -> RewardScorer:
+    """The run's rewards on the teacher's device."""
+    with blame_memory("the rewards", "Use fewer --rewards"):
+        modules = {name: module.to(teacher.device) for name, module in run.build("reward").items()}
+        return RewardScorer(
+            {name: (modules[name], config) for name, config in run.rewards.items()},
+            teacher,
+            whose={name: str(run.component("reward", name)) for name in modules},
+            low_memory=run.train.activation_checkpoint.recomputes_decoder,
+        )

@@ -16,6 +16,7 @@ from guidedcd.config.run import Run
 from guidedcd.files import write_json
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
+from guidedcd.training.step import TrainStep
 from guidedcd.training.trainer import Trainer
 
 FAKES = Path(__file__).parent
@@ -57,15 +58,15 @@ def trained(run: Run, folder: Path, store: Path) -> list[dict]:
 @contextmanager
 def interrupted(monkeypatch: pytest.MonkeyPatch, number: int) -> Iterator[None]:
     """Inside, training is stopped before step `number`, and nothing else ends it."""
-    step = Trainer._step
+    begin = TrainStep.begin
 
-    def stopping(self, model, now):
-        if now == number:
+    def stopping(self, step):
+        if step == number:
             raise KeyboardInterrupt
-        return step(self, model, now)
+        return begin(self, step)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_step", stopping)
+        patch.setattr(TrainStep, "begin", stopping)
         yield
 
 

@@ -237,15 +237,16 @@ def test_state_has_the_predicted_bytes(toy, tmp_path, student, precision):
     store = preprocess(run, store_folder=tmp_path / "store")
     trainer = Trainer(run, tmp_path, LatentStore(store), run.teacher.build())
     trainer.fit()
-    network = list(trainer.student.network.parameters())
-    held = {id(t): t for t in (*network, *trainer.weights.masters)}
+    step = trainer.step
+    network = list(step.student.network.parameters())
+    held = {id(t): t for t in (*network, *step.weights.masters)}
     for averaged in (
-        trainer.weights.average or [],
-        trainer.student.averaged.parameters() if trainer.student.averaged else [],
+        step.weights.average or [],
+        step.student.averaged.parameters() if step.student.averaged else [],
     ):
         held |= {id(t): t for t in averaged}
-    state = [t for values in trainer.optimizer.state.values() for t in values.values() if t.dim()]
-    whole, trained = sum(p.numel() for p in network), sum(m.numel() for m in trainer.weights.masters)
+    state = [t for values in step.optimizer.state.values() for t in values.values() if t.dim()]
+    whole, trained = sum(p.numel() for p in network), sum(m.numel() for m in step.weights.masters)
     predicted = resident(run, whole, trained)
 
     assert sum(t.numel() * t.itemsize for t in (*held.values(), *state)) == pytest.approx(predicted.between, rel=0.01)

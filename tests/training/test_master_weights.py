@@ -169,7 +169,7 @@ def test_eight_bit_states_need_their_package(toy, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", fake)
     store = LatentStore(preprocess(run, store_folder=tmp_path / "s"))
     trainer = Trainer(run, tmp_path, store, run.teacher.build())
-    assert type(trainer.optimizer.optimizer) is AdamW8bit
+    assert type(trainer.step.optimizer.optimizer) is AdamW8bit
     with pytest.raises(GuidedCDError, match="Use one or the other"):
         distil(make(train={"optimizer": {"name": "adamw-8bit"}, "parallel": {"mode": "fsdp"}}))
 
@@ -274,7 +274,7 @@ def test_temporal_layers_alone_can_be_recomputed(toy, tmp_path):
         store = LatentStore(preprocess(run, store_folder=tmp_path / "s"))
         trainer = Trainer(run, tmp_path / layers, store, run.teacher.build())
         heard = calls.setdefault(layers, [])
-        for module in trainer.student.network.modules():
+        for module in trainer.step.student.network.modules():
             if (kind := type(module)) in (ResnetBlock2D, TemporalConvLayer):
                 first = next(m for m in module.modules() if not list(m.children()))
                 first.register_forward_hook(lambda m, a, o, kind=kind, heard=heard: heard.append(kind))

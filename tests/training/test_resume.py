@@ -30,6 +30,7 @@ from guidedcd.preprocessing.store import LatentStore
 from guidedcd.training import checkpoint, run_folder
 from guidedcd.training.batches import Batches
 from guidedcd.training.log import Log
+from guidedcd.training.step import TrainStep
 from guidedcd.training.trainer import Trainer
 from guidedcd.workflow import distil
 
@@ -143,15 +144,8 @@ def test_lora_and_average_resume(toy, tmp_path, monkeypatch):
     """Adapters and an averaged target network survive an interruption, too."""
     run, store = make(student={"kind": "lora", "rank": 2, "ema": 0.9}), tmp_path / "s"
     straight = trained(run, tmp_path / "a", store)
-    step = Trainer._step
-    monkeypatch.setattr(
-        Trainer,
-        "_step",
-        lambda self, model, now: step(self, model, now) if now < 4 else (_ for _ in ()).throw(KeyError),
-    )
-    with pytest.raises(KeyError):
+    with interrupted(monkeypatch, 4):
         trained(run, tmp_path / "b", store)
-    monkeypatch.setattr(Trainer, "_step", step)
 
     assert trained(run, tmp_path / "b", store) == straight
 
@@ -206,13 +200,13 @@ def test_unreadable_clips_are_listed_or_stop_the_run(toy, tmp_path):
 
 def test_infinite_loss_names_step_samples_and_checkpoint(toy, tmp_path, monkeypatch):
     """A loss that is not finite stops with the step, the sample ids and the last good checkpoint."""
-    run, losses = make(), Trainer.losses
+    run, losses = make(), TrainStep.losses
 
     def spoiled(self, model, batch, number):
         loss, numbers = losses(self, model, batch, number)
         return (loss * float("nan") if number == 3 else loss), numbers
 
-    monkeypatch.setattr(Trainer, "losses", spoiled)
+    monkeypatch.setattr(TrainStep, "losses", spoiled)
     with pytest.raises(GuidedCDError, match=r"not finite at step 4, samples toy/\d#\d, toy/\d#\d.*step-000002"):
         trained(run, tmp_path / "a", tmp_path / "s")
     assert [path.name for path in checkpoint.found(tmp_path / "a" / "checkpoints")] == ["step-000002"]
@@ -245,7 +239,7 @@ def test_steps_that_are_told_late_are_the_same(toy, tmp_path, monkeypatch):
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_late_step_that_is_not_finite_is_told_before_anything_is_made_of_it(toy, tmp_path, monkeypatch, fails):
     """It is named, and not the step after it, also where that one fails for it; it gets into no checkpoint."""
-    run, losses = make(train={"checkpoint": {"every": 4}}), Trainer.losses
+    run, losses = make(train={"checkpoint": {"every": 4}}), TrainStep.losses
 
     def spoiled(self, model, batch, number):
         if fails and number == 3:
@@ -254,7 +248,7 @@ def test_a_late_step_that_is_not_finite_is_told_before_anything_is_made_of_it(to
         spoil = number == (2 if fails else 3)
         return (loss * float("nan") if spoil else loss), numbers | ({"loss": loss * float("nan")} if spoil else {})
 
-    monkeypatch.setattr(Trainer, "losses", spoiled)
+    monkeypatch.setattr(TrainStep, "losses", spoiled)
     late(monkeypatch)
     with pytest.raises(GuidedCDError, match=f"not finite at step {3 if fails else 4}, samples toy"):
         trained(run, tmp_path / "a", tmp_path / "s")
@@ -358,13 +352,13 @@ def test_the_log_goes_on_where_it_was(tmp_path):
 
 def test_a_reward_is_logged_as_its_mean(toy, tmp_path, monkeypatch):
     """With several batches a step, a reward that scored no sample in one of them has its mean over the others."""
-    losses = Trainer.losses
+    losses = TrainStep.losses
 
     def sparse(self, model, batch, number):
         loss, _ = losses(self, model, batch, number)
         return loss, {"cd_loss": float(number % 2), "loss": 1.0} | ({"reward/toy": 3.0} if number % 2 else {})
 
-    monkeypatch.setattr(Trainer, "losses", sparse)
+    monkeypatch.setattr(TrainStep, "losses", sparse)
     line = trained(make(train={"steps": 1, "accumulate": 2}), tmp_path / "a", tmp_path / "s")[0]
 
     assert (line["reward/toy"], line["cd_loss"]) == (3.0, 0.5)
@@ -373,14 +367,14 @@ def test_a_reward_is_logged_as_its_mean(toy, tmp_path, monkeypatch):
 @pytest.mark.parametrize("last", [False, True])
 def test_ctrl_c_keeps_what_is_done(toy, tmp_path, monkeypatch, last):
     """The first Ctrl-C ends the step, saves and stops: a checkpoint, or after the last step the student."""
-    step = Trainer._step
+    begin = TrainStep.begin
 
-    def asked(self, model, number):
+    def signalled(self, number):
         if number == (6 if last else 3):
             os.kill(os.getpid(), signal.SIGINT)
-        return step(self, model, number)
+        return begin(self, number)
 
-    monkeypatch.setattr(Trainer, "_step", asked)
+    monkeypatch.setattr(TrainStep, "begin", signalled)
     with pytest.raises(KeyboardInterrupt):
         trained(make(), tmp_path / "a", tmp_path / "s")
 
@@ -410,7 +404,7 @@ def test_a_damaged_checkpoint_is_named_and_can_be_left_out(toy, tmp_path, monkey
     """The message names the checkpoint; without it the run continues from the one before, to the same result."""
     run, store = make(), tmp_path / "s"
     straight = trained(run, tmp_path / "a", store)
-    monkeypatch.setattr(Trainer, "_finish", lambda self, target: None)
+    monkeypatch.setattr(Trainer, "write_student", lambda self, target: None)
     trained(run, tmp_path / "b", store)
     newest = checkpoint.found(tmp_path / "b" / "checkpoints")[-1]
     for name in ("state.pt", "model.safetensors"):
