@@ -9,6 +9,7 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import av
@@ -19,6 +20,10 @@ from torch import Tensor
 from guidedcd.data.clips import ClipError
 from guidedcd.data.geometry import Geometry
 from guidedcd_videos.frames import fitted
+
+# Before version 19, PyAV raised at metadata that is not UTF-8 unless it was opened with this option, which 19 removed.
+# The values are Any because one call passes them to every parameter of `av.open`.
+_ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 @attrs.frozen(eq=False)
@@ -105,7 +110,8 @@ def _size(source: Path | bytes) -> int:
 
 
 def _open(source: Path | bytes) -> av.container.InputContainer:
-    return av.open(str(source) if isinstance(source, Path) else io.BytesIO(source), "r", metadata_errors="replace")
+    file = str(source) if isinstance(source, Path) else io.BytesIO(source)
+    return av.open(file, "r", **_ANY_METADATA)
 
 
 def _stream(container: av.container.InputContainer) -> av.VideoStream:
