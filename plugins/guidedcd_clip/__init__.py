@@ -13,9 +13,9 @@ class CLIPConfig(RewardModelConfig):
     """Options of the reward `clip`."""
 
     path: str = attrs.field(default="shapes", metadata={"positional": True})
-    """The weights: `shapes` (the small embedded model), `auto` (cache folder, then the hub), or a file."""
+    """Weights: `shapes` (the small embedded model), `auto` (from the cache folder or the hub), or a file."""
     arch: str = "published"
-    """`published` (ViT-H-14), one of open_clip's as NAME/TAG, such as ViT-B-32/laion2b_s34b_b79k, or a JSON file."""
+    """Network: `published` (ViT-H-14), NAME/TAG of open_clip, such as ViT-B-32/laion2b_s34b_b79k, or a JSON file."""
 
 
 @hookimpl

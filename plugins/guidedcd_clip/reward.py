@@ -20,7 +20,7 @@ PUBLISHED = Published(
 
 
 def source(config: CLIPConfig) -> Source:
-    """The small embedded network, a published one, or that of a file."""
+    """The source of the network: embedded, published, or a file."""
     if config.path == "shapes":
         return embedded_source("clip")
     published = PUBLISHED
@@ -37,5 +37,5 @@ class CLIPScore(ImageTextReward):
 
     @staticmethod
     def tokens(config: CLIPConfig) -> Tokenizer:
-        """How it reads text, without its weights."""
+        """The tokenizer alone, without the network."""
         return source(config).tokenizer()

@@ -1,4 +1,4 @@
-"""HPS v2.1: how much people like a frame, given its caption."""
+"""HPS v2.1: human preference for a frame, given its caption."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class HPSConfig(RewardModelConfig):
     """Options of the reward `hps`."""
 
     path: str = attrs.field(default="shapes", metadata={"positional": True})
-    """The weights: `shapes` (the small embedded model), `auto` (cache folder, then the hub), or a file."""
+    """Weights: `shapes` (the small embedded model), `auto` (from the cache folder or the hub), or a file."""
     tiled_captions: bool = False
-    """Pair captions with frames as T2V-Turbo's code did: wrong once a batch has several videos of several frames."""
+    """Pair captions with frames as T2V-Turbo's code does, which is wrong for several videos of several frames."""
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""HPS v2.1 (Wu et al., arXiv:2306.09341): a ViT-H/14 CLIP tuned on human choices between images."""
+"""HPS v2.1 (Wu et al., arXiv:2306.09341): a ViT-H/14 CLIP fine-tuned on human preferences between images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PUBLISHED = Published(
 
 
 def source(config: HPSConfig) -> Source:
-    """The small embedded network, the published one, or that of a file."""
+    """The source of the network: embedded, published, or a file."""
     return embedded_source("hps") if config.path == "shapes" else released(config, PUBLISHED, "hps")
 
 
@@ -32,5 +32,5 @@ class HPS(ImageTextReward):
 
     @staticmethod
     def tokens(config: HPSConfig) -> Tokenizer:
-        """How it reads text, without its weights."""
+        """The tokenizer alone, without the network."""
         return source(config).tokenizer()

@@ -14,17 +14,17 @@ class InternV2Config(RewardModelConfig):
     """Options of the reward `internv2`."""
 
     path: str = attrs.field(default="shapes", metadata={"positional": True})
-    """The weights: `shapes` (the small embedded model), `auto` (cache folder, then the hub), or a file."""
+    """Weights: `shapes` (the small embedded model), `auto` (from the cache folder or the hub), or a file."""
     frames: int = attrs.field(default=4, validator=ge(1))
-    """How many frames of each video are decoded and scored, as one clip; the released model was trained with 4."""
+    """Number of frames of each video that are decoded and scored as one clip; the released model was trained with 4."""
     pick: str = attrs.field(default="strided", validator=in_(("random", "strided")))
     """Which frames: `strided` (evenly spaced from a random start) or `random` (without replacement, in order)."""
     vocab: str = "auto"
-    """BERT's uncased vocab.txt: `auto` (cache folder, then the hub), or a file."""
+    """BERT's uncased vocab.txt: `auto` (from the cache folder or the hub), or a file."""
     gelu: str = attrs.field(default="erf", validator=in_(("erf", "tanh")))
-    """Activation of the video tower: `erf` (exact), or `tanh` as the fused GPU kernels of the released code have it."""
+    """GELU of the video tower: `erf` (exact), or `tanh` (as in the fused GPU kernels of the released code)."""
     crop: str = attrs.field(default="random", validator=in_(("random", "centre")))
-    """Where videos that are not square are cropped: `random` in training, or always in the `centre`."""
+    """Crop of videos that are not square: `random` in training, or always the `centre`."""
 
 
 @hookimpl

@@ -1,8 +1,8 @@
 """InternVideo2 stage 2, the two towers of its video-text score, in plain PyTorch and transformers.
 
 Written from the published description (Wang et al., InternVideo2, arXiv:2403.15377) with the key names of the released
-checkpoint, so that the real file loads strictly. Left out: fusion layers, heads and distillation decoders, which the
-score does not use. Attention is torch's `scaled_dot_product_attention`; no fused kernels are needed.
+checkpoint, so that the released file loads strictly. Fusion layers, heads and distillation decoders are absent, as the
+score does not use them. Attention is torch's `scaled_dot_product_attention`.
 
 Legend: B videos, T frames, L text tokens, E width of the shared space.
 """
@@ -61,26 +61,26 @@ BERT = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
 )
-"""What `BertConfig` is given of the "bert" part; the rest describes layers that are not built."""
+"""Keys of "bert" that are passed to `BertConfig`; the others describe layers that are not built."""
 
 
 def complete(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`config` over the defaults of the released model, one level deep for "vision" and "bert"."""
-    given = dict(config or {})
-    merged = {**FULL, **given}
-    for part in ("vision", "bert"):
-        merged[part] = {**FULL[part], **given.get(part, {})}
+    """`config` with the defaults of the released model, merged one level deep for "vision" and "bert"."""
+    sizes = dict(config or {})
+    merged = {**FULL, **sizes}
+    for tower in ("vision", "bert"):
+        merged[tower] = {**FULL[tower], **sizes.get(tower, {})}
     return merged
 
 
 class TextEncoder(nn.Module):
-    """The first `fusion_layer` layers of BERT; later layers mix in the video and take no part in the score."""
+    """The first `fusion_layer` layers of BERT; later layers attend to the video, and the score does not use them."""
 
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         super().__init__()
-        known = {key: cfg[key] for key in BERT if key in cfg}
+        options = {key: cfg[key] for key in BERT if key in cfg}
         self.bert = BertModel(
-            BertConfig(**{**known, "num_hidden_layers": cfg["fusion_layer"]}), add_pooling_layer=False
+            BertConfig(**{**options, "num_hidden_layers": cfg["fusion_layer"]}), add_pooling_layer=False
         )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -92,8 +92,8 @@ class InternVideo2(nn.Module):
     """Video and text towers with a shared space; both encoders return unit vectors.
 
     Args:
-        config: Sizes, over those of the released 1B model (`FULL`): "vision", "bert", "embed_dim".
-        gelu: "erf" (exact) or "tanh" (what the fused GPU kernels of the released code compute).
+        config: Sizes that differ from the released 1B model (`FULL`): "vision", "bert", "embed_dim".
+        gelu: "erf" (exact) or "tanh" (as in the fused GPU kernels of the released code).
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None, gelu: str = "erf") -> None:
@@ -103,7 +103,7 @@ class InternVideo2(nn.Module):
         self.vision_encoder = VisionEncoder(vision, gelu)
         self.vision_proj = nn.Linear(vision["clip_embed_dim"], self.config["embed_dim"])
         self.text_proj = nn.Linear(bert["hidden_size"], self.config["embed_dim"])
-        self._start()
+        self._initialize()
         self.text_encoder = TextEncoder(bert)
 
     @property
@@ -111,8 +111,8 @@ class InternVideo2(nn.Module):
         """Height and width of the frames, pixels."""
         return self.config["vision"]["img_size"]
 
-    def _start(self) -> None:
-        """Weights for training from scratch; a loaded checkpoint overwrites them."""
+    def _initialize(self) -> None:
+        """Initialize the weights for training from scratch; a loaded checkpoint overwrites them."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -154,6 +154,6 @@ UNUSED = (
 
 
 def is_unused(key: str, fusion_layer: int) -> bool:
-    """Whether a checkpoint's key is known, and not needed for the score."""
+    """Whether a key of the released checkpoint is not needed for the score."""
     layer = key.removeprefix("text_encoder.bert.encoder.layer.").split(".")[0]
     return key.startswith(UNUSED) or (layer.isdigit() and int(layer) >= fusion_layer)

@@ -38,17 +38,17 @@ def load_internvideo2(
     dtype: torch.dtype = torch.float32,
     gelu: str = "erf",
 ) -> InternVideo2:
-    """A frozen InternVideo2 with the weights of `state` (the released names), strictly; None leaves it without."""
+    """A frozen InternVideo2 with the weights of `state`, loaded strictly by the released names; None loads none."""
     with describing(what):
         fusion = complete(sizes)["bert"]["fusion_layer"]
         model = skeleton(lambda: InternVideo2(sizes, gelu=gelu)).to(dtype)
-    _constants(model)
+    _set_buffers(model)
     fill(model, state, what=what, unused=lambda key: is_unused(key, fusion))
     return model
 
 
-def _constants(model: InternVideo2) -> None:
-    """Values for BERT's buffers, which no checkpoint needs to hold."""
+def _set_buffers(model: InternVideo2) -> None:
+    """Set BERT's buffers, which a checkpoint need not contain."""
     for name, buffer in list(model.named_buffers()):
         if name.endswith("position_ids"):
             assign(model, name, torch.arange(buffer.shape[-1]).expand(buffer.shape).clone())
@@ -57,10 +57,12 @@ def _constants(model: InternVideo2) -> None:
 
 
 class InternV2(FrozenReward):
-    """Scores all given frames together, as one clip, in [-1, 1]; any number of frames is read."""
+    """Cosine of a clip of any number of frames with its caption, in [-1, 1]."""
+
+    model: InternVideo2
 
     generator: torch.Generator | None = None
-    """Draws the crop when set, which the engine does in training; None crops in the centre."""
+    """Source of random crops, which the engine sets in training; None crops at the centre."""
 
     def __init__(self, config: InternV2Config, *, weights: bool = True) -> None:
         shapes, state = config.path == "shapes", None
@@ -76,7 +78,7 @@ class InternV2(FrozenReward):
 
     @staticmethod
     def tokens(config: InternV2Config) -> Tokenizer:
-        """How it reads text, without its weights."""
+        """The tokenizer alone, without the network."""
         if config.path == "shapes":
             _, sizes = embedded("internv2")
             return WorldTokens(sizes.get("context") or complete(sizes)["max_txt_l"])

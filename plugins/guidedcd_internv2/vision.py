@@ -15,12 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 def interpolate_positions(table: Tensor, frames: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Resize a learned position table: first over time (linear), then over space (bicubic); the class row stays.
+    """Resize a learned position table, first over time (linear), then over space (bicubic), except its class row.
 
     Args:
         table: (1, 1 + frames[0] * grid[0]^2, D), tokens time-major, then row-major.
-        frames: Frames of the table, frames wanted.
-        grid: Patches per side of the table, patches per side wanted.
+        frames: Frames of the table, and of the result.
+        grid: Patches per side of the table, and of the result.
 
     Returns:
         (1, 1 + frames[1] * grid[1]^2, D), computed in float32, in the table's dtype.
@@ -28,7 +28,7 @@ def interpolate_positions(table: Tensor, frames: tuple[int, int], grid: tuple[in
     first, rest = table[:, :1].float(), table[:, 1:].float()
     (t, t_new), (g, g_new), width = frames, grid, table.shape[-1]
     if rest.shape[1] != t * g * g:
-        raise ValueError(f"a position table of {rest.shape[1]} rows does not hold {t} frames of {g} x {g} patches")
+        raise ValueError(f"a position table of {rest.shape[1]} rows does not fit {t} frames of {g} x {g} patches")
     if t_new != t:
         sites = rest.reshape(t, g * g, width).permute(1, 2, 0)
         rest = nnf.interpolate(sites, size=t_new, mode="linear", align_corners=False).permute(2, 0, 1)
@@ -52,12 +52,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, k, v = (split_heads(part, self.heads) for part in (self.q_norm(q), self.k_norm(k), v))
+        q, k, v = (split_heads(x, self.heads) for x in (self.q_norm(q), self.k_norm(k), v))
         return self.proj(nnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU; the released GPU kernels use its tanh form, everything else the exact one."""
+    """Two linear layers with GELU; the released GPU kernels compute its tanh form, other code the exact one."""
 
     def __init__(self, width: int, hidden: int, gelu: str) -> None:
         super().__init__()
@@ -73,13 +73,13 @@ class Mlp(nn.Module):
 class LayerScale(nn.Module):
     """A learned factor per channel, applied in float32."""
 
-    def __init__(self, width: int, start: float) -> None:
+    def __init__(self, width: int, value: float) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((width,), start))
+        self.gamma = nn.Parameter(torch.full((width,), value))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return (x * self.gamma.float()).to(x.dtype)  # promoted as it is read: no copy in float32
+        return (x * self.gamma.float()).to(x.dtype)  # promotes element by element, without a copy in float32
 
 
 class Block(nn.Module):
@@ -101,7 +101,7 @@ class Block(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of one query over all tokens; biases are parameters of their own in the checkpoint."""
+    """Attention of one query over all tokens; biases are separate parameters in the checkpoint."""
 
     def __init__(self, width: int, heads: int, out: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class CrossAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, Nq, D), (B, N, D), (B, N, D) -> (B, Nq, out)."""
         q, k, v = self.q(q) + self.q_bias, self.k(k) + self.k_bias, self.v(v) + self.v_bias
-        q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
+        q, k, v = (split_heads(x, self.heads) for x in (q, k, v))
         return self.proj(nnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -166,7 +166,7 @@ class VisionEncoder(nn.Module):
     def positions(self, frames: int, grid: int | None = None) -> Tensor:
         """The position table for `frames` frames of grid x grid patches: (1, 1 + frames * grid^2, D).
 
-        A single frame has a table of its own, which is not a slice of the video's.
+        A single frame has its own table, which is no slice of the video's.
         """
         grid = grid or self.grid
         if frames == 1:

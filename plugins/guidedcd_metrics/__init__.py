@@ -1,4 +1,4 @@
-"""Model-free metrics of finished videos: how much they flicker and how much they move."""
+"""Metrics of flicker and motion that need no network."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ class DynamicDegreeConfig(MetricConfig):
     """Options of `dynamic-degree`."""
 
     fps: float = attrs.field(default=8.0, validator=gt(0))
-    """Frames per second of the videos; as in VBench every max(1, round(fps / 8))-th frame is judged."""
+    """Frames per second of the videos; as in VBench, every max(1, round(fps / 8))-th frame is judged."""
     batch_size: int = attrs.field(default=64, validator=ge(1))
-    """Pairs of frames whose optical flow is computed at once."""
+    """Number of pairs of frames whose optical flow is computed at once."""
 
 
 @hookimpl
 def register_metrics(register):
+    """Offer `flicker` and `dynamic-degree`."""
     register(
         "flicker",
         "guidedcd_metrics.flicker:Flicker",
         config=FlickerConfig,
-        summary="temporal flickering, exactly VBench's formula (1: none; real motion lowers it as well)",
+        summary="temporal flickering by VBench's formula; 1 is none, and real motion lowers it too",
     )
     register(
         "dynamic-degree",
         "guidedcd_metrics.motion:DynamicDegree",
         config=DynamicDegreeConfig,
-        summary="VBench's dynamic-degree rule on classical optical flow (not RAFT), and the flow itself",
+        summary="VBench's dynamic degree with classical optical flow instead of RAFT, and the flow",
     )

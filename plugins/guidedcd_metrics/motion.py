@@ -1,8 +1,8 @@
-"""How much videos move: VBench's dynamic-degree rule on classical optical flow.
+"""The amount of motion in videos: VBench's dynamic-degree rule on classical optical flow.
 
-VBench takes its flow from RAFT, a trained network. Here it comes from the pyramidal, iterative method of Lucas and
-Kanade (1981; Bouguet 2001), which needs no weights. So `dynamic_degree` has the rule of VBench but not its numbers,
-and the two must not be compared. Legend: P pairs of frames, H and W their size in pixels.
+VBench computes the flow with RAFT, a trained network. Here it is computed by the pyramidal, iterative method of Lucas
+and Kanade (1981; Bouguet 2001), which needs no weights. `dynamic_degree` therefore has the rule of VBench but not its
+numbers, and the two must not be compared. Legend: P pairs of frames, H and W their size in pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from guidedcd_metrics import DynamicDegreeConfig
 
 
 class DynamicDegree:
-    """`dynamic_degree`: 1 where a video moves enough by VBench's rule, else 0; `flow_px`: its flow in pixels."""
+    """Values `dynamic_degree` (1 if a video is dynamic by VBench's rule, else 0) and `flow_px` (its flow in pixels)."""
 
     titles: ClassVar = {
         "dynamic_degree": "share of videos that are dynamic (VBench's rule, classical flow)",
@@ -31,16 +31,16 @@ class DynamicDegree:
 
     @torch.no_grad()
     def __call__(self, videos: Tensor, prompts: Sequence[object] = ()) -> dict[str, Tensor]:
-        """Scores of each video, (B,) on the CPU, from (B, F, 3, H, W) in [0, 1].
+        """Values (B,) on the CPU of videos (B, F, 3, H, W) in [0, 1].
 
         `flow_px` is the mean over pairs of judged frames of the mean of the 5 % largest flow magnitudes, in pixels
         per judged frame; NaN for a video of one frame.
         """
-        kept = videos[:, :: stride(self.config.fps)].float()
-        count, frames, _, height, width = kept.shape
+        judged = videos[:, :: stride(self.config.fps)].float()
+        count, frames, _, height, width = judged.shape
         if frames < 2:
             return {"dynamic_degree": torch.zeros(count), "flow_px": torch.full((count,), float("nan"))}
-        first, second = kept[:, :-1].flatten(0, 1), kept[:, 1:].flatten(0, 1)
+        first, second = judged[:, :-1].flatten(0, 1), judged[:, 1:].flatten(0, 1)
         step = self.config.batch_size
         scores = [largest(flow(first[i : i + step], second[i : i + step])) for i in range(0, len(first), step)]
         pairs = torch.cat(scores).view(count, frames - 1).cpu()
@@ -48,7 +48,7 @@ class DynamicDegree:
 
 
 def stride(fps: float) -> int:
-    """VBench judges every so many frames, which makes about 8 per second."""
+    """Distance of the frames that VBench judges, about 8 of which are in a second."""
     return max(1, round(fps / 8))
 
 
@@ -78,27 +78,27 @@ def flow(first: Tensor, second: Tensor, *, window: float = 2.5, iterations: int 
     """Optical flow (P, 2, H, W) in pixels, (x, y), from frames `first` to `second`, both (P, 3, H, W) in [0, 1].
 
     Coarse to fine; at each level the linearised brightness constancy of the three channels is solved in a Gaussian
-    window of standard deviation `window` pixels, `iterations` times. Each frame's mean colour is removed, so that a
-    flickering brightness is no motion. Where following the flow explains less than half of what changed, nothing
-    moved: that is noise, or something that appears.
+    window of standard deviation `window` pixels, `iterations` times. Each frame's mean colour is removed, so that
+    flickering brightness is no motion. Where the flow explains less than half of the change, it is set to 0: the change
+    is noise, or an object that appears.
     """
     levels = [tuple(x - x.mean((2, 3), keepdim=True) for x in (first, second))]
     while min(levels[-1][0].shape[-2:]) >= 24:
         levels.append(tuple(functional.avg_pool2d(_blurred(x, 0.7), 2, ceil_mode=True) for x in levels[-1]))
-    found = torch.zeros(len(first), 2, *levels[-1][0].shape[-2:], device=first.device)
+    flows = torch.zeros(len(first), 2, *levels[-1][0].shape[-2:], device=first.device)
     for a, b in reversed(levels):
-        ratio = torch.tensor([a.shape[-1] / found.shape[-1], a.shape[-2] / found.shape[-2]], device=first.device)
-        found = _resized(found, *a.shape[-2:]) * ratio.view(1, 2, 1, 1)
+        ratio = torch.tensor([a.shape[-1] / flows.shape[-1], a.shape[-2] / flows.shape[-2]], device=first.device)
+        flows = _resized(flows, *a.shape[-2:]) * ratio.view(1, 2, 1, 1)
         for _ in range(iterations):
-            found = found + _update(a, _warped(b, found), window)
+            flows = flows + _update(a, _warped(b, flows), window)
     a, b = levels[0]
     before = _blurred((b - a).square().sum(1, keepdim=True), window)
-    after = _blurred((_warped(b, found) - a).square().sum(1, keepdim=True), window)
-    return found * (after < 0.5 * before - 1e-5)
+    after = _blurred((_warped(b, flows) - a).square().sum(1, keepdim=True), window)
+    return flows * (after < 0.5 * before - 1e-5)
 
 
 def _update(a: Tensor, b: Tensor, window: float) -> Tensor:
-    """One step (P, 2, H, W) that moves `b` towards `a`, at most one pixel long in each direction."""
+    """One step of the flow (P, 2, H, W) from `a` to `b`, at most one pixel in each direction."""
     mean = (a + b) / 2
     padded = functional.pad(mean, (1, 1, 1, 1), mode="replicate")
     dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
@@ -106,19 +106,19 @@ def _update(a: Tensor, b: Tensor, window: float) -> Tensor:
     dt = b - a
     products = torch.stack([(u * v).sum(1) for u, v in ((dx, dx), (dx, dy), (dy, dy), (dx, dt), (dy, dt))], dim=1)
     xx, xy, yy, xt, yt = _blurred(products, window).unbind(1)
-    xx, yy = xx + 1e-3, yy + 1e-3  # keeps flat and noisy places still
+    xx, yy = xx + 1e-3, yy + 1e-3  # keeps the flow of flat and noisy regions near 0
     determinant = xx * yy - xy * xy
     return torch.stack([xy * yt - yy * xt, xy * xt - xx * yt], dim=1).div(determinant.unsqueeze(1)).clamp(-1, 1)
 
 
 def _warped(image: Tensor, flows: Tensor) -> Tensor:
-    """`image` (P, C, H, W) looked up at x + flow, bilinear, repeating its border."""
+    """`image` (P, C, H, W) sampled at x + flow, bilinearly, with repeated borders."""
     height, width = image.shape[-2:]
     y, x = torch.meshgrid(
         torch.arange(height, device=image.device), torch.arange(width, device=image.device), indexing="ij"
     )
-    where = torch.stack([(x + flows[:, 0]) / (width - 1), (y + flows[:, 1]) / (height - 1)], dim=-1) * 2 - 1
-    return functional.grid_sample(image, where, mode="bilinear", padding_mode="border", align_corners=True)
+    positions = torch.stack([(x + flows[:, 0]) / (width - 1), (y + flows[:, 1]) / (height - 1)], dim=-1) * 2 - 1
+    return functional.grid_sample(image, positions, mode="bilinear", padding_mode="border", align_corners=True)
 
 
 def _resized(image: Tensor, height: int, width: int) -> Tensor:
@@ -130,8 +130,8 @@ def _resized(image: Tensor, height: int, width: int) -> Tensor:
 def _blurred(image: Tensor, deviation: float) -> Tensor:
     """Gaussian blur with repeated borders, separable, window cut at 2.5 standard deviations."""
     radius = min(max(1, round(2.5 * deviation)), min(image.shape[-2:]) - 1)
-    at = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-0.5 * (at / deviation) ** 2)
+    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    kernel = torch.exp(-0.5 * (offsets / deviation) ** 2)
     kernel = kernel / kernel.sum()
     channels = image.shape[1]
     for shape, pad in (((1, -1), (radius, radius, 0, 0)), ((-1, 1), (0, 0, radius, radius))):

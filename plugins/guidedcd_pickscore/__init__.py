@@ -1,4 +1,4 @@
-"""PickScore v1: which of two images people pick, given the caption."""
+"""PickScore v1: human preference between images, given the caption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PickScore v1 (Kirstain et al., arXiv:2305.01569): a ViT-H/14 CLIP in transformers' layout, tuned on human choices.
+"""PickScore v1 (Kirstain et al., arXiv:2305.01569): a ViT-H/14 CLIP of transformers, fine-tuned on human preferences.
 
 Legend: B videos, F frames, E width of the shared space.
 """
@@ -50,7 +50,7 @@ FULL: dict[str, Any] = {
 def load_clip_model(
     sizes: Mapping[str, Any], state: Mapping[str, Tensor] | None, what: str, dtype: torch.dtype = torch.float32
 ) -> CLIPModel:
-    """A frozen `CLIPModel` with the weights of `state` (transformers' names), strictly; None leaves it without."""
+    """A frozen `CLIPModel` with the weights of `state`, loaded strictly by transformers' names; None loads none."""
     with describing(what):
         model = skeleton(lambda: CLIPModel(CLIPConfig(**sizes))).to(dtype)
     finish(model, "cpu")
@@ -60,6 +60,8 @@ def load_clip_model(
 
 class PickScore(FrozenReward):
     """Mean cosine of frames and caption; typically about 0.2 for the released weights."""
+
+    model: CLIPModel
 
     def __init__(self, config: PickScoreConfig, *, weights: bool = True) -> None:
         sizes = architecture(config.arch, FULL, "pickscore")
@@ -73,7 +75,7 @@ class PickScore(FrozenReward):
 
     @staticmethod
     def tokens(config: PickScoreConfig) -> Tokenizer:
-        """How it reads text, without its weights."""
+        """The tokenizer alone, without the network."""
         sizes = CLIPConfig(**architecture(config.arch, FULL, "pickscore"))
         return TransformersClipTokens(sizes.text_config.max_position_embeddings)
 

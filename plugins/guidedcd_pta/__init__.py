@@ -1,4 +1,4 @@
-"""PTA: steer the teacher towards the motion of a reference video through its temporal attention (MotionClone)."""
+"""The energy `pta`: primary temporal attention, which steers the teacher towards the motion of a reference video."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class PTAConfig(EnergyConfig):
     """Options of `pta`."""
 
     layers: str = "official"
-    """Temporal attention compared: official (first of every up block), motionclone, all, or module-name prefixes."""
+    """Temporal attention layers: `official` (the first of every up block), `motionclone`, `all`, or name prefixes."""
     top: int = attrs.field(default=1, validator=ge(1))
-    """Entries compared per attention row: the largest of the reference."""
+    """Number of entries per attention row that are compared: the largest ones of the reference."""
     ties: str = attrs.field(default="first", validator=in_(("first", "all")))
-    """Equal largest entries: take the first (one per row), or all of them as in the paper's Eq. 7."""
+    """Of equally large entries, compare the `first`, or `all` as in the paper's Eq. 7."""
 
 
 @hookimpl
@@ -28,5 +28,5 @@ def register_energies(register):
         "pta",
         "guidedcd_pta.energy:PTA",
         config=PTAConfig,
-        summary="match the temporal attention of the sample's own video (primary entries per row)",
+        summary="primary temporal attention: the motion of the sample's reference video",
     )

@@ -1,4 +1,4 @@
-"""The proving ground as components: a small trained teacher, an endless dataset, and an oracle of the truth."""
+"""The proving ground: a small trained teacher, a dataset without end, and a metric that measures the truth."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class ShapesDataConfig(DatasetConfig):
     """Options of the dataset `shapes`."""
 
     set: str = attrs.field(default="mix", validator=in_(("mix", "web", "dense")), metadata={"positional": True})
-    """`web` (short honest captions, degraded videos), `dense` (clean videos, captions longer than rewards read), or
-    `mix`: three web clips for each dense one."""
+    """`web` (short captions, degraded videos), `dense` (clean videos, captions longer than rewards read), or `mix`
+    (three web clips for each dense one)."""
     size: int = attrs.field(default=20000, validator=ge(1))
-    """How many clips; the first ones of a longer set are the same."""
+    """Number of clips; a longer set begins with the clips of a shorter one."""
     seed: int = 0
-    """Another seed gives other clips."""
+    """Seed of the clips."""
     motion: str = attrs.field(default="dynamic", validator=in_(("dynamic", "uniform", "pretrain")))
-    """How fast things move: `dynamic` mostly fast, `pretrain` as slow as what the teacher was trained on."""
+    """Speeds: `dynamic` (mostly fast), `uniform`, or `pretrain` (slow, as in the teacher's training)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -44,7 +44,7 @@ def register_teachers(register):
         "shapes",
         "guidedcd_shapes.teacher:ShapesTeacher",
         config=ShapesTeacherConfig,
-        summary="the embedded teacher of moving shapes, 8 frames of 48 x 48, runs anywhere",
+        summary="moving shapes, 8 frames of 48 x 48 pixels; weights included, runs on a CPU",
     )
 
 
@@ -55,7 +55,7 @@ def register_datasets(register):
         "shapes",
         "guidedcd_shapes.dataset:Shapes",
         config=ShapesDataConfig,
-        summary="captioned clips of moving shapes, drawn on demand",
+        summary="captioned clips of moving shapes, drawn when they are read",
     )
 
 
@@ -66,5 +66,5 @@ def register_metrics(register):
         "shapes-oracle",
         "guidedcd_shapes.metric:ShapesOracle",
         config=ShapesOracleConfig,
-        summary="which attributes of a prompt a video shows, measured from its pixels",
+        summary="share of a prompt's attributes that the video shows, measured from its pixels",
     )

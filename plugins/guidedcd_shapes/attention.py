@@ -1,8 +1,9 @@
 """Exact, faster attention and temporal convolution for tiny `UNet3DConditionModel`s; classes and weights stay stock.
 
-`guidedcd.acceleration` serves large networks on GPUs; this changes no memory layout and pays on CPUs as well.
-Three observations: prompts are the same for all frames of a video, so their keys and values are needed once; the
-temporal sequences are so short that plain matrix products beat the fused GPU kernels; a temporal Conv3d is a Conv2d.
+`guidedcd.acceleration` is for large networks on GPUs. This module changes no memory layout and is faster on CPUs too.
+The gain has three sources. All frames of a video share a prompt, so that its keys and values are computed once. The
+temporal sequences are so short that plain matrix products are faster than fused GPU kernels. A temporal Conv3d equals a
+Conv2d.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ def speed_up(network: nn.Module, frames: int, temporal: object | None = None, co
     """Switch a UNet3DConditionModel to the fast paths, in place; the output equals the stock one up to rounding.
 
     Args:
-        network: In eval mode, or trained without dropout.
-        frames: Per video.
-        temporal: Another processor for the attention over frames.
-        convolutions: Also the temporal convolutions, which then have no dropout; a gain on GPUs only.
+        network: A network in eval mode, or one that is trained without dropout.
+        frames: Frames per video.
+        temporal: Processor of the attention over frames in place of `Temporal`.
+        convolutions: Replace the temporal convolutions too, which then have no dropout; faster on GPUs only.
     """
     for name, module in network.named_modules():
         if isinstance(module, Attention):
@@ -77,7 +78,7 @@ def speed_up(network: nn.Module, frames: int, temporal: object | None = None, co
 
 
 def difference(network: nn.Module, frames: int, *inputs: Tensor) -> float:
-    """Largest absolute change of the output that `speed_up` makes; leaves `network` fast."""
+    """Largest absolute change of the output by `speed_up`, which is applied to `network`."""
     with torch.no_grad():
         stock = network(*inputs, return_dict=False)[0]
         return (speed_up(network, frames)(*inputs, return_dict=False)[0] - stock).abs().max().item()

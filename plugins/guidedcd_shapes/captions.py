@@ -1,6 +1,6 @@
-"""Captions of scenes: short honest ones, long dense ones, and prompts. Every attribute value is one word.
+"""Captions of scenes: short ones, dense ones, and prompts. Every attribute value is one word.
 
-Dense captions exceed 77 tokens: half of them name the object after the 40th, all of them the motion after the 77th.
+Dense captions exceed 77 tokens. Half of them name the object after token 40, all of them the motion after token 77.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INTRO = (
         "an impressive level of detail ."
     ),
 )
-PLACE = (
+SETTING = (
     (
         "the background is a {background} surface that fills the whole frame and remains unchanged from the "
         "first frame to the last frame without any visible change ."
@@ -55,7 +55,7 @@ ACTION = (
 SECOND = ("a second object , a {object} , rests {relation} it and does not move at all .",)
 END = ("overall the mood is quiet and minimal .", "overall the atmosphere is modern and relaxed .")
 FROM_SECOND = ("beside", "below")
-"""Where the second object is, seen from the first."""
+"""Position of the second object relative to the first, by relation."""
 
 
 def object_phrase(scene: Scene, which: int = 0, size: bool = True) -> str:
@@ -78,23 +78,23 @@ def motion_phrase(scene: Scene, rng: random.Random, speed: bool = True, gerund: 
 
 
 def short_caption(scene: Scene, rng: random.Random) -> str:
-    """A web-like caption: honest, and silent about some attributes."""
+    """A correct caption that leaves out some attributes at random, as captions from the web do."""
 
-    def says(p: float) -> bool:
+    def chance(p: float) -> bool:
         return rng.random() < p
 
-    text = rng.choice(OPENINGS) + "a " + object_phrase(scene, 0, says(0.7))
-    if says(0.85):
-        text += " " + motion_phrase(scene, rng, says(0.6))
+    text = rng.choice(OPENINGS) + "a " + object_phrase(scene, 0, chance(0.7))
+    if chance(0.85):
+        text += " " + motion_phrase(scene, rng, chance(0.6))
     if scene.objects == 2:
-        text += f" {world.RELATIONS[scene.relation]} a " + object_phrase(scene, 1, says(0.6))
-    if says(0.65):
+        text += f" {world.RELATIONS[scene.relation]} a " + object_phrase(scene, 1, chance(0.6))
+    if chance(0.65):
         text += f" on a {world.BACKGROUNDS[scene.background]} background"
     return text
 
 
 def full_caption(scene: Scene, rng: random.Random, motion: bool = True, speed: bool = True) -> str:
-    """A short caption that names everything, or everything but motion or speed."""
+    """A short caption that names every attribute, or all except motion or speed."""
     text = "a " + object_phrase(scene)
     if motion:
         text += " " + motion_phrase(scene, rng, speed)
@@ -104,10 +104,10 @@ def full_caption(scene: Scene, rng: random.Random, motion: bool = True, speed: b
 
 
 def dense_caption(scene: Scene, rng: random.Random) -> str:
-    """A long caption that names everything, most of it beyond what rewards read."""
+    """A long caption that names every attribute, mostly beyond the context of the rewards."""
     subject = rng.choice(SUBJECT).format(object=object_phrase(scene))
-    place = rng.choice(PLACE).format(background=world.BACKGROUNDS[scene.background])
-    middle = [subject, place] if rng.random() < 0.5 else [place, subject]
+    setting = rng.choice(SETTING).format(background=world.BACKGROUNDS[scene.background])
+    middle = [subject, setting] if rng.random() < 0.5 else [setting, subject]
     last = rng.choice(END)
     if scene.objects == 2:
         last = rng.choice(SECOND).format(object=object_phrase(scene, 1), relation=FROM_SECOND[scene.relation])
@@ -117,7 +117,7 @@ def dense_caption(scene: Scene, rng: random.Random) -> str:
 
 def words() -> list[str]:
     """Every word that a caption can contain, sorted."""
-    texts = [*OPENINGS, *INTRO, *PLACE, *SUBJECT, *ACTION, *SECOND, *END, *FROM_SECOND]
+    texts = [*OPENINGS, *INTRO, *SETTING, *SUBJECT, *ACTION, *SECOND, *END, *FROM_SECOND]
     texts += [*world.SHAPES, *world.COLORS, *world.SIZES, *world.BACKGROUNDS, *world.RELATIONS, *world.MOTIONS[:-1]]
     texts += [*sum(ADVERBS, ()), *sum(VERBS, ()), "orbiting orbits staying stays still a on background"]
     return sorted({word for text in texts for word in re.sub(r"{\w+}", " ", text).split()})

@@ -24,7 +24,7 @@ class Shapes:
         self.config = config
 
     def open(self, geometry: Geometry) -> Sequence[Clip]:
-        """All clips, in the teacher's size."""
+        """All clips in the teacher's size, each drawn when it is read."""
         return Clips(self.config, geometry)
 
 
@@ -32,11 +32,11 @@ class Clips(LazySequence[Clip]):
     """The clips of one config and geometry."""
 
     def __init__(self, config: ShapesDataConfig, geometry: Geometry) -> None:
-        """Draw nothing yet."""
+        """Keep the options; nothing is drawn yet."""
         self.config, self.geometry = config, geometry
 
     def __len__(self) -> int:
-        """How many clips."""
+        """Number of clips."""
         return self.config.size
 
     def read(self, index: int) -> Clip:
@@ -44,7 +44,7 @@ class Clips(LazySequence[Clip]):
         config = self.config
         kind = ("web", "web", "web", "dense")[index % 4] if config.set == "mix" else config.set
         rng = random.Random(f"clip {config.seed} {kind} {config.motion} {index}")
-        scene = world.sample_scene(rng, config.motion, unseen=None)  # a user's clips show what the teacher never saw
+        scene = world.sample_scene(rng, config.motion, unseen=None)  # clips also show pairs that the teacher never saw
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
         truth = world.pack([scene])
         video = drawing.render(truth, kind == "web", generator, models.variety())[0]

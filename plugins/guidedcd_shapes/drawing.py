@@ -1,6 +1,6 @@
 """Drawing scenes as short videos, clean or degraded like scraped web video.
 
-Everything is vectorised over scenes and runs on any device without copies from the host.
+All functions are vectorised over scenes and run on any device without copies from the host.
 Legend: B scenes, F frames, H = W = SIZE pixels. Pixel coordinates: x to the right, y down.
 """
 
@@ -46,16 +46,18 @@ def masks(shape: Tensor | int, r: Tensor, center: Tensor, size: int = world.SIZE
     """Coverage (..., size, size) in [0, 1] of shapes (...) with radii (...) at centers (..., 2), in pixels.
 
     Args:
-        shape: Index of world.SHAPES, one for all or (...).
+        shape: Index of world.SHAPES, one for all shapes or (...).
         r: Radii (...).
         center: Centers (..., 2).
         size: Pixels per side.
-        tilt: Clockwise, radians, one for all or (...).
+        tilt: Clockwise rotation in radians, one for all shapes or (...).
     """
     grid = torch.arange(size, device=center.device, dtype=center.dtype)
     x = grid - center[..., 0, None, None]
     y = grid[:, None] - center[..., 1, None, None]
     x, y = torch.broadcast_tensors(x, y)
+    cos: Tensor | float
+    sin: Tensor | float
     if isinstance(tilt, Tensor):
         cos, sin = tilt.cos()[..., None, None], tilt.sin()[..., None, None]
     else:
@@ -65,15 +67,15 @@ def masks(shape: Tensor | int, r: Tensor, center: Tensor, size: int = world.SIZE
     r = r[..., None, None]
     if isinstance(shape, int):
         return (0.5 - distance(shape, x, y, r)).clamp(0, 1)
-    chosen = torch.zeros_like(x)
+    distances = torch.zeros_like(x)
     for i in range(len(world.SHAPES)):
-        chosen = torch.where((shape == i)[..., None, None], distance(i, x, y, r), chosen)
-    return (0.5 - chosen).clamp(0, 1)
+        distances = torch.where((shape == i)[..., None, None], distance(i, x, y, r), distances)
+    return (0.5 - distances).clamp(0, 1)
 
 
 @cache
 def patterns(device: torch.device, size: int = world.SIZE) -> Tensor:
-    """Textures (6, size, size), mean 0, in [-0.5, 0.5]: ramps down and across, upright and level stripes, 2 phases."""
+    """Textures (6, size, size) with mean 0 in [-0.5, 0.5]: ramps, then vertical and horizontal stripes, 2 phases."""
     grid = torch.arange(size, device=device, dtype=torch.float32)
     ramp, wave = grid / (size - 1) - 0.5, 2 * math.pi * (grid + 0.5) * 4 / size
     even, odd = 0.5 * wave.cos(), 0.5 * wave.sin()
@@ -83,7 +85,7 @@ def patterns(device: torch.device, size: int = world.SIZE) -> Tensor:
 
 
 def textures(background: Tensor, variety: world.Variety, rand: Callable[..., Tensor]) -> Tensor:
-    """Zero-mean plates (B, H, W) of backgrounds (B,), to be scaled by their world.AMPLITUDE; plain ones get any."""
+    """Textures (B, H, W) with mean 0 of backgrounds (B,); world.AMPLITUDE scales them, by 0 for plain backgrounds."""
     b, device = len(background), background.device
     gradient = (background == world.BACKGROUNDS.index("gradient"))[:, None]
     if variety.texture:
@@ -142,11 +144,11 @@ def render(
     """Draw packed scenes.
 
     Args:
-        truth: Packed scenes on the wanted device.
-        web: Degrade all (True), none (False), or those marked in a bool tensor (B,).
-        generator: On the same device.
-        variety: What varies unsaid.
-        path: From `trajectories`, which is called otherwise.
+        truth: Packed scenes; the videos are drawn on their device.
+        web: Which videos to degrade: all (True), none (False), or a bool tensor (B,).
+        generator: Source of randomness on the same device.
+        variety: Variation that no caption names.
+        path: Result of `trajectories`; None computes it.
 
     Returns:
         Videos (B, F, 3, H, W), float32 in [0, 1].
@@ -180,7 +182,7 @@ def render(
 
 @cache
 def stamp(device: torch.device, size: int = world.SIZE) -> Tensor:
-    """The web set's pale mark in the lower right corner, (size, size) in [0, 1]."""
+    """The pale watermark of degraded videos in the lower right corner, (size, size) in [0, 1]."""
     mark = torch.zeros(size, size, device=device)
     mark[size - 7 : size - 3, size - 16 : size - 3] = 1.0
     mark[size - 6 : size - 4, size - 14 : size - 5 : 3] = 0.2
@@ -188,7 +190,7 @@ def stamp(device: torch.device, size: int = world.SIZE) -> Tensor:
 
 
 def degrade(video: Tensor, strength: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Low contrast, blur, flicker, sensor noise and a stamp, of `strength` (B,), by default drawn from [0.35, 1]."""
+    """Reduce contrast; add blur, flicker, noise and a watermark. `strength` (B,) is drawn from [0.35, 1] by default."""
     b, f, c, h, w = video.shape
     device = video.device
 

@@ -1,4 +1,4 @@
-"""The embedded models: stock classes of diffusers, transformers and open_clip in sizes that a laptop runs."""
+"""The embedded models: small instances of stock classes of diffusers, transformers and open_clip."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,19 @@ from guidedcd.errors import GuidedCDError
 from guidedcd_shapes import world
 from guidedcd_shapes.vocabulary import BEGIN, END, PAD, VOCABULARY
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
 WEIGHTS = Path(__file__).parent / "weights"
 
-
 CONTEXT = {"text": 128, "clip": 77, "hps": 77, "internv2": 40}
-"""Tokens that each text tower reads, <bos> and <eos> included."""
-
+"""Context length of each text tower in tokens, <bos> and <eos> included."""
 
 WIDTH = 96
-
+"""Width of the prompt embeddings."""
 
 LATENT = (4, world.FRAMES, 12, 12)
-
+"""Shape of a video's latents (C, F, h, w)."""
 
 _CLIP = {
     "embed_dim": 128,
@@ -113,7 +114,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-SCHEDULER = {  # with the usual end of 0.02 four steps do as well as fifty on such small clips
+SCHEDULER: dict[str, Any] = {  # with the usual beta_end of 0.02, four steps are as good as fifty on such small clips
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
     "beta_end": 0.045,
@@ -122,26 +123,31 @@ SCHEDULER = {  # with the usual end of 0.02 four steps do as well as fifty on su
 }
 
 
-NORMALISE = {  # mean and standard deviation of the pixels, as the real models have them
+NORMALISE = {  # mean and standard deviation of the pixels, as for the released models
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "internv2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
 
 def meta(folder: Path = WEIGHTS) -> dict[str, Any]:
-    """What the recipe wrote beside the weights: configurations, vocabulary, measured quality; {} without meta.json."""
+    """The recipe's meta.json: configurations, vocabulary and measured quality; {} if there is none."""
     path = folder / "meta.json"
     return read_json(path) if path.exists() else {}
 
 
 @cache
 def variety(folder: Path = WEIGHTS) -> world.Variety:
-    """What varies unsaid in the world that the weights in `folder` were made from."""
+    """The variation of the videos that the weights in `folder` were trained on."""
     return world.Variety(**meta(folder).get("variety", {}))
 
 
 def build(name: str, config: Mapping[str, Any] | None = None) -> nn.Module:
-    """A fresh model by its name in CONFIGS, in other sizes if given, weights drawn from torch's global generator."""
+    """A model by its name in CONFIGS, with random weights from torch's global generator.
+
+    Args:
+        name: A key of CONFIGS.
+        config: Sizes in place of those in CONFIGS.
+    """
     config = config or CONFIGS[name]
     if name == "vae":
         from diffusers import AutoencoderKL as Class
@@ -161,9 +167,9 @@ def build(name: str, config: Mapping[str, Any] | None = None) -> nn.Module:
 
 
 def alphas_cumprod(folder: Path | None = None) -> Tensor:
-    """The noise schedule (1000,), float32: that of the teacher in `folder`, or the recipe's."""
-    wanted = SCHEDULER if folder is None else meta(folder).get("scheduler", SCHEDULER)
-    betas = float32_linspace(wanted["beta_start"], wanted["beta_end"], wanted["num_train_timesteps"])
+    """Cumulative alphas (1000,), float32, of the teacher in `folder`, or those of the recipe."""
+    config: dict[str, Any] = SCHEDULER if folder is None else meta(folder).get("scheduler", SCHEDULER)
+    betas = float32_linspace(config["beta_start"], config["beta_end"], config["num_train_timesteps"])
     return (1 - betas).cumprod(0)
 
 
@@ -176,7 +182,7 @@ def save(name: str, model: nn.Module, folder: Path) -> None:
 
 
 def load(name: str, folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> nn.Module:
-    """A trained model in float32, frozen, in eval mode; its sizes are those that `folder`'s meta.json states."""
+    """A trained model in float32, frozen, in eval mode, in the sizes of `folder`'s meta.json."""
     from safetensors.torch import load_file
 
     model = build(name, meta(folder).get(name))
@@ -192,23 +198,23 @@ def load(name: str, folder: Path = WEIGHTS, device: torch.device | str = "cpu") 
     return model.to(device).eval().requires_grad_(False)
 
 
-def encode(vae: nn.Module, video: Tensor, chunk: int = 4096) -> Tensor:
+def encode(vae: AutoencoderKL, video: Tensor, chunk: int = 4096) -> Tensor:
     """Latents (B, C, F, h, w), float32, of videos (B, F, 3, H, W) in [0, 1]; posterior mode."""
     dtype = next(vae.parameters()).dtype
     pixels = (video.flatten(0, 1) * 2 - 1).to(dtype)
-    z = torch.cat([vae.encode(part).latent_dist.mean.float() for part in pixels.split(chunk)])
+    z = torch.cat([vae.encode(images).latent_dist.mean.float() for images in pixels.split(chunk)])
     return z.unflatten(0, video.shape[:2]).transpose(1, 2).contiguous()
 
 
-def decode(vae: nn.Module, z: Tensor, chunk: int = 4096) -> Tensor:
+def decode(vae: AutoencoderKL, z: Tensor, chunk: int = 4096) -> Tensor:
     """Videos (B, F, 3, H, W) in [0, 1], float32, of latents (B, C, F, h, w)."""
     flat = z.transpose(1, 2).flatten(0, 1).to(next(vae.parameters()).dtype)
-    pixels = torch.cat([vae.decode(part).sample.float() for part in flat.split(chunk)])
+    pixels = torch.cat([vae.decode(latents).sample.float() for latents in flat.split(chunk)])
     return (pixels / 2 + 0.5).clamp(0, 1).unflatten(0, (z.shape[0], z.shape[2]))
 
 
 def embedded(name: str) -> tuple[Path, dict[str, Any]]:
-    """The small model that ships with this package: its weights, and its entry in meta.json.
+    """Weights and entry in meta.json of an embedded model.
 
     Raises:
         GuidedCDError: This installation has no such file.

@@ -1,7 +1,7 @@
-"""The oracle: measures what a video shows from its pixels alone. It is never trained, and never used as a reward.
+"""The oracle: measures the attributes of a video from its pixels. It is never trained, and never used as a reward.
 
-Objects are segmented by hue, shapes recognised by matching drawn templates of the measured area, motion read off the
-centers of mass. Legend: B videos, F frames, P shapes, K = 2 objects at most.
+Objects are segmented by hue. Shapes are recognised by matching drawn templates of the measured area. Motion is that of
+the centers of mass. Legend: B videos, F frames, P shapes, K = 2 objects at most.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from guidedcd_shapes.world import ORBIT, constant
 OTHER = 6
 """Motion class of a path that is neither straight, round nor still."""
 ATTRIBUTES = ("color", "shape", "size", "background", "motion", "second")
-"""What `all` may demand; "second" is colour and shape of the second object, and that there is one."""
+"""Attributes that `all` requires where they apply; "second" is the presence, colour and shape of the second object."""
 FLOOR = 0.2
 SPEED_LIMITS = (1.3, 2.4)
 TILTS = (0.0, -0.22, 0.22, -0.44, 0.44)
-"""Radians by which templates are turned."""
+"""Rotations of the templates, in radians."""
 ROUND = ("circle", "ring")
 
 
@@ -46,14 +46,14 @@ class Measured:
     center: Tensor
     """(B, F, 2), pixels."""
     present: Tensor
-    """(B,), bool: seen in most frames."""
+    """(B,), bool: visible in most frames."""
     mass: Tensor
     """(B,), summed chroma."""
     misfit: Tensor
-    """(B,), share of the object's energy that the best template leaves unexplained."""
+    """(B,), share of the object's energy that the best template does not explain."""
 
     def where(self, condition: Tensor, other: Measured) -> Measured:
-        """This object where `condition` (B,), else the other one."""
+        """This object where `condition` (B,) holds, else the other one."""
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in attrs.fields(Measured)}
         return Measured(
             **{k: torch.where(condition.view(-1, *[1] * (a.ndim - 1)), a, b) for k, (a, b) in pairs.items()}
@@ -81,7 +81,7 @@ class Oracle:
 
     @torch.no_grad()
     def objects(self, video: Tensor) -> tuple[Measured, Measured, Tensor]:
-        """The dominant object, the runner-up, and a mask (B, F, H, W) of pixels far from any object."""
+        """The largest object, the second largest, and a mask (B, F, H, W) of pixels far from any object."""
         smooth = drawing.blur(video.float().clamp(0, 1))
         a, b = (x - x.flatten(2).median(-1).values[..., None, None] for x in chroma(smooth))
         magnitude, hue = torch.sqrt(a * a + b * b), torch.atan2(b, a)
@@ -90,16 +90,16 @@ class Oracle:
         apart = ((hue[:, None] - self.hues.view(1, -1, 1, 1, 1) + math.pi) % (2 * math.pi) - math.pi).abs()
         nearest, strong = apart.argmin(1), magnitude > gate
         mass = torch.stack([(magnitude * strong * (nearest == k)).sum((1, 2, 3)) for k in range(6)], 1)
-        found = []
+        objects = []
         for _ in range(2):
             color = mass.argmax(1)
             own = mass.gather(1, color[:, None])[:, 0]
-            for neighbour in (-1, 0, 1):  # hues next to it belong to the same object
+            for neighbour in (-1, 0, 1):  # neighbouring hues belong to the same object
                 mass = mass.scatter(1, ((color + neighbour) % 6)[:, None], -1.0)
             cut = magnitude * (apart[torch.arange(len(color), device=self.device), color] < 0.55)
-            found.append(self._measure(cut, strong, color, own))
+            objects.append(self._measure(cut, strong, color, own))
         halo = nnf.max_pool2d((magnitude > 0.5 * gate).float(), 7, 1, 3)
-        return found[0], found[1], 1 - halo
+        return objects[0], objects[1], 1 - halo
 
     def _measure(self, cut: Tensor, strong: Tensor, color: Tensor, mass: Tensor) -> Measured:
         frames, size = cut.shape[1], cut.shape[-1]
@@ -139,7 +139,7 @@ class Oracle:
 
     @torch.no_grad()
     def background(self, video: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-        """Index of world.BACKGROUNDS (B,) and mean brightness change between frames (B,), where `free` of objects."""
+        """Index of world.BACKGROUNDS (B,), and mean change of brightness between frames (B,), in the region `free`."""
         light = video.float().clamp(0, 1).mean(2)
         mean = (light * free).sum((-1, -2)) / free.sum((-1, -2)).clamp_min(1)
         flicker = (mean[:, 1:] - mean[:, :-1]).abs().mean(1)
@@ -151,9 +151,9 @@ class Oracle:
         plate = (plate - level[:, None, None]) * use
         amplitude, explained = [], []
         for pattern in drawing.patterns(self.device, self.size):
-            part = (pattern - ((pattern * use).sum((-1, -2)) / count)[:, None, None]) * use
-            power = part.square().sum((-1, -2)).clamp_min(1e-3)
-            c = (plate * part).sum((-1, -2)) / power
+            centered = (pattern - ((pattern * use).sum((-1, -2)) / count)[:, None, None]) * use
+            power = centered.square().sum((-1, -2)).clamp_min(1e-3)
+            c = (plate * centered).sum((-1, -2)) / power
             amplitude.append(c.square())
             explained.append(c * c * power)
         pairs = [torch.stack(x, 1).unflatten(1, (3, 2)).sum(-1) for x in (amplitude, explained)]
@@ -204,14 +204,14 @@ class Oracle:
 
 
 def demand(result: dict[str, Tensor], attributes: tuple[str, ...]) -> Tensor:
-    """1 where every one of `attributes` that applies is right, else 0; (B,)."""
+    """(B,): 1 if all of `attributes` that apply are right, else 0."""
     return torch.stack([result[name].nan_to_num(1.0) for name in attributes]).amin(0)
 
 
 def summarise(result: dict[str, Tensor]) -> dict[str, float]:
     """Means over the videos to which each measurement applies, rounded to 4 digits."""
-    kept = {name: value[~value.isnan()] for name, value in result.items()}
-    return {name: round(value.float().mean().item(), 4) for name, value in kept.items() if value.numel()}
+    values = {name: value[~value.isnan()] for name, value in result.items()}
+    return {name: round(value.float().mean().item(), 4) for name, value in values.items() if value.numel()}
 
 
 def _soft(cover: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""Evaluation prompts with their ground truth; seeds and a fifth of the combinations never occur in training."""
+"""Evaluation prompts with their true scenes; their seeds, and a fifth of the combinations, never occur in training."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 from torch import Tensor
@@ -17,16 +18,16 @@ KINDS = ("full", "no-motion", "dense", "mixed")
 SPLITS = {"motion": (0, "full"), "no-motion": (0, "no-motion"), "validation": (1, "full"), "training": (-1, "mixed")}
 """Seed and kind of each split."""
 NAMED = ("color", "shape", "size", "background", "second")
-"""What every prompt names; all but "no-motion" ones add "motion"."""
+"""Attributes that every prompt names; all prompts except "no-motion" also name the motion."""
 
 
 def evaluation_prompts(n: int, seed: int = 0, kind: str = "mixed", two: float = 0.15) -> list[Prompt]:
     """Prompts of the proving ground.
 
     Args:
-        n: How many; the first ones of a longer list are the same.
-        seed: Disjoint from training for every value.
-        kind: `full` names everything, `no-motion` everything but motion and has one object, `dense` is long,
+        n: Number of prompts; a longer list begins with the prompts of a shorter one.
+        seed: Seed of the scenes, disjoint from training for every value.
+        kind: `full` names every attribute, `no-motion` all except motion (with one object), `dense` is long,
             `mixed` alternates `full` and `no-motion`.
         two: Share of `full` and `dense` prompts with two objects.
     """
@@ -56,11 +57,22 @@ def _prompt(index: int, seed: int, kind: str, two: float) -> Prompt:
     )
 
 
+def scene_of(prompt: Prompt) -> Scene:
+    """The true scene of a prompt.
+
+    Raises:
+        GuidedCDError: It is unknown.
+    """
+    if prompt.scene is None:
+        raise GuidedCDError(f"the oracle needs prompts with a known scene; '{prompt.text}' has none.")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in prompt.scene.items()}
+    return Scene(**values)
+
+
 def truth(prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """The prompts' scenes, packed for the oracle."""
-    unknown = [p.text for p in prompts if p.scene is None]
-    if unknown:
-        raise GuidedCDError(f"the oracle needs prompts with a known scene; '{unknown[0]}' has none.")
-    return world.pack(
-        [Scene(**{k: tuple(v) if isinstance(v, list) else v for k, v in p.scene.items()}) for p in prompts]
-    )
+    """The prompts' true scenes, packed for the oracle.
+
+    Raises:
+        GuidedCDError: A prompt has no known scene.
+    """
+    return world.pack([scene_of(prompt) for prompt in prompts])

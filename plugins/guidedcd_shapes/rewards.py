@@ -1,4 +1,4 @@
-"""The embedded reward models, in the form that `guidedcd.rewards.image_text` takes."""
+"""The embedded reward models, as sources for `guidedcd.rewards.image_text`."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import CLIPTextModel
 
 from guidedcd.data.clips import Prompt
 from guidedcd.data.geometry import Geometry
@@ -21,13 +22,15 @@ from guidedcd_shapes.vocabulary import WorldTokenizer, save_tokenizer
 
 FPS = 8.0
 SPLITS = {"full": "motion", "no-motion": "no-motion"}
-"""The kinds of prompts that the recipe measured on, as evaluations call them."""
+"""The split of an evaluation by the kind of prompts that the recipe measured on."""
 
 
 class WorldText(nn.Module):
-    """Captions to the text encoder's last hidden state; the padding after a caption repeats its content."""
+    """Captions to the last hidden state of the text encoder, which also encodes the padding after a caption."""
 
-    def __init__(self, model: nn.Module, tokenizer: WorldTokenizer) -> None:
+    model: CLIPTextModel
+
+    def __init__(self, model: CLIPTextModel, tokenizer: WorldTokenizer) -> None:
         """Take a `CLIPTextModel` and its tokenizer."""
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
@@ -38,7 +41,7 @@ class WorldText(nn.Module):
         return {"prompt_embeds": self.model(input_ids=ids).last_hidden_state}
 
     def save_tokenizer(self, folder: Path) -> str:
-        """Write the tokenizer as transformers reads it; the name of its class."""
+        """Write the tokenizer's files for transformers into `folder`, and return the name of its class."""
         return save_tokenizer(folder, self.model.config.max_position_embeddings)
 
 
@@ -46,7 +49,7 @@ class ShapesTeacher(LatentTeacher):
     """The teacher `shapes`, in float32 on the CPU, with its own prompts and model card."""
 
     base_model = "guidedcd-shapes"
-    """How the model card of a student names this teacher."""
+    """Name of this teacher in the model card of a student."""
 
     def __init__(self, config: ShapesTeacherConfig) -> None:
         """Read the weights.
@@ -59,7 +62,7 @@ class ShapesTeacher(LatentTeacher):
         if missing:
             raise GuidedCDError(
                 f"teacher 'shapes': {folder} lacks {', '.join(f'{name}.safetensors' for name in missing)}; "
-                "use 'embedded', or make them with python -m guidedcd_shapes.recipe --out FOLDER."
+                "use 'embedded', or train them with python -m guidedcd_shapes.recipe --out FOLDER."
             )
         vae, text, network = (models.load(name, folder) for name in ("vae", "text", "unet"))
         super().__init__(
@@ -79,7 +82,7 @@ class ShapesTeacher(LatentTeacher):
         self.folder = folder
 
     def prompts(self, split: str, count: int) -> list[Prompt]:
-        """The first `count` prompts of "motion", "no-motion" or "validation", whose true scenes the oracle knows."""
+        """The first `count` prompts of "motion", "no-motion" or "validation", with their true scenes."""
         return split_prompts(split, count)
 
     def training_prompts(self, count: int) -> list[Prompt]:
@@ -87,7 +90,7 @@ class ShapesTeacher(LatentTeacher):
         return split_prompts("training", count)
 
     def card(self) -> list[dict[str, Any]]:
-        """What the recipe measured at most steps, with the guidance that served best; [] without measurements."""
+        """The recipe's scores with the most steps and the best guidance; [] if it was not measured."""
         try:
             measured: Mapping[str, Any] = models.meta(self.folder)["stages"]["evaluation"]["steps"]
         except (OSError, KeyError, GuidedCDError):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class WorldTokens:
-    """The tokenizer of the embedded proving ground."""
+    """The words of the proving ground, as rewards read them."""
 
     def __init__(self, max_tokens: int) -> None:
         from guidedcd_shapes.vocabulary import WorldTokenizer
@@ -17,7 +17,7 @@ class WorldTokens:
         self._tokenizer = WorldTokenizer(max_tokens)
 
     def count(self, text: str) -> int:
-        """Tokens of `text`, special tokens included."""
+        """Number of tokens of `text` before truncation, special tokens included."""
         return self._tokenizer.count(text)
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

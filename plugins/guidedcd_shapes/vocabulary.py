@@ -23,10 +23,10 @@ _WORD = re.compile(r"[a-z]+|[.,]")
 
 
 class WorldTokenizer:
-    """Texts to padded ids; too long texts are cut and still end in <eos>."""
+    """Texts to padded ids; a text that is too long is truncated and still ends in <eos>."""
 
     def __init__(self, context: int) -> None:
-        """`context`: tokens read at most, <bos> and <eos> included."""
+        """Keep the context length, <bos> and <eos> included."""
         self.context = context
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -38,29 +38,29 @@ class WorldTokenizer:
         return ids
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the words alone, uncut; case and unknown punctuation do not matter."""
+        """Ids of all words, without <bos> and <eos>; case and unknown punctuation are ignored."""
         return [INDEX.get(word, UNKNOWN) for word in _WORD.findall(text.lower())]
 
     def count(self, text: str) -> int:
-        """Tokens of the uncut text, <bos> and <eos> included."""
+        """Number of tokens before truncation, <bos> and <eos> included."""
         return len(self.encode(text)) + 2
 
     def mask(self, ids: Tensor) -> Tensor:
-        """1 where `ids` (B, context) hold a token, 0 at the padding; int64."""
+        """Mask (B, context), int64: 1 for a token of `ids`, 0 for padding."""
         return (ids != PAD).long()
 
     def position(self, text: str, word: str) -> int | None:
-        """1-based position of the last `word` in the uncut text, <bos> counted; None if absent."""
+        """Position of the last `word` before truncation, where <bos> has position 1; None if it is absent."""
         tokens = _WORD.findall(text.lower())
         return max((i + 2 for i, token in enumerate(tokens) if token == word), default=None)
 
 
 def save_tokenizer(folder: Path, length: int) -> str:
-    """Write a tokenizer that transformers reads, 4 and 5 alike; the name of its class.
+    """Write a tokenizer for transformers 4 and 5, and return the name of its class.
 
     Args:
-        folder: Where its files go.
-        length: Tokens read at most, <bos> and <eos> included.
+        folder: Folder of its files.
+        length: Context length, <bos> and <eos> included.
     """
     transformers_tokenizer(length).save_pretrained(folder)
     config = folder / "tokenizer_config.json"
@@ -70,20 +70,20 @@ def save_tokenizer(folder: Path, length: int) -> str:
 
 
 def transformers_tokenizer(length: int) -> Any:
-    """The words as a tokenizer of transformers that reads at most `length` tokens."""
+    """A tokenizer of transformers with this vocabulary and context length."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     pad, unknown, begin, end = (VOCABULARY[i] for i in (PAD, UNKNOWN, BEGIN, END))
     # Captions never spell special tokens: "<pad>" in a text is the unknown word "pad".
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=unknown))
-    made.normalizer = normalizers.Lowercase()
-    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[a-z]+|[.,]"), behavior="removed", invert=True)
-    made.post_processor = processors.TemplateProcessing(
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token=unknown))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[a-z]+|[.,]"), behavior="removed", invert=True)
+    tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A {end}", special_tokens=[(begin, BEGIN), (end, END)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=made,
+        tokenizer_object=tokenizer,
         model_max_length=length,
         bos_token=begin,
         eos_token=end,

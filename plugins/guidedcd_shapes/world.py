@@ -1,4 +1,4 @@
-"""The world: scenes of one or two moving shapes, and what may vary between videos of one scene.
+"""Scenes of one or two moving shapes, and the variation between videos of one scene.
 
 Legend: B scenes. Pixel coordinates: x to the right, y down.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import attrs
 import torch
@@ -37,9 +38,9 @@ VELOCITY = (0.8, 1.8, 3.0)
 DIRECTION = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (0, 0))
 LEVEL, AMPLITUDE = (0.86, 0.5, 0.13, 0.5, 0.5), (0, 0, 0, 0.5, 0.4)
 SWEEP = 5.5
-"""Radians that an orbiting shape covers in a clip."""
+"""Angle that an orbiting shape covers in a clip, in radians."""
 UNSEEN = frozenset({(1, 3), (2, 4), (5, 1)})
-"""(colour, shape) pairs in no caption or video of the teacher's training: yellow star, green ring, pink square."""
+"""Pairs (colour, shape) that the teacher's training never shows: yellow star, green ring, pink square."""
 
 BIASES = {  # share of still scenes, weights of slow, medium and fast
     "pretrain": (0.30, (0.50, 0.32, 0.18)),
@@ -50,19 +51,19 @@ BIASES = {  # share of still scenes, weights of slow, medium and fast
 
 @attrs.frozen(kw_only=True)
 class Variety:
-    """What differs between videos of one scene beyond place, exact size and shade, and is in no caption."""
+    """Variation between videos of one scene that no caption names, besides position, exact size and shade."""
 
     tilt: float = 0.0
-    """Shapes are turned by up to so many degrees, either way."""
+    """Largest rotation of a shape in either direction, in degrees."""
     texture: bool = False
-    """Gradients run anywhere; stripes are upright or level, and begin anywhere."""
+    """Whether gradients have any direction, and stripes are vertical or horizontal with any phase."""
     sway: float = 0.0
-    """Straight paths bend by up to so many pixels, and speed up or slow down on the way."""
+    """Largest bend of a straight path, in pixels; the speed along it varies too."""
 
 
 @attrs.frozen(kw_only=True)
 class Scene:
-    """Ground truth of one video; integers index the names above, pairs hold the first and the second object."""
+    """Ground truth of one video: indices of the names above; pairs are of the first and the second object."""
 
     objects: int
     shape: tuple[int, int]
@@ -70,15 +71,15 @@ class Scene:
     size: tuple[int, int]
     background: int
     motion: int
-    """Of the first object; the second one rests."""
+    """Motion of the first object; the second one rests."""
     speed: int
     relation: int
-    """Where the first object is, seen from the second."""
+    """Position of the first object relative to the second."""
 
 
 @cache
-def constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A tuple as a tensor on `device`, made once, so that drawing never copies from the host."""
+def constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tuple as a tensor on `device`, cached, so that drawing never copies from the host."""
     return torch.tensor(values, device=device, dtype=dtype)
 
 
@@ -87,18 +88,19 @@ def sample_scene(rng: random.Random, bias: str = "pretrain", two: float = 0.2, u
 
     Args:
         rng: Source of randomness.
-        bias: How fast things move, a key of BIASES.
-        two: Share of scenes with two objects; those are small and move across the line between them.
-        unseen: Whether the first object is one of the UNSEEN pairs; None does not care. The second one never is,
-            unless None.
+        bias: Distribution of speeds, a key of BIASES.
+        two: Share of scenes with two objects, which are small; the first moves across the line between them.
+        unseen: Whether the first object is one of the UNSEEN pairs; the second is none of them. None allows any pair
+            for both.
     """
-    color, held = rng.choice(sorted(UNSEEN)) if unseen else (rng.randrange(6), None)
+    pair = rng.choice(sorted(UNSEEN)) if unseen else None
+    color = pair[0] if pair else rng.randrange(6)
     colors = color, rng.choice([k for k in range(6) if min((k - color) % 6, (color - k) % 6) >= 2])
 
     def shape(c: int) -> int:
         return rng.choice([s for s in range(6) if unseen is None or (c, s) not in UNSEEN])
 
-    shapes = held if unseen else shape(colors[0]), shape(colors[1])
+    shapes = (pair[1] if pair else shape(colors[0]), shape(colors[1]))
     objects = 2 if rng.random() < two else 1
     relation, sizes = rng.randrange(2), (rng.randrange(2), rng.randrange(2))
     p_still, p_speed = BIASES[bias]
@@ -125,7 +127,7 @@ def pack(scenes: Sequence[Scene]) -> dict[str, Tensor]:
 
 
 def subset(truth: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-    """Some of the packed scenes."""
+    """The packed scenes at `index`."""
     return {name: value[index] for name, value in truth.items()}
 
 

@@ -24,8 +24,11 @@ def register_routes(register):
         "short-caption",
         "guidedcd_short_caption.route:ShortCaption",
         config=ShortCaptionConfig,
-        summary="only the rewards whose context holds the caption (the short one, if there is one)",
+        summary="only rewards that can read the whole caption (the short one, if there is one)",
     )
     register(
-        "all", "guidedcd_short_caption.route:All", config=AllConfig, summary="every reward, with the whole caption"
+        "all",
+        "guidedcd_short_caption.route:All",
+        config=AllConfig,
+        summary="all rewards, with the caption truncated to their context",
     )

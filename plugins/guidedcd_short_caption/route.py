@@ -9,24 +9,24 @@ from guidedcd_short_caption import AllConfig, ShortCaptionConfig
 
 
 class ShortCaption:
-    """Rewards read the short caption where a sample has one, and only those score it whose context holds all of it."""
+    """Rewards read the short caption if there is one; only rewards that can read all of it score the sample."""
 
     def __init__(self, config: ShortCaptionConfig) -> None:
         self.config = config
 
     def __call__(self, sample: Sample, route: Route) -> Route:
-        """The route with the caption to read, and without the rewards that would cut it."""
+        """The route with that caption, without the rewards that would truncate it."""
         caption = sample.short_caption or sample.caption
         fitting = frozenset(reward for reward in route.rewards if sample.fits(reward, caption))
         return attrs.evolve(route, caption=caption, rewards=fitting)
 
 
 class All:
-    """Every reward of the run scores every sample, with its whole caption, cut where a context ends."""
+    """Every reward of the run scores every sample, with its caption truncated to the reward's context."""
 
     def __init__(self, config: AllConfig) -> None:
         self.config = config
 
     def __call__(self, sample: Sample, route: Route) -> Route:
-        """A route to all rewards."""
+        """The route to all rewards of the run."""
         return attrs.evolve(route, caption=sample.caption, rewards=frozenset(sample.readers))

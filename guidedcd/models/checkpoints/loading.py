@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.models.checkpoints.detection import wrong_keys
 from guidedcd.models.checkpoints.reading import SafetensorsState, read_object
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
-    """The module `build` makes, without memory for its parameters."""
+
+def skeleton(build: Callable[[], Network]) -> Network:
+    """The module that `build` returns, with parameters on the meta device, which take no memory."""
     with torch.device("meta"):
         return build()
 
