@@ -278,7 +278,7 @@ def test_temporal_layers_alone_can_be_recomputed(toy, tmp_path):
             if (kind := type(module)) in (ResnetBlock2D, TemporalConvLayer):
                 first = next(m for m in module.modules() if not list(m.children()))
                 first.register_forward_hook(lambda m, a, o, kind=kind, heard=heard: heard.append(kind))
-        lines[layers] = trainer(1)
+        lines[layers] = trainer.step(1)
     count = {name: (heard.count(ResnetBlock2D), heard.count(TemporalConvLayer)) for name, heard in calls.items()}
 
     spatial, temporal = count["none"]
