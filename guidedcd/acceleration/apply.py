@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -14,8 +14,21 @@ from guidedcd.acceleration import options
 from guidedcd.acceleration.switch import is_fast, restore, speed_up
 
 
+class HasNetwork(Protocol):
+    """A teacher, as far as faster paths are concerned."""
+
+    network: nn.Module
+    """The denoiser."""
+
+    def fingerprint(self) -> str:
+        """A digest of the weights as they were loaded."""
+
+
+AnyTeacher = TypeVar("AnyTeacher", bound=HasNetwork)
+
+
 @contextlib.contextmanager
-def accelerated(teacher: Any, *, fast: str, precision: str, in_place: bool = False) -> Iterator[Any]:
+def accelerated(teacher: AnyTeacher, *, fast: str, precision: str, in_place: bool = False) -> Iterator[AnyTeacher]:
     """Yield the teacher prepared for many forward passes; where the options change nothing, the same object.
 
     Args:
@@ -44,16 +57,16 @@ def accelerated(teacher: Any, *, fast: str, precision: str, in_place: bool = Fal
         restore(network)
 
 
-def _with_network(teacher: Any, network: nn.Module) -> Any:
+def _with_network(teacher: AnyTeacher, network: nn.Module) -> AnyTeacher:
     """A copy of the teacher with another network; everything else is shared."""
     other = copy.copy(teacher)
     if isinstance(other, nn.Module):  # a shallow copy shares the dictionary of submodules
-        other._modules = dict(teacher._modules)
+        other._modules = dict(other._modules)
     other.network = network
     return other
 
 
-def accelerate(student: Any, teacher: Any, option: str = "auto") -> None:
+def accelerate(student: Any, teacher: HasNetwork, option: str = "auto") -> None:
     """Switch the networks of a student and its teacher, where they are 3D UNets, and the decoder to faster paths.
 
     Args:

@@ -82,7 +82,7 @@ def _prompt(text: Any, where: str) -> Prompt:
     return Prompt(text=text)
 
 
-def evaluation(teacher: Any, count: int) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
+def evaluation(teacher: object, count: int) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
     """Prompts to measure on by split, and others to choose settings on: no text is in both.
 
     Args:
@@ -101,7 +101,7 @@ def evaluation(teacher: Any, count: int) -> tuple[dict[str, list[Prompt]], list[
     return splits, others[:choosing]
 
 
-def training(teacher: Any, count: int = TRAINING) -> list[Prompt]:
+def training(teacher: object, count: int = TRAINING) -> list[Prompt]:
     """Prompts to train on without clips: the teacher's own where it has some, else none.
 
     No text is among those that an `evaluation` of `HELD_OUT` prompts measures or chooses on.

@@ -6,7 +6,7 @@ Legend: B batch, C channels, F frames, H/W latent size, S steps, E energies.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import torch
@@ -87,8 +87,16 @@ def multistep(
         yield Step(t=t, output=output, denoised=denoised, z=z)
 
 
+class HasSchedule(Protocol):
+    """A teacher, of which a sampler reads the noise levels alone."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """Noise levels and prediction type."""
+
+
 @torch.no_grad()
-def sample(student: Any, teacher: Any, *args: Any, **options: Any) -> Tensor:
+def sample(student: Any, teacher: HasSchedule, *args: Any, **options: Any) -> Tensor:
     """Sample with a student, one network call per step: clean latents like `latents`, not clipped.
 
     Arguments as in `sample_steps`.
@@ -99,7 +107,7 @@ def sample(student: Any, teacher: Any, *args: Any, **options: Any) -> Tensor:
 
 def sample_steps(
     student: Any,
-    teacher: Any,
+    teacher: HasSchedule,
     cond: dict[str, Tensor],
     latents: Tensor,
     steps: int,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from guidedcd.models.teachers.protocol import Teacher
 
-def rows(teacher: Any, keys: Collection[str]) -> list[dict[str, Any]]:
+
+def rows(teacher: Teacher, keys: Collection[str]) -> list[dict[str, Any]]:
     """Rows of the model card with the scores among `keys`; they have no intervals, and no pairs.
 
     Args:

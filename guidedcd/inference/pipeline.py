@@ -26,6 +26,7 @@ from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.inference.teacher_sampler import teacher_sample
 from guidedcd.models.student import Student
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import EnergyConfig
 
 
@@ -34,7 +35,7 @@ class StudentPipeline:
     """A student with all that its samples depend on."""
 
     run: Run
-    teacher: Any
+    teacher: Teacher
     student: Student
     folder: Path
     """The run's folder, or that of a published student's file."""
@@ -263,14 +264,14 @@ def _strength(name: str, config: EnergyConfig, wanted: float | None, place: Path
     return min(max(trained, low), high) if wanted is None else float(wanted)
 
 
-def batch_size(teacher: Any) -> int:
+def batch_size(teacher: Teacher) -> int:
     """Videos per batch that a laptop's memory, or a GPU's, surely holds."""
     room = 2**16 if teacher.device.type == "cpu" else 2**19
     channels, frames, height, width = teacher.geometry.latent_shape
     return max(1, min(128, room // (channels * frames * height * width)))
 
 
-def initial(teacher: Any, seeds: Sequence[int], draw: int = 0) -> Tensor:
+def initial(teacher: Teacher, seeds: Sequence[int], draw: int = 0) -> Tensor:
     """Noise (B, C, F, h, w) of videos by their seeds; draw 0 is where sampling starts, draw i is step i's."""
     shape = teacher.geometry.latent_shape
     return torch.stack([noise(seed, draw, shape, Stream.SAMPLING) for seed in seeds]).to(teacher.device)
@@ -278,7 +279,7 @@ def initial(teacher: Any, seeds: Sequence[int], draw: int = 0) -> Tensor:
 
 @torch.no_grad()
 def teacher_videos(
-    teacher: Any, texts: Sequence[str], seeds: Sequence[int], *, steps: int, omega: float, solver: str = "ddim"
+    teacher: Teacher, texts: Sequence[str], seeds: Sequence[int], *, steps: int, omega: float, solver: str = "ddim"
 ) -> Tensor:
     """One batch of the teacher's videos (B, F, 3, H, W) in [0, 1], from the same initial noise as the student's."""
     z = teacher_sample(

@@ -22,6 +22,7 @@ from guidedcd.models.checkpoints.t2v_turbo import WHERE, read_student
 from guidedcd.models.checkpoints.unet import load_unet
 from guidedcd.models.guidance_inputs import GuidanceProjection
 from guidedcd.models.student import Student
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.models.teachers.videocrafter2 import VideoCrafter2Teacher
 from guidedcd.plugins.registry import load_plugins
 
@@ -31,7 +32,7 @@ ENERGY = "pta"
 class PublishedStudent(Student):
     """A `Student` around a network that was read from a file, without a copy of the teacher's."""
 
-    def __init__(self, teacher: Any, network: nn.Module, energies: tuple[str, ...]) -> None:
+    def __init__(self, teacher: Teacher, network: nn.Module, energies: tuple[str, ...]) -> None:
         """Take the network; `teacher` adapts calls."""
         nn.Module.__init__(self)
         self._teacher = (teacher,)

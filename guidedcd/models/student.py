@@ -22,6 +22,7 @@ from guidedcd.documents import check_form, open_regular, read_json
 from guidedcd.errors import GuidedCDError, unreadable
 from guidedcd.files import replacing, write_json
 from guidedcd.models.guidance_inputs import GuidanceProjection
+from guidedcd.models.teachers.protocol import Teacher
 
 FORMAT = 1
 FORM = {
@@ -39,9 +40,12 @@ class Student(nn.Module):
     of T2V-Turbo-v2; only the outermost new matrix is zero, so that the others learn from the second step on.
     """
 
+    network: Any
+    """The trained denoiser: a UNet of diffusers, whose attributes depend on its family."""
+
     def __init__(
         self,
-        teacher: Any,
+        teacher: Teacher,
         config: sections.Student | None = None,
         energies: Sequence[str] = (),
         *,
@@ -72,7 +76,7 @@ class Student(nn.Module):
             self.averaged = copy.deepcopy(self.network).requires_grad_(False)
 
     @property
-    def teacher(self) -> Any:
+    def teacher(self) -> Teacher:
         """The teacher it was copied from."""
         return self._teacher[0]
 
@@ -146,7 +150,7 @@ class Student(nn.Module):
         write_json(folder / "student.json", meta)
 
     @classmethod
-    def load(cls, folder: Path, teacher: Any) -> Student:
+    def load(cls, folder: Path, teacher: Teacher) -> Student:
         """Read what `save` wrote, for the same teacher; in eval mode, on the teacher's device.
 
         Raises:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from guidedcd.config.run import Run
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.planning.gpus import Machine
 from guidedcd.planning.meter import Cost, metered, size
 from guidedcd.preprocessing.estimates import Passes, passes
@@ -71,7 +72,7 @@ class Teaching:
         return total
 
 
-def teaching(run: Run, teacher: Any) -> Teaching:
+def teaching(run: Run, teacher: Teacher) -> Teaching:
     """Count what a teacher without memory does with the run's batch size."""
     if run.preprocess.precision == "bf16":
         teacher.network.to(torch.bfloat16)
@@ -98,7 +99,7 @@ def teaching(run: Run, teacher: Any) -> Teaching:
     )
 
 
-def guided(run: Run, teacher: Any) -> tuple[Cost, str]:
+def guided(run: Run, teacher: Teacher) -> tuple[Cost, str]:
     """Count one batch of references, predictions and scores.
 
     Energies that cannot run on tensors without memory are left out, the reason is returned as well.
@@ -121,7 +122,7 @@ def guided(run: Run, teacher: Any) -> tuple[Cost, str]:
         return cost, f"they do not run without memory ({(str(error).splitlines() or [''])[0][:200]})"
 
 
-def _inputs(teacher: Any, rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _inputs(teacher: Teacher, rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Latents, timesteps and conditioning of some samples, without memory."""
     text = {key: value[:1].expand(rows, *value.shape[1:]) for key, value in teacher.embed(["a"]).items()}
     return empty(rows, *teacher.geometry.latent_shape), torch.zeros(rows, dtype=torch.long, device="meta"), text

@@ -22,6 +22,7 @@ from guidedcd.acceleration.options import without_compilation
 from guidedcd.config.run import Run
 from guidedcd.config.structure import changed
 from guidedcd.devices import blame_memory, device
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.planning.estimate import Estimator, Stage
 from guidedcd.planning.gpus import GB
 from guidedcd.planning.preprocess_cost import ROWS
@@ -157,7 +158,7 @@ def _coarser(run: Run, estimator: Estimator, seconds: float) -> Run:
     return run
 
 
-def _pass(run: Run, teacher: Any, estimator: Estimator) -> tuple[str, float, Any]:
+def _pass(run: Run, teacher: Teacher, estimator: Estimator) -> tuple[str, float, Any]:
     """One pass of the teacher as preprocessing has it: its name, predicted seconds, and what to do."""
     rows = ROWS * run.preprocess.batch_size
     counted, where = estimator.teaching(run).forward, estimator.machine.with_layers(run.preprocess.fast)
@@ -186,7 +187,7 @@ class _Unsaved(Trainer):
         """Write nothing: only the time of the steps is of interest."""
 
 
-def _steps(run: Run, folder: Path, store: Path, teacher: Any) -> float:
+def _steps(run: Run, folder: Path, store: Path, teacher: Teacher) -> float:
     """Seconds of all training steps but the first."""
     _Unsaved(run, folder, LatentStore(store), teacher).fit()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]

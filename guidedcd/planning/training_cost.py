@@ -16,6 +16,7 @@ from guidedcd.config.run import Run
 from guidedcd.data.routing import Route
 from guidedcd.devices import dtype_of_precision
 from guidedcd.models.student import Student
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.planning.gpus import Machine
 from guidedcd.planning.meter import Cost, metered, size
 from guidedcd.planning.preprocess_cost import empty
@@ -90,7 +91,7 @@ class Training:
         return batch * self.run.train.accumulate + update
 
 
-def training(run: Run, teacher: Any, cond: dict[str, tuple[int, ...]]) -> Training:
+def training(run: Run, teacher: Teacher, cond: dict[str, tuple[int, ...]]) -> Training:
     """Count a batch of a run.
 
     Args:
@@ -145,7 +146,7 @@ def training(run: Run, teacher: Any, cond: dict[str, tuple[int, ...]]) -> Traini
     return Training(run=run, step=step, held=held, rewards=None, sizes=sizes, others=0, **about)
 
 
-def _rollouts(run: Run, student: Student, teacher: Any, cond: dict[str, tuple[int, ...]]) -> torch.Tensor:
+def _rollouts(run: Run, student: Student, teacher: Teacher, cond: dict[str, tuple[int, ...]]) -> torch.Tensor:
     """The student's own videos: one pass with a gradient, and before it half of their steps on average."""
     own = run.train.rollouts.videos
     z, t = empty(own, *teacher.geometry.latent_shape), torch.zeros(own, dtype=torch.long, device="meta")
@@ -189,7 +190,7 @@ def resident(run: Run, whole: int, trained: int, width: int = 4, *, processes: i
     )
 
 
-def scoring(run: Run, teacher: Any, modules: dict[str, Any]) -> Cost:
+def scoring(run: Run, teacher: Teacher, modules: dict[str, Any]) -> Cost:
     """Count decoding and scoring one batch's routed samples, and the gradient to the predicted latents.
 
     Args:
@@ -213,7 +214,7 @@ def scoring(run: Run, teacher: Any, modules: dict[str, Any]) -> Cost:
     return cost
 
 
-def others(run: Run, teacher: Any, modules: dict[str, Any]) -> int:
+def others(run: Run, teacher: Teacher, modules: dict[str, Any]) -> int:
     """Bytes beside the student: the decoder, in 16 bits with bf16, the rewards, the text encoder where prompts are."""
     vae = size(getattr(teacher, "vae", None))
     if vae and run.train.precision == "bf16":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import attrs
 import numpy
@@ -15,6 +14,7 @@ from guidedcd.console import console
 from guidedcd.devices import dtype_of
 from guidedcd.diffusion.guidance import draw_index, guided_from
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.teachers.protocol import Teacher
 
 ABOUT = 150
 """Bytes of JSON per video, besides its caption."""
@@ -42,7 +42,7 @@ class Size:
         return self.video * self.videos
 
 
-def store_size(run: Run, teacher: Any) -> Size:
+def store_size(run: Run, teacher: Teacher) -> Size:
     """The store of a run: clean latents and text once per video, two predictions and the scores per draw."""
     text = sum(value.numel() * value.element_size() for value in teacher.null(1).values())
     video = video_bytes(run, math.prod(teacher.geometry.latent_shape), text, passes(run).scored)
@@ -85,7 +85,7 @@ def existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
-def check(folder: Path, run: Run, teacher: Any, shards: int) -> None:
+def check(folder: Path, run: Run, teacher: Teacher, shards: int) -> None:
     """Say what so many missing shards of a store will take, and refuse what cannot fit.
 
     Raises:

@@ -9,11 +9,12 @@ import attrs
 from guidedcd.config.run import Run
 from guidedcd.config.sections import Preprocess
 from guidedcd.config.structure import unstructure
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.preprocessing import store
 
 
-def identify(run: Run, teacher: Any) -> dict[str, Any]:
+def identify(run: Run, teacher: Teacher) -> dict[str, Any]:
     """What the store depends on: scales, fractions, omegas, rewards and routes change freely at train time."""
     settings: Preprocess = run.preprocess
     engine = {a.name for a in attrs.fields(EnergyConfig)} - {"reference"}

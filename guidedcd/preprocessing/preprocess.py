@@ -20,6 +20,7 @@ from guidedcd.devices import blame_memory, device, process
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, leftovers, write_json
 from guidedcd.locks import locked
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.preprocessing import estimates, shards, store
 from guidedcd.preprocessing.identity import identify
 from guidedcd.preprocessing.writer import StoreWriter, too_many_skipped
@@ -32,7 +33,7 @@ def preprocess(
     run: Run,
     *,
     store_folder: Path | None = None,
-    teacher: Any = None,
+    teacher: Teacher | None = None,
     shard: tuple[int, int] = WHOLE,
     fill_parts: bool = True,
 ) -> Path:
@@ -53,7 +54,7 @@ def preprocess(
             or the store is filled in parts and some are missing.
     """
     is_own = teacher is None
-    if is_own:
+    if teacher is None:
         with blame_memory("the teacher"):
             teacher = run.teacher.build().to(device(run.device))
     identity = identify(run, teacher)

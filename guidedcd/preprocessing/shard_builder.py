@@ -25,6 +25,7 @@ from guidedcd.diffusion.guidance import draw_index, guided_from
 from guidedcd.diffusion.randomness import Stream, clip_seed, random_stream
 from guidedcd.energies import inversion
 from guidedcd.energies.gradients import EnergyGradients
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.preprocessing import store
 from guidedcd.preprocessing.shard_jobs import DrawJob, ShardJobs
 
@@ -36,7 +37,7 @@ ROWS = 2
 class ShardBuilder:
     """Turns a handful of clips into the tensors of one shard; the same clips give the same shard, always."""
 
-    def __init__(self, run: Run, teacher: Any) -> None:
+    def __init__(self, run: Run, teacher: Teacher) -> None:
         self.run, self.teacher = run, teacher
         self.schedule = teacher.schedule
         self.grid = self.schedule.grid(run.solver.steps)
@@ -199,7 +200,7 @@ class ShardBuilder:
 class PaddedTeacher:
     """A teacher whose forward passes have three sizes only, filled up with copies of the last row."""
 
-    def __init__(self, teacher: Any, rows: int) -> None:
+    def __init__(self, teacher: Teacher, rows: int) -> None:
         self.teacher, self.schedule = teacher, teacher.schedule
         self.sizes = sorted({max(1, rows // 4), max(1, rows // 2), rows})
 

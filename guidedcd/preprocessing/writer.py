@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from guidedcd.config.sections import Preprocess
 from guidedcd.console import console, progress
 from guidedcd.data.mixture import Mixture
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.preprocessing import shards, store
 from guidedcd.preprocessing.shard_builder import ShardBuilder
 
@@ -23,7 +23,7 @@ from guidedcd.preprocessing.shard_builder import ShardBuilder
 class StoreWriter:
     """Computes shards of a run's store."""
 
-    def __init__(self, run: Run, teacher: Any) -> None:
+    def __init__(self, run: Run, teacher: Teacher) -> None:
         datasets = [(chosen.name, chosen.build().open(teacher.geometry)) for chosen in run.data]
         self.settings: Preprocess = run.preprocess
         self.mixture = Mixture(datasets, [chosen.config.weight for chosen in run.data], self.settings.videos)

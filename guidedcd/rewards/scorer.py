@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from guidedcd.data.routing import Reader, Route
 from guidedcd.devices import blame_memory
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import RewardConfig
 from guidedcd.plugins.registry import blame
 
@@ -74,7 +75,7 @@ class RewardScorer:
     def __init__(
         self,
         rewards: Mapping[str, tuple[Any, RewardConfig]],
-        teacher: Any,
+        teacher: Teacher,
         *,
         whose: Mapping[str, str] | None = None,
         low_memory: bool = False,

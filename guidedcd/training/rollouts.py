@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import Stream, noise, random_stream
 from guidedcd.diffusion.sampler import lambdas_at, multistep, multistep_timesteps
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.training.batches import strengths
 
 DATASET = "prompts"
@@ -59,7 +59,7 @@ class Rollouts:
     def __init__(
         self,
         run: Run,
-        teacher: Any,
+        teacher: Teacher,
         clips: Iterable[Sample] = (),
         *,
         routed: Callable[[Sample], tuple[Sample, Route]],

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from guidedcd.config.run import Run
 from guidedcd.data import prompts
 from guidedcd.devices import blame_memory
 from guidedcd.inference.pipeline import StudentPipeline, batch_size
 from guidedcd.models.student import Student
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.training.master_weights import MasterWeights
 
 FOLDER = "validation"
@@ -24,7 +24,7 @@ class Validation:
         teacher: Embeds prompts and decodes.
     """
 
-    def __init__(self, run: Run, folder: Path, teacher: Any) -> None:
+    def __init__(self, run: Run, folder: Path, teacher: Teacher) -> None:
         self.run, self.folder, self.teacher = run, folder, teacher
         count = run.train.validation.prompts
         splits, _ = prompts.evaluation(teacher, max(3, 2 * count))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from guidedcd.inference.export.self_test import assert_close, run_clean
 from guidedcd.inference.export.writing import ddim_scheduler, make_readable, save_model, save_text, write_index
 from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.models.checkpoints.open_clip_tokens import ClipTokens, write_tokenizer
+from guidedcd.models.teachers.latent import LatentTeacher
 
 _SCRIPT = """
 sys.path.insert(0, folder)
@@ -45,7 +46,7 @@ def write_folder(trained: StudentPipeline, folder: Path) -> str:
     Raises:
         GuidedCDError: The teacher has parts that a diffusers folder cannot contain, or the self-test fails.
     """
-    teacher = trained.teacher
+    teacher = cast(LatentTeacher, trained.teacher)  # others have no `vae` to export
     network = merged_student.merged_network(trained.student)
     unet = merged_student.stock(network, merged_student.composite(merged_student.projection(network)))
     save_model(unet, folder / "unet")
