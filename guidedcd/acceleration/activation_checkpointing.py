@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch._functorch import config as functorch
 from torch.utils.checkpoint import checkpoint
@@ -58,11 +59,12 @@ def recomputing(
     for module in network.modules():
         if "forward" in vars(module):  # a faster path, or above
             continue
-        if type(module) in (nn.Conv2d, nn.Conv3d) and _is_frozen(module):
+        if isinstance(module, nn.Conv2d | nn.Conv3d) and type(module) in (nn.Conv2d, nn.Conv3d) and _is_frozen(module):
             change(module, _frozen(module))
-        elif type(module).__name__ == "ResnetBlock2D" and getattr(module, "time_embedding_norm", "") == "default":
-            act = module.nonlinearity
-            for norm in (module.norm1, module.norm2):
+        elif type(module) is ResnetBlock2D and module.time_embedding_norm == "default":
+            block: ResnetBlock2D = module
+            act = block.nonlinearity
+            for norm in (block.norm1, block.norm2):
                 change(norm, _activated(norm.forward, act.forward))
             change(act, _unless_activated(act.forward))
     try:
@@ -124,7 +126,7 @@ def _activated(norm: Callable[[Tensor], Tensor], act: Callable[[Tensor], Tensor]
         if not _graded(x):
             return norm(x)
         y = checkpoint(both, x, use_reentrant=False, preserve_rng_state=False)
-        y.is_activated = True
+        y.is_activated = True  # type: ignore[attr-defined]  # read by `_unless_activated`
         return y
 
     return run

@@ -79,6 +79,5 @@ def accelerate(student: Any, teacher: HasNetwork, option: str = "auto") -> None:
     """
     options.check(option)
     for network in (student.network, teacher.network, getattr(teacher, "vae", None)):
-        paths = None if network is None else options.choose(option, network)
-        if paths is not None:
+        if network is not None and (paths := options.choose(option, network)) is not None:
             speed_up(network, compile=paths.compile, graphs=paths.graphs)

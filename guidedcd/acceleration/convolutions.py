@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from guidedcd.acceleration.operations import target_dtype
+
+Convolution = TypeVar("Convolution", nn.Conv2d, nn.Conv3d)
 
 
 class FrozenConvolution(torch.autograd.Function):
@@ -43,7 +45,7 @@ def convolution(x: Tensor, weight: Tensor, how: tuple, bias: Tensor | None = Non
     return FrozenConvolution.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), how)
 
 
-def is_usual(conv: nn.Module, kind: type) -> bool:
+def is_usual(conv: nn.Module, kind: type[Convolution]) -> TypeGuard[Convolution]:
     """Whether a module is exactly a convolution of this kind, padded with zeros."""
     return type(conv) is kind and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 

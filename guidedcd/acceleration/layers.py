@@ -13,6 +13,11 @@ from typing import Any
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
@@ -38,7 +43,7 @@ def shifted(bias: Tensor | None, time: Tensor | None = None) -> Tensor | None:
     return bias[None] if time is None else time + bias.to(time.dtype)
 
 
-def resnet(self: nn.Module, x: Tensor, temb: Tensor | None) -> Tensor:
+def resnet(self: ResnetBlock2D, x: Tensor, temb: Tensor | None) -> Tensor:
     """`ResnetBlock2D`: (N, C, H, W) and (N, D) to (N, C', H, W)."""
     h, bias = convolve(self.conv1, image(group_norm(tokens(x), self.norm1, silu=True), x))
     time = None if self.time_emb_proj is None or temb is None else self.time_emb_proj(nnf.silu(temb))
@@ -48,7 +53,7 @@ def resnet(self: nn.Module, x: Tensor, temb: Tensor | None) -> Tensor:
     if skip is None:
         skipped = tokens(x)
     elif type(skip) is nn.Conv2d and skip.kernel_size == (1, 1):
-        joint = skip.bias if bias is None else skip.bias + bias
+        joint = bias if skip.bias is None else skip.bias if bias is None else skip.bias + bias
         skipped, bias = nnf.linear(tokens(x), skip.weight.flatten(1), joint), None
     else:
         skipped = tokens(skip(x))
@@ -56,7 +61,7 @@ def resnet(self: nn.Module, x: Tensor, temb: Tensor | None) -> Tensor:
     return image(out if self.output_scale_factor == 1 else out / self.output_scale_factor, x)
 
 
-def temporal_convolution(self: nn.Module, x: Tensor, frames: int) -> Tensor:
+def temporal_convolution(self: TemporalConvLayer, x: Tensor, frames: int) -> Tensor:
     """`TemporalConvLayer`: (B F, C, H, W) to the same."""
     video = tokens(x).unflatten(0, (-1, frames))
     y, bias = video, None
@@ -67,14 +72,14 @@ def temporal_convolution(self: nn.Module, x: Tensor, frames: int) -> Tensor:
     return image(residual(video, y, bias).flatten(0, 1), x)
 
 
-def gated(self: nn.Module, x: Tensor) -> Tensor:
+def gated(self: GEGLU, x: Tensor) -> Tensor:
     """`GEGLU`: (..., C) to (..., 4 C); the bias's gradient is summed where the activation's is made."""
     if type(self.proj) is nn.Linear and fused(x):
         return geglu(nnf.linear(x, self.proj.weight), self.proj.bias)
     return geglu(self.proj(x))
 
 
-def transformer(self: nn.Module, x: Tensor, prompt: Tensor | None, frames: int) -> Tensor:
+def transformer(self: Transformer2DModel, x: Tensor, prompt: Tensor | None, frames: int) -> Tensor:
     """`Transformer2DModel`: attention within frames (B F, C, H, W) and to their prompt (B F, L, D)."""
     h = _enter(self, group_norm(tokens(x), self.norm), x)
     for block in self.transformer_blocks:
@@ -85,7 +90,7 @@ def transformer(self: nn.Module, x: Tensor, prompt: Tensor | None, frames: int) 
     return x + _leave(self, h, x)
 
 
-def temporal_transformer(self: nn.Module, x: Tensor, frames: int) -> Tensor:
+def temporal_transformer(self: TransformerTemporalModel, x: Tensor, frames: int) -> Tensor:
     """`TransformerTemporalModel`: attention over the frames of each position, (B F, C, H, W) to the same."""
     video = tokens(x).unflatten(0, (-1, frames))
     h = self.proj_in(group_norm(video.flatten(1, 2), self.norm).view(video.shape))
@@ -97,7 +102,7 @@ def temporal_transformer(self: nn.Module, x: Tensor, frames: int) -> Tensor:
     return x + image(self.proj_out(h).flatten(0, 1), x)
 
 
-def upsample(self: nn.Module, x: Tensor) -> Tensor:
+def upsample(self: Upsample2D, x: Tensor) -> Tensor:
     """`Upsample2D`: each pixel four times, then the convolution; (N, C, H, W) to (N, C', 2 H, 2 W)."""
     n, c, h, w = x.shape
     twice = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(n, h, 2, w, 2, c).reshape(n, 2 * h, 2 * w, c)
@@ -109,7 +114,7 @@ def norm_out(self: nn.GroupNorm, x: Tensor) -> Tensor:
     return image(group_norm(tokens(x), self), x)
 
 
-def _watched(attn: nn.Module, hidden: Tensor) -> Tensor:
+def _watched(attn: Attention, hidden: Tensor) -> Tensor:
     """A temporal attention; hooks on it see what the stock network gives them, (B P, F, C).
 
     One before it that says `takes_frames` is given (B, F, P, C), changes nothing, and leaves the fast path in place.
@@ -126,11 +131,11 @@ def _watched(attn: nn.Module, hidden: Tensor) -> Tensor:
     return found.view(b, p, f, c).transpose(1, 2).contiguous()
 
 
-def _enter(self: nn.Module, h: Tensor, x: Tensor) -> Tensor:
+def _enter(self: Transformer2DModel, h: Tensor, x: Tensor) -> Tensor:
     return self.proj_in(h) if self.use_linear_projection else tokens(self.proj_in(image(h, x)))
 
 
-def _leave(self: nn.Module, h: Tensor, x: Tensor) -> Tensor:
+def _leave(self: Transformer2DModel, h: Tensor, x: Tensor) -> Tensor:
     return image(self.proj_out(h), x) if self.use_linear_projection else self.proj_out(image(h, x))
 
 

@@ -124,7 +124,7 @@ def is_fast(network: nn.Module) -> bool:
     return any(SLOT in vars(module) for module in network.modules())
 
 
-def _lay(conv: nn.Module, layout: torch.memory_format) -> None:
+def _lay(conv: nn.Conv2d | nn.Conv3d, layout: torch.memory_format) -> None:
     conv.weight.data = conv.weight.data.contiguous(memory_format=layout)
 
 
@@ -152,7 +152,7 @@ def _path(name: str, module: nn.Module) -> Callable[..., Any] | None:
     return None
 
 
-def _known(transformer: nn.Module) -> bool:
+def _known(transformer: Transformer2DModel | TransformerTemporalModel) -> bool:
     blocks = transformer.transformer_blocks
     attentions = (m for m in transformer.modules() if isinstance(m, Attention))
     return all(map(attention.is_standard, attentions)) and all(
@@ -186,12 +186,12 @@ def _temporal_convolution(self: nn.Module, hidden_states: Tensor, num_frames: in
     return _state(self).function(layers.temporal_convolution)(self, hidden_states, num_frames)
 
 
-def _attentions(self: nn.Module) -> list[nn.Module]:
+def _attentions(self: Transformer2DModel | TransformerTemporalModel) -> list[Attention]:
     return [attn for block in self.transformer_blocks for attn in (block.attn1, block.attn2)]
 
 
 def _transformer(
-    self: nn.Module,
+    self: Transformer2DModel,
     hidden_states: Tensor,
     encoder_hidden_states: Tensor | None = None,
     timestep: Tensor | None = None,
@@ -213,7 +213,7 @@ def _transformer(
 
 
 def _temporal_transformer(
-    self: nn.Module,
+    self: TransformerTemporalModel,
     hidden_states: Tensor,
     encoder_hidden_states: Tensor | None = None,
     timestep: Tensor | None = None,

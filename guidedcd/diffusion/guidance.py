@@ -14,7 +14,7 @@ With s = strength and k = the noise factor at t, one solver step from t to t' is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import numpy
@@ -160,7 +160,8 @@ def guidance_term(
 
 def _push(z: Tensor, terms: Sequence[Term]) -> Tensor:
     # `where` rather than a product: a masked score may hold anything, infinities included.
-    return sum(torch.where(expand(s, z) != 0, expand(s, z) * score.to(z.dtype), 0.0) for score, s in terms)
+    pushes = [torch.where(expand(s, z) != 0, expand(s, z) * score.to(z.dtype), 0.0) for score, s in terms]
+    return cast(Tensor, sum(pushes))  # 0 only without terms, which no caller passes
 
 
 def strength_from_relative(

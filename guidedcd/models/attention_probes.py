@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -30,7 +31,7 @@ _SETS = {
 }
 
 
-def temporal_layers(network: nn.Module) -> dict[str, nn.Module]:
+def temporal_layers(network: nn.Module) -> dict[str, Attention]:
     """Every temporal self-attention of a UNet by module name, in forward order of each block."""
     return {
         name: module
@@ -39,7 +40,7 @@ def temporal_layers(network: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def select_layers(network: nn.Module, layers: str) -> dict[str, nn.Module]:
+def select_layers(network: nn.Module, layers: str) -> dict[str, Attention]:
     """The temporal self-attentions that `layers` names.
 
     Args:
@@ -80,6 +81,20 @@ def recorded_layers(network: nn.Module, needs: Sequence[str]) -> set[nn.Module]:
     }
 
 
+class _Probe:
+    """A forward pre-hook that changes nothing and also takes tokens in the order of frames, see `takes_frames`."""
+
+    takes_frames = True
+    """Makes `guidedcd.acceleration.layers` keep its fast path and pass (B, F, P, C)."""
+
+    def __init__(self, hook: Callable[[Attention, tuple, dict], None]) -> None:
+        self.hook = hook
+
+    def __call__(self, module: Attention, args: tuple, kwargs: dict) -> None:
+        """Call the hook."""
+        self.hook(module, args, kwargs)
+
+
 class _Complete(Exception):
     """Everything is recorded: leaves the forward pass, and never `record`."""
 
@@ -105,7 +120,7 @@ def record(
     if tail not in TAILS:
         raise ValueError(f"tail must be one of {', '.join(TAILS)}: {tail!r}")
     records: dict[str, dict[str, Tensor]] = {need: {} for need in needs}
-    layers: dict[str, nn.Module] = {}
+    layers: dict[str, Attention] = {}
     asking: dict[str, list[str]] = {}
     for need in records:
         kind, _, named = need.partition(":")
@@ -116,7 +131,7 @@ def record(
             asking.setdefault(name, []).append(need)
     waiting, graded = set(layers), torch.is_grad_enabled()
 
-    def hook(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def hook(name: str, module: Attention, args: tuple, kwargs: dict) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         if recompute and torch.is_grad_enabled() and hidden.requires_grad:
             maps = checkpoint(attention, module, hidden, batch, use_reentrant=False, preserve_rng_state=False)
@@ -132,9 +147,7 @@ def record(
 
     handles = []
     for name, module in layers.items():
-        watch = functools.partial(hook, name)
-        watch.takes_frames = True  # see `fast.layers`
-        handles.append(module.register_forward_pre_hook(watch, with_kwargs=True))
+        handles.append(module.register_forward_pre_hook(_Probe(functools.partial(hook, name)), with_kwargs=True))
     try:
         with contextlib.suppress(_Complete):
             yield records
@@ -145,7 +158,7 @@ def record(
             handle.remove()
 
 
-def attention(module: nn.Module, hidden: Tensor, batch: int) -> Tensor:
+def attention(module: Attention, hidden: Tensor, batch: int) -> Tensor:
     """Attention probabilities (B, N, F, F) of a diffusers `Attention` module.
 
     Args:

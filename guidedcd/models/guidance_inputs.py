@@ -6,9 +6,14 @@ diffusers' `TimestepEmbedding` has two places for them, so the UNet class itself
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers import UNet3DConditionModel
 
 
 class GuidanceProjection(nn.Module):
@@ -86,7 +91,7 @@ class FpsEmbedding(nn.Module):
         return emb + self.embed(fps)
 
 
-def set_fps(unet: nn.Module, fps: int | Tensor) -> None:
+def set_fps(unet: UNet3DConditionModel, fps: int | Tensor) -> None:
     """Set the frame rate of a UNet with a live frame-rate input: one int, or a tensor (B,)."""
     embedding = unet.time_embedding.post_act
     if not isinstance(embedding, FpsEmbedding):

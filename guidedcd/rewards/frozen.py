@@ -41,7 +41,8 @@ class FrozenReward(nn.Module):
     def use_graphs(self) -> None:
         """Replay the image or video tower and its gradient as CUDA graphs, on a GPU, until the weights are moved."""
         if not isinstance(self.pixel_features, GradientReplay):
-            self.pixel_features = GradientReplay(self.pixel_features)
+            # An attribute of the object shadows the method of the class.
+            self.pixel_features = GradientReplay(self.pixel_features)  # type: ignore[method-assign, assignment]
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Self:
         self.remembered.clear()  # its features stay where they were computed

@@ -151,6 +151,8 @@ class ImageTextReward(FrozenReward):
         weights: False opens no file and leaves the network on the meta device, for planning.
     """
 
+    model: CLIP
+
     def __init__(
         self,
         config: RewardModelConfig,

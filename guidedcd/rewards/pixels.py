@@ -135,7 +135,7 @@ def internvideo2(
     video = resize(video, *scaled(height, width, size, "shortest"), antialias)
     if always_crop or min(height, width) != size:
         if offsets is None:
-            place = (*video.shape[-2:], size)
-            offsets = draw(*place, generator) if generator is not None else centre(*place)
+            height, width = video.shape[-2:]
+            offsets = draw(height, width, size, generator) if generator is not None else centre(height, width, size)
         video = crop(video, size, offsets)
     return normalise(video, IMAGENET_MEAN, IMAGENET_STD)

@@ -172,9 +172,11 @@ class RewardScorer:
         """Pixels (n, k, 3, H, W) of latents (n, C, F, h, w)."""
         if not (self.low_memory and torch.is_grad_enabled() and latents.requires_grad):
             return self.teacher.decode(latents, indices)
-        again = {"use_reentrant": False, "preserve_rng_state": False}
-        videos = [[checkpoint(self.teacher.decode, z, [i], **again) for i in indices] for z in latents.split(1)]
-        return torch.cat([torch.cat(frames, dim=1) for frames in videos])
+
+        def frame(z: Tensor, index: int) -> Tensor:
+            return checkpoint(self.teacher.decode, z, [index], use_reentrant=False, preserve_rng_state=False)
+
+        return torch.cat([torch.cat([frame(z, index) for index in indices], dim=1) for z in latents.split(1)])
 
     def _ask(
         self,

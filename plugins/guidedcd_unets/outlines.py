@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,6 +21,10 @@ from guidedcd.models.teachers.animatediff import AnimateDiffTeacher
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.models.teachers.protocol import Cond
 from guidedcd_unets import AnimateDiffConfig, UNet3DConfig, VideoCrafter2Config
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet3DConditionModel, UNetMotionModel
+    from transformers import CLIPTextModel
 
 IMAGE_VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
@@ -47,7 +51,9 @@ MOTION: dict[str, Any] = {"cross_attention_dim": 768, "num_attention_heads": 8, 
 class Text(nn.Module):
     """A CLIP text model that is given any tokens."""
 
-    def __init__(self, model: nn.Module) -> None:
+    model: CLIPTextModel
+
+    def __init__(self, model: CLIPTextModel) -> None:
         """Take a `CLIPTextModel`."""
         super().__init__()
         self.model = model
@@ -95,9 +101,9 @@ def animatediff(config: AnimateDiffConfig) -> LatentTeacher:
 def _teacher(
     kind: type[LatentTeacher],
     config: Any,
-    network: nn.Module,
-    vae: nn.Module,
-    text: nn.Module,
+    network: UNet3DConditionModel | UNetMotionModel,
+    vae: AutoencoderKL,
+    text: CLIPTextModel,
     channels: int | None = None,
     compression: int | None = None,
 ) -> LatentTeacher:

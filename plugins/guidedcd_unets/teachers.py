@@ -7,7 +7,7 @@ from guidedcd.models.checkpoints.hub import Published, find
 from guidedcd.models.checkpoints.open_clip_tokens import START, ClipTokens
 from guidedcd.models.teachers.animatediff import load_animatediff
 from guidedcd.models.teachers.latent import LatentTeacher
-from guidedcd.models.teachers.unet3d import load_unet3d
+from guidedcd.models.teachers.unet3d import ClipText, load_unet3d
 from guidedcd.models.teachers.videocrafter2 import load_videocrafter2
 from guidedcd_unets import AnimateDiffConfig, UNet3DConfig, VideoCrafter2Config, outlines
 
@@ -35,8 +35,10 @@ def unet3d(config: UNet3DConfig, *, weights: bool = True) -> LatentTeacher:
     if not weights:
         return outlines.unet3d(config)
     teacher = load_unet3d(config.path, frames=config.frames, height=config.height, width=config.width, fps=config.fps)
-    if teacher.text.tokenizer.bos_token == START:  # a folder that was converted here: same text, same tokens
-        teacher.text = ClipTokens(teacher.text.model)
+    text = teacher.text
+    assert isinstance(text, ClipText)
+    if text.tokenizer.bos_token == START:  # a folder that `guidedcd convert` wrote: same text, same tokens
+        teacher.text = ClipTokens(text.model)
     return teacher.to("cpu", dtype_of(config.dtype))
 
 

@@ -68,10 +68,9 @@ def layer_norm_backward(
     programs = max(1, min(rows // LEAST, PROGRAMS // warps))
     dx = torch.empty_like(total)
     parts = torch.empty(2, programs if learned else 1, channels, device=dx.device, dtype=torch.float32)
-    given = of_sum is not None
     _layer_norm_back[(programs,)](
-        total, grad.contiguous(), of_sum.contiguous() if given else total, dx, weight, parts[0], parts[1],
-        rows, channels, eps, HAS_SUM=given, LEARNED=learned, ROWS=per, COLUMNS=columns, num_warps=warps,
+        total, grad.contiguous(), total if of_sum is None else of_sum.contiguous(), dx, weight, parts[0], parts[1],
+        rows, channels, eps, HAS_SUM=of_sum is not None, LEARNED=learned, ROWS=per, COLUMNS=columns, num_warps=warps,
     )  # fmt: skip
     if not learned:
         return dx, None

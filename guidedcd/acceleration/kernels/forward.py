@@ -179,25 +179,25 @@ def _sizes(q: Tensor, heads: int) -> tuple[tuple[int, int], dict[str, int | str]
     return (q.shape[2] * heads, q.shape[0]), constants
 
 
-def _forward(given: Sequence[Tensor], row: int, heads: int, scale: float) -> Tensor:
-    """Of q, k and v, whose tokens lie `row` numbers apart, each token's channels side by side."""
-    q = given[0]
+def _forward(qkv: Sequence[Tensor], row: int, heads: int, scale: float) -> Tensor:
+    """Attention of q, k and v, whose tokens lie `row` numbers apart, each token's channels side by side."""
+    q = qkv[0]
     _, frames, positions, channels = q.shape
     out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
     grid, constants = _sizes(q, heads)
-    _attend[grid](*given, out, scale, positions, frames, channels // heads, row, num_warps=1, **constants)
+    _attend[grid](*qkv, out, scale, positions, frames, channels // heads, row, num_warps=1, **constants)
     return out
 
 
 def _backward(
-    grad: Tensor, given: Sequence[Tensor], found: Sequence[Tensor], row: int, heads: int, scale: float
+    grad: Tensor, qkv: Sequence[Tensor], gradients: Sequence[Tensor], row: int, heads: int, scale: float
 ) -> None:
-    """Write gradients of q, k and v, which lie as these do; the attention is computed again rather than kept."""
-    q = given[0]
+    """Write the gradients of q, k and v, in the layout of these; the attention is computed again rather than kept."""
+    q = qkv[0]
     _, frames, positions, channels = q.shape
     grid, constants = _sizes(q, heads)
     _attend_backward[grid](
-        *given, grad.contiguous(), *found, scale, positions, frames, channels // heads, row,
+        *qkv, grad.contiguous(), *gradients, scale, positions, frames, channels // heads, row,
         num_warps=1, **constants,
     )  # fmt: skip
 
@@ -211,10 +211,10 @@ def frame_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    given = q.contiguous(), k.contiguous(), v.contiguous()
-    found = tuple(torch.empty_like(x) for x in given)
-    _backward(grad, given, found, q.shape[-1], heads, scale)
-    return found
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    _backward(grad, (q, k, v), gradients, q.shape[-1], heads, scale)
+    return gradients
 
 
 def packed_frame_attention(qkv: Tensor, heads: int, scale: float) -> Tensor:
@@ -225,6 +225,6 @@ def packed_frame_attention(qkv: Tensor, heads: int, scale: float) -> Tensor:
 def packed_frame_attention_backward(grad: Tensor, qkv: Tensor, heads: int, scale: float) -> Tensor:
     """Its gradient (B, F, P, 3 C)."""
     qkv = qkv.contiguous()
-    found = torch.empty_like(qkv)
-    _backward(grad, qkv.chunk(3, dim=-1), found.chunk(3, dim=-1), qkv.shape[-1], heads, scale)
-    return found
+    gradient = torch.empty_like(qkv)
+    _backward(grad, qkv.chunk(3, dim=-1), gradient.chunk(3, dim=-1), qkv.shape[-1], heads, scale)
+    return gradient

@@ -332,4 +332,4 @@ def group_norm_backward(
     _back[columns, cdiv(length, TILES * ROWS), n](
         x, grad, dx, coefficients, length, channels, n, SILU=silu, ROWS=ROWS, COLUMNS=COLUMNS, TILES=TILES
     )
-    return dx, parts.sum(dim=1) if learned else None, dshift
+    return dx, None if parts is None else parts.sum(dim=1), dshift

@@ -65,6 +65,7 @@ def group_norm_backward(
     from guidedcd.acceleration.kernels import group_norm as kernels
 
     dx, sums, dshift = kernels.group_norm_backward(grad, x.contiguous(), stats, weight, bias, groups, silu, shift)
+    assert sums is not None  # weight and bias have gradients by default
     if dshift is None:
         dshift = sums.new_empty(0)
     return dx, sums[0].clone(), sums[1].clone(), dshift  # results of an operator share no memory

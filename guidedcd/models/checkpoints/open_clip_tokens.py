@@ -13,11 +13,14 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from guidedcd.errors import GuidedCDError
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel
 
 START, END, PAD = "<start_of_text>", "<end_of_text>", "<PAD>"  # clean text is lower case and never has the last
 _BYTES = 256
@@ -55,7 +58,9 @@ def tokenizer(vocabulary: int = 49408) -> Any:
 class ClipTokens(nn.Module):
     """Captions to open_clip's tokens to the hidden state of a transformers CLIP text model."""
 
-    def __init__(self, model: nn.Module) -> None:
+    model: CLIPTextModel
+
+    def __init__(self, model: CLIPTextModel) -> None:
         """Take a `CLIPTextModel` whose vocabulary is open_clip's, or the beginning of it."""
         super().__init__()
         self.model = model

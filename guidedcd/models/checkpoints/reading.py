@@ -224,7 +224,7 @@ def _first_global(path: Path) -> str | None:
             for opcode, argument, _ in pickletools.genops(handle):
                 found = None
                 if opcode.name == "GLOBAL":
-                    found = argument.replace(" ", ".")
+                    found = str(argument).replace(" ", ".")
                 elif opcode.name == "STACK_GLOBAL":
                     found = ".".join(strings[-2:])
                 elif isinstance(argument, str):

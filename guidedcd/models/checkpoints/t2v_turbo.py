@@ -182,7 +182,9 @@ def lora_list(
             continue
         if key not in base:
             raise GuidedCDError(f"T2V-Turbo v1's format has no place for {key}; export t2v-turbo-v2 instead")
-        change = float((value.float() - shaped(base[key], value.shape).float()).square().sum())
+        original = shaped(base[key], value.shape)
+        assert original is not None, f"{key} has another shape than in the base"
+        change = float((value.float() - original.float()).square().sum())
         lost, total = lost + change, total + change
     for name in names:
         before = base[name].float() if name in base else torch.zeros_like(tuned[name], dtype=torch.float32)

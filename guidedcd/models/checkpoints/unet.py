@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import UNet3DConditionModel
 from diffusers.models.embeddings import Timesteps
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from guidedcd.models.checkpoints.architecture import check_fps
@@ -84,20 +84,20 @@ def load_unet(
         return unet
 
     unet = skeleton(build)
-    folded = config["fps_cond"] and fps is not None
-    kept = {key: state[key] for key in FPS_KEYS} if folded else {}
-    hidden = View(state, hidden=tuple(kept)) if folded else state
+    folded = fps if config["fps_cond"] else None
+    mlp = {} if folded is None else {key: state[key] for key in FPS_KEYS}
+    remaining = state if folded is None else View(state, hidden=tuple(mlp))
     place(
         unet,
-        {key: name for key, name in rename.items() if key not in kept},
-        hidden,
+        {key: name for key, name in rename.items() if key not in mlp},
+        remaining,
         what="videocrafter2 UNet",
         dtype=dtype,
         device=device,
         copy=copy,
     )
-    if folded:
-        bias = state["time_embed.2.bias"].double() + fps_vector(kept, fps)
+    if folded is not None:
+        bias = state["time_embed.2.bias"].double() + fps_vector(mlp, folded)
         assign(unet, "time_embedding.linear_2.bias", bias.to(device=device, dtype=dtype))
     return unet.eval()
 
@@ -109,7 +109,7 @@ def lvdm_name(config: Mapping[str, Any]) -> dict[str, str]:
 
 def lvdm_state(
     config: Mapping[str, Any],
-    unet: nn.Module,
+    unet: UNet3DConditionModel,
     *,
     fps: int | None = None,
     fps_weights: Mapping[str, Tensor] | None = None,

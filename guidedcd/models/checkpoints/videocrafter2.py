@@ -91,8 +91,8 @@ def load_text(
     prefix = "text_model." if any(key.startswith("text_model.") for key in model.state_dict()) else ""
     rename, unused = rename_text(arch.text, arch.layer, prefix)
     unused = [*unused, "attn_mask"]
-    kept = {"dtype": dtype, "device": device, "copy": copy}
-    place(model, rename, state, what="videocrafter2 text tower", unused=unused, **kept)
+    what = "videocrafter2 text tower"
+    place(model, rename, state, what=what, unused=unused, dtype=dtype, device=device, copy=copy)
     return model.eval()
 
 
@@ -133,10 +133,10 @@ def load(
     arch = arch or Architecture()
     state = open_state(exists(path, "VideoCrafter2's model.ckpt", WHERE))
     views = split(state)
-    kept = {"dtype": dtype, "device": device}
-    unet = load_unet(arch.unet, views["unet"] if student is None else student, fps=fps, **kept)
-    vae = load_vae(arch, views["vae"], **kept)
-    text = load_text(arch, views["text"], **kept)
+    weights = views["unet"] if student is None else student
+    unet = load_unet(arch.unet, weights, fps=fps, dtype=dtype, device=device)
+    vae = load_vae(arch, views["vae"], dtype=dtype, device=device)
+    text = load_text(arch, views["text"], dtype=dtype, device=device)
     return VideoCrafter2(arch=arch, unet=unet, vae=vae, text=text, schedule=schedule(arch, state))
 
 

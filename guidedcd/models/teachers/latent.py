@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -17,6 +17,9 @@ from guidedcd.diffusion.seen import Seen
 from guidedcd.models import attention_probes
 from guidedcd.models.teachers.protocol import Cond
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet3DConditionModel
+
 
 class LatentTeacher(nn.Module):
     """A diffusers video UNet with a per-frame `AutoencoderKL` and any text encoder. Frozen, always in eval mode."""
@@ -24,11 +27,15 @@ class LatentTeacher(nn.Module):
     tails = True
     """`seen` takes `tail` and `recompute`; of another teacher's the engine asks only what the protocol says."""
 
+    network: UNet3DConditionModel
+    vae: AutoencoderKL | None
+    text: Callable[[Sequence[str]], Cond] | None
+
     def __init__(
         self,
         *,
-        network: nn.Module,
-        vae: nn.Module | None,
+        network: UNet3DConditionModel,
+        vae: AutoencoderKL | None,
         text: Callable[[Sequence[str]], Cond] | None,
         schedule: NoiseSchedule,
         geometry: Geometry,
@@ -64,7 +71,9 @@ class LatentTeacher(nn.Module):
         """The dtype of the denoiser's weights."""
         return next(self.network.parameters()).dtype
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> LatentTeacher:
+    def to(  # type: ignore[override]  # a module's `to` has many forms; the engine calls this one
+        self, device: torch.device | str, dtype: torch.dtype | None = None
+    ) -> LatentTeacher:
         """Move everything, in place; a change of dtype rounds the weights but keeps the fingerprint."""
         if dtype is not None and dtype != self.dtype:
             self.fingerprint()
@@ -75,10 +84,10 @@ class LatentTeacher(nn.Module):
 
     def encode(self, video: Tensor) -> Tensor:
         """Latents (B, C, F, h, w) of pixels (B, F, 3, H, W) in [0, 1], float32, deterministic (posterior mode)."""
-        dtype = next(self.vae.parameters()).dtype
-        pixels = video.flatten(0, 1).to(self.device, dtype) * 2 - 1
-        z = torch.cat([self.vae.encode(part).latent_dist.mode() for part in pixels.split(16)])
-        z = (z.float() - self._shift) * self.vae.config.scaling_factor
+        vae = self._autoencoder
+        pixels = video.flatten(0, 1).to(self.device, next(vae.parameters()).dtype) * 2 - 1
+        z = torch.cat([vae.encode(images).latent_dist.mode() for images in pixels.split(16)])
+        z = (z.float() - self._shift) * vae.config.scaling_factor
         return z.unflatten(0, video.shape[:2]).transpose(1, 2).contiguous()
 
     def decode(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
@@ -92,13 +101,16 @@ class LatentTeacher(nn.Module):
             index = torch.as_tensor(frames, device=z.device)
             index = index.expand(z.shape[0], -1)[:, None, :, None, None]
             z = z.gather(2, index.expand(-1, z.shape[1], -1, *z.shape[3:]))
-        dtype = next(self.vae.parameters()).dtype
-        latents = z.transpose(1, 2).flatten(0, 1) / self.vae.config.scaling_factor + self._shift
-        pixels = torch.cat([self.vae.decode(part).sample for part in latents.to(dtype).split(16)])
+        vae = self._autoencoder
+        latents = z.transpose(1, 2).flatten(0, 1) / vae.config.scaling_factor + self._shift
+        latents = latents.to(next(vae.parameters()).dtype)
+        pixels = torch.cat([vae.decode(images).sample for images in latents.split(16)])
         return (pixels.to(z.dtype) / 2 + 0.5).clamp(0, 1).unflatten(0, (z.shape[0], z.shape[2]))
 
     def embed(self, captions: Sequence[str]) -> Cond:
         """Conditioning of captions, on the teacher's device, without gradient."""
+        if self.text is None:
+            raise RuntimeError("this teacher has no text encoder")
         with torch.no_grad():
             return {name: value.to(self.device) for name, value in self.text(list(captions)).items()}
 
@@ -196,8 +208,14 @@ class LatentTeacher(nn.Module):
         return self._digest
 
     @property
+    def _autoencoder(self) -> AutoencoderKL:
+        if self.vae is None:
+            raise RuntimeError("this teacher has no autoencoder: it is only given latents")
+        return self.vae
+
+    @property
     def _shift(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
+        return getattr(self._autoencoder.config, "shift_factor", None) or 0.0
 
 
 def _bytes(value: Tensor) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,11 +16,16 @@ from guidedcd.models.checkpoints import hub
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.models.teachers.protocol import Cond
 
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel
+
 
 class ClipText(nn.Module):
     """A transformers CLIP text model and its tokenizer: captions to the last hidden state, padded to full length."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+    model: CLIPTextModel
+
+    def __init__(self, model: CLIPTextModel, tokenizer: Any) -> None:
         """Take a `CLIPTextModel` and a `CLIPTokenizer`."""
         super().__init__()
         self.model, self.tokenizer = model, tokenizer

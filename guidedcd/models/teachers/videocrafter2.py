@@ -31,9 +31,9 @@ class VideoCrafter2Teacher(LatentTeacher):
 
     def base_state(self) -> View:
         """The UNet's state dict in the file, under its original keys."""
-        return videocrafter2.split(open_state(exists(self.path, "VideoCrafter2's model.ckpt", videocrafter2.WHERE)))[
-            "unet"
-        ]
+        assert self.path is not None, "this teacher was not read from a file"
+        file = exists(self.path, "VideoCrafter2's model.ckpt", videocrafter2.WHERE)
+        return videocrafter2.split(open_state(file))["unet"]
 
 
 def load_videocrafter2(
