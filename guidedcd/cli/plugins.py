@@ -1,4 +1,4 @@
-"""`guidedcd plugins`: what is installed, what it offers, what is wrong with it, and a new one."""
+"""`guidedcd plugins`: list, show and check the installed components, and write a new plugin."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the commands to `app`."""
-    plugins = App(name="plugins", help="See, check and write plugins.")
+    plugins = App(name="plugins", help="List, check and write plugins.")
     app.command(plugins)
 
     @plugins.command(name="list")
     def list_() -> None:
-        """List everything the installed plugins offer, without importing it."""
+        """List the components of all installed plugins, without importing their code."""
         table = _table("kind", "name", "summary", "plugin", "version")
         for c in sorted(registry.components, key=lambda c: (list(KINDS.values()).index(c.kind), c.name, c.plugin)):
             table.add_row(c.kind, c.name, escape(c.summary), c.plugin, c.version)
@@ -39,20 +39,14 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
 
     @plugins.command
     def show(name: str, /) -> None:
-        """Show one component: where it is from, and every option with default and meaning.
+        """Show one component: its plugin, and the default and meaning of every option.
 
         Parameters
         ----------
         name
-            The component's name, such as `pta`.
+            Name of the component, such as `pta`.
         """
-        found = [component for component in registry.components if component.name == name]
-        if not found:
-            names = sorted({component.name for component in registry.components})
-            raise GuidedCDError(
-                f"no component named '{name}'.{suggest(name, names)} Known: {', '.join(names) or 'none'}."
-            )
-        for component in found:
+        for component in _named(name, registry):
             _show(component)
 
     @plugins.command
@@ -62,55 +56,55 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         *,
         verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
     ) -> int:
-        """Check the plugins: that each loads, is light, and was installed with what it requires; exit 1 if not.
+        """Check that every plugin loads quickly and that its requirements are installed; exit with 1 if not.
 
         Parameters
         ----------
         name
-            Check only this component, and its behaviour too, as its own tests would.
+            Check only this component, including its behaviour.
         verbose
             Show tracebacks.
         """
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a check downloads nothing
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a check must not download weights
         from guidedcd.testing import checks_of, requirements
 
-        wrong = 0
+        failures = 0
         for failure in registry.failures if name is None else ():
-            wrong += 1
+            failures += 1
             _wrong(f"{failure.plugin} {failure.version}", failure.error, verbose)
-        found = registry.components if name is None else _named(name, registry)
-        for distribution, missing in requirements(c.plugin for c in found).items():
+        components = registry.components if name is None else _named(name, registry)
+        for distribution, missing in requirements(c.plugin for c in components).items():
             for text in missing:
-                wrong += 1
+                failures += 1
                 console.print(f"[red]wrong[/] {distribution}: {escape(text)}")
-        for component in found:
+        for component in components:
             passed, skipped, failed = 0, "", 0
             for check in checks_of(component, behaviour=name is not None):
                 try:
                     check()
                     passed += 1
                 except SkipTest as reason:
-                    skipped = f"; not tried: {reason}"
+                    skipped = f"; others were skipped: {reason}"
                 except (Exception, SystemExit) as error:
                     failed += 1
-                    _wrong(f"{component}: {check.says}", error, verbose)
+                    _wrong(f"{component}: {check.description}", error, verbose)
             if not failed:
                 console.print(f"[green]ok[/]    {component}: {passed} checks passed{escape(skipped)}")
-            wrong += failed
-        return int(wrong > 0)
+            failures += failed
+        return int(failures > 0)
 
     @plugins.command
     def new(kind: Literal["energy", "reward", "route"], name: str, /, *, out: Path | None = None) -> None:
-        """Write a new package that offers one component, with a test that checks it.
+        """Write a new package with one component and a test that checks it.
 
         Parameters
         ----------
         kind
-            What it offers.
+            Kind of the component.
         name
-            How users will call it: lower-case words joined by "-".
+            Name of the component: lower-case words joined by "-".
         out
-            Where; by default the folder guidedcd-NAME.
+            Folder of the package; the default is guidedcd-NAME.
         """
         from guidedcd.plugins.scaffold.render import write
 
@@ -121,11 +115,11 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
 
 def _named(name: str, registry: Registry) -> list[Component]:
     """The components of any kind called `name`."""
-    found = [component for component in registry.components if component.name == name]
-    if not found:
+    components = [component for component in registry.components if component.name == name]
+    if not components:
         names = sorted({component.name for component in registry.components})
         raise GuidedCDError(f"no component named '{name}'.{suggest(name, names)} Known: {', '.join(names) or 'none'}.")
-    return found
+    return components
 
 
 def _wrong(what: str, error: BaseException, verbose: bool) -> None:
@@ -150,8 +144,8 @@ def _show(component: Component) -> None:
     console.print(f"[bold]{component.kind} {component.name}[/]  {escape(component.summary)}")
     console.print(f"  plugin    {component.plugin} {component.version}")
     console.print(f"  target    {component.target}")
-    spelled = f"{component.name}[:{value.name.upper()}]" if value else component.name
-    console.print(f"  select    --{key} {spelled}   or   [{key}.{component.name}] in a --config file", markup=False)
+    spelling = f"{component.name}[:{value.name.upper()}]" if value else component.name
+    console.print(f"  select    --{key} {spelling}   or   [{key}.{component.name}] in a --config file", markup=False)
     if not attrs.fields(component.config):
         console.print("  options   none\n")
         return

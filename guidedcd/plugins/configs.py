@@ -20,58 +20,58 @@ def _ascending(instance: object, attribute: attrs.Attribute, value: tuple[float,
 
 @attrs.frozen(kw_only=True)
 class ComponentConfig:
-    """Options every component may have: none."""
+    """Base class of all options; it has none."""
 
 
 @attrs.frozen(kw_only=True)
 class EnergyConfig(ComponentConfig):
-    """Options every energy has; the engine applies them, the energy never sees them used."""
+    """Options of every energy, which the engine applies."""
 
     scale: float = attrs.field(default=500.0, validator=ge(0))
-    """Multiplies the energy's gradient, on the mean energy (the paper's lambda), dimensionless."""
+    """Factor of the gradient of the mean energy (lambda in the paper), dimensionless, at least 0."""
     relative: float | None = attrs.field(default=None, validator=optional(ge(0)))
-    """Instead of `scale`: the guided term's norm as a fraction of the prediction's norm, e.g. 0.3."""
+    """In place of `scale`: norm of the guided term relative to the norm of the prediction, such as 0.3."""
     scale_range: tuple[float, float] | None = attrs.field(default=None, validator=_ascending)
-    """Draw the scale (or relative) per sample from [low, high], 0 with probability 0.1: gives the student a slider."""
+    """Draw `scale` or `relative` from [low, high] per sample, 0 with probability 0.1; the student takes it as input."""
     fraction: float = attrs.field(default=0.5, validator=_between(0, 1))
-    """Fraction tau of the noisiest solver steps that are guided, in [0, 1]."""
+    """Fraction of the solver steps that are guided, the noisiest ones (tau in the paper), in [0, 1]."""
     reference: str = attrs.field(default="inversion", validator=in_(("inversion", "single-step", "clean")))
-    """What the energy compares against: DDIM inversion (the paper), one noising step (30x cheaper), clean latents."""
+    """Reference of the energy: DDIM `inversion` (the paper), `single-step` noising (30 times cheaper), or `clean`."""
 
 
 @attrs.frozen(kw_only=True)
 class RewardConfig(ComponentConfig):
-    """Options every reward has; the engine applies them."""
+    """Options of every reward, which the engine applies."""
 
     weight: float = attrs.field(default=1.0, validator=ge(0))
-    """Multiplies the reward in the loss, dimensionless; 0 only logs it."""
+    """Weight of the reward in the loss, dimensionless, at least 0; with 0 the reward is only logged."""
     frames: int = attrs.field(default=2, validator=ge(1))
-    """How many frames of each video are decoded and scored."""
+    """Number of frames of each video that are decoded and scored."""
     pick: str = attrs.field(default="random", validator=in_(("random", "strided")))
     """Which frames: `random` (without replacement) or `strided` (evenly spaced from a random start)."""
 
 
 @attrs.frozen(kw_only=True)
 class RouteConfig(ComponentConfig):
-    """Options every route has: none."""
+    """Base class of the options of a route; it has none."""
 
 
 @attrs.frozen(kw_only=True)
 class TeacherConfig(ComponentConfig):
-    """Options every teacher has: none."""
+    """Base class of the options of a teacher; it has none."""
 
 
 @attrs.frozen(kw_only=True)
 class DatasetConfig(ComponentConfig):
-    """Options every dataset has."""
+    """Options of every dataset."""
 
     weight: float = attrs.field(default=1.0, validator=gt(0))
-    """This dataset's share of the mixture, relative to the others."""
+    """Weight of this dataset in the mixture, relative to the other datasets."""
 
 
 @attrs.frozen(kw_only=True)
 class MetricConfig(ComponentConfig):
-    """Options every metric has: none."""
+    """Base class of the options of a metric; it has none."""
 
 
 @attrs.frozen(kw_only=True)
@@ -79,12 +79,12 @@ class RewardModelConfig(RewardConfig):
     """Options of a reward that is a pretrained network."""
 
     path: str = attrs.field(default="auto", metadata={"positional": True})
-    """The weights: `auto` (cache folder, then the hub), or a file."""
+    """Weights: `auto` (from the cache folder or the hub), or a file."""
     arch: str = "published"
-    """Sizes of the network in a file: `published` (the released model), or a JSON file."""
+    """Sizes of the network: `published` (the released model), or a JSON file."""
     dtype: str = attrs.field(default="fp32", validator=in_(tuple(SHORT_DTYPES)))
-    """Of the network's matrices; pixels are prepared and scores are computed in fp32."""
+    """Dtype of the network's matrices; pixels are prepared and rewards computed in fp32."""
     antialias: bool = True
-    """Resize with antialiasing, as torchvision has done since 0.17; false is what it did to tensors before."""
+    """Resize with antialiasing, as torchvision does since 0.17; false gives its earlier results."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""

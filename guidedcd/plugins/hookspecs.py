@@ -1,4 +1,4 @@
-"""The whole contract between guidedcd and its plugins: six hooks of one shape."""
+"""The six hooks through which plugins register components."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ hookimpl = pluggy.HookimplMarker("guidedcd")
 
 
 class Register(Protocol):
-    """What every hook is given."""
+    """The function that every hook receives and calls once for each component."""
 
     def __call__(self, name: str, target: str, *, config: type, summary: str = "") -> None:
-        """Offer the object at `target` ("module:attribute") under `name`.
+        """Register a component.
 
         Args:
-            name: What users type: lower-case words joined by "-".
-            target: Imported only when a run uses it; called with one `config` instance.
-            config: A frozen attrs class whose every field has a default.
+            name: Its name on the command line and in files: lower-case words joined by "-".
+            target: "module:attribute" of a class or function that returns the component. It is imported when a run
+                uses the component, and called with an instance of `config`.
+            config: A frozen attrs class of its options, in which every field has a default.
             summary: One line for `guidedcd plugins list`.
         """
 
 
 @hookspec
 def register_energies(register: Register) -> None:
-    """Register energies, whose gradient steers the teacher's ODE step."""
+    """Register energies, whose gradients steer the ODE steps of the teacher."""
 
 
 @hookspec
 def register_rewards(register: Register) -> None:
-    """Register rewards, differentiable scorers of the student's decoded frames."""
+    """Register rewards, which score decoded frames of the student differentiably."""
 
 
 @hookspec
@@ -41,7 +42,7 @@ def register_routes(register: Register) -> None:
 
 @hookspec
 def register_teachers(register: Register) -> None:
-    """Register teachers, adapters from a pretrained model to canonical latents."""
+    """Register teachers, which adapt pretrained text-to-video models."""
 
 
 @hookspec
@@ -51,4 +52,4 @@ def register_datasets(register: Register) -> None:
 
 @hookspec
 def register_metrics(register: Register) -> None:
-    """Register metrics, which score finished videos."""
+    """Register metrics, which measure finished videos."""

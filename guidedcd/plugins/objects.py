@@ -1,7 +1,7 @@
-"""Python objects in place of installed components: what a run records of them. No torch here.
+"""Objects of the calling program in place of installed components. No torch here.
 
-An energy, reward, routing rule or metric may be a function, an instance or a class of the program that starts the run.
-The run records its name and its source, so that it is not continued with another one by mistake.
+An energy, reward, routing rule or metric may be a function, an instance or a class. The run records its qualified name
+and its source, and is not continued with a changed one.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ KINDS = ("energy", "reward", "route", "metric")
 """Kinds of components that may be objects."""
 
 MARK = "python_object"
-"""The option whose presence says that a component is an object."""
+"""The option that marks the config of an object, with the object's qualified name."""
 
 _OBJECTS: dict[tuple[str, str, str], Any] = {}
-"""The objects of this process, by kind, name and digest of the source."""
+"""The objects of this process by kind, name and digest of the source."""
 
 
 @cache
 def config_class(kind: str) -> type:
-    """The config of objects of one kind: the engine's options of that kind, and what is recorded of the object."""
+    """The config class of objects of one kind: its base options, and the name, digest and source of the object."""
     fields = {MARK: str, "source_digest": str, "source": str}
     return attrs.make_class(
         f"Object{CONFIGS[kind].__name__}",
@@ -43,7 +43,7 @@ def config_class(kind: str) -> type:
 
 
 def record(kind: str, name: str, value: Any) -> dict[str, str]:
-    """Keep `value` for this process, and return the options that a run records of it.
+    """Remember `value` in this process, and return the options that identify it in a run.
 
     Raises:
         GuidedCDError: It cannot be called, or its source cannot be read.
@@ -70,20 +70,20 @@ def record(kind: str, name: str, value: Any) -> dict[str, str]:
 
 
 def _state(value: Any) -> dict[str, str]:
-    """Plain values on which the object depends besides its source: attributes, defaults, captured variables."""
+    """Plain values that the object depends on besides its source: attributes, defaults and captured variables."""
     names = dict(vars(value)) if hasattr(value, "__dict__") and not inspect.isclass(value) else {}
     if inspect.isfunction(value):
         captured = inspect.getclosurevars(value)
         names |= {**captured.globals, **captured.nonlocals}
-        names |= {f"default {number}": one for number, one in enumerate(value.__defaults__ or ())}
+        names |= {f"default {number}": default for number, default in enumerate(value.__defaults__ or ())}
         names |= value.__kwdefaults__ or {}
     plain = (bool, int, float, str, tuple, type(None))
-    return {key: repr(one) for key, one in sorted(names.items()) if isinstance(one, plain)}
+    return {name: repr(item) for name, item in sorted(names.items()) if isinstance(item, plain)}
 
 
 @attrs.frozen
 class ObjectComponent(Component):
-    """An object in the place of an installed component; only the program that defines it can build it."""
+    """An object as a component, which only the program that defines it can build."""
 
     source_digest: str = ""
 
@@ -91,7 +91,7 @@ class ObjectComponent(Component):
         return f"{self.kind} '{self.name}' of {self.target}"
 
     def load(self) -> Callable[..., Any]:
-        """What makes the object of its config.
+        """A function from the config to the object.
 
         Raises:
             GuidedCDError: This process does not have the object.
@@ -110,7 +110,7 @@ class ObjectComponent(Component):
 
 
 def component(kind: str, name: str, config: ComponentConfig | None = None) -> ObjectComponent:
-    """The object that a run calls `name`; `config` has its source."""
+    """The component of the object called `name`, whose `config` has its source."""
     target, source = getattr(config, MARK, ""), getattr(config, "source_digest", "")
     return ObjectComponent(kind, name, target, config_class(kind), "this program", source_digest=source)
 

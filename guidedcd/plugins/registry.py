@@ -1,4 +1,4 @@
-"""Find plugins, and keep a broken one from breaking anything else. No torch here."""
+"""Discover and load plugins, isolated from each other. No torch here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from typing import Any
 
 import attrs
 import pluggy
@@ -17,10 +18,10 @@ from guidedcd.plugins import hookspecs
 from guidedcd.plugins.configs import DatasetConfig, EnergyConfig, MetricConfig, RewardConfig, RouteConfig, TeacherConfig
 
 GROUP = "guidedcd"
-
+"""The group of entry points."""
 
 BLOCK = "GUIDEDCD_BLOCK"
-
+"""The environment variable with plugins to leave out, separated by commas."""
 
 HOOKS = {
     "energy": "register_energies",
@@ -30,8 +31,7 @@ HOOKS = {
     "dataset": "register_datasets",
     "metric": "register_metrics",
 }
-"""Every kind of component, and the hook that offers it."""
-
+"""The hook of each kind of component."""
 
 CONFIGS = {
     "energy": EnergyConfig,
@@ -41,35 +41,36 @@ CONFIGS = {
     "dataset": DatasetConfig,
     "metric": MetricConfig,
 }
-"""What the config of each kind must derive from: the engine reads these fields."""
-
+"""The base class of the config of each kind, whose fields the engine reads."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-
-
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @attrs.frozen
 class Component:
-    """One named thing a plugin offers. Nothing heavy is imported until `load`."""
+    """A registered component. Its code is imported by `load` only."""
 
     kind: str
     name: str
     target: str
-    """Where it is, "module:attribute"."""
+    """The class or function that returns it, as "module:attribute"."""
     config: type
     plugin: str
-    """Id of the plugin that offers it, "distribution/entry-point"."""
+    """Id of its plugin, "distribution/entry-point"."""
     version: str = ""
-    """Version of that distribution."""
+    """Version of the distribution."""
     summary: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind} '{self.name}' of {self.plugin}"
 
-    def load(self) -> Callable:
-        """Import the target."""
+    def load(self) -> Callable[..., Any]:
+        """Import the target.
+
+        Raises:
+            PluginError: The import fails.
+        """
         module, _, attribute = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
@@ -80,7 +81,7 @@ class Component:
             ) from error
 
     def build(self, config: object | None = None) -> object:
-        """Import the target and call it with `config` (default: every option at its default)."""
+        """Import the target and call it with `config`, or with the default options."""
         target = self.load()
         with blame(str(self)):
             return target(self.config() if config is None else config)
@@ -88,7 +89,7 @@ class Component:
 
 @attrs.frozen
 class Failure:
-    """Why a plugin is not in use."""
+    """A plugin that could not be loaded, and why."""
 
     plugin: str
     version: str
@@ -97,39 +98,39 @@ class Failure:
 
 @attrs.define
 class Registry:
-    """What the installed plugins offer, and which of them could not be asked."""
+    """The components of all installed plugins, and the plugins that could not be loaded."""
 
     components: list[Component] = attrs.field(factory=list)
     failures: list[Failure] = attrs.field(factory=list)
 
     def of_kind(self, kind: str) -> dict[str, Component]:
-        """The components of one kind by name; of a contested name, the first."""
-        found: dict[str, Component] = {}
+        """The components of one kind by name; the first one if several plugins use the name."""
+        components: dict[str, Component] = {}
         for component in self.components:
             if component.kind == kind:
-                found.setdefault(component.name, component)
-        return found
+                components.setdefault(component.name, component)
+        return components
 
     def get(self, kind: str, name: str) -> Component:
         """The one component of this name.
 
         Raises:
-            PluginError: No plugin offers it (with a suggestion), or several do.
+            PluginError: No plugin has it (the message suggests a name), or several have.
         """
-        found = [c for c in self.components if (c.kind, c.name) == (kind, name)]
-        if len(found) == 1:
-            return found[0]
-        if found:
+        components = [c for c in self.components if (c.kind, c.name) == (kind, name)]
+        if len(components) == 1:
+            return components[0]
+        if components:
             raise PluginError(
-                f"{kind} '{name}' is offered by {' and '.join(c.plugin for c in found)}. "
-                f"Block the one you do not want: {BLOCK}={found[0].plugin} guidedcd ..."
+                f"{kind} '{name}' is offered by {' and '.join(c.plugin for c in components)}. "
+                f"Block the one you do not want: {BLOCK}={components[0].plugin} guidedcd ..."
             )
-        known = sorted(self.of_kind(kind))
+        names = sorted(self.of_kind(kind))
         other = next((c.kind for c in self.components if c.name == name), None)
         hint = f" There is {'an' if other == 'energy' else 'a'} {other} of that name." if other else ""
         broken = ", ".join(f.plugin for f in self.failures)
         note = f" Not loaded: {broken}. See `guidedcd plugins doctor`." if broken else ""
-        raise PluginError(f"no {kind} named '{name}'.{suggest(name, known) or hint} Known: {_listed(known)}.{note}")
+        raise PluginError(f"no {kind} named '{name}'.{suggest(name, names) or hint} Known: {_listed(names)}.{note}")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -138,7 +139,7 @@ def _listed(names: Sequence[str]) -> str:
 
 @contextmanager
 def blame(whose: str) -> Iterator[None]:
-    """Add whose code it was to an exception that passes, which keeps its type and traceback."""
+    """Add a note that names the code `whose` to an exception, which keeps its type and traceback."""
     try:
         yield
     except GuidedCDError:
@@ -149,10 +150,10 @@ def blame(whose: str) -> Iterator[None]:
 
 
 def load_plugins(blocked: Iterable[str] = ()) -> Registry:
-    """Ask every installed plugin what it offers; one that fails offers nothing and costs the others nothing.
+    """Load the components of all installed plugins; a plugin that fails is recorded and skipped.
 
     Args:
-        blocked: Ids ("distribution/entry-point") or distributions to leave out, besides those in GUIDEDCD_BLOCK.
+        blocked: Ids ("distribution/entry-point") or distributions to leave out, in addition to GUIDEDCD_BLOCK.
     """
     blocked = {_normal(b.strip()) for b in (*blocked, *os.environ.get(BLOCK, "").split(","))}
     manager = pluggy.PluginManager(GROUP)
@@ -162,54 +163,63 @@ def load_plugins(blocked: Iterable[str] = ()) -> Registry:
         if blocked & {_normal(id_), id_.partition("/")[0]}:
             continue
         try:
-            registry.components += _ask(manager, id_, version, entry)
+            registry.components += _components_of(manager, id_, version, entry)
         except (Exception, SystemExit) as error:
-            if manager.has_plugin(id_):  # `register` leaves what it refuses behind
+            if manager.has_plugin(id_):  # pluggy keeps a plugin whose registration failed
                 manager.unregister(name=id_)
             registry.failures.append(Failure(id_, version, error))
     return registry
 
 
 def entry_points(failures: list[Failure] | None = None) -> list[tuple[str, str, metadata.EntryPoint]]:
-    """Each `guidedcd` entry point once: (id, version, entry point), in the order of the ids.
+    """Each entry point of the group `guidedcd` once, as (id, version, entry point), sorted by id.
 
     Args:
-        failures: Where to report a distribution whose metadata cannot be read.
+        failures: A list to which distributions with unreadable metadata are added.
     """
-    found: dict[str, tuple[str, list[metadata.EntryPoint]]] = {}
+    distributions: dict[str, tuple[str, list[metadata.EntryPoint]]] = {}
     for dist in metadata.distributions():
         try:
-            ours = [entry for entry in dist.entry_points if entry.group == GROUP]
-            if ours:
-                found.setdefault(_normal(dist.metadata["Name"]), (dist.version, ours))  # first on sys.path wins
+            entries = [entry for entry in dist.entry_points if entry.group == GROUP]
+            if entries:
+                # Of two versions, Python imports the first on sys.path.
+                distributions.setdefault(_normal(dist.metadata["Name"]), (dist.version, entries))
         except Exception as error:
             if failures is not None:
                 failures.append(Failure(str(getattr(dist, "_path", dist)), "?", error))
-    every = [(f"{name}/{e.name}", version, e) for name, (version, entries) in found.items() for e in entries]
-    return sorted(every, key=lambda one: one[0])
+    return sorted(
+        (
+            (f"{name}/{entry.name}", version, entry)
+            for name, (version, entries) in distributions.items()
+            for entry in entries
+        ),
+        key=lambda item: item[0],
+    )
 
 
 def _normal(name: str) -> str:
-    """A distribution's name as PyPI writes it; the part after a "/" is left alone."""
+    """A distribution's name in normal form (PEP 503); text after a "/" does not change."""
     distribution, slash, entry = name.partition("/")
     return re.sub(r"[-_.]+", "-", distribution).lower() + slash + entry
 
 
-def _ask(manager: pluggy.PluginManager, id_: str, version: str, entry: metadata.EntryPoint) -> list[Component]:
-    """Everything that one plugin offers, or an exception and nothing."""
+def _components_of(
+    manager: pluggy.PluginManager, id_: str, version: str, entry: metadata.EntryPoint
+) -> list[Component]:
+    """The components that one plugin registers."""
     if not entry.pattern.match(entry.value):
         raise PluginError(f"malformed entry point: {entry.name} = {entry.value!r}")
     plugin = entry.load()
     manager.register(plugin, name=id_)
     manager.check_pending()  # raises on a hook that this guidedcd does not have
     others = [p for p in manager.get_plugins() if p is not plugin]
-    offered: list[Component] = []
+    components: list[Component] = []
     for kind, hook in HOOKS.items():
-        manager.subset_hook_caller(hook, others)(register=_registrar(offered, kind, id_, version))
-    return offered
+        manager.subset_hook_caller(hook, others)(register=_registrar(components, kind, id_, version))
+    return components
 
 
-def _registrar(offered: list[Component], kind: str, plugin: str, version: str) -> Callable[..., None]:
+def _registrar(components: list[Component], kind: str, plugin: str, version: str) -> Callable[..., None]:
     def register(name: str, target: str, *, config: type, summary: str = "") -> None:
         what = f"{kind} '{name}'"
         if not _NAME.fullmatch(name):
@@ -222,8 +232,8 @@ def _registrar(offered: list[Component], kind: str, plugin: str, version: str) -
             config()
         except TypeError as error:
             raise PluginError(f"config of {what} must have a default for every field: {error}") from error
-        if any((c.kind, c.name) == (kind, name) for c in offered):
+        if any((c.kind, c.name) == (kind, name) for c in components):
             raise PluginError(f"{what} is registered twice")
-        offered.append(Component(kind, name, target, config, plugin, version, summary))
+        components.append(Component(kind, name, target, config, plugin, version, summary))
 
     return register

@@ -1,8 +1,12 @@
-"""Checks that every component must pass, as plain functions: for plugin authors' tests and for `plugins doctor`.
+"""Conformance checks for components, used in plugin authors' tests and by `guidedcd plugins doctor`.
 
-@pytest.mark.parametrize("check", checks("energy", "jerk"), ids=str)
-def test_conformance(check):
-    check()
+In: a component's kind and name. Out: a list of `Check`s, functions without arguments that raise AssertionError.
+
+    @pytest.mark.parametrize("check", checks("energy", "jerk"), ids=str)
+    def test_conformance(check):
+        check()
+
+`rules` lists the rules of each kind, `tiny_teacher` has the small teacher that they run on.
 """
 
 from __future__ import annotations
@@ -24,42 +28,42 @@ from guidedcd.plugins.registry import Component, load_plugins
 from guidedcd.testing.subject import Subject
 
 HEAVY = ("torch", "diffusers", "transformers", "open_clip")
-"""What offering a component must not import: `guidedcd --help` waits for every plugin."""
+"""Packages that registering a component must not import, because `guidedcd --help` waits for every plugin."""
 
 
 @attrs.frozen
 class Check:
-    """A function of no argument that fails, with a sentence, when a component breaks a rule."""
+    """One rule for one component; calling it raises AssertionError with an explanation if the rule is broken."""
 
     subject: Subject
     rule: Callable[[Subject], None]
 
     def __call__(self) -> None:
-        """Check it."""
+        """Check the rule."""
         self.rule(self.subject)
 
     def __str__(self) -> str:
         return f"{self.subject.component.name}-{self.rule.__name__}"
 
     @property
-    def says(self) -> str:
-        """The rule, in words."""
+    def description(self) -> str:
+        """The rule as a sentence."""
         return (self.rule.__doc__ or self.rule.__name__).splitlines()[0].rstrip(".")
 
 
 def checks(kind: str, name: str, *, config: Any = None) -> list[Check]:
-    """Everything to check of one installed component.
+    """All checks of one installed component.
 
     Args:
         kind: "energy", "reward", "route", "teacher", "dataset" or "metric".
-        name: What users type.
-        config: The options to test it with, if its defaults need files that a test has not.
+        name: Its registered name.
+        config: Its options, needed if the defaults refer to files that do not exist.
     """
     return checks_of(load_plugins().get(kind, name), config=config)
 
 
 def checks_of(component: Component, *, config: Any = None, behaviour: bool = True) -> list[Check]:
-    """As `checks`; without `behaviour`, only those that run no model."""
+    """All checks of a component, or without `behaviour` those that run no model."""
     subject = Subject(component, config)
     rules: list[Callable[[Subject], None]] = [
         offering_is_light,
@@ -68,14 +72,14 @@ def checks_of(component: Component, *, config: Any = None, behaviour: bool = Tru
         target_is_importable,
     ]
     if behaviour:
-        from guidedcd.testing import rules as behaviours
+        from guidedcd.testing.rules import RULES
 
-        rules += [attributes_are_spelt_right, *behaviours.RULES[component.kind]]
+        rules += [attributes_are_spelt_right, *RULES[component.kind]]
     return [Check(subject, rule) for rule in rules]
 
 
 def offering_is_light(subject: Subject) -> None:
-    """Offering it imports nothing heavy."""
+    """Registering it imports no large package."""
     module = subject.component.config.__module__
     heavy = _imported_with(module, os.pathsep.join(p for p in sys.path if p))
     assert not heavy, f"importing {module} imports {heavy}; move that code to the module named in the target"
@@ -83,15 +87,15 @@ def offering_is_light(subject: Subject) -> None:
 
 @cache
 def _imported_with(module: str, path: str) -> str:
-    """What heavy things a fresh Python has imported after `module`; one answer serves all of a plugin's components."""
+    """The names of HEAVY that a new Python process imports with `module`, cached for all components of a plugin."""
     code = f"import sys, {module}; sys.exit(' '.join(m for m in {HEAVY!r} if m in sys.modules) or None)"
     environment = child_environment() | {"PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment)
-    return done.stderr.strip()
+    process = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment)
+    return process.stderr.strip()
 
 
 def config_is_sound(subject: Subject) -> None:
-    """Its config is a frozen attrs class; every field has a default and a docstring."""
+    """Its config is a frozen attrs class, and every field has a default and a docstring."""
     cls = subject.component.config
     config = cls()
     docs = docs_of(cls)
@@ -102,7 +106,7 @@ def config_is_sound(subject: Subject) -> None:
             pass
         else:
             raise AssertionError(f"{cls.__name__} is not frozen: use @attrs.frozen(kw_only=True)")
-        assert docs.get(field.name), f"{cls.__name__}.{field.name} has no docstring: the command line's help shows it"
+        assert docs.get(field.name), f"{cls.__name__}.{field.name} has no docstring, which `--help` shows"
 
 
 def options_are_spelt_right(subject: Subject) -> None:
@@ -124,14 +128,14 @@ def attributes_are_spelt_right(subject: Subject) -> None:
 def target_is_importable(subject: Subject) -> None:
     """Its target can be imported and called."""
     target = subject.component.load()
-    assert callable(target), f"{subject.component.target} is no class or function"
+    assert callable(target), f"{subject.component.target} is neither a class nor a function"
 
 
 def requirements(plugins: Iterable[str]) -> dict[str, list[str]]:
-    """By distribution, what it requires but this environment has not, for the ids of some plugins."""
+    """Missing requirements by distribution, for the ids of some plugins."""
     from packaging.requirements import Requirement
 
-    found: dict[str, list[str]] = {}
+    missing_by_distribution: dict[str, list[str]] = {}
     for distribution in dict.fromkeys(plugin.partition("/")[0] for plugin in plugins):
         missing = []
         for text in metadata.requires(distribution) or []:
@@ -145,5 +149,5 @@ def requirements(plugins: Iterable[str]) -> dict[str, list[str]]:
                 continue
             if not requirement.specifier.contains(installed, prereleases=True):
                 missing.append(f"{requirement.name} {installed} is installed, {requirement.specifier} is required")
-        found[distribution] = missing
-    return found
+        missing_by_distribution[distribution] = missing
+    return missing_by_distribution

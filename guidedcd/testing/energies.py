@@ -1,4 +1,4 @@
-"""What an energy must do. Legend: B batch, C channels, F frames, H and W latent size."""
+"""The rules of energies. Legend: B batch, C channels, F frames, H and W latent size."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ if TYPE_CHECKING:
 
 
 def look(subject: Subject, z: Tensor, t: int = T) -> Seen:
-    """What the tiny teacher says of latents (B, C, F, H, W), with the records that the energy needs."""
+    """A forward pass of the tiny teacher on latents (B, C, F, H, W), with the records that the energy needs."""
     teacher, captions = subject.teacher, CAPTIONS[: len(z)]
     needs = tuple(getattr(subject.built, "needs", ()))
     return teacher.seen(z, torch.full((len(z),), t), teacher.embed(captions), needs=needs, captions=captions)
 
 
 def latents(subject: Subject, seed: int, batch: int = 2) -> Tensor:
-    """Noisy latents of the tiny teacher's size."""
+    """Noisy latents (batch, C, F, H, W) in the tiny teacher's size."""
     return random((batch, *subject.teacher.geometry.latent_shape), seed)
 
 
 def reference(subject: Subject) -> Seen:
-    """What an energy compares with in these checks."""
+    """The forward pass that serves as reference in these checks."""
     with torch.no_grad():
         return look(subject, latents(subject, 1))
 
 
 def energy_is_one_number_per_sample(subject: Subject) -> None:
-    """It returns (B,), finite, and leaves the random generator and the gradient mode alone."""
+    """It returns finite energies (B,), and changes neither the global random state nor the gradient mode."""
     seen, other = look(subject, latents(subject, 2)), reference(subject)
     with unchanged("the energy"):
         is_batch(subject.built(seen, other), 2, "the energy")
 
 
 def energy_has_a_gradient(subject: Subject) -> None:
-    """Its gradient reaches the latents of every sample, finite and not zero, and stays within the sample."""
+    """Its gradient with respect to the latents is finite, not zero, and stays within the sample."""
     z = latents(subject, 2).requires_grad_()
     energy = subject.built(look(subject, z), reference(subject))
     assert energy.requires_grad, "the energy does not depend on seen.z: something detached it"
@@ -53,7 +53,7 @@ def energy_has_a_gradient(subject: Subject) -> None:
 
 
 def energy_falls_along_its_score(subject: Subject) -> None:
-    """One small guided step lowers it."""
+    """A small guided step lowers it."""
     teacher = subject.teacher
     z = latents(subject, 2).requires_grad_()
     other = reference(subject)
@@ -69,7 +69,8 @@ def energy_falls_along_its_score(subject: Subject) -> None:
 
     moved = step((score, one)) - step()
     unit = moved / moved.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)
-    for share in (1e-2, 3e-3, 1e-3):  # of the latents' norm: first order must win over curvature, and over rounding
+    # Relative to the latents' norm: the first order must dominate curvature, but exceed rounding.
+    for share in (1e-2, 3e-3, 1e-3):
         with torch.no_grad():
             after = subject.built(
                 look(subject, z + share * z.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1) * unit), other
@@ -77,13 +78,13 @@ def energy_falls_along_its_score(subject: Subject) -> None:
         if (after < before.detach()).all():
             return
     raise AssertionError(
-        f"a guided step raised the energy from {before.tolist()} to {after.tolist()}: its gradient must be that of the "
-        "value, and the value lower for better samples"
+        f"a guided step raised the energy from {before.tolist()} to {after.tolist()}: autograd must give the gradient "
+        "of the returned value, and lower values must be better"
     )
 
 
 def energy_is_least_at_its_reference(subject: Subject) -> None:
-    """A sample equal to its reference has no more energy than another one."""
+    """A sample that equals its reference has the least energy."""
     other = reference(subject)
     with torch.no_grad():
         same, different = subject.built(other, other), subject.built(look(subject, latents(subject, 2)), other)
@@ -91,7 +92,7 @@ def energy_is_least_at_its_reference(subject: Subject) -> None:
 
 
 def energy_treats_samples_alone(subject: Subject) -> None:
-    """A batch of two has the energies of the two alone."""
+    """The energy of a sample does not depend on the rest of the batch."""
     z, r = latents(subject, 2), latents(subject, 1)
     with torch.no_grad():
         both = subject.built(look(subject, z), look(subject, r))

@@ -1,4 +1,4 @@
-"""Fixtures for plugin authors: `install` and `tiny_teacher`. Only pytest is imported here."""
+"""Pytest fixtures for plugin authors: `install` and `tiny_teacher`. Only pytest is imported here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Install a plugin for one test: the files that pip would write, and nothing else.
+    """Install a plugin for one test, by writing the files that pip would write.
 
     `install("acme-motion", code)` writes the module `acme_motion` and metadata that advertises it as the entry point
     `acme_motion`; `spec` replaces the entry point's value, `entry_points` the whole file. Both vanish with the test.

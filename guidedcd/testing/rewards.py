@@ -1,4 +1,4 @@
-"""What a reward must do. Legend: B batch, F frames."""
+"""The rules of rewards. Legend: B batch, F frames."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def video(subject: Subject, batch: int = 2) -> Tensor:
-    """Frames (B, F, 3, 32, 40) in [0, 1], as many as the reward asks for."""
+    """Frames (batch, F, 3, 32, 40) in [0, 1], with F from the reward's option `frames`."""
     return random((batch, subject.options.frames, 3, 32, 40), 3).mul(0.2).add(0.5).clamp(0, 1)
 
 
 def reward_is_one_number_per_sample(subject: Subject) -> None:
-    """It returns (B,), finite, and leaves the random generator and the gradient mode alone."""
+    """It returns finite rewards (B,), and changes neither the global random state nor the gradient mode."""
     frames = video(subject)
     with unchanged("the reward"):
         is_batch(subject.built(frames, CAPTIONS), 2, "the reward")
 
 
 def reward_has_a_gradient(subject: Subject) -> None:
-    """Its gradient reaches the frames of every sample, finite and not zero, and stays within the sample."""
+    """Its gradient with respect to the frames is finite, not zero, and stays within the sample."""
     frames = video(subject).requires_grad_()
     score = subject.built(frames, CAPTIONS)
     assert score.requires_grad, "the reward does not depend on the frames: something detached it"
@@ -38,7 +38,7 @@ def reward_has_a_gradient(subject: Subject) -> None:
 
 
 def reward_treats_samples_alone(subject: Subject) -> None:
-    """A batch of two has the rewards of the two alone."""
+    """The reward of a sample does not depend on the rest of the batch."""
     frames = video(subject)
     with torch.no_grad():
         both = subject.built(frames, CAPTIONS)
@@ -47,18 +47,18 @@ def reward_treats_samples_alone(subject: Subject) -> None:
 
 
 def reward_is_frozen(subject: Subject) -> None:
-    """It is a module in eval mode without a parameter to train."""
+    """It is an nn.Module in eval mode without trainable parameters."""
     module = subject.built
     assert isinstance(module, torch.nn.Module), f"a reward is an nn.Module, not {type(module).__name__}"
     assert not module.training, "call .eval(): dropout would make the reward random"
     trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    assert not trained, f"call .requires_grad_(False): {trained[:3]} would gather gradients"
+    assert not trained, f"call .requires_grad_(False): gradients would accumulate in {trained[:3]}"
 
 
 def reward_reads_text(subject: Subject) -> None:
-    """It says how many tokens a text has and how many it reads."""
+    """It counts the tokens of a text, and states its context length."""
     short, long = (subject.built.count_tokens(text) for text in ("a ball", "a ball " * 200))
-    assert 0 < short < long, f"count_tokens says {short} for two words and {long} for four hundred"
+    assert 0 < short < long, f"count_tokens returned {short} for two words and {long} for four hundred"
     limit = subject.built.max_tokens
     assert isinstance(limit, int) and limit > 0, f"max_tokens is {limit!r}"
 

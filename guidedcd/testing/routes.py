@@ -1,4 +1,4 @@
-"""What a route must do."""
+"""The rules of routes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def samples() -> list[Sample]:
-    """Samples with and without a short caption, one of them too long for every reward."""
+    """Samples with and without a short caption; some captions are too long for every reward."""
     readers = {"one": Reader(max_tokens=4, count=_words), "two": Reader(max_tokens=12, count=_words)}
     long = "word " * 40
     return [
@@ -36,23 +36,23 @@ def _routed(subject: Subject) -> Iterator[tuple[Sample, Route, Route]]:
 
 
 def route_is_total(subject: Subject) -> None:
-    """Every sample gets a route, to rewards of the run."""
+    """It returns a route to rewards of the run for every sample."""
     for sample, _, after in _routed(subject):
         unknown = after.rewards - set(sample.readers)
-        assert not unknown, f"sample {sample.id} is routed to {sorted(unknown)}, which the run has not"
+        assert not unknown, f"sample {sample.id} is routed to {sorted(unknown)}, which the run does not have"
 
 
 def route_is_pure(subject: Subject) -> None:
-    """The same sample and route give the same route, time and again."""
+    """It returns the same route for the same sample and route every time."""
     for sample, before, after in _routed(subject):
-        assert subject.built(sample, before) == after, f"sample {sample.id} took another route the second time"
+        assert subject.built(sample, before) == after, f"sample {sample.id} got another route the second time"
 
 
 def route_invents_no_caption(subject: Subject) -> None:
-    """The caption it chooses is one of the sample's."""
+    """It chooses one of the sample's captions."""
     for sample, before, after in _routed(subject):
-        known = {sample.caption, sample.short_caption, before.caption}
-        assert after.caption in known, f"sample {sample.id} is given a caption that is not its own: {after.caption!r}"
+        captions = {sample.caption, sample.short_caption, before.caption}
+        assert after.caption in captions, f"sample {sample.id} got a caption that is not its own: {after.caption!r}"
 
 
 RULES = [route_is_total, route_is_pure, route_invents_no_caption]

@@ -1,4 +1,4 @@
-"""What a component of each kind must do, checked on a tiny teacher: the rules that `guidedcd.testing` hands out."""
+"""The rules of behaviour for each kind of component, which run on a tiny teacher."""
 
 from __future__ import annotations
 
@@ -17,4 +17,4 @@ RULES: dict[str, Sequence[Rule]] = {
     "dataset": [other_kinds.dataset_yields_clips],
     "metric": [other_kinds.metric_scores_each_video],
 }
-"""By kind, every rule of behaviour."""
+"""The rules by kind."""

@@ -1,4 +1,4 @@
-"""One component under test."""
+"""The component under test."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from guidedcd.plugins.registry import Component
 
 
 class Subject:
-    """One component under test, built once for all its checks."""
+    """A component under test, built once for all its checks."""
 
     def __init__(self, component: Component, config: Any = None) -> None:
-        """Take a component, and the options to test it with (default: its defaults)."""
+        """Keep the component and its options (None: the defaults)."""
         self.component, self.config = component, config
 
     @cached_property
     def built(self) -> Any:
-        """The component, made from its config.
+        """The component, built with its config.
 
         Raises:
-            SkipTest: It cannot be made from its defaults, for want of a file.
+            SkipTest: It cannot be built with its defaults, because a file is missing.
         """
         try:
             return self.component.build(self.config)
         except GuidedCDError as error:
             if self.config is not None:
                 raise
-            raise SkipTest(f"needs options to be built: {error}") from error
+            raise SkipTest(f"it cannot be built with its defaults: {error}") from error
 
     @cached_property
     def options(self) -> Any:
-        """The config it is built from."""
+        """The config that it is built with."""
         return self.component.config() if self.config is None else self.config
 
     @cached_property

@@ -1,4 +1,4 @@
-"""A teacher small enough for a test: stock diffusers classes, random weights, milliseconds on a CPU."""
+"""A small teacher for tests: stock diffusers classes with random weights, which take milliseconds on a CPU."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def tiny_teacher(*, frames: int = 5, prediction: str = "eps", seed: int = 0) -> 
     """A `UNet3DConditionModel`, an `AutoencoderKL` and hashed words, on the CPU, float32.
 
     Args:
-        frames: Frames per video; height and width are 16 and 12 pixels, latents 8 and 6.
+        frames: Frames per video. Pixels are 16 x 12, latents 8 x 6.
         prediction: "eps" or "v".
-        seed: Of the weights; torch's global generator is left as it was.
+        seed: Seed of the weights; torch's global random state does not change.
     """
     from diffusers import AutoencoderKL, UNet3DConditionModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # More channels than groups everywhere: with one channel per group, normalisation removes the time embedding.
+        # With one channel per group, normalisation would remove the time embedding.
         network = UNet3DConditionModel(
             sample_size=8,
             block_out_channels=(16, 32),
@@ -57,7 +57,7 @@ def tiny_teacher(*, frames: int = 5, prediction: str = "eps", seed: int = 0) -> 
 
 
 def hashed_words(captions: Sequence[str], length: int = 8) -> Cond:
-    """A text encoder without weights: every word is a fixed random vector, the same in every process."""
+    """Encode each word as a fixed random vector, the same in every process: {"prompt_embeds": (B, length, WIDTH)}."""
     return {"prompt_embeds": torch.stack([_words(caption.split()[:length], length) for caption in captions])}
 
 

@@ -1,4 +1,4 @@
-"""The energy `jerk`: its options, and the line that offers it. Nothing heavy is imported here."""
+"""The energy `jerk`: its options and its registration. Import no torch here: `guidedcd --help` imports this file."""
 
 import attrs
 
@@ -7,12 +7,12 @@ from guidedcd import EnergyConfig, hookimpl
 
 @attrs.frozen(kw_only=True)
 class JerkConfig(EnergyConfig):
-    """Options of `jerk`: a field here, with a default and a docstring, is a flag --energies.jerk.FIELD."""
+    """Options of `jerk`. Each field needs a default and a docstring, and becomes the flag --energies.jerk.FIELD."""
 
 
 @hookimpl
 def register_energies(register):
-    """Offer `jerk`."""
+    """Register `jerk`."""
     register(
         "jerk",
         "guidedcd_jerk.energy:Jerk",

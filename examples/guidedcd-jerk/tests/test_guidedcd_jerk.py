@@ -1,4 +1,4 @@
-"""`jerk` keeps the rules of every energy."""
+"""The energy `jerk` passes the conformance checks of guidedcd."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from guidedcd.testing import checks
 
 @pytest.mark.parametrize("check", checks("energy", "jerk"), ids=str)
 def test_conformance(check):
-    """One rule, on a tiny teacher where it needs one."""
+    """One rule holds."""
     check()

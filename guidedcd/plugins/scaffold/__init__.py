@@ -1,4 +1,4 @@
-"""The template of a new plugin package, and the function that fills it in: see `render`.
+"""The template of a new plugin package; `render` fills it in.
 
-In: a kind (energy, reward or route) and a name. Out: the files of an installable package with one passing test.
+In: a kind (energy, reward or route) and a name. Out: the files of an installable package whose test passes.
 """

@@ -1,4 +1,4 @@
-"""A new plugin package, from the files beside this one: `$name`, `$module`, `$Name` and `$kind` are filled in."""
+"""Fill in the template files beside this one: `$name`, `$module`, `$Name`, `$kind` and others."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def render(kind: str, name: str) -> dict[str, str]:
 
     Args:
         kind: "energy", "reward" or "route".
-        name: What users will type: lower-case words joined by "-".
+        name: Name of the component: lower-case words joined by "-".
 
     Raises:
-        GuidedCDError: The name cannot be a component's.
+        GuidedCDError: The name is not valid.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise GuidedCDError(f"a component's name must be lower-case words joined by '-' (got '{name}').")
@@ -50,16 +50,16 @@ def write(kind: str, name: str, out: Path | None = None) -> Path:
     """Write a new package and return its folder, `guidedcd-NAME` by default.
 
     Raises:
-        GuidedCDError: The folder exists already, cannot be written, or the name cannot be a component's.
+        GuidedCDError: The folder exists already, cannot be written, or the name is not valid.
     """
     files = render(kind, name)
     folder = out or Path(f"guidedcd-{name}")
     if folder.exists():
         raise GuidedCDError(f"{folder} exists already. Choose another --out.")
-    with replacing(folder) as part:
+    with replacing(folder) as temporary:
         for path, text in files.items():
-            (part / path).parent.mkdir(parents=True, exist_ok=True)
-            (part / path).write_text(text, encoding="utf-8")
+            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / path).write_text(text, encoding="utf-8")
     return folder
 
 
