@@ -59,8 +59,9 @@ CONFIG = {
 
 def make(*, replace: Collection[str] = (), **changes: object) -> Run:
     """The toy run with changed sections: options of a section are merged into it, unless it is in `replace`."""
-    kept = {key: value for key, value in json.loads(json.dumps(CONFIG)).items() if key not in replace}
-    return run_from_dict(_merged(kept, changes))
+    replaced = changes.keys() & set(replace)
+    unchanged = {key: value for key, value in json.loads(json.dumps(CONFIG)).items() if key not in replaced}
+    return run_from_dict(_merged(unchanged, changes))
 
 
 def _merged(below: dict, above: dict) -> dict:
