@@ -125,7 +125,7 @@ def activations(recomputed: str, batch: int = 3, tiny: bool = False) -> dict[str
     with on_paper(), metered() as cost:
         t = torch.empty(batch, device="meta", dtype=torch.long)
         out = network(z, t, encoder_hidden_states=prompt, return_dict=False)[0]
-        kept, forward = cost.kept, cost.flops
+        kept, forward = cost.remaining, cost.flops
         out.float().square().mean().backward()
     return {
         "kept_gb": kept / harness.GB,

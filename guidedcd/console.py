@@ -123,7 +123,7 @@ def _lines(description: str, total: int, start: int, unit: str) -> Iterator[Call
         last, finished = now, done >= total
         rate = _rate(done - start, now - began, unit)
         left = (total - done) * (now - began) / max(done - start, 1)
-        remaining = f", about {_duration(left)} left" if done < total else f", {_duration(now - began)}"
+        remaining = f", about {duration(left)} left" if done < total else f", {duration(now - began)}"
         line = f"{description}: {done:.0f}/{total}{' ' + unit if unit else ''}, {rate}{remaining}"
         print(harmless(f"{line}, {note}" if note else line), file=sys.stdout, flush=True)
 
@@ -143,8 +143,16 @@ def _rate(count: float, seconds: float, unit: str) -> str:
     return f"{rate:.3g} {unit or 'steps'}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
 
 
-def _duration(seconds: float) -> str:
-    """E.g. "12 s", "3 min", "1 h 20 min"."""
+def latency(seconds: float, digits: int = 2) -> str:
+    """A measured time with so many significant digits: "12 ms", "0.34 s", "25 s"."""
+    value, unit = (seconds * 1000, "ms") if seconds < 0.1 else (seconds, "s")
+    if value >= 10**digits:
+        return f"{value:.0f} {unit}"
+    return f"{float(f'{value:.{digits}g}'):g} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """How long a computation takes: "12 s", "3 min", "1 h 20 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

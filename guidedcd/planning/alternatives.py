@@ -1,4 +1,4 @@
-"""What other settings would save: each is one flag, with what it changes from and to."""
+"""Cheaper settings of a run; each changes one option."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Choice:
     stage: str
     """preprocess or train."""
     flags: str
-    """As they are typed."""
+    """The flags as on the command line."""
     run: Run
     note: str = ""
-    """What else changes with it."""
+    """A side effect of the change, e.g. "another reference"."""
 
 
 def choices(run: Run, kind: str) -> Iterator[Choice]:
-    """Cheaper settings than the run's, those that are in effect already left out.
+    """Settings cheaper than those of the run.
 
     Args:
-        run: What is planned.
-        kind: Of the device: 16-bit networks pay on GPUs alone.
+        run: The run.
+        kind: Kind of the device: 16-bit networks are faster on "cuda" only.
     """
     yield from _preprocess(run, kind)
     yield from _train(run, kind)

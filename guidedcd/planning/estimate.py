@@ -1,4 +1,4 @@
-"""The prediction for a run: seconds, bytes of memory and of disk, of preprocessing and training."""
+"""Prediction of the time, memory and disk space of preprocessing and training."""
 
 from __future__ import annotations
 
@@ -18,48 +18,49 @@ from guidedcd.planning.training_cost import Training, others, scoring, training
 from guidedcd.preprocessing.estimates import store_bytes
 
 CHECKPOINTS = 3
-"""On disk at once: two are kept while the next one is written."""
+"""Checkpoints on disk at once: two, and the next one while it is written."""
 SPARE = 0.06
-"""Of the device's memory, lost between allocations."""
+"""Share of the device's memory that is lost between allocations."""
 CONTEXT = 0.6 * GB
-"""Held by the driver and its libraries."""
+"""Bytes that the driver and its libraries occupy."""
 
 
 @attrs.frozen(kw_only=True)
 class Stage:
-    """What one stage takes."""
+    """The cost of one stage."""
 
     tflop: float
-    """Operations in all, of all processes."""
+    """Operations of all processes, in units of 1e12."""
     device_hours: float
-    """Of all processes together."""
+    """Sum of all processes."""
     hours: float
-    """Until it is done."""
+    """Duration."""
     each_seconds: float
     """Seconds of one video, or of one step."""
     peak_gb: float
-    """Of one process."""
+    """Memory of one process, in units of 2^30 bytes."""
     disk_gb: float
+    """In units of 2^30 bytes."""
     largest_batch: int
     """The largest batch size that fits; 0 where none does."""
 
 
 class Estimator:
-    """Predicts runs that differ in a few settings; nothing is counted twice.
+    """Predicts runs that differ in a few settings; equal stages are counted once.
 
     Args:
         machine: The device of every process.
-        processes: How many share the work.
+        processes: Number of processes that share the work.
     """
 
     def __init__(self, machine: Machine, processes: int = 1) -> None:
         self.machine, self.processes = machine, processes
         self.left_out: dict[str, str] = {}
         """Components that cannot be counted, and why."""
-        self._found: dict[Any, Any] = {}
+        self._cache: dict[Any, Any] = {}
 
     def preprocess(self, run: Run) -> Stage:
-        """The store of a run."""
+        """The cost of computing the store of a run."""
         counted, videos = self.teaching(run), run.preprocess.videos
         seconds = counted.seconds(self._on(run.preprocess.fast))
         cond = sum(math.prod(shape) * width for shape, width in counted.cond.values())
@@ -74,7 +75,7 @@ class Estimator:
         )
 
     def train(self, run: Run) -> Stage:
-        """The student of a run, without its evaluation."""
+        """The cost of training the student of a run, without its evaluation."""
         counted, settings = self.training(run), run.train
         seconds = counted.seconds(self._on(settings.fast))
         per_step = settings.accumulate * self.processes
@@ -89,17 +90,17 @@ class Estimator:
         )
 
     def teaching(self, run: Run) -> Teaching:
-        """What the teacher does for one video."""
+        """The costs of the teacher's passes for a run."""
         kinds = tuple(sorted({config.reference for config in run.energies.values()}))
         settings = run.preprocess
         key = ("teach", settings.batch_size, settings.precision, settings.recompute, len(kinds), tuple(run.energies))
-        found = self._once(key, lambda: teaching(run, outline(run.teacher)))
-        if found.left_out:
-            self.left_out["what the energies compute"] = found.left_out
-        return attrs.evolve(found, run=run)
+        costs = self._once(key, lambda: teaching(run, outline(run.teacher)))
+        if costs.left_out:
+            self.left_out["the computation of the energies"] = costs.left_out
+        return attrs.evolve(costs, run=run)
 
     def training(self, run: Run) -> Training:
-        """What one batch takes."""
+        """The costs of one batch of training."""
         settings = run.train
         scaled = attrs.evolve(settings, steps=1, accumulate=1, optimizer=OptimizerConfig(), reward_batch=None)
         cond = {name: shape for name, (shape, _) in self.teaching(run).cond.items()}
@@ -113,8 +114,7 @@ class Estimator:
             recomputes = settings.activation_checkpoint.recomputes_decoder
             key = (*sizes, settings.precision, recomputes, *run.rewards.items())
             rewards, beside = self._once(key, lambda: self._rewards(run))
-        found = attrs.evolve(step, run=run, rewards=rewards, others=beside)
-        return found.sized(self.processes)
+        return attrs.evolve(step, run=run, rewards=rewards, others=beside).sized(self.processes)
 
     def _rewards(self, run: Run) -> tuple[Any, int]:
         modules: dict[str, Any] = {}
@@ -128,27 +128,27 @@ class Estimator:
         try:
             return scoring(run, teacher, modules) if modules else None, beside
         except Exception:
-            for name in list(modules):  # whose fault is it?
+            for name in list(modules):  # find the rewards that fail
                 try:
                     scoring(run, teacher, {name: modules[name]})
                 except Exception as error:
-                    self.left_out[f"reward {name}"] = f"it does not run without memory ({_first_line(error)})"
+                    self.left_out[f"reward {name}"] = f"it does not run on the meta device ({_first_line(error)})"
                     del modules[name]
             return scoring(run, teacher, modules) if modules else None, beside
 
     def _once(self, key: Any, make: Any) -> Any:
-        if key not in self._found:
-            self._found[key] = make()
-        return self._found[key]
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
 
     def _on(self, fast: str) -> Machine:
         return self.machine.with_layers(fast)
 
     def _largest(self, run: Run, section: str, count: Callable[[Run], Any]) -> int:
-        """The largest batch size that fits: memory at two sizes, and a line through both."""
+        """The largest batch size that fits, extrapolated linearly from the memory at two batch sizes."""
         batch, room = getattr(run, section).batch_size, usable(self.machine)
         peak = count(run).peak
-        other = max(1, int(batch * min(room / peak, 4.0)))  # longer lists take longer to count
+        other = max(1, int(batch * min(room / peak, 4.0)))  # larger batches take longer to count
         other += other == batch
         changed = attrs.evolve(getattr(run, section), batch_size=other)
         slope = (count(attrs.evolve(run, **{section: changed})).peak - peak) / (other - batch)
@@ -167,7 +167,7 @@ def usable(machine: Machine) -> float:
 def run_bytes(run: Run, counted: Training) -> float:
     """Bytes of a run's folder at its largest: checkpoints with the optimiser's state, and the student.
 
-    Weights are written in float32; of adapters, they alone.
+    Weights are written in float32; of a student with adapters, the adapters only.
     """
     average = run.student.ema is not None or run.train.average is not None
     numbers = counted.trained if run.student.kind == "lora" else counted.whole

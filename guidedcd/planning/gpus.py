@@ -1,7 +1,7 @@
-"""How fast a device is: peaks of known GPUs, and what share of them these networks reach.
+"""Speed of devices: peaks of GPUs from data sheets, and the share of the peaks that these networks reach.
 
-A kernel is bound by its operations or by the memory it moves; a step is bound by the sum of its kernels, or by the
-host that launches them.
+The time of a kernel is bound by its operations or by the memory that it moves. The time of a step is bound by the sum
+of its kernels, or by the host that launches them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from guidedcd.planning.meter import Cost
 
 GB = 2**30
 
-KNOWN = {
-    # name in lower case: dense 16-bit TFLOP/s, 32-bit TFLOP/s, memory TB/s, memory GB; makers' data sheets
+DATA_SHEETS = {
+    # name in lower case: dense 16-bit TFLOP/s, 32-bit TFLOP/s, memory TB/s, memory GB, from the makers' data sheets
     "b200": (2250, 75, 8.0, 180),
     "h200": (989, 67, 4.8, 141),
     "h100 nvl": (835, 60, 3.9, 94),
@@ -38,20 +38,20 @@ KNOWN = {
     "4090": (165, 82.6, 1.01, 24),
     "3090": (71, 35.6, 0.94, 24),
 }
-"""GPUs by a part of the name that the driver gives; the longest part that fits counts."""
+"""By words in the driver's name of the GPU; the longest match is used."""
 
 SHARES = {"no": 0.37, "layers": 0.65, "graphs": 0.65, "blocks": 0.62, "blocks-tuned": 0.62}
-"""Of a GPU's peaks, reached by each path through a network, the options `fast` of preprocess and train.
+"""Share of a GPU's peaks that each path through a network reaches; the options `fast` of preprocess and train.
 
 On an H200 at VideoCrafter2's size: stock kernels take 57 ms a sample and 0.81 s a step at batch 3, both 0.37; `layers`
 31.5 ms and 0.44 s, 0.67 and 0.69; `blocks` 34 ms with older kernels.
 """
 LAUNCH = 5e-5
-"""Seconds of the host per kernel, run from Python."""
+"""Seconds that the host needs to launch one kernel from Python."""
 CPU_SHARE = 0.3
-"""Of the matrix product's speed that is measured on the spot, reached on a CPU."""
+"""Share of the measured speed of a matrix product that these networks reach on a CPU."""
 CPU_BANDWIDTH = 1e10
-"""Bytes per second that a CPU moves, with the share above still to come off."""
+"""Bytes per second that a CPU moves, before multiplication with `CPU_SHARE`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -70,60 +70,66 @@ class Machine:
     memory: float
     """Bytes."""
     share: float
-    """Of the peaks, what these networks reach."""
+    """Share of the peaks that these networks reach."""
     launch: float = LAUNCH
-    """Seconds of the host per kernel."""
+    """Seconds that the host needs to launch one kernel."""
     source: str = ""
-    """Where the figures come from."""
+    """Origin of the figures, e.g. "data sheet"."""
 
     def with_layers(self, fast: str) -> Machine:
-        """The same with the path `fast` through the networks, an option of `preprocess` and `train`."""
+        """The machine with the share of the path `fast`, an option of `preprocess` and `train`."""
         if self.kind != "cuda":
             return self
         return attrs.evolve(self, share=SHARES[resolved(fast, self.kind)])
 
     def seconds(self, cost: Cost) -> float:
-        """How long a computation takes."""
+        """Seconds that a computation takes."""
         peaks = (self.single, self.half)
         busy = sum(max(k.flops / peaks[k.half], k.moved / self.bandwidth) for k in cost.kernels) / self.share
         return max(busy, len(cost.kernels) * self.launch)
 
 
-def machine(device: torch.device, *, like: str | None = None, tflops: float | None = None, memory: float | None = None):
-    """The device a run would use.
+def machine(
+    device: torch.device, *, like: str | None = None, tflops: float | None = None, memory: float | None = None
+) -> Machine:
+    """The device that a run would use.
 
     Args:
-        device: What the run says, resolved on this machine.
-        like: Name of a GPU to plan for instead, a part of it is enough ("h200", "4090").
-        tflops: Peak of 16-bit operations, in TFLOP/s, instead of the known or measured one.
-        memory: Its memory in GB, likewise.
+        device: The run's device on this machine.
+        like: Name of another GPU to plan for, or words of it ("h200", "4090").
+        tflops: Peak of 16-bit operations, in TFLOP/s, in place of the data sheet or a measurement.
+        memory: Memory in GB, likewise.
 
     Raises:
-        GuidedCDError: `like` is not known.
+        GuidedCDError: No data sheet fits `like`, and `tflops` is None.
     """
     if like is not None:
-        found = _known(like)
-        if found is None and tflops is None:
-            raise GuidedCDError(
-                f"--on {like}: no such GPU is known ({', '.join(KNOWN)}). Give --device-tflops and --device-memory."
-            )
-        made = _gpu(like, found or (tflops, tflops / 10, tflops / 200, memory or 24))
+        figures = _data_sheet(like)
+        if figures is None:
+            if tflops is None:
+                names = ", ".join(DATA_SHEETS)
+                raise GuidedCDError(
+                    f"--on {like}: no such GPU is known ({names}). Give --device-tflops and --device-memory."
+                )
+            figures = (tflops, tflops / 10, tflops / 200, memory or 24)
+        result = _gpu(like, figures)
     elif device.type == "cuda":
-        about = torch.cuda.get_device_properties(device)
-        found = _known(about.name)
-        made = _gpu(about.name, found) if found else _measured(about.name, device)
-        made = attrs.evolve(made, memory=float(about.total_memory))
+        properties = torch.cuda.get_device_properties(device)
+        figures = _data_sheet(properties.name)
+        result = _gpu(properties.name, figures) if figures else _measured(properties.name, device)
+        result = attrs.evolve(result, memory=float(properties.total_memory))
     else:
-        made = _measured(f"{device.type}, {torch.get_num_threads()} threads", device)
+        result = _measured(f"{device.type}, {torch.get_num_threads()} threads", device)
     if tflops is not None:
-        changed = {"half": tflops * 1e12, "single": tflops * 1e12 * made.single / made.half}
-        made = attrs.evolve(made, **changed, source="--device-tflops")
-    return made if memory is None else attrs.evolve(made, memory=memory * GB)
+        half, single = tflops * 1e12, tflops * 1e12 * result.single / result.half
+        result = attrs.evolve(result, half=half, single=single, source="--device-tflops")
+    return result if memory is None else attrs.evolve(result, memory=memory * GB)
 
 
-def _known(name: str) -> tuple[float, float, float, float] | None:
-    fits = [part for part in KNOWN if all(word in name.lower() for word in part.split())]
-    return KNOWN[max(fits, key=len)] if fits else None
+def _data_sheet(name: str) -> tuple[float, float, float, float] | None:
+    """(16-bit TFLOP/s, 32-bit TFLOP/s, memory TB/s, memory GB) of a GPU; None without a data sheet."""
+    matches = [words for words in DATA_SHEETS if all(word in name.lower() for word in words.split())]
+    return DATA_SHEETS[max(matches, key=len)] if matches else None
 
 
 def _gpu(name: str, figures: tuple[float, float, float, float]) -> Machine:
@@ -141,7 +147,7 @@ def _gpu(name: str, figures: tuple[float, float, float, float]) -> Machine:
 
 
 def _measured(name: str, device: torch.device) -> Machine:
-    """A device without a data sheet here: a matrix product is timed."""
+    """A device without a data sheet, with the measured speed of a matrix product."""
     gpu = device.type != "cpu"
     side = 4096 if gpu else 512
     speeds = {}
@@ -162,7 +168,7 @@ def _measured(name: str, device: torch.device) -> Machine:
         bandwidth=single / 200 if gpu else CPU_BANDWIDTH,
         memory=float(_host_memory()),
         share=SHARES["no"] if gpu else CPU_SHARE,
-        source="a matrix product timed now",
+        source="a matrix product, measured now",
     )
 
 

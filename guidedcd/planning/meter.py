@@ -1,7 +1,7 @@
-"""What a computation costs, found by running it on tensors that have shapes and no memory (the meta device).
+"""Cost of a computation, counted while it runs on the meta device, whose tensors have shapes but no memory.
 
-The code that will run later is called as it is. For every kernel a dispatch mode counts operations (the formulas of
-`torch.utils.flop_counter`), bytes read and written, and the bytes that are alive at the moment.
+The code that will run later is called unchanged. A dispatch mode counts the operations of every kernel (formulas of
+`torch.utils.flop_counter`), the bytes that it reads and writes, and the bytes that are alive.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 @attrs.frozen
 class Kernel:
-    """One kernel: what bounds its time."""
+    """The figures that bound the time of one kernel."""
 
     flops: int
     """Floating point operations; a multiplication with an addition counts as two."""
@@ -35,13 +35,13 @@ class Kernel:
 
 @attrs.define
 class Cost:
-    """What a computation costs."""
+    """The cost of a computation."""
 
     kernels: list[Kernel] = attrs.field(factory=list)
     peak: int = 0
-    """Bytes alive at the worst moment, beyond what was there before."""
-    kept: int = 0
-    """Of these, alive when it was over."""
+    """Bytes alive at the peak, without those that existed before."""
+    remaining: int = 0
+    """Bytes of the computation that are still alive."""
 
     @property
     def flops(self) -> int:
@@ -50,104 +50,102 @@ class Cost:
 
 
 class Meter(TorchDispatchMode):
-    """Counts into `cost` what runs inside the block. Memory that exists before is not counted.
+    """Counts the kernels inside the block in `cost`, without memory that existed before.
 
-    A number that the code asks for (`item`, `if tensor:`) is 1; a copy to the host stays without memory.
+    The value of a tensor on the host (`item`, `if tensor:`) is 1, and a copy to the host has no memory.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.cost, self._alive = Cost(), 0
-        self._known: dict[int, Any] = {}
+        self._storages: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        given = _tensors((args, kwargs))
-        if any(t.is_meta for t in given):
-            if func is _ASKED:
-                return True if given[0].dtype == torch.bool else 1
-            if func is _COPIED and kwargs.get("device") is not None:
+        inputs = _tensors((args, kwargs))
+        if any(t.is_meta for t in inputs):
+            if func is _ITEM:
+                return True if inputs[0].dtype == torch.bool else 1
+            if func is _TO_COPY and kwargs.get("device") is not None:
                 kwargs = {**kwargs, "device": torch.device("meta"), "pin_memory": None}
-            if not all(t.is_meta for t in given):  # a constant that the code made on the host
-                args, kwargs = _all_without(args), _all_without(kwargs)
+            if not all(t.is_meta for t in inputs):  # a constant that the code created on the host
+                args, kwargs = _to_meta(args), _to_meta(kwargs)
         key = None if func._schema.is_mutable else _signature((func, args, kwargs))
-        if key in _KNOWN:
-            kernel, shapes, made = _KNOWN[key]
-            out = [torch.empty_strided(*shape, dtype=dtype, device="meta") for *shape, dtype in shapes]
-            self._take(kernel, out)
-            return out[0] if made is None else made(out)
+        if key in _CACHE:
+            kernel, shapes, tuple_of = _CACHE[key]
+            outputs = [torch.empty_strided(*shape, dtype=dtype, device="meta") for *shape, dtype in shapes]
+            self._add(kernel, outputs)
+            return outputs[0] if tuple_of is None else tuple_of(outputs)
         out = func(*args, **kwargs)
-        before = {id(t.untyped_storage()) for t in given}
-        made = [t for t in _tensors(out) if id(t.untyped_storage()) not in before]
-        if not made and not func._schema.is_mutable:
+        before = {id(t.untyped_storage()) for t in inputs}
+        outputs = [t for t in _tensors(out) if id(t.untyped_storage()) not in before]
+        if not outputs and not func._schema.is_mutable:
             return out  # a view
         formula = flop_registry.get(func._overloadpacket)
         flops = int(formula(*args, **kwargs, out_val=out)) if formula else 0
-        moved = sum(t.numel() * t.itemsize for t in (*given, *made))
-        kernel = Kernel(flops, moved, bool(given) and given[0].itemsize == 2)
-        self._take(kernel, made)
-        if key is not None and all(t.is_meta for t in (*given, *made)):
-            _remember(key, kernel, out, made)
+        moved = sum(t.numel() * t.itemsize for t in (*inputs, *outputs))
+        kernel = Kernel(flops, moved, bool(inputs) and inputs[0].itemsize == 2)
+        self._add(kernel, outputs)
+        if key is not None and all(t.is_meta for t in (*inputs, *outputs)):
+            _remember(key, kernel, out, outputs)
         return out
 
-    def _take(self, kernel: Kernel, made: list[Tensor]) -> None:
+    def _add(self, kernel: Kernel, outputs: list[Tensor]) -> None:
         self.cost.kernels.append(kernel)
-        for tensor in made:
+        for tensor in outputs:
             self._count(tensor.untyped_storage())
 
     def _count(self, storage: Any) -> None:
-        if id(storage) in self._known:
+        if id(storage) in self._storages:
             return
         size = storage.nbytes()
-        self._known[id(storage)] = weakref.ref(storage, partial(self._freed, id(storage), size))
+        self._storages[id(storage)] = weakref.ref(storage, partial(self._freed, id(storage), size))
         self._alive += size
-        self.cost.kept = self._alive
+        self.cost.remaining = self._alive
         self.cost.peak = max(self.cost.peak, self._alive)
 
     def _freed(self, key: int, size: int, _: Any) -> None:
-        self._known.pop(key, None)
+        self._storages.pop(key, None)
         self._alive -= size
-        self.cost.kept = self._alive
+        self.cost.remaining = self._alive
 
 
-_KNOWN: dict[Any, tuple[Kernel, list[tuple], Any]] = {}
-"""Kernels by what they were given: the same layer at the same size is worked out once."""
+_CACHE: dict[Any, tuple[Kernel, list[tuple], Any]] = {}
+"""Kernels by their arguments, so that equal layers of equal size are counted once."""
 
 
-def _remember(key: Any, kernel: Kernel, out: Any, made: list[Tensor]) -> None:
-    """Keep what a kernel made, if that was nothing but new dense tensors in a plain tuple or alone."""
-    parts = [out] if isinstance(out, Tensor) else list(out) if isinstance(out, tuple) else [None]
-    fresh = {id(t) for t in made}
-    plain = all(p is None or (isinstance(p, Tensor) and id(p) in fresh and p.storage_offset() == 0) for p in parts)
-    if not plain or len({id(t.untyped_storage()) for t in made}) != len(made):
+def _remember(key: Any, kernel: Kernel, out: Any, outputs: list[Tensor]) -> None:
+    """Cache a kernel whose output is one new dense tensor, or a tuple of new dense tensors and None."""
+    items = [out] if isinstance(out, Tensor) else list(out) if isinstance(out, tuple) else [None]
+    fresh = {id(t) for t in outputs}
+    plain = all(i is None or (isinstance(i, Tensor) and id(i) in fresh and i.storage_offset() == 0) for i in items)
+    if not plain or len({id(t.untyped_storage()) for t in outputs}) != len(outputs):
         return
-    if any(t.untyped_storage().nbytes() > (t.numel() or 1) * t.itemsize * 2 for t in made):
+    if any(t.untyped_storage().nbytes() > (t.numel() or 1) * t.itemsize * 2 for t in outputs):
         return
-    places = [p is not None for p in parts]
+    present = [item is not None for item in items]
 
     def tuple_of(tensors: list[Tensor]) -> tuple:
-        left = iter(tensors)
-        return tuple(next(left) if there else None for there in places)
+        remaining = iter(tensors)
+        return tuple(next(remaining) if here else None for here in present)
 
-    shapes = [(tuple(t.shape), t.stride(), t.dtype) for t in made]
-    _KNOWN[key] = kernel, shapes, None if isinstance(out, Tensor) else tuple_of
+    shapes = [(tuple(t.shape), t.stride(), t.dtype) for t in outputs]
+    _CACHE[key] = kernel, shapes, None if isinstance(out, Tensor) else tuple_of
 
 
-def _all_without(value: Any) -> Any:
-    """Nested arguments, their tensors without memory."""
+def _to_meta(value: Any) -> Any:
+    """Nested arguments with all tensors on the meta device."""
     if isinstance(value, Tensor):
-        return (
-            value
-            if value.is_meta
-            else torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-        )
+        if value.is_meta:
+            return value
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
     if isinstance(value, tuple | list):
-        return type(value)(map(_all_without, value))
-    return {key: _all_without(one) for key, one in value.items()} if isinstance(value, dict) else value
+        return type(value)(map(_to_meta, value))
+    return {key: _to_meta(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _signature(value: Any) -> Any:
-    """What a kernel was given, as something to look up; tensors by shape alone. None where that cannot be."""
+    """The arguments of a kernel as a key of `_CACHE`, in which tensors are represented by shape, stride and dtype."""
     if isinstance(value, Tensor):
         return (tuple(value.shape), value.stride(), value.dtype, value.is_meta)
     if isinstance(value, tuple | list):
@@ -157,8 +155,8 @@ def _signature(value: Any) -> Any:
     return type(value), value
 
 
-_ASKED = torch.ops.aten._local_scalar_dense.default
-_COPIED = torch.ops.aten._to_copy.default
+_ITEM = torch.ops.aten._local_scalar_dense.default
+_TO_COPY = torch.ops.aten._to_copy.default
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -169,15 +167,15 @@ def _tensors(tree: Any) -> list[Tensor]:
         tree = tree.values()
     elif not isinstance(tree, tuple | list):
         return []
-    return [tensor for part in tree for tensor in _tensors(part)]
+    return [tensor for item in tree for tensor in _tensors(item)]
 
 
 @contextmanager
 def metered() -> Iterator[Cost]:
-    """Count what runs in the block.
+    """Count the kernels that run in the block.
 
-    What the meta device lacks is put in its place: attention without a mask is one kernel that keeps no matrix, as on
-    a GPU; switching autocast off, which is never on here, does nothing.
+    Two functions that the meta device lacks are replaced. Attention without a mask is one kernel that stores no
+    matrix, as on a GPU. Switching autocast off, which is never on here, does nothing.
     """
     attention = mock.patch.object(nnf, "scaled_dot_product_attention", _attention)
     with attention, mock.patch.object(torch, "autocast", _autocast), Meter() as meter:
@@ -208,12 +206,12 @@ def _attention(
 
 
 def without_memory(module: Any) -> Any:
-    """A module on the meta device, in place; its dtypes stay."""
+    """The module on the meta device, moved in place, with unchanged dtypes."""
     return torch.nn.Module.to(module, "meta") if isinstance(module, torch.nn.Module) else module.to("meta")
 
 
 def size(module: Any) -> int:
-    """Bytes of a module's parameters and buffers; of something else 0."""
+    """Bytes of a module's parameters and buffers; 0 for an object that is no module."""
     if not isinstance(module, torch.nn.Module):
         return 0
     return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))

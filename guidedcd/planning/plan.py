@@ -1,4 +1,4 @@
-"""What a run will cost, before it is run: GPU-hours, memory of a process, disk, and what other settings would save."""
+"""Cost of a run, predicted before it starts: GPU-hours, memory of a process, disk, and savings of other settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from guidedcd.preprocessing.estimates import existing
 
 @attrs.frozen(kw_only=True)
 class Question:
-    """What is asked about a run."""
+    """Device, extent and output of a plan."""
 
     on: str | None = None
     """Plan for this GPU instead of the present device."""
@@ -35,11 +35,11 @@ class Question:
     memory: float | None = None
     """Its memory in GB."""
     processes: int | None = None
-    """How many devices; as launched if none."""
+    """Number of devices; None for the number of this launch."""
     probe: bool = False
-    """Measure a little of the run on the present device."""
+    """Also measure a small piece of the run on the present device."""
     cheaper: bool = True
-    """Say what other settings would save."""
+    """Also predict what other settings would save."""
     as_json: bool = False
     """Print one JSON object instead of tables."""
     store: Path | None = None
@@ -47,19 +47,19 @@ class Question:
 
 
 def print_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
-    """Predict what `guidedcd train` with this run takes, print it, and return it.
+    """Predict the cost of `guidedcd train` with this run, print it, and return it.
 
-    No weights are read where the teacher and the rewards can be had without (`weights=False`), and nothing is written.
+    Teachers and rewards that take `weights=False` are built without reading weights, and nothing is written.
 
     Args:
-        run: What to plan.
-        question: What for, and how to say it.
+        run: The run.
+        question: Device, extent and output; the defaults if None.
 
     Returns:
-        JSON values: machine, preprocess, train, cheaper, probe, warnings, and what is assumed without a dataset.
+        JSON values: machine, preprocess, train, cheaper, probe, warnings, and the assumption without a dataset.
 
     Raises:
-        GuidedCDError: The device is not known, or the teacher cannot be built.
+        GuidedCDError: The device is unknown, or the teacher cannot be built.
     """
     question = question or Question()
     where = machine(
@@ -70,49 +70,49 @@ def print_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
     )
     processes = question.processes or process()[1]
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)  # it warns of every cast
-    estimator, say = Estimator(where, processes), not question.as_json
+    estimator, as_table = Estimator(where, processes), not question.as_json
     stages = {"preprocess": estimator.preprocess(run), "train": estimator.train(run)}
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "machine": {**attrs.asdict(where), "processes": processes},
         **{name: attrs.asdict(stage) for name, stage in stages.items()},
         "warnings": warnings(run, stages, where, question.store, estimator.left_out),
     }
     if not run.data:
         geometry = outline(run.teacher).geometry
-        found["assumed"] = (
+        figures["assumed"] = (
             f"no dataset is selected; the plan assumes {run.preprocess.videos:,} videos of {geometry.frames} frames, "
-            f"{geometry.width} x {geometry.height} pixels, which the teacher takes"
+            f"{geometry.width} x {geometry.height} pixels, the size of the teacher's videos"
         )
-    if say:
+    if as_table:
         tables.stages(run, where, processes, stages, estimator)
     if question.probe:
         from guidedcd.planning.probe import probe
 
-        found["probe"] = probe(run, estimator)
-        if say:
-            tables.probed(found["probe"])
+        figures["probe"] = probe(run, estimator)
+        if as_table:
+            tables.probed(figures["probe"])
     if question.cheaper:
-        found["cheaper"] = []
+        figures["cheaper"] = []
         for choice in choices(run, where.kind):
             after = getattr(estimator, choice.stage)(choice.run)
             saved = savings(stages[choice.stage], after)
             if saved:
-                found["cheaper"].append({"stage": choice.stage, "flags": choice.flags, "note": choice.note, **saved})
-        if say:
-            tables.cheaper(found["cheaper"])
-    if say:
-        if "assumed" in found:
-            console.print(f"data     {found['assumed']}", highlight=False)
-        for warning in found["warnings"]:
+                figures["cheaper"].append({"stage": choice.stage, "flags": choice.flags, "note": choice.note, **saved})
+        if as_table:
+            tables.cheaper(figures["cheaper"])
+    if as_table:
+        if "assumed" in figures:
+            console.print(f"data     {figures['assumed']}", highlight=False)
+        for warning in figures["warnings"]:
             console.print(f"warning  {warning}")
     else:
-        print(json.dumps(found, indent=1))
-    return found
+        print(json.dumps(figures, indent=1))
+    return figures
 
 
 @attrs.frozen(eq=False)
 class Plan:
-    """What a run takes; `str(plan)` is the table that `guidedcd plan` prints."""
+    """The predicted cost of a run; `str(plan)` is the table that `guidedcd plan` prints."""
 
     figures: dict[str, Any]
     """JSON values: machine, preprocess, train, cheaper, probe, warnings."""
@@ -133,20 +133,20 @@ def plan(
     cheaper: bool = True,
     store: Path | None = None,
 ) -> Plan:
-    """Predict the device-hours, memory and disk that `distil(run)` takes; print the result to see the table.
+    """Predict the device-hours, memory and disk that `distil(run)` takes; print the result for the table.
 
     Args:
-        run: What to plan.
+        run: The run.
         on: Plan for this GPU instead of the present device: "h200", "h100", "a100", "4090", ...
-        tflops: Peak 16-bit TFLOP/s of the device, instead of the known figure.
-        memory: Memory of the device in GB, instead of the known figure.
-        processes: How many devices share the work; as launched by default.
-        probe: Measure a little of the run on the present device, in at most 60 seconds.
+        tflops: Peak 16-bit TFLOP/s of the device, in place of its data sheet.
+        memory: Memory of the device in GB, in place of its data sheet.
+        processes: Number of devices that share the work, by default that of this launch.
+        probe: Also measure a small piece of the run on the present device, in at most 60 seconds.
         cheaper: Also predict what other settings would save.
-        store: Where the latent store would go, to see whether it fits.
+        store: The folder of the latent store, whose disk is checked for space.
 
     Raises:
-        GuidedCDError: The device is not known, or the teacher cannot be built.
+        GuidedCDError: The device is unknown, or the teacher cannot be built.
     """
     question = Question(
         on=on, tflops=tflops, memory=memory, processes=processes, probe=probe, cheaper=cheaper, store=store
@@ -158,30 +158,30 @@ def plan(
 
 
 def savings(before: Stage, after: Stage) -> dict[str, list[float]]:
-    """By figure, [before, after], for those that change by two per cent or more; none if nothing becomes less."""
-    found = {}
+    """[before, after] of the figures that change by more than 2 %, by name; {} where none becomes smaller."""
+    changes = {}
     for name in ("device_hours", "peak_gb", "disk_gb"):
         old, new = getattr(before, name), getattr(after, name)
         if abs(old - new) > 0.02 * max(old, new):
-            found[name] = [old, new]
-    return found if any(new < old for old, new in found.values()) else {}
+            changes[name] = [old, new]
+    return changes if any(new < old for old, new in changes.values()) else {}
 
 
 def warnings(
     run: Run, stages: dict[str, Stage], where: Machine, store: Path | None, left_out: dict[str, str]
 ) -> list[str]:
-    """What will not fit, and what could not be counted."""
-    found = [f"the prediction leaves out {name}: {reason}" for name, reason in left_out.items()]
+    """Sentences about missing memory and disk space, and about components that could not be counted."""
+    sentences = [f"the prediction leaves out {name}: {reason}" for name, reason in left_out.items()]
     room = usable(where) / GB
     for name, stage in stages.items():
         if stage.peak_gb > room:
             batch = stage.largest_batch
             advice = f"--{name}.batch-size {batch} fits" if batch else "no batch size fits: see the cheaper settings"
-            found.append(
+            sentences.append(
                 f"{name} needs {stage.peak_gb:.1f} GB per process, {where.name} has {room:.1f} to spare; {advice}"
             )
     folder = existing(store or Path("runs"))
     free, needed = shutil.disk_usage(folder).free / GB, sum(stage.disk_gb for stage in stages.values())
     if needed > free:
-        found.append(f"{needed:.1f} GB of disk are needed, {folder} has {free:.1f} free")
-    return found
+        sentences.append(f"{needed:.1f} GB of disk are needed, {folder} has {free:.1f} free")
+    return sentences

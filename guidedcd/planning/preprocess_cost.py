@@ -1,4 +1,4 @@
-"""What preprocessing costs: each kind of the teacher's passes, counted once on tensors without memory.
+"""Cost of preprocessing: each kind of pass of the teacher, counted once on the meta device.
 
 Legend: B samples of a pass with gradient, R = 2 B rows of a pass without, L text tokens, D text width.
 """
@@ -18,12 +18,12 @@ from guidedcd.planning.meter import Cost, metered, size
 from guidedcd.preprocessing.estimates import Passes, passes
 
 ROWS = 2
-"""Rows of a pass without gradient, per sample of one with."""
+"""Rows of a pass without gradient, per sample of a pass with gradient."""
 
 
 @attrs.define(kw_only=True)
 class Teaching:
-    """The costs of a run's preprocessing, by what is done."""
+    """The costs of a run's preprocessing, by kind of pass."""
 
     run: Run
     encode: Cost
@@ -39,18 +39,18 @@ class Teaching:
     latent: int
     """Numbers in the latents of one video."""
     left_out: str = ""
-    """Why the energies themselves are not in `guided`."""
+    """The reason where the energies are not counted in `guided`."""
     cond: dict[str, tuple[tuple[int, ...], int]]
     """Shape of one caption's conditioning, and bytes of a number, by key."""
 
     @property
     def batch(self) -> int:
-        """B."""
+        """B, the batch size of preprocessing."""
         return self.run.preprocess.batch_size
 
     @property
     def peak(self) -> int:
-        """Bytes at the worst moment."""
+        """Bytes at the peak."""
         costs = (self.encode, self.embed, self.forward, self.guided)
         return self.resident + max(cost.peak for cost in costs if cost is not None)
 
@@ -73,7 +73,7 @@ class Teaching:
 
 
 def teaching(run: Run, teacher: Teacher) -> Teaching:
-    """Count what a teacher without memory does with the run's batch size."""
+    """Count the passes of a teacher on the meta device, at the run's batch size."""
     if run.preprocess.precision == "bf16":
         teacher.network.to(torch.bfloat16)
     geometry, batch = teacher.geometry, run.preprocess.batch_size
@@ -93,7 +93,7 @@ def teaching(run: Run, teacher: Teacher) -> Teaching:
         forward=forward,
         guided=scores,
         left_out=left_out,
-        resident=sum(size(getattr(teacher, part, None)) for part in ("network", "vae", "text")),
+        resident=sum(size(getattr(teacher, name, None)) for name in ("network", "vae", "text")),
         latent=z[0].numel(),
         cond={key: (tuple(value.shape[1:]), value.element_size()) for key, value in cond.items()},
     )
@@ -102,7 +102,7 @@ def teaching(run: Run, teacher: Teacher) -> Teaching:
 def guided(run: Run, teacher: Teacher) -> tuple[Cost, str]:
     """Count one batch of references, predictions and scores.
 
-    Energies that cannot run on tensors without memory are left out, the reason is returned as well.
+    Energies that cannot run on the meta device are left out, and the reason is returned.
     """
     from guidedcd.energies.gradients import EnergyGradients
 
@@ -119,15 +119,15 @@ def guided(run: Run, teacher: Teacher) -> tuple[Cost, str]:
                 with torch.no_grad():
                     teacher.net(z, t, text)
             torch.autograd.backward(teacher.net(z.requires_grad_(), t, text).sum())
-        return cost, f"they do not run without memory ({(str(error).splitlines() or [''])[0][:200]})"
+        return cost, f"they do not run on the meta device ({(str(error).splitlines() or [''])[0][:200]})"
 
 
 def _inputs(teacher: Teacher, rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Latents, timesteps and conditioning of some samples, without memory."""
+    """Latents, timesteps and conditioning of `rows` samples on the meta device."""
     text = {key: value[:1].expand(rows, *value.shape[1:]) for key, value in teacher.embed(["a"]).items()}
     return empty(rows, *teacher.geometry.latent_shape), torch.zeros(rows, dtype=torch.long, device="meta"), text
 
 
 def empty(*shape: int) -> Tensor:
-    """A float32 tensor without memory."""
+    """A float32 tensor on the meta device."""
     return torch.empty(*shape, device="meta")

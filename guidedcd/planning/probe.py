@@ -1,6 +1,6 @@
-"""A little of a run, really done: what the prediction is worth on this device.
+"""A small piece of a run, measured on this device and compared with its prediction.
 
-The measured part is a run of its own, with fewer videos and steps, in a temporary folder; it is predicted as well.
+The piece is a run of its own in a temporary folder, with fewer videos and steps.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -28,14 +27,15 @@ from guidedcd.planning.gpus import GB
 from guidedcd.planning.preprocess_cost import ROWS
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
+from guidedcd.training.log import read_log
 from guidedcd.training.trainer import Trainer
 
 LIMIT = 60.0
-"""Seconds of measurement in all; what is predicted to end later is not begun."""
+"""Seconds of all measurements; one that is predicted to end later is left out."""
 SHARE = 0.3
-"""Of the time, for one batch of preprocessing; its grid has fewer points if need be."""
+"""Share of the time for one batch of preprocessing, whose grid has fewer points where necessary."""
 STEPS = 3
-"""Of training; the first one is not counted."""
+"""Training steps; the first one is not counted."""
 
 
 def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any]:
@@ -43,17 +43,17 @@ def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any
 
     Returns:
         "rows", each with what, predicted, measured (None with a reason why), unit and, for whole stages, the
-        device-hours that follow for the run; and "seconds", how long it took.
+        device-hours of the run that follow; and "seconds", the duration of the probe.
     """
     with contextlib.redirect_stdout(io.StringIO()), blame_memory("the teacher"):
         teacher = run.teacher.build().to(device(run.device))
-    began, found = time.perf_counter(), _Rows(teacher.device)
+    began, rows = time.perf_counter(), _Rows(teacher.device)
 
     def left() -> float:
         return limit - (time.perf_counter() - began)
 
     small = _small(run)
-    ratio = found.seconds(*_pass(small, teacher, estimator), left())
+    ratio = rows.seconds(*_pass(small, teacher, estimator), left())
     small = _coarser(small, estimator, SHARE * limit / max(ratio or 1.0, 0.1))
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder, "store")
@@ -61,7 +61,7 @@ def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any
         videos, points = small.preprocess.videos, small.solver.steps
         what = f"preprocess, {videos} videos, {points} grid points"
         whole = estimator.preprocess(run)
-        if found.seconds(
+        if rows.seconds(
             what,
             predicted.each_seconds * videos,
             lambda: preprocess(small, store_folder=store, teacher=teacher),
@@ -70,11 +70,11 @@ def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any
             peak=predicted,
         ):
             size = sum(file.stat().st_size for file in store.glob("shard-*"))
-            found.add("store, per video", predicted.disk_gb * GB / videos / 1e6, size / videos / 1e6, "MB")
+            rows.add("store, per video", predicted.disk_gb * GB / videos / 1e6, size / videos / 1e6, "MB")
             step = estimator.train(small)
             run_folder = Path(folder, "run")
             run_folder.mkdir()
-            found.seconds(
+            rows.seconds(
                 f"{STEPS - 1} training steps",
                 step.each_seconds * (STEPS - 1),
                 lambda: _steps(small, run_folder, store, teacher),
@@ -83,19 +83,19 @@ def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any
                 peak=step,
             )
         else:
-            found.add("training", estimator.train(small).each_seconds, None, "s", "it needs a preprocessed batch")
-    return {"rows": found.rows, "seconds": time.perf_counter() - began}
+            rows.add("training", estimator.train(small).each_seconds, None, "s", "it needs a preprocessed batch")
+    return {"rows": rows.rows, "seconds": time.perf_counter() - began}
 
 
 class _Rows:
-    """What was predicted and measured so far."""
+    """The predictions and measurements so far."""
 
     def __init__(self, where: torch.device) -> None:
         self.rows: list[dict[str, Any]] = []
         self.where, self.ratio = where, 1.0
 
     def add(self, what: str, predicted: float, measured: float | None, unit: str, why: str = "", **more: Any) -> None:
-        """One more."""
+        """Append a row."""
         self.rows.append({"what": what, "predicted": predicted, "measured": measured, "unit": unit, "why": why, **more})
 
     def seconds(
@@ -108,9 +108,10 @@ class _Rows:
         whole: Stage | None = None,
         peak: Stage | None = None,
     ) -> float | None:
-        """Do `work` if it should end in time; measured by predicted seconds, or None.
+        """Run and time `work` if it is predicted to end in time.
 
-        `work` returns its own seconds where not all of it counts.
+        Returns:
+            Measured by predicted seconds, or None without a measurement. `work` may return the seconds that count.
         """
         expected = predicted * self.ratio
         if expected > left:
@@ -123,7 +124,7 @@ class _Rows:
         _wait(self.where)
         measured = own if isinstance(own, float) else time.perf_counter() - began
         self.ratio = measured / predicted
-        more = {} if whole is None else {"device_hours": whole.device_hours * self.ratio}
+        more: dict[str, Any] = {} if whole is None else {"device_hours": whole.device_hours * self.ratio}
         self.add(what, predicted, measured, "s", **more)
         if peak is not None and self.where.type == "cuda":
             self.add("  its peak", peak.peak_gb, torch.cuda.max_memory_allocated(self.where) / GB, "GB")
@@ -133,7 +134,11 @@ class _Rows:
 def _small(run: Run) -> Run:
     """The run with one batch of videos, two draws of each, and three steps."""
     videos = min(run.preprocess.batch_size, run.preprocess.videos)
-    few = {"videos": videos, "shard_size": videos, "draws_per_video": min(2, run.preprocess.draws_per_video)}
+    few: dict[str, Any] = {
+        "videos": videos,
+        "shard_size": videos,
+        "draws_per_video": min(2, run.preprocess.draws_per_video),
+    }
     # Compiling takes minutes.
     fast = [without_compilation(settings.fast) for settings in (run.preprocess, run.train)]
     return attrs.evolve(
@@ -152,14 +157,14 @@ def _small(run: Run) -> Run:
 
 
 def _coarser(run: Run, estimator: Estimator, seconds: float) -> Run:
-    """The run with as many grid points as are preprocessed in `seconds`, at least two."""
+    """The run with the number of grid points that preprocessing reaches in `seconds`, at least two."""
     while run.solver.steps > 2 and estimator.preprocess(run).each_seconds * run.preprocess.videos > seconds:
         run = attrs.evolve(run, solver=attrs.evolve(run.solver, steps=max(2, run.solver.steps * 2 // 3)))
     return run
 
 
 def _pass(run: Run, teacher: Teacher, estimator: Estimator) -> tuple[str, float, Any]:
-    """One pass of the teacher as preprocessing has it: its name, predicted seconds, and what to do."""
+    """One pass of the teacher as in preprocessing: its name, predicted seconds, and the function that runs it."""
     rows = ROWS * run.preprocess.batch_size
     counted, where = estimator.teaching(run).forward, estimator.machine.with_layers(run.preprocess.fast)
 
@@ -190,7 +195,7 @@ class _Unsaved(Trainer):
 def _steps(run: Run, folder: Path, store: Path, teacher: Teacher) -> float:
     """Seconds of all training steps but the first."""
     _Unsaved(run, folder, LatentStore(store), teacher).fit()
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_log(folder / "log.jsonl")
     return float(lines[-1]["seconds"] - lines[0]["seconds"])
 
 

@@ -1,4 +1,4 @@
-"""A run's teacher and rewards without their weights."""
+"""Teachers and rewards without their weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from guidedcd.planning.meter import without_memory
 def outline(chosen: Chosen) -> Any:
     """A component on the meta device.
 
-    One whose target takes the argument `weights` is called with `weights=False` and opens no file; another is built as
-    ever, and its memory is given back.
+    A target that takes the argument `weights` is called with `weights=False` and opens no file. Any other is built with
+    its weights, whose memory is freed afterwards.
     """
     target = chosen.component().load()
     try:
-        spare = "weights" in inspect.signature(target).parameters
+        takes_weights = "weights" in inspect.signature(target).parameters
     except (TypeError, ValueError):
-        spare = False
-    return without_memory(target(chosen.config, weights=False) if spare else chosen.build())
+        takes_weights = False
+    return without_memory(target(chosen.config, weights=False) if takes_weights else chosen.build())

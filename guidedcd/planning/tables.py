@@ -1,18 +1,18 @@
-"""A plan on the terminal."""
+"""The tables of `guidedcd plan`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from guidedcd.config.run import Run
-from guidedcd.console import console, print_table
+from guidedcd.console import console, latency, print_table
 from guidedcd.planning.estimate import Estimator, Stage, usable
 from guidedcd.planning.gpus import GB, Machine
 from guidedcd.preprocessing.estimates import passes
 
 
-def stages(run: Run, where: Machine, processes: int, found: dict[str, Stage], estimator: Estimator) -> None:
-    """What the stages take, and what they do."""
+def stages(run: Run, where: Machine, processes: int, costs: dict[str, Stage], estimator: Estimator) -> None:
+    """Print the device, the work and the cost of the stages."""
     many = f", {processes} of them" if processes > 1 else ""
     console.print(
         f"device   {where.name}{many}: {where.half / 1e12:.3g} TFLOP/s in 16 bits, {where.single / 1e12:.3g} in 32, "
@@ -31,27 +31,27 @@ def stages(run: Run, where: Machine, processes: int, found: dict[str, Stage], es
         + (f", and {step.rewards.flops / 1e12:.4g} for rewards" if step.rewards else "")
     )
     rows = [["", "each", "device-hours", "hours", "peak GB", "disk GB", "largest batch"]]
-    for name, stage in found.items():
+    for name, stage in costs.items():
         numbers = (stage.device_hours, stage.hours, stage.peak_gb, stage.disk_gb, stage.largest_batch)
-        each = _time(stage.each_seconds) + (" a video" if name == "preprocess" else " a step")
+        each = latency(stage.each_seconds, 3) + (" a video" if name == "preprocess" else " a step")
         rows.append([name, each, *map(_number, numbers)])
     _table(rows)
 
 
-def cheaper(found: list[dict[str, Any]]) -> None:
-    """What other settings would save."""
+def cheaper(changes: list[dict[str, Any]]) -> None:
+    """Print the savings of other settings."""
     rows = [["cheaper", "device-hours", "peak GB", "disk GB", ""]]
-    for one in found:
-        changes = (one.get(name) for name in ("device_hours", "peak_gb", "disk_gb"))
-        rows.append([one["flags"], *(" -> ".join(map(_number, c)) if c else "" for c in changes), one["note"]])
-    if found:
+    for one in changes:
+        figures = (one.get(name) for name in ("device_hours", "peak_gb", "disk_gb"))
+        rows.append([one["flags"], *(" -> ".join(map(_number, c)) if c else "" for c in figures), one["note"]])
+    if changes:
         _table(rows)
 
 
-def probed(found: dict[str, Any]) -> None:
-    """Prediction and measurement side by side."""
-    rows = [["probe", "predicted", "measured", "ratio", "so in all"]]
-    for one in found["rows"]:
+def probed(probe: dict[str, Any]) -> None:
+    """Print predictions beside measurements."""
+    rows = [["probe", "predicted", "measured", "ratio", "whole run"]]
+    for one in probe["rows"]:
         row = [one["what"], _figure(one["predicted"], one["unit"])]
         if one["measured"] is None:
             rows.append([*row, "-", "", one["why"]])
@@ -60,7 +60,7 @@ def probed(found: dict[str, Any]) -> None:
         ratio = f"{one['measured'] / one['predicted']:.2f}"
         rows.append([*row, _figure(one["measured"], one["unit"]), ratio, whole])
     _table(rows)
-    console.print(f"probe    took {found['seconds']:.0f} s")
+    console.print(f"probe    took {probe['seconds']:.0f} s")
 
 
 def _table(rows: list[list[str]]) -> None:
@@ -75,11 +75,7 @@ def _table(rows: list[list[str]]) -> None:
 
 
 def _figure(value: float, unit: str) -> str:
-    return _time(value) if unit == "s" else f"{_number(value)} {unit}"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    return latency(value, 3) if unit == "s" else f"{_number(value)} {unit}"
 
 
 def _number(value: float) -> str:

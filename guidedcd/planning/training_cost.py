@@ -1,4 +1,4 @@
-"""What training costs: one step of the student and one of the rewards, counted on tensors without memory.
+"""Cost of training: one step of the student and one of the rewards, counted on the meta device.
 
 Legend: B samples of a batch, N network parameters, T trained ones.
 """
@@ -27,21 +27,21 @@ from guidedcd.training.losses import consistency
 
 @attrs.frozen(kw_only=True)
 class Sizes:
-    """What stands in memory between steps, in bytes, of one process."""
+    """Bytes in the memory of one process between steps."""
 
     weights: float
-    """As the network computes with them."""
+    """The weights in the dtype in which the network computes."""
     masters: float
-    """Float32 copies of trained weights; 0 where the network has them itself."""
+    """Float32 copies of trained weights; 0 where the network has float32 weights."""
     states: float
-    """Of the optimiser."""
+    """States of the optimiser."""
     averages: float
     gradients: float
-    """As the optimiser reads them, beyond those that the backward pass leaves."""
+    """Float32 gradients for the optimiser, in addition to those of the backward pass."""
 
     @property
     def between(self) -> float:
-        """Bytes that stay."""
+        """Bytes that are occupied between steps."""
         return self.weights + self.masters + self.states + self.averages
 
 
@@ -57,7 +57,7 @@ class Training:
     rewards: Cost | None
     sizes: Sizes
     replayed: float
-    """Bytes that a CUDA graph of the target's pass keeps for itself."""
+    """Bytes that a CUDA graph of the target's pass occupies."""
     others: int
     """Bytes of the decoder and of the rewards."""
     trained: int
@@ -65,10 +65,10 @@ class Training:
     whole: int
     """Numbers in the network."""
     width: int
-    """Bytes of a number as the teacher has it."""
+    """Bytes of a number of the teacher's weights."""
 
     def sized(self, processes: int) -> Training:
-        """The same for the optimiser of `run`, with so many processes."""
+        """The costs with the optimiser of `run` and this number of processes."""
         sizes = resident(self.run, self.whole, self.trained, self.width, processes=processes)
         return attrs.evolve(self, sizes=sizes)
 
@@ -79,7 +79,7 @@ class Training:
 
     @property
     def peak(self) -> float:
-        """Bytes at the worst moment: in a backward pass, while rewards are computed, or when gradients are widened."""
+        """Bytes at the peak: in a backward pass, while rewards are computed, or when gradients are converted."""
         working = max(self.step.peak, self.held + (self.rewards.peak if self.rewards else 0), self.sizes.gradients)
         return self.sizes.between + self.others + self.replayed + working
 
@@ -95,8 +95,8 @@ def training(run: Run, teacher: Teacher, cond: dict[str, tuple[int, ...]]) -> Tr
     """Count a batch of a run.
 
     Args:
-        run: What is trained.
-        teacher: On the meta device; its network is copied.
+        run: The run.
+        teacher: The teacher on the meta device, whose network is copied.
         cond: Shape of one caption's conditioning by key, without the batch.
     """
     settings, batch = run.train, run.train.batch_size
@@ -110,7 +110,7 @@ def training(run: Run, teacher: Teacher, cond: dict[str, tuple[int, ...]]) -> Tr
         student.enable_gradient_checkpointing(settings.activation_checkpoint.layers)
     student.train()
     z = [empty(batch, *teacher.geometry.latent_shape) for _ in range(4)]
-    given = SimpleNamespace(
+    samples = SimpleNamespace(
         index=torch.zeros(batch, dtype=torch.long, device="meta"),
         z0=z[0],
         noise=z[1],
@@ -123,13 +123,13 @@ def training(run: Run, teacher: Teacher, cond: dict[str, tuple[int, ...]]) -> Tr
     )
     with metered() as alone, torch.no_grad():
         if replays(settings.fast):
-            strengths = given.strengths if run.energies else None
-            student.target(given.z0, given.index, given.cond, given.omega, strengths)
+            strengths = samples.strengths if run.energies else None
+            student.target(samples.z0, samples.index, samples.cond, samples.omega, strengths)
     with metered() as step:
         loss, _ = consistency(
             student,
             teacher.schedule,
-            given,
+            samples,
             grid=teacher.schedule.grid(run.solver.steps).to("meta"),
             solver=run.solver,
             energies=run.energies,
@@ -139,15 +139,15 @@ def training(run: Run, teacher: Teacher, cond: dict[str, tuple[int, ...]]) -> Tr
         )
         if run.rewards and settings.rollouts.videos:
             loss = loss + _rollouts(run, student, teacher, cond)
-        held = step.kept
+        held = step.remaining
         torch.autograd.backward(loss)
     sizes = resident(run, whole, trained, width)
-    about = {"trained": trained, "whole": whole, "width": width, "replayed": alone.peak}
-    return Training(run=run, step=step, held=held, rewards=None, sizes=sizes, others=0, **about)
+    figures = {"trained": trained, "whole": whole, "width": width, "replayed": alone.peak}
+    return Training(run=run, step=step, held=held, rewards=None, sizes=sizes, others=0, **figures)
 
 
 def _rollouts(run: Run, student: Student, teacher: Teacher, cond: dict[str, tuple[int, ...]]) -> torch.Tensor:
-    """The student's own videos: one pass with a gradient, and before it half of their steps on average."""
+    """Rollouts of the student: on average half of their steps without gradient, then one pass with a gradient."""
     own = run.train.rollouts.videos
     z, t = empty(own, *teacher.geometry.latent_shape), torch.zeros(own, dtype=torch.long, device="meta")
     text = {key: empty(own, *shape) for key, shape in cond.items()}
@@ -159,20 +159,20 @@ def _rollouts(run: Run, student: Student, teacher: Teacher, cond: dict[str, tupl
 
 
 def resident(run: Run, whole: int, trained: int, width: int = 4, *, processes: int = 1) -> Sizes:
-    """What stands in memory between steps.
+    """Bytes in memory between steps.
 
     Args:
-        run: Precision, optimiser, averages, and how processes share.
+        run: Precision, optimiser, averages and parallel mode are read.
         whole: Numbers in the network.
-        trained: Of these, the trained ones.
-        width: Bytes of a number as the teacher has it.
-        processes: With `fsdp` each holds its part, and all have the smallest parameters.
+        trained: Numbers that are trained.
+        width: Bytes of a number of the teacher's weights.
+        processes: With `fsdp` each has one shard, and all have the smallest parameters.
     """
     settings = run.train
     eight_bit = settings.optimizer.name == "adamw-8bit"
-    spread = settings.parallel.mode == "fsdp" and processes > 1
-    part = distributed.WHOLE + (1 - distributed.WHOLE) / processes if spread else 1.0
-    narrow = settings.precision == "bf16" and not spread
+    sharded = settings.parallel.mode == "fsdp" and processes > 1
+    share = distributed.WHOLE + (1 - distributed.WHOLE) / processes if sharded else 1.0
+    narrow = settings.precision == "bf16" and not sharded
     average = run.student.ema is not None or settings.average is not None
     averages = 4 * trained if average else 0
     if run.student.ema is not None and narrow:
@@ -180,44 +180,46 @@ def resident(run: Run, whole: int, trained: int, width: int = 4, *, processes: i
     elif run.student.ema is not None:
         averages = width * whole
     computing = 2 if settings.precision == "bf16" else width
-    together = computing * whole if spread else 0  # as `parallel.shard` keeps it through a step
+    gathered = computing * whole if sharded else 0  # sharded weights stay gathered through a step
     return Sizes(
-        weights=(2 if narrow else width) * whole * part + together,
-        masters=4 * trained * part if narrow else 0,
-        states=(2 + 8 / 256 if eight_bit else 8) * trained * part,
-        averages=averages * part,
-        gradients=4 * trained * part if narrow else 0,
+        weights=(2 if narrow else width) * whole * share + gathered,
+        masters=4 * trained * share if narrow else 0,
+        states=(2 + 8 / 256 if eight_bit else 8) * trained * share,
+        averages=averages * share,
+        gradients=4 * trained * share if narrow else 0,
     )
 
 
 def scoring(run: Run, teacher: Teacher, modules: dict[str, Any]) -> Cost:
-    """Count decoding and scoring one batch's routed samples, and the gradient to the predicted latents.
+    """Count decoding and scoring of one batch's routed samples, and the gradient to the predicted latents.
 
     Args:
-        run: Frames, weights and limits of its rewards.
-        teacher: Without memory; its decoder is used up.
-        modules: The rewards by name, without memory; used up.
+        run: Frames, weights and limits of its rewards are read.
+        teacher: The teacher on the meta device; its decoder is modified.
+        modules: The rewards by name, on the meta device; they are modified.
     """
     settings = run.train
-    if settings.precision == "bf16" and isinstance(teacher.vae, torch.nn.Module):
-        teacher.vae.to(torch.bfloat16)
+    vae = getattr(teacher, "vae", None)  # teachers of latents have one
+    if settings.precision == "bf16" and isinstance(vae, torch.nn.Module):
+        vae.to(torch.bfloat16)
     rewards = {name: (modules[name], run.rewards[name]) for name in modules}
-    rewards = RewardScorer(rewards, teacher, low_memory=settings.activation_checkpoint.recomputes_decoder)
+    scorer = RewardScorer(rewards, teacher, low_memory=settings.activation_checkpoint.recomputes_decoder)
     batch = settings.batch_size + settings.rollouts.videos
     batch = min(batch, settings.reward_batch or batch)
     routes = [Route(caption="a", rewards=frozenset(modules))] * batch
     predicted = empty(batch, *teacher.geometry.latent_shape).requires_grad_()
     with metered() as cost:
-        total = rewards.total(rewards.score(predicted, routes, torch.Generator().manual_seed(0)))
+        total = scorer.total(scorer.score(predicted, routes, torch.Generator().manual_seed(0)))
         if isinstance(total, torch.Tensor) and total.requires_grad:
             torch.autograd.backward(total)
     return cost
 
 
 def others(run: Run, teacher: Teacher, modules: dict[str, Any]) -> int:
-    """Bytes beside the student: the decoder, in 16 bits with bf16, the rewards, the text encoder where prompts are."""
-    vae = size(getattr(teacher, "vae", None))
-    if vae and run.train.precision == "bf16":
-        vae = vae * 2 // next(teacher.vae.parameters()).itemsize
+    """Bytes of the other modules: decoder (16 bits with bf16), rewards, and the text encoder if there are rollouts."""
+    decoder = getattr(teacher, "vae", None)
+    vae = size(decoder)
+    if decoder is not None and vae and run.train.precision == "bf16":
+        vae = vae * 2 // next(decoder.parameters()).itemsize
     text = getattr(teacher, "text", None) if run.train.rollouts.videos else None
     return vae + size(text if isinstance(text, torch.nn.Module) else None) + sum(map(size, modules.values()))

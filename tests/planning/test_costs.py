@@ -1,0 +1,174 @@
+"""Predicted operations, passes and bytes, compared with published figures and with real stores and trainers."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+import torch
+from planned_runs import gpu, shipped_run
+from safetensors.torch import load_file
+from toy_plugin import make
+
+from guidedcd.config.structure import changed
+from guidedcd.planning.estimate import Estimator, run_bytes
+from guidedcd.planning.meter import metered
+from guidedcd.planning.preprocess_cost import empty
+from guidedcd.planning.skeletons import outline
+from guidedcd.planning.training_cost import resident
+from guidedcd.preprocessing.estimates import passes, store_bytes
+from guidedcd.preprocessing.preprocess import preprocess
+from guidedcd.preprocessing.store import LatentStore
+from guidedcd.training import checkpoint
+from guidedcd.training.distributed import WHOLE
+from guidedcd.training.trainer import Trainer
+
+
+def test_videocrafter2_has_its_published_cost():
+    """The published architecture is counted without a file: 1.41 B weights, 12.58 TFLOP for 16 frames of 320x512."""
+    run = shipped_run(teacher={"videocrafter2": {"path": "nowhere.ckpt"}})
+    teacher = outline(run.teacher)
+    cond = {"prompt_embeds": empty(1, 77, 1024)}
+    with metered() as cost, torch.no_grad():
+        teacher.net(empty(1, *teacher.geometry.latent_shape), torch.zeros(1, dtype=torch.long, device="meta"), cond)
+
+    assert sum(p.numel() for p in teacher.network.parameters()) == pytest.approx(1.412e9, rel=1e-3)
+    assert cost.flops == pytest.approx(12.58e12, rel=0.03)
+    assert all(p.is_meta for p in teacher.parameters())
+
+
+@pytest.mark.slow
+def test_a_training_step_of_videocrafter2_has_its_measured_cost():
+    """A consistency step at batch 3 takes 151 TFLOP, 188 with checkpointing, counted from the released code."""
+    run = shipped_run(teacher={"videocrafter2": {}}, energy={"pta": {}}, train={"batch_size": 3, "precision": "bf16"})
+    tflop = {}
+    for checkpointing in (False, True):
+        train = changed(run.train, activation_checkpoint={"layers": "all" if checkpointing else "none"})
+        tflop[checkpointing] = Estimator(gpu()).training(attrs.evolve(run, train=train)).step.flops / 1e12
+
+    assert tflop[False] == pytest.approx(151, rel=0.03)
+    assert tflop[True] == pytest.approx(188, rel=0.03)
+
+
+def test_rollouts_are_counted(toy):
+    """A rollout of one step costs 3/4 of a clip, one of four steps 5/4; without rewards rollouts cost nothing."""
+
+    def flops(rollouts: int, steps: int = 1, **changes) -> float:
+        run = make(train={"rollouts": {"videos": rollouts, "steps": steps}, "batch_size": 2}, **changes)
+        return Estimator(gpu()).training(run).step.flops
+
+    clips = flops(0)
+    assert flops(2) == pytest.approx(clips * 7 / 4, rel=0.02)
+    assert flops(2, 4) == pytest.approx(clips * 9 / 4, rel=0.02)
+    assert flops(2, 4, rewards={}, replace=("rewards",)) == clips
+
+
+@pytest.mark.parametrize("name", ["unet3d", "animatediff"])
+def test_other_teachers_are_planned_without_their_folders(name):
+    """A teacher whose folder is missing is counted with the published architecture of its family."""
+    config = shipped_run(teacher={name: {"path": "no/such-model", "height": 64, "width": 64}}).teacher
+    teacher = outline(config)
+    text = teacher.embed(["a"])
+    with metered() as cost, torch.no_grad():
+        z = empty(1, *teacher.geometry.latent_shape)
+        teacher.net(z, torch.zeros(1, dtype=torch.long, device="meta"), text)
+
+    assert sum(p.numel() for p in teacher.network.parameters()) == pytest.approx(1.4e9, rel=0.15)
+    assert cost.flops > 1e11 and all(p.is_meta for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("name", ["hps", "clip", "internv2", "pickscore"])
+def test_rewards_are_planned_without_their_files(name):
+    """A published reward whose file is missing has its shapes, and no weights."""
+    reward = outline(shipped_run(rewards={name: {"path": "nowhere.pt"}}).chosen("reward")[0])
+
+    assert sum(p.numel() for p in reward.parameters()) > 5e8
+    assert all(p.is_meta for p in reward.parameters())
+    assert reward.count_tokens("a cat") > 0
+
+
+def test_a_cuda_graph_adds_the_memory_of_its_pass(toy):
+    """`--train.fast graphs` adds the peak of a pass without gradient, and nothing else."""
+    estimator = Estimator(gpu())
+    plain, replayed = (estimator.training(make(train={"fast": fast})) for fast in ("layers", "graphs"))
+
+    assert plain.replayed == 0 < replayed.replayed < plain.step.peak
+    assert replayed.peak - plain.peak == replayed.replayed
+
+
+def test_passes_are_those_of_a_real_store(toy, tmp_path, monkeypatch):
+    """The number of samples of the teacher's passes is the predicted one, on average over the noise seeds."""
+    from guidedcd.models.teachers import latent
+
+    run = make(preprocess={"videos": 24, "shard_size": 12, "batch_size": 4}, solver={"steps": 9})
+    rows, net = [], latent.LatentTeacher.net
+    monkeypatch.setattr(latent.LatentTeacher, "net", lambda s, z, *a, **k: (rows.append(len(z)), net(s, z, *a, **k))[1])
+    preprocess(run, store_folder=tmp_path / "store")
+    counted = passes(run)
+
+    assert counted.scored + counted.plain == pytest.approx(3)
+    expected = counted.inversion + 3 * counted.scored + 2 * counted.plain
+    assert sum(rows) / 24 == pytest.approx(expected, rel=0.05)
+
+
+def test_store_has_the_predicted_bytes(toy, tmp_path):
+    """A written store is within two per cent of the prediction, for every dtype of a store."""
+    for dtype in ("float32", "float16"):
+        run = make(preprocess={"videos": 8, "shard_size": 4, "draws_per_video": 6, "dtype": dtype})
+        folder = tmp_path / dtype
+        preprocess(run, store_folder=folder)
+        written = sum(path.stat().st_size for path in folder.glob("shard-*"))
+        latent = LatentStore(folder)[0].z0.numel()
+
+        assert store_bytes(run, latent, 4 * 6, caption=8) == pytest.approx(written, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("precision", "student"),
+    [
+        ("no", {}),
+        ("bf16", {}),
+        pytest.param("bf16", {"kind": "lora", "rank": 4}, marks=pytest.mark.slow),
+        pytest.param("bf16", {"ema": 0.9}, marks=pytest.mark.slow),
+    ],
+    ids=["float32", "bf16", "lora", "ema"],
+)
+def test_state_has_the_predicted_bytes(toy, tmp_path, student, precision):
+    """A trainer's weights, masters, averages and AdamW states have the predicted bytes, and so has its checkpoint."""
+    run = make(student=student, train={"precision": precision, "steps": 5, "checkpoint": {"every": 2}})
+    run = attrs.evolve(run, rewards={})
+    store = preprocess(run, store_folder=tmp_path / "store")
+    trainer = Trainer(run, tmp_path, LatentStore(store), run.teacher.build())
+    trainer.fit()
+    step = trainer.step
+    network = list(step.student.network.parameters())
+    held = {id(t): t for t in (*network, *step.weights.masters)}
+    for averaged in (
+        step.weights.average or [],
+        step.student.averaged.parameters() if step.student.averaged else [],
+    ):
+        held |= {id(t): t for t in averaged}
+    state = [t for values in step.optimizer.state.values() for t in values.values() if t.dim()]
+    whole, trained = sum(p.numel() for p in network), sum(m.numel() for m in step.weights.masters)
+    predicted = resident(run, whole, trained)
+
+    assert sum(t.numel() * t.itemsize for t in (*held.values(), *state)) == pytest.approx(predicted.between, rel=0.01)
+    counted = Estimator(gpu()).training(run)
+    assert (counted.whole, counted.trained) == (whole, trained)
+    once = attrs.evolve(run, train=attrs.evolve(run.train, steps=3))
+    saved = checkpoint.found(tmp_path / "checkpoints")[-1]
+    files = [*saved.glob("*.safetensors"), *(tmp_path / "student").glob("*.safetensors")]
+    written = sum(tensor.numel() * tensor.itemsize for file in files for tensor in load_file(file).values())
+    stored = torch.load(saved / "state.pt", weights_only=True)["optimizer"]["state"].values()
+    written += sum(t.numel() * t.itemsize for values in stored for t in values.values() if t.dim())
+    assert run_bytes(once, counted) == pytest.approx(written, rel=0.01)
+
+
+def test_processes_share_the_work(toy):
+    """Several processes share a store's device-hours; with FSDP they also share the states."""
+    one, four = Estimator(gpu()).preprocess(make()), Estimator(gpu(), 4).preprocess(make())
+    assert four.device_hours == pytest.approx(one.device_hours) and four.hours == pytest.approx(one.hours / 4)
+    for precision, width in (("no", 4), ("bf16", 2)):
+        run = make(train={"parallel": {"mode": "fsdp"}, "precision": precision})
+        plain = resident(make(train={"parallel": {"mode": "fsdp"}, "precision": "no"}), 100, 100)
+        share = WHOLE + (1 - WHOLE) / 4
+        assert resident(run, 100, 100, processes=4).between == plain.between * share + 100 * width

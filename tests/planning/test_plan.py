@@ -1,0 +1,165 @@
+"""The plan of a run: devices, warnings, cheaper settings, the probe, and the command."""
+
+from __future__ import annotations
+
+import json
+
+import attrs
+import pytest
+import torch
+from planned_runs import gpu, shipped_run
+from toy_plugin import make
+
+from guidedcd.config.resolve import run_from_dict
+from guidedcd.documents import read_json
+from guidedcd.errors import GuidedCDError
+from guidedcd.planning.alternatives import choices
+from guidedcd.planning.estimate import Estimator
+from guidedcd.planning.gpus import DATA_SHEETS, GB, machine
+from guidedcd.planning.plan import Question, print_plan
+
+
+def test_devices_are_found_by_name():
+    """Words of a GPU's name suffice, flags precede the data sheet, and the error of an unknown name lists all."""
+    cpu = torch.device("cpu")
+    assert machine(cpu, like="h200").half == DATA_SHEETS["h200"][0] * 1e12
+    assert machine(cpu, like="NVIDIA A100-SXM4-40GB").memory == 40 * GB
+    assert machine(cpu, like="h100", tflops=500, memory=10).half == 5e14
+    assert machine(cpu).memory > GB and machine(cpu).single > 1e8
+    with pytest.raises(GuidedCDError, match="no such GPU is known.*h200"):
+        machine(cpu, like="abacus")
+
+
+@pytest.mark.slow
+def test_largest_batch_fits_and_the_next_does_not(toy):
+    """A run with the predicted largest batch fits; with a tenth more it does not."""
+    device = gpu(memory=0.7 * GB)
+    run = make()
+    run = attrs.evolve(run, rewards={})
+    for stage in ("preprocess", "train"):
+
+        def planned(batch: int, stage: str = stage):
+            section = attrs.evolve(getattr(run, stage), batch_size=batch)
+            return getattr(Estimator(device), stage)(attrs.evolve(run, **{stage: section}))
+
+        batch = planned(2).largest_batch
+        room = (device.memory * 0.94 - 0.6 * GB) / GB
+        assert batch > 2
+        assert planned(batch).peak_gb <= room * 1.01 < planned(int(batch * 1.1) + 1).peak_gb * 1.02
+
+
+@pytest.mark.slow
+def test_cheaper_settings_are_cheaper(toy):
+    """Every suggestion is a flag of a run, and has the predicted savings."""
+    run = make(preprocess={"draws_per_video": 2, "videos": 64}, solver={"steps": 50}, train={"batch_size": 3})
+    run = attrs.evolve(run, rewards={n: attrs.evolve(c, frames=2) for n, c in run.rewards.items()})
+    figures = print_plan(run, Question(on="4090", as_json=True))
+    flags = {change["flags"]: change for change in figures["cheaper"]}
+
+    assert {choice.stage for choice in choices(run, "cuda")} == {"preprocess", "train"}
+    before, after = flags["--energies.toy.reference single-step"]["device_hours"]
+    assert after < before / 3
+    before, after = flags["--preprocess.dtype bfloat16"]["disk_gb"]
+    assert after < 0.75 * before
+    before, after = (
+        flags["--student.kind lora"]["peak_gb"] if "peak_gb" in flags.get("--student.kind lora", {}) else (1, 0)
+    )
+    assert after < before
+
+
+def test_a_run_that_does_not_fit_is_a_warning(toy, capsys):
+    """A device with too little memory is a warning with the batch that fits, and no failure."""
+    run = make(train={"batch_size": 4})
+    figures = print_plan(run, Question(on="t4", memory=0.6, cheaper=False))
+
+    assert any("per process" in warning for warning in figures["warnings"])
+    assert "warning" in capsys.readouterr().out
+
+
+def test_plan_prints_json_and_writes_nothing(toy, tmp_path, capsys, monkeypatch):
+    """--json is one object on standard output; the working folder stays empty."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    print_plan(make(), Question(as_json=True, cheaper=False))
+    figures = json.loads(capsys.readouterr().out)
+
+    assert figures["train"]["peak_gb"] > 0 and figures["preprocess"]["disk_gb"] > 0
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_reward_that_cannot_be_built_is_left_out(toy, capsys):
+    """A reward without its file and without an outline is named in a warning; the rest is planned."""
+    run = make()
+    broken = attrs.evolve(run, rewards={"toy": run.rewards["toy"]})
+    estimator = Estimator(gpu())
+    estimator.left_out["reward hps"] = "no file"
+    from guidedcd.planning.plan import warnings
+
+    sentences = warnings(broken, {"train": estimator.train(broken)}, gpu(), None, estimator.left_out)
+    assert any("leaves out reward hps: no file" in line for line in sentences)
+
+
+def test_probe_measures_beside_the_prediction(toy, tmp_path, monkeypatch):
+    """A probe measures a pass, a batch of preprocessing and training steps, and leaves no file."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    probed = print_plan(make(), Question(probe=True, cheaper=False, as_json=True))["probe"]
+    rows = {row["what"].split(",")[0]: row for row in probed["rows"]}
+
+    assert {"one pass", "preprocess", "store", "2 training steps"} <= set(rows)
+    assert all(row["measured"] > 0 for row in probed["rows"])
+    assert rows["store"]["measured"] == pytest.approx(rows["store"]["predicted"], rel=0.3)
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_the_command_takes_the_flags_of_train(toy, capsys):
+    """`guidedcd plan` takes the flags of a run and its own, and ends with status 0."""
+    from guidedcd.cli import main
+
+    run = ["--teacher", "toy", "--data", "toy", "--routes", "none", "--train.batch-size", "2"]
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "plan",
+                *run,
+                "--train.activation-checkpoint.layers",
+                "all",
+                "--on",
+                "h200",
+                "--json",
+                "--processes",
+                "2",
+                "--no-cheaper",
+            ]
+        )
+
+    assert ended.value.code in (0, None)
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["machine"]["processes"] == 2 and "cheaper" not in figures
+
+
+def test_a_probe_leaves_out_what_takes_too_long(toy):
+    """A measurement that is predicted to end after the limit is left out, and its row states the prediction."""
+    from guidedcd.planning.probe import probe
+
+    probed = probe(make(), Estimator(gpu(half=1e3, single=1e3)), limit=0.5)
+    assert all(row["measured"] is None and row["why"] for row in probed["rows"])
+
+
+def test_shapes_run_json_is_planned(tmp_path):
+    """A run of the proving ground is planned from its own file, as with `--config run.json`."""
+    run = shipped_run(energy={"pta": {}})
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(run.to_dict()))
+    stage = Estimator(gpu()).preprocess(run_from_dict(read_json(path)))
+
+    assert stage.tflop > 0 and stage.largest_batch > 0
+
+
+def test_a_plan_needs_no_dataset(toy, capsys):
+    """Without a dataset a plan has its figures, and states which videos it assumes."""
+    plan = print_plan(attrs.evolve(make(), data=()), Question(on="h200", cheaper=False))
+
+    assert "5 videos of 3 frames, 8 x 8 pixels" in plan["assumed"]
+    assert plan["preprocess"]["disk_gb"] > 0 and plan["train"]["tflop"] > 0
+    assert "no dataset is selected" in capsys.readouterr().out
