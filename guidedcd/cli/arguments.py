@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from guidedcd.config.structure import convert
 from guidedcd.errors import GuidedCDError
 
 
@@ -33,17 +32,3 @@ def trained(folder: Path) -> Path:
             f"--student {folder} --teacher videocrafter2:model.ckpt."
         )
     return folder if (folder / "student.json").is_file() else existing(folder)
-
-
-def scales(given: list[str] | None) -> float | dict[str, float] | None:
-    """`--scale 0.3`, or `--scale pta=0.3 --scale calm=0`.
-
-    Raises:
-        GuidedCDError: No number.
-    """
-    if not given:
-        return None
-    pairs = [text.rpartition("=") for part in given for text in part.split(",")]
-    if len(pairs) == 1 and not pairs[0][0]:
-        return convert(pairs[0][2], float, "--scale")
-    return {name: convert(number, float, f"--scale {name}") for name, _, number in pairs}

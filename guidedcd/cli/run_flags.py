@@ -15,7 +15,7 @@ from guidedcd.config.reflection import docs_of, flag, groups_of, limits, types_o
 from guidedcd.config.resolve import resolve
 from guidedcd.config.run import DEFAULT_PROFILE, KINDS, SECTIONS, Run
 from guidedcd.config.sources import ALIASES, Layer, profiles, read_config, read_profile, split_names
-from guidedcd.config.structure import Options, Value, convert
+from guidedcd.config.structure import Options, Value, convert, options_of
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Registry
 
@@ -41,7 +41,7 @@ UNSET = _Unset()
 
 def as_written(type_: Any, tokens: Sequence[Token]) -> str:
     """Keep a flag's text: it is converted together with the files' values, with the same errors."""
-    return tokens[0].value
+    return ",".join(token.value for token in tokens)
 
 
 def _flag(hint: Any, text: str, default: Any, group: Group) -> attrs.Attribute:
@@ -49,6 +49,9 @@ def _flag(hint: Any, text: str, default: Any, group: Group) -> attrs.Attribute:
     options = {"help": text, "show_default": _shown(default), "group": group}
     if hint is bool:
         return attrs.field(default=UNSET, type=Annotated[bool, Parameter(**options)])
+    if any(typing.get_origin(one) is dict for one in typing.get_args(hint)):  # NAME=NUMBER may be repeated
+        repeated = Parameter(converter=as_written, negative="", **options)
+        return attrs.field(default=UNSET, type=Annotated[list[str], repeated])
     shape = _shape(hint)
     return attrs.field(default=UNSET, type=Annotated[shape, Parameter(converter=as_written, n_tokens=1, **options)])
 
@@ -61,7 +64,8 @@ def _shown(default: Any) -> Callable[[Any], str] | bool:
 def _shape(hint: Any) -> type:
     """The type that help shows: FLOAT, INT, PATH or STR (lists are one text, separated by commas)."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next((h for h in typing.get_args(hint) if h is not type(None)), str)
+        hints = [one for one in typing.get_args(hint) if one is not type(None)]
+        hint = hints[0] if len(hints) == 1 else str
     return hint if hint in (float, int, Path) else str
 
 
@@ -96,6 +100,27 @@ def _default(field: attrs.Attribute, given: Mapping[str, Value | Options]) -> An
     if isinstance(value := given.get(field.name), Value):
         return value.value
     return field.default.factory() if isinstance(field.default, attrs.Factory) else field.default
+
+
+def flags_of(cls: type, title: str, *, defaults: bool = True) -> Any:
+    """The annotation of a command's parameter that takes a flag for every field of the config class `cls`.
+
+    Args:
+        cls: An attrs class with a default for every field.
+        title: The heading of these flags in the help.
+        defaults: Whether help shows the defaults of the class.
+    """
+    given = {} if defaults else {field.name: Value(None, "") for field in attrs.fields(cls)}
+    return Annotated[_options(cls, cls.__name__, given, Group(title, sort_key=1)), Parameter(name="*", negative="")]
+
+
+def read_flags(cls: type, flags: Any, what: str) -> dict[str, Any]:
+    """The options that the flags of `flags_of` set, by field name, checked and with their types.
+
+    Raises:
+        GuidedCDError: A value of the wrong type or out of range; names the flag.
+    """
+    return options_of(cls, _given(flags) if flags is not None else {}, what, mark="--")
 
 
 def run_flags(registry: Registry, profile: str) -> type:

@@ -7,15 +7,15 @@ A flag, a key of a TOML or run.json file and the Python attribute spell the same
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
-from guidedcd.config.sections import Evaluate, Preprocess, Solver, Student, Train
+from guidedcd.config.sections import EvaluateConfig, Preprocess, Solver, Student, Train
 from guidedcd.config.structure import unstructure
-from guidedcd.errors import GuidedCDError, shortened, shown
+from guidedcd.config.validators import is_device, is_name, is_seed
+from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import objects
 from guidedcd.plugins.configs import ComponentConfig
 from guidedcd.plugins.registry import CONFIGS, Component, Registry, load_plugins
@@ -31,7 +31,7 @@ KINDS = {
 }
 """How a kind of component is spelled in flags and files."""
 
-SECTIONS = {"solver": Solver, "preprocess": Preprocess, "student": Student, "train": Train, "evaluate": Evaluate}
+SECTIONS = {"solver": Solver, "preprocess": Preprocess, "student": Student, "train": Train, "evaluate": EvaluateConfig}
 """The engine's own options."""
 
 DEFAULT_PROFILE = "shapes"
@@ -39,28 +39,6 @@ DEFAULT_PROFILE = "shapes"
 
 SCALARS = ("profile", "name", "seed", "device")
 """Options of the run itself."""
-
-LONGEST_NAME = 200
-"""Bytes of the longest name of a run; its folder's name has the date and a number as well."""
-
-
-def _is_device(instance: object, attribute: attrs.Attribute, value: str) -> None:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-        raise ValueError(f"'device' must be auto, cpu, cuda, cuda:N or mps (got {shown(value)})")
-
-
-def _is_seed(instance: object, attribute: attrs.Attribute, value: int) -> None:
-    if not 0 <= value < 2**63:
-        raise ValueError(f"'seed' must be a whole number from 0 to 2^63 - 1 (got {shortened(value, 40)})")
-
-
-def _is_name(instance: object, attribute: attrs.Attribute, value: str) -> None:
-    if not re.fullmatch(r"\w[\w.+-]*", value):
-        raise ValueError(
-            f"'name' must be letters, digits, '-', '_' and '.', as it names a folder (got {shortened(ascii(value))})"
-        )
-    if (size := len(value.encode())) > LONGEST_NAME:
-        raise ValueError(f"'name' names a folder, so it has at most {LONGEST_NAME} bytes (got {size})")
 
 
 @attrs.frozen
@@ -106,12 +84,12 @@ class Run:
     preprocess: Preprocess = attrs.field(factory=Preprocess)
     student: Student = attrs.field(factory=Student)
     train: Train = attrs.field(factory=Train)
-    evaluate: Evaluate = attrs.field(factory=Evaluate)
-    seed: int = attrs.field(default=0, validator=_is_seed)
+    evaluate: EvaluateConfig = attrs.field(factory=EvaluateConfig)
+    seed: int = attrs.field(default=0, validator=is_seed)
     """Seed of everything random, 0 to 2^63 - 1."""
-    device: str = attrs.field(default="auto", validator=_is_device)
+    device: str = attrs.field(default="auto", validator=is_device)
     """Where tensors live: auto, cpu, cuda, cuda:N or mps."""
-    name: str = attrs.field(default="run", validator=_is_name)
+    name: str = attrs.field(default="run", validator=is_name)
     """Part of the run folder's name."""
     profile: str = DEFAULT_PROFILE
     """The profile that the defaults came from."""

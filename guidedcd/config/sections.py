@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import attrs
-from attrs.validators import deep_iterable, ge, gt, in_, optional
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import attrs
+from attrs.validators import deep_iterable, ge, gt, in_, min_len, optional
+
+from guidedcd.config.validators import are_seeds, is_count_or_prompts, is_subrange
 from guidedcd.devices import DTYPES
 from guidedcd.plugins.configs import _ascending, _between
-
-
-def _part(instance: object, attribute: attrs.Attribute, value: tuple[float, float]) -> None:
-    if not 0 <= value[0] < value[1] <= 1:
-        raise ValueError(f"'{attribute.name}' must be two numbers, 0 <= low < high <= 1: {value}")
 
 
 @attrs.frozen(kw_only=True)
@@ -36,7 +36,7 @@ class Preprocess:
     """How many videos of the mixture are used."""
     draws_per_video: int = attrs.field(default=8, validator=ge(1))
     """Noise draws (step index and noise) per video; all share one inversion trajectory."""
-    noise_range: tuple[float, float] = attrs.field(default=(0.0, 1.0), validator=_part)
+    noise_range: tuple[float, float] = attrs.field(default=(0.0, 1.0), validator=is_subrange)
     """The part of the grid that draws come from, 0 its cleanest and 1 its noisiest end. Where the noisy end is all but
     pure noise, neither a solver step nor a reward says anything there."""
     window: float = attrs.field(default=0.5, validator=_between(0, 1))
@@ -188,19 +188,39 @@ class Train:
     rollouts: RolloutsConfig = attrs.field(factory=RolloutsConfig)
 
 
-@attrs.frozen(kw_only=True)
-class Evaluate:
-    """What is measured after training, on paired prompts and noise."""
+def _own_prompts(value: Any) -> Any:
+    """A path without the "@" that marks a file of prompts."""
+    return Path(str(value)[1:]).expanduser() if isinstance(value, Path) and str(value).startswith("@") else value
 
-    prompts: int = attrs.field(default=48, validator=ge(1))
-    """How many prompts; student and teacher see the same prompts and initial noise."""
+
+@attrs.frozen(kw_only=True)
+class EvaluateConfig:
+    """What an evaluation measures, on paired prompts and noise; `guidedcd evaluate` takes the same options."""
+
+    prompts: int | Path | Sequence[Any] = attrs.field(default=48, converter=_own_prompts, validator=is_count_or_prompts)
+    """How many prompts, or a file of prompts; student and teacher see the same prompts and initial noise."""
+    seeds: int | tuple[int, ...] = attrs.field(default=1, validator=are_seeds)
+    """How many seeds per prompt, or the seeds themselves, such as 5,7; intervals are over prompts."""
     steps: int = attrs.field(default=4, validator=_between(1, 50))
     """Sampling steps of the student and of the few-step teacher."""
     omega: float = attrs.field(default=7.5, validator=ge(0))
-    """Guidance strength fed to the student."""
-    teacher_omega: tuple[float, ...] = attrs.field(default=(2.0,), validator=deep_iterable(ge(0)))
-    """Guidance strengths tried for the few-step teacher; the best is reported."""
-    videos: int = attrs.field(default=6, validator=ge(0))
-    """Videos shown in the report, also sampled with the teacher at `teacher_steps`; 0 shows none."""
+    """Guidance strength of the student."""
+    teacher_omega: tuple[float, ...] = attrs.field(default=(2.0,), validator=[min_len(1), deep_iterable(ge(0))])
+    """Guidance strengths tried for the few-step teacher; the one that is best on other prompts is reported."""
     teacher_steps: int = attrs.field(default=50, validator=_between(1, 1000))
     """Steps of the slow teacher in the report."""
+    scale: float | dict[str, float] | None = None
+    """Strength of the student's energy, within the range of its training; NAME=NUMBER where it has several."""
+    videos: int = attrs.field(default=6, validator=ge(0))
+    """Videos shown in the report, also sampled with the teacher at `teacher_steps`; 0 shows none."""
+    batch: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    """Videos per forward pass; by default as many as fit."""
+    dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
+    """What the networks compute in."""
+    fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks")))
+    """Faster paths through 3D UNets: layers (exact), graphs, blocks (compiled); auto is layers on GPUs, else no."""
+
+    @property
+    def each_seed(self) -> tuple[int, ...]:
+        """The seeds of every prompt."""
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds

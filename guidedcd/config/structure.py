@@ -86,6 +86,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         return value
     if origin in (tuple, list, frozenset, set):
         return _many(value, origin, args, where)
+    if origin is dict:
+        return _by_name(value, args[1], where)
     if hint in _SCALARS:
         return _SCALARS[hint](value, where)
     return value
@@ -114,6 +116,15 @@ def _many(value: Any, origin: type, args: tuple[Any, ...], where: str) -> Any:
     element = args[0] if args else Any
     hints = args if fixed else [element] * len(value)
     return origin(convert(one, hint, where) for one, hint in zip(value, hints, strict=True))
+
+
+def _by_name(value: Any, hint: Any, where: str) -> dict[str, Any]:
+    if isinstance(value, str):
+        pairs = [part.rpartition("=") for part in value.split(",")]
+        value = {name.strip(): text for name, _, text in pairs}
+    if not isinstance(value, Mapping) or "" in value:
+        raise GuidedCDError(f"{where} must be a number, or numbers by name such as pta=0.3 (got {shown(value)})")
+    return {name: convert(one, hint, f"{where} {name}") for name, one in value.items()}
 
 
 def _float(value: Any, where: str) -> float:
@@ -159,6 +170,23 @@ _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 
 _SCALARS: dict[Any, Callable[[Any, str], Any]] = {float: _float, int: _int, bool: _bool, str: _str, Path: _path}
+
+
+def options_of(cls: type, options: Mapping[str, Any], what: str, mark: str = "") -> dict[str, Any]:
+    """Options of the config class `cls`, checked and with their types.
+
+    Args:
+        cls: An attrs class with a default for every field.
+        options: By field name, as a program gives them or as flags are typed.
+        what: What they are options of, for messages: "an evaluation".
+        mark: What precedes an option's name in messages, "--" for flags.
+
+    Raises:
+        GuidedCDError: An unknown option, a value of the wrong type or out of range.
+    """
+    named = {name: Value(value, f"{mark}{flag(name) if mark else name}") for name, value in options.items()}
+    config = structure(cls, named, what)
+    return {name: getattr(config, name) for name in options}
 
 
 def changed(config: Any, **options: Any) -> Any:

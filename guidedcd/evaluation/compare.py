@@ -16,7 +16,7 @@ from guidedcd.evaluation.protocol import Baselines
 from guidedcd.files import file_digest
 
 
-def compare(folders: Sequence[str | Path], **options: Any) -> list[dict[str, Any]]:
+def compare(folders: Sequence[str | Path], *, device: str | None = None, **options: Any) -> list[dict[str, Any]]:
     """Several runs' students in one table, each against the first, paired by prompt and noise.
 
     Runs that were evaluated with the same settings already are read, not measured again; a teacher that several share
@@ -24,7 +24,8 @@ def compare(folders: Sequence[str | Path], **options: Any) -> list[dict[str, Any
 
     Args:
         folders: Run folders; the first is what the others are compared with.
-        **options: The fields of `EvaluateConfig`.
+        device: Where tensors live; by default as in each run.
+        **options: The fields of `EvaluateConfig`; those that are left out are as in each run.
 
     Returns:
         Each run's evaluation.
@@ -38,7 +39,7 @@ def compare(folders: Sequence[str | Path], **options: Any) -> list[dict[str, Any
     for folder in paths:
         evaluation = tables.read(folder / "evaluation.json") if (folder / "evaluation.json").is_file() else None
         if evaluation is None or not _current(evaluation, folder, options):
-            evaluation = evaluate(folder, baselines=baselines, quiet=True, **options)
+            evaluation = evaluate(folder, device=device, baselines=baselines, quiet=True, **options)
         evaluations.append(evaluation)
     names = _distinct([e["run"] for e in evaluations], paths)
     first = evaluations[0]
@@ -64,7 +65,9 @@ def compare(folders: Sequence[str | Path], **options: Any) -> list[dict[str, Any
 def _current(evaluation: Mapping[str, Any], folder: Path, options: Mapping[str, Any]) -> bool:
     """Whether an evaluation is of the run's present student and of these settings."""
     student = folder / "student" / "model.safetensors"
-    chosen = {key: value for key, value in options.items() if value is not None and key not in ("batch", "device")}
+    chosen = {key: value for key, value in options.items() if key != "batch"}
+    if isinstance(seeds := chosen.get("seeds"), int):
+        chosen["seeds"] = list(range(seeds))
     previous = {key: evaluation.get("asked", {}).get(key) for key in chosen}
     listed = {key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()}
     return student.is_file() and evaluation.get("student") == file_digest(student)[:16] and previous == listed

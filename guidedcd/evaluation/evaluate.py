@@ -13,35 +13,41 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 
+from guidedcd.config.resolve import read_run
+from guidedcd.config.sections import EvaluateConfig
+from guidedcd.config.structure import changed, options_of
 from guidedcd.console import console, progress
 from guidedcd.data import media, prompts
-from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import model_card, tables
 from guidedcd.evaluation.arms import Arm, ArmScores, headline, video_seed
 from guidedcd.evaluation.bootstrap import estimate, paired
-from guidedcd.evaluation.protocol import Baselines, EvaluateConfig, EvaluationProtocol, steps_of
+from guidedcd.evaluation.protocol import Baselines, EvaluationProtocol, steps_of
 from guidedcd.files import file_digest, write_json
-from guidedcd.inference.pipeline import StudentPipeline, batch_size, strengths
+from guidedcd.inference.pipeline import StudentPipeline, batch_size, locate, strengths
 from guidedcd.locks import locked
 from guidedcd.version import __version__
 
-MOST_STEPS = 50
-"""Steps of a student, as of `--evaluate.steps`."""
 
-
-def evaluate(folder: str | Path, *, baselines: Baselines | None = None, quiet: bool = False, **options: Any) -> dict:
+def evaluate(
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    baselines: Baselines | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> dict:
     """Measure a student, print the table, and write `evaluation.json` and `videos/`.
 
     They go into the run's folder, those of a checkpoint into `evaluations/step-NNNNNN/` there.
 
     Args:
         folder: The run's folder, or a student's or checkpoint's inside it.
+        device: Where tensors live; by default as in the run.
         baselines: Filled and used, to measure a teacher that several runs share only once.
         quiet: Do not print the table.
-        **options: The fields of `EvaluateConfig`.
+        **options: The fields of `EvaluateConfig`; those that are left out are as in the run's section `evaluate`.
 
     Returns:
         The content of evaluation.json.
@@ -49,12 +55,14 @@ def evaluate(folder: str | Path, *, baselines: Baselines | None = None, quiet: b
     Raises:
         GuidedCDError: There is no student, or an option is out of range.
     """
-    config = EvaluateConfig(**options)
-    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-        raise GuidedCDError("--seeds must be one or more different numbers.")
-    trained = StudentPipeline.from_run(folder, device=config.device, dtype=config.dtype)
+    if isinstance(texts := options.get("prompts"), str):
+        options["prompts"] = [texts]
+    options = options_of(EvaluateConfig, options, "an evaluation", mark="--")
+    run = read_run(locate(Path(folder))[0] / "run.json")
+    config: EvaluateConfig = changed(run.evaluate, **options)
+    trained = StudentPipeline.from_run(folder, device=device, dtype=config.dtype)
     trained.accelerate(config.fast)
-    config = _completed(trained, config)
+    config = changed(config, batch=config.batch or batch_size(trained.teacher))
     protocol = EvaluationProtocol.build(trained, config, {} if baselines is None else baselines)
     scales = strengths(trained, config.scale)
     steps = config.steps
@@ -79,7 +87,7 @@ def evaluate(folder: str | Path, *, baselines: Baselines | None = None, quiet: b
         protocol.warm_up(ours)
         arms = [ours, *(protocol.choose(n, advance) for n in dict.fromkeys((steps, max(1, steps // 2))))]
         measured = {arm.name: protocol.measure(arm, advance) for arm in arms}
-        slow = protocol.teacher(trained.run.evaluate.teacher_steps, config.omega, "ddim")
+        slow = protocol.teacher(config.teacher_steps, config.omega, "ddim")
         shown = [*([] if slow.name in measured else [slow]), arms[1], ours]
         videos = _write_videos(protocol, shown, measured, advance)
         evaluation = _described(trained, config, protocol, arms, measured)
@@ -92,26 +100,6 @@ def evaluate(folder: str | Path, *, baselines: Baselines | None = None, quiet: b
         console.print("95 % intervals by the bootstrap over prompts; differences are paired by prompt and noise.")
     console.print(f"evaluate {evaluation['summary']}")
     return evaluation
-
-
-def _completed(trained: StudentPipeline, config: EvaluateConfig) -> EvaluateConfig:
-    """The options, with those of the run where they are None."""
-    run = trained.run.evaluate
-    filled = {
-        name: getattr(run, name)
-        for name in ("prompts", "steps", "omega", "teacher_omega", "videos")
-        if getattr(config, name) is None
-    }
-    batch = batch_size(trained.teacher) if config.batch is None else config.batch
-    config = attrs.evolve(config, **filled, batch=batch)
-    if config.steps > MOST_STEPS:
-        raise GuidedCDError(f"--steps must be at most {MOST_STEPS}, not {config.steps}.")
-    if not all(0 <= omega < math.inf for omega in (config.omega, *config.teacher_omega)):
-        raise GuidedCDError("--omega and --teacher-omega must be finite numbers of at least 0.")
-    few = isinstance(config.prompts, int) and config.prompts < 1
-    if few or config.steps < 1 or config.batch < 1 or config.videos < 0 or not config.teacher_omega:
-        raise GuidedCDError("an evaluation needs at least one prompt, step, video a batch and teacher omega.")
-    return config
 
 
 def _described(
@@ -132,11 +120,11 @@ def _described(
         "student": file_digest(trained.weights / "model.safetensors")[:16],
         "teacher": trained.run.teacher.name,
         "machine": machine(trained.teacher.device),
-        "seeds": list(config.seeds),
+        "seeds": list(config.each_seed),
         "steps": config.steps,
         "asked": {
             "prompts": config.prompts if isinstance(config.prompts, int) else "own",
-            "seeds": list(config.seeds),
+            "seeds": list(config.each_seed),
             "steps": config.steps,
             "omega": config.omega,
             "teacher_omega": list(config.teacher_omega),
@@ -193,7 +181,7 @@ def _write_videos(
     entries = []
     for number, (name, split) in enumerate(protocol.splits.items()):
         indices = protocol.shown[name]
-        numbers = {index: video_seed(protocol.config.seeds[0], number, index) for index in indices}
+        numbers = {index: video_seed(protocol.config.each_seed[0], number, index) for index in indices}
         for index in indices:
             entries.append({"prompt": split[index].text, "split": name, "seed": numbers[index], "panes": []})
         for arm in arms:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import attrs
 
+from guidedcd.config.sections import EvaluateConfig
 from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
 from guidedcd.evaluation import tables
@@ -22,34 +22,6 @@ CHOOSING_SEED, CHOOSING_SPLIT = 99, 9
 
 Baselines = dict[tuple, ArmScores]
 """Scores of a teacher, shared by the runs of one comparison, which then measure it once."""
-
-
-@attrs.frozen(kw_only=True)
-class EvaluateConfig:
-    """Options of an evaluation; None takes the value of the run."""
-
-    prompts: int | str | Path | Sequence[str | Prompt] | None = None
-    """How many of the teacher's evaluation prompts, or prompts of one's own (texts, a file)."""
-    seeds: tuple[int, ...] = (0,)
-    """Repetitions of every prompt; intervals are over prompts, whose seeds are averaged."""
-    steps: int | None = None
-    """Sampling steps of the student and of the few-step teacher."""
-    omega: float | None = None
-    """Guidance strength of the student."""
-    teacher_omega: tuple[float, ...] | None = None
-    """Guidance strengths tried for the few-step teacher."""
-    scale: float | Mapping[str, float] | None = None
-    """Strength of the student's energies."""
-    videos: int | None = None
-    """How many videos the report shows."""
-    batch: int | None = None
-    """Videos made at once."""
-    device: str | None = None
-    """Where tensors live."""
-    dtype: str = "float32"
-    """"float32", "bfloat16" or "float16"."""
-    fast: str = "auto"
-    """Faster paths through the networks: auto, no, layers, graphs or blocks."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -95,7 +67,7 @@ class EvaluationProtocol:
     def work(self, steps: int) -> int:
         """How many videos will be made at most."""
         rounds = len({steps, max(1, steps // 2)})
-        videos = sum(map(len, self.splits.values())) * len(self.config.seeds)
+        videos = sum(map(len, self.splits.values())) * len(self.config.each_seed)
         choosing = len(self.choosing) * len(self._candidates(steps)) * rounds
         return videos * (1 + rounds) + choosing + sum(map(len, self.shown.values()))
 
@@ -142,7 +114,7 @@ class EvaluationProtocol:
     def measure(self, arm: Arm, advance: Any) -> dict[str, ArmScores]:
         """The arm's scores by split."""
         return {
-            name: self._scores(arm, split, self.config.seeds, number, self.shown[name], advance)
+            name: self._scores(arm, split, self.config.each_seed, number, self.shown[name], advance)
             for number, (name, split) in enumerate(self.splits.items())
         }
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from guidedcd.config.moved import MOVED, check_flags
 from guidedcd.config.resolve import resolve, run_from_dict
 from guidedcd.config.run import Chosen, Run
+from guidedcd.config.sampling import SampleConfig
+from guidedcd.config.sections import EvaluateConfig
 from guidedcd.config.sources import Layer, profiles, read_config, read_profile, split_names
-from guidedcd.config.structure import changed
+from guidedcd.config.structure import changed, options_of
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import load_plugins
 
@@ -187,6 +190,25 @@ def test_an_old_switch_is_answered_with_its_value(registry):
         check_flags(["--train.gradient-checkpointing"])
     with pytest.raises(GuidedCDError, match="is now --train.activation-checkpoint.layers none.$"):
         check_flags(["--train.no-gradient-checkpointing"])
+
+
+def test_strengths_are_one_number_or_several_by_name():
+    """`scale` is read from a flag's text and from a table alike."""
+    assert options_of(SampleConfig, {"scale": "0.3"}, "sampling") == {"scale": 0.3}
+    for scale in ("pta=0.3,calm=0", {"pta": 0.3, "calm": 0}):
+        assert options_of(SampleConfig, {"scale": scale}, "sampling") == {"scale": {"pta": 0.3, "calm": 0.0}}
+    for scale, message in (("x", "numbers by name such as pta=0.3"), ("pta=x", "--scale pta must be a number")):
+        with pytest.raises(GuidedCDError, match=f"^--scale.*{message}|^{message}"):
+            options_of(SampleConfig, {"scale": scale}, "sampling", mark="--")
+
+
+def test_an_evaluation_has_a_count_of_prompts_or_a_file_and_a_count_of_seeds_or_seeds():
+    """A number is a count; other texts are a file of prompts, or the seeds themselves."""
+    options = options_of(EvaluateConfig, {"prompts": "@a.txt", "seeds": "5,7"}, "an evaluation")
+    assert options == {"prompts": Path("a.txt"), "seeds": (5, 7)}
+    assert EvaluateConfig(**options).each_seed == (5, 7)
+    assert EvaluateConfig(**options_of(EvaluateConfig, {"seeds": "3"}, "an evaluation")).each_seed == (0, 1, 2)
+    assert options_of(EvaluateConfig, {"prompts": "3"}, "an evaluation") == {"prompts": 3}
 
 
 WRONG = {

@@ -114,7 +114,9 @@ def run_folder(folder: Path, *, energies: dict | None = None, evaluate: dict | N
         data=(Chosen("tiny", DatasetConfig()),),
         energies={name: EnergyConfig(**options) for name, options in energies.items()},
         metrics={"brightness": MetricConfig()},
-        evaluate=sections.Evaluate(**{"prompts": 3, "steps": 2, "videos": 1, "teacher_steps": 3, **(evaluate or {})}),
+        evaluate=sections.EvaluateConfig(
+            **{"prompts": 3, "steps": 2, "videos": 1, "teacher_steps": 3, **(evaluate or {})}
+        ),
         device="cpu",
         **run,
     )

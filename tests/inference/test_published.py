@@ -129,7 +129,7 @@ def test_strength_and_window_are_free_as_in_the_released_sampler(command, base, 
         about = json.loads((out / "0000-a-cat.json").read_text())
         assert (about["scale"], about["window"]) == ({"pta": scale}, {"pta": window})
 
-    for flags, message in ((("--scale=-1",), "not at -1"), (("--window", 1.5), "between 0 and 1")):
+    for flags, message in ((("--scale=-1",), "not at -1"), (("--window", 1.5), "--window must be <= 1")):
         status, said = command("--student", student, *base, *flags, "a cat", "--out", "other")
         assert (status, said.count("\n")) == (2, 1) and message in said
 
@@ -168,7 +168,7 @@ def test_mistakes_are_one_line_and_leave_nothing(command, base, student, tmp_pat
         ([*alone, "--teacher", "shapes", "--arch", "x.json"], "no option 'arch'"),
         ([*alone, *base, "--fps", "0"], "--fps must be >= 1"),
         ([*alone, *base, "--fps", "8.5"], "--fps must be a whole number"),
-        ([*alone, *base, "--steps", "201"], "1 to 200 steps"),
+        ([*alone, *base, "--steps", "201"], "--steps must be <= 200"),
         ([*alone[:2], *base], "no prompts"),
         ([student, "a cat"], "--student"),
         ([], "give a run's folder"),
@@ -198,14 +198,14 @@ def run(request, install, tmp_path, base):
 
 def test_a_student_makes_videos_of_another_size(run, tmp_path):
     """Frames, height and width can be chosen where the teacher has them as options; also with adapters."""
-    (path,) = generate(run, "a cat", steps=1, size={"frames": 3, "height": 8}, out=tmp_path / "s")
+    (path,) = generate(run, "a cat", steps=1, frames=3, height=8, out=tmp_path / "s")
 
     about = json.loads(media.sidecar(path).read_text())
     assert (about["frames"], about["height"] // about["enlarge"], about["width"] // about["enlarge"]) == (3, 8, 8)
     with pytest.raises(GuidedCDError, match=r"another frames \(3 there, 2 here\)"):
-        generate(run, "a cat", steps=1, size={"height": 8}, out=tmp_path / "s")
+        generate(run, "a cat", steps=1, height=8, out=tmp_path / "s")
     with pytest.raises(GuidedCDError, match="--frames must be >= 1"):
-        generate(run, "a cat", size={"frames": 0})
+        generate(run, "a cat", frames=0)
 
 
 def test_a_teacher_of_one_size_says_so(install, command, tmp_path):

@@ -1,0 +1,62 @@
+"""Options of `guidedcd sample`, as flags and in Python. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+from attrs.validators import ge, in_, optional
+
+from guidedcd.config.validators import is_seed
+from guidedcd.devices import DTYPES
+from guidedcd.plugins.configs import _between
+
+
+@attrs.frozen(kw_only=True)
+class SampleConfig:
+    """Which videos a student makes, and how they are written."""
+
+    steps: int | None = attrs.field(default=None, validator=optional(_between(1, 200)))
+    """Sampling steps, one network call each; by default as in the run's evaluation."""
+    omega: float | None = attrs.field(default=None, validator=optional(ge(0)))
+    """Guidance strength of the student; by default as in the run's evaluation. guidance_scale is omega + 1."""
+    scale: float | dict[str, float] | None = None
+    """Strength of the student's energy, within the range of its training; NAME=NUMBER where it has several."""
+    frames: int | None = None
+    """Frames per video; by default, as for height and width, the teacher's."""
+    height: int | None = None
+    """Height in pixels."""
+    width: int | None = None
+    """Width in pixels."""
+    seed: int = attrs.field(default=0, validator=is_seed)
+    """Seed of the first prompt; the seed of each further prompt is higher by one."""
+    per_prompt: int = attrs.field(default=1, validator=ge(1))
+    """Videos of each prompt, from different seeds."""
+    batch: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    """Videos per forward pass; by default as many as fit."""
+    gif: bool = False
+    """Also write a gif of each video."""
+    enlarge: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    """Repeat every pixel this often in both directions; by default small videos are shown at about 256 pixels."""
+    vbench_names: bool = False
+    """Name files "PROMPT-N.mp4", at true size, as VBench reads them."""
+    dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
+    """What the networks compute in."""
+    fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks")))
+    """Faster paths through 3D UNets: layers (exact), graphs, blocks (compiled); auto is layers on GPUs, else no."""
+
+
+@attrs.frozen(kw_only=True)
+class PublishedConfig:
+    """A student that others published, in place of a run."""
+
+    student: Path | None = None
+    """Its file: T2V-Turbo's unet_mg.pt, unet_no_mg.pt or unet_lora.pt."""
+    teacher: str | None = None
+    """The model that it was distilled from, such as videocrafter2:model.ckpt."""
+    arch: Path | None = None
+    """JSON or YAML file with the teacher's architecture, for a student of another size."""
+    fps: int | None = None
+    """Frames per second, an input of the student; by default the teacher's."""
+    window: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
+    """Noisiest fraction of the timesteps at which the energy's strength is an input of the student; by default 0.5."""
