@@ -30,12 +30,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     @plugins.command(name="list")
     def list_() -> None:
         """List the components of all installed plugins, without importing their code."""
-        table = _table("kind", "name", "summary", "plugin", "version")
-        for c in sorted(registry.components, key=lambda c: (list(KINDS.values()).index(c.kind), c.name, c.plugin)):
-            table.add_row(c.kind, c.name, escape(c.summary), c.plugin, c.version)
-        print_table(table)
-        for failure in registry.failures:
-            console.print(f"[dim]{failure.plugin} {failure.version} did not load; see `guidedcd plugins doctor`[/]")
+        _list(registry)
 
     @plugins.command
     def show(name: str, /) -> None:
@@ -65,33 +60,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         verbose
             Show tracebacks.
         """
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a check must not download weights
-        from guidedcd.testing import checks_of, requirements
-
-        failures = 0
-        for failure in registry.failures if name is None else ():
-            failures += 1
-            _wrong(f"{failure.plugin} {failure.version}", failure.error, verbose)
-        components = registry.components if name is None else _named(name, registry)
-        for distribution, missing in requirements(c.plugin for c in components).items():
-            for text in missing:
-                failures += 1
-                console.print(f"[red]wrong[/] {distribution}: {escape(text)}")
-        for component in components:
-            passed, skipped, failed = 0, "", 0
-            for check in checks_of(component, behaviour=name is not None):
-                try:
-                    check()
-                    passed += 1
-                except SkipTest as reason:
-                    skipped = f"; others were skipped: {reason}"
-                except (Exception, SystemExit) as error:
-                    failed += 1
-                    _wrong(f"{component}: {check.description}", error, verbose)
-            if not failed:
-                console.print(f"[green]ok[/]    {component}: {passed} checks passed{escape(skipped)}")
-            failures += failed
-        return int(failures > 0)
+        return _doctor(name, registry, verbose)
 
     @plugins.command
     def new(kind: Literal["energy", "reward", "route"], name: str, /, *, out: Path | None = None) -> None:
@@ -111,6 +80,47 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         folder = write(kind, name, out)
         console.print(f"wrote    {folder}")
         console.print(f"next     pip install -e {folder} && guidedcd plugins list")
+
+
+def _list(registry: Registry) -> None:
+    """Print one line per component, and one per plugin that did not load."""
+    table = _table("kind", "name", "summary", "plugin", "version")
+    for c in sorted(registry.components, key=lambda c: (list(KINDS.values()).index(c.kind), c.name, c.plugin)):
+        table.add_row(c.kind, c.name, escape(c.summary), c.plugin, c.version)
+    print_table(table)
+    for failure in registry.failures:
+        console.print(f"[dim]{failure.plugin} {failure.version} did not load; see `guidedcd plugins doctor`[/]")
+
+
+def _doctor(name: str | None, registry: Registry, verbose: bool) -> int:
+    """Run the checks of all components, or those of one and its behaviour; returns 1 if one failed, else 0."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a check must not download weights
+    from guidedcd.testing import checks_of, requirements
+
+    failures = 0
+    for failure in registry.failures if name is None else ():
+        failures += 1
+        _wrong(f"{failure.plugin} {failure.version}", failure.error, verbose)
+    components = registry.components if name is None else _named(name, registry)
+    for distribution, missing in requirements(c.plugin for c in components).items():
+        for text in missing:
+            failures += 1
+            console.print(f"[red]wrong[/] {distribution}: {escape(text)}")
+    for component in components:
+        passed, skipped, failed = 0, "", 0
+        for check in checks_of(component, behaviour=name is not None):
+            try:
+                check()
+                passed += 1
+            except SkipTest as reason:
+                skipped = f"; others were skipped: {reason}"
+            except (Exception, SystemExit) as error:
+                failed += 1
+                _wrong(f"{component}: {check.description}", error, verbose)
+        if not failed:
+            console.print(f"[green]ok[/]    {component}: {passed} checks passed{escape(skipped)}")
+        failures += failed
+    return int(failures > 0)
 
 
 def _named(name: str, registry: Registry) -> list[Component]:
