@@ -1,7 +1,8 @@
-"""Which activations of a frozen UNet are computed again for a gradient with respect to its input: memory against time.
+"""Activation checkpointing: which activations are recomputed in the backward pass, which trades time for memory.
 
-Weights get no gradient, so that a convolution needs its input for nothing; norms and activations cost little to compute
-again; wide hidden layers and chains of small convolutions cost little for what they hold. Values stay the same.
+`recomputing` serves gradients with respect to the input of a frozen UNet. Its weights need no gradient, so a
+convolution need not save its input; norms and activations are cheap to recompute; wide hidden layers and chains of
+small convolutions free much memory for little time. `checkpoint_layers` serves training. Values stay the same.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ CHOICES = ("nothing", "cheap", "most")
 
 
 _BUDGET = {"cheap": 0.3, "most": 0.1}
-"""Of what compiled layers would keep of their own accord, the share that they may."""
+"""The share of their usual activations that compiled layers may save."""
 
 
 _TEMPORAL = ("TransformerTemporalModel", "AnimateDiffTransformer3D")
@@ -34,14 +35,17 @@ _TEMPORAL = ("TransformerTemporalModel", "AnimateDiffTransformer3D")
 def recomputing(
     network: nn.Module, what: str, temporal: Collection[nn.Module] = (), keep: Collection[nn.Module] = ()
 ) -> Iterator[None]:
-    """Keep fewer activations for gradients of the forward passes inside the block; take the gradients inside it, too.
+    """Save fewer activations in the forward passes inside the block; gradients must be computed inside it, too.
 
     Args:
         network: A diffusers UNet with frozen weights, stock or fast.
-        what: "nothing"; "cheap": feed-forwards, temporal and cross attention, norms and activations, a third of the
-            memory for a third of a forward pass more; "most": temporal convolutions too.
-        temporal: The network's temporal self-attentions, each computed again as a whole.
-        keep: Modules in which a record is made: what contains one of them is not computed again as a whole.
+        what: "nothing"; "cheap": feed-forwards, temporal and cross attention, norms and activations, which takes a
+            third of the memory and a third of a forward pass more time; "most": temporal convolutions too.
+        temporal: The network's temporal self-attentions, each recomputed as a whole.
+        keep: Modules that are recorded; a module that contains one of them is not recomputed as a whole.
+
+    Raises:
+        ValueError: `what` is none of these.
     """
     if what not in CHOICES:
         raise ValueError(f"recompute must be one of {', '.join(CHOICES)}: {what!r}")
@@ -78,7 +82,7 @@ def recomputing(
 
 
 def _wholes(network: nn.Module, what: str, temporal: set[nn.Module], recorded: set[nn.Module]) -> Iterator[nn.Module]:
-    """The outermost modules that are computed again as a whole; compiled layers see to it themselves."""
+    """The outermost modules that are recomputed as a whole; compiled layers recompute by themselves."""
     inside: set[nn.Module] = set()
     for name, module in network.named_modules():
         if module in inside:
@@ -89,7 +93,7 @@ def _wholes(network: nn.Module, what: str, temporal: set[nn.Module], recorded: s
         if fast is not None and fast.compile is not None and not below & recorded:
             inside |= below
         elif kind == "TemporalConvLayer" and what == "cheap":
-            inside |= below  # of each norm, activation and convolution all but the convolution; fast ones do so anyway
+            inside |= below  # norms and activations are recomputed, convolutions are not; fast ones do so anyway
             if fast is None:
                 yield from (child for child in module.children() if isinstance(child, nn.Sequential))
         elif (
@@ -117,7 +121,7 @@ def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _activated(norm: Callable[[Tensor], Tensor], act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A norm with the activation that follows it, computed again together."""
+    """A norm with the activation that follows it, recomputed together."""
 
     def both(x: Tensor) -> Tensor:
         return act(norm(x))
@@ -137,8 +141,8 @@ def _unless_activated(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
 
 
 def _is_frozen(module: nn.Conv2d | nn.Conv3d) -> bool:
-    plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return plain and not any(parameter.requires_grad for parameter in module.parameters())
+    standard = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return standard and not any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _frozen(module: nn.Conv2d | nn.Conv3d) -> Callable[[Tensor], Tensor]:
@@ -156,11 +160,11 @@ RECOMPUTED = {
     "most": ("TemporalConvLayer", "TransformerTemporalModel", "Transformer2DModel"),
     "all": ("TemporalConvLayer", "TransformerTemporalModel", "Transformer2DModel", "ResnetBlock2D"),
 }
-"""Layers by how much is recomputed. A residual block computes much for what it keeps; temporal layers least."""
+"""Classes of layers by how much is recomputed. Temporal layers free most memory per second, residual blocks least."""
 
 
 def checkpoint_layers(network: nn.Module, layers: str = "all") -> None:
-    """Recompute activations of each layer of a `UNet3DConditionModel` in the backward pass, also of a fast one.
+    """Recompute the activations of each layer of a `UNet3DConditionModel`, stock or fast, in the backward pass.
 
     Args:
         network: Changed in place.

@@ -16,7 +16,7 @@ from guidedcd.acceleration import attention_backend, operations
 from guidedcd.acceleration.kernels import operators
 
 LONGEST = 64
-"""Most frames that the Triton kernel takes."""
+"""The largest number of frames that the Triton kernel supports."""
 
 
 def split(x: Tensor, heads: int) -> Tensor:
@@ -25,12 +25,12 @@ def split(x: Tensor, heads: int) -> Tensor:
 
 
 def takes(q: Tensor) -> bool:
-    """Whether the Triton kernels take queries (B, F, P, C)."""
+    """Whether the Triton kernels support queries (B, F, P, C)."""
     return q.is_cuda and operations.HAS_TRITON and q.shape[1] <= LONGEST and q.dtype != torch.float64
 
 
 def over_frames(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
-    """softmax(q k^T scale) v over the frames of (B, F, P, C), each position for itself; differentiable."""
+    """softmax(q k^T scale) v over the frames of (B, F, P, C), at each position separately; differentiable."""
     if takes(q):
         return _by_kernels(q, k, v, heads, scale)
     b, f, p, c = q.shape
@@ -40,16 +40,16 @@ def over_frames(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Te
 
 
 def packed(attn: Attention) -> Tensor | None:
-    """Weights of queries, keys and values as one (3 C, C): one product reads tokens once. None under adapters."""
-    parts = (attn.to_q, attn.to_k, attn.to_v)
-    if any(type(part) is not nn.Linear or part.bias is not None for part in parts):
+    """The weights of queries, keys and values as one (3 C, C), for one product; None with adapters or biases."""
+    projections = (attn.to_q, attn.to_k, attn.to_v)
+    if any(type(layer) is not nn.Linear or layer.bias is not None for layer in projections):
         return None
-    weights = [part.weight for part in parts]
+    weights = [layer.weight for layer in projections]
     return torch.cat(weights) if weights[0].shape == weights[1].shape == weights[2].shape else None
 
 
 def temporal(attn: Attention, hidden: Tensor) -> Tensor:
-    """A temporal self-attention on tokens in the order of frames, (B, F, P, C) to the same."""
+    """A temporal self-attention on tokens in frame order, (B, F, P, C) to the same."""
     weight = packed(attn) if takes(hidden) else None
     if weight is not None:
         out = _by_kernels(nnf.linear(hidden, weight), attn.heads, attn.scale)
@@ -87,7 +87,7 @@ def _projected(attn: Attention, out: Tensor) -> Tensor:
 
 
 def is_standard(attn: Attention) -> bool:
-    """Whether an `Attention` is only projections and a softmax, which is all that the functions above compute."""
+    """Whether an `Attention` consists of projections and a softmax only, which the functions above compute."""
     extras = ("norm_q", "norm_k", "spatial_norm", "group_norm", "norm_cross", "add_k_proj")
     return (
         all(getattr(attn, name, None) in (None, False) for name in extras)

@@ -1,4 +1,4 @@
-"""Attention over positions by whichever fused kernel is faster for its size: PyTorch's first choice, or cuDNN's."""
+"""Attention over positions by the faster fused kernel of its size: PyTorch's default or cuDNN's."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.nn import functional as nnf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CHOOSE = True
-"""Whether cuDNN's kernel is tried at all; as its convolutions, only under `torch.backends.cudnn.benchmark`."""
+"""Whether cuDNN's kernel is tried, which also needs `torch.backends.cudnn.benchmark`."""
 MARGIN = 0.97
-"""cuDNN's kernel is taken where it needs less than this share of the usual time."""
+"""cuDNN's kernel is used if it needs less than this share of the default kernel's time."""
 CUDNN = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _FASTER: dict[tuple[Any, ...], bool] = {}
 
@@ -41,7 +41,7 @@ def _cudnn_is_faster(q: Tensor, k: Tensor, v: Tensor, scale: float) -> bool:
         if q.is_cuda and torch.cuda.is_current_stream_capturing():
             return False
         inputs = [x.detach() for x in (q, k, v)]
-        # In a thread of its own: what a checkpoint around the caller counts must not see these calls.
+        # In a separate thread, because a checkpoint around the caller must not count these calls.
         with ThreadPoolExecutor(1) as thread:
             _FASTER[key] = thread.submit(is_faster, inputs, scale, graded).result()
     return _FASTER[key]

@@ -1,4 +1,4 @@
-"""Convolutions of channels-last images and of frames; a frozen one keeps nothing but its weight for the gradient."""
+"""Convolutions of channels-last images and of frames; frozen ones save only their weight for the gradient."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ Convolution = TypeVar("Convolution", nn.Conv2d, nn.Conv3d)
 
 
 class FrozenConvolution(torch.autograd.Function):
-    """A convolution whose weight and bias need no gradient: autograd's own would keep the input all the same."""
+    """A convolution whose weight and bias need no gradient; autograd's own would still save the input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple) -> Tensor:
-        """The output for `x` (N, C, ...); `how` = stride, padding and dilation, each by dimension, and groups."""
-        # Not save_for_backward: a checkpoint computes again up to the last thing that was saved, and no further.
+        """The output for `x` (N, C, ...); `how` is (stride, padding, dilation, groups), three of them tuples."""
+        # Not save_for_backward: a checkpoint recomputes up to the last saved tensor and stops there.
         ctx.weight, ctx.shape, ctx.how = weight, x.shape, how
         stride, padding, dilation, groups = how
         return torch.convolution(x, weight, bias, stride, padding, dilation, False, (0,) * len(stride), groups)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradient of x: the transposed convolution."""
-        # Not aten's convolution_backward: it would have to be given an input, and lay the gradient out as that lies.
+        """The gradient of x, a transposed convolution."""
+        # Not aten's convolution_backward, which needs the input and gives the gradient the input's layout.
         stride, padding, dilation, groups = ctx.how
         shapes = zip(ctx.shape[2:], grad.shape[2:], ctx.weight.shape[2:], stride, padding, dilation, strict=True)
         more = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in shapes]
-        found = torch.convolution(grad, ctx.weight, None, stride, padding, dilation, True, more, groups)
-        return found, None, None, None
+        dx = torch.convolution(grad, ctx.weight, None, stride, padding, dilation, True, more, groups)
+        return dx, None, None, None
 
 
 def convolution(x: Tensor, weight: Tensor, how: tuple, bias: Tensor | None = None) -> Tensor:
-    """`conv2d`; `how` = stride, padding, dilation and groups."""
+    """`conv2d` of x (N, C, H, W); `how` is (stride, padding, dilation, groups)."""
     learns = weight.requires_grad or (bias is not None and bias.requires_grad)
     graded = torch.is_grad_enabled() and x.requires_grad and not learns
     if not graded or torch.compiler.is_compiling():
@@ -51,7 +51,7 @@ def is_usual(conv: nn.Module, kind: type[Convolution]) -> TypeGuard[Convolution]
 
 
 def convolve(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A convolution's output (channels-last (N, C, H, W) to the same), and the bias that it still lacks."""
+    """A convolution's output without its bias, channels-last (N, C, H, W) to the same; and the bias to add, or None."""
     if not is_usual(conv, nn.Conv2d):
         return conv(x), None
     return convolution(x, conv.weight, (conv.stride, conv.padding, conv.dilation, conv.groups)), conv.bias
@@ -65,7 +65,7 @@ def convolved(conv: nn.Module, x: Tensor) -> Tensor:
 
 
 def convolve_frames(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A (k, 1, 1) convolution of (B, F, P, C) to the same, and the bias that it still lacks; a 3D one is a 2D one."""
+    """A (k, 1, 1) convolution of (B, F, P, C), computed as a 2D one, without its bias; and the bias to add, or None."""
     x = x.permute(0, 3, 1, 2)
     if is_usual(conv, nn.Conv3d):
         how = (conv.stride[:2], conv.padding[:2], conv.dilation[:2], conv.groups)

@@ -1,4 +1,4 @@
-"""A network's forward pass as a CUDA graph per size of input: the GPU does not wait for Python between kernels."""
+"""A network's forward pass as one CUDA graph per input size, so that the GPU does not wait for Python."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 3
-"""Ordinary passes before a graph is recorded: kernels are compiled and chosen in them."""
+"""Passes before a graph is recorded, in which kernels are compiled and chosen."""
 
 
 def warm_up(function: Callable[[], object], times: int = WARM_UP) -> None:
-    """Call `function` on a stream of its own, as CUDA graphs demand before they are recorded."""
+    """Call `function` `times` times on a separate stream, which CUDA graphs require before they are recorded."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -26,31 +26,32 @@ def warm_up(function: Callable[[], object], times: int = WARM_UP) -> None:
 
 
 def captured(function: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A CUDA graph of `function`, which has been warmed up, and its result in the graph's memory.
+    """A CUDA graph of `function`, which has been warmed up, and the result, which lies in the graph's memory.
 
-    Other threads may go on using the device, to copy the next batch for example.
+    Other threads may use the device meanwhile, for example to copy the next batch.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        found = function()
-    return graph, found
+        result = function()
+    return graph, result
 
 
 class Replay:
-    """A forward method that records a CUDA graph for each size of input and replays it; falls back where it cannot.
+    """A forward method that records a CUDA graph for each input size and replays it.
 
-    Replayed where inputs are on a GPU, nothing needs a gradient, and no hook watches a submodule. In-place changes of
-    weights are seen by a recorded graph; where weights have moved, it is recorded again.
+    It replays if the inputs are on a GPU, nothing needs a gradient, and no submodule has hooks; otherwise it calls the
+    class's forward method. A graph reads the current values of the weights. If weights have moved in memory, the graph
+    is recorded again.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        """Take the network whose class's forward pass is run."""
+        """Set the network whose class's forward pass is recorded."""
         self.network = network
         self.recorded: dict[Any, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]] = {}
         self.pool: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Replay:
-        """Of the copied network, nothing recorded."""
+        """A forward method of the copied network, without graphs."""
         return Replay(copy.deepcopy(self.network, memo))
 
     def __call__(
@@ -64,50 +65,50 @@ class Replay:
         **kwargs: Any,
     ) -> Any:
         """The network's output; see the class."""
-        given = {"sample": sample, "timestep": timestep, "encoder_hidden_states": encoder_hidden_states}
+        tensors = {"sample": sample, "timestep": timestep, "encoder_hidden_states": encoder_hidden_states}
         if timestep_cond is not None:
-            given["timestep_cond"] = timestep_cond
-        simple = not args and not kwargs and all(isinstance(x, Tensor) and x.is_cuda for x in given.values())
-        if not simple or return_dict or not self.possible(given):
-            plain = type(self.network).forward
+            tensors["timestep_cond"] = timestep_cond
+        simple = not args and not kwargs and all(isinstance(x, Tensor) and x.is_cuda for x in tensors.values())
+        if not simple or return_dict or not self.possible(tensors):
+            forward = type(self.network).forward
             if timestep_cond is not None:
                 kwargs["timestep_cond"] = timestep_cond
-            return plain(
+            return forward(
                 self.network, sample, timestep, encoder_hidden_states, *args, return_dict=return_dict, **kwargs
             )
-        return (self.replay(given),)
+        return (self.replay(tensors),)
 
-    def possible(self, given: dict[str, Tensor]) -> bool:
-        """Whether this call may be replayed."""
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (*given.values(), *self.network.parameters())):
+    def possible(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether a call with these inputs may be replayed."""
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors.values(), *self.network.parameters())):
             return False
         if getattr(getattr(self.network, "time_embedding", None), "post_act", None) is not None:
             return False  # a frame rate that may be a Python number
-        kind = given["sample"].device.type
+        kind = tensors["sample"].device.type
         if torch.is_autocast_enabled(kind) and any(p.dtype == torch.float32 for p in self.network.parameters()):
-            return False  # autocast would remember its narrow copies of weights, which lie in the graph's memory
+            return False  # autocast would cache its narrow copies of weights, which lie in the graph's memory
         # The network's own hooks run outside of its forward pass.
         inner = (module for name, module in self.network.named_modules() if name)
         return not any(m._forward_pre_hooks or m._forward_hooks for m in inner)
 
-    def replay(self, given: dict[str, Tensor]) -> Tensor:
+    def replay(self, tensors: dict[str, Tensor]) -> Tensor:
         """Copy the inputs in, run the graph, copy the output out."""
         weights = tuple(p.data_ptr() for p in self.network.parameters())
-        kind = given["sample"].device.type
+        kind = tensors["sample"].device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        key = (*((name, x.shape, x.dtype) for name, x in given.items()), autocast, weights)
+        key = (*((name, x.shape, x.dtype) for name, x in tensors.items()), autocast, weights)
         if key not in self.recorded:
-            self.recorded = {old: found for old, found in self.recorded.items() if old[-1] == key[-1]}
-            self.recorded[key] = self.record(given)
+            self.recorded = {old: entry for old, entry in self.recorded.items() if old[-1] == key[-1]}
+            self.recorded[key] = self.record(tensors)
         graph, inputs, output = self.recorded[key]
-        for name, x in given.items():
+        for name, x in tensors.items():
             inputs[name].copy_(x)
         graph.replay()
         return output.clone()
 
-    def record(self, given: dict[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]:
+    def record(self, tensors: dict[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]:
         """Warm up on copies of the inputs, then record."""
-        inputs = {name: x.detach().clone() for name, x in given.items()}
+        inputs = {name: x.detach().clone() for name, x in tensors.items()}
         run = functools.partial(type(self.network).forward, self.network, **inputs, return_dict=False)
         with torch.no_grad():
             warm_up(run)

@@ -1,4 +1,4 @@
-"""A function of one tensor and its gradient as two CUDA graphs: for networks of many short kernels, as rewards are."""
+"""A function of one tensor and its gradient as two CUDA graphs, for networks of many short kernels such as rewards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from guidedcd.acceleration.cuda_graphs import captured, warm_up
 
 
 class Graphs:
-    """The graphs for one size of input, and the memory that they read and write."""
+    """The graphs for one input size, and the memory that they read and write."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], like: Tensor) -> None:
         """Warm up, then record."""
@@ -32,14 +32,14 @@ class Graphs:
             lambda: torch.autograd.grad(self.y, self.x, self.grad), self.forward.pool()
         )
 
-    def taken(self) -> bool:
-        """Whether an earlier forward pass still waits for its gradient: its activations are in the graphs' memory."""
+    def is_busy(self) -> bool:
+        """Whether an earlier pass still needs its activations, which lie in the graphs' memory, for a gradient."""
         use = self.use() if self.use is not None else None
         return use is not None and not use.done
 
 
 class Use:
-    """One forward pass; it lives as long as somebody can ask for its gradient."""
+    """One forward pass; it exists as long as its gradient can be computed."""
 
     done = False
 
@@ -62,7 +62,7 @@ class Replayed(torch.autograd.Function):
         """The gradient of x."""
         graphs = ctx.graphs
         if graphs.use() is not ctx.use:
-            raise RuntimeError("a replayed function was used again before this gradient was asked for once more")
+            raise RuntimeError("a replayed function was used again before this gradient was computed")
         ctx.use.done = True
         graphs.grad.copy_(grad)
         graphs.backward.replay()
@@ -70,14 +70,14 @@ class Replayed(torch.autograd.Function):
 
 
 class GradientReplay:
-    """A frozen function of one tensor that records graphs for each size of input; calls it as it is where it cannot.
+    """A frozen function of one tensor that records CUDA graphs for each input size and replays them.
 
-    Replayed where the input is on a GPU and wants a gradient, one use at a time: a second forward pass before the
-    first one's gradient runs as it is. Its memory is kept, activations included.
+    It replays if the input is on a GPU and needs a gradient; otherwise, and for a second forward pass before the first
+    one's gradient, it calls the function. The graphs keep their memory, activations included.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Take what is run."""
+        """Set the function."""
         self.function = function
         self.recorded: dict[Any, Graphs] = {}
 
@@ -89,4 +89,4 @@ class GradientReplay:
         if key not in self.recorded:
             self.recorded[key] = Graphs(self.function, x)
         graphs = self.recorded[key]
-        return self.function(x) if graphs.taken() else Replayed.apply(x, graphs)
+        return self.function(x) if graphs.is_busy() else Replayed.apply(x, graphs)

@@ -1,9 +1,9 @@
-"""The layers of `UNet3DConditionModel` on tokens: activations stay channels-last, and nothing is moved between layers.
+"""The layers of `UNet3DConditionModel` on tokens: activations stay channels-last, without copies between layers.
 
 A channels-last image batch (B F, C, H, W) is in memory what a token batch (B F, H W, C), a video (B, F H W, C) and
 frames over positions (B, F, H W, C) are, so that convolutions, norms, linear layers and both kinds of attention take it
-as it lies. Each function computes what the stock `forward` of its layer computes, with the layer's own submodules,
-which adapters may wrap; a plain convolution's bias joins the operation that follows.
+without a copy. Each function computes what the stock `forward` of its layer computes, with the layer's own submodules,
+which adapters may wrap; the bias of an unwrapped convolution joins the operation that follows.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def temporal_convolution(self: TemporalConvLayer, x: Tensor, frames: int) -> Ten
 
 
 def gated(self: GEGLU, x: Tensor) -> Tensor:
-    """`GEGLU`: (..., C) to (..., 4 C); the bias's gradient is summed where the activation's is made."""
+    """`GEGLU`: (..., C) to (..., 4 C); the kernel of the activation's gradient also sums the bias's."""
     if type(self.proj) is nn.Linear and fused(x):
         return geglu(nnf.linear(x, self.proj.weight), self.proj.bias)
     return geglu(self.proj(x))
@@ -103,7 +103,7 @@ def temporal_transformer(self: TransformerTemporalModel, x: Tensor, frames: int)
 
 
 def upsample(self: Upsample2D, x: Tensor) -> Tensor:
-    """`Upsample2D`: each pixel four times, then the convolution; (N, C, H, W) to (N, C', 2 H, 2 W)."""
+    """`Upsample2D`: nearest-neighbour upsampling by 2, then the convolution; (N, C, H, W) to (N, C', 2 H, 2 W)."""
     n, c, h, w = x.shape
     twice = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(n, h, 2, w, 2, c).reshape(n, 2 * h, 2 * w, c)
     return convolved(self.conv, twice.permute(0, 3, 1, 2))
@@ -115,9 +115,9 @@ def norm_out(self: nn.GroupNorm, x: Tensor) -> Tensor:
 
 
 def _watched(attn: Attention, hidden: Tensor) -> Tensor:
-    """A temporal attention; hooks on it see what the stock network gives them, (B P, F, C).
+    """A temporal attention (B, F, P, C); hooks on it receive the stock network's input, (B P, F, C).
 
-    One before it that says `takes_frames` is given (B, F, P, C), changes nothing, and leaves the fast path in place.
+    A pre-hook with a true attribute `takes_frames` receives (B, F, P, C), changes nothing, and keeps the fast path.
     """
     if torch.compiler.is_compiling():
         return temporal(attn, hidden)
@@ -127,8 +127,8 @@ def _watched(attn: Attention, hidden: Tensor) -> Tensor:
             hook(attn, (hidden,), {})
         return temporal(attn, hidden)
     b, f, p, c = hidden.shape
-    found = attn(hidden.transpose(1, 2).reshape(b * p, f, c))
-    return found.view(b, p, f, c).transpose(1, 2).contiguous()
+    attended = attn(hidden.transpose(1, 2).reshape(b * p, f, c))
+    return attended.view(b, p, f, c).transpose(1, 2).contiguous()
 
 
 def _enter(self: Transformer2DModel, h: Tensor, x: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def _leave(self: Transformer2DModel, h: Tensor, x: Tensor) -> Tensor:
 
 
 def is_standard(block: BasicTransformerBlock) -> bool:
-    """Whether a transformer block is made of the parts that the functions above know."""
+    """Whether a transformer block has only the layers that the functions above compute."""
     extras: tuple[Any, ...] = (block.pos_embed, block._chunk_size)
     return (
         block.norm_type == "layer_norm"

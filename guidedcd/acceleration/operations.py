@@ -1,7 +1,7 @@
-"""What fast layers are made of, on tokens (..., C): Triton where it pays, PyTorch for the compiler and the CPU.
+"""The operations of fast layers, on tokens (..., C): Triton on GPUs, PyTorch for the compiler and the CPU.
 
-Every operation computes in float32 at least and returns the dtype that the following matrix product wants: that of
-its input, or autocast's.
+Every operation computes in float32 at least and returns the dtype of the following matrix product: that of its input,
+or autocast's.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from guidedcd.acceleration.kernels import operators
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """Whether Triton can be imported."""
 NORM_OPERATOR = True
-"""Whether compiled layers on GPUs call the group norm kernels, rather than have the compiler make their own."""
+"""Whether compiled layers on GPUs call the group norm kernels instead of the compiler's own."""
 
 
 def functions() -> Any:
     """`guidedcd.acceleration.kernels.autograd`, which needs Triton."""
-    from guidedcd.acceleration.kernels import autograd as found
+    from guidedcd.acceleration.kernels import autograd
 
-    return found
+    return autograd
 
 
 def target_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which a matrix product would take `x`."""
+    """The dtype to which a matrix product would cast `x`."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -40,7 +40,7 @@ def wide(x: Tensor) -> torch.dtype:
 
 
 def fused(x: Tensor) -> bool:
-    """Whether Triton computes: on a GPU, where the compiler does not see it."""
+    """Whether Triton computes on `x`: on a GPU, outside of compiled code."""
     return x.is_cuda and not torch.compiler.is_compiling() and x.dtype != torch.float64 and HAS_TRITON
 
 
@@ -51,7 +51,7 @@ def calls(x: Tensor) -> bool:
 
 
 def dropped(module: nn.Module, x: Tensor) -> Tensor:
-    """Dropout where it is one, and does something."""
+    """Dropout, if the module is one and is active."""
     return nnf.dropout(x, module.p) if isinstance(module, nn.Dropout) and module.training and module.p else x
 
 
@@ -60,8 +60,8 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool = False, shift: Tens
 
     Args:
         x: (N, L, C).
-        norm: Its weights, groups and epsilon.
-        silu: Apply SiLU afterwards.
+        norm: Weights, groups and epsilon.
+        silu: Whether SiLU follows.
         shift: Added to `x` first, (N, C) or (1, C): a bias, or the time embedding.
     """
     dtype = target_dtype(x)
@@ -96,7 +96,7 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, delta: Tensor | None = None) -> tu
     Args:
         x: The residual stream.
         norm: Weights and epsilon, over the last dimension.
-        delta: What the previous layer adds to the stream.
+        delta: The previous layer's output, which is added to the stream.
     """
     dtype = target_dtype(x)
     if norm.weight is not None and norm.bias is not None and fused(x):

@@ -1,4 +1,4 @@
-"""Work that is done while its result before is used."""
+"""Computing the next result in a thread while the caller uses the current one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`function` of each item, in order; while one result is used, a thread makes the next. Errors come in their turn.
+def prefetched(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield `function` of each item, in order, while a thread computes the next one.
 
-    For reading files and making noise beside an accelerator: both leave Python's lock.
+    An error is raised when its item's turn comes. For work that releases Python's lock, such as reading files and
+    drawing noise.
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
-        coming = None
+        pending = None
         for item in items:
-            following = thread.submit(function, item)
-            if coming is not None:
-                yield coming.result()
-            coming = following
-        if coming is not None:
-            yield coming.result()
+            submitted = thread.submit(function, item)
+            if pending is not None:
+                yield pending.result()
+            pending = submitted
+        if pending is not None:
+            yield pending.result()

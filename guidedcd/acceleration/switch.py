@@ -21,20 +21,20 @@ from guidedcd.acceleration import attention, layers
 from guidedcd.acceleration.cuda_graphs import Replay
 
 MODES = {None: None, "blocks": "default", "blocks-tuned": "max-autotune-no-cudagraphs"}
-"""Values of `compile`, and what they are called by `torch.compile`."""
+"""Values of `compile`, with the modes of `torch.compile`."""
 SLOT = "_guidedcd_fast"
 
 
 class State:
-    """What the layers of one network share."""
+    """The state that the layers of one network share."""
 
     def __init__(self, compile: str | None) -> None:
-        """Take how functions are compiled."""
+        """Set the mode of compilation, a key of `MODES`."""
         self.compile = compile
         self.frames = 1
 
     def function(self, function: Callable[..., Tensor], *watched: nn.Module) -> Callable[..., Tensor]:
-        """`function`, compiled where wanted; compiled code would not see hooks, so `watched` modules may have none."""
+        """`function`, compiled if a mode is set and no `watched` module has hooks, which compiled code skips."""
         if self.compile is None or any(m._forward_pre_hooks or m._forward_hooks for m in watched):
             return function
         return compiled(function, MODES[self.compile])
@@ -50,10 +50,10 @@ def compiled(function: Callable[..., Tensor], mode: str) -> Callable[..., Tensor
 
 
 class FrameCounter:
-    """A hook before the network's forward pass: the layers learn how many frames a video has."""
+    """A pre-hook of the network's forward pass that records the number of frames for the layers."""
 
     def __init__(self, state: State) -> None:
-        """Take where to write."""
+        """Set the state to write to."""
         self.state = state
 
     def __call__(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -65,17 +65,20 @@ def speed_up(network: nn.Module, *, compile: str | None = None, graphs: bool = F
     """Switch a `UNet3DConditionModel` or an `AutoencoderKL` to the fast paths, in place; equal up to rounding.
 
     Activations and convolution weights become channels-last, temporal convolutions two-dimensional, keys and values of
-    a prompt are computed once per video, norms and activations are fused on GPUs. Works in training, with gradient
+    a prompt are computed once per video, norms and activations are fused on GPUs. It works in training, with gradient
     checkpointing, adapters, and hooks on temporal attentions; a deep copy is fast too. Call it before adapters are
-    added, on the whole network. Layers that are built otherwise than the stock network's keep their own forward pass.
+    added, on the whole network. Layers that differ from the stock network's keep their own forward pass.
 
     Args:
-        network: With any options of its own, in any dtype.
-        compile: None compiles nothing. "blocks" lets torch.compile make one function per kind and size of layer, some
-            tens of seconds at the first call of each kind (with and without gradient); "blocks-tuned" also tries
-            several kernels for every matrix product, minutes.
-        graphs: Record a CUDA graph for every size of input, and replay it: no time is lost between kernels. Used where
-            no gradient is wanted; holds memory for each size. For a `UNet3DConditionModel`.
+        network: Any configuration and dtype.
+        compile: None compiles nothing. "blocks" compiles one function per kind and size of layer, which takes tens of
+            seconds at the first call of each kind (with and without gradient). "blocks-tuned" also tries several
+            kernels for every matrix product, which takes minutes.
+        graphs: Record a CUDA graph for each input size and replay it, for passes of a `UNet3DConditionModel` without
+            gradient. Each graph occupies memory.
+
+    Returns:
+        `network`.
 
     Raises:
         ValueError: `compile` is none of these.
@@ -85,14 +88,14 @@ def speed_up(network: nn.Module, *, compile: str | None = None, graphs: bool = F
     restore(network)
     state = State(compile)
     for name, module in network.named_modules():
-        found = _path(name, module)
-        if found is not None:
+        forward = _path(name, module)
+        if forward is not None:
             setattr(module, SLOT, state)
-            module.forward = types.MethodType(found, module)
+            module.forward = types.MethodType(forward, module)
         if isinstance(module, nn.Conv3d):
-            _lay(module, torch.channels_last_3d)
+            _set_layout(module, torch.channels_last_3d)
         elif isinstance(module, nn.Conv2d):
-            _lay(module, torch.channels_last)
+            _set_layout(module, torch.channels_last)
     if any(type(module) is Transformer2DModel for module in network.modules()):
         network.register_forward_pre_hook(FrameCounter(state), with_kwargs=True)
     if graphs:
@@ -101,7 +104,7 @@ def speed_up(network: nn.Module, *, compile: str | None = None, graphs: bool = F
 
 
 def restore(network: nn.Module) -> nn.Module:
-    """Undo `speed_up`, in place; a network that is not fast is left as it is."""
+    """Undo `speed_up` in place and return `network`; a network that is not fast stays unchanged."""
     if not is_fast(network):
         return network
     for module in network.modules():
@@ -109,7 +112,7 @@ def restore(network: nn.Module) -> nn.Module:
             delattr(module, SLOT)
             del module.forward
         if isinstance(module, nn.Conv2d | nn.Conv3d):
-            _lay(module, torch.contiguous_format)
+            _set_layout(module, torch.contiguous_format)
     if isinstance(vars(network).get("forward"), Replay):
         del network.forward
     for key, hook in list(network._forward_pre_hooks.items()):
@@ -124,7 +127,7 @@ def is_fast(network: nn.Module) -> bool:
     return any(SLOT in vars(module) for module in network.modules())
 
 
-def _lay(conv: nn.Conv2d | nn.Conv3d, layout: torch.memory_format) -> None:
+def _set_layout(conv: nn.Conv2d | nn.Conv3d, layout: torch.memory_format) -> None:
     conv.weight.data = conv.weight.data.contiguous(memory_format=layout)
 
 
@@ -137,22 +140,22 @@ def _path(name: str, module: nn.Module) -> Callable[..., Any] | None:
     if type(module) is GEGLU:
         return _gated
     if type(module) is ResnetBlock2D:
-        # An autoencoder's decoder says "group", and has no time embedding that could be taken in otherwise.
-        plainly = module.time_embedding_norm == "default" or (
+        # An autoencoder's decoder has the norm "group" and no time embedding, which makes it the default block.
+        default_norm = module.time_embedding_norm == "default" or (
             module.time_embedding_norm == "group" and module.time_emb_proj is None
         )
-        usual = plainly and not (module.skip_time_act or module.up or module.down)
+        usual = default_norm and not (module.skip_time_act or module.up or module.down)
         return _resnet if usual and type(module.nonlinearity) is nn.SiLU else None
     if type(module) is TemporalConvLayer:
         return _temporal_convolution
     if type(module) is Transformer2DModel:
-        return _transformer if module.is_input_continuous and _known(module) else None
+        return _transformer if module.is_input_continuous and _is_standard(module) else None
     if type(module) is TransformerTemporalModel:
-        return _temporal_transformer if _known(module) else None
+        return _temporal_transformer if _is_standard(module) else None
     return None
 
 
-def _known(transformer: Transformer2DModel | TransformerTemporalModel) -> bool:
+def _is_standard(transformer: Transformer2DModel | TransformerTemporalModel) -> bool:
     blocks = transformer.transformer_blocks
     attentions = (m for m in transformer.modules() if isinstance(m, Attention))
     return all(map(attention.is_standard, attentions)) and all(
@@ -204,7 +207,7 @@ def _transformer(
 ) -> Any:
     state, hooked = _state(self), any(m._forward_pre_hooks or m._forward_hooks for m in _attentions(self))
     others = (cross_attention_kwargs, attention_mask, encoder_attention_mask)
-    if hooked or any(others_ is not None and others_ != {} for others_ in others) or return_dict:
+    if hooked or any(value is not None and value != {} for value in others) or return_dict:
         return type(self).forward(
             self, hidden_states, encoder_hidden_states, timestep, added_cond_kwargs, class_labels,
             cross_attention_kwargs, attention_mask, encoder_attention_mask, return_dict,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from guidedcd.acceleration.options import repeats_sizes
-from guidedcd.acceleration.prefetch import ahead
+from guidedcd.acceleration.prefetch import prefetched
 from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip, sample_of
 from guidedcd.data.routing import Sample
@@ -57,10 +57,10 @@ class ShardBuilder:
         wanted = self.wanted(work)
         passes = sum(max(some) + 1 for some in wanted if some) + 4 * len(scored) + 2 * len(plain)
         reached = self.inversions(work, wanted, lambda rows: advance(rows / passes))
-        for places, eps, other in ahead(self._noised(work), self._groups(scored, self.rows)):
+        for places, eps, other in prefetched(self._noised(work), self._groups(scored, self.rows)):
             self.guided(work, places, eps, other, reached)
             advance(4 * len(places) / passes)
-        for places, eps, _ in ahead(self._noised(work), self._groups(plain, self.batch)):
+        for places, eps, _ in prefetched(self._noised(work), self._groups(plain, self.batch)):
             self.plain(work, places, eps)
             advance(2 * len(places) / passes)
         return [sample_of(clip) for clip in clips], self._tensors(work)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from guidedcd.acceleration.garbage import settled
-from guidedcd.acceleration.prefetch import ahead
+from guidedcd.acceleration.prefetch import prefetched
 from guidedcd.config.run import Run
 from guidedcd.config.sections import Preprocess
 from guidedcd.console import console, progress
@@ -41,7 +41,7 @@ class StoreWriter:
             settled(),
             progress("preprocess", sum(map(len, map(self.places, missing))) * per_video, unit="draws") as advance,
         ):
-            read = ahead(lambda number: self.mixture.read(self.places(number)), missing)
+            read = prefetched(lambda number: self.mixture.read(self.places(number)), missing)
             for number, (clips, skipped) in zip(missing, read, strict=True):
                 tell = _ShardProgress(advance, len(self.places(number)) * per_video)
                 if clips:

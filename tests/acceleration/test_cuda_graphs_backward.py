@@ -44,21 +44,21 @@ def test_values_and_gradients_are_the_functions():
     for x in inputs:
         mine, plain = (x.clone().requires_grad_(True) for _ in range(2))
         found, expected = Replayed.apply(mine, graphs), function(plain)
-        assert torch.equal(found, expected) and graphs.taken()
+        assert torch.equal(found, expected) and graphs.is_busy()
         (2 * found).sum().backward()
         (2 * expected).sum().backward()
-        assert not graphs.taken()
+        assert not graphs.is_busy()
         torch.testing.assert_close(mine.grad, plain.grad)
 
 
 def test_one_use_at_a_time():
     """A pass waits for its gradient until that was asked for, or nobody can ask any more."""
     graphs = Recorded(torch.zeros(1, 3))
-    assert not graphs.taken()
+    assert not graphs.is_busy()
     y = Replayed.apply(torch.randn(1, 3, requires_grad=True), graphs)
-    assert graphs.taken()
+    assert graphs.is_busy()
     del y
-    assert not graphs.taken()
+    assert not graphs.is_busy()
 
 
 def test_a_late_gradient_is_an_error():

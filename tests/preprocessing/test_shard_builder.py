@@ -24,7 +24,7 @@ from toy_plugin import make as toy_run
 
 from guidedcd.acceleration.activation_checkpointing import recomputing
 from guidedcd.acceleration.apply import accelerated
-from guidedcd.acceleration.prefetch import ahead
+from guidedcd.acceleration.prefetch import prefetched
 from guidedcd.acceleration.switch import speed_up
 from guidedcd.cli import main
 from guidedcd.cli.preprocess import part
@@ -425,11 +425,11 @@ def test_work_ahead_keeps_order_and_errors():
 
     found = []
     with pytest.raises(KeyError):
-        for value in ahead(double, [1, 2, 3, 4]):
+        for value in prefetched(double, [1, 2, 3, 4]):
             found.append(value)
             assert begun[value // 2 + 1].wait(timeout=60)
     assert found == [2, 4]
-    assert list(ahead(double, [])) == []
+    assert list(prefetched(double, [])) == []
 
 
 SCRIPT = """

@@ -15,16 +15,16 @@ from guidedcd.acceleration.kernels.operators import shift_gradient
 
 
 class Fused(torch.autograd.Function):
-    """A function of tokens; where no gradient is wanted, without what a graph would cost the host."""
+    """A function of tokens; without gradients it is called directly, which saves the host the cost of a graph."""
 
     @classmethod
     def of(cls, *args: Any) -> Any:
-        """The result for what `forward` takes."""
-        return cls.apply(*args) if torch.is_grad_enabled() else cls.forward(_Forgetful(), *args)
+        """The result for the arguments of `forward`."""
+        return cls.apply(*args) if torch.is_grad_enabled() else cls.forward(_NoContext(), *args)
 
 
-class _Forgetful:
-    """Stands where a function keeps what its gradient needs, and keeps nothing beyond the call."""
+class _NoContext:
+    """A context that saves nothing, for calls without gradients."""
 
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
@@ -103,8 +103,8 @@ class LayerNorm(Fused):
         else:
             learned = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
             dx, sums = kernels_backward.layer_norm_backward(grad, of_sum, total, weight, ctx.eps, learned)
-        given = [None if kind is None or dx is None else dx.to(kind) for kind in kinds[:2]]
-        return *given, *narrowed(sums, *kinds[2:]), None, None
+        summands = [None if kind is None or dx is None else dx.to(kind) for kind in kinds[:2]]
+        return *summands, *narrowed(sums, *kinds[2:]), None, None
 
 
 class Geglu(Fused):
@@ -157,7 +157,7 @@ class FrameAttention(Fused):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the tensors."""
-        given = ctx.saved_tensors
-        if len(given) == 1:
-            return kernels.packed_frame_attention_backward(grad, *given, *ctx.how), None, None
-        return *kernels.frame_attention_backward(grad, *given, *ctx.how), None, None
+        tensors = ctx.saved_tensors
+        if len(tensors) == 1:
+            return kernels.packed_frame_attention_backward(grad, *tensors, *ctx.how), None, None
+        return *kernels.frame_attention_backward(grad, *tensors, *ctx.how), None, None

@@ -1,6 +1,6 @@
-"""Triton kernels of the gradients of the kernels in `forward`; whatever can be recomputed is not kept.
+"""Triton kernels for the gradients of the kernels in `forward`; they recompute intermediate values.
 
-Legend as there. Sums over tokens are made in parts, in a fixed order, so that gradients are the same at every run.
+Legend as in `forward`. Sums over tokens are added in blocks of a fixed order, so gradients repeat exactly.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def _layer_norm_back(
     HAS_SUM: tl.constexpr, LEARNED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     c = tl.arange(0, COLUMNS)
-    known = c < C
-    weight = tl.load(WEIGHT + c, mask=known, other=0.0).to(tl.float32)
+    valid = c < C
+    weight = tl.load(WEIGHT + c, mask=valid, other=0.0).to(tl.float32)
     dweight = tl.zeros((COLUMNS,), tl.float32)
     dbias = tl.zeros((COLUMNS,), tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0)):
         row = tl.arange(0, ROWS).to(tl.int64) + tile * ROWS
-        inside = (row < M)[:, None] & known[None, :]
+        inside = (row < M)[:, None] & valid[None, :]
         at = row[:, None] * C + c[None, :]
         x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(GRAD + at, mask=inside, other=0.0).to(tl.float32)
@@ -52,14 +52,14 @@ def _layer_norm_back(
             dbias += tl.sum(grad, axis=0)
     if LEARNED:
         at = tl.program_id(0) * C + c
-        tl.store(DWEIGHT + at, dweight, mask=known)
-        tl.store(DBIAS + at, dbias, mask=known)
+        tl.store(DWEIGHT + at, dweight, mask=valid)
+        tl.store(DBIAS + at, dbias, mask=valid)
 
 
 def layer_norm_backward(
     grad: Tensor, of_sum: Tensor | None, total: Tensor, weight: Tensor, eps: float, learned: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the sum (..., C), given those of its norm and of itself; of weight and bias (2, C) if `learned`."""
+    """Gradients of the sum (..., C), from those of its norm and of itself; of weight and bias (2, C) if `learned`."""
     channels = total.shape[-1]
     rows = total.numel() // channels
     columns = power_of_2(channels)
@@ -85,17 +85,17 @@ def _geglu_back(
 ):  # fmt: skip
     """A chunk of rows, and the sums of its gradients: those of the bias."""
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    known = c < C
+    valid = c < C
     first = tl.program_id(1) * CHUNK
     last = tl.minimum(first + CHUNK, M)
     if HAS_BIAS:
-        of_one = tl.load(BIAS + c, mask=known, other=0.0).to(tl.float32)
-        of_other = tl.load(BIAS + C + c, mask=known, other=0.0).to(tl.float32)
+        of_one = tl.load(BIAS + c, mask=valid, other=0.0).to(tl.float32)
+        of_other = tl.load(BIAS + C + c, mask=valid, other=0.0).to(tl.float32)
     of_values = tl.zeros((ROWS, COLUMNS), tl.float32)
     of_gates = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(first, last, ROWS):
         row = start + tl.arange(0, ROWS).to(tl.int64)
-        inside = (row < last)[:, None] & known[None, :]
+        inside = (row < last)[:, None] & valid[None, :]
         at = row[:, None] * (2 * C) + c[None, :]
         value = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
         gate = tl.load(X + at + C, mask=inside, other=0.0).to(tl.float32)
@@ -113,14 +113,14 @@ def _geglu_back(
             of_gates += of_gate
     if LEARNED:
         to = SUMS + tl.program_id(1) * (2 * C) + c
-        tl.store(to, tl.sum(of_values, axis=0), mask=known)
-        tl.store(to + C, tl.sum(of_gates, axis=0), mask=known)
+        tl.store(to, tl.sum(of_values, axis=0), mask=valid)
+        tl.store(to + C, tl.sum(of_gates, axis=0), mask=valid)
 
 
 def geglu_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None = None, learned: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of `x` (..., 2 C), and of the bias (2 C,) in float32 if `learned`, given that of (..., C)."""
+    """Gradients of `x` (..., 2 C), and of the bias (2 C,) in float32 if `learned`, from `grad` (..., C)."""
     channels = x.shape[-1] // 2
     dx = torch.empty_like(x)
     rows, columns = x.numel() // (2 * channels), cdiv(channels, 256)

@@ -24,8 +24,8 @@ def _layer_norm(
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, COLUMNS)
-    known = c < C
-    inside = (row < M)[:, None] & known[None, :]
+    valid = c < C
+    inside = (row < M)[:, None] & valid[None, :]
     at = row[:, None] * C + c[None, :]
     x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_DELTA:
@@ -36,8 +36,8 @@ def _layer_norm(
     center = tl.sum(x, axis=1) / C
     d = tl.where(inside, x - center[:, None], 0.0)
     factor = 1.0 / tl.sqrt(tl.sum(d * d, axis=1) / C + eps)
-    weight = tl.load(WEIGHT + c, mask=known, other=0.0).to(tl.float32)
-    y = d * factor[:, None] * weight[None, :] + tl.load(BIAS + c, mask=known, other=0.0).to(tl.float32)[None, :]
+    weight = tl.load(WEIGHT + c, mask=valid, other=0.0).to(tl.float32)
+    y = d * factor[:, None] * weight[None, :] + tl.load(BIAS + c, mask=valid, other=0.0).to(tl.float32)[None, :]
     tl.store(Y + at, y.to(Y.dtype.element_ty), mask=inside)
 
 
@@ -112,9 +112,9 @@ def residual(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
 
 
 @triton.jit
-def _softmax(q, k, scale, known, PRECISION: tl.constexpr):
+def _softmax(q, k, scale, valid, PRECISION: tl.constexpr):
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    s = tl.where(known[None, :], s, float("-inf"))
+    s = tl.where(valid[None, :], s, float("-inf"))
     p = tl.exp(s - tl.max(s, axis=1)[:, None])
     return p / tl.sum(p, axis=1)[:, None]
 
@@ -203,7 +203,7 @@ def _backward(
 
 
 def frame_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
-    """softmax(q k^T scale) v over frames, (B, F, P, C); frames stay where they are, nothing is transposed in memory."""
+    """softmax(q k^T scale) v over the frames of (B, F, P, C), without transposing them in memory."""
     return _forward((q.contiguous(), k.contiguous(), v.contiguous()), q.shape[-1], heads, scale)
 
 
@@ -218,12 +218,12 @@ def frame_attention_backward(
 
 
 def packed_frame_attention(qkv: Tensor, heads: int, scale: float) -> Tensor:
-    """The same with queries, keys and values side by side, (B, F, P, 3 C) to (B, F, P, C)."""
+    """`frame_attention` of queries, keys and values side by side, (B, F, P, 3 C) to (B, F, P, C)."""
     return _forward(qkv.contiguous().chunk(3, dim=-1), qkv.shape[-1], heads, scale)
 
 
 def packed_frame_attention_backward(grad: Tensor, qkv: Tensor, heads: int, scale: float) -> Tensor:
-    """Its gradient (B, F, P, 3 C)."""
+    """The gradient of `packed_frame_attention`, (B, F, P, 3 C)."""
     qkv = qkv.contiguous()
     gradient = torch.empty_like(qkv)
     _backward(grad, qkv.chunk(3, dim=-1), gradient.chunk(3, dim=-1), qkv.shape[-1], heads, scale)

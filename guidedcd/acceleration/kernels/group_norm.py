@@ -31,18 +31,18 @@ def _moments(X, MOMENTS, L, C, CHUNK, ROWS: tl.constexpr, COLUMNS: tl.constexpr)
     """Mean and sum of squared deviations of each channel in one chunk of tokens."""
     chunk, n = tl.program_id(1), tl.program_id(2).to(tl.int64)
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    known = c < C
+    valid = c < C
     X += n * L * C
     first = chunk * CHUNK
     last = tl.minimum(first + CHUNK, L)
     # Deviations from the chunk's first token: no cancellation when a channel's mean is far from zero.
-    origin = tl.load(X + first * C + c, mask=known, other=0.0).to(tl.float32)
+    origin = tl.load(X + first * C + c, mask=valid, other=0.0).to(tl.float32)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     squares = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(first, last, 2 * ROWS):
         for half in tl.static_range(2):
             row = start + half * ROWS + tl.arange(0, ROWS)
-            inside = (row < last)[:, None] & known[None, :]
+            inside = (row < last)[:, None] & valid[None, :]
             x = tl.load(X + row[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
             d = tl.where(inside, x - origin[None, :], 0.0)
             total += d
@@ -51,8 +51,8 @@ def _moments(X, MOMENTS, L, C, CHUNK, ROWS: tl.constexpr, COLUMNS: tl.constexpr)
     count = (last - first).to(tl.float32)
     at = (n * tl.num_programs(1) + chunk) * C + c
     step = tl.num_programs(2) * tl.num_programs(1) * C
-    tl.store(MOMENTS + at, origin + sums / count, mask=known)
-    tl.store(MOMENTS + step + at, tl.sum(squares, axis=0) - sums * sums / count, mask=known)
+    tl.store(MOMENTS + at, origin + sums / count, mask=valid)
+    tl.store(MOMENTS + step + at, tl.sum(squares, axis=0) - sums * sums / count, mask=valid)
 
 
 @Launcher
@@ -66,15 +66,15 @@ def _combine(
     size = C // G
     k, j = tl.arange(0, BLOCK), tl.arange(0, WIDTH)
     c = g * size + j
-    known = j < size
-    inside = (k < CHUNKS)[:, None] & known[None, :]
+    valid = j < size
+    inside = (k < CHUNKS)[:, None] & valid[None, :]
     at = (n * CHUNKS + k[:, None]) * C + c[None, :]
     rows = tl.num_programs(1)
     mean = tl.load(MOMENTS + at, mask=inside, other=0.0)
     m2 = tl.load(MOMENTS + rows * CHUNKS * C + at, mask=inside, other=0.0)
     shift = tl.zeros((WIDTH,), tl.float32)
     if HAS_SHIFT:
-        shift += tl.load(SHIFT + n * STEP + c, mask=known, other=0.0).to(tl.float32)
+        shift += tl.load(SHIFT + n * STEP + c, mask=valid, other=0.0).to(tl.float32)
         mean += shift[None, :]
     count = tl.where(inside, tl.minimum(CHUNK, L - k * CHUNK)[:, None].to(tl.float32), 0.0)
     whole = size * L * 1.0
@@ -83,10 +83,10 @@ def _combine(
     factor = 1.0 / tl.sqrt(tl.sum(tl.sum(m2, axis=1), axis=0) / whole + eps)
     tl.store(STATS + (n * G + g) * 2, center)
     tl.store(STATS + (n * G + g) * 2 + 1, factor)
-    scale = factor * tl.load(WEIGHT + c, mask=known, other=0.0).to(tl.float32)
-    offset = tl.load(BIAS + c, mask=known, other=0.0).to(tl.float32) - (center - shift) * scale
-    tl.store(PLANES + n * C + c, scale, mask=known)
-    tl.store(PLANES + (rows + n) * C + c, offset, mask=known)
+    scale = factor * tl.load(WEIGHT + c, mask=valid, other=0.0).to(tl.float32)
+    offset = tl.load(BIAS + c, mask=valid, other=0.0).to(tl.float32) - (center - shift) * scale
+    tl.store(PLANES + n * C + c, scale, mask=valid)
+    tl.store(PLANES + (rows + n) * C + c, offset, mask=valid)
 
 
 @Launcher
@@ -97,15 +97,15 @@ def _normalise(
 ):  # fmt: skip
     n = tl.program_id(2).to(tl.int64)
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    known = c < C
-    scale = tl.load(PLANES + n * C + c, mask=known, other=0.0)
-    offset = tl.load(PLANES + (tl.num_programs(2) + n) * C + c, mask=known, other=0.0)
+    valid = c < C
+    scale = tl.load(PLANES + n * C + c, mask=valid, other=0.0)
+    offset = tl.load(PLANES + (tl.num_programs(2) + n) * C + c, mask=valid, other=0.0)
     X += n * L * C
     Y += n * L * C
     for tile in tl.static_range(TILES):
         row = (tl.program_id(1) * TILES + tile) * ROWS + tl.arange(0, ROWS)
         at = row[:, None] * C + c[None, :]
-        inside = (row < L)[:, None] & known[None, :]
+        inside = (row < L)[:, None] & valid[None, :]
         y = tl.load(X + at, mask=inside, other=0.0).to(tl.float32) * scale[None, :] + offset[None, :]
         if SILU:
             y = y / (1.0 + tl.exp(-y))
@@ -113,20 +113,20 @@ def _normalise(
 
 
 def chunks_of(n: int, length: int, columns: int) -> tuple[int, int]:
-    """(tokens in a chunk, chunks) of a reduction over `length` tokens that `n` rows and `columns` tiles share out."""
-    wanted = min(cdiv(PROGRAMS, n * columns), cdiv(length, 2 * ROWS))
-    chunk = cdiv(cdiv(length, wanted), ROWS) * ROWS
+    """Tokens per chunk and number of chunks, for a reduction over `length` tokens of `n` rows and `columns` tiles."""
+    target = min(cdiv(PROGRAMS, n * columns), cdiv(length, 2 * ROWS))
+    chunk = cdiv(cdiv(length, target), ROWS) * ROWS
     return chunk, cdiv(length, chunk)
 
 
 def _blocks(chunks: int, size: int) -> dict[str, int]:
-    """The tile that holds all chunks of one group, and how many warps work on it."""
+    """The tile that contains all chunks of one group, and the number of warps for it."""
     block, width = power_of_2(chunks), power_of_2(size)
     return {"BLOCK": block, "WIDTH": width, "num_warps": 4 if block * width >= 2048 else 1}
 
 
 def _step(shift: Tensor | None) -> int:
-    """Elements from one row's shift to the next."""
+    """The distance from one row's shift to the next, in elements; 0 for one shift for all rows."""
     return shift.stride(0) if shift is not None and shift.shape[0] > 1 else 0
 
 
@@ -140,7 +140,21 @@ def group_norm(
     shift: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Group norm of `x` + `shift`, (N, L, C), then SiLU; and mean and 1/std (N, G, 2). `shift` is (N, C) or (1, C)."""
+    """Group norm of `x` + `shift`, then SiLU.
+
+    Args:
+        x: Tokens (N, L, C).
+        weight: (C,).
+        bias: (C,).
+        groups: Number of channel groups G.
+        eps: Added to the variance.
+        silu: Whether SiLU follows.
+        shift: (N, C), (1, C) or None.
+        dtype: Of the result.
+
+    Returns:
+        The result (N, L, C), and mean and 1/std of each group, (N, G, 2) float32.
+    """
     x = x.contiguous()
     n, length, channels = x.shape
     columns = cdiv(channels, COLUMNS)
@@ -170,14 +184,14 @@ def _sums(
     """Sums over a chunk of tokens, by channel: of the gradient, of gradient times x, and of x (normalised)."""
     chunk, n = tl.program_id(1), tl.program_id(2).to(tl.int64)
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    known = c < C
+    valid = c < C
     stats = STATS + (n * G + c // (C // G)) * 2
-    center = tl.load(stats, mask=known, other=0.0)
-    factor = tl.load(stats + 1, mask=known, other=0.0)
+    center = tl.load(stats, mask=valid, other=0.0)
+    factor = tl.load(stats + 1, mask=valid, other=0.0)
     if HAS_SHIFT:
-        center -= tl.load(SHIFT + n * STEP + c, mask=known, other=0.0).to(tl.float32)
-    weight = tl.load(WEIGHT + c, mask=known, other=0.0).to(tl.float32)
-    bias = tl.load(BIAS + c, mask=known, other=0.0).to(tl.float32)
+        center -= tl.load(SHIFT + n * STEP + c, mask=valid, other=0.0).to(tl.float32)
+    weight = tl.load(WEIGHT + c, mask=valid, other=0.0).to(tl.float32)
+    bias = tl.load(BIAS + c, mask=valid, other=0.0).to(tl.float32)
     X += n * L * C
     GRAD += n * L * C
     first = chunk * CHUNK
@@ -188,7 +202,7 @@ def _sums(
     for start in range(first, last, 2 * ROWS):
         for half in tl.static_range(2):
             row = start + half * ROWS + tl.arange(0, ROWS)
-            inside = (row < last)[:, None] & known[None, :]
+            inside = (row < last)[:, None] & valid[None, :]
             at = row[:, None] * C + c[None, :]
             x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
             grad = tl.load(GRAD + at, mask=inside, other=0.0).to(tl.float32)
@@ -203,10 +217,10 @@ def _sums(
                 values += tl.where(inside, x, 0.0)
     at = (n * tl.num_programs(1) + chunk) * C + c
     step = N * tl.num_programs(1) * C
-    tl.store(SUMS + at, tl.sum(ones, axis=0), mask=known)
-    tl.store(SUMS + step + at, tl.sum(products, axis=0), mask=known)
+    tl.store(SUMS + at, tl.sum(ones, axis=0), mask=valid)
+    tl.store(SUMS + step + at, tl.sum(products, axis=0), mask=valid)
     if VALUES:
-        tl.store(SUMS + 2 * step + at, tl.sum(values, axis=0), mask=known)
+        tl.store(SUMS + 2 * step + at, tl.sum(values, axis=0), mask=valid)
 
 
 @Launcher
@@ -220,31 +234,31 @@ def _slopes(
     size = C // G
     k, j = tl.arange(0, BLOCK), tl.arange(0, WIDTH)
     c = g * size + j
-    known = j < size
-    inside = (k < CHUNKS)[:, None] & known[None, :]
+    valid = j < size
+    inside = (k < CHUNKS)[:, None] & valid[None, :]
     at = (n * CHUNKS + k[:, None]) * C + c[None, :]
     step = N * CHUNKS * C
     ones = tl.sum(tl.load(SUMS + at, mask=inside, other=0.0), axis=0)
     products = tl.sum(tl.load(SUMS + step + at, mask=inside, other=0.0), axis=0)
-    weight = tl.load(WEIGHT + c, mask=known, other=0.0).to(tl.float32)
+    weight = tl.load(WEIGHT + c, mask=valid, other=0.0).to(tl.float32)
     center = tl.zeros((WIDTH,), tl.float32) + tl.load(STATS + (n * G + g) * 2)
     factor = tl.load(STATS + (n * G + g) * 2 + 1)
     if HAS_SHIFT:
-        center -= tl.load(SHIFT + n * STEP + c, mask=known, other=0.0).to(tl.float32)
+        center -= tl.load(SHIFT + n * STEP + c, mask=valid, other=0.0).to(tl.float32)
     mean = tl.sum(ones * weight, axis=0) / (size * L * 1.0)
     slope = tl.sum(products * weight, axis=0) / (size * L * 1.0)
     to, plane = n * C + c, N * C
-    tl.store(PLANES + to, factor * weight, mask=known)
-    bias = tl.load(BIAS + c, mask=known, other=0.0).to(tl.float32)
-    tl.store(PLANES + plane + to, bias - center * factor * weight, mask=known)
-    tl.store(PLANES + 2 * plane + to, tl.zeros((WIDTH,), tl.float32) - factor * factor * slope, mask=known)
-    tl.store(PLANES + 3 * plane + to, factor * (center * factor * slope - mean), mask=known)
+    tl.store(PLANES + to, factor * weight, mask=valid)
+    bias = tl.load(BIAS + c, mask=valid, other=0.0).to(tl.float32)
+    tl.store(PLANES + plane + to, bias - center * factor * weight, mask=valid)
+    tl.store(PLANES + 2 * plane + to, tl.zeros((WIDTH,), tl.float32) - factor * factor * slope, mask=valid)
+    tl.store(PLANES + 3 * plane + to, factor * (center * factor * slope - mean), mask=valid)
     if LEARNED:
-        tl.store(LEARNED_SUMS + to, products, mask=known)
-        tl.store(LEARNED_SUMS + plane + to, ones, mask=known)
+        tl.store(LEARNED_SUMS + to, products, mask=valid)
+        tl.store(LEARNED_SUMS + plane + to, ones, mask=valid)
     if VALUES:
         values = tl.sum(tl.load(SUMS + 2 * step + at, mask=inside, other=0.0), axis=0)
-        tl.store(DSHIFT + to, factor * (ones * weight - L * mean - values * slope), mask=known)
+        tl.store(DSHIFT + to, factor * (ones * weight - L * mean - values * slope), mask=valid)
 
 
 @Launcher
@@ -255,20 +269,20 @@ def _back(
 ):  # fmt: skip
     n = tl.program_id(2).to(tl.int64)
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    known = c < C
+    valid = c < C
     plane = N * C
     PLANES += n * C
-    scale = tl.load(PLANES + c, mask=known, other=0.0)
-    offset = tl.load(PLANES + plane + c, mask=known, other=0.0)
-    of_x = tl.load(PLANES + 2 * plane + c, mask=known, other=0.0)
-    of_one = tl.load(PLANES + 3 * plane + c, mask=known, other=0.0)
+    scale = tl.load(PLANES + c, mask=valid, other=0.0)
+    offset = tl.load(PLANES + plane + c, mask=valid, other=0.0)
+    of_x = tl.load(PLANES + 2 * plane + c, mask=valid, other=0.0)
+    of_one = tl.load(PLANES + 3 * plane + c, mask=valid, other=0.0)
     X += n * L * C
     GRAD += n * L * C
     DX += n * L * C
     for tile in tl.static_range(TILES):
         row = (tl.program_id(1) * TILES + tile) * ROWS + tl.arange(0, ROWS)
         at = row[:, None] * C + c[None, :]
-        inside = (row < L)[:, None] & known[None, :]
+        inside = (row < L)[:, None] & valid[None, :]
         x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
         grad = tl.load(GRAD + at, mask=inside, other=0.0).to(tl.float32)
         if SILU:
@@ -291,17 +305,17 @@ def group_norm_backward(
     learned: bool = True,
     shifted: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients, in float32 but for the first.
+    """The gradients of `group_norm`; those of weight, bias and shift in float32.
 
     Args:
-        grad: Of y.
-        x: (N, L, C), and the norm's `weight`, `bias`, `groups`, `silu` and `shift`, as in `group_norm`.
-        stats: As `group_norm` gave them.
-        learned: Whether weight and bias want a gradient.
-        shifted: Whether the shift wants one.
+        grad: The gradient of y, (N, L, C).
+        x: (N, L, C); with `weight`, `bias`, `groups`, `silu` and `shift` as in `group_norm`.
+        stats: Mean and 1/std (N, G, 2), as `group_norm` returns them.
+        learned: Whether weight and bias need gradients.
+        shifted: Whether the shift needs one.
 
     Returns:
-        Gradient of x; of weight and bias (2, C), None unless learned; of the shift, (N, C), None unless shifted.
+        The gradients of x (N, L, C), of weight and bias (2, C) or None, and of the shift (N, C) or None.
     """
     grad = grad.contiguous()
     n, length, channels = x.shape

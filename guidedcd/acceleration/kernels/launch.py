@@ -1,8 +1,8 @@
-"""Triton kernels that are launched with little work for the host.
+"""A cached launcher of Triton kernels, which saves the host time.
 
-A launch by `kernel[grid](...)` finds out anew what it is called with: which arguments are aligned, which are multiples
-of 16, which options hold. A pass through a video network launches hundreds of kernels, always with the same few sizes,
-so what was found the first time is kept.
+A launch by `kernel[grid](...)` inspects its arguments every time: which are aligned, which are multiples of 16, which
+options are set. A pass through a video network launches hundreds of kernels with the same few sizes, so the compiled
+kernel of each combination is cached.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 16
-"""Bytes; Triton makes another kernel where a pointer is not a multiple of them."""
+"""Bytes; Triton compiles another kernel for a pointer that is not a multiple of them."""
 
 
 class Launcher:
-    """A Triton kernel; called like one, `kernel[grid](*args, **constants)`, tensors and numbers first, without names.
+    """A Triton kernel with cached launches, called as `kernel[grid](*args, **constants)`.
 
-    It runs on the device of the first tensor.
+    Tensors and numbers come first, by position; constants follow by name. It runs on the device of the first tensor.
     """
 
     def __init__(self, kernel: Any) -> None:
-        """Take a function made by `triton.jit`."""
+        """Wrap a function decorated with `triton.jit`."""
         self.kernel = kernel
-        self._found: dict[tuple, tuple[Any, tuple]] = {}
+        self._cache: dict[tuple, tuple[Any, tuple]] = {}
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        """What launches on `grid`, of one to three numbers."""
+        """The function that launches on `grid`, one to three numbers."""
         return lambda *args, **constants: self._launch(grid, args, constants)
 
     def _launch(self, grid: tuple[int, ...], args: tuple, constants: dict[str, Any]) -> None:
@@ -36,23 +36,23 @@ class Launcher:
         if device >= 0 and device != torch.cuda.current_device():
             with torch.cuda.device(device):
                 return self._launch(grid, args, constants)
-        # Numbers are told apart by their values, so that whatever Triton makes of them is the same too.
-        known = [(arg.dtype, arg.data_ptr() % ALIGNMENT) if isinstance(arg, Tensor) else arg for arg in args]
-        key = (device, *known, *constants.items())
-        found = self._found.get(key)
-        if found is not None:
-            compiled, rest = found
+        # Triton specialises on the values of numbers, so the key contains the values.
+        keys = [(arg.dtype, arg.data_ptr() % ALIGNMENT) if isinstance(arg, Tensor) else arg for arg in args]
+        key = (device, *keys, *constants.items())
+        entry = self._cache.get(key)
+        if entry is not None:
+            compiled, rest = entry
             compiled[(*grid, 1, 1)[:3]](*args, *rest)
             return None
         compiled = self.kernel[grid](*args, **constants)
         if compiled is not None:  # Triton's interpreter compiles nothing
             rest = tuple(constants[name] for name in self.kernel.arg_names[len(args) :])
-            self._found[key] = compiled, rest
+            self._cache[key] = compiled, rest
         return None
 
 
 def cdiv(number: int, by: int) -> int:
-    """How many parts of size `by` hold `number`; Triton's own function serves kernels too, and is slow."""
+    """`number` / `by`, rounded up; Triton's own function also runs in kernels and is slow on the host."""
     return -(-number // by)
 
 
