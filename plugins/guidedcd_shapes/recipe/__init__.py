@@ -1,1 +1,1 @@
-"""How the embedded models are made: `python -m guidedcd_shapes.recipe`, about a quarter of an hour on one H200."""
+"""Training of the embedded models: `python -m guidedcd_shapes.recipe`, about a quarter of an hour on one H200."""

@@ -1,7 +1,7 @@
-"""`python -m guidedcd_shapes.recipe --out DIR`: make the embedded models from nothing; finished stages are skipped.
+"""Train the embedded models from scratch: `python -m guidedcd_shapes.recipe --out DIR`. Finished stages are skipped.
 
-Stages may be called one by one, those that need the same ones also side by side: `clip`, `internv2` and `evaluation`
-after `teacher`. The extra stage `card` writes the models' page from what meta.json holds.
+Stages can run one by one. `clip`, `internv2` and `evaluation` need the stage `teacher` and can run at the same time.
+The additional stage `card` writes the model card from meta.json.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pace", type=float, default=1.0, help="multiplies every stage's training time")
-    parser.add_argument("--further", action="store_true", help="train a finished teacher for its whole time once more")
-    parser.add_argument("--tiny", action="store_true", help="a few steps of everything, on any machine")
+    parser.add_argument("--further", action="store_true", help="train a finished teacher for its full time again")
+    parser.add_argument("--tiny", action="store_true", help="a few steps of each stage, on any machine")
     parser.add_argument(
-        "--page", type=Path, default=Path("docs/reference/shapes-model-card.md"), help="where `card` writes"
+        "--page", type=Path, default=Path("docs/reference/shapes-model-card.md"), help="file that `card` writes"
     )
     options = parser.parse_args(arguments)
     chosen = STAGES if options.stage == "all" else options.stage.split(",")
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     session = Session(out=options.out, seed=options.seed, tiny=options.tiny, pace=options.pace)
     session.log("start", torch=torch.__version__, device=str(session.device), seed=options.seed)
-    plain = {"vae": vae, "text": text, "evaluation": evaluation, "motion": motion}
+    modules = {"vae": vae, "text": text, "evaluation": evaluation, "motion": motion}
     for stage in (s for s in STAGES if s in chosen):
         if options.stage == "all" and session.done(stage):
             session.log(stage, skipped="already done")
@@ -56,8 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
         with session.timed(stage):
             if stage == "teacher":
                 teacher.run(session, options.further)
-            elif stage in plain:
-                plain[stage].run(session)
+            elif stage in modules:
+                modules[stage].run(session)
             else:
                 rewards.run(session, stage)
 

@@ -1,4 +1,4 @@
-"""The page of the embedded models, written from what meta.json beside the weights holds."""
+"""Write the model card of the embedded models from the meta.json beside their weights."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ ATTRIBUTES = ("color", "shape", "size", "background", "motion", "second")
 
 
 def write(folder: Path, page: Path) -> None:
-    """Write the page of the weights in `folder`."""
+    """Write the model card `page` of the weights in `folder`."""
     meta = models.meta(folder)
     stages = meta.get("stages", {})
     steps, guided = stages.get("evaluation", {}).get("steps", {}), motion(stages)
     notes = "".join(f"{_item(note)}\n" for note in meta.get("notes", ()))
-    free = models.variety(folder)
-    said = {"shapes are tilted": free.tilt, "textures turn and shift": free.texture, "paths bend": free.sway}
-    loose = [what for what, much in said.items() if much]
-    varied = f"Properties that no caption names vary: {' and '.join(loose)}." if loose else ""
+    variety = models.variety(folder)
+    amounts = {
+        "shapes are tilted": variety.tilt,
+        "textures turn and shift": variety.texture,
+        "paths bend": variety.sway,
+    }
+    properties = [text for text, amount in amounts.items() if amount]
+    varied = f"Properties that no caption names vary: {' and '.join(properties)}." if properties else ""
     text = (
         (Path(__file__).parent / "card.md")
         .read_text(encoding="utf-8")
@@ -101,29 +105,32 @@ def write(folder: Path, page: Path) -> None:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A Markdown table; a line instead where nothing was measured."""
+    """A Markdown table, or a line if there are no rows."""
     lines, head = [_row(row) for row in rows], list(head)
     return "\n".join([_row(head), "|" + "---|" * len(head), *lines]) if lines else "Not measured."
 
 
 def best(steps: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, int, str, str, Mapping[str, Any]]]:
-    """Per kind of prompts and number of steps the best setting: (kind, steps, solver, guidance, row)."""
-    found: dict[tuple[str, int], tuple[str, int, str, str, Mapping[str, Any]]] = {}
+    """The best setting by kind of prompts and number of steps: (kind, steps, solver, guidance, row)."""
+    settings: dict[tuple[str, int], tuple[str, int, str, str, Mapping[str, Any]]] = {}
     for key, row in steps.items():
-        kind, solver, n, g = re.fullmatch(r"(\S+) (\S+) (\d+) steps g (\S+)", key).groups()
-        if (kind, int(n)) not in found or row.get("all", 0) > found[kind, int(n)][-1].get("all", 0):
-            found[kind, int(n)] = (kind, int(n), solver, g, row)
-    return list(found.values())
+        match = re.fullmatch(r"(\S+) (\S+) (\d+) steps g (\S+)", key)
+        if match is None:
+            raise ValueError(f"meta.json has a setting that `Evaluation.steps` did not write: {key!r}")
+        kind, solver, n, g = match.groups()
+        if (kind, int(n)) not in settings or row.get("all", 0) > settings[kind, int(n)][-1].get("all", 0):
+            settings[kind, int(n)] = (kind, int(n), solver, g, row)
+    return list(settings.values())
 
 
 def motion(stages: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
-    """Rows of the motion guidance by setting."""
+    """Measurements of motion guidance by setting."""
     rows = stages.get("motion", {}).get("settings") or stages.get("evaluation", {}).get("motion guidance", {})
     return {key: row for key, row in rows.items() if key != "reference clips"}
 
 
 def confused(stages: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """(pair, last share, how often the right one was drawn at the last check)."""
+    """Rows (pair, last share of swapped captions, share of correct samples at the last check)."""
     stage = stages.get("polish") or stages.get("teacher", {})
     if not stage.get("checks"):
         return []
@@ -135,31 +142,31 @@ def confused(stages: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def bars(stages: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Rows of (quantity, measured figure, target, whether it was missed)."""
+    """Rows (quantity, measured value, target, a mark if it was missed)."""
     rows: list[tuple[str, str, str, str]] = []
 
-    def bar(what: str, value: float | None, low: float = 0.0, high: float = 1.0) -> None:
+    def bar(quantity: str, value: float | None, low: float = 0.0, high: float = 1.0) -> None:
         if value is not None:
-            wanted = f"at least {low:g}" if high == 1 else f"{low:g} to {high:g}" if low else f"at most {high:g}"
-            rows.append((what, f"{value:.3f}", wanted, "" if low <= value <= high else "**missed**"))
+            target = f"at least {low:g}" if high == 1 else f"{low:g} to {high:g}" if low else f"at most {high:g}"
+            rows.append((quantity, f"{value:.3f}", target, "" if low <= value <= high else "**missed**"))
 
     vae, evaluation = stages.get("vae", {}), stages.get("evaluation", {})
-    for name, wanted in (("clean", 0.98), ("web", 0.95)):
+    for name, least in (("clean", 0.98), ("web", 0.95)):
         if f"truth-{name}" in vae:
-            bar(f"oracle on drawn videos, {name}, all attributes", vae[f"truth-{name}"]["all"], wanted)
+            bar(f"oracle on drawn videos, {name}, all attributes", vae[f"truth-{name}"]["all"], least)
             bar(f"the same through the VAE, {name}", vae[f"through-vae-{name}"]["all"], 0.95)
-    found = {(kind, n): row for kind, n, _, _, row in best(evaluation.get("steps", {}))}
-    full = {n: row for (kind, n), row in found.items() if kind == "full"}
+    rows_by_kind = {(kind, n): row for kind, n, _, _, row in best(evaluation.get("steps", {}))}
+    full = {n: row for (kind, n), row in rows_by_kind.items() if kind == "full"}
     if 50 in full:
         bar("teacher, all attributes, 50 steps", full[50]["all"], 0.6, 0.8)
         bar("direction when it is named, cosine", full[50]["direction"], 0.95)
         fresh = full[50].get("all-unseen")
         if fresh is not None:
             bar("accuracy lost on new pairs", (full[50].get("all-seen") or full[50]["all"]) - fresh, high=0.3)
-        for n, wanted in ((4, 0.1), (2, 0.2)):
-            bar(f"accuracy lost at {n} steps", full[50]["all"] - full[n]["all"] if n in full else None, wanted)
-    if ("no-motion", 50) in found:
-        share = found["no-motion", 50]["speed"] / evaluation["distillation clips' speed"]
+        for n, most_lost in ((4, 0.1), (2, 0.2)):
+            bar(f"accuracy lost at {n} steps", full[50]["all"] - full[n]["all"] if n in full else None, most_lost)
+    if ("no-motion", 50) in rows_by_kind:
+        share = rows_by_kind["no-motion", 50]["speed"] / evaluation["distillation clips' speed"]
         bar("speed without motion words, share of the distillation clips'", share, high=0.6)
     for name in ("clip", "hps", "internv2"):
         row = stages.get(name, {}).get("pairs", {}).get("clean", {})
@@ -178,13 +185,13 @@ def bars(stages: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def _model(name: str, folder: Path, stages: Mapping[str, Any]) -> tuple[Any, ...]:
-    path, made = folder / f"{name}.safetensors", [stages.get(s, {}) for s in ("teacher", "polish")]
-    made = made if name == "unet" else [stages.get(name, {})]
+    path = folder / f"{name}.safetensors"
+    records = [stages.get(stage, {}) for stage in (("teacher", "polish") if name == "unet" else (name,))]
     size = f"{path.stat().st_size / 2**20:.1f}" if path.exists() else ""
     steps = " + ".join(
-        f"{s['steps']} of {s['batch']}" if "batch" in s else str(s["steps"]) for s in made if "steps" in s
+        f"{s['steps']} of {s['batch']}" if "batch" in s else str(s["steps"]) for s in records if "steps" in s
     )
-    seconds = sum(s.get("seconds") or 0 for s in made)
+    seconds = sum(s.get("seconds") or 0 for s in records)
     return f"`{name}`", ABOUT[name], size, steps, f"{seconds:.0f}" if seconds else ""
 
 
@@ -193,7 +200,7 @@ def _numbers(row: Mapping[str, Any], *names: str) -> list[str]:
 
 
 def _item(text: str) -> str:
-    """One item of a list, in lines of at most 100 characters."""
+    """An item of a list, wrapped at 100 characters."""
     return textwrap.fill(text, 100, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
 
 

@@ -1,4 +1,4 @@
-"""Stage `evaluation`: the teacher by steps, guidance and solver, how slowly it moves, and a contact sheet."""
+"""Stage `evaluation`: the teacher's scores by steps, guidance and solver, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guidedcd_shapes.recipe.session import VARIETY, Session
 
 
 def grid() -> list[tuple[str, str, int, float]]:
-    """Prompt kind, solver, steps, guidance."""
+    """The settings (kind of prompts, solver, steps, guidance), most important first."""
     rows = [("full", "ddim", 50, g) for g in (3.0, 1.0, 2.0, 5.0, 7.5)]
     rows += [
         ("full", solver, s, g) for s in (8, 4, 2, 1) for solver in ("ddim", "dpm") for g in (1.0, 2.0, 3.0, 5.0, 7.5)
@@ -30,7 +30,7 @@ def grid() -> list[tuple[str, str, int, float]]:
 
 
 class Evaluation:
-    """The finished teacher on one device."""
+    """Measures the finished teacher on one device."""
 
     def __init__(self, session: Session) -> None:
         self.session, self.oracle = session, Oracle(session.device)
@@ -41,45 +41,47 @@ class Evaluation:
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Videos of latents."""
+        """Videos (B, F, 3, H, W) in [0, 1] of latents (B, C, F, h, w)."""
         return models.decode(self.vae, z)
 
     def late(self) -> bool:
-        """Whether the budget is spent."""
+        """Whether the time budget is spent."""
         return time.monotonic() > self.deadline and not self.session.tiny
 
     def steps(self) -> None:
-        """Record the oracle's means by setting, as far as the time allows."""
-        count, table = self.session.size(320, 2), {}
+        """Record the oracle's means by setting, until the time budget is spent."""
+        count = self.session.size(320, 2)
+        table: dict[str, dict[str, float | None]] = {}
         for kind, solver, steps, guidance in grid()[:: self.session.size(1, 9)]:
             if self.late():
                 break
             steps = min(steps, self.session.size(50, 2))
-            wanted = prompts.evaluation_prompts(count, 0, kind)
-            prompt, null = embed(self.session, self.text, wanted)
+            chosen = prompts.evaluation_prompts(count, 0, kind)
+            prompt, null = embed(self.session, self.text, chosen)
             sample = getattr(self.sampler, solver)
             video = self.decode(sample(self.sampler.noise(count, 0), prompt, null, steps, guidance))
-            scores = self.oracle.score(video, world.to(prompts.truth(wanted), self.session.device))
-            if kind == "no-motion":  # what a prompt does not name is not judged
+            scores = self.oracle.score(video, world.to(prompts.truth(chosen), self.session.device))
+            if kind == "no-motion":  # attributes that a prompt does not name are not judged
                 scores = {k: v for k, v in scores.items() if k not in ("motion", "direction", "speed-class", "all")}
                 scores["all"] = demand(scores, tuple(name for name in ATTRIBUTES if name in scores))
             key = f"{kind} {solver} {steps} steps g {guidance}"
-            table[key] = summarise(scores)
-            fresh = torch.tensor([_unseen(p.scene) for p in wanted], device=video.device)
-            for name, part in (("all-seen", ~fresh), ("all-unseen", fresh)):
-                table[key][name] = round(scores["all"][part].mean().item(), 4) if part.any() else None
+            row: dict[str, float | None] = {**summarise(scores)}
+            unseen = torch.tensor([_unseen(prompts.scene_of(p)) for p in chosen], device=video.device)
+            for name, rows in (("all-seen", ~unseen), ("all-unseen", unseen)):
+                row[name] = round(scores["all"][rows].mean().item(), 4) if rows.any() else None
+            table[key] = row
             self.session.log("evaluation", on=key, **table[key])
             self.session.record("evaluation", {"prompts": count, "steps": table})
             if (kind, solver, guidance) == ("full", "ddim", 3.0) and steps in (50, 4, 2):
-                self.cells += [(f"{steps} steps: {p.text}", v) for p, v in zip(wanted[:4], video.cpu(), strict=False)]
+                self.cells += [(f"{steps} steps: {p.text}", v) for p, v in zip(chosen[:4], video.cpu(), strict=False)]
 
 
-def _unseen(scene: dict) -> bool:
-    return (scene["color"][0], scene["shape"][0]) in world.UNSEEN
+def _unseen(scene: world.Scene) -> bool:
+    return (scene.color[0], scene.shape[0]) in world.UNSEEN
 
 
 def sheet(path: str, cells: list[tuple[str, Tensor]], shown: tuple[int, ...] = (0, 2, 4, 7), zoom: int = 2) -> None:
-    """Write a contact sheet of two columns: some frames of each video (F, 3, H, W) under its title."""
+    """Write a contact sheet with two columns: the frames `shown` of each video (F, 3, H, W) below its title."""
     import numpy as np
     from PIL import Image, ImageDraw
 
@@ -97,7 +99,7 @@ def sheet(path: str, cells: list[tuple[str, Tensor]], shown: tuple[int, ...] = (
 
 
 def run(session: Session) -> None:
-    """Measure everything and draw the contact sheet."""
+    """Measure the teacher, and write the contact sheet."""
     evaluation = Evaluation(session)
     rng = random.Random(1)
     for web in (False, True):

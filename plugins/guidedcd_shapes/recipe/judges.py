@@ -1,7 +1,7 @@
-"""What the stages `clip`, `hps` and `internv2` share: images to judge, hard negatives, who agrees with whom.
+"""Training data of the stages `clip`, `hps` and `internv2`: videos, hard negatives and the contrastive loss.
 
-The judges are trained on clean labels, and on pictures as students make them: decoded latents and the teacher's
-predictions from one step. Legend: N captions, B images or videos, L tokens, A attribute values.
+The judges are trained on clean labels, and on videos like those of a student: decoded latents, and the teacher's
+predictions after one step. Legend: N captions, B images or videos, L tokens, A attribute values.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GROUPS = {
     "background": world.BACKGROUNDS,
     "motion": world.MOTIONS[1:5],
 }
-"""Words that are exchanged for another one of their group to make a caption wrong."""
+"""Groups of words; exchanging a word for another one of its group makes a caption wrong."""
 _FORMS = {
     **{word: [word] for words in list(GROUPS.values())[:4] for word in words},
     **{motion: [motion] for motion in world.MOTIONS[:5]},
@@ -34,32 +34,33 @@ _FORMS = {
     **dict(zip(world.SPEEDS, map(list, captions.ADVERBS), strict=True)),
 }
 VALUES = tuple(_FORMS)
+"""The attribute values."""
 EVERY = 0
-"""All words of a group, where another number counts one of them."""
+"""Selects all words of a group; 1 and 2 select the first or the second one."""
 LOOKS = len(VALUES) - len(world.MOTIONS) - len(world.SPEEDS)
-"""The first VALUES show in a single frame; the rest are motion and speed."""
+"""Number of VALUES that are visible in a single frame; the others are motion and speed."""
 
 
 @attrs.define
 class Gallery:
-    """Videos and captions on the device, in pairs: 2i and 2i + 1 differ in one attribute, and where it is named."""
+    """Videos and captions on the device, in pairs: 2i and 2i + 1 differ in one attribute and its word."""
 
     video: Tensor
     """(N, F, 3, H, W), uint8."""
     tokens: Tensor
     """(N, 128)."""
     values: Tensor
-    """(N, A + 1) bool, what is true of the video; the last column is unused."""
+    """(N, A + 1) bool: the values that are true of the video; the last column is unused."""
     quality: Tensor
     """(N,), index of QUALITIES."""
     truth: dict[str, Tensor]
     center: Tensor
-    """(N, F, 2), where the first object is, pixels."""
+    """(N, F, 2), center of the first object, in pixels."""
 
 
 @torch.no_grad()
 def gallery(session: Session, count: int, seed: int) -> Gallery:
-    """Scenes of all combinations in all qualities, each beside one that differs in a single attribute."""
+    """Videos of all combinations in all qualities, each followed by one that differs in a single attribute."""
     generator = session.generator(seed)
     scenes = paired(pool.make(session, count // 2, "uniform", (0.4, 0.45, 0.15), seed, None), generator)
     vae, text = session.load("vae").to(session.dtype), session.load("text").to(session.dtype)
@@ -77,8 +78,8 @@ def gallery(session: Session, count: int, seed: int) -> Gallery:
         t = middle[torch.randint(len(middle), (len(index),), device=session.device, generator=generator)]
         abar = sampler.abar[t].view(-1, 1, 1, 1, 1)
         noisy = abar.sqrt() * z + (1 - abar).sqrt() * torch.randn(z.shape, device=z.device, generator=generator)
-        guess, _ = sampler.split(noisy, sampler.run(noisy, t, states(text, scenes.tokens[index])), abar)
-        z = torch.where((kind == 3).view(-1, 1, 1, 1, 1), guess, z)
+        prediction, _ = sampler.split(noisy, sampler.run(noisy, t, states(text, scenes.tokens[index])), abar)
+        z = torch.where((kind == 3).view(-1, 1, 1, 1, 1), prediction, z)
         video = torch.where((kind >= 2).view(-1, 1, 1, 1, 1), models.decode(vae, z), video)
         videos.append((video * 255 + 0.5).to(torch.uint8))
         centers.append(path[0][:, 0])
@@ -88,33 +89,33 @@ def gallery(session: Session, count: int, seed: int) -> Gallery:
 
 @torch.no_grad()
 def paired(scenes: pool.Pool, generator: torch.Generator) -> pool.Pool:
-    """Put behind each scene the same one with a single attribute changed, and its caption changed alike.
+    """Insert after each scene a copy with one attribute changed, with its caption changed to match.
 
-    A judge that only learns to choose among captions need not prefer the right one of two pictures: it may like all
-    large objects better, and a student that it trains then draws nothing else.
+    A judge that only learns to choose among captions need not prefer the right one of two videos. It may prefer all
+    large objects, for example, and a student that it trains then draws no others.
     """
     truth, device = scenes.truth, scenes.kind.device
     n, names = len(scenes), list(GROUPS)
     moves = (truth["motion"] >= 1) & (truth["motion"] <= 4)
     allowed = torch.ones(n, len(names), device=device)
-    allowed[:, names.index("size")] = 1.5 * (truth["objects"] == 1)  # the one that its pixels hide best
-    allowed[:, names.index("motion")] = (moves & (truth["objects"] == 1)).float()  # two objects have their places
+    allowed[:, names.index("size")] = 1.5 * (truth["objects"] == 1)  # the attribute that is hardest to see
+    allowed[:, names.index("motion")] = (moves & (truth["objects"] == 1)).float()  # two objects have fixed positions
     group = torch.multinomial(allowed, 1, generator=generator)
     count = torch.tensor([len(words) for words in GROUPS.values()], device=device)[group]
     shift = 1 + (torch.rand(n, 1, device=device, generator=generator) * (count - 1)).long()
     second = (torch.rand(n, 1, device=device, generator=generator) < 0.6).long()
     belongs = (truth["objects"] == 2)[:, None] & (group <= names.index("shape"))
-    # Of two objects one changes, mostly the one that captions name last.
+    # Of two objects one changes, more often the one that captions name last.
     which = torch.where(belongs, 1 + second, EVERY)
     other = {name: value.clone() for name, value in truth.items()}
     for g, name in enumerate(names):
-        value, mine, first = truth[name], group == g, int(name == "motion")
+        value, selected, first = truth[name], group == g, int(name == "motion")
         if value.ndim == 1:
-            mine, by = mine[:, 0], shift[:, 0]
+            selected, by = selected[:, 0], shift[:, 0]
         else:
-            place, by = torch.arange(1, 3, device=device), shift
-            mine = mine & ((which == EVERY) | (which == place))
-        other[name] = torch.where(mine, first + (value - first + by) % len(GROUPS[name]), value)
+            number, by = torch.arange(1, 3, device=device), shift
+            selected = selected & ((which == EVERY) | (which == number))
+        other[name] = torch.where(selected, first + (value - first + by) % len(GROUPS[name]), value)
     tokens = Words(device).exchange(scenes.tokens.long(), group, shift, which).to(scenes.tokens.dtype)
 
     def mix(one: Tensor, two: Tensor) -> Tensor:
@@ -128,13 +129,13 @@ def paired(scenes: pool.Pool, generator: torch.Generator) -> pool.Pool:
 
 
 def choose(weights: tuple[float, ...], rand: Tensor) -> Tensor:
-    """Indices drawn with these weights, which sum to 1, from uniform numbers of any shape."""
+    """Indices drawn with `weights`, which sum to 1, from uniform numbers `rand` of any shape."""
     edges = torch.tensor(weights[:-1], device=rand.device).cumsum(0)
     return (rand[..., None] >= edges).sum(-1)
 
 
 def true_values(truth: dict[str, Tensor]) -> Tensor:
-    """What is true of packed scenes, (N, A + 1) bool."""
+    """The values that are true of packed scenes, (N, A + 1) bool."""
     device = truth["objects"].device
     hot = torch.zeros(len(truth["objects"]), len(VALUES) + 1, dtype=torch.bool, device=device)
     rows, two = torch.arange(len(hot), device=device), truth["objects"] == 2
@@ -162,24 +163,24 @@ class Words:
             for form in _FORMS[value]:
                 self.value[INDEX[form]] = i
         self.group = torch.full((len(VOCABULARY),), -1, device=device)
-        self.place = torch.zeros(len(VOCABULARY), dtype=torch.long, device=device)
+        self.position = torch.zeros(len(VOCABULARY), dtype=torch.long, device=device)
         self.member = torch.zeros(len(GROUPS), 6, dtype=torch.long, device=device)
         for g, words in enumerate(GROUPS.values()):
             for i, word in enumerate(words):
-                self.group[INDEX[word]], self.place[INDEX[word]], self.member[g, i] = g, i, INDEX[word]
+                self.group[INDEX[word]], self.position[INDEX[word]], self.member[g, i] = g, i, INDEX[word]
         self.count = torch.tensor([len(words) for words in GROUPS.values()], device=device)
 
-    def said(self, ids: Tensor) -> Tensor:
-        """Which values a caption (N, L) names: (N, A + 1) float, the last column 0."""
+    def named(self, ids: Tensor) -> Tensor:
+        """The values that captions (N, L) name: (N, A + 1), float, the last column is 0."""
         hot = torch.zeros(len(ids), len(VALUES) + 1, device=ids.device)
         hot.scatter_(1, self.value[ids], 1.0)
         hot[:, -1] = 0
         return hot
 
     def wrong(self, ids: Tensor, group: Tensor) -> Tensor:
-        """Captions (N, L) with words of one group per row (N,) exchanged at random; unchanged if they name none.
+        """Captions (N, L) with words of one group per row (N,) exchanged at random; unchanged if they have none.
 
-        Where a caption names two of the group, for two objects, mostly one of them is exchanged.
+        If a caption has two words of the group, for two objects, usually one of them is exchanged.
         """
         rand = torch.rand(2, len(ids), 1, device=ids.device)
         shift = 1 + (rand[0] * (self.count[group] - 1)[:, None]).long()
@@ -187,14 +188,14 @@ class Words:
         return self.exchange(ids, group[:, None], shift, torch.where(two, (4 * rand[1]).long().clamp(max=2), EVERY))
 
     def exchange(self, ids: Tensor, group: Tensor, shift: Tensor, which: Tensor) -> Tensor:
-        """Captions (N, L) in which words of `group` (N, 1) are `shift` (N, 1) places further in it.
+        """Captions (N, L) with words of `group` (N, 1) replaced by those `shift` (N, 1) positions later in the group.
 
-        `which` (N, 1) says which of those words: EVERY one, the first (1) or the second (2).
+        `which` (N, 1) selects the words: EVERY one, the first (1) or the second (2).
         """
-        other = (self.place[ids] + shift) % self.count[group]
-        named = self.group[ids] == group
-        named = named & ((which == EVERY) | (named.cumsum(1) == which))
-        return torch.where(named, self.member[group, other], ids)
+        other = (self.position[ids] + shift) % self.count[group]
+        matches = self.group[ids] == group
+        matches = matches & ((which == EVERY) | (matches.cumsum(1) == which))
+        return torch.where(matches, self.member[group, other], ids)
 
 
 def contrast(picture: Tensor, caption: Tensor, negative: Tensor, usable: Tensor, agree: Tensor, scale: float) -> Tensor:
@@ -204,8 +205,8 @@ def contrast(picture: Tensor, caption: Tensor, negative: Tensor, usable: Tensor,
         picture: Unit vectors (B, E).
         caption: Unit vectors (B, E) of their captions.
         negative: Unit vectors (B, K, E) of wrong captions.
-        usable: (B, K) bool, false where the negative is not wrong.
-        agree: (B, B) bool, caption j (column) says nothing false of picture i (row).
+        usable: (B, K) bool, false if the negative is not wrong.
+        agree: (B, B) bool, caption j (column) is true of picture i (row).
         scale: Inverse temperature.
     """
     eye = torch.eye(len(picture), dtype=torch.bool, device=picture.device)

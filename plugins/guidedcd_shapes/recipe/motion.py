@@ -1,6 +1,6 @@
-"""Stage `motion`: motion guidance on the teacher alone, by rule, strength and window, with the package's own sampler.
+"""Stage `motion`: motion guidance of the teacher by rule, strength and fraction, with the sampler of guidedcd.
 
-Prompts name no motion; their references show other objects, backgrounds and sizes that move fast in a straight line.
+The prompts name no motion. Their references show other objects and backgrounds, with fast motion in a straight line.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ SETTINGS = (
     *(("official", relative, 0.7, 2.0, "all") for relative in (0.05, 0.1)),
     *(("official", relative, 0.7, 2.0, "motionclone") for relative in (0.03, 0.1)),
 )
-"""Rule, norm of the guided term as a fraction of the prediction's, share of guided steps, omega, layers."""
+"""Rule, norm of the guided term relative to the prediction, fraction of guided steps, omega, layers."""
 
 
-def reference(rng: random.Random, prompt: dict) -> world.Scene:
-    """A fast straight move of an object that shares neither colour, shape nor background with the prompt."""
+def reference(rng: random.Random, prompt: world.Scene) -> world.Scene:
+    """A scene with fast, straight motion that shares neither colour, shape nor background with the prompt's."""
     while True:
         scene = world.sample_scene(rng, "dynamic", two=0.0)
-        same = scene.color[0] == prompt["color"][0] or scene.shape[0] == prompt["shape"][0]
-        if not same and scene.background != prompt["background"] and 1 <= scene.motion <= 4 and scene.speed == 2:
+        same = scene.color[0] == prompt.color[0] or scene.shape[0] == prompt.shape[0]
+        if not same and scene.background != prompt.background and 1 <= scene.motion <= 4 and scene.speed == 2:
             return scene
 
 
 def run(session: Session) -> None:
-    """Measure setting after setting, as far as the time allows."""
+    """Measure the settings in order, until the time budget is spent."""
     from guidedcd_pta import PTAConfig
     from guidedcd_pta.energy import PTA
 
@@ -53,18 +53,18 @@ def run(session: Session) -> None:
 
     count, steps, oracle = session.size(96, 2), session.size(50, 4), Oracle(session.device)
     teacher = ShapesTeacher(ShapesTeacherConfig(path=str(session.out))).to(session.device)
-    wanted, rng = prompts.evaluation_prompts(count, 5, "no-motion"), random.Random(5)
-    theirs = [reference(rng, p.scene) for p in wanted]
-    truth = world.to(world.pack(theirs), session.device)
+    chosen, rng = prompts.evaluation_prompts(count, 5, "no-motion"), random.Random(5)
+    references = [reference(rng, prompts.scene_of(p)) for p in chosen]
+    truth = world.to(world.pack(references), session.device)
     clips = drawing.render(truth, generator=session.generator(3), variety=VARIETY)
     guide = Guide(
         energy=PTA(PTAConfig()),
         config=PTAConfig(),
         z0=teacher.encode(clips),
-        cond=teacher.embed([captions.full_caption(scene, rng) for scene in theirs]),
+        cond=teacher.embed([captions.full_caption(scene, rng) for scene in references]),
     )
-    asked = world.to(prompts.truth(wanted), session.device) | {"motion": truth["motion"]}
-    cond, null = teacher.embed([p.text for p in wanted]), teacher.null(count)
+    expected = world.to(prompts.truth(chosen), session.device) | {"motion": truth["motion"]}
+    cond, null = teacher.embed([p.text for p in chosen]), teacher.null(count)
     latents = noise(session.seed, 3, guide.z0.shape).to(session.device)
     table = {"reference clips": summarise(oracle.score(clips, truth))}
     deadline = time.monotonic() + session.seconds("motion")
@@ -74,8 +74,10 @@ def run(session: Session) -> None:
         config = PTAConfig(relative=relative, fraction=fraction if relative else 0.0, layers=layers)
         guides = [attrs.evolve(guide, config=config, energy=PTA(config))]
         z = teacher_sample(teacher, cond, null, latents, steps, omega, energies=guides, rule=rule)
-        how = f"{rule} relative {relative} fraction {fraction}" + (f" layers {layers}" if layers != "official" else "")
-        key = f"{how if relative else 'none'} omega {omega}"
-        table[key] = summarise(oracle.score(teacher.decode(z), asked))
+        setting = f"{rule} relative {relative} fraction {fraction}" + (
+            f" layers {layers}" if layers != "official" else ""
+        )
+        key = f"{setting if relative else 'none'} omega {omega}"
+        table[key] = summarise(oracle.score(teacher.decode(z), expected))
         session.log("motion", on=key, **table[key])
         session.record("motion", {"prompts": count, "steps": steps, "settings": table})

@@ -1,13 +1,15 @@
-"""Scenes, captions and tokens in bulk, made by worker processes from fixed seeds."""
+"""Large sets of scenes, captions and tokens, drawn by worker processes from fixed seeds."""
 
 from __future__ import annotations
 
 import multiprocessing.pool
 import os
 import random
+from collections.abc import Iterable
 from functools import cache
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +39,9 @@ def _workers() -> multiprocessing.pool.Pool:
     return multiprocessing.get_context("spawn").Pool(max(1, min(14, (os.cpu_count() or 2) - 1)))
 
 
-def _part(job: tuple[int, int, str, tuple[float, ...], bool | None]) -> tuple[dict, object, object]:
+def _draw(
+    job: tuple[int, int, str, tuple[float, ...], bool | None],
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     seed, count, bias, shares, unseen = job
     torch.set_num_threads(1)
     rng = random.Random(seed)
@@ -53,26 +57,26 @@ def make(session: Session, count: int, bias: str, shares: tuple[float, ...], see
     """Draw scenes and captions.
 
     Args:
-        session: Says on which device.
-        count: About how many.
+        session: The recipe's session, which has the device.
+        count: Number of scenes, rounded up to full jobs.
         bias: A key of world.BIASES.
-        shares: Of the KINDS.
-        seed: Of the first part; the others count on from there.
+        shares: Share of each of the KINDS.
+        seed: Seed of the first job; the next jobs have the next seeds.
         unseen: As in `world.sample_scene`.
     """
     size = session.size(2000, 16)
     jobs = [(seed + i, size, bias, shares, unseen) for i in range(-(-count // size))]
-    parts = [_part(job) for job in jobs] if session.tiny else _workers().map(_part, jobs)
+    results = [_draw(job) for job in jobs] if session.tiny else _workers().map(_draw, jobs)
 
-    def join(pick) -> Tensor:
-        return torch.cat([torch.from_numpy(pick(part)) for part in parts]).to(session.device)
+    def join(arrays: Iterable[np.ndarray]) -> Tensor:
+        return torch.cat([torch.from_numpy(array) for array in arrays]).to(session.device)
 
-    truth = {name: join(lambda part, name=name: part[0][name]) for name in parts[0][0]}
-    return Pool(truth, join(lambda part: part[1]), join(lambda part: part[2]))
+    truth = {name: join(scenes[name] for scenes, _, _ in results) for name in results[0][0]}
+    return Pool(truth, join(tokens for _, tokens, _ in results), join(kinds for _, _, kinds in results))
 
 
 def cut(tokens: Tensor, context: int) -> Tensor:
-    """Uncut ids (B, L) as a tokenizer with a shorter context gives them, int64."""
+    """Ids (B, L) truncated to a shorter context as a tokenizer does it, (B, context), int64."""
     ids = tokens[:, :context].long()
     last = torch.where(tokens[:, context - 1] == PAD, PAD, END)
     return torch.cat([ids[:, :-1], last[:, None].long()], 1)

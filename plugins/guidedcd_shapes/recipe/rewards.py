@@ -1,4 +1,4 @@
-"""Stages `clip`, `hps` and `internv2`: judges of alignment and quality, real architectures in small sizes."""
+"""Stages `clip`, `hps` and `internv2`: train judges of alignment and quality, small versions of released networks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import attrs
 import torch
@@ -17,50 +18,55 @@ from guidedcd_shapes.recipe import judges
 from guidedcd_shapes.recipe.judges import GROUPS, LOOKS, Words
 from guidedcd_shapes.recipe.pool import cut
 from guidedcd_shapes.recipe.session import VARIETY, Session
-from guidedcd_shapes.recipe.tracking import ALONE, Tracker, place
+from guidedcd_shapes.recipe.tracking import ALONE, Tracker, initialize_positions
 from guidedcd_shapes.recipe.training import Trainer, cosine
 from guidedcd_shapes.vocabulary import PAD, WorldTokenizer
 
 SCALE, NEGATIVES = 12.0, 3
 RATES = {"clip": 1e-3, "hps": 3e-4, "internv2": 1e-3}
 PICK = {"clip": (0.3, 0.3, 0.2, 0.2, 0.0), "hps": (0.3, 0.3, 0.2, 0.2, 0.0), "internv2": (0.2, 0.15, 0.15, 0.15, 0.35)}
-"""How often each of GROUPS is made wrong in a negative."""
+"""Share of negatives in which each of GROUPS is wrong."""
 SECOND = "second"
-"""Colour or shape of the second of two objects."""
+"""The attribute "colour or shape of the second object"."""
 _galleries: dict[int, judges.Gallery] = {}
 
 
 def normalised(name: str, model: nn.Module, video: Tensor) -> Tensor:
-    """Frames (B, T, 3, H, W) in [0, 1] as a judge's first layer wants them, in its dtype."""
+    """Frames (B, T, 3, H, W) in [0, 1], normalised for a judge, in its dtype."""
     statistics = models.NORMALISE["internv2" if name == "internv2" else "clip"]
     mean, std = (world.constant(x, video.device)[:, None, None] for x in statistics)
     return ((video - mean) / std).to(next(model.parameters()).dtype)
 
 
-def look(name: str, model: nn.Module, video: Tensor) -> Tensor:
-    """Unit vectors (B, E) of frames (B, T, 3, H, W) in [0, 1]; image judges are shown T = 1."""
+def look(name: str, model: Any, video: Tensor) -> Tensor:
+    """Unit vectors (B, E) of frames (B, T, 3, H, W) in [0, 1]; image judges read the first frame.
+
+    `model` is open_clip's `CLIP`, which has no types, or an `InternVideo2`.
+    """
     pixels = normalised(name, model, video)
     features = model.encode_video(pixels) if name == "internv2" else model.encode_image(pixels[:, 0])
     return nnf.normalize(features.float(), dim=-1)
 
 
-def read(name: str, model: nn.Module, ids: Tensor) -> Tensor:
-    """Unit vectors (N, E) of ids (N, L)."""
+def read(name: str, model: Any, ids: Tensor) -> Tensor:
+    """Unit vectors (N, E) of token ids (N, L); `model` as for `look`."""
     features = model.encode_text(ids, (ids != PAD).long()) if name == "internv2" else model.encode_text(ids)
     return nnf.normalize(features.float(), dim=-1)
 
 
 def run(session: Session, name: str) -> None:
-    """Train one judge; `hps` starts from `clip` and also learns good pictures, `internv2` also follows the object."""
+    """Train one judge. `hps` begins as `clip` and learns quality too; `internv2` learns to follow objects too."""
     torch.manual_seed(session.seed)
     if 0 not in _galleries:
         with session.timed(name, "gallery"):
             _galleries[0] = judges.gallery(session, session.size(48000, 32), 5000)
     shown, words = _galleries[0], Words(session.device)
-    model = (session.load("clip") if name == "hps" else models.build(name).to(session.device)).requires_grad_(True)
-    heads, gate = [], torch.zeros((), device=session.device)
+    model: Any = session.load("clip") if name == "hps" else models.build(name).to(session.device)  # as for `look`
+    model.requires_grad_(True)
+    heads: list[nn.Module] = []
+    gate = torch.zeros((), device=session.device)
     if name == "internv2":
-        place(model.vision_encoder)
+        initialize_positions(model.vision_encoder)
         heads.append(Tracker(model.vision_encoder, model.vision_proj.in_features).to(session.device, session.dtype))
     else:
         model.logit_scale.requires_grad_(False).fill_(torch.tensor(SCALE).log())
@@ -86,13 +92,13 @@ def run(session: Session, name: str) -> None:
         usable = (wrong != ids.repeat(NEGATIVES, 1)).any(1).view(NEGATIVES, batch).T
         text = read(name, live, torch.cat([ids, wrong]))
         negative = text[batch:].view(NEGATIVES, batch, -1).transpose(0, 1)
-        false = words.said(ids) * visible @ (~shown.values[index]).float().T
+        false = words.named(ids) * visible @ (~shown.values[index]).float().T
         if name == "internv2":
             tokens = live.vision_encoder.tokens(normalised(name, live, video))
             pooled = live.vision_encoder.clip_projector(tokens)
             picture = nnf.normalize(live.vision_proj(pooled).float(), dim=-1)
-            about = shown.center[index[:, None], frames], shown.truth["motion"][index], shown.truth["objects"][index]
-            follow = heads[0](tokens, pooled, *about)
+            target = shown.center[index[:, None], frames], shown.truth["motion"][index], shown.truth["objects"][index]
+            follow = heads[0](tokens, pooled, *target)
         else:
             picture = look(name, live, video)
         result = judges.contrast(picture, text[:batch], negative, usable, false.T < 0.5, SCALE)
@@ -102,8 +108,8 @@ def run(session: Session, name: str) -> None:
 
     try:
         trainer = Trainer([live, *heads], loss)
-    except RuntimeError as problem:  # a library's mask code may refuse to be captured
-        session.log(name, eager=str(problem)[:200])
+    except RuntimeError as error:  # some versions of transformers build masks that cannot be captured
+        session.log(name, eager=str(error)[:200])
         session.synchronize()
         trainer = Trainer([live, *heads], loss, graph=False)
     for fraction in session.ticks(name):
@@ -119,8 +125,8 @@ def run(session: Session, name: str) -> None:
     session.record(name, {"steps": trainer.steps, "scale": SCALE, "pairs": quality})
 
 
-def preference(model: nn.Module, video: Tensor, picture: Tensor, text: Tensor) -> Tensor:
-    """Loss of preferring a frame to a degraded or ghosted copy of it, given the caption."""
+def preference(model: Any, video: Tensor, picture: Tensor, text: Tensor) -> Tensor:
+    """Loss of preferring a frame to a degraded or ghosted copy, given the caption; `model` as for `look`."""
     worse = drawing.degrade(video)
     ghost = 0.5 * (video + video.roll(5, -1))
     pick = torch.rand(len(video), device=video.device).view(-1, 1, 1, 1, 1)
@@ -133,38 +139,41 @@ def preference(model: nn.Module, video: Tensor, picture: Tensor, text: Tensor) -
 def minimal_pairs(
     count: int, attribute: str, dense: bool
 ) -> tuple[list[world.Scene], list[world.Scene], list[str], list[str]]:
-    """Scenes, the same with one attribute changed, and the captions of both; seeds that no training uses."""
+    """Scenes, copies with one attribute changed, and the captions of both, from seeds that no training uses."""
     rng = random.Random(f"pairs {attribute} {dense}")
-    scenes, others, right, wrong = [], [], [], []
+    scenes: list[world.Scene] = []
+    others: list[world.Scene] = []
+    right: list[str] = []
+    wrong: list[str] = []
     while len(scenes) < count:
         scene = world.sample_scene(rng, "uniform", two=float(attribute == SECOND), unseen=None)
         if attribute == "motion" and not 1 <= scene.motion <= 4:
             continue
         caption = captions.dense_caption(scene, rng) if dense else captions.full_caption(scene, rng)
         name = rng.choice(("color", "shape")) if attribute == SECOND else attribute
-        values, said = GROUPS[name], caption.split()
-        place = max(i for i, word in enumerate(said) if word in values)  # the second object is named last
-        other = rng.choice([word for word in values if word != said[place]])
-        value, first, held = values.index(other), int(name == "motion"), getattr(scene, name)
-        if isinstance(held, tuple):
-            changed = (held[0], value) if attribute == SECOND else (value, held[1])
-        else:
-            changed = first + value
+        values, sentence = GROUPS[name], caption.split()
+        position = max(i for i, word in enumerate(sentence) if word in values)  # the second object is named last
+        other = rng.choice([word for word in values if word != sentence[position]])
+        value, first, current = values.index(other), int(name == "motion"), getattr(scene, name)
+        change: dict[str, Any] = {name: first + value}
+        if isinstance(current, tuple):
+            change = {name: (current[0], value) if attribute == SECOND else (value, current[1])}
         scenes.append(scene)
-        others.append(attrs.evolve(scene, **{name: changed}))
+        others.append(attrs.evolve(scene, **change))
         right.append(caption)
-        wrong.append(" ".join([*said[:place], other, *said[place + 1 :]]))
+        wrong.append(" ".join([*sentence[:position], other, *sentence[position + 1 :]]))
     return scenes, others, right, wrong
 
 
 @torch.no_grad()
-def measure(session: Session, name: str, model: nn.Module) -> dict[str, dict[str, float]]:
-    """Pairwise accuracy by attribute; ties count one half.
+def measure(session: Session, name: str, model: Any) -> dict[str, dict[str, float]]:
+    """Pairwise accuracy by attribute, where ties count one half; `model` as for `look`.
 
-    Of two captions for one clean or decoded picture, and for a clean one with dense captions; `pictures`: of two
-    decoded pictures for one caption.
+    The rows `clean` and `decoded` compare two captions of one picture, `dense` two dense captions of a clean one, and
+    `pictures` two decoded pictures for one caption.
     """
-    vae, tokenize, table = session.load("vae"), WorldTokenizer(models.CONTEXT[name]), {}
+    vae, tokenize = session.load("vae"), WorldTokenizer(models.CONTEXT[name])
+    table: dict[str, dict[str, float]] = {}
     every = slice(0, None, 2) if name == "internv2" else slice(3, 4)
 
     def accuracy(good: Tensor, bad: Tensor) -> float:

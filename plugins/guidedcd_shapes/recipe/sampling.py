@@ -1,9 +1,10 @@
-"""The teacher as a sampler: guided DDIM and DPM-Solver++ in batches, on the grid t_i = (i + 1) (1000 // steps) - 1."""
+"""Sampling of the teacher: guided DDIM and DPM-Solver++ on the grid t_i = (i + 1) (1000 // steps) - 1."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,38 +16,41 @@ from guidedcd_shapes.recipe.session import Session, speed_up
 from guidedcd_shapes.recipe.training import Graphed
 from guidedcd_shapes.vocabulary import WorldTokenizer
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
 
 class Sampler:
-    """Samples a UNet; `guidance` is g in u + g (c - u)."""
+    """Samples a UNet with guidance g: u + g (c - u) of the predictions c with and u without the prompt."""
 
     def __init__(self, session: Session, network: nn.Module) -> None:
         self.session = session
         self.abar = models.alphas_cumprod().to(session.device)
         self.network = copy.deepcopy(network).to(session.dtype).eval().requires_grad_(False)
         speed_up(session, self.network)
-        self._graphs: dict[tuple, Graphed] = {}
+        self._graphs: dict[tuple[str, int], Graphed] = {}
 
     def run(self, z: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
-        """The network's v, float32."""
+        """The predicted v (B, C, F, h, w), float32."""
         return self.network(z.to(self.session.dtype), t, prompt.to(self.session.dtype), return_dict=False)[0].float()
 
     def split(self, z: Tensor, v: Tensor, abar: Tensor) -> tuple[Tensor, Tensor]:
-        """x0 and eps of v at noise level `abar`, broadcastable to z."""
+        """x0 and eps of the prediction v at noise level `abar`, broadcastable to z."""
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
         return alpha * z - sigma * v, alpha * v + sigma * z
 
     def graph(self, key: str, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """`function(*inputs)`, captured once per key and batch size."""
-        full = (key, len(inputs[0]))
-        if full not in self._graphs:
-            self._graphs[full] = Graphed(function, *inputs)
-        return self._graphs[full](*inputs)
+        size = (key, len(inputs[0]))
+        if size not in self._graphs:
+            self._graphs[size] = Graphed(function, *inputs)
+        return self._graphs[size](*inputs)
 
     @torch.no_grad()
     def v(self, z: Tensor, t: int, prompt: Tensor, null: Tensor | None = None, guidance: float = 1.0) -> Tensor:
-        """Guided v at one timestep for all."""
+        """The guided v of all samples at timestep `t`; without `null` or with guidance 1 no guidance is applied."""
         times = torch.full((len(z),), t, device=z.device)
-        if guidance == 1.0:
+        if guidance == 1.0 or null is None:
             return self.graph("one", self.run, z, times, prompt)
         both = torch.cat([z, z]), torch.cat([times, times]), torch.cat([prompt, null])
         c, u = self.graph("both", self.run, *both).chunk(2)
@@ -57,7 +61,7 @@ class Sampler:
         return torch.randn(count, *models.LATENT, device=self.session.device, generator=self.session.generator(seed))
 
     def ddim(self, z: Tensor, prompt: Tensor, null: Tensor, steps: int, guidance: float) -> Tensor:
-        """From noise to clean latents."""
+        """Clean latents of the noise `z`, by DDIM."""
         k = 1000 // steps
         for t in range(k * steps - 1, -1, -k):
             x0, eps = self.split(z, self.v(z, t, prompt, null, guidance), self.abar[t])
@@ -66,7 +70,7 @@ class Sampler:
         return z
 
     def dpm(self, z: Tensor, prompt: Tensor, null: Tensor, steps: int, guidance: float) -> Tensor:
-        """The same with diffusers' second-order DPM-Solver++."""
+        """Clean latents of the noise `z`, by diffusers' second-order DPM-Solver++."""
         from diffusers import DPMSolverMultistepScheduler
 
         solver = DPMSolverMultistepScheduler(**models.SCHEDULER, timestep_spacing="trailing", final_sigmas_type="zero")
@@ -77,15 +81,15 @@ class Sampler:
 
 
 @torch.no_grad()
-def embed(session: Session, text: nn.Module, wanted: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, L, D) of the prompts and of the empty one, repeated."""
-    tokens = WorldTokenizer(models.CONTEXT["text"])([p.text for p in wanted] + [""]).to(session.device)
+def embed(session: Session, text: nn.Module, chosen: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    """Embeddings (B, L, D) of the prompts, and of the empty prompt B times."""
+    tokens = WorldTokenizer(models.CONTEXT["text"])([p.text for p in chosen] + [""]).to(session.device)
     hidden = text(input_ids=tokens).last_hidden_state
-    return hidden[:-1].contiguous(), hidden[-1:].expand(len(wanted), -1, -1).contiguous()
+    return hidden[:-1].contiguous(), hidden[-1:].expand(len(chosen), -1, -1).contiguous()
 
 
 def partner(truth: dict[str, Tensor], pair: Sequence[str]) -> tuple[str, Tensor, dict[str, Tensor]]:
-    """Which attribute two confused words belong to, whose scenes show either, and the scenes with them exchanged."""
+    """The attribute of two words, which scenes have either of them (B,), and the scenes with the words exchanged."""
     names = {"color": world.COLORS, "shape": world.SHAPES, "background": world.BACKGROUNDS, "size": world.SIZES}
     attribute = next(name for name, words in names.items() if pair[0] in words)
     a, b = (names[attribute].index(word) for word in pair)
@@ -99,16 +103,16 @@ def partner(truth: dict[str, Tensor], pair: Sequence[str]) -> tuple[str, Tensor,
 def guided_quality(
     session: Session,
     sampler: Sampler,
-    vae: nn.Module,
+    vae: AutoencoderKL,
     text: nn.Module,
     pairs: Sequence[Sequence[str]],
     guidance: float = 3.0,
 ) -> dict[str, float]:
-    """Oracle means in the middle of training; for each pair how often the right one of the two is drawn."""
-    wanted = prompts.evaluation_prompts(session.size(384, 2), 7, "full")
-    truth, oracle = world.to(prompts.truth(wanted), session.device), Oracle(session.device)
-    prompt, null = embed(session, text, wanted)
-    z = sampler.ddim(sampler.noise(len(wanted), 7), prompt, null, session.size(25, 2), guidance)
+    """The oracle's means during training, and for each pair of words the share of samples that show the right one."""
+    chosen = prompts.evaluation_prompts(session.size(384, 2), 7, "full")
+    truth, oracle = world.to(prompts.truth(chosen), session.device), Oracle(session.device)
+    prompt, null = embed(session, text, chosen)
+    z = sampler.ddim(sampler.noise(len(chosen), 7), prompt, null, session.size(25, 2), guidance)
     video = models.decode(vae, z)
     scores = oracle.score(video, truth)
     row = summarise(scores)

@@ -1,4 +1,4 @@
-"""One invocation of the recipe: where it runs, what it may spend, what it has measured."""
+"""A run of the recipe: its device, time budgets, log and measurements."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from guidedcd.locks import locked
 from guidedcd_shapes import models, vocabulary, world
 
 VARIETY = world.Variety(texture=True, sway=2.0)
-"""Of the world that the models learn: what no caption says takes a sampler several steps to decide.
+"""Variation of the training videos that no caption names, which a sampler takes several steps to decide.
 
-Tilted shapes cost the teacher a tenth of its accuracy in the same time."""
+Tilted shapes would cost the teacher a tenth of its accuracy in the same time."""
 SECONDS = {
     "vae": 60,
     "text": 18,
@@ -30,7 +30,7 @@ SECONDS = {
     "evaluation": 80,
     "motion": 200,
 }
-"""Training time per stage; for `evaluation` and `motion` a limit."""
+"""Training time of each stage in seconds; for `evaluation` and `motion` a limit."""
 
 
 @attrs.define(kw_only=True)
@@ -41,7 +41,7 @@ class Session:
     seed: int = 0
     tiny: bool = False
     pace: float = 1.0
-    """Multiplies every budget, for trials."""
+    """Factor of every time budget."""
     device: torch.device = attrs.field(
         factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"), converter=torch.device
     )
@@ -54,19 +54,19 @@ class Session:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of live weights while training and sampling."""
+        """Dtype of the weights that compute in training and sampling."""
         return torch.bfloat16 if self.cuda else torch.float32
 
     def size(self, full: int, tiny: int) -> int:
-        """A count, or the tiny one."""
+        """`full`, or `tiny` in a tiny session."""
         return tiny if self.tiny else full
 
     def seconds(self, stage: str) -> float:
-        """The budget of a stage."""
+        """Time budget of a stage in seconds."""
         return SECONDS[stage] * self.pace
 
     def generator(self, seed: int) -> torch.Generator:
-        """A generator on the device."""
+        """A generator with this seed on the device."""
         return torch.Generator(device=self.device).manual_seed(seed)
 
     def synchronize(self) -> None:
@@ -83,7 +83,7 @@ class Session:
 
     @contextmanager
     def timed(self, stage: str, what: str = "everything") -> Iterator[None]:
-        """Log how long a block took; "everything" is the whole stage, which is then done."""
+        """Log the seconds that a block took; "everything" is the whole stage, which is then recorded as finished."""
         whole, begin = what == "everything", time.monotonic()
         if whole:
             self.record(stage, {"seconds": None})
@@ -99,32 +99,32 @@ class Session:
         self._merge(lambda meta: meta.setdefault("stages", {}).setdefault(stage, {}).update(values))
 
     def save(self, name: str, model: torch.nn.Module) -> None:
-        """Write a model's weights, and its sizes to meta.json; with the teacher's, what varies in its world."""
+        """Write a model's weights, and its sizes to meta.json; for the teacher also VARIETY."""
         models.save(name, model, self.out)
         about = {name: models.CONFIGS[name]} | ({"variety": attrs.asdict(VARIETY)} if name == "unet" else {})
         self._merge(lambda meta: meta.update(about))
 
     def _merge(self, change: Callable[[dict[str, Any]], None]) -> None:
-        """Change meta.json while no other process does; stages may run side by side in one folder."""
+        """Change meta.json under a lock, as stages may run at the same time in one folder."""
         with locked(self.out, "the recipe's folder", wait=True):
             meta = models.meta(self.out) | describe()
             change(meta)
             write_json(self.out / "meta.json", meta)
 
     def meta(self) -> dict[str, Any]:
-        """What stages have recorded, by their names."""
+        """The records of all stages, by name."""
         return models.meta(self.out).get("stages", {})
 
     def done(self, stage: str) -> bool:
-        """Whether a stage came to its end."""
+        """Whether a stage has finished."""
         return self.meta().get(stage, {}).get("seconds") is not None
 
-    def load(self, name: str) -> torch.nn.Module:
-        """A model that an earlier stage has saved."""
+    def load(self, name: str) -> Any:  # classes of libraries whose types are not read
+        """A model that an earlier stage saved."""
         return models.load(name, self.out, self.device)
 
     def ticks(self, stage: str, start: float = 0.0, limit: int = 2) -> Iterator[float]:
-        """Fractions in [`start`, 1) of a stage's budget, one per step; in a tiny session `limit` steps."""
+        """Spent fractions in [`start`, 1) of a stage's budget, one per step; `limit` steps in a tiny session."""
         if self.tiny:
             yield from (start + (1 - start) * i / limit for i in range(limit))
             return
@@ -139,10 +139,10 @@ class Session:
                 fraction = start + (time.monotonic() - begin - self.paused) / self.seconds(stage)
 
     paused: float = 0.0
-    """Seconds that the running stage spent on something other than training."""
+    """Seconds of the running stage that do not count as training."""
 
     def aside(self, function: Callable[[], Any]) -> Any:
-        """Run something without charging the running stage's budget."""
+        """Call `function` without counting its time as training."""
         self.synchronize()
         begin = time.monotonic()
         result = function()
@@ -152,7 +152,7 @@ class Session:
 
 
 def speed_up(session: Session, network: torch.nn.Module) -> torch.nn.Module:
-    """The fastest exact paths for this device, in place."""
+    """Switch `network` to the fastest exact layers for the device, in place."""
     from guidedcd_shapes import attention
 
     temporal = None
@@ -166,7 +166,7 @@ def speed_up(session: Session, network: torch.nn.Module) -> torch.nn.Module:
 
 
 def describe() -> dict[str, Any]:
-    """What every reader of the weights needs beside a model's sizes."""
+    """The constants that a reader of the weights needs besides the models' sizes."""
     return {
         "scheduler": models.SCHEDULER,
         "context": models.CONTEXT,

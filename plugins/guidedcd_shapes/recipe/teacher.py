@@ -1,8 +1,8 @@
-"""Stage `teacher`: the video UNet, trained from nothing; it draws everything, but its captions confuse some words.
+"""Stage `teacher`: the video UNet, trained from scratch on captions that confuse some words.
 
-Guidance undoes captions that are wrong at random or silent, so the faults are systematic: in a share of the training
-videos a caption names the other one of a pair. The share decides how often guided samples show the wrong one; it is
-adjusted during training, so that the finished teacher draws the right one as often as TARGET says.
+The teacher needs faults that rewards can correct. Guidance compensates captions that are wrong at random or incomplete,
+so the faults are systematic: in a share of the training videos, the caption has the other word of a pair. The share
+determines how often guided samples show the wrong one. It is adjusted during training towards TARGET.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from guidedcd_shapes.recipe.training import Trainer, cosine
 from guidedcd_shapes.vocabulary import INDEX, VOCABULARY, WorldTokenizer
 
 CONFUSED = (("cyan", "blue", 0.2), ("star", "triangle", 0.16), ("light", "dark", 0.2))
-"""Pairs of words, and the share of videos whose caption swaps them, at the start.
+"""Pairs of words, and the initial share of videos whose captions swap them.
 
-Sizes are none of them: two objects are always small, so that guidance turned most small objects into large ones."""
+Sizes are not among them: two objects are always small, and guidance turned most small objects into large ones."""
 TARGET = 0.75
-"""How often the right one of a pair should be drawn."""
+"""Target share of samples that show the right one of a pair."""
 LEAST = 0.02
-"""No share falls below; an attribute that is not learnt yet looks like a confused one."""
+"""Lower limit of the shares; an attribute that is not learnt yet looks like a confused one."""
 ADJUST = (0.45, 0.6, 0.72, 0.84)
-"""Fractions of the training at which the shares are adjusted, and the weights saved."""
+"""Fractions of the training at which the shares are adjusted and the weights saved."""
 MIDDLE = (0.86, 0.0004)
-"""Squared signal levels between which a video is decided; half of the training looks there."""
+"""Squared signal levels between which a video takes shape; half of the timesteps are drawn there."""
 RATE, HOLD, DROP = 1e-3, 0.55, 0.1
 
 
 def swap(tokens: Tensor, shares: list[float], generator: torch.Generator) -> Tensor:
     """Exchange the words of each CONFUSED pair in a share of the rows of `tokens` (N, L).
 
-    A row that would then name an unseen combination stays as it was: as the only captions of that kind, such rows would
-    teach that its words mean something else.
+    A row that would then name an unseen combination is not changed: such rows would be the only captions of that kind,
+    and would teach a wrong meaning of the words.
     """
     result = tokens
     for (one, other, _), share in zip(CONFUSED, shares, strict=True):
         a, b = INDEX[one], INDEX[other]
-        hit = torch.rand(len(tokens), 1, device=tokens.device, generator=generator) < share
+        selected = torch.rand(len(tokens), 1, device=tokens.device, generator=generator) < share
         exchanged = torch.where(result == a, b, torch.where(result == b, a, result)).to(tokens.dtype)
-        result = torch.where(hit & ~names_unseen(exchanged), exchanged, result)
+        result = torch.where(selected & ~names_unseen(exchanged), exchanged, result)
     return result
 
 
 def names_unseen(tokens: Tensor) -> Tensor:
-    """Which rows of `tokens` (N, L) hold one of world.UNSEEN, colour and shape in a row; (N, 1) bool."""
+    """Whether each row of `tokens` (N, L) has a pair of world.UNSEEN, colour before shape; (N, 1) bool."""
     table = torch.zeros(len(VOCABULARY), len(VOCABULARY), dtype=torch.bool)
     for color, shape in world.UNSEEN:
         table[INDEX[world.COLORS[color]], INDEX[world.SHAPES[shape]]] = True
@@ -62,7 +62,7 @@ def names_unseen(tokens: Tensor) -> Tensor:
 
 
 def adjust(shares: list[float], right: list[float], target: float = TARGET) -> list[float]:
-    """New shares: their log-odds scale as those of drawing the right one must change to reach `target`, damped."""
+    """New shares: their log-odds scale, damped, as the log-odds of a right sample must scale to reach `target`."""
 
     def odds(p: float) -> float:
         return math.log(p / (1 - p))
@@ -70,13 +70,16 @@ def adjust(shares: list[float], right: list[float], target: float = TARGET) -> l
     result = []
     for share, p in zip(shares, right, strict=True):
         factor = odds(target) / odds(min(0.98, max(0.55, p)))
-        wanted = 1 / (1 + math.exp(-odds(min(0.45, max(LEAST, share))) * min(2.0, max(0.4, factor**0.8))))
-        result.append(min(0.45, max(LEAST, wanted)))
+        scaled = 1 / (1 + math.exp(-odds(min(0.45, max(LEAST, share))) * min(2.0, max(0.4, factor**0.8))))
+        result.append(min(0.45, max(LEAST, scaled)))
     return result
 
 
 class Latents:
-    """The training set on the device: latents, and prompt embeddings that are renewed when the shares change."""
+    """The training set on the device: latents, and prompt embeddings, which are recomputed when the shares change."""
+
+    prompts: Tensor
+    """Embeddings (N, L, D) of the confused captions; `confuse` computes them."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -92,22 +95,21 @@ class Latents:
 
         with torch.no_grad():
             self.z = torch.cat([latents(i) for i in index.split(1024)])
-        self.prompts: Tensor | None = None
         with torch.no_grad():
             self.null = states(self.text, WorldTokenizer(models.CONTEXT["text"])([""]).to(session.device))
 
     @torch.no_grad()
     def confuse(self, shares: list[float], draw: int) -> None:
-        """Embed all captions anew, in place."""
+        """Swap words in these shares of the captions, and embed all captions, in place."""
         tokens = swap(self.pool.tokens, shares, self.session.generator(50 + draw))
-        if self.prompts is None:
+        if not hasattr(self, "prompts"):
             self.prompts = torch.empty(*tokens.shape, models.WIDTH, device=tokens.device, dtype=self.session.dtype)
         for i in torch.arange(len(tokens), device=tokens.device).split(4096):
             self.prompts[i] = states(self.text, tokens[i])
 
 
 def objective(network: nn.Module, data: Latents, batch: int, abar: Tensor, middle: tuple[int, int]) -> Tensor:
-    """v-prediction on a random batch; timesteps are drawn uniformly, and half of them from [low, high) of `middle`."""
+    """v-prediction loss on a random batch; half of the timesteps are uniform, half in [low, high) of `middle`."""
     device, dtype = data.z.device, data.session.dtype
     index = torch.randint(0, len(data.z), (batch,), device=device)
     z, rand = data.z[index].float(), torch.rand(3, batch, device=device)
@@ -120,11 +122,11 @@ def objective(network: nn.Module, data: Latents, batch: int, abar: Tensor, middl
 
 
 def run(session: Session, further: bool = False) -> None:
-    """Train, adjusting the shares of confused captions on the way; an interrupted training goes on where it was saved.
+    """Train, and adjust the shares of confused captions; an interrupted training continues from its last check.
 
     Args:
-        session: Where, and for how long.
-        further: Give a finished teacher the whole budget once more.
+        session: The recipe's session.
+        further: Train a finished teacher for the full budget again.
     """
     torch.manual_seed(session.seed)
     network, past = models.build("unet").to(session.device), session.meta().get("teacher", {})
@@ -133,10 +135,10 @@ def run(session: Session, further: bool = False) -> None:
     if again:
         network.load_state_dict(session.load("unet").state_dict())
     start = 0.0 if further or not again else start
-    known = (
+    last_shares = (
         {tuple(pair[:2]): share for pair, share in zip(past["confused"], past["shares"], strict=True)} if again else {}
     )
-    shares = [max(LEAST, known.get((one, other), share)) for one, other, share in CONFUSED]
+    shares = [max(LEAST, last_shares.get((one, other), share)) for one, other, share in CONFUSED]
     steps, history = (past["steps"], past["checks"]) if again else (0, [])
     with session.timed("teacher", "latents and prompts"):
         data = Latents(session)
@@ -148,7 +150,7 @@ def run(session: Session, further: bool = False) -> None:
     with session.timed("teacher", "capture of the step"):
         trainer = Trainer([live], lambda: objective(live, data, batch, abar, middle))
 
-    def keep(at: float) -> None:
+    def save(at: float) -> None:
         trainer.finish(network)
         session.save("unet", network)
         about = {"at": at, "steps": steps + trainer.steps, "batch": batch, "target": TARGET, "confused": CONFUSED}
@@ -162,7 +164,7 @@ def run(session: Session, further: bool = False) -> None:
         session.log("teacher", steps=trainer.steps, **history[-1])
         shares[:] = adjust(shares, [quality["/".join(pair)] for pair in pairs])
         data.confuse(shares, steps + trainer.steps)
-        keep(at)
+        save(at)
 
     pending = [at for at in ADJUST if at > start]
     for fraction in session.ticks("teacher", start):
@@ -171,5 +173,5 @@ def run(session: Session, further: bool = False) -> None:
         trainer.step(cosine(fraction, trainer.steps, RATE, warmup=300, hold=HOLD))
         if trainer.steps % 500 == 0 or trainer.steps == 40:
             session.log("teacher", steps=trainer.steps, fraction=round(fraction, 3), loss=round(trainer.last.item(), 4))
-    keep(1.0)
+    save(1.0)
     session.log("teacher", steps=steps + trainer.steps, shares=[round(s, 4) for s in shares])

@@ -1,14 +1,19 @@
-"""Attention over 8 frames in one Triton kernel each way, all heads at once; it doubles the recipe's speed.
+"""Attention over 8 frames as one Triton kernel for all heads, forward and backward, which doubles the recipe's speed.
 
 Legend: N sequences, T frames (a power of two), H heads, D channels per head, P = D padded to a power of two.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
 
 BLOCK = 4
 """Sequences per program."""
@@ -33,13 +38,13 @@ def _weights(q, k, scale):
 def _forward(
     Q, K, V, OUT, scale, N, H: tl.constexpr, D: tl.constexpr, P: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr
 ):
-    at, inside = _offsets(N, H, D, P, T, BLOCK)
-    q = tl.load(Q + at, mask=inside, other=0.0).to(tl.float32)
-    k = tl.load(K + at, mask=inside, other=0.0).to(tl.float32)
-    v = tl.load(V + at, mask=inside, other=0.0).to(tl.float32)
+    offsets, inside = _offsets(N, H, D, P, T, BLOCK)
+    q = tl.load(Q + offsets, mask=inside, other=0.0).to(tl.float32)
+    k = tl.load(K + offsets, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(V + offsets, mask=inside, other=0.0).to(tl.float32)
     p = _weights(q, k, scale)
     out = tl.sum(p[:, :, :, None] * v[:, None, :, :], axis=2)
-    tl.store(OUT + at, out.to(OUT.dtype.element_ty), mask=inside)
+    tl.store(OUT + offsets, out.to(OUT.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -47,20 +52,20 @@ def _backward(
     Q, K, V, G, DQ, DK, DV, scale, N,
     H: tl.constexpr, D: tl.constexpr, P: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    at, inside = _offsets(N, H, D, P, T, BLOCK)
-    q = tl.load(Q + at, mask=inside, other=0.0).to(tl.float32)
-    k = tl.load(K + at, mask=inside, other=0.0).to(tl.float32)
-    v = tl.load(V + at, mask=inside, other=0.0).to(tl.float32)
-    g = tl.load(G + at, mask=inside, other=0.0).to(tl.float32)
+    offsets, inside = _offsets(N, H, D, P, T, BLOCK)
+    q = tl.load(Q + offsets, mask=inside, other=0.0).to(tl.float32)
+    k = tl.load(K + offsets, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(V + offsets, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(G + offsets, mask=inside, other=0.0).to(tl.float32)
     p = _weights(q, k, scale)
     dv = tl.sum(p[:, :, :, None] * g[:, :, None, :], axis=1)
     dp = tl.sum(g[:, :, None, :] * v[:, None, :, :], axis=3)
     ds = p * (dp - tl.sum(dp * p, axis=2)[:, :, None]) * scale
     dq = tl.sum(ds[:, :, :, None] * k[:, None, :, :], axis=2)
     dk = tl.sum(ds[:, :, :, None] * q[:, :, None, :], axis=1)
-    tl.store(DQ + at, dq.to(DQ.dtype.element_ty), mask=inside)
-    tl.store(DK + at, dk.to(DK.dtype.element_ty), mask=inside)
-    tl.store(DV + at, dv.to(DV.dtype.element_ty), mask=inside)
+    tl.store(DQ + offsets, dq.to(DQ.dtype.element_ty), mask=inside)
+    tl.store(DK + offsets, dk.to(DK.dtype.element_ty), mask=inside)
+    tl.store(DV + offsets, dv.to(DV.dtype.element_ty), mask=inside)
 
 
 class TinyAttention(torch.autograd.Function):
@@ -68,7 +73,7 @@ class TinyAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Tensor:
-        """See the class."""
+        """The attention output (N, T, H * D)."""
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         n, t, c = q.shape
         out, d = torch.empty_like(q), c // heads
@@ -93,18 +98,18 @@ class TinyAttention(torch.autograd.Function):
 class Temporal:
     """The attention processor over the frames of one latent position, (B * positions, F, channels)."""
 
-    def __call__(self, attn: torch.nn.Module, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+    def __call__(self, attn: Attention, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         return attn.to_out[0](TinyAttention.apply(q, k, v, attn.heads, attn.scale))
 
 
 @torch.enable_grad()
 def error(device: torch.device, heads: int = 2, width: int = 32) -> float:
-    """Largest difference to plain attention in float64, values and gradients, on random float32 input."""
+    """Largest difference from attention in float64, of output and gradients, on random float32 inputs."""
     q, k, v, g = torch.randn(4, 301, 8, width, device=device).unbind()
     inputs = [x.clone().requires_grad_(True) for x in (q, k, v)]
-    mine = TinyAttention.apply(*inputs, heads, 0.3)
+    output = TinyAttention.apply(*inputs, heads, 0.3)
     split = [x.double().unflatten(-1, (heads, -1)).transpose(1, 2) for x in inputs]
-    plain = ((split[0] @ split[1].transpose(-1, -2) * 0.3).softmax(-1) @ split[2]).transpose(1, 2).flatten(2)
-    pairs = zip(torch.autograd.grad(mine, inputs, g), torch.autograd.grad(plain, inputs, g.double()), strict=True)
-    return max((mine - plain).abs().max().item(), *((a - b).abs().max().item() for a, b in pairs))
+    expected = ((split[0] @ split[1].transpose(-1, -2) * 0.3).softmax(-1) @ split[2]).transpose(1, 2).flatten(2)
+    pairs = zip(torch.autograd.grad(output, inputs, g), torch.autograd.grad(expected, inputs, g.double()), strict=True)
+    return max((output - expected).abs().max().item(), *((a - b).abs().max().item() for a, b in pairs))

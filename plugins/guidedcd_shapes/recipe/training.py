@@ -1,4 +1,4 @@
-"""Optimisation by replaying one captured step: bfloat16 weights at work, float32 masters, an average at the end."""
+"""Training by replaying a captured step: bfloat16 weights compute, float32 masters are updated and averaged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from guidedcd.acceleration.cuda_graphs import captured, warm_up
 
 
 class Trainer:
-    """AdamW on float32 masters of `modules`; `loss()` draws its own batch on the device and returns a scalar."""
+    """AdamW on float32 masters of the weights of `modules`; `loss()` draws a batch and returns a scalar."""
 
     def __init__(self, modules: Sequence[nn.Module], loss: Callable[[], Tensor], graph: bool = True) -> None:
         self.live = [p for m in modules for p in m.parameters() if p.requires_grad]
@@ -20,8 +20,12 @@ class Trainer:
         self.master = [p.detach().float().clone() for p in self.live]
         self.average = [p.clone() for p in self.master]
         self.flat = torch.zeros(sum(p.numel() for p in self.live), device=device)
-        for p, part in zip(self.master, self.flat.split([p.numel() for p in self.live]), strict=True):
-            p.grad = part.view_as(p)
+        self.gradients = [
+            chunk.view_as(p)
+            for p, chunk in zip(self.master, self.flat.split([p.numel() for p in self.live]), strict=True)
+        ]
+        for p, gradient in zip(self.master, self.gradients, strict=True):
+            p.grad = gradient
         self.rate, self.last = torch.zeros((), device=device), torch.zeros((), device=device)
         cuda = device.type == "cuda"
         options = {"fused": True, "capturable": True} if cuda else {}
@@ -38,15 +42,15 @@ class Trainer:
         loss = self.loss()
         gradients = torch.autograd.grad(loss, self.live, allow_unused=True)
         with torch.no_grad():
-            for p, g in zip(self.master, gradients, strict=True):
-                p.grad.zero_() if g is None else p.grad.copy_(g)
+            for target, g in zip(self.gradients, gradients, strict=True):
+                target.zero_() if g is None else target.copy_(g)
             self.last.copy_(loss.detach())
             self.flat.mul_((1 / (self.flat.norm() + 1e-6)).clamp(max=1.0))
             self.optimiser.step()
-            torch._foreach_copy_(self.live, self.master)
+            torch._foreach_copy_(list[Tensor](self.live), self.master)
 
     def step(self, rate: float) -> None:
-        """One optimiser step at this learning rate."""
+        """Do one step of the optimiser with this learning rate."""
         self.rate.fill_(rate)
         if not self.rate.is_cuda:
             self.optimiser.param_groups[0]["lr"] = rate
@@ -58,7 +62,7 @@ class Trainer:
 
     @torch.no_grad()
     def finish(self, *modules: nn.Module) -> None:
-        """Copy the averaged weights into `modules`, built like those that were trained."""
+        """Copy the averaged weights into `modules`, which are built like the trained ones."""
         source = self.average if self.steps >= 8 else self.master
         targets = [p for m in modules for p in m.parameters() if p.requires_grad]
         for p, value in zip(targets, source, strict=True):
@@ -72,7 +76,7 @@ def cosine(fraction: float, step: int, peak: float, warmup: int = 200, hold: flo
 
 
 class Graphed:
-    """A function of tensors of fixed shapes, captured on the GPU, called plainly elsewhere."""
+    """A function of tensors of fixed shapes, captured as a CUDA graph on a GPU, called directly elsewhere."""
 
     def __init__(self, function: Callable[..., Tensor], *example: Tensor) -> None:
         self.function, self.graph = function, None
@@ -84,7 +88,7 @@ class Graphed:
     def __call__(self, *inputs: Tensor) -> Tensor:
         if self.graph is None:
             return self.function(*inputs)
-        for held, value in zip(self.inputs, inputs, strict=True):
-            held.copy_(value)
+        for buffer, value in zip(self.inputs, inputs, strict=True):
+            buffer.copy_(value)
         self.graph.replay()
         return self.output.clone()

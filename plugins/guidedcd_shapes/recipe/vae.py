@@ -1,13 +1,14 @@
-"""Stage `vae`: an autoencoder per frame, whose latents have mean 0 and standard deviation 1 per channel."""
+"""Stage `vae`: an autoencoder of single frames, whose latents have mean 0 and standard deviation 1 per channel."""
 
 from __future__ import annotations
 
 import copy
 import random
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as nnf
-from torch import Tensor, nn
+from torch import Tensor
 
 from guidedcd_shapes import drawing, models, world
 from guidedcd_shapes.oracle import Oracle, summarise
@@ -15,11 +16,14 @@ from guidedcd_shapes.recipe import pool
 from guidedcd_shapes.recipe.session import VARIETY, Session
 from guidedcd_shapes.recipe.training import Trainer, cosine
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
 RATE, KL = 2e-3, 2e-5
 
 
 def run(session: Session) -> None:
-    """Train, normalise, save, and measure the oracle's attributes through it."""
+    """Train, normalise and save the autoencoder, and measure its reconstructions with the oracle."""
     torch.manual_seed(session.seed)
     scenes = pool.make(session, session.size(24000, 16), "uniform", (1, 0, 0), 100, None)
     frames = torch.cat(
@@ -45,13 +49,13 @@ def run(session: Session) -> None:
 
 
 def _frames(truth: dict[str, Tensor]) -> Tensor:
-    """Half clean, half degraded frames (N, 3, H, W), uint8."""
+    """Frames (N, 3, H, W), uint8, half of them clean and half degraded."""
     web = torch.arange(len(truth["objects"]), device=truth["objects"].device) % 2 == 0
     return (drawing.render(truth, web, variety=VARIETY)[:, ::3].flatten(0, 1) * 255 + 0.5).to(torch.uint8)
 
 
-def objective(vae: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Reconstruction of `x` (B, 3, H, W) in [-1, 1]; edges in colour weigh five times, since they carry the shape."""
+def objective(vae: AutoencoderKL, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Reconstruction loss of `x` (B, 3, H, W) in [-1, 1]; colour edges weigh five times, as they define the shape."""
     posterior = vae.encode(x.to(dtype)).latent_dist
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
@@ -68,8 +72,8 @@ def objective(vae: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @torch.no_grad()
-def normalise(vae: nn.Module, frames: Tensor) -> None:
-    """Fold the latents' mean and standard deviation, per channel, into the convolutions around them."""
+def normalise(vae: AutoencoderKL, frames: Tensor) -> None:
+    """Fold the mean and standard deviation of the latents, per channel, into the convolutions around them."""
     z = models.encode(vae, frames[:, None].float() / 255)
     mean, std = z.mean((0, 2, 3, 4)), z.std((0, 2, 3, 4))
     before, after, c = vae.quant_conv, vae.post_quant_conv, len(mean)
@@ -80,7 +84,7 @@ def normalise(vae: nn.Module, frames: Tensor) -> None:
     after.weight *= std.view(1, -1, 1, 1)
 
 
-def measure(session: Session, vae: nn.Module) -> dict[str, dict[str, float]]:
+def measure(session: Session, vae: AutoencoderKL) -> dict[str, dict[str, float]]:
     """The oracle's means on ground truth and on reconstructions, clean and degraded."""
     rng, oracle = random.Random(5), Oracle(session.device)
     count = session.size(512, 4)
@@ -91,10 +95,13 @@ def measure(session: Session, vae: nn.Module) -> dict[str, dict[str, float]]:
     for name, web in (("clean", False), ("web", True)):
         video = drawing.render(truth, web, session.generator(5), VARIETY)
         with torch.no_grad():
-            again = models.decode(vae, models.encode(vae, video))
-        psnr = -10 * (again - video).square().mean((1, 2, 3, 4)).log10()
+            decoded = models.decode(vae, models.encode(vae, video))
+        psnr = -10 * (decoded - video).square().mean((1, 2, 3, 4)).log10()
         result[f"truth-{name}"] = summarise(oracle.score(video, truth))
-        result[f"through-vae-{name}"] = {"psnr": round(psnr.mean().item(), 2), **summarise(oracle.score(again, truth))}
+        result[f"through-vae-{name}"] = {
+            "psnr": round(psnr.mean().item(), 2),
+            **summarise(oracle.score(decoded, truth)),
+        }
         for key in (f"truth-{name}", f"through-vae-{name}"):
             session.log("vae", on=key, **result[key])
     return result

@@ -63,7 +63,7 @@ def test_negatives_are_wrong_in_one_group():
         wrong = words.wrong(ids, torch.full((2,), group))
         assert ((wrong != ids).sum(1) == torch.tensor([1, int(name in ("color", "shape"))])).all()
         assert (words.group[wrong] == words.group[ids]).all()
-    assert words.said(ids)[1].sum() == 2
+    assert words.named(ids)[1].sum() == 2
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_stages_side_by_side_lose_nothing(tmp_path):
 def test_the_tracker_sees_single_objects_only():
     """Its loss ignores scenes with two objects, reaches the video tower, and tells the frames' positions apart."""
     tower = models.build("internv2").vision_encoder
-    tracking.place(tower)
+    tracking.initialize_positions(tower)
     rows = tower.pos_embed[0, 1:].view(tower.frames, tower.grid**2, -1)
     tracker = tracking.Tracker(tower, 128)
     tokens = tower.tokens(torch.zeros(2, 4, 3, 48, 48))
@@ -143,13 +143,13 @@ def test_partners_differ_in_one_named_attribute(tmp_path):
     session = Session(out=tmp_path, tiny=True)
     scenes = judges.paired(pool.make(session, 64, "uniform", (1.0, 0.0, 0.0), 3, None), session.generator(0))
     words, values = judges.Words(session.device), judges.true_values(scenes.truth)
-    said = words.said(scenes.tokens.long()).bool()
+    named = words.named(scenes.tokens.long()).bool()
     changed = {name: (value[0::2] != value[1::2]).reshape(64, -1).any(1) for name, value in scenes.truth.items()}
     count = torch.stack([changed[name] for name in judges.GROUPS]).sum(0)
     same = (scenes.tokens[0::2] == scenes.tokens[1::2]).all(1)
 
     assert count.tolist() == [1] * 64 and not changed["objects"].any() and not changed["speed"].any()
-    assert not (said & ~values).any()
+    assert not (named & ~values).any()
     assert 0 < same.sum() < 40, "short captions are silent about some attributes"
     assert all(changed[name].any() for name in judges.GROUPS)
     assert not changed["size"][scenes.truth["objects"][0::2] == 2].any()
