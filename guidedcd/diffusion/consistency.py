@@ -13,7 +13,7 @@ from torch import Tensor
 from guidedcd.diffusion.schedule import NoiseSchedule
 
 Network = Callable[..., Tensor]
-"""Called as network(z, t, cond, omega, lambdas), says what a denoiser says."""
+"""Called as network(z, t, cond, omega, lambdas); returns the prediction, like z."""
 
 
 def distance(
@@ -31,33 +31,46 @@ def distance(
     loss: str = "huber",
     huber_c: float = 0.001,
 ) -> tuple[Tensor, Tensor]:
-    """Distance between f(z, t) and f(z', t'), the second without gradient.
+    """The consistency loss (Algorithm 2): the distance of f(z, t) to f(z', t'), the second without gradient.
 
     Args:
         student: The network in training.
         schedule: Noise levels; f = c_skip z + c_out x0.
         z: Noisy latents (B, C, F, H, W) at `t` (B,).
-        t: Training timesteps.
-        z_next: The teacher's guided step from `z`, like `z`, at `t_next` (B,).
-        t_next: Where the step ends.
+        t: Training timesteps (B,), int64.
+        z_next: The teacher's guided step from `z`, like `z`, at `t_next`.
+        t_next: The timesteps (B,) at which the step ends.
         cond: Conditioning with first dimension B.
         omega: Guidance strength (B,).
         lambdas: Energy inputs (B, E), the same for both sides, or None for a student without energies.
         target: Another network for the second side; None takes the student itself.
         loss: "huber" for mean(sqrt(d^2 + c^2) - c), "l2" for mean(d^2), in float32 at least.
-        huber_c: The constant c.
+        huber_c: The constant c of the pseudo-Huber loss, above 0.
 
     Returns:
-        (loss scalar, f(z, t) like `z`).
+        The loss, a scalar, and f(z, t), like `z`.
+
+    Raises:
+        ValueError: The loss is unknown.
     """
     f = schedule.consistency(z, student(z, t, cond, omega, lambdas), t)
     with torch.no_grad():
-        wanted = schedule.consistency(z_next, (target or student)(z_next, t_next, cond, omega, lambdas), t_next)
-    return gap(f, wanted, loss, huber_c), f
+        goal = schedule.consistency(z_next, (target or student)(z_next, t_next, cond, omega, lambdas), t_next)
+    return gap(f, goal, loss, huber_c), f
 
 
 def gap(one: Tensor, other: Tensor, loss: str, huber_c: float) -> Tensor:
-    """Mean distance of two tensors of one shape: "huber" or "l2" as in `distance`, in float32 at least."""
+    """The mean distance of two tensors of one shape, a scalar, at least float32.
+
+    Args:
+        one: Any shape.
+        other: Like `one`.
+        loss: "huber" or "l2", as in `distance`.
+        huber_c: The constant c.
+
+    Raises:
+        ValueError: The loss is unknown.
+    """
     dtype = torch.promote_types(one.dtype, torch.float32)
     squares = (one.to(dtype) - other.to(dtype)).square()
     if loss == "huber":

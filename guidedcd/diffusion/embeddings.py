@@ -12,10 +12,11 @@ EMBEDDING = 256
 
 
 def guidance_scale_embedding(w: Tensor, dim: int = EMBEDDING, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Sinusoids of 1000 w, sines first, frequencies 1e4^(-j / (dim // 2 - 1)); (B,) to (B, dim), zero-padded if odd.
+    """Sinusoids of 1000 w as in LCM: (B,) to (B, dim), sines first, zero-padded if `dim` is odd.
 
-    Computed in `dtype`, float32 by default whatever the network's: bfloat16 phases would be another embedding. A last
-    bit of a frequency moves a phase by 1e-3, so frequencies come from the CPU wherever `w` is, the same on any device.
+    Frequencies are 1e4^(-j / (dim // 2 - 1)). They are computed in `dtype`, float32 by default for any network, because
+    bfloat16 phases would give another embedding. One bit of a frequency moves a phase by 1e-3, so frequencies are
+    computed on the CPU and are the same for every device.
     """
     # Without the cache on the meta device: a first and a second estimate of memory must count the same tensors.
     frequencies = _frequencies.__wrapped__ if w.is_meta else _frequencies
@@ -33,15 +34,18 @@ def _frequencies(half: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def guidance_embedding(omega: Tensor | None, lambdas: Tensor | None = None) -> Tensor | None:
-    """What `cond_proj` is given (B, 256 or 256 + 256 E), float32; None without omega.
+    """The input of `cond_proj`: (B, 256), or (B, 256 + 256 E) with energies, float32; None without omega.
 
     Args:
         omega: Guidance strength (B,), embedded as it is.
-        lambdas: Energy inputs (B, E), see `guidance.lambda_input`; 0 is an input too, None is "not told".
+        lambdas: Energy inputs (B, E), see `guidance.lambda_input`; None leaves them out, which differs from 0.
+
+    Raises:
+        ValueError: There are lambdas without omega.
     """
     if omega is None:
         if lambdas is not None:
-            raise ValueError("lambdas need omega: a network that is told energies is told omega as well")
+            raise ValueError("lambdas need omega: a network with energy inputs needs omega as well")
         return None
-    parts = [omega] if lambdas is None else [omega, *lambdas.unbind(dim=1)]
-    return torch.cat([guidance_scale_embedding(part) for part in parts], dim=1)
+    inputs = [omega] if lambdas is None else [omega, *lambdas.unbind(dim=1)]
+    return torch.cat([guidance_scale_embedding(value) for value in inputs], dim=1)

@@ -1,4 +1,4 @@
-"""The one place where classifier-free guidance and energy gradients meet a prediction.
+"""Guided solver steps: classifier-free guidance and energy gradients applied to a prediction (Algorithm 1).
 
 Legend: B batch; a term is (score like z, strength (B,)), where score is the gradient of an energy with respect to z.
 
@@ -29,7 +29,7 @@ Term = tuple[Tensor, Tensor]
 
 @attrs.frozen(eq=False)
 class TeacherStep:
-    """Where a guided step of the teacher begins, and the network's two predictions there."""
+    """The start of a guided step of the teacher, and the network's two predictions there."""
 
     z: Tensor
     """Noisy latents at `t` (B, C, F, H, W)."""
@@ -50,7 +50,7 @@ class TeacherStep:
 
 @attrs.frozen
 class Rule:
-    """How a gradient enters a step; see the module."""
+    """How the gradient of an energy enters a step; the module's docstring has the formulas."""
 
     kind: str = "official"
     """One of "official", "eps" and "paper-literal"."""
@@ -62,41 +62,64 @@ OFFICIAL = Rule()
 """As in the released training code."""
 
 SMALLEST_ALPHA = 1e-3
-"""Below this signal level x0 is not determined by eps; only a zero-terminal-SNR schedule goes there."""
+"""The smallest signal level at which eps determines x0; only zero-terminal-SNR schedules go below."""
 
 
 def combine(o_c: Tensor, o_u: Tensor, omega: Tensor) -> Tensor:
-    """Classifier-free guidance o_c + omega (o_c - o_u), like `o_c`; `omega` (B,), diffusers' guidance_scale - 1."""
+    """Classifier-free guidance, o_c + omega (o_c - o_u), like `o_c`; omega (B,) is diffusers' guidance_scale - 1."""
     return o_c + expand(omega, o_c) * (o_c - o_u)
 
 
 def window(index: Tensor, steps: int, fraction: float) -> Tensor:
-    """Whether a step from grid index (B,) is guided: index >= (1 - fraction) * steps, bool (B,).
+    """Whether the step from each grid index is guided: index >= (1 - fraction) * steps.
 
-    The index is the step's source; the comparison is in float32, as in the released training code.
+    The comparison is in float32, as in the released training code.
+
+    Args:
+        index: Grid indices (B,) from which the steps start, 0 the cleanest.
+        steps: Number of grid points.
+        fraction: The noisiest fraction of the grid that is guided, in [0, 1].
+
+    Returns:
+        Bool (B,).
     """
     threshold = torch.tensor((1 - fraction) * steps, dtype=torch.float32, device=index.device)
     return index.to(torch.float32) >= threshold
 
 
 def guided_from(fraction: float, steps: int) -> int:
-    """The smallest guided index of a grid of `steps`; `steps` when no step is guided."""
+    """The smallest guided index of a grid of `steps` points; `steps` if no step is guided."""
     return int((~window(torch.arange(steps), steps, fraction)).sum())
 
 
-def draw_index(place: Any, steps: int, part: tuple[float, float]) -> Any:
-    """Solver indices of evenly spread places in [0, `steps`), numbers or an array, squeezed into `part` of the grid."""
-    low, high = part
-    return numpy.minimum((low * steps + (high - low) * place).astype(int), steps - 1)
+def draw_index(position: Any, steps: int, noise_range: tuple[float, float]) -> Any:
+    """The solver indices of positions in [0, `steps`), a number or an array, after scaling them into a noise range.
+
+    Args:
+        position: Where a draw lies on the grid, in [0, `steps`).
+        steps: Number of grid points.
+        noise_range: The part of the grid that is used, as two fractions of it, ascending, in [0, 1].
+
+    Returns:
+        Integers in [0, `steps` - 1], shaped like `position`.
+    """
+    low, high = noise_range
+    return numpy.minimum((low * steps + (high - low) * position).astype(int), steps - 1)
 
 
 def lambda_input(strength: Tensor, relative: bool = False) -> Tensor:
-    """The number a student is told: scale / 1e4, or relative / 6, so that 500 and 0.3 both become 0.05."""
+    """A student's energy input: scale / 1e4, or relative / 6, so that 500 and 0.3 both become 0.05; like `strength`."""
     return strength / 6 if relative else strength / 1e4
 
 
 def noise_factor(schedule: NoiseSchedule, t: Tensor, name: str, like: Tensor) -> Tensor:
-    """The factor k (B, 1, ...) in `like`'s dtype: "official" sqrt(1 - sqrt(abar)), "sqrt-one-minus" sqrt(1 - abar)."""
+    """The factor k at `t` (B,), shaped (B, 1, ...), in the dtype of `like`.
+
+    It is sqrt(1 - sqrt(abar)) for "official" and sqrt(1 - abar) for "sqrt-one-minus".
+
+    Raises:
+        ValueError: The name is unknown.
+    """
     alpha, sigma = schedule.alpha_sigma(t)
     if name == "official":
         return (1 - expand(alpha, like)).sqrt()
@@ -108,7 +131,7 @@ def noise_factor(schedule: NoiseSchedule, t: Tensor, name: str, like: Tensor) ->
 def guided_prediction(
     schedule: NoiseSchedule, step: TeacherStep, terms: Sequence[Term] = (), rule: Rule = OFFICIAL
 ) -> tuple[Tensor, Tensor]:
-    """The guided (x0, eps), each like `z`, that a solver step combines; "paper-literal" leaves both alone.
+    """The guided (x0, eps), each like `z`, that a solver step combines; "paper-literal" changes neither.
 
     Arguments as in `guided_step`.
     """
@@ -132,22 +155,22 @@ def guided_step(
     terms: Sequence[Term] = (),
     rule: Rule = OFFICIAL,
 ) -> Tensor:
-    """One step of the teacher's guided ODE, the target side of distillation (Algorithm 1).
+    """One step of the teacher's guided ODE, which gives the target of distillation (Algorithm 1).
 
     Args:
         schedule: Noise levels.
-        step: Where the step begins, with the teacher's predictions there.
-        t_next: Where it ends (B,).
-        terms: Gradients of energies with their strengths; where a strength is 0 the gradient is not read.
+        step: The start of the step, with the teacher's predictions.
+        t_next: The timesteps (B,) at which the step ends.
+        terms: Gradients of energies with their strengths; gradients of strength 0 are ignored.
         rule: How the gradients enter.
 
     Returns:
         Latents at `t_next`, like `z`.
 
     Raises:
-        ValueError: The rule or its noise factor has no such kind.
+        ValueError: The rule or its noise factor is unknown.
     """
-    z_next = schedule.step(*guided_prediction(schedule, step, terms, rule), t_next)
+    z_next = schedule.ddim_step(*guided_prediction(schedule, step, terms, rule), t_next)
     return z_next + _push(step.z, terms) if terms and rule.kind == "paper-literal" else z_next
 
 
@@ -159,7 +182,7 @@ def guidance_term(
 
 
 def _push(z: Tensor, terms: Sequence[Term]) -> Tensor:
-    # `where` rather than a product: a masked score may hold anything, infinities included.
+    # `where` rather than a product, because a masked score may contain anything, infinities included.
     pushes = [torch.where(expand(s, z) != 0, expand(s, z) * score.to(z.dtype), 0.0) for score, s in terms]
     return cast(Tensor, sum(pushes))  # 0 only without terms, which no caller passes
 

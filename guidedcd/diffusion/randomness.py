@@ -1,4 +1,4 @@
-"""Every random number of a run, as a function of its seed: the same on every machine and after every resume.
+"""The random streams of a run: functions of its seed, the same on every machine and after every resume.
 
 A stream is a generator keyed by (seed, offset of the stream + number). No number depends on what was drawn before it:
 stores keep seeds instead of noise, and a resumed run repeats an uninterrupted one.
@@ -17,14 +17,18 @@ from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.files import digest
 
 LARGEST_SEED = 2**63 - 1
-"""Seeds are 0 to this: what a file, torch and numpy all hold."""
+"""The largest seed that files, torch and numpy can store."""
 
 
 def check_seed(seed: int, name: str = "--seed") -> int:
-    """The seed, if it is one.
+    """Return the seed if it is valid.
+
+    Args:
+        seed: Any whole number.
+        name: Its name in the error message.
 
     Raises:
-        GuidedCDError: It is negative or too large; `name` is what the message calls it.
+        GuidedCDError: It is negative or too large.
     """
     if not 0 <= seed <= LARGEST_SEED:
         raise GuidedCDError(f"{name} must be a whole number from 0 to 2^63 - 1, not {shortened(seed, 40)}.")
@@ -53,29 +57,29 @@ class Stream(enum.IntEnum):
 
 
 def random_stream(stream: Stream, seed: int, number: int = 0) -> numpy.random.Generator:
-    """A generator that depends on nothing but its arguments: Philox, keyed by (seed, stream + number).
+    """A Philox generator with the key (seed, stream + number).
 
     Args:
-        stream: What the numbers are for.
-        seed: Of the run, of a clip or of a video, in [0, 2^64).
-        number: Of the draw, batch or epoch, at least 0 and less than the distance to the next stream.
+        stream: The purpose of the numbers.
+        seed: Seed of the run, of a clip or of a video, in [0, 2^64).
+        number: Number of the draw, batch or epoch, at least 0 and less than the distance to the next stream.
     """
     key = numpy.array([seed, stream + number], dtype=numpy.uint64)
     return numpy.random.Generator(numpy.random.Philox(key=key))
 
 
 def noise(seed: int, draw: int, shape: Sequence[int], stream: Stream = Stream.DRAW_NOISE) -> Tensor:
-    """Standard normal float32 of `shape` on the CPU, by (seed, draw); see `random_stream`."""
+    """Standard normal noise of `shape`, float32, on the CPU, from `random_stream(stream, seed, draw)`."""
     return torch.from_numpy(random_stream(stream, seed, draw).standard_normal(tuple(shape), dtype=numpy.float32))
 
 
 def clip_seed(seed: int, clip: str) -> int:
-    """The noise seed of one clip, from the run's seed and the clip's id: independent of order and of sharding."""
+    """The noise seed of one clip, in [0, 2^32), from the run's seed and the clip's id, whatever the order or shard."""
     return int(digest([seed, clip])[:8], 16)
 
 
 def reward_generator(seed: int, number: int) -> torch.Generator:
-    """Torch's generator for the random frames and crops of rewards in batch `number`, on the CPU."""
+    """The generator for the random frames and crops of rewards in batch `number`, on the CPU."""
     return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
 
 

@@ -1,4 +1,4 @@
-"""Sampling with a student, in a few steps.
+"""Multistep consistency sampling with a student, in a few steps.
 
 Legend: B batch, C channels, F frames, H/W latent size, S steps, E energies.
 """
@@ -19,7 +19,12 @@ from guidedcd.errors import GuidedCDError
 def multistep_timesteps(steps: int, origin: int = 200, timesteps: int = 1000) -> list[int]:
     """The released sampler's timesteps, descending: every (origin // steps)-th point of a grid of `origin`.
 
-    Not the spacing of diffusers' `LCMScheduler`, which differs, for example, at 16 steps.
+    The spacing of diffusers' `LCMScheduler` differs, for example at 16 steps.
+
+    Args:
+        steps: Number of timesteps, 1 to `origin`.
+        origin: Points of the grid.
+        timesteps: Training timesteps of the schedule, at least `origin`.
 
     Raises:
         GuidedCDError: More steps than grid points.
@@ -31,14 +36,18 @@ def multistep_timesteps(steps: int, origin: int = 200, timesteps: int = 1000) ->
 
 
 def lambda_kept(t: int, fraction: float, timesteps: int = 1000) -> bool:
-    """Whether a student is told an energy's strength at `t`: t >= timesteps (1 - fraction); else it is told 0."""
+    """Whether a student gets an energy's strength at `t`, that is t >= timesteps (1 - fraction), rather than 0."""
     return bool(torch.tensor(t) >= timesteps * (1 - fraction))
 
 
 def lambdas_at(t: int, lambdas: Tensor | None, fractions: Sequence[float], timesteps: int = 1000) -> Tensor | None:
-    """Energy inputs (B, E) as a student is told them at `t`: 0 where `lambda_kept` says so, by fraction (E,).
+    """A student's energy inputs (B, E) at `t`: those of energies whose fraction excludes `t` are 0.
 
-    None, for a student without energies, stays None.
+    Args:
+        t: Training timestep.
+        lambdas: Energy inputs (B, E); None, for a student without energies, stays None.
+        fractions: The noisiest fraction of the timesteps in which each energy acts (E), in [0, 1].
+        timesteps: Training timesteps of the schedule.
     """
     if lambdas is None:
         return None
@@ -52,33 +61,36 @@ class Step:
 
     t: int
     output: Tensor
-    """What the student said."""
+    """The student's prediction."""
     denoised: Tensor
     """The consistency function's value."""
     z: Tensor
-    """Latents after the step: `denoised`, noised to the next timestep (at the last step to the same one)."""
+    """Latents after the step: `denoised` with noise of the next timestep (at the last step of the same one)."""
 
 
-def multistep(
-    say: Callable[[Tensor, Tensor], Tensor],
+def multistep_consistency_sampling(
+    predict: Callable[[Tensor, Tensor], Tensor],
     schedule: NoiseSchedule,
     latents: Tensor,
     timesteps: Sequence[int],
     noises: Callable[[int], Tensor],
 ) -> Iterator[Step]:
-    """Multistep consistency sampling: denoise, then noise again to the next timestep with fresh noise.
+    """Sample with a consistency model: denoise, then add fresh noise of the next timestep (Song et al., Algorithm 1).
 
     Args:
-        say: The student at (z, t (B,)).
+        predict: The student's prediction at (z, t (B,)), like `z`.
         schedule: Noise levels.
         latents: Initial noise (B, C, F, H, W).
-        timesteps: Descending.
-        noises: Noise of step i, like `latents`; not asked for in a one-step run.
+        timesteps: Training timesteps, descending.
+        noises: Noise of step i, like `latents`; not called in a one-step run.
+
+    Yields:
+        Each step.
     """
     z = latents
     for i, t in enumerate(timesteps):
         at = torch.full((z.shape[0],), t, device=z.device)
-        output = say(z, at)
+        output = predict(z, at)
         denoised = schedule.consistency(z, output, at)
         z = denoised
         if len(timesteps) > 1:
@@ -97,9 +109,10 @@ class HasSchedule(Protocol):
 
 @torch.no_grad()
 def sample(student: Any, teacher: HasSchedule, *args: Any, **options: Any) -> Tensor:
-    """Sample with a student, one network call per step: clean latents like `latents`, not clipped.
+    """Sample with a student, one network call per step; arguments as in `sample_steps`.
 
-    Arguments as in `sample_steps`.
+    Returns:
+        Clean latents, like `latents`, not clipped.
     """
     *_, last = sample_steps(student, teacher, *args, **options)
     return last.denoised
@@ -118,19 +131,19 @@ def sample_steps(
     noises: Sequence[Tensor] | Tensor | torch.Generator | None = None,
     origin: int = 200,
 ) -> Iterator[Step]:
-    """Sample with a student, step by step; the last step's `denoised` is the result.
+    """Sample with a student and yield every step; the last step's `denoised` is the result.
 
     Args:
         student: Called as student(z, t, cond, omega, lambdas).
-        teacher: For its schedule.
+        teacher: Its schedule is used.
         cond: Conditioning with first dimension B.
         latents: Initial noise (B, C, F, H, W).
-        steps: How many.
-        omega: Guidance strength, one or (B,).
-        lambdas: Energy inputs (E,) or (B, E), see `guidance.lambda_input`; None: zeros if the student has energies.
-        fraction: Noisiest fraction of the timesteps where lambdas are told, one or one per energy; 0 is told elsewhere.
+        steps: Number of steps, 1 to `origin`.
+        omega: Guidance strength, one number or (B,).
+        lambdas: Energy inputs (E,) or (B, E), see `guidance.lambda_input`; None is zeros if the student has energies.
+        fraction: Noisiest fraction of the timesteps in which lambdas apply, in [0, 1], one or one per energy.
         noises: Noise of each step (S, B, ...), or a generator; None uses torch's global one.
-        origin: Points of the grid that the timesteps are taken from.
+        origin: Points of the grid from which the timesteps are chosen.
     """
     schedule = teacher.schedule
     batch, device = latents.shape[0], latents.device
@@ -145,7 +158,7 @@ def sample_steps(
         lambdas = lambdas.expand(batch, -1)
         fractions = [fraction] * lambdas.shape[1] if isinstance(fraction, int | float) else list(fraction)
 
-    def say(z: Tensor, t: Tensor) -> Tensor:
+    def predict(z: Tensor, t: Tensor) -> Tensor:
         with torch.no_grad():
             return student(z, t, cond, omega, lambdas_at(int(t[0]), lambdas, fractions, len(schedule)))
 
@@ -155,4 +168,4 @@ def sample_steps(
             return torch.randn(latents.shape, generator=noises, device=where, dtype=latents.dtype).to(device)
         return noises[i]
 
-    yield from multistep(say, schedule, latents, timesteps, noise)
+    yield from multistep_consistency_sampling(predict, schedule, latents, timesteps, noise)

@@ -1,4 +1,4 @@
-"""Noise levels, solver grids, and the one solver step that serves eps, v and flow models alike.
+"""Noise levels, solver grids, and the solver step for eps, v and flow models.
 
 Legend: B batch, T training timesteps, S solver steps. `t` is always an int64 training timestep, 0 the cleanest.
 """
@@ -25,7 +25,7 @@ def expand(v: Tensor, like: Tensor) -> Tensor:
 def float32_linspace(start: float, end: float, steps: int) -> Tensor:
     """Evenly spaced float32 numbers (steps,) from `start` to `end`, with the same bits on every processor.
 
-    They are those of `torch.linspace` where it has a fused multiply-add, as with AVX2; elsewhere its last bits differ.
+    They equal `torch.linspace` on processors with a fused multiply-add, such as AVX2; elsewhere its last bits differ.
     """
     first, last = torch.tensor([start, end], dtype=torch.float32)
     step = ((last - first) / (steps - 1)).double()
@@ -34,14 +34,17 @@ def float32_linspace(start: float, end: float, steps: int) -> Tensor:
 
 
 def to_x0_eps(z: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
-    """Read a network's output as (x0, eps), both like `z`, with z = alpha x0 + sigma eps.
+    """Convert a network's output to (x0, eps), both like `z`, with z = alpha x0 + sigma eps.
 
     Args:
         z: Noisy latents (B, ...).
-        output: What the network said, like `z`.
+        output: The network's prediction, like `z`.
         alpha: Signal level (B,).
         sigma: Noise level (B,).
         prediction: "eps", "v" (alpha eps - sigma x0) or "flow" (eps - x0, alpha + sigma = 1).
+
+    Raises:
+        ValueError: The prediction type is unknown.
     """
     a, s = expand(alpha, z), expand(sigma, z)
     if prediction == "eps":
@@ -54,7 +57,7 @@ def to_x0_eps(z: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor, predictio
 
 
 class NoiseSchedule:
-    """Signal and noise levels of every training timestep, and what follows from them.
+    """Signal and noise levels of every training timestep, solver grids, and the consistency function.
 
     Tables are float32 (T,), as in the released training code; arithmetic follows the dtype of the latents.
     """
@@ -65,7 +68,10 @@ class NoiseSchedule:
         Args:
             alphas_cumprod: alpha^2 (T,), descending.
             prediction: What the network predicts: "eps", "v" or "flow".
-            tables: (alpha, sigma), each (T,), where they are not sqrt(abar) and sqrt(1 - abar).
+            tables: (alpha, sigma), each (T,), if they differ from sqrt(abar) and sqrt(1 - abar).
+
+        Raises:
+            GuidedCDError: The prediction type is unknown.
         """
         if prediction not in PREDICTIONS:
             raise GuidedCDError(f"prediction must be one of {', '.join(PREDICTIONS)}: {prediction!r}")
@@ -90,12 +96,16 @@ class NoiseSchedule:
 
     @classmethod
     def from_scheduler(cls, scheduler: Any) -> NoiseSchedule:
-        """The schedule of a diffusers scheduler that has `alphas_cumprod` (DDIM, DDPM, LCM, DPM-Solver, ...)."""
+        """The schedule of a diffusers scheduler that has `alphas_cumprod` (DDIM, DDPM, LCM, DPM-Solver, ...).
+
+        Raises:
+            GuidedCDError: The scheduler has no such table, or predicts something else than eps or v.
+        """
         names = {"epsilon": "eps", "v_prediction": "v"}
-        said = scheduler.config.get("prediction_type", "epsilon")
-        if said not in names or not hasattr(scheduler, "alphas_cumprod"):
-            raise GuidedCDError(f"cannot read the schedule of {type(scheduler).__name__}, prediction_type '{said}'.")
-        return cls(scheduler.alphas_cumprod, names[said])
+        kind = scheduler.config.get("prediction_type", "epsilon")
+        if kind not in names or not hasattr(scheduler, "alphas_cumprod"):
+            raise GuidedCDError(f"cannot read the schedule of {type(scheduler).__name__}, prediction_type '{kind}'.")
+        return cls(scheduler.alphas_cumprod, names[kind])
 
     def __len__(self) -> int:
         """Number of training timesteps T."""
@@ -108,7 +118,7 @@ class NoiseSchedule:
         return self
 
     def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Signal and noise level (B,), (B,) of timesteps (B,); float32, or the roots of the same table in float64."""
+        """Signal and noise level, each (B,), of timesteps (B,); float32, or float64 from the same table."""
         index = t.to(self.alpha.device)
         if dtype == torch.float64 and self.prediction != "flow":
             abar = self.alphas_cumprod[index].double()
@@ -121,27 +131,31 @@ class NoiseSchedule:
         return expand(alpha, x0) * x0 + expand(sigma, x0) * eps
 
     def to_x0_eps(self, z: Tensor, output: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Read the network's output at `t` (B,) as (x0, eps), both like `z`."""
+        """Convert the network's output at `t` (B,) to (x0, eps), both like `z`."""
         return to_x0_eps(z, output, *self.alpha_sigma(t), self.prediction)
 
     def grid(self, steps: int) -> Tensor:
-        """The solver's timesteps (S,), ascending: t_i = (i + 1) * (T // S) - 1."""
+        """The solver's timesteps (S,), ascending: t_i = (i + 1) * (T // S) - 1.
+
+        Raises:
+            GuidedCDError: `steps` is not in [1, T].
+        """
         if not 1 <= steps <= len(self):
             raise GuidedCDError(f"a solver grid has 1 to {len(self)} steps, not {steps}.")
         return (torch.arange(steps, device=self.alpha.device) + 1) * (len(self) // steps) - 1
 
     def previous(self, t: Tensor, steps: int) -> Tensor:
-        """The next cleaner timestep of a grid of `steps`, max(t - T // S, 0)."""
+        """The next cleaner timestep (B,) on a grid of `steps` points, max(t - T // S, 0)."""
         return (t - len(self) // steps).clamp(min=0)
 
-    def step(self, x0: Tensor, eps: Tensor, t_next: Tensor) -> Tensor:
-        """Latents at `t_next` (B,): alpha' x0 + sigma' eps, which is DDIM (eta 0) and, for flow models, Euler."""
+    def ddim_step(self, x0: Tensor, eps: Tensor, t_next: Tensor) -> Tensor:
+        """Latents at `t_next` (B,), alpha' x0 + sigma' eps: DDIM (eta 0) or, for flow models, Euler; like `x0`."""
         return self.add_noise(x0, eps, t_next)
 
-    def boundary(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """c_skip and c_out (B,) float32 of the consistency function f = c_skip z + c_out x0.
+    def boundary_conditions(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """c_skip and c_out, each (B,) float32, of the consistency function f = c_skip z + c_out x0.
 
-        VP models take LCM's scalings (timestep times 10, sigma_data 0.5); for flow models f = x0 is exact at sigma = 0.
+        VP models have LCM's scalings (timestep times 10, sigma_data 0.5); for flow models f = x0 is exact at sigma = 0.
         """
         if self.prediction == "flow":
             return torch.zeros_like(t, dtype=torch.float32), torch.ones_like(t, dtype=torch.float32)
@@ -151,6 +165,6 @@ class NoiseSchedule:
 
     def consistency(self, z: Tensor, output: Tensor, t: Tensor) -> Tensor:
         """The consistency function f = c_skip z + c_out x0 at `t` (B,), like `z`."""
-        c_skip, c_out = self.boundary(t)
+        c_skip, c_out = self.boundary_conditions(t)
         x0, _ = self.to_x0_eps(z, output, t)
         return expand(c_skip, z) * z + expand(c_out, z) * x0

@@ -1,4 +1,4 @@
-"""What an energy receives: values of one forward pass, never the network, autograd, scale or schedule."""
+"""`Seen`, the input of an energy: values of one forward pass, without the network, its scale or the schedule."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Seen:
         output: The network's prediction, like z.
         prediction: How to read `output`: "eps", "v" or "flow".
         captions: Texts of the samples (B).
-        records: By need, by layer name, what was recorded: attention (B, N, F, F), rows sum to 1.
+        records: Attention (B, N, F, F) by need and by layer name; rows sum to 1.
         decoder: Turns latents into pixels; called by `decode`.
         x0: Predicted clean latents, like z.
         eps: Predicted noise, like z.
     """
 
     z: Tensor
-    """Noisy latents (B, C, F, H, W); differentiable when the engine asks for a gradient."""
+    """Noisy latents (B, C, F, H, W); differentiable when the engine takes a gradient."""
     t: Tensor
     """Training timesteps (B,), int64, 0 is clean."""
     alpha: Tensor
@@ -38,12 +38,12 @@ class Seen:
     sigma: Tensor
     """Noise level (B,), in [0, 1)."""
     output: Tensor
-    """What the network said, like z."""
+    """The network's prediction, like z."""
     prediction: str
     """How to read `output`: "eps", "v" or "flow"."""
     captions: Sequence[str] = ()
     records: Mapping[str, Mapping[str, Tensor]] = attrs.field(factory=dict)
-    """By need (e.g. "temporal-attention:official"), by layer name: attention (B, N, F, F), rows sum to 1."""
+    """Attention (B, N, F, F) by need (e.g. "temporal-attention:official") and by layer name; rows sum to 1."""
     decoder: Callable[[Tensor, Sequence[int] | None], Tensor] | None = None
 
     @cached_property
@@ -63,7 +63,7 @@ class Seen:
         return to_x0_eps(self.z, self.output, self.alpha, self.sigma, self.prediction)
 
     def rows(self, start: int, stop: int) -> Seen:
-        """The same of the samples from `start` to before `stop` only."""
+        """The same values of the samples from `start` to before `stop`."""
         cut = slice(start, stop)
         return attrs.evolve(
             self,
@@ -74,5 +74,5 @@ class Seen:
     def decode(self, frames: Sequence[int] | None = None) -> Tensor:
         """The predicted clean video (B, len(frames), 3, H, W) in [0, 1], differentiable in z."""
         if self.decoder is None:
-            raise RuntimeError("this teacher gave no decoder")
+            raise RuntimeError("this teacher has no decoder")
         return self.decoder(self.x0, frames)

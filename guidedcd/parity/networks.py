@@ -68,8 +68,8 @@ def cd_step(file: Tensors, options: dict[str, Any]) -> tuple[dict[str, Tensor], 
     terms = [(batch["score"], motion_gs)] if "score" in batch else []
     x0_cfg, eps_cfg = guided_prediction(*step)
     z_next = guided_step(*step, schedule.previous(t, steps), terms)
-    skip_start, out_start = schedule.boundary(t)
-    skip, out = schedule.boundary(t_next)
+    skip_start, out_start = schedule.boundary_conditions(t)
+    skip, out = schedule.boundary_conditions(t_next)
     results |= {
         "w": omega,
         "w_embedding": guidance_scale_embedding(omega),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from guidedcd.diffusion.embeddings import guidance_scale_embedding
-from guidedcd.diffusion.sampler import multistep, multistep_timesteps
+from guidedcd.diffusion.sampler import multistep_consistency_sampling, multistep_timesteps
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.models.guidance_inputs import FpsEmbedding
 from guidedcd.parity import reference_samplers
@@ -61,7 +61,7 @@ def schedules_json(golden: Mapping[str, Any]) -> dict[str, Any]:
     }
     boundary = {}
     for key in golden.get("boundary_scalings_ts10", {}):
-        c_skip, c_out = schedule.boundary(torch.tensor([int(key)]))
+        c_skip, c_out = schedule.boundary_conditions(torch.tensor([int(key)]))
         boundary[key] = [float(c_skip), float(c_out)]
     ddim = {
         key: reference_samplers.Tables(schedule.alphas_cumprod, int(key)).timesteps.tolist()
@@ -88,7 +88,9 @@ def _trajectory(file: Tensors, name: str, schedule: NoiseSchedule) -> dict[str, 
     results = {f"{name}.x_init": file[f"{name}.x_init"]}
     results |= {f"{name}.{i}.model_output": value for i, value in predictions.items()}
     results |= {f"{name}.{i}.noise": value for i, value in noises.items()}
-    run = multistep(lambda z, t: next(outputs), schedule, results[f"{name}.x_init"], timesteps, noises.__getitem__)
+    run = multistep_consistency_sampling(
+        lambda z, t: next(outputs), schedule, results[f"{name}.x_init"], timesteps, noises.__getitem__
+    )
     for i, step in enumerate(run):
         results[f"{name}.{i}.denoised"], results[f"{name}.{i}.prev_sample"] = step.denoised, step.z
     return results
@@ -107,7 +109,7 @@ def _solver(file: Tensors, name: str, schedule: NoiseSchedule) -> dict[str, Tens
     if f"{name}.step.x0" in file:
         inputs = {key: file[f"{name}.step.{key}"] for key in ("x0", "eps", "index")}
         results |= {f"{name}.step.{key}": value for key, value in inputs.items()}
-        results[f"{name}.step.x_prev"] = schedule.step(inputs["x0"], inputs["eps"], before[inputs["index"]])
+        results[f"{name}.step.x_prev"] = schedule.ddim_step(inputs["x0"], inputs["eps"], before[inputs["index"]])
     return results
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guidedcd.diffusion.embeddings import guidance_scale_embedding
 from guidedcd.diffusion.guidance import guided_from
-from guidedcd.diffusion.sampler import lambda_kept, multistep, multistep_timesteps
+from guidedcd.diffusion.sampler import lambda_kept, multistep_consistency_sampling, multistep_timesteps
 from guidedcd.diffusion.schedule import SIGMA_DATA, TIMESTEP_SCALING, NoiseSchedule, to_x0_eps
 from guidedcd.energies.inversion import inverse_step
 from guidedcd.errors import GuidedCDError
@@ -38,7 +38,7 @@ def tables(file: Tensors) -> dict[str, Tensor]:
         results[f"ddim{steps}.alphas_cumprod_prev"] = abar[schedule.previous(grid, steps)].double()
     if "scalings.t" in file:
         t = results["scalings.t"] = file["scalings.t"]
-        c_skip, c_out = schedule.boundary(t)
+        c_skip, c_out = schedule.boundary_conditions(t)
         scaled = t.double() * TIMESTEP_SCALING
         total = scaled**2 + SIGMA_DATA**2
         exact = {"c_skip": SIGMA_DATA**2 / total, "c_out": scaled / total.sqrt()}
@@ -66,7 +66,7 @@ def trajectory(file: Tensors) -> dict[str, Tensor]:
         times = multistep_timesteps(len(outputs))
     predictions = iter(outputs)
     steps = list(
-        multistep(
+        multistep_consistency_sampling(
             lambda z, t: next(predictions),
             NoiseSchedule.scaled_linear(),
             inputs["x_init"],
@@ -129,7 +129,7 @@ def ddim(file: Tensors) -> dict[str, Tensor]:
             "index": index,
             "timesteps": t,
             "pred_x0": x0,
-            "ddim_step": schedule.step(x0, eps, before),
+            "ddim_step": schedule.ddim_step(x0, eps, before),
             "ddim_reverse_step": inverse_step(schedule, z, eps, t, before),
             "add_noise": schedule.add_noise(z, eps, t),
             "pred_x0_v": x0_v,

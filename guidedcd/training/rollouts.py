@@ -20,7 +20,7 @@ from guidedcd.data.clips import Prompt
 from guidedcd.data.routing import Route, Sample
 from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import Stream, noise, random_stream
-from guidedcd.diffusion.sampler import lambdas_at, multistep, multistep_timesteps
+from guidedcd.diffusion.sampler import lambdas_at, multistep_consistency_sampling, multistep_timesteps
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.training.batches import strengths
@@ -122,6 +122,6 @@ class Rollouts:
             with torch.set_grad_enabled(torch.is_grad_enabled() and int(t[0]) == self.times[last]):
                 return model(z, t, cond, at, lambdas_at(int(t[0]), lambdas, fractions, len(schedule)))
 
-        steps = multistep(say, schedule, noises(0), self.times, lambda i: noises(1 + i))
+        steps = multistep_consistency_sampling(say, schedule, noises(0), self.times, lambda i: noises(1 + i))
         predicted = next(step.denoised for i, step in enumerate(steps) if i == last)
         return predicted, [route for _, route in chosen]

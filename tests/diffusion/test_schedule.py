@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guidedcd.diffusion.randomness import noise
-from guidedcd.diffusion.sampler import multistep, multistep_timesteps
+from guidedcd.diffusion.sampler import multistep_consistency_sampling, multistep_timesteps
 from guidedcd.diffusion.schedule import NoiseSchedule, expand, to_x0_eps
 from guidedcd.errors import GuidedCDError
 
@@ -87,7 +87,7 @@ def test_flow_step_is_euler():
     schedule, z, v = NoiseSchedule.flow(shift=3.0), noise(0, 0, (2, 4, 2, 3, 3)), noise(0, 1, (2, 4, 2, 3, 3))
     t, t_next = torch.tensor([900, 400]), torch.tensor([800, 300])
     ahead, behind = (expand(schedule.alpha_sigma(at)[1], z) for at in (t_next, t))
-    found = schedule.step(*schedule.to_x0_eps(z, v, t), t_next)
+    found = schedule.ddim_step(*schedule.to_x0_eps(z, v, t), t_next)
 
     torch.testing.assert_close(found, z + (ahead - behind) * v, atol=1e-5, rtol=1e-5)
 
@@ -101,7 +101,7 @@ def test_flow_is_clean_at_zero():
 
 def test_boundary_is_the_identity_at_zero():
     """At timestep 0 a VP model's consistency function is the identity; from 4 on c_skip is at most 1.6e-4."""
-    c_skip, c_out = NoiseSchedule.scaled_linear().boundary(torch.tensor([0, 4, 999]))
+    c_skip, c_out = NoiseSchedule.scaled_linear().boundary_conditions(torch.tensor([0, 4, 999]))
 
     assert (float(c_skip[0]), float(c_out[0])) == (1.0, 0.0)
     assert float(c_skip[1:].max()) <= 1.6e-4
@@ -128,7 +128,7 @@ def test_step_equals_diffusers_ddim(steps, prediction):
         output = noise(1, 1 + i, ours.shape)
         at = t.expand(2)
         theirs = reference.step(output, t, theirs).prev_sample
-        ours = schedule.step(*schedule.to_x0_eps(ours, output, at), schedule.previous(at, steps))
+        ours = schedule.ddim_step(*schedule.to_x0_eps(ours, output, at), schedule.previous(at, steps))
 
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5)
 
@@ -148,7 +148,7 @@ def test_multistep_equals_diffusers_lcm(steps):
         return torch.Generator().manual_seed(i)
 
     said = iter(outputs)
-    steps_taken = multistep(
+    steps_taken = multistep_consistency_sampling(
         lambda z, t: next(said),
         NoiseSchedule.scaled_linear(),
         theirs,
