@@ -131,15 +131,15 @@ class Cases:
         heads, where = max(1, channels // 64), f"({self.frames}, {positions}, {channels})"
         packed = self.new(self.frames, positions, 3 * channels)
         q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in packed.chunk(3, dim=-1))
-        given = [part.detach().requires_grad_(True) for part in (q, k, v)]
+        leaves = [part.detach().requires_grad_(True) for part in (q, k, v)]
         flops = 4 * self.frames * positions**2 * channels
 
         def run(cudnn: bool, graded: bool) -> Any:
             with sdpa_kernel(CUDNN, set_priority=True) if cudnn else contextlib.nullcontext():
                 if not graded:
                     return nnf.scaled_dot_product_attention(q, k, v)
-                out = nnf.scaled_dot_product_attention(*given)
-                return torch.autograd.grad(out, given, out.detach())
+                out = nnf.scaled_dot_product_attention(*leaves)
+                return torch.autograd.grad(out, leaves, out.detach())
 
         for graded in (False, True):
             for cudnn in (False, True):

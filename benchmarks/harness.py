@@ -302,7 +302,7 @@ class Recorder:
                 self.attempt(name, lambda name=name, measure=measure: timings[name].append(measure()))
                 if len(self.rows) > rows:
                     failed.add(name)
-        return {name: Timing.joined(found) for name, found in timings.items() if found and name not in failed}
+        return {name: Timing.joined(rounds) for name, rounds in timings.items() if rounds and name not in failed}
 
     def table(self, columns: Mapping[str, str], sort_by: str) -> None:
         """Print the rows that have a value `sort_by`, sorted by it; `columns` are names and formats."""

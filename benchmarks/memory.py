@@ -37,7 +37,7 @@ def group_norm(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def group_norm_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients; the last three of `rest` are the shift, and whether weights and shift want one."""
+    """Gradients; the last three of `rest` are the shift, and whether weights and shift need one."""
     shift, learned, shifted = rest[-3:]
     n, channels = x.shape[0], x.shape[2]
     sums = x.new_empty(2, channels, dtype=torch.float32) if learned else None
@@ -50,7 +50,7 @@ def layer_norm(x: Tensor, delta: Tensor | None, *_: Any) -> tuple[Tensor, Tensor
 
 
 def layer_norm_backward(grad: Tensor, of_sum: Any, total: Tensor, *rest: Any) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the sum, and of the weights where the last of `rest` says so."""
+    """Gradients of the sum, and of the weights where the last of `rest` is true."""
     return like(total), total.new_empty(2, total.shape[-1], dtype=torch.float32) if rest[-1] else None
 
 

@@ -113,9 +113,11 @@ def manifest(name: str, folder: Path | None) -> Shapes | None:
     path = folder / MANIFESTS[name] if folder is not None else None
     if path is None or not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    parts = [found["keys"]] if "keys" in found else [part for key, part in found.items() if key != "_meta"]
-    shapes = {key: shape for part in parts if part is not found.get("schedule_buffers") for key, shape in part.items()}
+    groups = json.loads(path.read_text(encoding="utf-8"))
+    if "keys" in groups:
+        groups = {"keys": groups["keys"]}
+    kept = [group for name, group in groups.items() if name not in ("_meta", "schedule_buffers")]
+    shapes = {key: shape for group in kept for key, shape in group.items()}
     return {key: shape["shape"] if isinstance(shape, dict) else shape for key, shape in shapes.items()}
 
 
@@ -158,8 +160,8 @@ def _videocrafter2(name: str, tiny: bool) -> dict[str, Tensor]:
     from guidedcd.models.checkpoints.videocrafter2 import PARTS
     from guidedcd.models.guidance_inputs import GuidanceProjection
 
-    given = {"unet": TINY["unet"], "ddconfig": {**DDCONFIG, **TINY["ddconfig"]}, "text": {**TEXT, **TINY["text"]}}
-    arch = Architecture(**given) if tiny else Architecture()
+    sizes = {"unet": TINY["unet"], "ddconfig": {**DDCONFIG, **TINY["ddconfig"]}, "text": {**TEXT, **TINY["text"]}}
+    arch = Architecture(**sizes) if tiny else Architecture()
     unet = skeleton(lambda: UNet3DConditionModel(**unet_arguments(arch.unet)))
     if name == "student":
         unet.time_embedding.cond_proj = skeleton(lambda: GuidanceProjection(arch.unet["model_channels"], 256, 256))
@@ -227,7 +229,7 @@ def sizes_file(name: str, folder: Path) -> Path:
 
 
 def vocabulary(folder: Path, size: int) -> Path:
-    """A vocab.txt of that many made-up words, letters among them: tokens of no meaning, at their true cost."""
+    """A vocab.txt of `size` invented words, letters among them: tokens without meaning at their true cost."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
     words = (words + [f"##w{i}" for i in range(size)])[:size]
     path = folder / "vocab.txt"

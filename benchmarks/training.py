@@ -23,7 +23,7 @@ ORDER = (
     *("cd/blocks", "cd-checkpointed/blocks", "all/blocks", "all-temporal/blocks", "all-checkpointed/blocks"),
     *("cd/no", "cd-checkpointed/no", "all/no", "cd-average-checkpointed/layers"),
 )
-"""What is measured without --only, the most wanted first."""
+"""What is measured without --only, the most important first."""
 FAST = ("no", "layers", "graphs", "blocks", "blocks-tuned")
 
 

@@ -89,7 +89,7 @@ def measure_step(recorder: Recorder, name: str, options: argparse.Namespace) -> 
 
 
 def measure_reward(recorder: Recorder, name: str, options: argparse.Namespace) -> None:
-    """One reward's score of one clip with the gradient to the pixels; the caption's features are known."""
+    """One reward's score of one clip with the gradient to the pixels; the caption's features are computed before."""
     kind = name.removeprefix("reward-")
     reward = networks.reward(kind, options.device, options.tiny)
     size, frames = networks.geometry(options.tiny), networks.FRAMES[kind]

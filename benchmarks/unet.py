@@ -126,7 +126,7 @@ def variants() -> list[Variant]:
 
 @contextlib.contextmanager
 def settings(variant: Variant) -> Iterator[None]:
-    """cuDNN's search, attention's backend and Triton as the variant says."""
+    """Set cuDNN's search, the backend of attention and Triton for a variant."""
     order = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     if variant.attention == "cudnn":
         order[:2] = order[1::-1]

@@ -1,9 +1,9 @@
-"""The four arms of the proving ground - distillation alone, with the energy, with the rewards, with both - over seeds.
+"""Train four arms of the proving ground over seeds: distillation alone, with the energy, with the rewards, with both.
 
     python benchmarks/experiments/arms.py --seeds 0,1,2 --device cuda --parallel 6 --out runs/arms -- --train.steps 600
 
-Everything after `--` goes to every `guidedcd train`. Runs are continued where they stopped. At the end every student is
-measured on the same prompts, and a table of means over seeds is written to OUT/arms.json and printed.
+Everything after `--` goes to every `guidedcd train`. Unfinished runs are continued. Every student is evaluated on the
+same prompts, and a table of means over seeds is printed and written to OUT/arms.json. `--tiny` takes a few steps.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ ARMS = {
     "rewards": ["--rewards", "hps,clip,internv2"],
     "both": ["--energies", "pta", "--rewards", "hps,clip,internv2"],
 }
+TINY = [
+    *("--preprocess.videos", "4", "--preprocess.draws-per-video", "2", "--solver.steps", "10"),
+    *("--train.steps", "4", "--train.batch-size", "2", "--train.rollouts.videos", "0"),
+    *("--evaluate.prompts", "4", "--evaluate.videos", "0", "--evaluate.teacher-steps", "4"),
+]
 
 
 def parse() -> argparse.Namespace:
@@ -38,11 +43,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--evaluation-seeds", default="1")
     parser.add_argument("--teacher-omega", default=None, help="guidance strengths tried for the few-step teacher")
     parser.add_argument("--out", type=Path, default=Path("runs/arms"))
-    parser.add_argument("rest", nargs="*")
-    return parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="one seed, four steps: whether the script runs")
+    parser.add_argument("rest", nargs="*", help="more flags of `guidedcd train`")
+    options = parser.parse_args()
+    if options.tiny:
+        options.seeds, options.prompts = "0", "0"
+        options.rest = [*TINY, *options.rest]
+    return options
 
 
-def call(arguments: list[str], log: Path, threads: int) -> float:
+def run_guidedcd(arguments: list[str], log: Path, threads: int) -> float:
     """Run guidedcd with its output in `log`; returns the seconds it took."""
     began = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -55,17 +65,17 @@ def call(arguments: list[str], log: Path, threads: int) -> float:
     return time.perf_counter() - began
 
 
-def one(options: argparse.Namespace, arm: str, seed: int) -> tuple[str, int, float]:
+def train_and_evaluate(options: argparse.Namespace, arm: str, seed: int) -> tuple[str, int, float]:
     """Train one arm with one seed, unless it is finished, and measure it."""
     folder, log = options.out / f"{arm}-{seed}", options.out / f"{arm}-{seed}.log"
     seconds = 0.0
     if not (folder / "report.html").exists():
         flags = ["train", *ARMS[arm], "--seed", str(seed), "--device", options.device, "--out", str(folder)]
-        seconds = call([*flags, "--name", f"{arm}-{seed}", *options.rest], log, options.threads)
+        seconds = run_guidedcd([*flags, "--name", f"{arm}-{seed}", *options.rest], log, options.threads)
     if options.prompts != "0":
         extra = ["--teacher-omega", options.teacher_omega] if options.teacher_omega else []
         measure = ["evaluate", str(folder), "--prompts", options.prompts, "--seeds", options.evaluation_seeds, *extra]
-        call([*measure, "--device", options.device], log, options.threads)
+        run_guidedcd([*measure, "--device", options.device], log, options.threads)
     return arm, seed, seconds
 
 
@@ -75,11 +85,11 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     jobs = [(arm, int(seed)) for seed in options.seeds.split(",") for arm in options.arms.split(",")]
     with ThreadPoolExecutor(options.parallel) as pool:
-        done = list(pool.map(lambda job: one(options, *job), jobs))
+        done = list(pool.map(lambda job: train_and_evaluate(options, *job), jobs))
     table: dict[str, dict[str, list[float]]] = {}
     for arm, seed, _ in done:
-        found = json.loads((options.out / f"{arm}-{seed}" / "evaluation.json").read_text())
-        for row in found["rows"]:
+        evaluation = json.loads((options.out / f"{arm}-{seed}" / "evaluation.json").read_text())
+        for row in evaluation["rows"]:
             if row["source"] != "measured":
                 continue
             name = arm if row["name"] == "student" else f"{arm}: {row['label']}"

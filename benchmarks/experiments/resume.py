@@ -1,9 +1,10 @@
-"""Whether a killed run repeats an uninterrupted one: all objectives, on the proving ground, SIGKILL in the middle.
+"""Compare a run that is killed and continued with an uninterrupted one: all objectives, on the proving ground.
 
-    python benchmarks/experiments/resume.py --out runs/resume  # CPU: must be equal bit for bit
-    python benchmarks/experiments/resume.py --out runs/resume --device cuda  # GPU: with deterministic algorithms
+    python benchmarks/experiments/resume.py --out runs/resume                  # CPU: must be equal bit for bit
+    python benchmarks/experiments/resume.py --out runs/resume --device cuda    # GPU: with deterministic algorithms
+    python benchmarks/experiments/resume.py --out runs/resume --tiny           # a few steps
 
-Flags after `--` go to every `guidedcd train`. Prints the largest difference of any logged number.
+Flags after `--` go to every `guidedcd train`. The script prints the largest difference of any logged number.
 """
 
 from __future__ import annotations
@@ -26,10 +27,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--kill", type=int, default=100, help="killed when the checkpoint of this step is there")
+    parser.add_argument("--kill", type=int, default=100, help="step whose checkpoint is written before the kill")
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("rest", nargs="*")
-    return parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="four steps on four videos: whether the script runs")
+    parser.add_argument("rest", nargs="*", help="more flags of `guidedcd train`")
+    options = parser.parse_args()
+    if options.tiny:
+        options.steps, options.kill = 4, 2
+        options.rest = ["--preprocess.videos", "4", "--solver.steps", "10", *options.rest]
+    return options
 
 
 START = """
@@ -59,14 +65,14 @@ def start(options: argparse.Namespace, name: str) -> subprocess.Popen:
         )
 
 
-def ended(process: subprocess.Popen, name: str, options: argparse.Namespace) -> None:
+def wait_for(process: subprocess.Popen, name: str, options: argparse.Namespace) -> None:
     """Wait for a run, and stop if it failed."""
     if process.wait():
         raise SystemExit(f"{name} failed:\n{(options.out / f'{name}.log').read_text()[-3000:]}")
 
 
 def numbers(folder: Path) -> list[dict[str, float]]:
-    """The log without its clock."""
+    """The lines of the log, without times and memory."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
 
@@ -76,11 +82,11 @@ def main() -> None:
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    ended(start(options, "straight"), "straight", options)
+    wait_for(start(options, "straight"), "straight", options)
     print(f"straight after {time.perf_counter() - began:.0f} s", flush=True)
     process = start(options, "killed")
-    wanted = options.out / "killed" / "checkpoints" / f"step-{options.kill:06d}"
-    while not wanted.exists() and process.poll() is None:
+    checkpoint = options.out / "killed" / "checkpoints" / f"step-{options.kill:06d}"
+    while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.01)
     time.sleep(1)
     process.send_signal(signal.SIGKILL)
@@ -88,14 +94,14 @@ def main() -> None:
     if (options.out / "killed" / "student").exists():
         raise SystemExit("the run ended before it was killed")
     print(f"killed at step {len(numbers(options.out / 'killed'))}", flush=True)
-    ended(start(options, "killed"), "killed", options)
+    wait_for(start(options, "killed"), "killed", options)
     one, other = numbers(options.out / "straight"), numbers(options.out / "killed")
     if [line.keys() for line in one] != [line.keys() for line in other] or len(one) != options.steps:
-        raise SystemExit(f"the logs have other lines: {len(one)} and {len(other)}")
-    apart = max(abs(a[key] - b[key]) for a, b in zip(one, other, strict=True) for key in a)
-    said = "equal bit for bit" if one == other else f"apart by at most {apart:.3g}"
-    print(f"{options.steps} steps on {options.device}: {said}, {time.perf_counter() - began:.0f} s", flush=True)
-    (options.out / "resume.json").write_text(json.dumps({"equal": one == other, "apart": apart}))
+        raise SystemExit(f"the logs have different lines: {len(one)} and {len(other)}")
+    difference = max(abs(a[key] - b[key]) for a, b in zip(one, other, strict=True) for key in a)
+    result = "equal bit for bit" if one == other else f"largest difference {difference:.3g}"
+    print(f"{options.steps} steps on {options.device}: {result}, {time.perf_counter() - began:.0f} s", flush=True)
+    (options.out / "resume.json").write_text(json.dumps({"equal": one == other, "largest_difference": difference}))
 
 
 if __name__ == "__main__":
