@@ -59,9 +59,17 @@ _EXPLAINED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS
 def _explained(error: OSError) -> GuidedCDError:
     """The sentence for an operating system's error that no part of the program expected."""
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else Path("a file")
-    if error.errno in (errno.EACCES, errno.EPERM) and path.exists() and not os.access(path, os.R_OK):
+    if error.errno in (errno.EACCES, errno.EPERM) and _is_out_of_reach(path):
         return unreadable(error, path)
     return unwritable(error, path)
+
+
+def _is_out_of_reach(path: Path) -> bool:
+    """Whether this user may not read a file, or may not enter one of the folders above it."""
+    folders = [folder for folder in path.absolute().parents if os.path.isdir(folder)]
+    return any(not os.access(folder, os.X_OK) for folder in folders) or (
+        os.path.exists(path) and not os.access(path, os.R_OK)
+    )
 
 
 def _say(text: str, prefix: str = "error: ") -> None:

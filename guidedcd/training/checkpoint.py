@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,7 +77,8 @@ def save(
 
 def found(folder: Path) -> list[Path]:
     """All whole checkpoints, oldest first."""
-    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), key=lambda p: int(p.name[5:]))
+    numbered = (path for path in folder.glob("step-*") if re.fullmatch("[0-9]+", path.name[5:]))
+    return sorted(numbered, key=lambda path: int(path.name[5:]))
 
 
 def load(path: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer, scaler: Any = None) -> int:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from guidedcd import devices
 from guidedcd.cli import main
+from guidedcd.cli.errors import explain
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.generate import generate
+from guidedcd.plugins.registry import Registry
 
 
 def test_a_value_of_thousands_of_characters_is_shortened(capsys):
@@ -34,3 +38,13 @@ def test_more_videos_than_a_call_makes():
     """A number of videos that no disk holds is refused at once, before anything is loaded."""
     with pytest.raises(GuidedCDError, match=r"are more than 100,000 videos"):
         generate(Path("missing"), ["a circle"], per_prompt=10**12)
+
+
+def test_a_file_in_a_closed_folder_is_unreadable(tmp_path, monkeypatch, capsys):
+    """A folder that may not be entered is a matter of permissions; its files are not taken for unwritable ones."""
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "closed")  # root may enter all
+    path = tmp_path / "closed" / "student.json"
+
+    assert explain(PermissionError(errno.EACCES, "Permission denied", str(path)), ["sample"], Registry()) == 2
+    assert f"no permission to read {path}" in capsys.readouterr().err

@@ -394,7 +394,7 @@ def test_what_a_killed_run_left_is_removed(toy, tmp_path):
 
 def test_checkpoints_are_ordered_by_step(tmp_path):
     """A million steps come after 999,999; other folders do not count."""
-    for name in ("step-1000000", "step-999999", "step-x", ".step-000001.1.part"):
+    for name in ("step-1000000", "step-999999", "step-x", "step-\u00b2", ".step-000001.1.part"):
         (tmp_path / name).mkdir()
 
     assert [path.name for path in checkpoint.found(tmp_path)] == ["step-999999", "step-1000000"]
