@@ -28,7 +28,8 @@ from harness import time_calls
 
 from guidedcd.acceleration.apply import accelerated
 from guidedcd.acceleration.garbage import settled
-from guidedcd.config.run import Chosen, Run
+from guidedcd.config.kinds import Chosen
+from guidedcd.config.run import Run
 from guidedcd.config.sections import Preprocess, Solver
 from guidedcd.data.clips import Clip
 from guidedcd.diffusion.schedule import NoiseSchedule

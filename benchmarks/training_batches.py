@@ -13,7 +13,8 @@ from guidedcd_internv2 import InternV2Config
 from guidedcd_pta import PTAConfig
 from torch import Tensor
 
-from guidedcd.config.run import Chosen, Run
+from guidedcd.config.kinds import Chosen
+from guidedcd.config.run import Run
 from guidedcd.config.sections import Solver, Student, Train
 from guidedcd.data.routing import Route, Sample
 from guidedcd.plugins.configs import TeacherConfig

@@ -45,8 +45,13 @@ def open_regular(path: Path) -> BinaryIO:
         raise
 
 
-def read_text(path: Path, largest: int = LARGEST) -> str:
+def read_text(path: Path, largest: int = LARGEST, *, missing: str | None = None) -> str:
     """The text of a regular file of at most `largest` bytes.
+
+    Args:
+        path: The file.
+        largest: Bytes of the largest file that is read.
+        missing: The error's sentence if there is no such file, instead of a general one.
 
     Raises:
         GuidedCDError: It is missing, may not be read, is no regular file, is too large, or is not UTF-8.
@@ -58,6 +63,8 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
                 raise GuidedCDError(f"{path} has {size:,} bytes; at most {largest:,} are read.")
             return handle.read().decode("utf-8-sig")
     except OSError as error:
+        if missing is not None and isinstance(error, FileNotFoundError):
+            raise GuidedCDError(missing) from None
         raise unreadable(error, path) from None
     except ValueError:  # UnicodeDecodeError, or a path with a null byte
         raise GuidedCDError(f"{path} is no UTF-8 text.") from None

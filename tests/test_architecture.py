@@ -130,7 +130,7 @@ def test_engine_imports_no_plugin():
 
 # Words that mean something else than the component of that name.
 OTHER_MEANINGS = {
-    ("config/run.py", "shapes"),  # the default profile
+    ("config/kinds.py", "shapes"),  # the default profile
     ("inference/published.py", "pta"),  # what the strength input of T2V-Turbo-v2's published students is called
 }
 

@@ -84,3 +84,11 @@ def test_the_form_of_a_value_is_checked(form, good, bad, words):
     if words:
         with pytest.raises(GuidedCDError, match=rf"a\.json.*{words}"):
             check_form(bad, form, "a.json")
+
+
+def test_a_missing_file_can_have_its_own_sentence(tmp_path):
+    """`read_text` states that the file is missing, in the caller's words if there are any."""
+    with pytest.raises(GuidedCDError, match=r"a\.txt"):
+        read_text(tmp_path / "a.txt")
+    with pytest.raises(GuidedCDError, match=r"^there is no list\.$"):
+        read_text(tmp_path / "a.txt", missing="there is no list.")

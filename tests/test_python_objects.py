@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import guidedcd
+from guidedcd.config.kinds import KINDS
 from guidedcd.config.resolve import run_from_dict
-from guidedcd.config.run import KINDS
 
 TOY = {
     "teacher": "toy",

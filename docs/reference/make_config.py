@@ -11,8 +11,8 @@ from typing import Any
 
 import attrs
 
+from guidedcd.config.kinds import KINDS, SECTIONS
 from guidedcd.config.reflection import docs_of, flag, limits, types_of
-from guidedcd.config.run import KINDS, SECTIONS
 from guidedcd.config.sources import profiles
 from guidedcd.plugins.registry import CONFIGS
 

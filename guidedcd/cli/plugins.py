@@ -12,8 +12,8 @@ import attrs
 from cyclopts import App, Parameter
 from rich.markup import escape
 
+from guidedcd.config.kinds import KINDS
 from guidedcd.config.reflection import docs_of, flag, positional
-from guidedcd.config.run import KINDS
 from guidedcd.console import console, print_table
 from guidedcd.errors import GuidedCDError, suggest
 from guidedcd.plugins.registry import Component, Registry

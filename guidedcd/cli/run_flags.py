@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import attrs
 from cyclopts import Group, Parameter, Token
 
+from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SECTIONS
 from guidedcd.config.reflection import docs_of, flag, groups_of, limits, types_of
 from guidedcd.config.resolve import resolve
-from guidedcd.config.run import DEFAULT_PROFILE, KINDS, SECTIONS, Run
+from guidedcd.config.run import Run
 from guidedcd.config.sources import ALIASES, Layer, profiles, read_config, read_profile, split_names
 from guidedcd.config.structure import Options, Value, convert, options_of
 from guidedcd.errors import GuidedCDError

@@ -9,8 +9,8 @@ from cyclopts import App
 
 from guidedcd.cli.arguments import trained
 from guidedcd.cli.run_flags import flags_of, read_flags
-from guidedcd.config.resolve import choose
-from guidedcd.config.run import Chosen
+from guidedcd.config.kinds import Chosen
+from guidedcd.config.merge import choose
 from guidedcd.config.sampling import PublishedConfig, SampleConfig
 from guidedcd.config.structure import Value
 from guidedcd.errors import GuidedCDError

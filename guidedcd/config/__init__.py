@@ -1,7 +1,7 @@
 """From flags, TOML files and profiles to one frozen `Run`. No torch.
 
 In: texts and tables of options. Out: a `Run` that contains every option of a distillation. `sources` reads one source,
-`resolve` merges sources in order of precedence, `structure` converts values to types and names the option at fault,
-`reflection` reads types, limits and docstrings of option classes, `sections` declares the engine's own options.
-Open `run` first.
+`merge` merges sources in order of precedence, `structure` converts values to types and names the option at fault,
+`reflection` reads types, limits and docstrings of option classes, `sections` and `sampling` declare the engine's own
+options, `moved` has old names. Open `run` first.
 """

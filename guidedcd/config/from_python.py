@@ -8,8 +8,8 @@ from typing import Any
 
 import attrs
 
-from guidedcd.config.resolve import components_of, resolve
-from guidedcd.config.run import KINDS, Chosen, Run
+from guidedcd.config.kinds import KINDS, Chosen
+from guidedcd.config.merge import components_of
 from guidedcd.config.sources import ALIASES, Layer, read_profile
 from guidedcd.config.structure import unstructure
 from guidedcd.errors import GuidedCDError
@@ -18,16 +18,14 @@ from guidedcd.plugins.configs import ComponentConfig
 from guidedcd.plugins.registry import Registry, load_plugins
 
 
-def run_from_profile(profile: str, options: Mapping[str, Any], registry: Registry | None = None) -> Run:
-    """The run of a shipped profile, changed by `options`; see `Run.from_profile`.
+def layers_of(profile: str, options: Mapping[str, Any], registry: Registry) -> list[Layer]:
+    """The layers of a shipped profile and of `options`, which change it; None leaves an option as it is.
 
     Raises:
-        GuidedCDError: A name, option or value that does not exist or is out of range.
+        GuidedCDError: There is no such profile, or an option has a form that no file has.
     """
-    registry = registry or load_plugins()
     content = {key: value for key, value in options.items() if value is not None}
-    layers = [read_profile(profile), layer({**content, "profile": profile}, "Run.from_profile", registry)]
-    return resolve(layers, registry)
+    return [read_profile(profile), layer({**content, "profile": profile}, "Run.from_profile", registry)]
 
 
 def components(key: str, value: Any, where: str, registry: Registry | None = None) -> list[Chosen]:

@@ -6,66 +6,23 @@ A flag, a key of a TOML or run.json file and the Python attribute spell the same
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from guidedcd.config.from_python import layers_of
+from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SECTIONS, Basic, Chosen
+from guidedcd.config.merge import fields_of
 from guidedcd.config.sections import EvaluateConfig, Preprocess, Solver, Student, Train
 from guidedcd.config.structure import unstructure
-from guidedcd.config.validators import is_device, is_name, is_seed
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import objects
-from guidedcd.plugins.configs import ComponentConfig
-from guidedcd.plugins.registry import CONFIGS, Component, Registry, load_plugins
+from guidedcd.plugins.registry import Component, Registry, load_plugins
 from guidedcd.version import __version__
-
-KINDS = {
-    "teacher": "teacher",
-    "data": "dataset",
-    "energies": "energy",
-    "rewards": "reward",
-    "routes": "route",
-    "metrics": "metric",
-}
-"""How a kind of component is spelled in flags and files."""
-
-SECTIONS = {"solver": Solver, "preprocess": Preprocess, "student": Student, "train": Train, "evaluate": EvaluateConfig}
-"""The engine's own options."""
-
-DEFAULT_PROFILE = "shapes"
-"""The profile of a run that names none; nothing else in the engine knows it."""
-
-SCALARS = ("profile", "name", "seed", "device")
-"""Options of the run itself."""
-
-
-@attrs.frozen
-class Chosen:
-    """A component by name, with its options."""
-
-    name: str
-    config: ComponentConfig
-
-    @property
-    def kind(self) -> str:
-        """Which kind it is; a config class of a kind derives from that kind's base class."""
-        return next(kind for kind, base in CONFIGS.items() if isinstance(self.config, base))
-
-    def component(self, registry: Registry | None = None) -> Component:
-        """What a plugin offers under this name, or the Python object that the run was given."""
-        if hasattr(self.config, objects.MARK):
-            return objects.component(self.kind, self.name, self.config)
-        return (registry or load_plugins()).get(self.kind, self.name)
-
-    def build(self, registry: Registry | None = None) -> Any:
-        """Import the component and call it with its options; an exception of its own says whose it is."""
-        return self.component(registry).build(self.config)
 
 
 @attrs.frozen(kw_only=True)
-class Run:
+class Run(Basic):
     """Everything about a distillation; two equal runs compute the same."""
 
     teacher: Chosen
@@ -85,14 +42,6 @@ class Run:
     student: Student = attrs.field(factory=Student)
     train: Train = attrs.field(factory=Train)
     evaluate: EvaluateConfig = attrs.field(factory=EvaluateConfig)
-    seed: int = attrs.field(default=0, validator=is_seed)
-    """Seed of everything random, 0 to 2^63 - 1."""
-    device: str = attrs.field(default="auto", validator=is_device)
-    """Where tensors live: auto, cpu, cuda, cuda:N or mps."""
-    name: str = attrs.field(default="run", validator=is_name)
-    """Part of the run folder's name."""
-    profile: str = DEFAULT_PROFILE
-    """The profile that the defaults came from."""
 
     def __attrs_post_init__(self) -> None:
         for name, config in self.energies.items():
@@ -153,7 +102,7 @@ class Run:
     @classmethod
     def from_profile(
         cls,
-        profile: str = "shapes",
+        profile: str = DEFAULT_PROFILE,
         /,
         *,
         teacher: str | Mapping[str, Any] | None = None,
@@ -190,6 +139,6 @@ class Run:
         """
         chosen = {"teacher": teacher, "data": data, "energies": energies, "rewards": rewards, "routes": routes}
         scalars = {"metrics": metrics, "seed": seed, "device": device, "name": name}
-        # Imported by its name: that module builds runs, and so imports this one.
-        module = importlib.import_module("guidedcd.config.from_python")
-        return module.run_from_profile(profile, {**chosen, **scalars, **sections})
+        registry = load_plugins()
+        layers = layers_of(profile, {**chosen, **scalars, **sections}, registry)
+        return cls(**fields_of(layers, registry))

@@ -11,9 +11,9 @@ from typing import Any
 
 import attrs
 
+from guidedcd.config.kinds import KINDS, SCALARS, SECTIONS
 from guidedcd.config.moved import check_key
 from guidedcd.config.reflection import groups_of
-from guidedcd.config.run import KINDS, SCALARS, SECTIONS
 from guidedcd.config.structure import Options, Value
 from guidedcd.documents import read_json, read_toml
 from guidedcd.errors import GuidedCDError, shown, suggest

@@ -10,7 +10,8 @@ from typing import Any
 import attrs
 from rich.table import Table
 
-from guidedcd.config.run import Chosen, Run
+from guidedcd.config.kinds import Chosen
+from guidedcd.config.run import Run
 from guidedcd.console import console, print_table, progress
 from guidedcd.data.clips import Clip, ClipError, sample_of
 from guidedcd.data.geometry import Geometry

@@ -54,9 +54,7 @@ def read(path: Path) -> list[Prompt]:
     Raises:
         GuidedCDError: The file is missing, empty or malformed.
     """
-    if not path.exists():
-        raise GuidedCDError(f"there is no prompts file {path}.")
-    content = read_text(path)
+    content = read_text(path, missing=f"there is no prompts file {path}.")
     if path.suffix != ".json":
         texts: Sequence[Any] = [line.strip() for line in content.splitlines() if line.strip()]
     else:

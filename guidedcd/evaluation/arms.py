@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from guidedcd.config.run import Chosen
+from guidedcd.config.kinds import Chosen
 from guidedcd.data.clips import Prompt
 from guidedcd.devices import blame_memory
 from guidedcd.evaluation.bootstrap import over_seeds

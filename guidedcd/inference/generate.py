@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from guidedcd.config.run import Chosen
+from guidedcd.config.kinds import Chosen
 from guidedcd.config.sampling import SampleConfig
 from guidedcd.config.structure import options_of
 from guidedcd.console import console, progress

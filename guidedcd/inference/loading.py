@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from guidedcd.config.resolve import choose
-from guidedcd.config.run import Chosen
+from guidedcd.config.kinds import Chosen
+from guidedcd.config.merge import choose
 from guidedcd.devices import blame_memory, dtype_of
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError

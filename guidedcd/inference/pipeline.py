@@ -15,8 +15,9 @@ import attrs
 import torch
 from torch import Tensor
 
+from guidedcd.config.kinds import Chosen
 from guidedcd.config.resolve import read_run
-from guidedcd.config.run import Chosen, Run
+from guidedcd.config.run import Run
 from guidedcd.config.structure import Value, structure
 from guidedcd.devices import blame_memory, dtype_of
 from guidedcd.devices import device as find_device

@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from guidedcd.config import sections
-from guidedcd.config.run import Chosen, Run
+from guidedcd.config.kinds import Chosen
+from guidedcd.config.run import Run
 from guidedcd.devices import blame_memory, dtype_of
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from guidedcd.config.run import Chosen
+from guidedcd.config.kinds import Chosen
 from guidedcd.planning.meter import without_memory
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from guidedcd.config.run import KINDS, Run
+from guidedcd.config.kinds import KINDS
+from guidedcd.config.run import Run
 from guidedcd.config.sources import ALIASES, Layer
 from guidedcd.console import console
 from guidedcd.documents import read_json

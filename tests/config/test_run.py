@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from guidedcd.config.kinds import Chosen
 from guidedcd.config.moved import MOVED, check_flags
 from guidedcd.config.resolve import resolve, run_from_dict
-from guidedcd.config.run import Chosen, Run
+from guidedcd.config.run import Run
 from guidedcd.config.sampling import SampleConfig
 from guidedcd.config.sections import EvaluateConfig
 from guidedcd.config.sources import Layer, profiles, read_config, read_profile, split_names

@@ -104,7 +104,8 @@ def teacher(config: object = None) -> object:
 def run_folder(folder: Path, *, energies: dict | None = None, evaluate: dict | None = None, **run: object) -> Path:
     """A finished run: `run.json` and a student whose guidance inputs are not zero."""
     from guidedcd.config import sections
-    from guidedcd.config.run import Chosen, Run
+    from guidedcd.config.kinds import Chosen
+    from guidedcd.config.run import Run
     from guidedcd.files import write_json
     from guidedcd.models.student import Student
 

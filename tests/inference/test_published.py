@@ -13,8 +13,8 @@ from tiny_checkpoint import unet_state, write
 
 import guidedcd
 from guidedcd.cli import _plain_warnings, main
+from guidedcd.config.kinds import Chosen
 from guidedcd.config.resolve import run_from_dict
-from guidedcd.config.run import Chosen
 from guidedcd.data import media
 from guidedcd.diffusion.sampler import sample_steps
 from guidedcd.documents import read_json

@@ -14,7 +14,8 @@ from tiny_checkpoint import UNET, write
 
 from guidedcd.cli import main
 from guidedcd.config import sections
-from guidedcd.config.run import Chosen, Run
+from guidedcd.config.kinds import Chosen
+from guidedcd.config.run import Run
 from guidedcd.diffusion.embeddings import guidance_scale_embedding
 from guidedcd.diffusion.sampler import multistep_timesteps
 from guidedcd.diffusion.schedule import NoiseSchedule

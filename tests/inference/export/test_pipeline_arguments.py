@@ -8,7 +8,8 @@ import torch
 from guidedcd_unets import VideoCrafter2Config
 from tiny_checkpoint import write
 
-from guidedcd.config.run import Chosen, Run
+from guidedcd.config.kinds import Chosen
+from guidedcd.config.run import Run
 from guidedcd.inference.export import diffusers_folder
 from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.models.student import Student

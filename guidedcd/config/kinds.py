@@ -1,0 +1,70 @@
+"""The words that all sources of a run share: kinds of components, sections of options, a chosen component. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from guidedcd.config.sections import EvaluateConfig, Preprocess, Solver, Student, Train
+from guidedcd.config.validators import is_device, is_name, is_seed
+from guidedcd.plugins import objects
+from guidedcd.plugins.configs import ComponentConfig
+from guidedcd.plugins.registry import CONFIGS, Component, Registry, load_plugins
+
+KINDS = {
+    "teacher": "teacher",
+    "data": "dataset",
+    "energies": "energy",
+    "rewards": "reward",
+    "routes": "route",
+    "metrics": "metric",
+}
+"""How a kind of component is spelled in flags and files."""
+
+SECTIONS = {"solver": Solver, "preprocess": Preprocess, "student": Student, "train": Train, "evaluate": EvaluateConfig}
+"""The engine's own options."""
+
+DEFAULT_PROFILE = "shapes"
+"""The profile of a run that names none; nothing else in the engine knows it."""
+
+
+@attrs.frozen(kw_only=True)
+class Basic:
+    """Options of the run itself."""
+
+    profile: str = DEFAULT_PROFILE
+    """The profile that the defaults came from."""
+    name: str = attrs.field(default="run", validator=is_name)
+    """Part of the run folder's name."""
+    seed: int = attrs.field(default=0, validator=is_seed)
+    """Seed of everything random, 0 to 2^63 - 1."""
+    device: str = attrs.field(default="auto", validator=is_device)
+    """Where tensors live: auto, cpu, cuda, cuda:N or mps."""
+
+
+SCALARS = tuple(field.name for field in attrs.fields(Basic))
+"""Options of the run itself: profile, name, seed and device."""
+
+
+@attrs.frozen
+class Chosen:
+    """A component by name, with its options."""
+
+    name: str
+    config: ComponentConfig
+
+    @property
+    def kind(self) -> str:
+        """Which kind it is; a config class of a kind derives from that kind's base class."""
+        return next(kind for kind, base in CONFIGS.items() if isinstance(self.config, base))
+
+    def component(self, registry: Registry | None = None) -> Component:
+        """What a plugin offers under this name, or the Python object that the run was given."""
+        if hasattr(self.config, objects.MARK):
+            return objects.component(self.kind, self.name, self.config)
+        return (registry or load_plugins()).get(self.kind, self.name)
+
+    def build(self, registry: Registry | None = None) -> Any:
+        """Import the component and call it with its options; an exception of its own says whose it is."""
+        return self.component(registry).build(self.config)

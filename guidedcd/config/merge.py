@@ -1,0 +1,139 @@
+"""From layers to the fields of one run: class default < profile < file < flags. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SCALARS, SECTIONS, Basic, Chosen
+from guidedcd.config.reflection import flag, positional
+from guidedcd.config.sources import Layer, Names
+from guidedcd.config.structure import Options, Value, structure
+from guidedcd.errors import GuidedCDError, shown
+from guidedcd.plugins import objects
+from guidedcd.plugins.registry import Component, Registry
+
+
+def fields_of(layers: Sequence[Layer], registry: Registry, *, needs_data: bool = True) -> dict[str, Any]:
+    """The fields of one run from `layers`, later ones winning.
+
+    Args:
+        layers: Profile, file and flags, in this order.
+        registry: The installed plugins.
+        needs_data: Whether a run without a dataset is an error; a plan needs none.
+
+    Raises:
+        GuidedCDError: A name, option or value that does not exist, or no teacher or dataset.
+    """
+    scalars: dict[str, Value] = {}
+    for layer in layers:
+        scalars |= layer.scalars
+    chosen = {key: components_of(key, layers, registry) for key in KINDS}
+    profile = scalars.get("profile", Value(DEFAULT_PROFILE, "")).value
+    if len(chosen["teacher"]) != 1:
+        named = " and ".join(one.name for one in chosen["teacher"]) or "none"
+        raise GuidedCDError(f"a run has one teacher, but {named} is selected. Use --teacher NAME.")
+    if needs_data and not chosen["data"]:
+        raise GuidedCDError(f"profile '{profile}' selects no dataset. Use --data NAME[:VALUE].")
+    for key, found in chosen.items():
+        names = [one.name for one in found]
+        if key != "data" and len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise GuidedCDError(f"{KINDS[key]} '{twice}' is named twice.")
+    engine = {
+        key: structure(cls, _merged(layer.sections.get(key, {}) for layer in layers), f"[{key}]")
+        for key, cls in SECTIONS.items()
+    }
+    scalars.setdefault("name", Value(profile, "profile"))
+    basic = structure(Basic, scalars, "the run")
+    return {
+        "teacher": chosen["teacher"][0],
+        "data": tuple(chosen["data"]),
+        **{key: {one.name: one.config for one in chosen[key]} for key in ("energies", "rewards", "routes", "metrics")},
+        **engine,
+        **{name: getattr(basic, name) for name in SCALARS},
+    }
+
+
+def _merged(tables: Iterable[Mapping[str, Value | Options]]) -> Options:
+    """The options of several tables together, later ones winning, option by option."""
+    merged: Options = {}
+    for table in tables:
+        for written, value in table.items():
+            name = written.replace("-", "_")
+            below = merged.get(name)
+            both = isinstance(value, dict) and isinstance(below, dict)
+            merged[name] = _merged([below, value]) if both else value
+    return merged
+
+
+def components_of(key: str, layers: Sequence[Layer], registry: Registry) -> list[Chosen]:
+    """The selected components of one kind; the options of a selected one are those of all layers together."""
+    kind = KINDS[key]
+    selected: Names = []
+    for layer in layers:
+        options = layer.options.get(key, [])
+        if not layer.optional:
+            for name, _ in options:
+                _component(kind, name, layers, registry)
+        if key in layer.select:
+            selected = list(layer.select[key])
+        if layer.adds:
+            named = {name for name, _, _ in selected}
+            selected += [(name, None, f"--{key}.{name}") for name, _ in options if name not in named]
+    found = []
+    seen: dict[str, int] = {}
+    for name, value, where in selected:
+        component = _component(kind, name, layers, registry)
+        place = seen[name] = seen.get(name, -1) + 1
+        tables = []
+        for layer in layers:
+            mine = [options for n, options in layer.options.get(key, []) if n == name]
+            # A file may list a dataset several times, each with its own options; one table serves all of that name.
+            tables += mine[place : place + 1] if len(mine) > 1 else mine
+        given = _merged(tables)
+        if kind == "energy" and "scale" in given and "relative" in given:
+            _drop_older(given, tables)
+        found.append(_built(component, value, given, where))
+    return found
+
+
+def _component(kind: str, name: str, layers: Sequence[Layer], registry: Registry) -> Component:
+    """The installed component, or the Python object that a layer's options describe."""
+    for layer in layers:
+        for key, tables in layer.options.items():
+            if KINDS[key] == kind and any(n == name and objects.MARK in options for n, options in tables):
+                return objects.component(kind, name)
+    return registry.get(kind, name)
+
+
+def choose(kind: str, text: str, options: Mapping[str, Value], where: str, registry: Registry) -> Chosen:
+    """The one component that `text`, NAME[:VALUE], names, with `options`.
+
+    Raises:
+        GuidedCDError: A name, option or value that does not exist.
+    """
+    name, colon, value = text.strip().partition(":")
+    return _built(registry.get(kind, name), value if colon else None, dict(options), where)
+
+
+def _built(component: Component, value: str | None, given: dict[str, Value], where: str) -> Chosen:
+    """A component with its options; `value` is the text after the ":"."""
+    kind, name = component.kind, component.name
+    if value is not None:
+        field = positional(component.config)
+        if field is None:
+            raise GuidedCDError(f"{where}: {kind} '{name}' takes no value after ':' (got {shown(value)}).")
+        if not value.strip():
+            raise GuidedCDError(
+                f"{where}: nothing follows '{name}:'. Give its {flag(field.name)}, or leave the ':' out."
+            )
+        given[field.name] = Value(value, f"{where} {name}:{value}")
+    return Chosen(name, structure(component.config, given, f"{kind} '{name}'"))
+
+
+def _drop_older(given: dict[str, Value], tables: Sequence[Mapping[str, Value]]) -> None:
+    """Of `scale` and `relative`, which exclude each other, the one of the higher layer; a run.json has both."""
+    newest = [table for table in tables if "scale" in table or "relative" in table][-1]
+    if "relative" not in newest:
+        del given["relative"]
