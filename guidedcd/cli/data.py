@@ -21,7 +21,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         """Read a sample of every data set as `train` with the same flags would, and show what was found.
 
         A table: clips, what can be read, captions in each reward's own tokens, and where the routes send them. The
-        reason of every clip that cannot be used. A contact sheet of the others, as the teacher would see them.
+        reason of every clip that cannot be used. A contact sheet of the others, in the size of the teacher's videos.
 
         Parameters
         ----------

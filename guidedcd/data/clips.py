@@ -1,4 +1,4 @@
-"""What datasets yield (Clip) and what evaluations ask for (Prompt)."""
+"""Clips, which datasets yield, and prompts, from which evaluations sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from guidedcd.errors import GuidedCDError
 
 
 class ClipError(GuidedCDError):
-    """One clip cannot be read or is unusable: says which, why, and what to do. The run skips and counts such clips."""
+    """One clip is unreadable or unusable. The message names the clip, the reason and a remedy; runs skip such clips."""
 
 
 def _is_video(instance: object, attribute: attrs.Attribute, value: Tensor) -> None:
@@ -33,33 +33,33 @@ class Clip:
     dataset: str
     """The dataset's registered name."""
     caption: str
-    """What the teacher is told; may be longer than rewards can read."""
+    """The text for the teacher; may be longer than the context of rewards."""
     short_caption: str | None = None
-    """A short honest caption, when the dataset has one beside `caption`."""
+    """A short caption of the same clip, where the dataset has one."""
     tags: Mapping[str, Any] = attrs.field(factory=dict)
     """Free metadata for routes, JSON values only."""
     motion: float | None = None
-    """How much it moves, in its dataset's own unit, when known."""
+    """Amount of motion, in a unit of the dataset; None where it is unknown."""
     video: Tensor = attrs.field(validator=_is_video)
     """Frames (F, 3, H, W), float in [0, 1]."""
 
 
 @attrs.frozen(kw_only=True)
 class Prompt:
-    """One evaluation prompt, with what a faithful video must show when that is known."""
+    """One evaluation prompt, with the ground truth of a faithful video where it is known."""
 
     text: str
-    """What the generator is told."""
+    """The text for the generator."""
     scene: Mapping[str, Any] | None = None
-    """Ground truth of the proving ground's oracle (guidedcd_shapes.world.Scene as a dict), else none."""
+    """Ground truth as JSON values, e.g. a scene of the proving ground; None where it is unknown."""
     named: tuple[str, ...] = ()
-    """Which attributes of `scene` the text names; only these are scored."""
+    """Attributes of `scene` that the text names; only these are scored."""
     id: str = ""
     """Stable name in reports and file names."""
 
 
 def sample_of(clip: Clip) -> Sample:
-    """What routes and logs know of a clip."""
+    """The metadata of a clip, for routes and logs."""
     return Sample(
         id=clip.id,
         dataset=clip.dataset,

@@ -1,4 +1,4 @@
-"""The size of videos and latents."""
+"""The shape of videos and latents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Geometry:
-    """The size of a teacher's videos, in pixels, and of their latents."""
+    """The shape of a teacher's videos, in pixels, and of their latents."""
 
     frames: int
     height: int

@@ -1,11 +1,11 @@
-"""What a run would make of its data, before anything is computed: a table, reasons, and a contact sheet."""
+"""Inspection of a run's data before training: tables, reasons of skipped clips, and a contact sheet."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 from rich.table import Table
@@ -20,45 +20,46 @@ from guidedcd.data.routing import Reader, Route, Sample, route
 from guidedcd.devices import blame_memory
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import check_writable
+from guidedcd.plugins.configs import DatasetConfig
 
-SHOWN = 12
+SHEET_ROWS = 12
 """Rows of the contact sheet, over all data sets."""
 
 
 @attrs.frozen(kw_only=True)
 class Inspected:
-    """What was seen of one data set."""
+    """The sample of one data set."""
 
     name: str
-    """The data set's name; of several with one name, the later ones end in #2, #3 and so on."""
+    """The data set's name; data sets of equal names are numbered #2, #3 and so on."""
     path: str
-    """Where it is, if it is anywhere."""
+    """Its path, or "" without one."""
     listed: int
-    """Clips that it lists, usable or not."""
-    wanted: int
-    """Its share of the run's videos."""
+    """Number of clips that it lists, usable or not."""
+    share: int
+    """Its number of the run's videos."""
     samples: list[Sample]
-    """Metadata of the clips that could be read, of those that were tried."""
+    """Metadata of the readable clips of the sample."""
     routes: list[Route]
-    """What the run's routes make of each of `samples`."""
+    """The route of each of `samples`."""
     skipped: list[str]
-    """Why the others could not be read, each with its clip's id."""
+    """Error messages of the other clips of the sample, each with the clip's id."""
 
     @property
     def tried(self) -> int:
-        """How many clips were tried."""
+        """Number of clips of the sample."""
         return len(self.samples) + len(self.skipped)
 
 
 def inspect_data(run: Run, *, sample: int = 32, sheet: Path = Path("data.png")) -> list[Inspected]:
-    """Read a sample of every data set of `run` as the run would, print what was found, and draw a contact sheet.
+    """Read a sample of every data set as the run would, print tables, and draw a contact sheet.
 
-    Neither the teacher's weights nor those of rewards are loaded where their classes can do without.
+    Weights of the teacher and of rewards are loaded only where their classes need them.
 
     Args:
-        run: What would be trained.
-        sample: Clips to read of each data set, evenly spaced over those that the run would use; 0 reads all of them.
-        sheet: A PNG file of what the teacher would see.
+        run: The run.
+        sample: Number of clips to read of each data set, evenly spaced over those of the run; 0 reads all of them.
+        sheet: The PNG file for the contact sheet, with clips as the teacher's input.
 
     Raises:
         GuidedCDError: A data set cannot be opened, or none of the clips can be read.
@@ -68,133 +69,133 @@ def inspect_data(run: Run, *, sample: int = 32, sheet: Path = Path("data.png")) 
     check_writable(sheet.parent)
     geometry = geometry_of(run.teacher)
     opened = [(chosen, chosen.build().open(geometry)) for chosen in run.data]
-    known, rules = readers(run), list(run.build("route").values())
-    shares = [chosen.config.weight / sum(one.config.weight for one in run.data) for chosen in run.data]
-    rows = -(-SHOWN // len(opened))
-    found, shown = [], []
-    for (chosen, clips), share, name in zip(opened, shares, _names(run.data), strict=True):
-        seen = Inspected(
+    tokenizers, rules = readers(run), list(run.build("route").values())
+    # The components of the kind dataset have configs that derive from DatasetConfig.
+    weights = [cast(DatasetConfig, chosen.config).weight for chosen in run.data]
+    rows = -(-SHEET_ROWS // len(opened))
+    results, drawn = [], []
+    for (chosen, clips), weight, name in zip(opened, weights, _names(run.data), strict=True):
+        result = Inspected(
             name=name,
             path=str(getattr(chosen.config, "path", None) or ""),
             listed=len(clips),
-            wanted=round(run.preprocess.videos * share),
+            share=round(run.preprocess.videos * (weight / sum(weights))),
             samples=[],
             routes=[],
             skipped=[],
         )
-        for clip in _read(clips, min(seen.wanted, seen.listed), sample, seen):
-            about = attrs.evolve(sample_of(clip), readers=known)
-            seen.samples.append(about)
-            seen.routes.append(route(about, rules))
-            if len(seen.samples) <= rows:
-                shown.append((f"{clip.dataset} {clip.id}: {clip.caption}", clip.video))
-        found.append(seen)
-    _print(found, known, geometry)
-    if not shown:
-        reason = next((why for seen in found for why in seen.skipped), "there is none")
-        raise GuidedCDError(f"none of the clips that were tried can be used (the first: {reason}).")
-    contact_sheet(sheet, [video for _, video in shown], [caption for caption, _ in shown])
-    console.print(f"sheet    {sheet}: {len(shown)} clips as the teacher would see them")
-    return found
+        for clip in _read(clips, min(result.share, result.listed), sample, result):
+            metadata = attrs.evolve(sample_of(clip), readers=tokenizers)
+            result.samples.append(metadata)
+            result.routes.append(route(metadata, rules))
+            if len(result.samples) <= rows:
+                drawn.append((f"{clip.dataset} {clip.id}: {clip.caption}", clip.video))
+        results.append(result)
+    _print(results, tokenizers, geometry)
+    if not drawn:
+        reason = next((reason for result in results for reason in result.skipped), "there is none")
+        raise GuidedCDError(f"none of the clips of the sample can be used (the first: {reason}).")
+    contact_sheet(sheet, [video for _, video in drawn], [caption for caption, _ in drawn])
+    console.print(f"sheet    {sheet}: {len(drawn)} clips in the size of the teacher's videos")
+    return results
 
 
 def geometry_of(teacher: Chosen) -> Geometry:
-    """The size of a teacher's videos: from its options if they say it, else from the loaded teacher."""
-    says = {name: getattr(teacher.config, name, None) for name in ("frames", "height", "width", "fps")}
-    if None not in says.values():
-        return Geometry(**says)
+    """The shape of a teacher's videos: from its options where they have it, else from the loaded teacher."""
+    sizes: dict[str, Any] = {name: getattr(teacher.config, name, None) for name in ("frames", "height", "width", "fps")}
+    if None not in sizes.values():
+        return Geometry(**sizes)
     with blame_memory("the teacher"):
         return teacher.build().geometry
 
 
 def readers(run: Run) -> dict[str, Reader]:
-    """The run's rewards as readers of text, each with its own tokenizer."""
-    found = {}
+    """Tokenizer and context length of the run's rewards, by name."""
+    result = {}
     for chosen in run.chosen("reward"):
         make = getattr(chosen.component().load(), "tokens", None)
         if make is not None:
             tokens = make(chosen.config)
-            found[chosen.name] = Reader(max_tokens=tokens.max_tokens, count=tokens.count)
+            result[chosen.name] = Reader(max_tokens=tokens.max_tokens, count=tokens.count)
         else:
             with blame_memory(f"reward '{chosen.name}'"):
-                built = chosen.build()
-            found[chosen.name] = Reader(max_tokens=built.max_tokens, count=built.count_tokens)
-    return found
+                reward = chosen.build()
+            result[chosen.name] = Reader(max_tokens=reward.max_tokens, count=reward.count_tokens)
+    return result
 
 
-def _read(clips: Sequence[Clip], usable: int, sample: int, seen: Inspected) -> Iterator[Clip]:
-    """Clips spread evenly over the first `usable`, those that can be read; the others go to `seen.skipped`."""
+def _read(clips: Sequence[Clip], usable: int, sample: int, result: Inspected) -> Iterator[Clip]:
+    """Readable clips, spread evenly over the first `usable`; errors of the others go to `result.skipped`."""
     count = min(sample or usable, usable)
-    places = [(2 * i + 1) * usable // (2 * count) for i in range(count)]
-    with progress(f"read {seen.name}", count, unit="clips") as advance:
-        for place in places:
+    with progress(f"read {result.name}", count, unit="clips") as advance:
+        for i in range(count):
             try:
-                yield clips[place]
+                yield clips[(2 * i + 1) * usable // (2 * count)]
             except ClipError as error:
-                seen.skipped.append(str(error))
+                result.skipped.append(str(error))
             advance()
 
 
 def _names(data: Sequence[Chosen]) -> list[str]:
-    """The data sets' names, made different where several have one."""
+    """The names of the data sets, numbered where several are equal."""
     names = [chosen.name for chosen in data]
     return [f"{name}#{n}" if (n := names[: i + 1].count(name)) > 1 else name for i, name in enumerate(names)]
 
 
-def _print(found: Sequence[Inspected], known: Mapping[str, Reader], geometry: Geometry) -> None:
+def _print(results: Sequence[Inspected], tokenizers: Mapping[str, Reader], geometry: Geometry) -> None:
     size = f"{geometry.width} x {geometry.height} pixels"
     console.print(f"teacher  {geometry.frames} frames at {geometry.fps:g} per second, {size}")
-    for seen in found:
-        if seen.path:
-            console.print(f"data     {seen.name} is {seen.path}", markup=False)
-    print_table(_summary(found))
+    for result in results:
+        if result.path:
+            console.print(f"data     {result.name} is {result.path}", markup=False)
+    print_table(_summary(results))
     console.print()
-    print_table(_captions(found, known))
+    print_table(_captions(results, tokenizers))
     console.print()
-    for seen in found:
-        for reason in seen.skipped:
-            console.print(f"skipped  {seen.name}: {reason}", markup=False)
-        if seen.listed < seen.wanted:
+    for result in results:
+        for reason in result.skipped:
+            console.print(f"skipped  {result.name}: {reason}", markup=False)
+        if result.listed < result.share:
             console.print(
-                f"note     {seen.name} lists {seen.listed} clips, but its share of {sum(s.wanted for s in found)} is "
-                f"{seen.wanted}: lower --preprocess.videos or its weight",
+                f"note     {result.name} lists {result.listed} clips, but its share of {sum(r.share for r in results)} "
+                f"is {result.share}: lower --preprocess.videos or its weight",
                 markup=False,
             )
 
 
-def _summary(found: Sequence[Inspected]) -> Table:
-    """Data sets by row: clips, and what of them can be read."""
-    table = _table("data", "clips", "the run wants", "tried", "readable", "skipped", "motion known", "not guided")
-    for seen in found:
-        counts = seen.listed, seen.wanted, seen.tried, len(seen.samples), len(seen.skipped)
-        motion = sum(sample.motion is not None for sample in seen.samples)
-        unguided = sum(not one.guided for one in seen.routes)
-        table.add_row(seen.name, *map(str, (*counts, motion, unguided)))
+def _summary(results: Sequence[Inspected]) -> Table:
+    """One row per data set: numbers of clips, of readable ones, and of those with motion or without guidance."""
+    table = _table("data", "clips", "used by the run", "tried", "readable", "skipped", "motion known", "not guided")
+    for result in results:
+        counts = result.listed, result.share, result.tried, len(result.samples), len(result.skipped)
+        motion = sum(sample.motion is not None for sample in result.samples)
+        unguided = sum(not one.guided for one in result.routes)
+        table.add_row(result.name, *map(str, (*counts, motion, unguided)))
     return table
 
 
-def _captions(found: Sequence[Inspected], known: Mapping[str, Reader]) -> Table:
-    """Data sets and rewards by row: how long captions are for it, how many it can read, and how many it gets."""
+def _captions(results: Sequence[Inspected], tokenizers: Mapping[str, Reader]) -> Table:
+    """One row per data set and reward: lengths of the captions, how many fit, and how many are routed to it."""
     table = _table("data", "reader", "context", "tokens: median", "longest", "fits", "short caption fits", "routed")
-    for seen in found:
-        samples = seen.samples
-        for name, reader in known.items():
+    for result in results:
+        samples = result.samples
+        for name, reader in tokenizers.items():
             lengths = [reader.count(sample.caption) for sample in samples]
-            short = [sample for sample in samples if sample.short_caption]
+            short = [sample.short_caption for sample in samples if sample.short_caption]
             table.add_row(
-                seen.name,
+                result.name,
                 name,
                 str(reader.max_tokens),
                 *_lengths(lengths),
                 _share(sum(length <= reader.max_tokens for length in lengths), len(samples)),
-                _share(sum(sample.fits(name, sample.short_caption) for sample in short), len(short)),
-                _share(sum(name in one.rewards for one in seen.routes), len(samples)),
+                _share(sum(reader.count(text) <= reader.max_tokens for text in short), len(short)),
+                _share(sum(name in one.rewards for one in result.routes), len(samples)),
             )
-        alone = sum(not one.rewards for one in seen.routes)
+        alone = sum(not one.rewards for one in result.routes)
         words = [len(sample.caption.split()) for sample in samples]
         median, longest = _lengths(words)
         table.add_row(
-            seen.name,
+            result.name,
             "distillation alone",
             "",
             *(f"{text} words" if words else text for text in (median, longest)),

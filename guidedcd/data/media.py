@@ -1,4 +1,4 @@
-"""Videos as files: mp4 (H.264) and gif with their metadata beside them, and contact sheets.
+"""Video files: mp4 (H.264) and gif with metadata files beside them, and contact sheets.
 
 Legend: F frames, H height, W width. Pixels are (F, 3, H, W), float in [0, 1].
 """
@@ -31,13 +31,13 @@ def to_uint8(video: Tensor) -> np.ndarray:
     """Pixels (F, H, W, 3) uint8, rounded, from (F, 3, H, W) float in [0, 1].
 
     Raises:
-        GuidedCDError: Another shape, or a pixel that is not a number.
+        GuidedCDError: The shape is another one, or a pixel is not finite.
     """
     if video.ndim != 4 or video.shape[1] != 3 or 0 in video.shape:
         raise GuidedCDError(f"a video must have shape (frames, 3, height, width), not {tuple(video.shape)}.")
     video = video.detach().float().cpu()
     if not torch.isfinite(video).all():
-        raise GuidedCDError("a video holds pixels that are not finite numbers (NaN or infinity); it was not written.")
+        raise GuidedCDError("a video contains pixels that are NaN or infinite; it was not written.")
     return (video.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
@@ -62,9 +62,9 @@ def write_video(
 ) -> Path:
     """Write one video as mp4 or gif, by the suffix of `path`, and its metadata as JSON beside an mp4.
 
-    An mp4 is H.264 in yuv420p, which every player and browser shows; its colour has half the resolution, so tiny
-    videos keep their edges better when enlarged. Odd sizes are padded by repeating the last row or column, and
-    `read_video` cuts the padding off again. The metadata appears last: where it is, the video is complete.
+    An mp4 is H.264 in yuv420p, which every player and browser shows; its colour has half the resolution, so
+    that edges of small videos are sharper when enlarged. Odd sizes are padded by repeating the last row or column, and
+    `read_video` removes the padding. The metadata is written last: a video with metadata is complete.
 
     Args:
         path: A file that ends in .mp4 or .gif.
@@ -72,10 +72,10 @@ def write_video(
         fps: Frames per second.
         enlarge: Repeat every pixel this often in both directions (nearest neighbour), >= 1.
         quality: x264's constant rate factor, 0 (best) to 51.
-        metadata: What else to write beside the video; the size, frames and fps are always written.
+        metadata: Further metadata; size, frames and fps are always written.
 
     Raises:
-        GuidedCDError: Another suffix, a video of the wrong shape, or a disk that is full.
+        GuidedCDError: The suffix or the shape is another one, or the disk is full.
     """
     if path.suffix not in SUFFIXES:
         raise GuidedCDError(f"{path}: videos are written as {' or '.join(SUFFIXES)}, not '{path.suffix}'.")
@@ -86,25 +86,25 @@ def write_video(
             sidecar(path).unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(error, path) from error
-    with replacing(path) as part:
+    with replacing(path) as partial:
         if path.suffix == ".mp4":
-            write_mp4(part, frames, fps, quality)
+            write_mp4(partial, frames, fps, quality)
         else:
-            part.write_bytes(gif_bytes(frames, fps))
+            partial.write_bytes(gif_bytes(frames, fps))
     if path.suffix == ".mp4":
-        known = {
+        sizes = {
             "frames": len(frames),
             "height": frames.shape[1],
             "width": frames.shape[2],
             "fps": fps,
             "enlarge": enlarge,
         }
-        write_json(sidecar(path), {**(metadata or {}), **known})
+        write_json(sidecar(path), {**(metadata or {}), **sizes})
     return path
 
 
 def sidecar(path: Path) -> Path:
-    """The metadata file of a video: same name, .json."""
+    """The metadata file of a video: the same name with the suffix .json."""
     return path.with_suffix(".json")
 
 
@@ -116,7 +116,7 @@ def write_mp4(path: Path, frames: np.ndarray, fps: float, quality: int = 14) -> 
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        # Among the algorithms that x264 chooses by the processor are some that do not repeat their results.
+        # Some of the algorithms that x264 chooses for the processor are not deterministic.
         steady = {"threads": "1", "x264-params": "cpu-independent=1"}
         stream.options = {"crf": str(quality), "preset": "medium", **steady}
         for frame in frames:
@@ -138,15 +138,15 @@ def gif_bytes(frames: np.ndarray, fps: float) -> bytes:
 
 
 def read_video(path: Path) -> tuple[Tensor, float]:
-    """Pixels (F, 3, H, W) in [0, 1] and frames per second of any video file; padding of odd sizes is cut off.
+    """Pixels (F, 3, H, W) in [0, 1] and frames per second of any video file, without the padding of odd sizes.
 
     Raises:
-        GuidedCDError: The file is missing, damaged or holds no frame.
+        GuidedCDError: The file is missing or damaged, or contains no frame.
     """
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise GuidedCDError(f"{path} holds no video.")
+                raise GuidedCDError(f"{path} contains no video.")
             stream = container.streams.video[0]
             fps = float(stream.average_rate or stream.guessed_rate or 0)
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
@@ -155,23 +155,23 @@ def read_video(path: Path) -> tuple[Tensor, float]:
     except (av.FFmpegError, OSError) as error:
         raise GuidedCDError(f"{path} could not be read as a video: {error}.") from error
     if not frames:
-        raise GuidedCDError(f"{path} holds no frame.")
+        raise GuidedCDError(f"{path} contains no frame.")
     video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
     if path.suffix == ".mp4" and sidecar(path).is_file():
-        known = read_metadata(path)
-        video = video[..., : known.get("height", video.shape[2]), : known.get("width", video.shape[3])]
+        metadata = read_metadata(path)
+        video = video[..., : metadata.get("height", video.shape[2]), : metadata.get("width", video.shape[3])]
     return video, fps
 
 
 METADATA = {"prompt?": str, "seed?": int, "step?": int, "height?": int, "width?": int, "frames?": int, "fps?": float}
-"""Form of a video's metadata, as far as it is read again; see `guidedcd.documents`."""
+"""Form of the metadata of a video; see `guidedcd.documents`."""
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What lies beside a video.
+    """The metadata of a video.
 
     Raises:
-        GuidedCDError: It is damaged.
+        GuidedCDError: Its file is damaged.
     """
     return read_json(sidecar(path), METADATA)
 
@@ -191,10 +191,10 @@ def contact_sheet(
         videos: Pixels (F, 3, H, W) in [0, 1]; sizes may differ.
         captions: One text per video.
         frames: At most this many frames per row.
-        size: Height of a shown frame in pixels; small frames are enlarged by a whole factor.
+        size: Height of each frame in pixels; small frames are enlarged by a whole factor.
 
     Raises:
-        GuidedCDError: No videos, or the disk is full.
+        GuidedCDError: There are no videos, or the disk is full.
     """
     if not videos:
         raise GuidedCDError("a contact sheet needs at least one video.")
@@ -210,8 +210,8 @@ def contact_sheet(
         draw.text((gap, y + 1), _fitted(caption, font, width - 2 * gap), fill="black", font=font)
         sheet.paste(row, (gap, y + text))
         y += row.height + text + gap
-    with replacing(path) as part:
-        sheet.save(part, "PNG")
+    with replacing(path) as partial:
+        sheet.save(partial, "PNG")
     return path
 
 
@@ -220,26 +220,30 @@ def _strip(pixels: np.ndarray, count: int, size: int) -> Image.Image:
     total, height, width, _ = pixels.shape
     picks = np.linspace(0, total - 1, min(count, total)).round().astype(int)
     if height <= size:
-        shown = enlarged(pixels[picks], max(1, size // height))
+        strip = enlarged(pixels[picks], max(1, size // height))
     else:
         small = (max(1, round(width * size / height)), size)
-        shown = np.stack(
+        strip = np.stack(
             [np.asarray(Image.fromarray(f).resize(small, Image.Resampling.LANCZOS)) for f in pixels[picks]]
         )
-    bar = np.full((shown.shape[1], 2, 3), 255, np.uint8)
-    return Image.fromarray(np.concatenate([part for frame in shown for part in (frame, bar)][:-1], axis=1))
+    bar = np.full((strip.shape[1], 2, 3), 255, np.uint8)
+    return Image.fromarray(np.concatenate([image for frame in strip for image in (frame, bar)][:-1], axis=1))
 
 
-def _fitted(text: str, font: ImageFont.ImageFont, width: int) -> str:
-    """`text` on one line, cut with "..." where it would be wider than `width` pixels."""
+def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """`text` on one line, shortened with "..." to at most `width` pixels."""
     text = " ".join(text[: 10 * width].split())  # a letter is wider than a tenth of a pixel
     if font.getlength(text) <= width:
         return text
-    letters = bisect.bisect_right(range(1, len(text)), width, key=lambda n: font.getlength(text[:n] + "..."))
+
+    def length(letters: int) -> float:
+        return font.getlength(text[:letters] + "...")
+
+    letters = bisect.bisect_right(range(1, len(text)), float(width), key=length)
     return text[:letters].rstrip() + "..."
 
 
 def slug(text: str, length: int = 48) -> str:
-    """`text` as part of a file name: lower-case letters and digits joined by "-", at most `length` characters."""
+    """`text` for a file name: lower-case letters and digits joined by "-", at most `length` characters."""
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     return words[:length].rstrip("-") or "video"

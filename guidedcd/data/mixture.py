@@ -1,4 +1,4 @@
-"""Which clips a run uses: datasets mixed by weight, in an order that depends on nothing but the configuration."""
+"""The clips of a run: datasets mixed by weight, in an order that depends on the configuration only."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from guidedcd.errors import GuidedCDError
 
 
 class Mixture:
-    """`count` clips of several datasets; dataset i holds a share of weight i, spread evenly over the order.
+    """`count` clips of several datasets; dataset i has a share of weight i, spread evenly over the order.
 
     Args:
         datasets: Sequences of clips, with the names that messages use.
         weights: Relative shares, one per dataset, positive.
-        count: How many clips in all.
+        count: Number of clips.
 
     Raises:
-        GuidedCDError: The datasets hold fewer clips than their shares.
+        GuidedCDError: A dataset has fewer clips than its share.
     """
 
     def __init__(self, datasets: Sequence[tuple[str, Sequence[Clip]]], weights: Sequence[float], count: int) -> None:
         self._datasets = datasets
-        self._places: list[tuple[int, int]] = []
+        self._entries: list[tuple[int, int]] = []
         used = [0] * len(datasets)
         shares = [Fraction(weight) for weight in weights]
-        for place in range(1, count + 1):
-            # The dataset that lags most behind its share: an order without clumps and without randomness.
-            owed = [place * share / sum(shares) - taken for share, taken in zip(shares, used, strict=True)]
-            chosen = max(range(len(owed)), key=lambda i: owed[i])
+        for position in range(1, count + 1):
+            # The dataset furthest behind its share is next, which spreads datasets evenly without randomness.
+            behind = [position * share / sum(shares) - number for share, number in zip(shares, used, strict=True)]
+            chosen = max(range(len(behind)), key=lambda i: behind[i])
             if used[chosen] >= len(datasets[chosen][1]):
                 name, sequence = datasets[chosen]
                 raise GuidedCDError(
                     f"dataset '{name}' has {len(sequence)} clips, but its share of {count} needs more. "
                     "Lower --preprocess.videos or its weight."
                 )
-            self._places.append((chosen, used[chosen]))
+            self._entries.append((chosen, used[chosen]))
             used[chosen] += 1
 
     def __len__(self) -> int:
-        """How many clips."""
-        return len(self._places)
+        """Number of clips."""
+        return len(self._entries)
 
-    def read(self, places: range) -> tuple[list[Clip], list[dict[str, str]]]:
-        """The clips at `places`, and what could not be read with its reason."""
+    def read(self, positions: range) -> tuple[list[Clip], list[dict[str, str]]]:
+        """The clips at `positions`, and {"id", "reason"} of each that cannot be read."""
         clips, skipped = [], []
-        for place in places:
-            dataset, number = self._places[place]
+        for position in positions:
+            dataset, number = self._entries[position]
             name, sequence = self._datasets[dataset]
             try:
                 clips.append(sequence[number])

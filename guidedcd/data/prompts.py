@@ -1,8 +1,8 @@
-"""Prompts: from the command line, from files, and a list for evaluations of teachers that bring none. No torch.
+"""Prompts from the command line and from files, and general prompts for evaluations. No torch.
 
-A teacher brings its own evaluation prompts with a method `prompts(split, count)`, where split is "motion" (each names a
-movement), "no-motion" (none does) or "validation" (to choose settings on), and prompts to train on without clips with a
-method `training_prompts(count)`.
+A teacher may have its own evaluation prompts, with a method `prompts(split, count)`. The split is "motion" (each prompt
+names a movement), "no-motion" (none does) or "validation" (prompts for choosing settings). It may have prompts for
+training without clips, with a method `training_prompts(count)`.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ from guidedcd.documents import parse_json, read_text
 from guidedcd.errors import GuidedCDError, shortened
 
 LONGEST = 100_000
-"""Bytes of the longest prompt; no text encoder reads a thousandth of it."""
+"""Bytes of the longest prompt, a thousand times the context of text encoders."""
 TRAINING = 2000
-"""How many prompts without clips a teacher is asked for."""
+"""Number of prompts for training without clips."""
 HELD_OUT = 384
-"""So many prompts of an evaluation are never trained on without clips."""
+"""Number of evaluation prompts that are excluded from training without clips."""
 SPLITS = {"motion": "prompts that name a motion", "no-motion": "prompts without motion words"}
-"""The splits that figures are reported for, and what they are called; a user's own list is one split, "prompts"."""
+"""Titles of the splits of an evaluation; a user's own list is one split, "prompts"."""
 
 
-def given(prompts: str | Path | Prompt | Iterable[str | Prompt]) -> list[Prompt]:
-    """Prompts as a list: one text, several, or a file's (`Path`, or one argument that begins with "@").
+def as_prompts(prompts: str | Path | Prompt | Iterable[str | Prompt]) -> list[Prompt]:
+    """A list of prompts from one text, several, or a file (`Path`, or a text "@FILE").
 
     Raises:
-        GuidedCDError: There is none, or the file cannot be read.
+        GuidedCDError: There are no prompts, or the file cannot be read.
     """
     if isinstance(prompts, Path):
         return read(prompts)
     listed = [prompts] if isinstance(prompts, str | Prompt) else list(prompts)
-    found: list[Prompt] = []
+    result: list[Prompt] = []
     for prompt in listed:
         if isinstance(prompt, str) and prompt.startswith("@"):
-            found += read(Path(prompt[1:]).expanduser())
+            result += read(Path(prompt[1:]).expanduser())
         else:
-            found.append(prompt if isinstance(prompt, Prompt) else _prompt(prompt, "the prompts"))
-    if not found:
+            result.append(prompt if isinstance(prompt, Prompt) else _prompt(prompt, "the prompts"))
+    if not result:
         raise GuidedCDError('no prompts: give some ("a red circle") or a file of them (@prompts.txt).')
-    return found
+    return result
 
 
 def read(path: Path) -> list[Prompt]:
-    """The prompts of a file: text with one a line, or a JSON list of texts or of objects with "prompt" or "prompt_en".
+    """The prompts of a file: one a line, or a JSON list of texts or of objects with "prompt" or "prompt_en".
 
-    Empty lines are passed over. VBench's lists are of both kinds.
+    Empty lines are ignored. VBench's lists have both forms.
 
     Raises:
         GuidedCDError: The file is missing, empty or malformed.
@@ -60,10 +60,10 @@ def read(path: Path) -> list[Prompt]:
     else:
         texts = parse_json(content, path)
         if not isinstance(texts, list):
-            raise GuidedCDError(f"{path} must hold a list of prompts.")
+            raise GuidedCDError(f"{path} must contain a list of prompts.")
         texts = [t.get("prompt", t.get("prompt_en")) if isinstance(t, dict) else t for t in texts]
     if not texts:
-        raise GuidedCDError(f"{path} holds no prompts.")
+        raise GuidedCDError(f"{path} contains no prompts.")
     return [_prompt(text, str(path)) for text in texts]
 
 
@@ -76,46 +76,50 @@ def _prompt(text: Any, where: str) -> Prompt:
     except UnicodeEncodeError:
         raise GuidedCDError(f"a prompt in {where} is no UTF-8 text: {shortened(ascii(text))}.") from None
     if size > LONGEST:
-        raise GuidedCDError(f"a prompt in {where} has {size:,} bytes; at most {LONGEST:,} are taken: {shortened(text)}")
+        raise GuidedCDError(
+            f"a prompt in {where} has {size:,} bytes; at most {LONGEST:,} are allowed: {shortened(text)}"
+        )
     return Prompt(text=text)
 
 
 def evaluation(teacher: object, count: int) -> tuple[dict[str, list[Prompt]], list[Prompt]]:
-    """Prompts to measure on by split, and others to choose settings on: no text is in both.
+    """Prompts of an evaluation by split, and disjoint prompts for choosing settings.
 
     Args:
-        teacher: Asked for its own prompts where it has some.
-        count: How many are measured: two thirds name a motion, one third does not. A sixth as many, at least 8, are
-            for choosing.
+        teacher: Its own prompts are used where it has some.
+        count: Number of evaluation prompts, of which two thirds name a motion and one third does not. Another sixth
+            of it, at least 8, are prompts for choosing.
     """
-    ask = getattr(teacher, "prompts", general)
+    prompts_of = getattr(teacher, "prompts", general)
     still = count // 3
     splits = {
-        name: list(ask(name, number)) for name, number in (("motion", count - still), ("no-motion", still)) if number
+        name: list(prompts_of(name, number))
+        for name, number in (("motion", count - still), ("no-motion", still))
+        if number
     }
     measured = {prompt.text for split in splits.values() for prompt in split}
     choosing = max(8, count // 6)
-    others = [prompt for prompt in ask("validation", 2 * choosing) if prompt.text not in measured]
+    others = [prompt for prompt in prompts_of("validation", 2 * choosing) if prompt.text not in measured]
     return splits, others[:choosing]
 
 
 def training(teacher: object, count: int = TRAINING) -> list[Prompt]:
-    """Prompts to train on without clips: the teacher's own where it has some, else none.
+    """Prompts for training without clips: the teacher's own where it has some, else none.
 
-    No text is among those that an `evaluation` of `HELD_OUT` prompts measures or chooses on.
+    Prompts of an `evaluation` with `HELD_OUT` prompts are excluded.
 
     Args:
         teacher: May have a method `training_prompts(count)`.
-        count: At most so many.
+        count: Upper limit of their number.
     """
-    found = list(teacher.training_prompts(count)) if hasattr(teacher, "training_prompts") else []
-    splits, others = evaluation(teacher, HELD_OUT) if found else ({}, [])
-    measured = {prompt.text for some in (*splits.values(), others) for prompt in some}
-    return [prompt for prompt in found if prompt.text not in measured]
+    candidates = list(teacher.training_prompts(count)) if hasattr(teacher, "training_prompts") else []
+    splits, others = evaluation(teacher, HELD_OUT) if candidates else ({}, [])
+    measured = {prompt.text for split in (*splits.values(), others) for prompt in split}
+    return [prompt for prompt in candidates if prompt.text not in measured]
 
 
 def general(split: str, count: int) -> list[Prompt]:
-    """Everyday prompts for teachers of natural video, the first `count` of a split, fewer where there are no more."""
+    """General prompts for teachers of natural video: the first `count` of a split, or all of them."""
     text = (resources.files("guidedcd.data") / "prompts.txt").read_text(encoding="utf-8")
-    sections = {part.partition("\n")[0].strip(): part.splitlines()[1:] for part in text.split("# ")[1:]}
+    sections = {block.partition("\n")[0].strip(): block.splitlines()[1:] for block in text.split("# ")[1:]}
     return [_prompt(line, "prompts.txt") for line in sections[split] if line.strip()][:count]

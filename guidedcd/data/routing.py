@@ -1,4 +1,4 @@
-"""Samples, routes, and the composition of routing rules: metadata only, no torch."""
+"""Samples, routes and routing rules, which read metadata only. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import attrs
 
 @attrs.frozen
 class Reader:
-    """How one reward reads text: with its own tokenizer, up to its own context."""
+    """The tokenizer and the context length of one reward."""
 
     max_tokens: int
     """Context length, special tokens included."""
@@ -20,7 +20,7 @@ class Reader:
 
 @attrs.frozen(kw_only=True)
 class Sample:
-    """What is known of one clip, apart from its pixels."""
+    """The metadata of one clip."""
 
     id: str
     dataset: str
@@ -29,19 +29,19 @@ class Sample:
     tags: Mapping[str, Any] = attrs.field(factory=dict)
     """Free metadata of the dataset, JSON values only."""
     motion: float | None = None
-    """How much the clip moves, in the dataset's own unit; None when unknown."""
+    """Amount of motion, in a unit of the dataset; None where it is unknown."""
     readers: Mapping[str, Reader] = attrs.field(factory=dict, eq=False)
-    """The run's rewards by name, as readers of text."""
+    """Tokenizer and context length of the run's rewards, by name."""
 
     def fits(self, reward: str, text: str) -> bool:
-        """Whether `reward` can read the whole of `text`."""
+        """Whether `text` fits into the context of `reward`."""
         reader = self.readers[reward]
         return reader.count(text) <= reader.max_tokens
 
 
 @attrs.frozen(kw_only=True)
 class Route:
-    """What happens to one sample."""
+    """The use of one sample in training."""
 
     caption: str
     """The text that the rewards read; the distillation loss always uses the sample's own caption."""
@@ -52,15 +52,15 @@ class Route:
 
 
 class RoutingRule(Protocol):
-    """A pure function of metadata; rules are applied left to right."""
+    """A pure function of metadata; rules are applied in their order."""
 
     def __call__(self, sample: Sample, route: Route) -> Route:
         """The route after this rule; change it with `attrs.evolve`."""
 
 
 def route(sample: Sample, rules: Iterable[RoutingRule]) -> Route:
-    """The route of one sample: every reward reads its caption, then each rule in turn."""
-    found = Route(caption=sample.caption, rewards=frozenset(sample.readers))
+    """The route of one sample: its caption for every reward, changed by each rule in turn."""
+    result = Route(caption=sample.caption, rewards=frozenset(sample.readers))
     for rule in rules:
-        found = rule(sample, found)
-    return found
+        result = rule(sample, result)
+    return result

@@ -46,7 +46,7 @@ class EvaluationProtocol:
         if isinstance(config.prompts, int):
             splits, choosing = prompts.evaluation(trained.teacher, config.prompts)
         else:
-            splits, choosing = {"prompts": prompts.given(config.prompts)}, []
+            splits, choosing = {"prompts": prompts.as_prompts(config.prompts)}, []
         metrics = build_metrics(trained.run.metrics, registry, trained.teacher.geometry.fps)
         names = list(splits)
         shown: dict[str, list[int]] = {name: [] for name in names}

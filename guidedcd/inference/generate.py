@@ -14,7 +14,7 @@ from guidedcd.config.structure import options_of
 from guidedcd.console import console, progress
 from guidedcd.data import media
 from guidedcd.data.clips import Prompt
-from guidedcd.data.prompts import given
+from guidedcd.data.prompts import as_prompts
 from guidedcd.devices import blame_memory
 from guidedcd.diffusion.randomness import check_seed
 from guidedcd.documents import read_json
@@ -63,7 +63,7 @@ def generate(
             the name of one of these.
     """
     config = SampleConfig(**options_of(SampleConfig, options, "sampling", mark="--"))
-    listed = given(prompts)
+    listed = as_prompts(prompts)
     _check_seeds(config, len(listed))
     sizes = {name: getattr(config, name) for name in ("frames", "height", "width")}
     student = load_student(

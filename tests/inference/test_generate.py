@@ -136,7 +136,7 @@ def test_prompts_come_from_files(run, tmp_path):
     ("name", "text", "match"),
     [
         ("none.txt", None, "no prompts file"),
-        ("e.txt", "\n", "holds no prompts"),
+        ("e.txt", "\n", "contains no prompts"),
         ("b.json", "{", "damaged and cannot be read as JSON"),
     ],
 )

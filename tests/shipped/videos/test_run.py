@@ -187,7 +187,7 @@ def test_inspect_works_for_any_plugin(toy, tmp_path):
     described = {**CONFIG, "data": [{"toy": {"broken": 3}}], "preprocess": {"videos": 12}}
     (seen,) = inspect_data(run_from_dict(described), sample=6, sheet=tmp_path / "s.png")
 
-    assert (seen.listed, seen.wanted, seen.tried) == (50, 12, 6)
+    assert (seen.listed, seen.share, seen.tried) == (50, 12, 6)
     assert len(seen.skipped) + len(seen.samples) == 6 and seen.skipped[0] == "the file holds no video stream"
     assert all(route.rewards == {"toy"} for route in seen.routes)
     assert seen.samples[0].readers["toy"].count("abc") == 3
@@ -200,7 +200,7 @@ def test_inspect_works_for_any_plugin(toy, tmp_path):
         (["--data", "toy", "--sample", "-1"], "Must be >= 0"),
         (
             ["--data", "folder:broken"],
-            "none of the clips that were tried can be used (the first: x: the file is empty).",
+            "none of the clips of the sample can be used (the first: x: the file is empty).",
         ),
     ],
 )
