@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.tiny:
         options.steps, options.kill = 4, 2
-        options.rest = ["--preprocess.videos", "4", "--solver.steps", "10", *options.rest]
+        options.rest = ["--solver.steps", "10", *options.rest]
     return options
 
 
@@ -53,7 +53,8 @@ def start(options: argparse.Namespace, name: str) -> subprocess.Popen:
     gpu = options.device != "cpu"
     flags = ["train", "--energies", "pta", "--rewards", "hps,clip,internv2", "--out", str(options.out / name)]
     flags += ["--store", str(options.out / "store"), "--device", options.device, "--name", "resume"]
-    flags += ["--preprocess.videos", "8", "--preprocess.draws-per-video", "4", "--train.log-every", "1"]
+    videos = "4" if options.tiny else "8"
+    flags += ["--preprocess.videos", videos, "--preprocess.draws-per-video", "4", "--train.log-every", "1"]
     flags += ["--train.steps", str(options.steps), "--train.checkpoint.every", str(options.kill)]
     flags += ["--train.batch-size", str(options.batch_size), "--evaluate.prompts", "3", "--evaluate.videos", "0"]
     with open(options.out / f"{name}.log", "a") as log:
