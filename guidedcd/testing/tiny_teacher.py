@@ -12,6 +12,7 @@ from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.models.teachers.protocol import Cond
+from guidedcd.testing.tiny_networks import tiny_unet, tiny_vae
 
 WIDTH = 16
 """Width of the text embedding."""
@@ -25,28 +26,9 @@ def tiny_teacher(*, frames: int = 5, prediction: str = "eps", seed: int = 0) -> 
         prediction: "eps" or "v".
         seed: Seed of the weights; torch's global random state does not change.
     """
-    from diffusers import AutoencoderKL, UNet3DConditionModel
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # With one channel per group, normalisation would remove the time embedding.
-        network = UNet3DConditionModel(
-            sample_size=8,
-            block_out_channels=(16, 32),
-            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-            layers_per_block=1,
-            norm_num_groups=4,
-            cross_attention_dim=WIDTH,
-            attention_head_dim=8,
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=4,
-            latent_channels=4,
-        )
+        network, vae = tiny_unet(cross_attention_dim=WIDTH), tiny_vae()
     return LatentTeacher(
         network=network,
         vae=vae,

@@ -15,40 +15,10 @@ from guidedcd.models.checkpoints.lvdm_vae_text import rename_text, rename_vae, t
 from guidedcd.models.checkpoints.unet import lvdm_state
 from guidedcd.models.checkpoints.videocrafter2 import BUFFERS, PARTS
 from guidedcd.models.guidance_inputs import GuidanceProjection
-
-UNET = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "attention_resolutions": [1],
-    "num_res_blocks": 1,
-    "channel_mult": [1, 2],
-    "num_head_channels": 8,
-    "context_dim": 16,
-    "use_linear": True,
-    "addition_attention": True,
-    "fps_cond": True,
-}
-CONFIG: dict[str, Any] = {
-    "model": {
-        "params": {
-            "linear_start": 0.00085,
-            "linear_end": 0.012,
-            "timesteps": 1000,
-            "scale_factor": 0.18215,
-            "unet_config": {"params": UNET},
-            "first_stage_config": {
-                "params": {"embed_dim": 4, "ddconfig": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1}}
-            },
-            "cond_stage_config": {"params": {"layer": "penultimate"}},
-        }
-    },
-    "open_clip_arch": {"text_cfg": {"vocab_size": 600, "context_length": 12, "width": 16, "heads": 2, "layers": 3}},
-}
-"""In the structure of the published config."""
+from guidedcd.testing.tiny_networks import LVDM_CONFIG, LVDM_UNET
 
 
-def unet_state(config: dict[str, Any] = UNET, *, student: int | None = None, seed: int = 0) -> dict[str, Tensor]:
+def unet_state(config: dict[str, Any] = LVDM_UNET, *, student: int | None = None, seed: int = 0) -> dict[str, Tensor]:
     """A UNet's state dict under lvdm keys.
 
     Args:
@@ -73,7 +43,7 @@ def unet_state(config: dict[str, Any] = UNET, *, student: int | None = None, see
     return state
 
 
-def whole_state(config: dict[str, Any] = CONFIG, seed: int = 0) -> dict[str, Tensor]:
+def whole_state(config: dict[str, Any] = LVDM_CONFIG, seed: int = 0) -> dict[str, Tensor]:
     """Every key of a model.ckpt, schedule tables included."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -106,5 +76,5 @@ def write(folder: Path, *, wrapped: bool = True) -> tuple[Path, Path]:
     """Write model.ckpt and config.json; their paths."""
     state = {key: value.contiguous() for key, value in whole_state().items()}
     torch.save({"state_dict": state} if wrapped else state, folder / "model.ckpt")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(LVDM_CONFIG))
     return folder / "model.ckpt", folder / "config.json"

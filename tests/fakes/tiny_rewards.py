@@ -17,40 +17,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from guidedcd.rewards.image_text import build_clip
+from guidedcd.testing.tiny_networks import IMAGE_TEXT_SIZES, VIDEO_TEXT_SIZES
 
-CLIP_SIZES = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 28, "layers": 2, "width": 32, "head_width": 16, "patch_size": 14},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-VIDEO_SIZES = {
-    "embed_dim": 16,
-    "max_txt_l": 12,
-    "vision": {
-        "img_size": 28,
-        "embed_dim": 32,
-        "depth": 2,
-        "num_heads": 2,
-        "attn_pool_num_heads": 2,
-        "clip_embed_dim": 24,
-        "ckpt_num_frames": 4,
-    },
-    "bert": {
-        "vocab_size": 30,
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_position_embeddings": 16,
-        "fusion_layer": 2,
-    },
-}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "cat", "walk", "##s", "cafe", "!", "猫"]
 
 
 def write(folder: Path) -> Path:
     """Write tiny random models in the published formats, their sizes and a vocabulary."""
     torch.manual_seed(0)
-    image_text, video_text = build_clip(CLIP_SIZES), InternVideo2(VIDEO_SIZES)
+    image_text, video_text = build_clip(IMAGE_TEXT_SIZES), InternVideo2(VIDEO_TEXT_SIZES)
     for model in (image_text, video_text):
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.2)
@@ -58,8 +33,8 @@ def write(folder: Path) -> Path:
     torch.save(image_text.state_dict(), folder / "clip.bin")
     save_file({k: v.contiguous() for k, v in image_text.state_dict().items()}, folder / "clip.safetensors")
     torch.save({"module": video_text.state_dict()}, folder / "video.pt")
-    (folder / "clip.json").write_text(json.dumps(CLIP_SIZES))
-    (folder / "video.json").write_text(json.dumps(VIDEO_SIZES))
+    (folder / "clip.json").write_text(json.dumps(IMAGE_TEXT_SIZES))
+    (folder / "video.json").write_text(json.dumps(VIDEO_TEXT_SIZES))
     (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
     return folder
 
@@ -71,8 +46,8 @@ def image_text(files: Path, kind: type = HPS, config: type = HPSConfig, **option
 
 def video_text(files: Path, **options) -> InternV2:
     """A tiny video-text reward."""
-    places = {"path": str(files / "video.pt"), "arch": str(files / "video.json"), "vocab": str(files / "vocab.txt")}
-    return InternV2(InternV2Config(**places, **options))
+    paths = {"path": str(files / "video.pt"), "arch": str(files / "video.json"), "vocab": str(files / "vocab.txt")}
+    return InternV2(InternV2Config(**paths, **options))
 
 
 def video(frames: int = 4, height: int = 20, width: int = 32, batch: int = 2) -> torch.Tensor:

@@ -16,7 +16,7 @@ from guidedcd_hps.reward import PUBLISHED as HPS_PUBLISHED
 from guidedcd_internv2 import InternV2Config
 from guidedcd_internv2.reward import InternV2, load_internvideo2
 from safetensors.torch import load_file
-from tiny_rewards import CAPTIONS, CLIP_SIZES, VIDEO_SIZES, WORDS, image_text, video, write
+from tiny_rewards import CAPTIONS, WORDS, image_text, video, write
 
 from guidedcd import GuidedCDError
 from guidedcd.models.checkpoints import loading
@@ -24,6 +24,7 @@ from guidedcd.models.checkpoints.hub import Published, find
 from guidedcd.parity import rewards as parity
 from guidedcd.rewards.image_text import load_clip
 from guidedcd.rewards.tokenizers import BertTokens, ClipTokens, Remembered
+from guidedcd.testing.tiny_networks import IMAGE_TEXT_SIZES, VIDEO_TEXT_SIZES
 
 DATA = Path(__file__).parents[1] / "goldens" / "rewards"
 
@@ -49,7 +50,7 @@ def test_wrapped_and_bare_files_are_the_same(files, suffix):
 def test_weights_that_need_no_conversion_are_not_copied(files):
     """Parameters of the file's own dtype are the file's memory, so that nothing is held twice."""
     state = loading.open_weights(files / "clip.pt", "hps")
-    model = load_clip(CLIP_SIZES, state, "hps")
+    model = load_clip(IMAGE_TEXT_SIZES, state, "hps")
     assert all(p.data_ptr() == state[name].data_ptr() for name, p in model.named_parameters())
 
 
@@ -57,16 +58,16 @@ def test_wrong_keys_are_named(files, tmp_path):
     """A missing, an unexpected and a misshapen key are each refused by name, with what the file looks like."""
     whole = load_file(files / "clip.safetensors")
     with pytest.raises(GuidedCDError, match=r"hps: .*missing visual\.proj"):
-        load_clip(CLIP_SIZES, {k: v for k, v in whole.items() if k != "visual.proj"}, "hps")
+        load_clip(IMAGE_TEXT_SIZES, {k: v for k, v in whole.items() if k != "visual.proj"}, "hps")
     with pytest.raises(GuidedCDError, match=r"hps: .*unexpected score_head"):
-        load_clip(CLIP_SIZES, whole | {"score_head": torch.zeros(1)}, "hps")
+        load_clip(IMAGE_TEXT_SIZES, whole | {"score_head": torch.zeros(1)}, "hps")
     with pytest.raises(GuidedCDError, match=r"visual\.proj has shape \[3, 3\]"):
-        load_clip(CLIP_SIZES, whole | {"visual.proj": torch.zeros(3, 3)}, "hps")
+        load_clip(IMAGE_TEXT_SIZES, whole | {"visual.proj": torch.zeros(3, 3)}, "hps")
     with pytest.raises(GuidedCDError, match=r"internv2: .*--reward hps:FILE"):
-        load_internvideo2(VIDEO_SIZES, whole)
+        load_internvideo2(VIDEO_TEXT_SIZES, whole)
     with pytest.raises(GuidedCDError, match=r"unexpected vision_encoder\.extra"):
         state = loading.open_weights(files / "video.pt", "internv2")
-        load_internvideo2(VIDEO_SIZES, {**state, "vision_encoder.extra": torch.zeros(1)})
+        load_internvideo2(VIDEO_TEXT_SIZES, {**state, "vision_encoder.extra": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_files_that_are_not_weights_are_refused(tmp_path):
 def test_architectures_that_cannot_be_read_are_refused(files, tmp_path):
     """A missing or malformed arch file is one sentence."""
     (tmp_path / "list.json").write_text("[]")
-    (tmp_path / "odd.json").write_text(json.dumps({**CLIP_SIZES, "vision_cfg": {"hight": 28}}))
+    (tmp_path / "odd.json").write_text(json.dumps({**IMAGE_TEXT_SIZES, "vision_cfg": {"hight": 28}}))
     (tmp_path / "half.json").write_text(json.dumps({"embed_dim": 16}))
     named = [str(tmp_path / f"{name}.json") for name in ("list", "odd", "half")]
     for arch in ("nowhere.json", *named, str(files / "vocab.txt")):

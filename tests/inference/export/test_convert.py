@@ -9,7 +9,7 @@ import torch
 from guidedcd_unets import UNet3DConfig
 from guidedcd_unets.teachers import unet3d
 from safetensors.torch import load_file
-from tiny_checkpoint import CONFIG, whole_state, write
+from tiny_checkpoint import whole_state, write
 
 from guidedcd.cli import main
 from guidedcd.errors import GuidedCDError
@@ -18,6 +18,7 @@ from guidedcd.inference.export.self_test import CleanProcess, assert_close, run_
 from guidedcd.models.checkpoints.architecture import Architecture
 from guidedcd.models.checkpoints.videocrafter2 import load
 from guidedcd.models.teachers.videocrafter2 import load_videocrafter2
+from guidedcd.testing.tiny_networks import LVDM_CONFIG
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_a_foreign_vocabulary_is_converted_without_a_tokenizer(tmp_path, capsys,
     """A text tower whose tokens are not open_clip's keeps its weights; the note says what is missing."""
     monkeypatch.setattr(convert, "CleanProcess", lambda: Silent({}))
     monkeypatch.setattr(convert, "assert_close", lambda *_: 0.0)
-    config = json.loads(json.dumps(CONFIG))
+    config = json.loads(json.dumps(LVDM_CONFIG))
     config["open_clip_arch"]["text_cfg"]["vocab_size"] = 300
     torch.save({key: value.contiguous() for key, value in whole_state(config).items()}, tmp_path / "model.ckpt")
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -10,7 +10,7 @@ import torch
 from guidedcd_pta import PTAConfig
 from guidedcd_shapes.vocabulary import VOCABULARY, WorldTokenizer, save_tokenizer
 from guidedcd_unets import VideoCrafter2Config
-from tiny_checkpoint import UNET, write
+from tiny_checkpoint import write
 
 from guidedcd.cli import main
 from guidedcd.config import sections
@@ -27,6 +27,7 @@ from guidedcd.models.checkpoints.reading import open_state
 from guidedcd.models.guidance_inputs import GuidanceProjection
 from guidedcd.models.student import Student
 from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
+from guidedcd.testing.tiny_networks import LVDM_UNET
 from guidedcd.testing.tiny_teacher import tiny_teacher
 
 
@@ -63,7 +64,7 @@ def outputs(network, width: int):
     def normal(*shape):
         return torch.randn(*shape, generator=generator)
 
-    z, cond, text = normal(2, 4, 2, 4, 4), normal(2, width), normal(2, 3, UNET["context_dim"])
+    z, cond, text = normal(2, 4, 2, 4, 4), normal(2, width), normal(2, 3, LVDM_UNET["context_dim"])
     with torch.no_grad():
         return network(z, torch.tensor([10, 800]), text, timestep_cond=cond).sample
 

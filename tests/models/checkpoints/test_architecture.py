@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 from lvdm_oracle import Oracle
-from tiny_checkpoint import CONFIG, UNET, unet_state, whole_state
+from tiny_checkpoint import unet_state, whole_state
 
 from guidedcd.models.checkpoints.architecture import Architecture
 from guidedcd.models.checkpoints.unet import load_unet
 from guidedcd.models.checkpoints.videocrafter2 import load_text, load_vae, split
 from guidedcd.models.guidance_inputs import set_fps
+from guidedcd.testing.tiny_networks import LVDM_CONFIG, LVDM_UNET
 
 EXACT = torch.float64
 UNETS = {
@@ -58,7 +59,7 @@ def cases() -> list:
 @pytest.mark.parametrize("changes, batch, frames, wide", cases())
 def test_every_shape_of_unet_is_read_exactly(changes, batch, frames, wide):
     """Teacher, and student on its four paths, equal the original's equations at any size, time and frame rate."""
-    config = {**UNET, **changes}
+    config = {**LVDM_UNET, **changes}
     side = 2 ** (len(config["channel_mult"]) - 1)
     z = normal(batch, config["in_channels"], frames, side * (4 - wide), side * wide)
     t, fps = torch.tensor([0, 999, 37])[:batch], torch.tensor([1, 60, 8])[:batch]
@@ -89,7 +90,7 @@ def exact_by_default() -> Iterator[None]:
 @pytest.mark.parametrize("ddconfig, words, layer", PARTS.values(), ids=PARTS)
 def test_every_shape_of_autoencoder_and_text_tower_is_read_exactly(ddconfig, words, layer, exact_by_default):
     """Means, log-variances, decoded images and text embeddings equal the original's equations."""
-    config = copy.deepcopy(CONFIG)
+    config = copy.deepcopy(LVDM_CONFIG)
     params = config["model"]["params"]
     params["first_stage_config"]["params"]["ddconfig"] |= ddconfig
     params["cond_stage_config"]["params"]["layer"] = layer

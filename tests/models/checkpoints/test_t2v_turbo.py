@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_checkpoint import UNET, unet_state, write
+from tiny_checkpoint import unet_state, write
 
 from guidedcd.diffusion.embeddings import guidance_embedding
 from guidedcd.errors import GuidedCDError
@@ -16,6 +16,7 @@ from guidedcd.inference.published import is_published, load_student
 from guidedcd.models.checkpoints import t2v_turbo as turbo
 from guidedcd.models.checkpoints import videocrafter2 as vc2
 from guidedcd.models.teachers.videocrafter2 import load_videocrafter2
+from guidedcd.testing.tiny_networks import LVDM_UNET
 
 
 @pytest.mark.parametrize("fps", [8, 16])
@@ -78,17 +79,17 @@ def base():
 def test_a_list_of_full_rank_gives_the_student_back(base, tmp_path):
     """Written and merged again: every layer weight of a student that only changed those."""
     student = unet_state(student=0)
-    for key in turbo.targets(UNET, base):
+    for key in turbo.targets(LVDM_UNET, base):
         if key in base:
             student[key] = base[key] + 0.1 * student[key]
-    student |= {k: v for k, v in base.items() if k not in turbo.targets(UNET, base)}
-    factors, lost = turbo.lora_list(UNET, base, student, rank=1000)
+    student |= {k: v for k, v in base.items() if k not in turbo.targets(LVDM_UNET, base)}
+    factors, lost = turbo.lora_list(LVDM_UNET, base, student, rank=1000)
     torch.save(factors, tmp_path / "unet_lora.pt")
     with pytest.warns(UserWarning, match="zero is used"):
-        merged = turbo.read_student(tmp_path / "unet_lora.pt", UNET, base)
+        merged = turbo.read_student(tmp_path / "unet_lora.pt", LVDM_UNET, base)
     changed = [
         key
-        for key in turbo.targets(UNET, base)
+        for key in turbo.targets(LVDM_UNET, base)
         if min(student[key].shape[:2]) >= min(student[key].shape[0], student[key][0].numel())
     ]
 
@@ -99,15 +100,15 @@ def test_a_list_of_full_rank_gives_the_student_back(base, tmp_path):
 
 def test_a_low_rank_list_needs_its_base_and_its_size(base, tmp_path):
     """Without a base, and with one of another size, the message says so."""
-    factors, _ = turbo.lora_list(UNET, base, {**base, turbo.OMEGA: torch.zeros(32, 256)}, rank=2)
+    factors, _ = turbo.lora_list(LVDM_UNET, base, {**base, turbo.OMEGA: torch.zeros(32, 256)}, rank=2)
     torch.save(factors, tmp_path / "unet_lora.pt")
 
     with pytest.raises(GuidedCDError, match="--teacher videocrafter2"):
-        turbo.read_student(tmp_path / "unet_lora.pt", UNET)
-    other = {**UNET, "num_res_blocks": 2}
+        turbo.read_student(tmp_path / "unet_lora.pt", LVDM_UNET)
+    other = {**LVDM_UNET, "num_res_blocks": 2}
     with pytest.raises(GuidedCDError, match="another architecture"):
         turbo.merge(factors, other, unet_state(other))
-    wide = {**UNET, "context_dim": 24}
+    wide = {**LVDM_UNET, "context_dim": 24}
     with pytest.raises(GuidedCDError, match="does not fit"):
         turbo.merge(factors, wide, unet_state(wide))
 
@@ -115,7 +116,7 @@ def test_a_low_rank_list_needs_its_base_and_its_size(base, tmp_path):
 def test_a_lambda_input_has_no_place_in_the_old_format(base):
     """v1 knows omega only."""
     with pytest.raises(GuidedCDError, match="no place for motion_cond_proj"):
-        turbo.lora_list(UNET, base, unet_state(student=1), rank=2)
+        turbo.lora_list(LVDM_UNET, base, unet_state(student=1), rank=2)
 
 
 @pytest.mark.parametrize("energies", [0, 1, 2])

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import CONFIG, UNET, unet_state, whole_state, write
+from tiny_checkpoint import unet_state, whole_state, write
 
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.checkpoints import videocrafter2 as vc2
@@ -15,15 +15,16 @@ from guidedcd.models.checkpoints.architecture import Architecture, check_fps
 from guidedcd.models.checkpoints.lvdm_unet import PUBLISHED, lvdm_config
 from guidedcd.models.checkpoints.reading import View, open_state
 from guidedcd.models.guidance_inputs import set_fps
+from guidedcd.testing.tiny_networks import LVDM_CONFIG, LVDM_UNET
 
 STUDENT = {**PUBLISHED, "time_cond_proj_dim": 256, "motion_cond_proj_dim": 256}
 SIZES = [
-    UNET,
-    {**UNET, "channel_mult": [1]},
-    {**UNET, "channel_mult": [1, 3, 2], "num_res_blocks": 2, "attention_resolutions": [4, 2]},
-    {**UNET, "model_channels": 64, "attention_resolutions": [2], "num_head_channels": 16, "num_res_blocks": 3},
-    {**UNET, "attention_resolutions": []},
-    {**UNET, "use_linear": False},
+    LVDM_UNET,
+    {**LVDM_UNET, "channel_mult": [1]},
+    {**LVDM_UNET, "channel_mult": [1, 3, 2], "num_res_blocks": 2, "attention_resolutions": [4, 2]},
+    {**LVDM_UNET, "model_channels": 64, "attention_resolutions": [2], "num_head_channels": 16, "num_res_blocks": 3},
+    {**LVDM_UNET, "attention_resolutions": []},
+    {**LVDM_UNET, "use_linear": False},
 ]
 
 
@@ -84,20 +85,20 @@ def test_the_architecture_is_found_again_from_the_network(config):
 def test_folded_and_live_frame_rates_agree(network_inputs):
     """A folded frame rate gives what the frame-rate input gives, for each sample of a batch."""
     state = unet_state()
-    live = vc2.load_unet(UNET, state, fps=None, dtype=torch.float64)
+    live = vc2.load_unet(LVDM_UNET, state, fps=None, dtype=torch.float64)
     set_fps(live, torch.tensor([5, 24]))
     mixed = live(**network_inputs).sample
 
     for i, fps in enumerate((5, 24)):
-        folded = vc2.load_unet(UNET, state, fps=fps, dtype=torch.float64)
+        folded = vc2.load_unet(LVDM_UNET, state, fps=fps, dtype=torch.float64)
         torch.testing.assert_close(folded(**network_inputs).sample[i], mixed[i], atol=1e-12, rtol=0)
 
 
 def test_a_live_frame_rate_is_trainable_and_must_fit_the_batch(network_inputs):
     """Gradients reach the frame-rate MLP under its original name; a wrong number of rates is refused."""
-    live = vc2.load_unet(UNET, unet_state(), fps=None, dtype=torch.float64)
+    live = vc2.load_unet(LVDM_UNET, unet_state(), fps=None, dtype=torch.float64)
     live(**network_inputs).sample.sum().backward()
-    named = {vc2.lvdm_name(UNET)[name]: p.grad for name, p in live.named_parameters()}
+    named = {vc2.lvdm_name(LVDM_UNET)[name]: p.grad for name, p in live.named_parameters()}
 
     assert all(grad is not None for grad in named.values())
     assert named["fps_embedding.0.weight"].abs().sum() > 0
@@ -109,7 +110,7 @@ def test_a_live_frame_rate_is_trainable_and_must_fit_the_batch(network_inputs):
 def test_a_folded_network_has_no_frame_rate_to_set():
     """Setting the frame rate of a folded network is a mistake, not silence."""
     with pytest.raises(ValueError, match="folded"):
-        set_fps(vc2.load_unet(UNET, unet_state(), fps=8), 16)
+        set_fps(vc2.load_unet(LVDM_UNET, unet_state(), fps=8), 16)
 
 
 @pytest.mark.parametrize("name", ["vc2_tiny"])
@@ -151,11 +152,11 @@ def test_half_precision_files_are_read_and_folded_once(tmp_path, network_inputs)
     """Weights stored in float16 are upcast; a float16 network's fold is rounded once, from float64."""
     state = {key: value.half() for key, value in unet_state().items()}
     constant = vc2.fps_vector(state, 8)
-    unet = vc2.load_unet(UNET, state, fps=8, dtype=torch.float16)
+    unet = vc2.load_unet(LVDM_UNET, state, fps=8, dtype=torch.float16)
     wanted = (state["time_embed.2.bias"].double() + constant).half()
 
     assert torch.equal(unet.time_embedding.linear_2.bias.data, wanted)
-    assert vc2.load_unet(UNET, state, fps=8).dtype == torch.float32
+    assert vc2.load_unet(LVDM_UNET, state, fps=8).dtype == torch.float32
 
 
 def test_a_folded_file_maps_to_disk_until_it_is_copied(tmp_path):
@@ -176,7 +177,7 @@ def test_missing_and_unexpected_keys_are_named(tmp_path):
     state["extra.weight"] = torch.zeros(1)
 
     with pytest.raises(GuidedCDError, match=r"missing out\.2\.bias; unexpected extra\.weight"):
-        vc2.load_unet(UNET, state, fps=8)
+        vc2.load_unet(LVDM_UNET, state, fps=8)
 
 
 def test_another_size_asks_for_the_architecture(tmp_path):
@@ -186,7 +187,7 @@ def test_another_size_asks_for_the_architecture(tmp_path):
     with pytest.raises(GuidedCDError, match="--arch"):
         vc2.load(path, fps=8)
     with pytest.raises(GuidedCDError, match=r"input_blocks.0.0.weight has shape .*--arch"):
-        vc2.load_unet({**UNET, "in_channels": 5}, unet_state(), fps=8)
+        vc2.load_unet({**LVDM_UNET, "in_channels": 5}, unet_state(), fps=8)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def test_other_schedules_are_refused(tmp_path):
 def test_layers_that_stock_classes_lack_are_refused(change, message):
     """An architecture that cannot be represented exactly is not represented at all."""
     with pytest.raises(GuidedCDError, match=message):
-        vc2.unet_arguments({**UNET, **change})
+        vc2.unet_arguments({**LVDM_UNET, **change})
 
 
 @pytest.mark.parametrize("fps", [0, -1, 7.5, 1001, True, "8", float("nan")])
@@ -251,8 +252,8 @@ def test_the_architecture_file_may_be_json_or_yaml(tmp_path):
     """The published YAML's structure is read from both; a damaged file is one line."""
     import yaml
 
-    (tmp_path / "a.json").write_text(json.dumps(CONFIG))
-    (tmp_path / "b.yaml").write_text(yaml.safe_dump(CONFIG))
+    (tmp_path / "a.json").write_text(json.dumps(LVDM_CONFIG))
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(LVDM_CONFIG))
     assert Architecture.read(tmp_path / "a.json") == Architecture.read(tmp_path / "b.yaml")
     assert Architecture.read(None) == Architecture()
     for name, text in (("c.json", "{"), ("d.yaml", "a: ["), ("e.json", "[1]"), ("f.json", "{}")):
@@ -273,7 +274,7 @@ def test_the_architecture_file_may_be_json_or_yaml(tmp_path):
 )
 def test_architecture_files_with_mistakes_are_one_line(tmp_path, part, name, value, message):
     """Unknown, missing and impossible arguments are named, with the file; nothing is passed over in silence."""
-    config = json.loads(json.dumps(CONFIG))
+    config = json.loads(json.dumps(LVDM_CONFIG))
     config["model"]["params"][part]["params"][name] = value
     (tmp_path / "a.json").write_text(json.dumps(config))
 
