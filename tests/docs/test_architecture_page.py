@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -18,6 +19,19 @@ def test_the_tree_has_every_room():
 
     assert folders == {path.parent.name for path in ENGINE.glob("*/__init__.py")}
     assert modules == {path.name for path in ENGINE.glob("*.py") if not path.name.startswith("__")}
+
+
+def test_the_levels_are_those_of_the_import_test():
+    """The page orders the rooms as tests/test_architecture.py does, which checks the imports."""
+    tree = ast.parse((ROOT / "tests" / "test_architecture.py").read_text(encoding="utf-8"))
+    (floors,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLOORS"
+    ]
+    (block,) = re.findall(r"## The import rule.*?^```\n(.*?)^```", PAGE, re.M | re.S)
+
+    assert [line.split() for line in block.splitlines()] == [rooms.split() for rooms in floors]
 
 
 def test_questions_are_answered_with_files_that_exist():
