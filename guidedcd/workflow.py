@@ -31,11 +31,11 @@ def distil(
     """Distil `run`'s teacher: preprocess what is missing, train or continue, evaluate, and write the report.
 
     Args:
-        run: What to do.
-        out: The run's folder; by default the newest unfinished run of the same configuration, or a new folder.
-        store: The latent store; by default the one of the run's fingerprint.
+        run: The configuration.
+        out: The run's folder; by default the newest unfinished run with the same configuration, or a new folder.
+        store: The latent store's folder; by default the one of the run's fingerprint.
         new: Start a new run even where an unfinished one could be continued.
-        command: The command line that asks for it; a new run keeps it in its run.json.
+        command: The command line, which a new run keeps in its run.json.
 
     Returns:
         The run's folder, with `student/`, `log.jsonl`, `evaluation.json` and `report.html`.
@@ -57,7 +57,7 @@ def distil(
     console.quiet = not main
     if main:
         run_folder(run, out, new=new)
-        _rehearse(run)
+        _check_components(run)
     with blame_memory("the teacher"):
         teacher = run.teacher.build().to(where)
     latents = LatentStore(preprocess(run, store_folder=store, teacher=teacher, fill_parts=False))
@@ -65,7 +65,7 @@ def distil(
         (folder,) = broadcast_object_list([folder])
         if not (folder / "student" / "student.json").exists():
             Trainer(run, folder, latents, teacher, accelerator).fit()
-        # The evaluation loads what it needs; the other processes are done, and must not wait for it in a collective.
+        # The other processes are done, and must not wait for the evaluation in a collective.
         accelerator.free_memory()
         del teacher, latents
         if main:
@@ -76,15 +76,15 @@ def distil(
 
 
 def _is_evaluated(folder: Path) -> bool:
-    """Whether a run's evaluation is of its present student."""
+    """Whether a run's evaluation belongs to its present student."""
     path = folder / "evaluation.json"
     if not path.exists():
         return False
     return read_json(path, {}).get("student") == file_digest(folder / "student" / "model.safetensors")[:16]
 
 
-def _rehearse(run: Run) -> None:
-    """Find out now, and not after the preprocessing, that something is not installed or a reward's file is missing."""
+def _check_components(run: Run) -> None:
+    """Load all plugins and rewards before the preprocessing, so that a missing package or file stops the run early."""
     for kind in ("energy", "metric"):
         for chosen in run.chosen(kind):
             chosen.component().load()

@@ -1,4 +1,4 @@
-"""Which samples a step trains on, and its random numbers: functions of (seed, step), so resuming needs no state.
+"""The samples of each step and their random numbers: functions of (seed, step), so resuming needs no state.
 
 Legend: G samples of a step over all processes, B of this process, E energies; latents (C, F, H, W).
 """
@@ -12,24 +12,30 @@ import numpy
 import torch
 from torch import Tensor
 
-from guidedcd.data.routing import Route, RoutingRule, Sample, route
+from guidedcd.data.routing import Reader, Route, RoutingRule, Sample, route
 from guidedcd.diffusion.guidance import guided_from
 from guidedcd.diffusion.randomness import Stream, random_stream
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.preprocessing.store import Draw, LatentStore
 
 SLIDER_OFF = 0.1
-"""With a scale range, the share of samples that are not guided at all."""
+"""Probability that a sample is not guided at all, for an energy with a range of scales."""
 
 
 def strengths(config: EnergyConfig, random: numpy.random.Generator, count: int) -> numpy.ndarray:
-    """How strong an energy is for each of `count` samples: its scale (or relative), or one drawn from its range."""
+    """An energy's strength for each of `count` samples (count,): its scale (or relative), or draws from its range.
+
+    Args:
+        config: Options of the energy.
+        random: Two numbers per sample are drawn from it, whether or not the energy has a range.
+        count: Number of samples.
+    """
     value = config.scale if config.relative is None else config.relative
-    drawn, on = random.random(count), random.random(count) >= SLIDER_OFF
+    uniform, is_on = random.random(count), random.random(count) >= SLIDER_OFF
     if config.scale_range is None:
         return numpy.full(count, value)
     low, high = config.scale_range
-    return (low + (high - low) * drawn) * on
+    return (low + (high - low) * uniform) * is_on
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -56,37 +62,48 @@ class Batch:
     omega: Tensor
     """Guidance strength (B,)."""
     strengths: Tensor
-    """Each energy's scale or relative strength (B, E): 0 outside of its window and where the route forbids it."""
+    """Each energy's scale or relative strength (B, E): 0 outside of its fraction and where the route excludes it."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
 
-        def move(value: object) -> object:
-            if isinstance(value, Tensor):
-                return value.to(device, non_blocking=True)
-            return {k: move(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+        def move(value: Tensor) -> Tensor:
+            return value.to(device, non_blocking=True)
 
-        return Batch(**{a.name: move(getattr(self, a.name)) for a in attrs.fields(Batch)})
+        return attrs.evolve(
+            self,
+            index=move(self.index),
+            z0=move(self.z0),
+            noise=move(self.noise),
+            cond={key: move(value) for key, value in self.cond.items()},
+            cond_output=move(self.cond_output),
+            uncond_output=move(self.uncond_output),
+            scores={name: move(score) for name, score in self.scores.items()},
+            omega=move(self.omega),
+            strengths=move(self.strengths),
+        )
 
 
 class Batches:
-    """The batches of a run.
+    """The batches of a run for one of its processes.
 
     Args:
-        store: Where the draws are.
+        store: The draws.
         readers: The run's rewards as readers of text, by name.
         rules: Routing rules, applied left to right.
-        energies: The run's energies, in a fixed order.
-        size: Samples per process and step.
-        omega: Range of the guidance strength.
-        seed: Of the run.
+        energies: The run's energies, in the order of the columns of `Batch.strengths`.
+        size: Samples per process and batch.
+        omega: Range [low, high] of the guidance strength.
+        seed: The run's seed.
+        process: Number of this process, from 0.
+        processes: Number of processes, each of which takes its own samples of a batch.
     """
 
     def __init__(
         self,
         store: LatentStore,
         *,
-        readers: Mapping[str, object],
+        readers: Mapping[str, Reader],
         rules: Sequence[RoutingRule],
         energies: Mapping[str, EnergyConfig],
         size: int,
@@ -98,31 +115,34 @@ class Batches:
         self.store, self.readers, self.rules, self.energies = store, readers, rules, energies
         self.size, self.omega, self.seed = size, omega, seed
         self.process, self.processes = process, processes
-        self._routes: dict[tuple, tuple[Sample, Route]] = {}
+        self._routes: dict[tuple[str | None, ...], tuple[Sample, Route]] = {}
+        self._epoch = -1
+        self._order = numpy.empty(0, dtype=numpy.int64)
 
     def __call__(self, number: int) -> Batch:
         """Batch `number` of the run (from 0) for this process."""
-        everyone = self.size * self.processes
-        mine = slice(self.process * self.size, (self.process + 1) * self.size)
-        places = [self._place(number * everyone + i) for i in range(everyone)][mine]
-        # Numbers are drawn for all processes and then sliced: two processes see what one with twice the batch sees.
+        total = self.size * self.processes
+        own = slice(self.process * self.size, (self.process + 1) * self.size)
+        positions = [self._store_position(number * total + i) for i in range(total)][own]
+        # Numbers are drawn for all processes and then sliced, so two processes train on the samples of one process
+        # with twice the batch size.
         random = random_stream(Stream.GUIDANCE, self.seed, number)
         low, high = self.omega
-        omega = low + (high - low) * random.random(everyone)
+        omega = low + (high - low) * random.random(total)
         scales = numpy.stack(
-            [*(strengths(config, random, everyone) for config in self.energies.values()), numpy.zeros(everyone)],
+            [*(strengths(config, random, total) for config in self.energies.values()), numpy.zeros(total)],
             axis=1,
         )[:, :-1]
-        return self._assemble([self.store[p] for p in places], omega[mine], scales[mine])
+        return self._assemble([self.store[position] for position in positions], omega[own], scales[own])
 
-    def _place(self, position: int) -> int:
-        """The store position of the run's sample `position`: a new permutation of all draws every epoch."""
-        epoch, place = divmod(position, len(self.store))
-        if getattr(self, "_epoch", None) != epoch:
+    def _store_position(self, number: int) -> int:
+        """The position in the store of the run's sample `number`: a new permutation of all draws every epoch."""
+        epoch, position = divmod(number, len(self.store))
+        if self._epoch != epoch:
             self._epoch = epoch
             random = random_stream(Stream.EPOCH_ORDER, self.seed, epoch)
             self._order = random.permutation(len(self.store))
-        return int(self._order[place])
+        return int(self._order[position])
 
     def _assemble(self, draws: Sequence[Draw], omega: numpy.ndarray, scales: numpy.ndarray) -> Batch:
         routed = [self.routed(draw.sample) for draw in draws]
@@ -130,13 +150,13 @@ class Batches:
         active = torch.from_numpy(scales).float()
         for column, config in enumerate(self.energies.values()):
             active[:, column] *= index >= guided_from(config.fraction, self.store.identity["steps"])
-        active *= torch.tensor([[float(found.guided)] for _, found in routed])
+        active *= torch.tensor([[float(chosen.guided)] for _, chosen in routed])
         z0 = torch.stack([draw.z0 for draw in draws])
         blank = torch.zeros_like(z0[0])
         return Batch(
             ids=[draw.id for draw in draws],
             samples=[sample for sample, _ in routed],
-            routes=[found for _, found in routed],
+            routes=[chosen for _, chosen in routed],
             index=index,
             z0=z0,
             noise=torch.stack([draw.noise for draw in draws]),
@@ -149,10 +169,10 @@ class Batches:
         )
 
     def routed(self, sample: Sample) -> tuple[Sample, Route]:
-        """The sample with this run's readers, and its route; remembered, because it never changes."""
-        # Two datasets may number their clips alike.
+        """The sample with this run's readers, and its route, which is computed once."""
+        # Two datasets may use the same ids.
         key = (sample.dataset, sample.id, sample.caption, sample.short_caption)
         if key not in self._routes:
-            known = attrs.evolve(sample, readers=self.readers)
-            self._routes[key] = (known, route(known, self.rules))
+            readable = attrs.evolve(sample, readers=self.readers)
+            self._routes[key] = (readable, route(readable, self.rules))
         return self._routes[key]

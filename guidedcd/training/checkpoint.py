@@ -1,4 +1,4 @@
-"""Training checkpoints: weights and optimiser, in folders that appear whole; the newest two are kept."""
+"""Training checkpoints: folders with weights and optimiser, written atomically; the newest two are kept."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from guidedcd.models.student import Student
 from guidedcd.training.master_weights import MasterWeights
 
 KEPT = 2
+"""Number of checkpoints that are kept."""
 CHECKSUMS = "checksums.json"
 """SHA-256 of a checkpoint's other files."""
 
@@ -27,12 +28,12 @@ State = dict[str, Tensor]
 
 
 def weights_of(weights: MasterWeights) -> tuple[State, State | None]:
-    """The trained weights and their average if there is one, whole, on the CPU; to be called in every process."""
+    """The trained weights, and their average or None, whole and on the CPU; to be called in every process."""
     return weights.state(), weights.state(averaged=True) if weights.average is not None else None
 
 
 def write_student(folder: Path, student: Student, online: State, average: State | None) -> None:
-    """Write a student that samples with the average where there is one; the trained weights lie beside it."""
+    """Write a student that samples with the average where there is one, with the trained weights in another file."""
     if average is None:
         student.save(folder, online)
     else:
@@ -49,40 +50,55 @@ def save(
     *,
     write: bool = True,
 ) -> Path:
-    """Write `step-NNNNNN/` with the student and the states of optimiser and scaler, then drop old ones.
+    """Write `step-NNNNNN/` with the student and the states of optimiser and scaler, then delete old checkpoints.
 
-    To be called in every process, of which one has `write`: weights may be spread over all of them.
+    To be called in every process, because weights may be sharded over all of them.
+
+    Args:
+        folder: The folder of all checkpoints.
+        step: Number of the step that the checkpoint follows.
+        student: For its configuration.
+        weights: The trained weights.
+        optimizer: Its state is saved for whole weights, whatever the number of processes.
+        scaler: The gradient scaler of float16, if there is one.
+        write: Whether this process writes the files; one process does.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        GuidedCDError: The disk is full.
     """
     target = folder / f"step-{step:06d}"
     if not target.exists():
         online, average = weights_of(weights)
-        update = optimizer.state_dict()
-        update["state"] = _changed(update["state"], weights.masters, weights.whole)
-        state = {"step": step, "optimizer": _on_cpu(update)}
+        optimizer_state = optimizer.state_dict()
+        optimizer_state["state"] = _mapped(optimizer_state["state"], weights.masters, weights.whole)
+        state = {"step": step, "optimizer": _on_cpu(optimizer_state)}
         state["scaler"] = scaler.state_dict() if scaler is not None else None
         if not write:
             return target
-        with replacing(target) as part:
-            write_student(part, student, online, average)
-            with open(part / "state.pt", "wb") as handle:  # a full disk is only told apart through a file of ours
+        with replacing(target) as temporary:
+            write_student(temporary, student, online, average)
+            with open(temporary / "state.pt", "wb") as handle:  # torch hides the error of a full disk of its own files
                 torch.save(state, handle)
-            files = {path.name: file_digest(path) for path in sorted(part.iterdir())}
-            write_json(part / CHECKSUMS, {"step": step, "sha256": files})
-    for old in found(folder)[:-KEPT] if write else ():
-        hidden = old.with_name(f".{old.name}.part")  # a checkpoint that is half deleted must not count as whole
+            checksums = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
+            write_json(temporary / CHECKSUMS, {"step": step, "sha256": checksums})
+    for old in paths(folder)[:-KEPT] if write else ():
+        hidden = old.with_name(f".{old.name}.part")  # a half-deleted checkpoint must not count as complete
         old.rename(hidden)
         shutil.rmtree(hidden)
     return target
 
 
-def found(folder: Path) -> list[Path]:
-    """All whole checkpoints, oldest first."""
+def paths(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder, oldest first."""
     numbered = (path for path in folder.glob("step-*") if re.fullmatch("[0-9]+", path.name[5:]))
     return sorted(numbered, key=lambda path: int(path.name[5:]))
 
 
 def load(path: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer, scaler: Any = None) -> int:
-    """Restore weights, optimiser and scaler in place; returns the step.
+    """Restore weights, optimiser and scaler in place; returns the number of the checkpoint's step.
 
     Raises:
         GuidedCDError: A file is missing, is damaged or belongs to another checkpoint, or may not be read.
@@ -93,7 +109,7 @@ def load(path: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer, s
         average = load_file(path / "model.safetensors") if weights.average is not None else None
         weights.load(load_file(online if average is not None else path / "model.safetensors"), average)
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        state["optimizer"]["state"] = _changed(state["optimizer"]["state"], weights.working, weights.part)
+        state["optimizer"]["state"] = _mapped(state["optimizer"]["state"], weights.working, weights.own)
         optimizer.load_state_dict(state["optimizer"])
         if scaler is not None and state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
@@ -111,11 +127,11 @@ def verify(path: Path) -> None:
         GuidedCDError: They differ, or a file may not be read.
     """
     try:
-        about = read_json(path / CHECKSUMS, {"step": int, "sha256": {str: str}})
-        if about["step"] != int(path.name[5:]):
-            raise damaged(path, f"its name does not fit its files, which are of step {about['step']}")
+        manifest = read_json(path / CHECKSUMS, {"step": int, "sha256": {str: str}})
+        if manifest["step"] != int(path.name[5:]):
+            raise damaged(path, f"its name does not fit its files, which are of step {manifest['step']}")
         names = {file.name for file in path.iterdir()} - {CHECKSUMS}
-        for name, checksum in about["sha256"].items():
+        for name, checksum in manifest["sha256"].items():
             if name not in names:
                 raise damaged(path, f"{name} is missing")
             if file_digest(path / name) != checksum:
@@ -129,19 +145,20 @@ def verify(path: Path) -> None:
 
 
 def damaged(path: Path, why: object) -> GuidedCDError:
-    """The user's sentence for a damaged checkpoint."""
+    """The error for a damaged checkpoint."""
     return GuidedCDError(
         f"checkpoint {path} is damaged ({why}). Delete it: the run continues from the one before, or anew."
     )
 
 
 def _like(value: Any, shape: torch.Size) -> bool:
-    """Whether an optimiser's state is one number per weight in float32: counters and 8-bit states are left alone."""
+    """Whether a value of an optimiser's state is float32 and has the shape of its weight; counters and 8-bit states
+    are not and have not."""
     return isinstance(value, Tensor) and value.shape == shape and value.dtype == torch.float32 and value.dim() > 0
 
 
-def _changed(states: dict[int, Any], like: Sequence[Tensor], change: Callable[[int, Tensor], Tensor]) -> dict[int, Any]:
-    """An optimiser's states, in the order in which it was given weights, with what is like a weight changed."""
+def _mapped(states: dict[int, Any], like: Sequence[Tensor], change: Callable[[int, Tensor], Tensor]) -> dict[int, Any]:
+    """An optimiser's states by number of the weight, with `change` applied to every tensor that is like its weight."""
     return {
         number: {k: change(number, v) if _like(v, like[number].shape) else v for k, v in values.items()}
         for number, values in states.items()

@@ -1,6 +1,7 @@
-"""One process or several: accelerate holds them together; each has a copy of the student (DDP) or a part of it (FSDP2).
+"""Training in several processes: each has a copy of the student (DDP) or a shard of it (FSDP2).
 
-FSDP2 is torch's `fully_shard` itself: accelerate offers it on GPUs alone, and this must be tested on CPUs.
+accelerate starts the processes. FSDP2 is torch's own `fully_shard`, because accelerate offers FSDP2 on GPUs alone and
+the tests run on CPUs.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from guidedcd.training.master_weights import MasterWeights
 from guidedcd.training.sharded_weights import ShardedWeights
 
 WHOLE = 1 / 16
-"""Part of a network's numbers that FSDP2 leaves whole in every process: those of its smallest parameters."""
+"""Share of a network's weights that FSDP2 leaves whole in every process: those in its smallest parameters."""
 GROUP = 1 / 12
-"""Least part of a network's numbers that is put together at once: every time costs the host milliseconds."""
+"""Smallest share of a network's weights that is gathered at once: each gathering costs the host milliseconds."""
 
 
 def weights_dtype(precision: str) -> torch.dtype | None:
@@ -33,10 +34,10 @@ def weights_dtype(precision: str) -> torch.dtype | None:
 
 
 def accelerator_for(run: Run, where: torch.device) -> Accelerator:
-    """Accelerate on a device, with the run's precision.
+    """An accelerator for the run's precision on a device.
 
     Raises:
-        GuidedCDError: The device cannot train in that precision.
+        GuidedCDError: The device or the parallel mode cannot train in that precision.
     """
     precision = run.train.precision
     if precision == "fp16" and where.type != "cuda":
@@ -52,9 +53,9 @@ def accelerator_for(run: Run, where: torch.device) -> Accelerator:
 
 
 def distribute(student: Student, run: Run, accelerator: Accelerator) -> tuple[Any, MasterWeights]:
-    """What is called in training, and the weights that are optimised; the student is changed in place.
+    """The module that training calls, and the master weights; the student is changed in place.
 
-    Both ways average gradients over the processes.
+    DDP and FSDP2 both average gradients over the processes.
     """
     dtype = weights_dtype(run.train.precision)
     decay = run.train.average if run.student.ema is None else run.student.ema
@@ -70,55 +71,56 @@ def distribute(student: Student, run: Run, accelerator: Accelerator) -> tuple[An
 
 
 def shard(network: nn.Module, mesh: Any, dtype: torch.dtype | None, *, keep: bool = False) -> None:
-    """Spread a network's float32 weights over the processes of `mesh`, some blocks at a time; it computes in `dtype`.
+    """Shard a network's float32 weights over the processes of `mesh` with FSDP2.
 
-    Vectors, and the smallest matrices up to `WHOLE` of all numbers, stay whole in every process, and `ShardedWeights`
-    averages their gradients. They are four fifths of all parameters, and a host needs as long to gather a small one as
-    a large one.
+    Vectors, and the smallest matrices up to the share `WHOLE` of all weights, stay whole in every process, and
+    `ShardedWeights` averages their gradients. They are four fifths of all parameters, and a host needs as long to
+    gather a small one as a large one.
 
     Args:
         network: Changed in place.
-        mesh: Of one dimension.
-        dtype: What it computes in; None leaves it as it is. Gradients are reduced in float32.
-        keep: Keep what a forward pass has put together until the backward pass: a step passes the network three times.
+        mesh: A device mesh of one dimension.
+        dtype: Dtype of the gathered weights; None leaves it unchanged. Gradients are reduced in float32.
+        keep: Keep gathered weights from the forward pass to the backward pass: a step passes the network three times.
     """
     for parameter in network.parameters():
-        parameter.data = parameter.data.contiguous()  # no other layout can be spread, nor optimised beside parts
-    parts = spread_parameters(network)
+        parameter.data = parameter.data.contiguous()  # FSDP2 and the fused optimiser need one layout
+    sharded = sharded_parameters(network)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
-    whole = {parameter for parameter in network.parameters() if parameter not in parts}
+    whole = {parameter for parameter in network.parameters() if parameter not in sharded}
     options = {"mesh": mesh, "mp_policy": policy, "reshard_after_forward": not keep, "ignored_params": whole}
-    for group in groups(network, parts):
+    for group in groups(network, sharded):
         fully_shard(group, **options)
     fully_shard(network, **options)
 
 
-def groups(network: nn.Module, parts: set[nn.Parameter]) -> list[list[nn.Module]]:
-    """Blocks of a network whose `parts` are put together at once: each list holds at least `GROUP` of all numbers.
+def groups(network: nn.Module, sharded: set[nn.Parameter]) -> list[list[nn.Module]]:
+    """Lists of blocks whose `sharded` parameters are gathered together, each with at least the share `GROUP` of them.
 
-    Neighbours of one list of blocks go together, and what is small on its own with the network's other parameters.
+    A list contains neighbours of one `ModuleList`. Smaller modules are gathered with the network itself.
     """
 
-    def numbers(*modules: nn.Module) -> int:
-        return sum(p.numel() for module in modules for p in module.parameters() if p in parts)
+    def size(*modules: nn.Module) -> int:
+        return sum(p.numel() for module in modules for p in module.parameters() if p in sharded)
 
-    least, found = GROUP * numbers(network), []
+    smallest = GROUP * size(network)
+    lists: list[list[nn.Module]] = []
     for child in network.children():
         own: list[list[nn.Module]] = []
         for block in child if isinstance(child, nn.ModuleList) else [child]:
-            if own and numbers(*own[-1]) < least:
+            if own and size(*own[-1]) < smallest:
                 own[-1].append(block)
             else:
                 own.append([block])
-        if len(own) > 1 and numbers(*own[-1]) < least:
+        if len(own) > 1 and size(*own[-1]) < smallest:
             last = own.pop()
             own[-1] += last
-        found += [group for group in own if numbers(*group) >= least]
-    return found
+        lists += [group for group in own if size(*group) >= smallest]
+    return lists
 
 
-def spread_parameters(network: nn.Module) -> set[nn.Parameter]:
-    """The parameters of a network that every process holds a part of: all matrices but the smallest."""
+def sharded_parameters(network: nn.Module) -> set[nn.Parameter]:
+    """The parameters of a network that are sharded over the processes: all matrices but the smallest."""
     matrices = sorted((p for p in network.parameters() if p.dim() > 1), key=lambda p: p.numel())
     left = WHOLE * sum(p.numel() for p in matrices)
     for number, parameter in enumerate(matrices):

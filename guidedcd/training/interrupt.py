@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that let a step end, in all processes of a launch after the same step."""
+"""Ctrl-C and SIGTERM stop training after a whole step, which is the same step in all processes of a launch."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from guidedcd.console import console
 from guidedcd.errors import Terminated
 
 REPEATED_SECONDS = 1.0
-"""A launcher hands on a signal that its processes have had already: within this time it is the same request."""
+"""A launcher forwards a signal that its processes have received already: within this time it is the same request."""
 AHEAD = 2
-"""Processes stop so many steps after the one in which the first of them was asked: none has begun a later one, since
-each step needs all of them and at most one step is computed before the numbers of the one before are read."""
+"""Processes stop this many steps after the step in which the first of them received a signal. No process has begun a
+later step by then: each step needs all processes, and reads the numbers of the step before the last one."""
 _KEY = "guidedcd/stop_after"
 
 
 class Stop:
-    """Set by the first signal; the loop finishes its step, saves, and stops."""
+    """Set by the first signal; the training loop then finishes its step, saves, and stops."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        """The signal that came."""
-        self._asked_at = 0.0
+        """The number of the first signal."""
+        self._received_at = 0.0
         self._store = _process_store()
 
     @property
     def is_set(self) -> bool:
-        """Whether this process was asked to stop."""
+        """Whether this process has received a signal."""
         return self.signal is not None
 
     def after(self, step: int) -> bool:
-        """Whether to stop after `step`, which is the same in every process; to be called once a step."""
+        """Whether to stop after `step`, the same in every process; to be called once in each step."""
         if self._store is None:
             return self.is_set
         if not self.is_set and not self._store.check([_KEY]):
@@ -49,18 +49,21 @@ class Stop:
         """What to raise once everything is saved."""
         return Terminated() if self.signal == signal.SIGTERM else KeyboardInterrupt()
 
-    def ask(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: the first is remembered, and only a later Ctrl-C stops at once."""
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: the first sets this object, and a later Ctrl-C stops at once."""
         now = time.monotonic()
         if not self.is_set:
-            self.signal, self._asked_at = number, now
+            self.signal, self._received_at = number, now
             console.print("stopping after this step; press Ctrl-C again to stop at once")
-        elif number == signal.SIGINT and now - self._asked_at > REPEATED_SECONDS:
+        elif number == signal.SIGINT and now - self._received_at > REPEATED_SECONDS:
             signal.default_int_handler(number, frame)
 
 
 def _process_store() -> Any:
-    """The key-value store that the processes of this launch share, or None for a single process."""
+    """The key-value store that the processes of this launch share, or None for a single process.
+
+    Its class is torch's own and is not public.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
     if torch.distributed.get_world_size() == 1:
@@ -72,15 +75,15 @@ def _process_store() -> Any:
 def interruptible() -> Iterator[Stop]:
     """Let the first Ctrl-C or SIGTERM wait for the end of a step; a second Ctrl-C stops at once."""
     stop = Stop()
-    before: dict[int, Any] = {}
+    handlers: dict[signal.Signals, Any] = {}  # as `signal.signal` returns and takes them
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, stop.ask)
-    except ValueError:  # not in the main thread: nobody can press Ctrl-C here
+            handlers[number] = signal.signal(number, stop.handle)
+    except ValueError:  # outside of the main thread there are no signals
         yield stop
         return
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

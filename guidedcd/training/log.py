@@ -1,4 +1,4 @@
-"""The log of a run, one JSON object a line."""
+"""The log of a run: one JSON object per line, readable while a run writes it."""
 
 from __future__ import annotations
 
@@ -15,31 +15,36 @@ from guidedcd.files import append_text, replacing
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log, finite numbers by name, in order; one that a killed process left torn is dropped."""
+    """The complete lines of a log in order, each with its finite numbers by name; a torn last line is left out."""
     return list(_lines(path)) if path.is_file() else []
 
 
 class Log:
-    """`log.jsonl`: one JSON object a line; a resumed run drops the lines that it will write again."""
+    """Appends lines to `log.jsonl`; a resumed run deletes the lines that it will write again.
+
+    Args:
+        path: The file.
+        resumed_at: The last finished step, 0 for a new run.
+    """
 
     def __init__(self, path: Path, *, resumed_at: int) -> None:
         self.path = path
         self.seconds = 0.0
-        """What the runs before this one took."""
+        """Training time of the earlier runs in this folder."""
         if path.exists():
-            kept = [line for line in _lines(path) if line["step"] <= resumed_at]
-            self.seconds = max((line["seconds"] for line in kept if "seconds" in line), default=0.0)
-            with replacing(path) as part:
-                part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            lines = [line for line in _lines(path) if line["step"] <= resumed_at]
+            self.seconds = max((line["seconds"] for line in lines if "seconds" in line), default=0.0)
+            with replacing(path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line, at once on disk."""
+        """Append the finite numbers of one line, and flush the file."""
         finite = {key: value for key, value in line.items() if math.isfinite(value)}
         append_text(self.path, json.dumps(finite) + "\n")
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a log that have a step, with what is a finite number in them."""
+    """The lines of a log that are JSON and have a step, each with its finite numbers."""
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(GuidedCDError):
             line = parse_json(text, path)

@@ -16,16 +16,16 @@ from guidedcd.plugins.configs import EnergyConfig
 
 
 class NoisyBatch:
-    """A batch at its noisy latents, with the teacher's guided step from there and the student's prediction there.
+    """A batch with noise added, the teacher's guided step from there, and the student's prediction there.
 
-    Objectives share it, so that the student's forward pass with a gradient is made once.
+    Objectives share it, so that the student's forward pass with a gradient is computed once.
 
     Args:
         student: The network in training.
         schedule: Noise levels.
         batch: See `guidedcd.training.batches.Batch`; its strengths are already 0 where a sample is not guided.
         grid: The solver's timesteps.
-        solver: How the step is guided.
+        solver: Options of the guided step.
         energies: In the order of the columns of `batch.strengths`.
     """
 
@@ -56,14 +56,14 @@ class NoisyBatch:
 
     @property
     def prediction(self) -> Tensor:
-        """The clean latents (B, C, F, H, W) that the student predicts, with a gradient; computed once."""
+        """The student's prediction of the clean latents (B, C, F, H, W), with a gradient; computed once."""
         if self._prediction is None:
             output = self.student(self.z, self.t, self.batch.cond, self.batch.omega, self.lambdas)
             self._prediction = self.schedule.consistency(self.z, output, self.t)
         return self._prediction
 
     def consistency_loss(self, **options: Any) -> Tensor:
-        """Distance from the student's prediction at the end of the teacher's guided step; options of `distance`."""
+        """Distance of the student's predictions at both ends of the teacher's guided step; options of `distance`."""
         t_next = self.schedule.previous(self.t, self.solver.steps)
         rule = Rule(self.solver.rule, self.solver.noise_factor)
         terms = []
@@ -87,9 +87,9 @@ class NoisyBatch:
         return loss
 
     def guided_prediction_loss(self, *, loss: str = "huber", huber_c: float = 0.001) -> Tensor:
-        """Distance to the clean latents that the teacher's guided prediction means; costs no network call."""
-        goal = self.schedule.consistency(self.z, self._step.output, self.t)
-        return gap(self.prediction, goal, loss, huber_c)
+        """Distance of the student's prediction from the teacher's guided one, as clean latents; calls no network."""
+        target = self.schedule.consistency(self.z, self._step.output, self.t)
+        return gap(self.prediction, target, loss, huber_c)
 
 
 def consistency(

@@ -1,8 +1,8 @@
-"""The objectives of a training step: what its loss is the sum of.
+"""The objectives of a training step, whose losses are added up.
 
-An objective is called as objective(model, batch, step) and returns (losses, metrics). The losses are scalars that are
-added to the step's total one by one, in this order; the metrics are numbers for the log. A run trains on any subset of
-objectives: those that read the student's prediction share one forward pass.
+An objective is called as objective(model, batch, step) and returns (losses, metrics). The losses are scalars, added to
+the step's total in this order; the metrics are numbers for the log. A run trains on any subset of objectives. Those
+that read the student's prediction share one forward pass.
 
 Legend: B samples of this process and step, R videos that the student samples itself; latents (C, F, H, W).
 """
@@ -35,24 +35,24 @@ Terms = tuple[Sequence[Tensor], dict[str, Any]]
 
 @attrs.define(kw_only=True, eq=False, slots=False)
 class BatchStep:
-    """What the objectives of one batch share."""
+    """The inputs that the objectives of one batch share."""
 
     run: Run
     model: Network
     """The student, called as model(z, t, cond, omega, lambdas)."""
     batch: Batch
     number: int
-    """Of the batch, from 0; the batches of one optimiser step follow each other."""
+    """Number of the batch, from 0; the batches of one optimiser step follow each other."""
     schedule: NoiseSchedule
     grid: Tensor
     """The solver's timesteps."""
     accelerator: Accelerator
     advice: str
-    """What needs less memory, for the error of a forward pass that runs out of it."""
+    """Options that need less memory, for the error of a forward pass that runs out of it."""
 
     @cached_property
     def noisy(self) -> NoisyBatch:
-        """The batch at its noisy latents, with the student's prediction there."""
+        """The batch with noise added, and the student's prediction there."""
         return NoisyBatch(
             self.model,
             self.schedule,
@@ -64,7 +64,7 @@ class BatchStep:
 
     @property
     def prediction(self) -> Tensor:
-        """The clean latents (B, C, F, H, W) that the student predicts for the batch, with a gradient."""
+        """The student's prediction of the batch's clean latents (B, C, F, H, W), with a gradient."""
         with blame_memory("the student's forward pass", self.advice), self.accelerator.autocast():
             return self.noisy.prediction
 
@@ -94,17 +94,17 @@ class Consistency:
 
 @attrs.frozen(kw_only=True, eq=False)
 class GuidedPrediction:
-    """The student predicts what the guided teacher predicts at the same point (Meng et al. 2023, stage one).
+    """The student's prediction equals the guided teacher's at the same point (Meng et al. 2023, stage one).
 
-    A student begins as the unguided teacher, and its own predictions bring guidance from one solver step to the next
-    only slowly. The weight falls from 1 to 0 over the first `steps` optimiser steps.
+    A student begins as the unguided teacher, and the consistency loss alone carries guidance from one solver step to
+    the next only slowly. The weight falls from 1 to 0 over the first `steps` optimiser steps.
     """
 
     steps: int
     distance: Mapping[str, Any]
 
     def __call__(self, model: Any, batch: Batch, step: BatchStep) -> Terms:
-        """The guided-prediction loss times its weight, or nothing after the first steps."""
+        """The guided-prediction loss times its weight; no loss after the first `steps` steps."""
         done = step.number // step.run.train.accumulate
         if done >= self.steps:
             return [], {}
@@ -114,7 +114,7 @@ class GuidedPrediction:
 
 
 class Predictions(Protocol):
-    """Predictions that rewards score."""
+    """A source of predictions that rewards score."""
 
     def __call__(self, model: Any, batch: Batch, step: BatchStep) -> tuple[Tensor, Sequence[Route]]:
         """(predicted clean latents (N, C, F, H, W), a route for each)."""
@@ -139,15 +139,15 @@ class OwnVideos:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Rewards:
-    """Rewards of predicted videos rise: minus weight times the mean over the samples that are routed to a reward.
+    """Minus the weight of each reward times its mean over the samples that are routed to it.
 
-    The mean runs over the samples of all sources and of all processes, so that each sample counts the same. That is
-    why one objective scores all sources together.
+    The mean runs over the samples of all sources and all processes, so that each sample has the same weight. Therefore
+    one objective scores all sources together.
     """
 
     scorer: RewardScorer
     sources: Sequence[Predictions]
-    """In the order in which `reward_batch` keeps their samples."""
+    """In the order in which `reward_batch` selects their samples."""
 
     def __call__(self, model: Any, batch: Batch, step: BatchStep) -> Terms:
         """One loss per reward that has samples, and its mean and the routed share of samples for the log."""
@@ -167,7 +167,7 @@ class Rewards:
             metrics[f"routed/{name}"] = len(values) / len(routes)
             if len(values):
                 metrics[f"reward/{name}"] = values.detach().mean()
-                # Gradients are averaged over processes: times their number, over the samples of all of them.
+                # Gradients are averaged over processes, so the sum is scaled by their number.
                 losses.append(-(run.rewards[name].weight * values.sum() * accelerator.num_processes / count))
         return losses, metrics
 
@@ -186,7 +186,7 @@ def objectives(run: Run, target: Network | None, scorer: RewardScorer, rollouts:
     if run.train.guided_steps:
         chosen.append(GuidedPrediction(steps=run.train.guided_steps, distance=distance))
     if scorer.names:
-        # Own videos come first, so that `reward_batch` leaves out predictions from clips before them.
+        # Own videos come first: where `reward_batch` limits the samples, predictions from clips are left out.
         own = [] if rollouts is None else [OwnVideos(rollouts=rollouts)]
         chosen.append(Rewards(scorer=scorer, sources=[*own, clip_predictions]))
     return chosen

@@ -1,4 +1,4 @@
-"""The optimisers: AdamW with states in float32, or in 8 bits."""
+"""The optimisers: AdamW with float32 or 8-bit states."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from guidedcd.errors import GuidedCDError
 
 
 def build(parameters: Iterable[Tensor], settings: Train) -> torch.optim.Optimizer:
-    """The optimiser of a run for float32 parameters, all on one device.
+    """The optimiser for float32 parameters, all on one device.
 
     Raises:
-        GuidedCDError: It needs a package that is not installed.
+        GuidedCDError: The package of the optimiser is not installed.
     """
     parameters = list(parameters)
     options: dict[str, Any] = {"lr": settings.optimizer.lr, "weight_decay": settings.optimizer.weight_decay}
@@ -26,10 +26,10 @@ def build(parameters: Iterable[Tensor], settings: Train) -> torch.optim.Optimize
 
 
 def check(settings: Train) -> None:
-    """Find out early whether the optimiser can be had.
+    """Check, before anything is computed, that the optimiser is installed and fits the other options.
 
     Raises:
-        GuidedCDError: It cannot, or not with the other settings.
+        GuidedCDError: It is not, or does not.
     """
     if settings.optimizer.name != "adamw-8bit":
         return

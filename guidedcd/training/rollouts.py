@@ -1,8 +1,9 @@
-"""Videos that the student makes itself from noise, for the rewards alone: prompts without clips.
+"""Videos that the student samples from noise during training, for the rewards alone: prompts without clips.
 
-What a noised clip shows follows its caption, so that a reward finds little to correct there, and only for the few
-captions of the store. Here the student starts from noise as it does in use (Clark et al. 2023, DRaFT-1, at a random
-step), and only the last pass before the rewards has a gradient.
+A noised clip already shows what its caption describes, so a reward has little to improve there, and only for the few
+captions of the store. Here the student starts from pure noise, as in use, and only its last pass before the rewards has
+a gradient (DRaFT-1 of Clark et al. 2023, at a random step).
+
 Legend: R videos of this process and step, E energies; latents (C, F, H, W).
 """
 
@@ -26,31 +27,31 @@ from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.training.batches import strengths
 
 DATASET = "prompts"
-"""What routes are told as the dataset of such a sample."""
+"""The dataset of these samples, as routes see it."""
 
 
 def listed(run: Run) -> list[Prompt]:
-    """The prompts of the run's file; none where it has no file, or nothing to use it for.
+    """The prompts of the run's file, or none without a file, rollouts or rewards.
 
     Raises:
         GuidedCDError: The file cannot be read.
     """
-    given = run.train.rollouts.prompts
-    if not (given and run.train.rollouts.videos and run.rewards):
+    file = run.train.rollouts.prompts
+    if not (file and run.train.rollouts.videos and run.rewards):
         return []
-    return prompts.read(Path(given.removeprefix("@")).expanduser())
+    return prompts.read(Path(file.removeprefix("@")).expanduser())
 
 
 class Rollouts:
     """The student's own videos of every step, a function of (seed, step) and of the student.
 
     Args:
-        run: How many, in how many steps, and with which prompts.
-        teacher: Embeds prompts; for its schedule and geometry.
-        clips: What is known of the store's clips: their captions are the prompts where there are no others.
-        routed: Says where a sample goes; prompts that no reward reads are left out.
-        process: Number of this process.
-        processes: How many share a step.
+        run: Number of videos, sampling steps and prompts.
+        teacher: Embeds prompts; its schedule and geometry are the student's.
+        clips: The samples of the store, whose captions are the prompts where there are no others.
+        routed: Routes a sample to rewards; prompts that no reward scores are left out.
+        process: Number of this process, from 0.
+        processes: Number of processes that share a step.
 
     Raises:
         GuidedCDError: The file of prompts cannot be read, or the routes let no prompt through to a reward.
@@ -68,11 +69,13 @@ class Rollouts:
     ) -> None:
         self.run, self.teacher = run, teacher
         settings = run.train.rollouts
-        self.everyone = settings.videos * processes
-        self.mine = slice(process * settings.videos, (process + 1) * settings.videos)
-        self.times = multistep_timesteps(settings.steps, timesteps=len(teacher.schedule))
-        found = listed(run) or prompts.training(teacher)
-        own = [Sample(id=f"prompt-{i}", dataset=DATASET, caption=prompt.text) for i, prompt in enumerate(found)]
+        self.total = settings.videos * processes
+        """Videos of a step in all processes."""
+        self.own = slice(process * settings.videos, (process + 1) * settings.videos)
+        """The videos of this process among them."""
+        self.timesteps = multistep_timesteps(settings.steps, timesteps=len(teacher.schedule))
+        texts = [prompt.text for prompt in listed(run) or prompts.training(teacher)]
+        own = [Sample(id=f"prompt-{number}", dataset=DATASET, caption=text) for number, text in enumerate(texts)]
         samples = own or list(clips)
         self.prompts = [one for one in map(routed, samples) if one[1].rewards]
         if not self.prompts:
@@ -84,44 +87,44 @@ class Rollouts:
 
     def chosen(self, number: int) -> list[tuple[Sample, Route]]:
         """The prompts of batch `number` for this process, with their routes."""
-        places = random_stream(Stream.ROLLOUT_PROMPTS, self.run.seed, number).integers(
-            len(self.prompts), size=self.everyone
+        positions = random_stream(Stream.ROLLOUT_PROMPTS, self.run.seed, number).integers(
+            len(self.prompts), size=self.total
         )
-        return [self.prompts[place] for place in places[self.mine]]
+        return [self.prompts[position] for position in positions[self.own]]
 
     def __call__(self, model: Callable[..., Tensor], number: int) -> tuple[Tensor, list[Route]]:
         """Clean latents (R, C, F, H, W) that the student predicts in the last of its passes, and their routes.
 
-        How many passes there are, 1 to `train.rollouts.steps`, is drawn once for all videos of a step.
+        The number of passes, from 1 to `train.rollouts.steps`, is drawn once for all videos of a step.
 
         Args:
             model: The student, called as model(z, t, cond, omega, lambdas).
-            number: Of the batch.
+            number: Number of the batch, from 0.
         """
         chosen, random = self.chosen(number), random_stream(Stream.ROLLOUTS, self.run.seed, number)
         # As in `Batches`, numbers are drawn for all processes and then sliced.
-        last = int(random.integers(len(self.times)))
-        seeds = random.integers(2**62, size=self.everyone)[self.mine]
+        last = int(random.integers(len(self.timesteps)))
+        seeds = random.integers(2**62, size=self.total)[self.own]
         low, high = self.run.solver.omega
-        omega = low + (high - low) * random.random(self.everyone)
-        told = [
-            lambda_input(torch.from_numpy(strengths(config, random, self.everyone)), config.relative is not None)
+        drawn_omega = low + (high - low) * random.random(self.total)
+        inputs = [
+            lambda_input(torch.from_numpy(strengths(config, random, self.total)), config.relative is not None)
             for config in self.run.energies.values()
         ]
         fractions = [config.fraction for config in self.run.energies.values()]
         schedule, device, shape = self.teacher.schedule, self.teacher.device, self.teacher.geometry.latent_shape
-        at = torch.from_numpy(omega[self.mine]).float().to(device)
-        lambdas = torch.stack(told, dim=1)[self.mine].float().to(device) if told else None
+        omega = torch.from_numpy(drawn_omega[self.own]).float().to(device)
+        lambdas = torch.stack(inputs, dim=1)[self.own].float().to(device) if inputs else None
         with torch.no_grad():
             cond = self.teacher.embed([sample.caption for sample, _ in chosen])
 
         def noises(draw: int) -> Tensor:
             return torch.stack([noise(int(seed), draw, shape) for seed in seeds]).to(device)
 
-        def say(z: Tensor, t: Tensor) -> Tensor:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and int(t[0]) == self.times[last]):
-                return model(z, t, cond, at, lambdas_at(int(t[0]), lambdas, fractions, len(schedule)))
+        def predict(z: Tensor, t: Tensor) -> Tensor:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and int(t[0]) == self.timesteps[last]):
+                return model(z, t, cond, omega, lambdas_at(int(t[0]), lambdas, fractions, len(schedule)))
 
-        steps = multistep_consistency_sampling(say, schedule, noises(0), self.times, lambda i: noises(1 + i))
+        steps = multistep_consistency_sampling(predict, schedule, noises(0), self.timesteps, lambda i: noises(1 + i))
         predicted = next(step.denoised for i, step in enumerate(steps) if i == last)
         return predicted, [route for _, route in chosen]

@@ -1,4 +1,4 @@
-"""Run folders: which one a command continues or starts, and its log. No torch."""
+"""Run folders: the one that a command continues or starts. No torch."""
 
 from __future__ import annotations
 
@@ -19,28 +19,33 @@ from guidedcd.locks import locked
 from guidedcd.plugins import objects
 
 RUNS = Path("runs")
-
+"""The folder of all runs."""
 
 RESULTS = ("student/student.json", "evaluation.json", "report.html")
-"""What a training run leaves: a folder that has all of it is finished. A report alone may be of an unfinished run."""
+"""The files of a finished run. A report alone may belong to an unfinished run."""
 
 
 def run_folder(run: Run, out: Path | None, *, new: bool) -> Path:
-    """The folder of `run`: the one given, the newest unfinished one of the same configuration, or a new one.
+    """The folder of `run`: `out`, the newest unfinished one with the same configuration, or a new name.
 
-    Nothing is written yet: a command that fails early leaves no folder behind.
+    Nothing is created, so a command that fails early leaves no folder behind.
+
+    Args:
+        run: The configuration.
+        out: The folder that the user chose, or None.
+        new: Never continue an unfinished run.
 
     Raises:
-        GuidedCDError: `out` holds a run of another configuration, or something else, or cannot be written.
+        GuidedCDError: `out` contains a run with another configuration, or other files, or is not writable.
     """
     described = run.to_dict()
     if out is not None:
         if (out / "run.json").exists():
-            found = read_json(out / "run.json", {})
-            if not _same(found, described):
-                _same_objects(out, run, found)
-                Layer.of_file(found, str(out / "run.json"))  # an old name of an option gets its own sentence
-                other = difference(_essence(found), _essence(described))
+            recorded = read_json(out / "run.json", {})
+            if not _same(recorded, described):
+                _same_objects(out, run, recorded)
+                Layer.of_file(recorded, str(out / "run.json"))  # an old name of an option has its own error
+                other = difference(_essence(recorded), _essence(described))
                 raise GuidedCDError(f"{out} holds a run with another configuration ({other}). Choose another --out.")
             if new:
                 raise GuidedCDError(f"--new starts a new run, but {out} holds one already. Choose another --out.")
@@ -49,27 +54,28 @@ def run_folder(run: Run, out: Path | None, *, new: bool) -> Path:
         check_writable(out)
         return out
     check_writable(RUNS)
-    if not new and (folder := _unfinished(described)):
-        return folder
+    unfinished = None if new else _unfinished(described)
+    if unfinished is not None:
+        return unfinished
     date, number = datetime.date.today().isoformat(), 1
     while (folder := RUNS / (f"{date}-{run.name}" + (f"-{number}" if number > 1 else ""))).exists():
         number += 1
     return folder
 
 
-def _same_objects(folder: Path, run: Run, found: Any) -> None:
-    """Name the Python object whose source is another than when the run began.
+def _same_objects(folder: Path, run: Run, recorded: Any) -> None:
+    """Compare the sources of Python objects with those in run.json, parsed but not checked.
 
     Raises:
-        GuidedCDError: There is one.
+        GuidedCDError: The source of an object has changed.
     """
     key_of = {kind: key for key, kind in KINDS.items()}
     for kind in objects.KINDS:
-        before = found.get(key_of[kind], {}) if isinstance(found, dict) else {}
+        section = recorded.get(key_of[kind], {}) if isinstance(recorded, dict) else {}
         for chosen in run.chosen(kind):
-            recorded = before.get(chosen.name) if isinstance(before, dict) else None
+            before = section.get(chosen.name) if isinstance(section, dict) else None
             digest_now = getattr(chosen.config, "source_digest", None)
-            if digest_now and isinstance(recorded, dict) and recorded.get("source_digest") not in (None, digest_now):
+            if digest_now and isinstance(before, dict) and before.get("source_digest") not in (None, digest_now):
                 raise GuidedCDError(
                     f"{folder}: {kind} '{chosen.name}' ({getattr(chosen.config, objects.MARK)}) has changed since "
                     "this run began. Restore its source, recorded in run.json, or choose another --out."
@@ -77,7 +83,7 @@ def _same_objects(folder: Path, run: Run, found: Any) -> None:
 
 
 def _unfinished(described: dict[str, Any]) -> Path | None:
-    """The newest unfinished run of this configuration; folders that cannot be read are no concern of ours."""
+    """The newest unfinished run with this configuration; unreadable folders are skipped."""
     newest: list[tuple[float, Path]] = []
     for path in RUNS.glob("*/run.json"):
         with contextlib.suppress(GuidedCDError, OSError):
@@ -87,33 +93,39 @@ def _unfinished(described: dict[str, Any]) -> Path | None:
 
 
 def finished(folder: Path) -> bool:
-    """Whether a run has left all its results."""
+    """Whether a run has written all its results."""
     return all((folder / name).exists() for name in RESULTS)
 
 
 @contextlib.contextmanager
 def claimed(run: Run, out: Path | None, *, new: bool, command: str | None = None) -> Iterator[Path]:
-    """Hold the run's folder as its only writer, with its run.json in it.
+    """Lock the run's folder and write its run.json; yields the folder.
 
-    Two runs that started together may have seen the same name free: the second one to come then takes another.
+    Two runs that start together may choose the same new name; the second one to lock it then takes another name.
+
+    Args:
+        run: The configuration.
+        out: The folder that the user chose, or None.
+        new: Never continue an unfinished run.
+        command: The command line, kept in run.json.
 
     Raises:
-        GuidedCDError: As `run_folder`, or another process writes this very run.
+        GuidedCDError: As `run_folder`, or another process writes the same run.
     """
-    folder = run_folder(run, out, new=new)
+    folder, exists = run_folder(run, out, new=new), False
     while True:
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as locks:
             try:
-                held.enter_context(locked(folder, "the run"))
-                begun = (folder / "run.json").exists()
-                other = run_folder(run, out, new=new) if begun else folder
+                locks.enter_context(locked(folder, "the run"))
+                exists = (folder / "run.json").exists()
+                other = run_folder(run, out, new=new) if exists else folder
             except GuidedCDError:
                 if (other := run_folder(run, out, new=new)) == folder:
                     raise
             if other == folder:
-                if begun and not finished(folder):
+                if exists and not finished(folder):
                     console.print(f"run      continuing {folder} (--new starts another)")
-                if not begun:
+                if not exists:
                     write_json(folder / "run.json", ({"command": command} if command else {}) | run.to_dict())
                 yield folder
                 return
@@ -121,10 +133,10 @@ def claimed(run: Run, out: Path | None, *, new: bool, command: str | None = None
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two runs would compute the same; the version that wrote them and the command line do not count."""
+    """Whether two runs would compute the same results; version and command line are ignored."""
     return isinstance(one, dict) and digest(_essence(one)) == digest(_essence(other))
 
 
 def _essence(described: dict[str, Any]) -> dict[str, Any]:
-    """What the results of a run depend on; the key `energy` of older files is `energies`."""
+    """The options that the results of a run depend on; the key `energy` of older files becomes `energies`."""
     return {ALIASES.get(k, k): v for k, v in described.items() if k not in ("guidedcd", "command", "device")}

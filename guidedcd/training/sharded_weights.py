@@ -1,4 +1,4 @@
-"""The weights of a network that is spread over processes with FSDP2: every process optimises its own part."""
+"""Master weights of a network that FSDP2 shards over processes: every process optimises its own shards."""
 
 from __future__ import annotations
 
@@ -14,40 +14,50 @@ from guidedcd.training.master_weights import MasterWeights
 
 
 class ShardedWeights(MasterWeights):
-    """`MasterWeights` of a network after `parallel.shard`.
+    """`MasterWeights` of a network after `distributed.shard`.
 
-    Its large parameters are DTensors, the others whole in every process. `masters` are plain tensors, the own parts of
-    the former and float32 copies of the latter: a host needs twice as long to launch an optimiser's step of DTensors.
+    The network's large parameters are DTensors; the others are whole in every process. `masters` are plain tensors:
+    the local shards of the former, and float32 copies of the latter. A host needs twice as long to launch an optimiser
+    step of DTensors.
+
+    Args:
+        network: See `MasterWeights`.
+        target: See `MasterWeights`; sharded like `network`.
+        options: `dtype` and `decay`, see `MasterWeights`.
     """
 
     def __init__(self, network: nn.Module, *, target: nn.Module | None = None, **options: Any) -> None:
         super().__init__(network, target=target, **options)
         networks = [one for one in (network, target) if one is not None]
         self._blocks = [block for one in networks for block in one.modules() if isinstance(block, FSDPModule)]
-        self._is_part = [isinstance(working, DTensor) for working in self.working]
         # All processes of the one mesh. With adapters, the trained parameters may all be whole.
         self._group = next(p.device_mesh for p in network.parameters() if isinstance(p, DTensor)).get_group()
         self._joint: tuple[list[int], Tensor] | None = None
-        """Which whole parameters have a gradient in this step, and all of these in one tensor."""
+        """The whole parameters that have a gradient in this step, and these gradients in one flat tensor."""
 
     @torch.no_grad()
     def collect(self) -> None:
-        """After a backward pass: add gradients to the masters'; those of whole parameters are averaged here first."""
-        given = [working.grad for working in self.working]
-        whole = [n for n, gradient in enumerate(given) if gradient is not None and not self._is_part[n]]
+        """After a backward pass: add gradients to the masters', those of whole parameters averaged over processes."""
+        whole: dict[int, Tensor] = {}
+        sharded: dict[int, DTensor] = {}
+        for number, working in enumerate(self.working):
+            gradient = working.grad
+            if isinstance(gradient, DTensor):
+                sharded[number] = gradient
+            elif gradient is not None:
+                whole[number] = gradient
         if whole:
-            self._collect_whole(whole, [given[n] for n in whole])
-        for n, gradient in enumerate(given):
-            if gradient is None:
-                continue
-            self.working[n].grad = None
-            if self._is_part[n]:
-                _add(self.masters[n], gradient.to_local())
+            self._collect_whole(whole)
+        for number in (*whole, *sharded):
+            self.working[number].grad = None
+        for number, gradient in sharded.items():
+            _add(self.masters[number], gradient.to_local())
 
-    def _collect_whole(self, numbers: list[int], gradients: Sequence[Tensor]) -> None:
-        """Average gradients over the processes in one exchange, and keep them in one piece: the host has less to do."""
-        masters = [self.masters[n] for n in numbers]
-        joint = torch.cat([gradient.flatten() for gradient in gradients]).to(masters[0].dtype)
+    def _collect_whole(self, gradients: dict[int, Tensor]) -> None:
+        """Average gradients over the processes in one exchange, and keep them in one tensor, which launches less."""
+        numbers = list(gradients)
+        masters = [self.masters[number] for number in numbers]
+        joint = torch.cat([gradient.flatten() for gradient in gradients.values()]).to(masters[0].dtype)
         distributed.all_reduce(joint, group=self._group)
         joint /= distributed.get_world_size(self._group)
         if self._joint is not None and self._joint[0] == numbers:
@@ -59,65 +69,78 @@ class ShardedWeights(MasterWeights):
 
     @torch.no_grad()
     def clip(self, max_norm: float) -> Tensor:
-        """Shorten the gradients of all processes together to `max_norm`; returns how long they were."""
-        given = [(m.grad, part) for m, part in zip(self.masters, self._is_part, strict=True) if m.grad is not None]
-        parts = [gradient for gradient, part in given if part]
-        whole = [gradient for gradient, part in given if not part] if self._joint is None else [self._joint[1]]
-        squares = torch.nn.utils.get_total_norm(parts).square().to(self.masters[0].device)
+        """Scale the gradients of all processes to a total norm of at most `max_norm`; returns the norm before."""
+        sharded: list[Tensor] = []
+        whole: list[Tensor] = []
+        for working, master in zip(self.working, self.masters, strict=True):
+            if master.grad is not None:
+                (sharded if isinstance(working, DTensor) else whole).append(master.grad)
+        if self._joint is not None:
+            whole = [self._joint[1]]
+        squares = torch.nn.utils.get_total_norm(sharded).square().to(self.masters[0].device)
         distributed.all_reduce(squares, group=self._group)
         norm = (squares + torch.nn.utils.get_total_norm(whole).square().to(squares.device)).sqrt()
-        # As `clip_grads_with_norm_`, which takes parameters.
+        # As torch's `clip_grads_with_norm_`, which takes parameters.
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for gradients in (parts, whole):
+        for gradients in (sharded, whole):
             if gradients:
                 torch._foreach_mul_(gradients, factor)
         return norm
 
     @torch.no_grad()
     def publish(self) -> None:
-        """After an optimiser step: move the average, and take the network apart, whose weights are those of before."""
+        """After an optimiser step: update the average, and free gathered weights, which are those before the step."""
         self._joint = None
         super().publish()
 
     def whole(self, number: int, value: Tensor) -> Tensor:
-        """A tensor like master `number` as that of all processes together; to be called in every process."""
-        like = self.working[number]
-        if not self._is_part[number]:
+        """The tensor of all processes together, from this process's `value`; to be called in every process."""
+        working = self.working[number]
+        if not isinstance(working, DTensor):
             return value
-        about = {"run_check": False, "shape": like.shape, "stride": like.stride()}
-        return DTensor.from_local(value, like.device_mesh, like.placements, **about).full_tensor()
+        return DTensor.from_local(
+            value,
+            working.device_mesh,
+            working.placements,
+            run_check=False,
+            shape=working.shape,
+            stride=working.stride(),
+        ).full_tensor()
 
-    def part(self, number: int, value: Tensor) -> Tensor:
-        """Of a tensor like the whole of master `number`, what belongs to this process."""
-        like = self.working[number]
-        if not self._is_part[number]:
+    def own(self, number: int, value: Tensor) -> Tensor:
+        """This process's shard of a tensor like the whole of master `number`."""
+        working = self.working[number]
+        if not isinstance(working, DTensor):
             return value
-        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements).to_local()
+        return distribute_tensor(value.to(working.device), working.device_mesh, working.placements).to_local()
 
-    def _taken(self, network: nn.Module, dtype: torch.dtype | None) -> tuple[list[Tensor], list[Tensor]]:
-        found = dict(network.named_parameters())
-        working, masters = [found[name] for name in self.names], []
+    def _split(self, network: nn.Module, dtype: torch.dtype | None) -> tuple[list[Tensor], list[Tensor]]:
+        parameters = dict(network.named_parameters())
+        working: list[Tensor] = [parameters[name] for name in self.names]
+        masters: list[Tensor] = []
         for parameter in working:
-            part = isinstance(parameter, DTensor)
-            own = parameter.to_local().detach() if part else parameter.detach()
-            masters.append(own if part or dtype in (None, own.dtype) else own.float())
-        for parameter in found.values():
-            if dtype is not None and not isinstance(parameter, DTensor):
-                parameter.data = parameter.data.to(dtype)  # the others are narrow where they are put together
+            if isinstance(parameter, DTensor):
+                masters.append(parameter.to_local().detach())
+            else:
+                local = parameter.detach()
+                masters.append(local if dtype in (None, local.dtype) else local.float())
+        for whole in parameters.values():
+            if dtype is not None and not isinstance(whole, DTensor):
+                whole.data = whole.data.to(dtype)  # FSDP2 casts the others where it gathers them
         return working, masters
 
-    def _give(self, into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        # Parts, and vectors that compute in float32, are the network's own memory.
+    def _copy(self, into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        # Shards, and vectors that compute in float32, share the network's memory.
         pairs = [(i, v) for i, v in zip(into, values, strict=True) if i.dtype != v.dtype] if into else []
         if pairs:
             torch._foreach_copy_([i for i, _ in pairs], [v for _, v in pairs])
         for block in self._blocks:
-            block.reshard()  # a network that was put together for a forward pass alone still has its weights of then
+            block.reshard()  # after a forward pass without a backward one, a block still holds gathered weights
 
     @torch.no_grad()
-    def _show(self, values: Sequence[Tensor]) -> None:
+    def _load(self, values: Sequence[Tensor]) -> None:
         self._exchange()
-        self._give(self.working, self.masters)
+        self._copy(self.working, self.masters)
 
 
 def _add(master: Tensor, gradient: Tensor) -> None:

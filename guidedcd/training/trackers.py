@@ -1,4 +1,4 @@
-"""Trackers of accelerate beside log.jsonl: TensorBoard, Weights & Biases."""
+"""Experiment trackers in addition to log.jsonl: TensorBoard and Weights & Biases, through accelerate."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from guidedcd.errors import GuidedCDError
 
 
 def check(name: str) -> None:
-    """Find out early whether a tracker can be had.
+    """Check, before anything is computed, that a tracker is installed.
 
     Raises:
-        GuidedCDError: Its package is not installed.
+        GuidedCDError: Its package is missing.
     """
     if name != "none" and name not in {str(getattr(one, "value", one)) for one in get_available_trackers()}:
         raise GuidedCDError(f"--train.tracker {name} needs a package that is missing: pip install {name}, or use none.")
@@ -26,7 +26,7 @@ def check(name: str) -> None:
 
 @contextmanager
 def tracked(accelerator: Accelerator, run: Run, folder: Path) -> Iterator[None]:
-    """Inside, `accelerator.log` reaches the run's tracker, if it has one."""
+    """Inside this context, `accelerator.log` writes to the run's tracker, if it has one."""
     name = run.train.tracker
     if name == "none":
         yield
@@ -34,8 +34,8 @@ def tracked(accelerator: Accelerator, run: Run, folder: Path) -> Iterator[None]:
     check(name)
     accelerator.project_configuration.set_directories(str(folder))
     accelerator.log_with = filter_trackers(name, str(folder))
-    known = {"wandb": {"name": run.name, "id": folder.name, "resume": "allow", "dir": str(folder)}}
-    accelerator.init_trackers("guidedcd", config=dict(_flat(run.to_dict())), init_kwargs=known)
+    options = {"wandb": {"name": run.name, "id": folder.name, "resume": "allow", "dir": str(folder)}}
+    accelerator.init_trackers("guidedcd", config=dict(_flat(run.to_dict())), init_kwargs=options)
     try:
         yield
     finally:
@@ -45,7 +45,7 @@ def tracked(accelerator: Accelerator, run: Run, folder: Path) -> Iterator[None]:
 
 
 def _flat(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested options as "train.optimizer.lr": 1e-4."""
+    """Nested options with joined keys: ("train.optimizer.lr", 1e-4)."""
     if isinstance(values, Mapping):
         for key, value in values.items():
             yield from _flat(value, f"{path}.{key}" if path else str(key))

@@ -142,7 +142,7 @@ class Trainer:
     def _restore(self) -> int:
         """Load the newest checkpoint, if there is one; returns the number of its step."""
         done = 0
-        if saved := checkpoint.found(self.checkpoints):
+        if saved := checkpoint.paths(self.checkpoints):
             done = checkpoint.load(saved[-1], self.step.weights, self.step.optimizer, self.accelerator.scaler)
             console.print(f"train    continuing after step {done} ({saved[-1]})")
         if self.accelerator.is_main_process:
@@ -151,7 +151,7 @@ class Trainer:
         return done
 
     def _last_checkpoint(self) -> str:
-        saved = checkpoint.found(self.checkpoints)
+        saved = checkpoint.paths(self.checkpoints)
         return f"The last good checkpoint is {saved[-1]}" if saved else "There is no checkpoint yet"
 
     def _validates(self, number: int) -> bool:

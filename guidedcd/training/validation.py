@@ -1,4 +1,4 @@
-"""A few videos at intervals of training: the same prompts and noise every time, so that one sees them change."""
+"""Videos sampled at intervals of training, always from the same prompts and noise."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FOLDER = "validation"
 
 
 class Validation:
-    """Samples a student in training, with its averaged weights where it has some.
+    """Samples a student in training, with its averaged weights where there are any.
 
     Args:
-        run: Its evaluation says how many steps and which omega.
-        folder: The run's folder; videos go to `validation/step-NNNNNN/`.
-        teacher: Embeds prompts and decodes.
+        run: Its evaluation sets the number of sampling steps and omega.
+        folder: The run's folder; videos are written to `validation/step-NNNNNN/`.
+        teacher: Embeds prompts and decodes latents.
     """
 
     def __init__(self, run: Run, folder: Path, teacher: Teacher) -> None:
@@ -31,21 +31,21 @@ class Validation:
         self.texts = [prompt.text for split in splits.values() for prompt in split][:count]
 
     def __call__(self, student: Student, weights: MasterWeights, step: int, *, write: bool = True) -> None:
-        """Sample after `step`; to be called in every process, of which one has `write`."""
-        from guidedcd.data import media  # it needs a video library, which training does not
+        """Sample after `step`; to be called in every process. The process with `write` writes the videos."""
+        from guidedcd.data import media  # imports a video library, which training does not need
 
-        trained = StudentPipeline(
+        pipeline = StudentPipeline(
             run=self.run, teacher=self.teacher, student=student, folder=self.folder, weights=self.folder / "student"
         )
         training, size = student.training, batch_size(self.teacher)
-        asked, geometry = self.run.evaluate, self.teacher.geometry
+        evaluate, geometry = self.run.evaluate, self.teacher.geometry
         with weights.averaged(), blame_memory("the validation videos", "Leave --train.validation.every out."):
             student.eval()
             seeds = range(len(self.texts))
-            videos = trained(self.texts, asked.steps, seeds, omega=asked.omega, batch=size).cpu()
+            videos = pipeline(self.texts, evaluate.steps, seeds, omega=evaluate.omega, batch=size).cpu()
             student.train(training)
         for seed, (text, video) in enumerate(zip(self.texts, videos, strict=True)) if write else ():
             path = self.folder / FOLDER / f"step-{step:06d}" / f"{seed:02d}-{media.slug(text)}.mp4"
-            about = {"prompt": text, "seed": seed, "step": step, "steps": asked.steps, "omega": asked.omega}
+            metadata = {"prompt": text, "seed": seed, "step": step, "steps": evaluate.steps, "omega": evaluate.omega}
             enlarge = media.viewing_factor(geometry.height, geometry.width)
-            media.write_video(path, video, fps=geometry.fps, enlarge=enlarge, metadata=about)
+            media.write_video(path, video, fps=geometry.fps, enlarge=enlarge, metadata=metadata)

@@ -256,7 +256,7 @@ def test_checkpoints_of_an_average_can_be_sampled(toy, tmp_path):
     """A checkpoint's model.safetensors is the average, its online.safetensors what training goes on from."""
     run = make(train={"average": 0.5})
     trained(run, tmp_path / "a", tmp_path / "s")
-    newest = checkpoint.found(tmp_path / "a" / "checkpoints")[-1]
+    newest = checkpoint.paths(tmp_path / "a" / "checkpoints")[-1]
     mean, online = (load_file(newest / f"{name}.safetensors") for name in ("model", "online"))
 
     assert mean.keys() == online.keys()

@@ -209,7 +209,7 @@ def test_infinite_loss_names_step_samples_and_checkpoint(toy, tmp_path, monkeypa
     monkeypatch.setattr(TrainStep, "losses", spoiled)
     with pytest.raises(GuidedCDError, match=r"not finite at step 4, samples toy/\d#\d, toy/\d#\d.*step-000002"):
         trained(run, tmp_path / "a", tmp_path / "s")
-    assert [path.name for path in checkpoint.found(tmp_path / "a" / "checkpoints")] == ["step-000002"]
+    assert [path.name for path in checkpoint.paths(tmp_path / "a" / "checkpoints")] == ["step-000002"]
 
 
 def late(monkeypatch) -> None:
@@ -232,7 +232,7 @@ def test_steps_that_are_told_late_are_the_same(toy, tmp_path, monkeypatch):
     assert trained(run, tmp_path / "b", store) == straight
     with interrupted(monkeypatch, 4):
         trained(run, tmp_path / "c", store)
-    assert checkpoint.found(tmp_path / "c" / "checkpoints")[-1].name == "step-000002"
+    assert checkpoint.paths(tmp_path / "c" / "checkpoints")[-1].name == "step-000002"
     assert trained(run, tmp_path / "c", store) == straight
 
 
@@ -252,7 +252,7 @@ def test_a_late_step_that_is_not_finite_is_told_before_anything_is_made_of_it(to
     late(monkeypatch)
     with pytest.raises(GuidedCDError, match=f"not finite at step {3 if fails else 4}, samples toy"):
         trained(run, tmp_path / "a", tmp_path / "s")
-    assert not checkpoint.found(tmp_path / "a" / "checkpoints")
+    assert not checkpoint.paths(tmp_path / "a" / "checkpoints")
 
 
 def test_out_of_memory_names_the_component(toy, tmp_path, monkeypatch):
@@ -379,7 +379,7 @@ def test_ctrl_c_keeps_what_is_done(toy, tmp_path, monkeypatch, last):
         trained(make(), tmp_path / "a", tmp_path / "s")
 
     assert (tmp_path / "a" / "student" / "student.json").exists() is last
-    assert checkpoint.found(tmp_path / "a" / "checkpoints")[-1].name == ("step-000004" if last else "step-000003")
+    assert checkpoint.paths(tmp_path / "a" / "checkpoints")[-1].name == ("step-000004" if last else "step-000003")
 
 
 def test_what_a_killed_run_left_is_removed(toy, tmp_path):
@@ -397,7 +397,7 @@ def test_checkpoints_are_ordered_by_step(tmp_path):
     for name in ("step-1000000", "step-999999", "step-x", "step-\u00b2", ".step-000001.1.part"):
         (tmp_path / name).mkdir()
 
-    assert [path.name for path in checkpoint.found(tmp_path)] == ["step-999999", "step-1000000"]
+    assert [path.name for path in checkpoint.paths(tmp_path)] == ["step-999999", "step-1000000"]
 
 
 def test_a_damaged_checkpoint_is_named_and_can_be_left_out(toy, tmp_path, monkeypatch):
@@ -406,7 +406,7 @@ def test_a_damaged_checkpoint_is_named_and_can_be_left_out(toy, tmp_path, monkey
     straight = trained(run, tmp_path / "a", store)
     monkeypatch.setattr(Trainer, "write_student", lambda self, target: None)
     trained(run, tmp_path / "b", store)
-    newest = checkpoint.found(tmp_path / "b" / "checkpoints")[-1]
+    newest = checkpoint.paths(tmp_path / "b" / "checkpoints")[-1]
     for name in ("state.pt", "model.safetensors"):
         whole = (newest / name).read_bytes()
         (newest / name).write_bytes(whole[:100])
@@ -449,7 +449,7 @@ def test_a_checkpoint_is_what_was_written(tmp_path, damage, words):
 
     damage(folder)
     with pytest.raises(GuidedCDError, match=rf"checkpoint .* is damaged \(.*{words}.*Delete it"):
-        checkpoint.verify(checkpoint.found(tmp_path)[0])
+        checkpoint.verify(checkpoint.paths(tmp_path)[0])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

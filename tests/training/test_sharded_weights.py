@@ -10,7 +10,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from guidedcd.training.distributed import WHOLE, shard, spread_parameters
+from guidedcd.training.distributed import WHOLE, shard, sharded_parameters
 from guidedcd.training.master_weights import MasterWeights
 from guidedcd.training.sharded_weights import ShardedWeights
 
@@ -71,11 +71,11 @@ def test_the_smallest_matrices_stay_whole():
     """Of all parameters, vectors and the smallest matrices up to a sixteenth of all numbers are not spread."""
     sizes = [1, 40, 2, 3, 50, 4]
     net = nn.ParameterList([nn.Parameter(torch.zeros(size, 1)) for size in sizes] + [nn.Parameter(torch.zeros(99))])
-    spread_ones = [parameter in spread_parameters(net) for parameter in net]
+    spread_ones = [parameter in sharded_parameters(net) for parameter in net]
 
     assert spread_ones == [False, True, False, False, True, True, False]
     assert 1 + 2 + 3 <= WHOLE * sum(sizes) < 1 + 2 + 3 + 4
-    assert spread_parameters(nn.Linear(2, 2, bias=False))
+    assert sharded_parameters(nn.Linear(2, 2, bias=False))
 
 
 def test_adapters_that_all_stay_whole_are_trained(mesh):
@@ -139,4 +139,4 @@ def test_what_is_whole_can_be_parted_again(mesh):
         value = torch.randn_like(master)
         whole = weights.whole(n, value)
         assert whole.shape == weights.working[n].shape
-        assert torch.equal(weights.part(n, whole), value)
+        assert torch.equal(weights.own(n, whole), value)
