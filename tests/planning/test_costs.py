@@ -155,7 +155,7 @@ def test_state_has_the_predicted_bytes(toy, tmp_path, student, precision):
     counted = Estimator(gpu()).training(run)
     assert (counted.whole, counted.trained) == (whole, trained)
     once = attrs.evolve(run, train=attrs.evolve(run.train, steps=3))
-    saved = checkpoint.found(tmp_path / "checkpoints")[-1]
+    saved = checkpoint.paths(tmp_path / "checkpoints")[-1]
     files = [*saved.glob("*.safetensors"), *(tmp_path / "student").glob("*.safetensors")]
     written = sum(tensor.numel() * tensor.itemsize for file in files for tensor in load_file(file).values())
     stored = torch.load(saved / "state.pt", weights_only=True)["optimizer"]["state"].values()
