@@ -157,9 +157,9 @@ class PreprocessingBenchmark:
         """Samples whose reference is one step: the VAE, and noise, three passes, a gradient, copies to the CPU."""
         builder = self.builder(teacher, "single-step")
         rows, batch = builder.rows, self.options.batch
-        opened = builder.opened(clips(rows, teacher))
+        opened = builder.shard_jobs(clips(rows, teacher))
         eps, other = (torch.randn(rows, *teacher.geometry.latent_shape) for _ in range(2))
-        self.part("guided draw", lambda: builder.guided(opened, list(range(rows)), eps, other, {}), rows)
+        self.part("guided draw", lambda: builder.scored_draws(opened, list(range(rows)), eps, other, {}), rows)
         videos = torch.stack([clip.video for clip in clips(batch, teacher)]).to(self.device)
         with torch.no_grad():
             self.part("encode", lambda: teacher.encode(videos), batch)

@@ -5,6 +5,7 @@ Names, captions and keys come from files that others wrote, so no control charac
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import time
@@ -157,3 +158,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def file_size(count: float) -> str:
+    """Bytes in the unit that is easiest to read: "999 B", "1.3 GB"."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    unit = min(int(math.log10(count) / 3), 4)
+    return f"{count / 1000**unit:.3g} {('KB', 'MB', 'GB', 'TB')[unit - 1]}"

@@ -200,6 +200,11 @@ def check_writable(folder: Path) -> None:
         raise unwritable(OSError(errno.EACCES, os.strerror(errno.EACCES)), folder)
 
 
+def nearest_folder(folder: Path) -> Path:
+    """The folder itself, or the nearest existing folder above it, on whose disk it would be created."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+
+
 def append_text(path: Path, text: str) -> None:
     """Append to a file, at once on the system's side; a link is not followed.
 

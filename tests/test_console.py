@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from guidedcd import console
-from guidedcd.console import progress
+from guidedcd.console import file_size, progress
 
 
 def test_a_quick_job_is_one_line(capsys):
@@ -40,3 +40,8 @@ def test_shares_add_up_to_wholes(capsys):
             advance(1 / 3)
 
     assert capsys.readouterr().out.startswith("sum: 2/2, ")
+
+
+def test_sizes_of_files_have_the_unit_that_is_easiest_to_read():
+    """Three digits and a decimal unit, up to terabytes."""
+    assert [file_size(count) for count in (999, 1500, 2.5e12)] == ["999 B", "1.5 KB", "2.5 TB"]

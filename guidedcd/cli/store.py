@@ -26,7 +26,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         folder
             The store, such as runs/stores/FINGERPRINT.
         """
-        from guidedcd.preprocessing.verify import show_store
+        from guidedcd.preprocessing.show import show_store
 
         show_store(folder)
 
@@ -51,7 +51,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         found = verify_store(folder, samples=samples, device=device)
         errors = [error for one in found["samples"].values() for error in one.values()]
         again = (
-            f", {len(found['samples'])} videos computed anew, largest difference {max(errors):.2g}" if errors else ""
+            f", {len(found['samples'])} videos computed again, largest difference {max(errors):.2g}" if errors else ""
         )
         absent = f", {found['missing']} not there yet" if found["missing"] else ""
         console.print(f"whole    {folder}: {found['shards'] - found['missing']} shards{absent}{again}", highlight=False)

@@ -16,12 +16,12 @@ from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.devices import device as find_device
 from guidedcd.devices import process
+from guidedcd.files import nearest_folder
 from guidedcd.planning import tables
 from guidedcd.planning.alternatives import choices
 from guidedcd.planning.estimate import Estimator, Stage, usable
 from guidedcd.planning.gpus import GB, Machine, machine
 from guidedcd.planning.skeletons import outline
-from guidedcd.preprocessing.estimates import existing
 
 
 @attrs.frozen(kw_only=True)
@@ -180,7 +180,7 @@ def warnings(
             sentences.append(
                 f"{name} needs {stage.peak_gb:.1f} GB per process, {where.name} has {room:.1f} to spare; {advice}"
             )
-    folder = existing(store or Path("runs"))
+    folder = nearest_folder(store or Path("runs"))
     free, needed = shutil.disk_usage(folder).free / GB, sum(stage.disk_gb for stage in stages.values())
     if needed > free:
         sentences.append(f"{needed:.1f} GB of disk are needed, {folder} has {free:.1f} free")

@@ -1,4 +1,4 @@
-"""What a latent store is keyed by."""
+"""The identity of a latent store: all options that its contents depend on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from guidedcd.preprocessing import store
 
 
 def identify(run: Run, teacher: Teacher) -> dict[str, Any]:
-    """What the store depends on: scales, fractions, omegas, rewards and routes change freely at train time."""
+    """The identity of the run's store, as JSON values.
+
+    Scales, fractions, omega, rewards and routes are not part of it: they act in training.
+    """
     settings: Preprocess = run.preprocess
     engine = {a.name for a in attrs.fields(EnergyConfig)} - {"reference"}
     return {

@@ -1,7 +1,7 @@
-"""Videos to latent store: the frozen teacher's predictions and the energies' gradients, once, resumable by shard.
+"""Preprocessing: computes the missing shards of a run's latent store, in one process or several.
 
-The work itself is in `guidedcd.worker`. A store may be filled in parts: part I of N has every N-th shard from shard I
-on, and several machines fill one folder, or each its own, whose shards are put together afterwards.
+`guidedcd.preprocessing.writer` computes the shards. A store may be filled in parts: part I of N consists of every N-th
+shard from shard I on. Several machines fill one folder, or each its own, whose shards are merged by copying.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from guidedcd.preprocessing.identity import identify
 from guidedcd.preprocessing.writer import StoreWriter, too_many_skipped
 
 WHOLE = (0, 1)
-"""The only part of a store that is not divided."""
+"""All shards: part 0 of 1."""
 
 
 def preprocess(
@@ -37,21 +37,21 @@ def preprocess(
     shard: tuple[int, int] = WHOLE,
     fill_parts: bool = True,
 ) -> Path:
-    """Compute whatever of the run's latent store is missing.
+    """Compute the missing shards of the run's latent store.
 
     Args:
-        run: What to distil; only what the store depends on is read.
-        store_folder: Where; by default `runs/stores/<fingerprint>/`.
-        teacher: The run's teacher, if it is loaded already; it is given back as it was.
-        shard: (I, N): only part I of N, 0 <= I < N.
-        fill_parts: Whether shards that a store filled in parts still lacks may be computed here.
+        run: The configuration.
+        store_folder: The store's folder; by default `runs/stores/<fingerprint>/`.
+        teacher: The run's teacher, if it is loaded already; it is not changed.
+        shard: (I, N) for part I of N only, 0 <= I < N.
+        fill_parts: Whether to compute missing shards of a store that other processes fill in parts.
 
     Returns:
-        The folder of the store, finished unless a part was asked for.
+        The folder of the store, which is complete unless `shard` names a part.
 
     Raises:
-        GuidedCDError: The folder belongs to another run, is written by another process, the disk is full or too small,
-            or the store is filled in parts and some are missing.
+        GuidedCDError: The folder belongs to another run, another process writes it, the disk is full or too small, too
+            many clips are unreadable, or parts of the store are missing.
     """
     is_own = teacher is None
     if teacher is None:
@@ -68,51 +68,51 @@ def preprocess(
             raise shards.incomplete(folder, identity, absent)
         options = run.preprocess
         with accelerated(teacher, fast=options.fast, precision=options.precision, in_place=is_own) as fast_teacher:
-            # Mistakes in the data and the energies show before anything is written.
-            filler = StoreWriter(run, fast_teacher)
+            # Errors in the data and the energies are raised before anything is written.
+            writer = StoreWriter(run, fast_teacher)
             if rank == 0:
                 estimates.check(folder, run, teacher, len(absent))
-            # Every process takes its share; the first one holds the lock for all that were launched together.
-            with _held(folder, shard) if rank == 0 else contextlib.nullcontext():
+            # Every process computes its share; the first one holds the lock for all that were launched together.
+            with _locked(folder, shard) if rank == 0 else contextlib.nullcontext():
                 if rank == 0:
                     leftovers(folder)
                 while rank and not (folder / "store.json").exists():
                     time.sleep(0.1)
                 store.begin(folder, identity, run.to_dict())
-                # By number, not by place in the list: a process that comes later finds fewer missing.
-                if mine := [n for n in _missing(folder, identity, shard) if n // shard[1] % world == rank]:
-                    filler.fill(folder, mine)
+                # By number, not by position in the list: a process that starts later lists fewer missing shards.
+                if own := [n for n in _missing(folder, identity, shard) if n // shard[1] % world == rank]:
+                    writer.fill(folder, own)
                 while _missing(folder, identity, shard):
                     time.sleep(0.1)
     if shard != WHOLE and (absent := shards.missing(folder, identity)):
-        console.print(f"store    {folder}: part {shard[0]}/{shard[1]} is done, {len(absent)} shards of others missing")
+        part = f"part {shard[0]}/{shard[1]}"
+        console.print(f"store    {folder}: {part} is done, {len(absent)} shards of other parts are missing")
         return folder
     return _checked(run, folder)
 
 
-def report(opened: store.LatentStore) -> dict[str, Any]:
-    """What became of every clip of a finished store: used + skipped = listed, and each loss with its reason."""
-    lost = opened.skipped
-    used = Counter(sample["dataset"] for sample in opened.samples)
-    missed = Counter(entry["id"].rpartition("/")[0] for entry in lost)
+def report(latents: store.LatentStore) -> dict[str, Any]:
+    """The contents of report.json: counts of used and skipped clips, by dataset too, and each skipped clip."""
+    used = Counter(sample["dataset"] for sample in latents.samples)
+    skipped = Counter(entry["id"].rpartition("/")[0] for entry in latents.skipped)
     return {
-        "listed": len(opened.samples) + len(lost),
-        "used": len(opened.samples),
-        "skipped": len(lost),
-        "draws": len(opened),
-        "datasets": {name: {"used": used[name], "skipped": missed[name]} for name in sorted({*used, *missed})},
-        "losses": lost,
+        "listed": len(latents.samples) + len(latents.skipped),
+        "used": len(latents.samples),
+        "skipped": len(latents.skipped),
+        "draws": len(latents),
+        "datasets": {name: {"used": used[name], "skipped": skipped[name]} for name in sorted({*used, *skipped})},
+        "losses": latents.skipped,
     }
 
 
 def _missing(folder: Path, identity: dict[str, Any], shard: tuple[int, int]) -> list[int]:
-    """The shards of a part that are not there yet."""
+    """The shards of a part that do not exist yet."""
     return [n for n in shards.missing(folder, identity) if n % shard[1] == shard[0]]
 
 
 @contextlib.contextmanager
-def _held(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
-    """Be the only writer of the store, or of one part of it: then others may write other parts, and none the whole."""
+def _locked(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
+    """Lock the whole store, or one part of it: then other processes may write other parts, but not the whole store."""
     with locked(folder, "the store", shared=shard != WHOLE):
         if shard == WHOLE:
             yield
@@ -122,22 +122,26 @@ def _held(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
 
 
 SHOWN = 10
-"""So many skipped clips are printed; the report has them all."""
+"""Number of skipped clips that are printed; report.json lists all of them."""
 
 
 def _checked(run: Run, folder: Path) -> Path:
-    """The finished store in `folder`, unless too many of its clips could not be used."""
-    opened = store.LatentStore(folder)
-    lost, used = len(opened.skipped), len(opened.samples)
-    write_json(folder / "report.json", report(opened))
-    for entry in opened.skipped[:SHOWN]:
+    """Write the report of the complete store in `folder`; returns the folder.
+
+    Raises:
+        GuidedCDError: Too many of its clips could not be used, or none.
+    """
+    latents = store.LatentStore(folder)
+    skipped, used = len(latents.skipped), len(latents.samples)
+    write_json(folder / "report.json", report(latents))
+    for entry in latents.skipped[:SHOWN]:
         console.print(f"skipped  {entry['id']}: {entry['reason']}", markup=False)
-    if lost > SHOWN:
-        console.print(f"skipped  {lost - SHOWN} more, see {folder / 'report.json'}")
-    if lost > run.preprocess.max_skipped * (lost + used):
-        raise too_many_skipped(opened.skipped, lost + used, run.preprocess.max_skipped)
+    if skipped > SHOWN:
+        console.print(f"skipped  {skipped - SHOWN} more, see {folder / 'report.json'}")
+    if skipped > run.preprocess.max_skipped * (skipped + used):
+        raise too_many_skipped(latents.skipped, skipped + used, run.preprocess.max_skipped)
     if not used:
-        raise GuidedCDError(f"none of {lost} clips could be used (the first: {opened.skipped[0]['reason']}).")
-    note = f", {lost} clips skipped" if lost else ""
-    console.print(f"store    {folder}: {used} videos, {len(opened)} draws{note}")
+        raise GuidedCDError(f"none of {skipped} clips could be used (the first: {latents.skipped[0]['reason']}).")
+    note = f", {skipped} clips skipped" if skipped else ""
+    console.print(f"store    {folder}: {used} videos, {len(latents)} draws{note}")
     return folder

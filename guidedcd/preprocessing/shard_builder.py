@@ -1,16 +1,16 @@
-"""The teacher's work: a handful of clips becomes the tensors of one shard of the latent store.
+"""Computes the tensors of one shard of the latent store from its clips.
 
-Every forward pass is as full as memory allows, and none is made twice. Of a scored draw with the reference `inversion`:
-one inversion per video, shared by all of its draws; a pass for the reference, which ends at the last record; a pass
-without a caption; and one with it, which gives both the prediction and, backwards, the score.
+Every forward pass is as full as memory allows, and none is computed twice. A scored draw with the reference `inversion`
+takes one inversion per video, shared by all of its draws; a pass for the reference, which ends at the last record; a
+pass without the caption; and one with it, which gives both the prediction and, backwards, the score.
 
-Legend: B rows of a forward pass, C, F, H, W latents, S solver steps.
+Legend: B rows of a forward pass; C, F, H, W latents; jobs are numbered as in `ShardJobs.jobs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,19 +23,29 @@ from guidedcd.data.routing import Sample
 from guidedcd.devices import blame_memory, dtype_of
 from guidedcd.diffusion.guidance import draw_index, guided_from
 from guidedcd.diffusion.randomness import Stream, clip_seed, random_stream
+from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.energies import inversion
 from guidedcd.energies.gradients import EnergyGradients
-from guidedcd.models.teachers.protocol import Teacher
+from guidedcd.models.teachers.protocol import Cond, Teacher
 from guidedcd.preprocessing import store
 from guidedcd.preprocessing.shard_jobs import DrawJob, ShardJobs
 
 ADVICE = "Lower --preprocess.batch-size"
 ROWS = 2
-"""Rows of a pass without gradient, per sample of one with: activations are dropped at once."""
+"""Rows of a pass without a gradient, per row of one with a gradient: its activations are freed at once."""
+
+Noised = tuple[Sequence[int], Tensor, Tensor | None]
+"""(numbers of jobs, their noise (B, C, F, H, W), noise of their single-step references or None), on the CPU."""
+Item = TypeVar("Item")
 
 
 class ShardBuilder:
-    """Turns a handful of clips into the tensors of one shard; the same clips give the same shard, always."""
+    """Computes the tensors of shards; the same clips always give the same shard.
+
+    Args:
+        run: The configuration.
+        teacher: On its device; predicts, encodes and embeds.
+    """
 
     def __init__(self, run: Run, teacher: Teacher) -> None:
         self.run, self.teacher = run, teacher
@@ -43,136 +53,161 @@ class ShardBuilder:
         self.grid = self.schedule.grid(run.solver.steps)
         self.scores = EnergyGradients(run, teacher)
         self.first = guided_from(run.preprocess.window, run.solver.steps) if run.energies else run.solver.steps
-        self.batch = run.preprocess.batch_size
-        self.rows = ROWS * self.batch
-        """Rows of a pass without gradient."""
-        self.even = repeats_sizes(run.preprocess.fast, teacher.device)
-        self.kinds = {config.reference for config in run.energies.values()}
+        """The smallest grid index of a scored draw."""
+        self.batch_size = run.preprocess.batch_size
+        self.rows = ROWS * self.batch_size
+        """Rows of a pass without a gradient."""
+        self.pads = repeats_sizes(run.preprocess.fast, teacher.device)
+        """Whether passes are padded to a few sizes, for which a network is compiled."""
+        self.references = {config.reference for config in run.energies.values()}
+        """The kinds of reference that the energies compare with."""
 
     def shard(self, clips: Sequence[Clip], advance: Callable[[float], None]) -> tuple[list[Sample], dict[str, Tensor]]:
-        """Samples and tensors of one shard; `advance` is told the share of the shard done since the last call."""
-        work = self.opened(clips)
-        scored = [place for place, job in enumerate(work.jobs) if job.scored]
-        plain = [place for place, job in enumerate(work.jobs) if not job.scored]
-        wanted = self.wanted(work)
-        passes = sum(max(some) + 1 for some in wanted if some) + 4 * len(scored) + 2 * len(plain)
-        reached = self.inversions(work, wanted, lambda rows: advance(rows / passes))
-        for places, eps, other in prefetched(self._noised(work), self._groups(scored, self.rows)):
-            self.guided(work, places, eps, other, reached)
-            advance(4 * len(places) / passes)
-        for places, eps, _ in prefetched(self._noised(work), self._groups(plain, self.batch)):
-            self.plain(work, places, eps)
-            advance(2 * len(places) / passes)
+        """Compute a shard.
+
+        Args:
+            clips: The clips of the shard, at least one.
+            advance: Called with the share of the shard that was computed since the last call; the shares add up to 1.
+
+        Returns:
+            (samples, tensors by name), as `store.save_shard` takes them.
+
+        Raises:
+            GuidedCDError: The memory is exhausted, or a gradient is not finite.
+        """
+        work = self.shard_jobs(clips)
+        scored = [number for number, job in enumerate(work.jobs) if job.scored]
+        unscored = [number for number, job in enumerate(work.jobs) if not job.scored]
+        indices = self.reference_indices(work)
+        passes = sum(max(some) + 1 for some in indices if some) + 4 * len(scored) + 2 * len(unscored)
+        inverted = self.invert(work, indices, lambda rows: advance(rows / passes))
+        for numbers, noise, reference_noise in prefetched(self._noised(work), self._groups(scored, self.rows)):
+            self.scored_draws(work, numbers, noise, reference_noise, inverted)
+            advance(4 * len(numbers) / passes)
+        for numbers, noise, _ in prefetched(self._noised(work), self._groups(unscored, self.batch_size)):
+            self.unscored_draws(work, numbers, noise)
+            advance(2 * len(numbers) / passes)
         return [sample_of(clip) for clip in clips], self._tensors(work)
 
-    def opened(self, clips: Sequence[Clip]) -> ShardJobs:
-        """Clips as latents and conditioning, with the jobs that they make."""
+    def shard_jobs(self, clips: Sequence[Clip]) -> ShardJobs:
+        """The latents and conditioning of clips, with their draws."""
         teacher = self.teacher
         with torch.no_grad(), blame_memory("the teacher's VAE and text encoder", ADVICE):
-            groups = [torch.stack([clip.video for clip in some]) for some in _split(clips, self.batch)]
-            z0 = torch.cat([teacher.encode(videos.to(teacher.device)).float() for videos in groups])
+            batches = [torch.stack([clip.video for clip in some]) for some in _split(clips, self.batch_size)]
+            z0 = torch.cat([teacher.encode(videos.to(teacher.device)).float() for videos in batches])
             cond = teacher.embed([clip.caption for clip in clips])
         seeds = [clip_seed(self.run.seed, clip.id) for clip in clips]
         scores: dict[str, dict[int, Tensor]] = {name: {} for name in self.run.energies}
         return ShardJobs(clips=clips, z0=z0, cond=cond, seeds=seeds, jobs=self.jobs(seeds), scores=scores)
 
     def jobs(self, seeds: Sequence[int]) -> list[DrawJob]:
-        """Every (video, draw) with its solver index: stratified, so that few draws still cover the range."""
+        """The draws of videos with these noise seeds; grid indices are stratified, so that few cover the range."""
         steps, draws = self.run.solver.steps, self.run.preprocess.draws_per_video
-        found = []
+        jobs = []
         for video, seed in enumerate(seeds):
             u = random_stream(Stream.SOLVER_INDEX, seed).random(draws)
             for draw in range(draws):
                 index = int(draw_index((draw + u[draw]) * steps / draws, steps, self.run.preprocess.noise_range))
-                found.append(DrawJob(video=video, draw=draw, index=index, scored=index >= self.first))
-        return found
+                jobs.append(DrawJob(video=video, draw=draw, index=index, scored=index >= self.first))
+        return jobs
 
-    def wanted(self, work: ShardJobs) -> list[set[int]]:
-        """By video, where on its inversion the references of its draws lie."""
-        found: list[set[int]] = [set() for _ in work.clips]
-        if "inversion" in self.kinds:
+    def reference_indices(self, work: ShardJobs) -> list[set[int]]:
+        """By video, the grid indices at which its draws need the video's inversion."""
+        indices: list[set[int]] = [set() for _ in work.clips]
+        if "inversion" in self.references:
             for job in work.jobs:
                 if job.scored:
-                    found[job.video].add(job.index)
-        return found
+                    indices[job.video].add(job.index)
+        return indices
 
-    def inversions(
-        self, work: ShardJobs, wanted: Sequence[set[int]], advance: Callable[[int], None]
+    def invert(
+        self, work: ShardJobs, indices: Sequence[set[int]], advance: Callable[[int], None]
     ) -> dict[tuple[int, int], Tensor]:
-        """By (video, index), the latents of the DDIM inversion: one trajectory serves every draw of its video."""
-        found: dict[tuple[int, int], Tensor] = {}
-        teacher = PaddedTeacher(self.teacher, self.rows) if self.even else self.teacher
+        """By (video, index), the latents (C, F, H, W) of the DDIM inversion; `advance` gets the rows of each pass."""
+        latents: dict[tuple[int, int], Tensor] = {}
+        teacher = PaddedTeacher(self.teacher, self.rows) if self.pads else self.teacher
+        steps = self.run.solver.steps
         with blame_memory("the DDIM inversion", ADVICE):
-            for step in inversion.inversion_passes(
-                teacher, work.z0, work.cond, self.run.solver.steps, wanted, self.rows
-            ):
+            for step in inversion.inversion_passes(teacher, work.z0, work.cond, steps, indices, self.rows):
                 rows = zip(step.videos, step.indices, step.latents, strict=True)
-                found.update({(video, index): z.clone() for video, index, z in rows if index in wanted[video]})
+                latents.update({(video, index): z.clone() for video, index, z in rows if index in indices[video]})
                 advance(len(step.videos))
-        return found
+        return latents
 
-    def guided(
+    def scored_draws(
         self,
         work: ShardJobs,
-        places: Sequence[int],
-        eps: Tensor,
-        other: Tensor | None,
-        reached: dict[tuple[int, int], Tensor],
+        numbers: Sequence[int],
+        noise: Tensor,
+        reference_noise: Tensor | None,
+        inverted: dict[tuple[int, int], Tensor],
     ) -> None:
-        """Predictions and scores of draws within the window, at most `rows` of them."""
-        t, text, clean = self._times(work, places), work.text(places), work.clean(places)
-        z = self.schedule.add_noise(clean, eps.to(clean.device), t)
-        at: dict[str, tuple[Tensor, Tensor]] = {}
-        if "inversion" in self.kinds:
-            at["inversion"] = torch.stack([reached[work.jobs[p].video, work.jobs[p].index] for p in places]), t
-        if "single-step" in self.kinds:
-            at["single-step"] = inversion.single_step(self.schedule, clean, other.to(clean.device), t)
-        if "clean" in self.kinds:
-            at["clean"] = inversion.clean(clean, t)
+        """Add the predictions and scores of at most `rows` draws within the window to `work`.
+
+        Args:
+            work: The shard.
+            numbers: Numbers of the jobs (B).
+            noise: (B, C, F, H, W).
+            reference_noise: Likewise, for single-step references; None without these.
+            inverted: As `invert` returns it.
+        """
+        t, text, clean = self._timesteps(work, numbers), work.text(numbers), work.clean(numbers)
+        z = self.schedule.add_noise(clean, noise.to(clean.device), t)
+        references: dict[str, tuple[Tensor, Tensor]] = {}
+        if "inversion" in self.references:
+            jobs = [work.jobs[number] for number in numbers]
+            references["inversion"] = torch.stack([inverted[job.video, job.index] for job in jobs]), t
+        if reference_noise is not None:
+            references["single-step"] = inversion.single_step(self.schedule, clean, reference_noise.to(clean.device), t)
+        if "clean" in self.references:
+            references["clean"] = inversion.clean(clean, t)
         with blame_memory("the teacher's prediction", ADVICE):
             with torch.no_grad():
-                u = self.teacher.net(z, t, self._null(len(places))).float().cpu()
-            work.uncond_output.update(zip(places, u, strict=True))
+                uncond = self.teacher.net(z, t, self._null(len(numbers))).float().cpu()
+            work.uncond_output.update(zip(numbers, uncond, strict=True))
+        captions = work.captions(numbers)
         with blame_memory("the energies' gradients", f"{ADVICE}, or set --preprocess.recompute cheap or most"):
-            for start, said, found in self.scores(z, t, text, work.captions(places), at, self.batch):
-                rows = places[start : start + len(said)]
-                work.cond_output.update(zip(rows, said.cpu(), strict=True))
-                for name, gradient in found.items():
-                    work.scores[name].update(zip(rows, gradient.cpu(), strict=True))
+            for start, output, gradients in self.scores(z, t, text, captions, references, self.batch_size):
+                some = numbers[start : start + len(output)]
+                work.cond_output.update(zip(some, output.cpu(), strict=True))
+                for name, gradient in gradients.items():
+                    work.scores[name].update(zip(some, gradient.cpu(), strict=True))
 
-    def plain(self, work: ShardJobs, places: Sequence[int], eps: Tensor) -> None:
-        """Predictions of draws outside of the window, with and without caption in one pass."""
-        t, text, clean = self._times(work, places), work.text(places), work.clean(places)
-        z = self.schedule.add_noise(clean, eps.to(clean.device), t)
-        null = self._null(len(places))
+    def unscored_draws(self, work: ShardJobs, numbers: Sequence[int], noise: Tensor) -> None:
+        """Add the predictions of draws outside of the window to `work`, with and without the caption in one pass."""
+        t, text, clean = self._timesteps(work, numbers), work.text(numbers), work.clean(numbers)
+        z = self.schedule.add_noise(clean, noise.to(clean.device), t)
+        null = self._null(len(numbers))
         both = {key: torch.cat([text[key], null[key]]) for key in text}
         with torch.no_grad(), blame_memory("the teacher's prediction", ADVICE):
-            c, u = self.teacher.net(torch.cat([z, z]), torch.cat([t, t]), both).float().cpu().chunk(2)
-        work.cond_output.update(zip(places, c, strict=True))
-        work.uncond_output.update(zip(places, u, strict=True))
+            output = self.teacher.net(torch.cat([z, z]), torch.cat([t, t]), both).float().cpu()
+        cond, uncond = output.chunk(2)
+        work.cond_output.update(zip(numbers, cond, strict=True))
+        work.uncond_output.update(zip(numbers, uncond, strict=True))
 
-    def _noised(self, work: ShardJobs) -> Callable[[Sequence[int]], tuple[Sequence[int], Tensor, Tensor | None]]:
-        """Makes the noise of a group, which a CPU does while the accelerator has the group before."""
+    def _noised(self, work: ShardJobs) -> Callable[[Sequence[int]], Noised]:
+        """A function that draws the noise of a group, on the CPU while the accelerator computes the group before."""
 
-        def make(places: Sequence[int]) -> tuple[Sequence[int], Tensor, Tensor | None]:
-            other = "single-step" in self.kinds and work.jobs[places[0]].scored
-            return places, work.noises(places), work.noises(places, Stream.REFERENCE_NOISE) if other else None
+        def draw(numbers: Sequence[int]) -> Noised:
+            single_step = "single-step" in self.references and work.jobs[numbers[0]].scored
+            reference_noise = work.noise(numbers, Stream.REFERENCE_NOISE) if single_step else None
+            return numbers, work.noise(numbers), reference_noise
 
-        return make
+        return draw
 
-    def _groups(self, places: Sequence[int], size: int) -> list[list[int]]:
-        """Jobs for one pass each; the last group may name its last job more than once."""
-        groups = [list(group) for group in _split(places, size)]
-        if self.even and groups:
-            groups[-1] += groups[-1][-1:] * (-len(groups[-1]) % self.batch)
+    def _groups(self, numbers: Sequence[int], size: int) -> list[list[int]]:
+        """Jobs for one pass each; the last group may repeat its last job for padding."""
+        groups = [list(group) for group in _split(numbers, size)]
+        if self.pads and groups:
+            groups[-1] += groups[-1][-1:] * (-len(groups[-1]) % self.batch_size)
         return groups
 
-    def _times(self, work: ShardJobs, places: Sequence[int]) -> Tensor:
-        return self.grid[torch.tensor([work.jobs[p].index for p in places])].to(work.z0.device)
+    def _timesteps(self, work: ShardJobs, numbers: Sequence[int]) -> Tensor:
+        return self.grid[torch.tensor([work.jobs[number].index for number in numbers])].to(work.z0.device)
 
     def _tensors(self, work: ShardJobs) -> dict[str, Tensor]:
-        """Everything as the store keeps it."""
-        kept, videos, count = dtype_of(self.run.preprocess.dtype), len(work.clips), len(work.jobs)
+        """The tensors of a computed shard, as the store keeps them."""
+        dtype, videos, count = dtype_of(self.run.preprocess.dtype), len(work.clips), len(work.jobs)
         tensors: dict[str, Tensor] = {
             "z0": work.z0,
             "index": torch.tensor([job.index for job in work.jobs]).view(videos, -1),
@@ -180,36 +215,42 @@ class ShardBuilder:
             **{f"cond.{key}": value for key, value in work.cond.items()},
         }
         shape = (videos, count // videos, *work.z0.shape[1:])
-        for key in ("cond_output", "uncond_output"):
-            said = getattr(work, key)
-            tensors[key] = torch.stack([said[p] for p in range(count)]).to(kept).view(shape)
-        for name, rows in work.scores.items():
+        for key, outputs in (("cond_output", work.cond_output), ("uncond_output", work.uncond_output)):
+            tensors[key] = torch.stack([outputs[number] for number in range(count)]).to(dtype).view(shape)
+        for name, scores in work.scores.items():
             row = torch.full((count,), -1)
-            row[sorted(rows)] = torch.arange(len(rows))
-            stacked = torch.stack([rows[p] for p in sorted(rows)]) if rows else torch.zeros(0, *work.z0.shape[1:])
+            row[sorted(scores)] = torch.arange(len(scores))
+            empty = torch.zeros(0, *work.z0.shape[1:])
+            stacked = torch.stack([scores[number] for number in sorted(scores)]) if scores else empty
             tensors[f"row.{name}"] = row.view(videos, -1)
-            tensors[f"score.{name}"], tensors[f"rms.{name}"] = store.packed(stacked, kept)
+            tensors[f"score.{name}"], tensors[f"rms.{name}"] = store.packed(stacked, dtype)
         return tensors
 
-    def _null(self, batch: int) -> dict[str, Tensor]:
+    def _null(self, batch: int) -> Cond:
         if not hasattr(self, "_empty"):
             self._empty = self.teacher.null(1)
-        return {k: v.expand(batch, *v.shape[1:]) for k, v in self._empty.items()}
+        return {key: value.expand(batch, *value.shape[1:]) for key, value in self._empty.items()}
 
 
 class PaddedTeacher:
-    """A teacher whose forward passes have three sizes only, filled up with copies of the last row."""
+    """A teacher whose forward passes have three sizes only, padded with copies of the last row.
+
+    Args:
+        teacher: The teacher.
+        rows: The largest size.
+    """
 
     def __init__(self, teacher: Teacher, rows: int) -> None:
-        self.teacher, self.schedule = teacher, teacher.schedule
+        self.teacher = teacher
+        self.schedule: NoiseSchedule = teacher.schedule
         self.sizes = sorted({max(1, rows // 4), max(1, rows // 2), rows})
 
-    def net(self, z: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """What the network says of (B, C, F, H, W), B at most `rows`."""
+    def net(self, z: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The network's prediction at `z` (B, C, F, H, W) and `t` (B,), B at most `rows`, like `z`."""
         size = next(size for size in self.sizes if size >= len(z))
-        filled = [min(row, len(z) - 1) for row in range(size)]
-        return self.teacher.net(z[filled], t[filled], {k: v[filled] for k, v in cond.items()})[: len(z)]
+        rows = [min(row, len(z) - 1) for row in range(size)]
+        return self.teacher.net(z[rows], t[rows], {key: value[rows] for key, value in cond.items()})[: len(z)]
 
 
-def _split(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+def _split(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     return [items[start : start + size] for start in range(0, len(items), size)]

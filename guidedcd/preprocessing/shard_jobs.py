@@ -1,4 +1,4 @@
-"""What one shard of the latent store asks of the teacher, and what has been said so far.
+"""The forward passes that one shard of the latent store needs, and their results so far.
 
 Legend: V videos, B jobs; latents (C, F, H, W).
 """
@@ -17,17 +17,21 @@ from guidedcd.diffusion.randomness import Stream, noise
 
 @attrs.frozen(kw_only=True)
 class DrawJob:
-    """What one pair of a video and a noise draw needs from the teacher."""
+    """One draw: a video with a noise and a noise level."""
 
     video: int
+    """Number of the video in its shard."""
     draw: int
+    """Number of the draw among those of its video."""
     index: int
+    """Point of the solver's grid, from the clean end."""
     scored: bool
+    """Whether the draw lies in the window in which energies act, and needs their gradients."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class ShardJobs:
-    """The clips of one shard, and what the teacher has said of them so far; results by place of the job."""
+    """The clips of one shard, their draws, and the teacher's predictions so far, by number of the job."""
 
     clips: Sequence[Clip]
     z0: Tensor
@@ -38,22 +42,26 @@ class ShardJobs:
     """Noise seed by video."""
     jobs: Sequence[DrawJob]
     cond_output: dict[int, Tensor] = attrs.field(factory=dict)
+    """By job, the prediction with the caption (C, F, H, W), on the CPU."""
     uncond_output: dict[int, Tensor] = attrs.field(factory=dict)
+    """By job, the prediction without a caption (C, F, H, W), on the CPU."""
     scores: dict[str, dict[int, Tensor]] = attrs.field(factory=dict)
+    """By energy and scored job, the energy's gradient (C, F, H, W), on the CPU."""
 
-    def noises(self, places: Sequence[int], stream: Stream = Stream.DRAW_NOISE) -> Tensor:
+    def noise(self, numbers: Sequence[int], stream: Stream = Stream.DRAW_NOISE) -> Tensor:
         """Noise of some jobs (B, C, F, H, W), on the CPU."""
-        jobs, shape = [self.jobs[p] for p in places], self.z0.shape[1:]
+        jobs, shape = [self.jobs[number] for number in numbers], self.z0.shape[1:]
         return torch.stack([noise(self.seeds[job.video], job.draw, shape, stream) for job in jobs])
 
-    def text(self, places: Sequence[int]) -> dict[str, Tensor]:
-        """Conditioning of some jobs."""
-        return {key: value[[self.jobs[p].video for p in places]] for key, value in self.cond.items()}
+    def text(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """Conditioning of some jobs, first dimension B."""
+        videos = [self.jobs[number].video for number in numbers]
+        return {key: value[videos] for key, value in self.cond.items()}
 
-    def clean(self, places: Sequence[int]) -> Tensor:
-        """Clean latents of some jobs."""
-        return self.z0[[self.jobs[p].video for p in places]]
+    def clean(self, numbers: Sequence[int]) -> Tensor:
+        """Clean latents of some jobs (B, C, F, H, W)."""
+        return self.z0[[self.jobs[number].video for number in numbers]]
 
-    def captions(self, places: Sequence[int]) -> list[str]:
-        """Captions of some jobs."""
-        return [self.clips[self.jobs[p].video].caption for p in places]
+    def captions(self, numbers: Sequence[int]) -> list[str]:
+        """Captions of some jobs (B)."""
+        return [self.clips[self.jobs[number].video].caption for number in numbers]

@@ -1,4 +1,4 @@
-"""The files of a latent store: which there are, which are missing, and which are damaged. No torch."""
+"""The files of a latent store: their names and forms, and errors for missing and damaged ones. No torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from guidedcd.errors import GuidedCDError, NoPermissionError, shortened, unreada
 from guidedcd.files import file_digest
 
 FORMAT = 1
+"""Version of the format."""
 FORM = {
     "shards": int,
     "teacher": {"name": str, "fingerprint": str},
@@ -36,51 +37,52 @@ SAMPLE = {
 SHARD_FORM = {"samples": [SAMPLE], "skipped": [{"id": str, "reason": str}], "sha256": str}
 """Form of the JSON file of a shard."""
 MOST_SHARDS = 10**6
+"""More shards are an error in store.json."""
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard, without its ending."""
+    """The file name of a shard, without its extension."""
     return f"shard-{number:05d}"
 
 
 def missing(folder: Path, identity: dict[str, Any]) -> list[int]:
-    """The shards that are not there yet."""
+    """The shards that do not exist yet."""
     return [n for n in range(identity["shards"]) if not (folder / f"{shard_name(n)}.json").exists()]
 
 
 def incomplete(folder: Path, identity: dict[str, Any], absent: Sequence[int]) -> GuidedCDError:
-    """The user's sentence for a store that lacks shards."""
+    """The error for a store with missing shards."""
     some = ", ".join(map(str, absent[:12])) + (", ..." if len(absent) > 12 else "")
     return GuidedCDError(
         f"{folder} is unfinished: {len(absent)} of its {identity['shards']} shards are missing ({some}). Run the same "
-        "`guidedcd preprocess` command again, or where it was given in parts (--shard I/N) those that lack, or put "
-        "their files there."
+        "`guidedcd preprocess` command again, or for a store in parts (--shard I/N) the commands of the missing parts, "
+        "or copy their files there."
     )
 
 
 def verify(folder: Path, advance: Callable[[], None] = lambda: None) -> None:
-    """Compare every shard of a store that is there with the checksum written beside it.
+    """Compare every existing shard of a store with the checksum in its JSON file.
 
     Args:
-        folder: The store, finished or not.
+        folder: The store, complete or not.
         advance: Called after each shard.
 
     Raises:
-        GuidedCDError: Shards are damaged; names them and says what to do.
+        GuidedCDError: Shards are damaged; the error names them.
     """
     wrong = []
     for number in range(read_identity(folder)["shards"]):
-        about, path = (folder / f"{shard_name(number)}.{ending}" for ending in ("json", "safetensors"))
-        if about.exists():
+        manifest, path = (folder / f"{shard_name(number)}.{extension}" for extension in ("json", "safetensors"))
+        if manifest.exists():
             try:
                 if not path.exists():
                     wrong.append((number, "it is missing"))
-                elif file_digest(path) != read_json(about, SHARD_FORM)["sha256"]:
+                elif file_digest(path) != read_json(manifest, SHARD_FORM)["sha256"]:
                     wrong.append((number, "its checksum differs"))
             except NoPermissionError:
                 raise
             except GuidedCDError:
-                wrong.append((number, f"{about.name} cannot be read"))
+                wrong.append((number, f"{manifest.name} cannot be read"))
             except OSError as error:
                 raise unreadable(error, path) from error
         advance()
@@ -89,19 +91,19 @@ def verify(folder: Path, advance: Callable[[], None] = lambda: None) -> None:
 
 
 def read_identity(folder: Path) -> dict[str, Any]:
-    """What a store says it is.
+    """The identity of a store, from its store.json.
 
     Raises:
-        GuidedCDError: The folder is no store, or one of another version.
+        GuidedCDError: The folder is no store, has another format, or store.json is damaged.
     """
     if not (folder / "store.json").exists():
-        raise GuidedCDError(f"{folder} is no latent store: it has no store.json. `guidedcd preprocess` makes one.")
+        raise GuidedCDError(f"{folder} is no latent store: it has no store.json. `guidedcd preprocess` creates one.")
     path = folder / "store.json"
     identity = read_json(path, {"format": int})
     if identity["format"] != FORMAT:
         raise GuidedCDError(
             f"{folder} was written by another version of guidedcd (format {shortened(identity['format'], 20)}, this "
-            f"one reads {FORMAT}). Remove it, and it is computed again."
+            f"one reads {FORMAT}). Delete it to compute it again."
         )
     check_form(identity, FORM, path)
     videos, size, shards = (identity[name] for name in ("videos", "shard_size", "shards"))
@@ -114,31 +116,32 @@ def read_identity(folder: Path) -> dict[str, Any]:
 
 
 def read_shard(folder: Path, number: int) -> dict[str, Any]:
-    """What the JSON file of a shard contains.
+    """The contents of a shard's JSON file.
 
     Raises:
-        GuidedCDError: It is damaged; says how to compute the shard again.
+        GuidedCDError: It is damaged.
     """
     path = folder / f"{shard_name(number)}.json"
     try:
-        about = read_json(path, SHARD_FORM)
-        known = {key.removesuffix("?") for key in SAMPLE}
-        if stray := sorted({key for sample in about["samples"] for key in sample} - known):
+        shard: dict[str, Any] = read_json(path, SHARD_FORM)
+        keys = {key.removesuffix("?") for key in SAMPLE}
+        if stray := sorted({key for sample in shard["samples"] for key in sample} - keys):
             raise GuidedCDError(f"{path}: a sample has the unknown key '{shortened(stray[0])}'.")
     except NoPermissionError:
         raise
     except GuidedCDError as error:
         raise damaged(folder, number, str(error).rstrip(".")) from error
-    return about
+    return shard
 
 
 def damaged(folder: Path, shard: int, why: object, others: Sequence[int] = ()) -> GuidedCDError:
-    """The user's sentence for a damaged shard, and for others like it."""
+    """The error for a damaged shard, and for other damaged ones."""
     name = shard_name(shard)
-    more, theirs, which = "", "", "this shard is"
+    more, files, which = "", f"{name}.json", "this shard is"
     if others:
-        more, theirs, which = f", and so are {', '.join(map(shard_name, others))}", " and theirs", "these shards are"
+        more, which = f", and so are {', '.join(map(shard_name, others))}", "these shards are"
+        files += " and the JSON files of the others"
     return GuidedCDError(
-        f"shard {folder / name}.safetensors is damaged ({why}){more}. Delete {name}.json{theirs} and run the same "
-        f"command again: only {which} computed anew."
+        f"shard {folder / name}.safetensors is damaged ({why}){more}. Delete {files} and run the same command again: "
+        f"only {which} computed again."
     )

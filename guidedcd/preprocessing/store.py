@@ -1,8 +1,9 @@
-"""The latent store: everything that depends on the frozen teacher, computed once and keyed by what it depends on.
+"""Reading and writing a latent store: clean latents, predictions and gradients of the teacher, in shards.
+
+A shard is one safetensors file and one JSON file, which is written afterwards; a shard without its JSON file does not
+exist. Stores of one run that were filled in different folders are merged by copying their shards into one folder.
 
 Legend: V videos of a shard, D draws per video, R scored draws of a shard; latents (C, F, H, W).
-A shard is one safetensors file and, written after it, one JSON file; a shard without its JSON does not exist. Stores of
-one run that were filled in different folders are merged by putting their shards into one.
 """
 
 from __future__ import annotations
@@ -36,30 +37,30 @@ from guidedcd.preprocessing.shards import (
 __all__ = ["FORMAT", "Draw", "LatentStore", "begin", "packed", "save_shard", "shard_name"]
 
 OPEN_FILES = 256
-"""At most so many shards are held open: systems limit files to a thousand or so."""
+"""The most shards that are open at once: systems limit a process to about a thousand files."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Draw:
-    """One training sample: a noise draw of one video, with what the teacher said about it."""
+    """One training sample: a noise draw of one video, with the teacher's predictions."""
 
     sample: Sample
     number: int
-    """Which of the video's draws, from 0."""
+    """Number of the draw among those of its video, from 0."""
     index: int
-    """Solver index n of the source point, 0 is the cleanest."""
+    """Index n of the source point on the solver's grid; 0 is the cleanest."""
     z0: Tensor
     """Clean latents (C, F, H, W), float32."""
     noise: Tensor
-    """Standard normal noise like z0, float32, recomputed from its seed."""
+    """Standard normal noise like z0, float32, computed from its seed."""
     cond: dict[str, Tensor]
-    """Text condition of the caption, without a batch dimension."""
+    """Conditioning of the caption, without a batch dimension."""
     cond_output: Tensor
     """The teacher's prediction with the caption, like z0."""
     uncond_output: Tensor
     """The teacher's prediction without a caption, like z0."""
     scores: dict[str, Tensor]
-    """By energy, the gradient of the energy at z_t, like z0; absent outside of the scored window."""
+    """By energy, its gradient at z_t like z0; absent outside of the window in which energies act."""
 
     @property
     def id(self) -> str:
@@ -68,13 +69,13 @@ class Draw:
 
 
 class LatentStore:
-    """A folder of shards, read lazily; the same draw is the same tensors on every machine."""
+    """A sequence of draws, read lazily from a folder of shards; a draw is the same on every machine."""
 
     def __init__(self, folder: Path) -> None:
-        """Open a finished store.
+        """Open a complete store.
 
         Raises:
-            GuidedCDError: The folder is no store, is unfinished, or a shard is damaged.
+            GuidedCDError: The folder is no store, shards are missing, or a shard is damaged.
         """
         self.folder = folder
         self.identity = read_identity(folder)
@@ -84,11 +85,11 @@ class LatentStore:
             raise incomplete(folder, self.identity, absent)
         for number in range(self.identity["shards"]):
             self.shards.append(read_shard(folder, number))
-            self._check(number)  # a damaged shard is better found now than in the middle of the training
+            self._check(number)  # rather now than in the middle of the training
         self.draws = [
-            (shard, video, draw)
-            for shard, about in enumerate(self.shards)
-            for video in range(len(about["samples"]))
+            (number, video, draw)
+            for number, shard in enumerate(self.shards)
+            for video in range(len(shard["samples"]))
             for draw in range(self.identity["draws_per_video"])
         ]
 
@@ -98,13 +99,13 @@ class LatentStore:
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """What is known of every stored clip."""
-        return [sample for about in self.shards for sample in about["samples"]]
+        """The fields of the `Sample` of every stored clip."""
+        return [sample for shard in self.shards for sample in shard["samples"]]
 
     @property
     def skipped(self) -> list[dict[str, str]]:
         """Clips that could not be used, with the reason."""
-        return [entry for about in self.shards for entry in about["skipped"]]
+        return [entry for shard in self.shards for entry in shard["skipped"]]
 
     def __getitem__(self, position: int) -> Draw:
         """The draw at `position`.
@@ -126,14 +127,13 @@ class LatentStore:
             for energy in self.identity["energies"]:
                 row = int(tensors.get_slice(f"row.{energy}")[video : video + 1][0][draw])
                 if row >= 0:
-                    part = tensors.get_slice(f"score.{energy}")[row : row + 1][0].float()
-                    scores[energy] = part * tensors.get_slice(f"rms.{energy}")[row : row + 1][0]
+                    score = tensors.get_slice(f"score.{energy}")[row : row + 1][0].float()
+                    scores[energy] = score * tensors.get_slice(f"rms.{energy}")[row : row + 1][0]
         except SafetensorError as error:
             raise damaged(self.folder, shard, error) from error
         z0 = one["z0"].float()
-        about = self.shards[shard]["samples"][video]
         return Draw(
-            sample=Sample(**about),
+            sample=Sample(**self.shards[shard]["samples"][video]),
             number=draw,
             index=int(one["index"][draw]),
             z0=z0,
@@ -145,15 +145,15 @@ class LatentStore:
         )
 
     def verify(self) -> None:
-        """Compare every shard with the checksum written beside it.
+        """Compare every shard with the checksum in its JSON file.
 
         Raises:
-            GuidedCDError: Shards are damaged; names them and says what to do.
+            GuidedCDError: Shards are damaged; the error names them.
         """
         verify(self.folder)
 
     def _check(self, shard: int) -> None:
-        """Refuse a shard whose tensors are not those of its samples."""
+        """Check that a shard has the tensors of its samples, by names and shapes."""
         tensors, videos = self._tensors(shard), len(self.shards[shard]["samples"])
         if not videos:
             return
@@ -176,7 +176,7 @@ class LatentStore:
                 self._open.pop(next(iter(self._open)))
             path = self.folder / f"{shard_name(shard)}.safetensors"
             try:
-                with open_regular(path):  # tells a matter of permissions from damage
+                with open_regular(path):  # safetensors reports missing permissions like damage
                     self._open[shard] = safe_open(path, framework="pt")
             except PermissionError as error:
                 raise unreadable(error, path) from error
@@ -190,15 +190,15 @@ def _row(tensors: Any, key: str, video: int, draw: int) -> Tensor:
 
 
 def begin(folder: Path, identity: dict[str, Any], run: dict[str, Any] | None = None) -> None:
-    """Create the store for `identity`, or check that the one in `folder` is its.
+    """Create the store for `identity`, or check that the store in `folder` has this identity.
 
     Args:
-        folder: Where.
-        identity: What the store depends on.
-        run: The run that asks for it first, as JSON values; kept in run.json, so that a check can ask the teacher.
+        folder: The store's folder.
+        identity: See `guidedcd.preprocessing.identity.identify`.
+        run: The first run of the store as JSON values, kept in run.json for `verify_store`.
 
     Raises:
-        GuidedCDError: The folder holds a store of another teacher, data set, grid or energies, or something else.
+        GuidedCDError: The folder contains a store with another identity, or other files.
     """
     path = folder / "store.json"
     if not path.exists():
@@ -209,14 +209,14 @@ def begin(folder: Path, identity: dict[str, Any], run: dict[str, Any] | None = N
         write_json(path, identity)
         return
     try:
-        found = read_json(path, {})
+        present = read_json(path, {})
     except NoPermissionError:
         raise
     except GuidedCDError as error:
         raise GuidedCDError(f"{path} is damaged: delete the folder, or choose another --store.") from error
-    if digest(found) != digest(identity):
+    if digest(present) != digest(identity):
         raise GuidedCDError(
-            f"the store {folder} belongs to another run ({difference(found, identity)}). "
+            f"the store {folder} belongs to another run ({difference(present, identity)}). "
             "Choose another --store, or none to let guidedcd find or make the right one."
         )
 
@@ -228,19 +228,32 @@ def save_shard(
     tensors: dict[str, Tensor],
     skipped: Sequence[dict[str, str]],
 ) -> None:
-    """Write one finished shard: tensors first, then the JSON that makes it count."""
+    """Write one computed shard: first the tensors, then the JSON file, which completes it.
+
+    Args:
+        folder: The store's folder.
+        number: Number of the shard.
+        samples: The V clips that could be used.
+        tensors: "z0" (V, C, F, H, W) float32, "index" (V, D) and "noise_seed" (V,) int64, "cond.KEY" (V, ...),
+            "cond_output" and "uncond_output" (V, D, C, F, H, W); by energy "row.NAME" (V, D) int64, the row of a draw's
+            score or -1, "score.NAME" (R, C, F, H, W) and "rms.NAME" (R,) float32, see `packed`.
+        skipped: "id" and "reason" of each clip that could not be used.
+
+    Raises:
+        GuidedCDError: The disk is full.
+    """
     path = folder / f"{shard_name(number)}.safetensors"
-    with replacing(path) as part:
-        save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, part)
-    about = [attrs.asdict(s, filter=lambda a, _: a.name != "readers") for s in samples]
+    with replacing(path) as temporary:
+        save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, temporary)
+    fields = [attrs.asdict(sample, filter=lambda attribute, _: attribute.name != "readers") for sample in samples]
     write_json(
         folder / f"{shard_name(number)}.json",
-        {"samples": about, "skipped": list(skipped), "sha256": file_digest(path)},
+        {"samples": fields, "skipped": list(skipped), "sha256": file_digest(path)},
     )
 
 
 def packed(score: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A score as unit-RMS values in `dtype` and its RMS (float32): gradients underflow half precision otherwise."""
+    """Scores (R, ...) as values of unit RMS in `dtype`, and their RMS (R,) float32: half precision would underflow."""
     rms = score.float().flatten(1).pow(2).mean(1).sqrt()
     shape = (-1,) + (1,) * (score.dim() - 1)
     return (score.float() / rms.clamp_min(1e-30).view(shape)).to(dtype), rms

@@ -1,9 +1,8 @@
-"""Whether a latent store holds what its teacher says: checksums of every shard, and some videos computed anew."""
+"""Checks a latent store: checksums of all shards, and the teacher's predictions for some videos computed again."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,158 +14,127 @@ from torch import Tensor
 from guidedcd.acceleration.apply import accelerated
 from guidedcd.config.resolve import read_run
 from guidedcd.config.run import Run
-from guidedcd.console import console, progress
+from guidedcd.console import progress
 from guidedcd.data.clips import Clip
 from guidedcd.devices import blame_memory
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.preprocessing import shards, store
 from guidedcd.preprocessing.identity import identify
 from guidedcd.preprocessing.writer import StoreWriter
 
 PREDICTIONS, SCORES = 0.01, 0.05
-"""Largest relative error |found - stored| / |stored| of predictions and of scores, which follow where attention has its
-largest entry, in float32; passes of another size round otherwise."""
+"""Largest relative error |computed - stored| / |stored| of predictions and of scores in float32. Passes of another size
+round differently, and scores depend on the position of the largest attention entry."""
 HALF = 5
-"""How much more is allowed where the store or the network has 16 bits."""
+"""Factor on both where the store or the network has 16 bits."""
 
 
 def verify_store(folder: Path, *, samples: int = 0, device: str | None = None, seed: int = 0) -> dict[str, Any]:
     """Check a store.
 
     Args:
-        folder: The store, finished or filled in part.
-        samples: How many of its videos, chosen at random, the teacher sees again, with all their draws.
-        device: Where; by default as the run that began the store.
-        seed: Of the choice.
+        folder: The store, complete or not.
+        samples: Number of its videos, chosen at random, whose draws the teacher computes again.
+        device: Device of the teacher; by default that of the run that began the store.
+        seed: Seed of the choice.
 
     Returns:
-        {"shards", "missing": how many, "samples": {sample id: {tensor: relative error}}}.
+        {"shards": int, "missing": int, "samples": {sample id: {tensor: relative error}}}.
 
     Raises:
-        GuidedCDError: A shard is damaged or holds something else than the teacher says; it is named.
+        GuidedCDError: A shard is damaged or differs from the teacher's predictions; the error names it.
     """
     identity = shards.read_identity(folder)
     with progress("checksums", identity["shards"], unit="shards") as advance:
         shards.verify(folder, advance)
-    absent = shards.missing(folder, identity)
-    found: dict[str, Any] = {"shards": identity["shards"], "missing": len(absent), "samples": {}}
+    missing = shards.missing(folder, identity)
+    result: dict[str, Any] = {"shards": identity["shards"], "missing": len(missing), "samples": {}}
     if not samples:
-        return found
+        return result
     run, teacher = _origin(folder, device)
-    identified = identify(run, teacher)
-    store.begin(folder, identified)
-    there = sorted(set(range(identity["shards"])) - set(absent))
-    held = [(n, v) for n in there for v in range(len(shards.read_shard(folder, n)["samples"]))]
-    chosen = sorted(random.Random(seed).sample(held, min(samples, len(held))))
-    factor = HALF if "16" in run.preprocess.dtype or run.preprocess.precision != "no" else 1
-    with accelerated(teacher, fast="no", precision=run.preprocess.precision, in_place=True) as rounded_teacher:
-        filler = StoreWriter(run, rounded_teacher)
+    store.begin(folder, identify(run, teacher))
+    present = sorted(set(range(identity["shards"])) - set(missing))
+    videos = [(n, v) for n in present for v in range(len(shards.read_shard(folder, n)["samples"]))]
+    chosen = sorted(random.Random(seed).sample(videos, min(samples, len(videos))))
+    is_half = "16" in run.preprocess.dtype or run.preprocess.precision != "no"
+    with accelerated(teacher, fast="no", precision=run.preprocess.precision, in_place=True) as fast_teacher:
+        writer = StoreWriter(run, fast_teacher)
         with progress("teacher", len(chosen), unit="videos") as advance:
             for number, video in chosen:
-                clip = _clip(filler, folder, number, video)
-                errors = _errors(filler.worker.shard([clip], lambda share: None)[1], folder, number, video)
-                for key, error in errors.items():
-                    allowed = factor * (SCORES if key.startswith("score") else PREDICTIONS)
-                    if not error <= allowed:
-                        raise GuidedCDError(
-                            f"shard {folder / shards.shard_name(number)}.safetensors does not hold what the teacher "
-                            f"says of '{clip.id}': {key} differs by {error:.2g} of its size, {allowed:.2g} is allowed. "
-                            f"Delete {shards.shard_name(number)}.json and preprocess again."
-                        )
-                found["samples"][clip.id] = errors
+                clip = _clip(writer, folder, number, video)
+                tensors = writer.builder.shard([clip], lambda share: None)[1]
+                errors = _errors(tensors, folder, number, video)
+                _check(errors, clip, folder, number, HALF if is_half else 1)
+                result["samples"][clip.id] = errors
                 advance()
-    return found
+    return result
 
 
-def _origin(folder: Path, device: str | None) -> tuple[Run, Any]:
-    """The run that began a store, and its teacher."""
+def _check(errors: dict[str, float], clip: Clip, folder: Path, number: int, factor: float) -> None:
+    """Compare the errors of a clip of shard `number` with the tolerances times `factor`.
+
+    Raises:
+        GuidedCDError: An error is larger.
+    """
+    for key, error in errors.items():
+        allowed = factor * (SCORES if key.startswith("score") else PREDICTIONS)
+        if not error <= allowed:
+            raise GuidedCDError(
+                f"shard {folder / shards.shard_name(number)}.safetensors differs from the teacher's predictions for "
+                f"'{clip.id}': {key} differs by {error:.2g} of its size, {allowed:.2g} is allowed. "
+                f"Delete {shards.shard_name(number)}.json and preprocess again."
+            )
+
+
+def _origin(folder: Path, device: str | None) -> tuple[Run, Teacher]:
+    """The run that began a store, and its teacher on the device."""
     if not (folder / "run.json").exists():
-        raise GuidedCDError(
-            f"{folder} has no run.json to say which teacher made it; --samples 0 checks the files only."
-        )
+        raise GuidedCDError(f"{folder} has no run.json, so its teacher is unknown; --samples 0 checks the files only.")
     run = read_run(folder / "run.json")
     run = run if device is None else attrs.evolve(run, device=device)
     with blame_memory("the teacher"):
         return run, run.teacher.build().to(find_device(run.device))
 
 
-def _clip(filler: StoreWriter, folder: Path, number: int, video: int) -> Clip:
-    """The clip that is the `video`-th of a shard."""
-    wanted = shards.read_shard(folder, number)["samples"][video]["id"]
-    for place in filler.places(number):
-        clips, _ = filler.mixture.read(range(place, place + 1))
-        if clips and clips[0].id == wanted:
+def _clip(writer: StoreWriter, folder: Path, number: int, video: int) -> Clip:
+    """The clip of the `video`-th sample of a shard, read from the data."""
+    sample = shards.read_shard(folder, number)["samples"][video]["id"]
+    for position in writer.positions(number):
+        clips, _ = writer.mixture.read(range(position, position + 1))
+        if clips and clips[0].id == sample:
             return clips[0]
     raise GuidedCDError(
-        f"shard {folder / shards.shard_name(number)} has a sample '{wanted}' that the data no longer have."
+        f"shard {folder / shards.shard_name(number)} has a sample '{sample}' that the data no longer have."
     )
 
 
-def _errors(fresh: dict[str, Tensor], folder: Path, number: int, video: int) -> dict[str, float]:
-    """By tensor, the relative error of what is stored of one video; indices and seeds must be equal."""
+def _errors(computed: dict[str, Tensor], folder: Path, number: int, video: int) -> dict[str, float]:
+    """By tensor, the relative error of the stored values of one video; indices and seeds must be equal."""
     with safe_open(folder / f"{shards.shard_name(number)}.safetensors", framework="pt") as file:
-        kept: Callable[[str], Tensor] = lambda key: file.get_slice(key)[video : video + 1]  # noqa: E731
+
+        def rows(key: str, row: int) -> Tensor:
+            return file.get_slice(key)[row : row + 1]
+
         errors = {}
-        for key, mine in fresh.items():
-            if key.startswith(("score.", "rms.", "row.")):
-                continue
-            errors[key] = _relative(mine, kept(key), exact=key in ("index", "noise_seed"))
-        for key in fresh:
+        for key, tensor in computed.items():
             if key.startswith("score."):
                 name = key.removeprefix("score.")
-                rows = [int(row) for row in kept(f"row.{name}")[0] if row >= 0]
-                stored = [
-                    file.get_slice(key)[row : row + 1].float()[0] * file.get_slice(f"rms.{name}")[row : row + 1][0]
-                    for row in rows
-                ]
-                scale = fresh[f"rms.{name}"].view(-1, *[1] * (fresh[key].dim() - 1))
-                mine = fresh[key].float() * scale
-                errors[key] = _relative(mine, torch.stack(stored)) if stored or len(mine) else 0.0
+                scored = [int(row) for row in rows(f"row.{name}", video)[0] if row >= 0]
+                stored = [rows(key, row).float()[0] * rows(f"rms.{name}", row)[0] for row in scored]
+                scores = tensor.float() * computed[f"rms.{name}"].view(-1, *[1] * (tensor.dim() - 1))
+                errors[key] = _relative(scores, torch.stack(stored)) if stored or len(scores) else 0.0
+            elif not key.startswith(("rms.", "row.")):
+                errors[key] = _relative(tensor, rows(key, video), exact=key in ("index", "noise_seed"))
     return errors
 
 
-def _relative(mine: Tensor, stored: Tensor, exact: bool = False) -> float:
-    if mine.shape != stored.shape:
+def _relative(computed: Tensor, stored: Tensor, exact: bool = False) -> float:
+    """|computed - stored| / |stored|; infinite where the shapes differ, or the values where they must be equal."""
+    if computed.shape != stored.shape:
         return float("inf")
     if exact:
-        return 0.0 if torch.equal(mine.cpu(), stored) else float("inf")
-    mine, stored = mine.double().cpu(), stored.double()
-    return float((mine - stored).norm() / stored.norm().clamp_min(1e-30))
-
-
-def _bytes(folder: Path, number: int) -> int:
-    try:
-        return (folder / f"{shards.shard_name(number)}.safetensors").stat().st_size
-    except FileNotFoundError:
-        raise shards.damaged(folder, number, "it is missing") from None
-
-
-def show_store(folder: Path) -> None:
-    """Print what a store holds."""
-    identity = shards.read_identity(folder)
-    absent = shards.missing(folder, identity)
-    there = sorted(set(range(identity["shards"])) - set(absent))
-    about = [shards.read_shard(folder, number) for number in there]
-    size = sum(_bytes(folder, number) for number in there)
-    from guidedcd.preprocessing.estimates import human
-
-    used, skipped = sum(len(one["samples"]) for one in about), sum(len(one["skipped"]) for one in about)
-    shape = identity["geometry"]
-    window = "" if identity["window"] is None else f", scores on the noisiest {identity['window']:.0%}"
-    state = f"{len(there)} of {identity['shards']} shards" + ("" if absent else ", complete")
-    lines = {
-        "teacher": f"{identity['teacher']['name']} {identity['teacher']['fingerprint'][:12]}, "
-        f"{shape['frames']} frames of {shape['width']}x{shape['height']} at {shape['fps']:g} fps",
-        "data": ", ".join(one["name"] for one in identity["data"]),
-        "energies": ", ".join(f"{n} ({c['reference']})" for n, c in identity["energies"].items()) or "none",
-        "grid": f"{identity['steps']} steps{window}",
-        "videos": f"{used} of {identity['videos']}" + (f", {skipped} skipped" if skipped else ""),
-        "draws": f"{used * identity['draws_per_video']}, {identity['draws_per_video']} of each video",
-        "stored as": f"{identity['dtype']}, {human(size)}",
-        "shards": state,
-    }
-    if absent:
-        lines["missing"] = ", ".join(map(str, absent[:20])) + (", ..." if len(absent) > 20 else "")
-    for name, text in lines.items():
-        console.print(f"{name:9} {text}", markup=False, highlight=False)
+        return 0.0 if torch.equal(computed.cpu(), stored) else float("inf")
+    computed, stored = computed.double().cpu(), stored.double()
+    return float((computed - stored).norm() / stored.norm().clamp_min(1e-30))

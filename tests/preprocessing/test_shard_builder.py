@@ -40,8 +40,9 @@ from guidedcd.preprocessing import estimates
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.shard_builder import ShardBuilder
 from guidedcd.preprocessing.shards import shard_name
+from guidedcd.preprocessing.show import show_store
 from guidedcd.preprocessing.store import LatentStore
-from guidedcd.preprocessing.verify import show_store, verify_store
+from guidedcd.preprocessing.verify import verify_store
 
 TESTS = Path(__file__).parents[1]
 make = partial(toy_run, replace=("energy",))
@@ -64,7 +65,7 @@ def plainly(run: Run, teacher, some: list[Clip]) -> dict[str, dict]:
     energies, grid = run.build("energy"), teacher.schedule.grid(run.solver.steps)
     worker = ShardBuilder(run, teacher)
     found: dict[str, dict] = {"cond": {}, "uncond": {}} | {name: {} for name in energies}
-    work = worker.opened(some)
+    work = worker.shard_jobs(some)
     for place, job in enumerate(work.jobs):
         z0, cond, seed = work.z0[[job.video]], {k: v[[job.video]] for k, v in work.cond.items()}, work.seeds[job.video]
         t = grid[[job.index]]
@@ -155,7 +156,7 @@ def test_no_pass_is_made_twice(toy):
     rows = []
     teacher.network.register_forward_pre_hook(lambda m, a: rows.append(len(a[0])))
     worker, told = ShardBuilder(run, teacher), []
-    work = worker.opened(some := clips(5, teacher))
+    work = worker.shard_jobs(some := clips(5, teacher))
     scored = [job for job in work.jobs if job.scored]
     last = {v: max((job.index for job in scored if job.video == v), default=-1) for v in range(5)}
     worker.shard(some, told.append)
@@ -241,7 +242,6 @@ def test_the_size_is_known_before(toy, tmp_path, energies):
     written = sum(t.nbytes for t in load_file(folder / f"{shard_name(0)}.safetensors").values())
 
     assert estimates.store_size(run, run.teacher.build()).total == pytest.approx(written, rel=0.1)
-    assert (estimates.human(999), estimates.human(1500), estimates.human(2.5e12)) == ("999 B", "1.5 KB", "2.5 TB")
 
 
 def test_a_disk_that_fills_up_keeps_what_is_done(toy, tmp_path, monkeypatch):
@@ -299,9 +299,7 @@ def test_verify_asks_the_teacher(toy, tmp_path, key):
     write_json(about, {**read_json(about), "sha256": file_digest(path)})
 
     verify_store(folder)
-    with pytest.raises(
-        GuidedCDError, match=rf"shard-00000.*does not hold what the teacher says.*{key} differs by 0\.1"
-    ):
+    with pytest.raises(GuidedCDError, match=rf"shard-00000.*differs from the teacher.*{key} differs by 0\.1"):
         verify_store(folder, samples=2)
 
 
