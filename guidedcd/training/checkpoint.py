@@ -147,7 +147,7 @@ def verify(path: Path) -> None:
 def damaged(path: Path, why: object) -> GuidedCDError:
     """The error for a damaged checkpoint."""
     return GuidedCDError(
-        f"checkpoint {path} is damaged ({why}). Delete it: the run continues from the one before, or anew."
+        f"checkpoint {path} is damaged ({why}). Delete it: the run continues from the one before it, or from the start."
     )
 
 
