@@ -99,7 +99,7 @@ def _bar(description: str, total: int, start: int, unit: str) -> Iterator[Callab
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(description, total=total, completed=start, note="")
         began = time.monotonic()
-        done = start
+        done: float = start
 
         def advance(n: float = 1, note: str = "") -> None:
             nonlocal done
@@ -113,7 +113,8 @@ def _bar(description: str, total: int, start: int, unit: str) -> Iterator[Callab
 @contextmanager
 def _lines(description: str, total: int, start: int, unit: str) -> Iterator[Callable[..., None]]:
     began = last = time.monotonic()
-    done, finished = start, False
+    done: float = start
+    finished = False
 
     def advance(n: float = 1, note: str = "") -> None:
         nonlocal done, last, finished

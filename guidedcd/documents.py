@@ -14,8 +14,9 @@ import os
 import stat
 import tomllib
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from guidedcd.errors import GuidedCDError, shortened, shown, unreadable
 
@@ -25,7 +26,7 @@ LARGEST = 64 * 2**20
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file to read its bytes. A named pipe would wait for a writer, and a device may never end.
 
     Raises:

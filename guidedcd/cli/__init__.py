@@ -125,10 +125,12 @@ def _plain_warnings() -> Iterator[None]:
     """Show this package's own warnings as one line each, without the line of code that gave them."""
     usual, ours = warnings.formatwarning, Path(guidedcd.__file__).parent
 
-    def plain(message: Warning | str, category: type[Warning], filename: str, *where: Any) -> str:
+    def plain(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
         if ours in Path(filename).parents:
             return f"warning: {harmless(str(message))}\n"
-        return usual(message, category, filename, *where)
+        return usual(message, category, filename, lineno, line)
 
     warnings.formatwarning = plain
     try:

@@ -45,16 +45,21 @@ def as_written(type_: Any, tokens: Sequence[Token]) -> str:
     return ",".join(token.value for token in tokens)
 
 
-def _flag(hint: Any, text: str, default: Any, group: Group) -> attrs.Attribute:
+def _field(annotation: Any, default: Any = UNSET) -> Any:
+    """A field of a class of flags, whose annotation Cyclopts reads."""
+    return attrs.field(default=default, type=annotation)
+
+
+def _flag(hint: Any, text: str, default: Any, group: Group) -> Any:
     """One flag: the type as help shows it, and the default that holds when it is not given."""
-    options = {"help": text, "show_default": _shown(default), "group": group}
+    options: dict[str, Any] = {"help": text, "show_default": _shown(default), "group": group}
     if hint is bool:
-        return attrs.field(default=UNSET, type=Annotated[bool, Parameter(**options)])
+        return _field(Annotated[bool, Parameter(**options)])
     if any(typing.get_origin(one) is dict for one in typing.get_args(hint)):  # NAME=NUMBER may be repeated
         repeated = Parameter(converter=as_written, negative="", **options)
-        return attrs.field(default=UNSET, type=Annotated[list[str], repeated])
+        return _field(Annotated[list[str], repeated])
     shape = _shape(hint)
-    return attrs.field(default=UNSET, type=Annotated[shape, Parameter(converter=as_written, n_tokens=1, **options)])
+    return _field(Annotated[shape, Parameter(converter=as_written, n_tokens=1, **options)])
 
 
 def _shown(default: Any) -> Callable[[Any], str] | bool:
@@ -80,13 +85,13 @@ def _spelled(value: Any) -> str:
 def _options(cls: type, name: str, given: Mapping[str, Value | Options], group: Group) -> type:
     """A class with one flag for every field of the config class `cls`; a group of options is a class in it."""
     hints, docs, groups = types_of(cls), docs_of(cls), groups_of(cls)
-    fields = {}
+    fields: dict[str, Any] = {}
     for number, f in enumerate((f for f in attrs.fields(cls) if f.init), 1):
         if f.name in groups:
             of_group = given.get(f.name, {})
             title = Group(f"{group.name}: {flag(f.name)}", sort_key=group.sort_key + number)
             nested = _options(groups[f.name], f.name, of_group if isinstance(of_group, dict) else {}, title)
-            fields[f.name] = attrs.field(default=UNSET, type=nested)
+            fields[f.name] = _field(nested)
         else:
             text = _text(docs.get(f.name, ""), limits(f))
             fields[f.name] = _flag(hints[f.name], text, _default(f, given), group)
@@ -100,7 +105,8 @@ def _text(doc: str, accepts: str) -> str:
 def _default(field: attrs.Attribute, given: Mapping[str, Value | Options]) -> Any:
     if isinstance(value := given.get(field.name), Value):
         return value.value
-    return field.default.factory() if isinstance(field.default, attrs.Factory) else field.default
+    factory = getattr(field.default, "factory", None)
+    return field.default if factory is None else factory()
 
 
 def flags_of(cls: type, title: str, *, defaults: bool = True) -> Any:
@@ -127,7 +133,7 @@ def read_flags(cls: type, flags: Any, what: str) -> dict[str, Any]:
 def run_flags(registry: Registry, profile: str) -> type:
     """The class that holds every flag describing a run; help shows the defaults of `profile`."""
     layer = read_profile(profile)
-    fields: dict[str, attrs.Attribute] = {}
+    fields: dict[str, Any] = {}
     main = Group("Run", sort_key=0)
     for name, text in {
         "profile": f"Where the defaults come from: {', '.join(sorted(profiles()))}. Those shown here are of this one.",
@@ -144,25 +150,25 @@ def run_flags(registry: Registry, profile: str) -> type:
         known = ", ".join(sorted(registry.of_kind(KINDS[key]))) or "none"
         help_ = f"{text} Installed: {known}."
         select = Parameter(name=f"--{key}", help=help_, show_default=_shown(",".join(names)), negative="", group=main)
-        fields[key] = attrs.field(default=None, type=Annotated[list[str] | None, select])
+        fields[key] = _field(Annotated[list[str] | None, select], None)
     for order, (key, kind) in enumerate(KINDS.items(), 1):
         components = {}
         for component in registry.of_kind(kind).values():
             if not attrs.fields(component.config):
                 continue
-            given = {}
+            given: Options = {}
             for name, options in layer.options.get(key, []):
                 given |= options if name == component.name else {}
             group = Group(f"{kind.capitalize()} {component.name}", sort_key=100 * (10 + order))
             cls = _options(component.config, component.name.replace("-", "_"), given, group)
-            components[component.name.replace("-", "_")] = attrs.field(default=UNSET, type=cls)
+            components[component.name.replace("-", "_")] = _field(cls)
         if components:
             cls = attrs.make_class(key, components, frozen=True, kw_only=True)
-            fields[f"{key}_options"] = attrs.field(default=UNSET, type=Annotated[cls, Parameter(name=f"--{key}")])
+            fields[f"{key}_options"] = _field(Annotated[cls, Parameter(name=f"--{key}")])
     for order, (key, cls) in enumerate(SECTIONS.items()):
         group = Group(key.capitalize(), sort_key=100 * (1 + order))
         section = _options(cls, key, layer.sections.get(key, {}), group)
-        fields[key] = attrs.field(default=UNSET, type=Annotated[section, Parameter(name=f"--{key}")])
+        fields[key] = _field(Annotated[section, Parameter(name=f"--{key}")])
     return attrs.make_class("RunFlags", fields, frozen=True, kw_only=True)
 
 

@@ -62,8 +62,9 @@ def _merged(tables: Iterable[Mapping[str, Value | Options]]) -> Options:
         for written, value in table.items():
             name = written.replace("-", "_")
             below = merged.get(name)
-            both = isinstance(value, dict) and isinstance(below, dict)
-            merged[name] = _merged([below, value]) if both else value
+            if isinstance(value, dict) and isinstance(below, dict):
+                value = _merged([below, value])
+            merged[name] = value
     return merged
 
 
@@ -117,7 +118,7 @@ def choose(kind: str, text: str, options: Mapping[str, Value], where: str, regis
     return _built(registry.get(kind, name), value if colon else None, dict(options), where)
 
 
-def _built(component: Component, value: str | None, given: dict[str, Value], where: str) -> Chosen:
+def _built(component: Component, value: str | None, given: Options, where: str) -> Chosen:
     """A component with its options; `value` is the text after the ":"."""
     kind, name = component.kind, component.name
     if value is not None:
@@ -132,7 +133,7 @@ def _built(component: Component, value: str | None, given: dict[str, Value], whe
     return Chosen(name, structure(component.config, given, f"{kind} '{name}'"))
 
 
-def _drop_older(given: dict[str, Value], tables: Sequence[Mapping[str, Value]]) -> None:
+def _drop_older(given: Options, tables: Sequence[Mapping[str, Value]]) -> None:
     """Of `scale` and `relative`, which exclude each other, the one of the higher layer; a run.json has both."""
     newest = [table for table in tables if "scale" in table or "relative" in table][-1]
     if "relative" not in newest:

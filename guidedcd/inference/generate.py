@@ -75,8 +75,8 @@ def generate(
         window=window,
     )
     student.accelerate(config.fast)
-    config = _completed(config, student)
-    settings = _settings(config, student)
+    chosen = _completed(config, student)
+    settings = _settings(chosen, student)
     out = _folder(student) if out is None else Path(out)
     check_writable(out)
     jobs = [
@@ -90,8 +90,8 @@ def generate(
         if len(missing) < len(jobs):
             console.print(f"sample   {len(jobs) - len(missing)} of {len(jobs)} videos are finished already in {out}")
         with progress("sample", len(jobs), start=len(jobs) - len(missing), unit="videos") as advance:
-            for chunk in _chunks(missing, config.batch):
-                _write(chunk, student, config, settings)
+            for chunk in _chunks(missing, chosen.batch):
+                _write(chunk, student, chosen, settings)
                 advance(len(chunk))
         shown = jobs[:24]
         sheet = [media.read_video(job.path)[0] for job in shown]
@@ -116,7 +116,20 @@ def _check_seeds(config: SampleConfig, prompts: int) -> None:
         )
 
 
-def _completed(config: SampleConfig, student: StudentPipeline) -> SampleConfig:
+@attrs.frozen(kw_only=True)
+class _Completed:
+    """Options of a sampling, with those of the run and of the teacher where they were left out."""
+
+    steps: int
+    omega: float
+    scale: dict[str, float]
+    batch: int
+    enlarge: int
+    dtype: str
+    gif: bool
+
+
+def _completed(config: SampleConfig, student: StudentPipeline) -> _Completed:
     """The options, with those of the run and of the teacher where they are None.
 
     Raises:
@@ -128,35 +141,35 @@ def _completed(config: SampleConfig, student: StudentPipeline) -> SampleConfig:
         enlarge = 1 if config.vbench_names else media.viewing_factor(geometry.height, geometry.width)
     if enlarge * max(geometry.height, geometry.width) > LARGEST_SIDE:
         raise GuidedCDError(f"--enlarge {enlarge} makes videos of more than {LARGEST_SIDE} pixels a side. Lower it.")
-    return attrs.evolve(
-        config,
+    return _Completed(
         steps=run.evaluate.steps if config.steps is None else config.steps,
         omega=run.evaluate.omega if config.omega is None else config.omega,
         scale=strengths(student, config.scale),
         batch=config.batch or batch_size(student.teacher),
         enlarge=enlarge,
-        frames=geometry.frames,
-        height=geometry.height,
-        width=geometry.width,
+        dtype=config.dtype,
+        gif=config.gif,
     )
 
 
-def _settings(config: SampleConfig, student: StudentPipeline) -> dict[str, Any]:
+def _settings(config: _Completed, student: StudentPipeline) -> dict[str, Any]:
     """What a finished video depends on besides its prompt and seed, as its metadata has it."""
-    settings = {
+    geometry = student.teacher.geometry
+    settings: dict[str, Any] = {
         "steps": config.steps,
         "omega": config.omega,
         "scale": config.scale,
         "dtype": config.dtype,
         "enlarge": config.enlarge,
-        "frames": config.frames,
-        "height": config.height * config.enlarge,
-        "width": config.width * config.enlarge,
-        "fps": student.teacher.geometry.fps,
+        "frames": geometry.frames,
+        "height": geometry.height * config.enlarge,
+        "width": geometry.width * config.enlarge,
+        "fps": geometry.fps,
         "student": file_digest(student.file)[:16],
     }
-    if student.weights.is_file():  # published
-        settings["base"] = file_digest(student.teacher.path)[:16]
+    if student.weights.is_file():
+        teacher: Any = student.teacher  # of a published student: it has the path of its checkpoint
+        settings["base"] = file_digest(teacher.path)[:16]
         settings["window"] = {name: energy.fraction for name, energy in student.run.energies.items()}
     return settings
 
@@ -166,7 +179,7 @@ def _folder(student: StudentPipeline) -> Path:
     return Path("samples") if student.weights.is_file() else student.folder / "samples"
 
 
-def _write(jobs: Sequence[_Job], student: StudentPipeline, config: SampleConfig, settings: Mapping[str, Any]) -> None:
+def _write(jobs: Sequence[_Job], student: StudentPipeline, config: _Completed, settings: Mapping[str, Any]) -> None:
     """Make the videos of `jobs` in one batch and write them, with their metadata."""
     about = {"teacher": student.run.teacher.name, "run": student.run.name, "guidedcd": __version__}
     fps = student.teacher.geometry.fps
