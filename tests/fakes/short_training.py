@@ -27,22 +27,23 @@ TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--stan
 
 SCRIPT = """
 import json, sys
-sys.path[:0] = json.loads(sys.argv[4])
+sys.path[:0] = json.loads(sys.argv[3])
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from guidedcd.data.routing import Sample
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.documents import read_json
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
-from guidedcd.workflow import distil
 from guidedcd.training.trainer import Trainer
 run = run_from_dict(read_json(Path(sys.argv[1])))
-folder = Path(sys.argv[2]); folder.mkdir(exist_ok=True)
 teacher = run.teacher.build()
-Trainer(run, folder, LatentStore(preprocess(run, store_folder=Path(sys.argv[3]), teacher=teacher)), teacher).fit()
+store = preprocess(run, store_folder=Path(sys.argv[2]), teacher=teacher)
+if len(sys.argv) > 4:
+    folder = Path(sys.argv[4]); folder.mkdir(exist_ok=True)
+    Trainer(run, folder, LatentStore(store), teacher).fit()
 """
+"""Preprocess, and train where there is a folder for it: arguments run.json, store, paths as JSON, folder."""
 
 
 def trained(run: Run, folder: Path, store: Path) -> list[dict]:
@@ -71,12 +72,20 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, number: int) -> Iterator[None]:
 
 
 def launch(run: Run, folder: Path, store: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
-    """Train in a process of its own."""
-    script = folder.parent / "script.py"
+    """Preprocess and train in a process of its own, with the arguments `prefix` of Python before the script."""
+    return _started(run, folder, store, prefix, [str(folder)])
+
+
+def launch_preprocessing(run: Run, store: Path) -> subprocess.Popen:
+    """Preprocess in a process of its own."""
+    return _started(run, store, store, (), [])
+
+
+def _started(run: Run, name: Path, store: Path, prefix: tuple[str, ...], more: list[str]) -> subprocess.Popen:
+    script, config = name.parent / "script.py", name.parent / f"{name.name}.json"
     script.write_text(SCRIPT)
-    config = folder.parent / f"{folder.name}.json"
     write_json(config, run.to_dict())
-    paths = [str(FAKES), *(p for p in sys.path if "site-packages" in p and "tmp" in p)]
-    command = [sys.executable, *prefix, str(script), str(config), str(folder), str(store), json.dumps(paths)]
+    paths = [str(FAKES), *(path for path in sys.path if "site-packages" in path and "tmp" in path)]
+    command = [sys.executable, *prefix, str(script), str(config), str(store), json.dumps(paths), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *paths])}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

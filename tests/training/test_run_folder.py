@@ -1,13 +1,33 @@
-"""Which folder a run continues in."""
+"""The folder that a run continues in or starts."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import pytest
 from toy_plugin import make
 
-from guidedcd.training.run_folder import run_folder
+from guidedcd.config.resolve import run_from_dict
+from guidedcd.documents import read_json
+from guidedcd.errors import GuidedCDError
+from guidedcd.files import write_json
+from guidedcd.training import run_folder
+from guidedcd.workflow import distil
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Training without evaluation and report, which tests of their own have."""
+
+    def report(folder: Path) -> Path:
+        (folder / "report.html").write_text("done")
+        return folder / "report.html"
+
+    monkeypatch.setattr(
+        "guidedcd.evaluation.evaluate.evaluate", lambda folder: (folder / "evaluation.json").write_text("{}")
+    )
+    monkeypatch.setattr("guidedcd.evaluation.report.page.write_report", report)
 
 
 def test_an_unfinished_run_of_an_older_version_is_continued(toy, tmp_path, monkeypatch):
@@ -18,5 +38,96 @@ def test_an_unfinished_run_of_an_older_version_is_continued(toy, tmp_path, monke
     Path("runs/older").mkdir(parents=True)
     Path("runs/older/run.json").write_text(json.dumps(older))
 
-    assert run_folder(run, None, new=False) == Path("runs/older")
-    assert run_folder(make(seed=1), None, new=False) != Path("runs/older")
+    assert run_folder.run_folder(run, None, new=False) == Path("runs/older")
+    assert run_folder.run_folder(make(seed=1), None, new=False) != Path("runs/older")
+
+
+def test_a_run_keeps_the_command_that_made_it(toy, unmeasured, tmp_path):
+    """run.json has the command line of the first call; another command line continues the same run."""
+    run = make()
+    folder = distil(run, command="guidedcd train --name 'a b'")
+    (folder / "report.html").unlink()
+
+    assert read_json(folder / "run.json")["command"] == "guidedcd train --name 'a b'"
+    assert distil(run, command="guidedcd train") == folder
+    assert read_json(folder / "run.json") == {"command": "guidedcd train --name 'a b'", **run.to_dict()}
+    assert "command" not in read_json(distil(run, new=True) / "run.json")
+
+
+def test_runs_that_start_together_do_not_share_a_folder(toy, tmp_path, monkeypatch):
+    """A run whose new name another run takes first chooses another name, also where that run is finished."""
+    one, other = make(), make(seed=1)
+    real = run_folder.run_folder
+
+    def late(run, out, *, new, seen=[]):  # noqa: B006 - remembers its calls
+        seen.append(run)
+        return first if len(seen) == 1 else real(run, out, new=new)
+
+    with run_folder.claimed(one, None, new=False, command="a") as first:
+        monkeypatch.setattr(run_folder, "run_folder", late)
+        with run_folder.claimed(other, None, new=False) as second:
+            assert (first.name, second.name) == (first.name, f"{first.name}-2")
+        monkeypatch.setattr(run_folder, "run_folder", real)
+        with (
+            pytest.raises(GuidedCDError, match="being written by another process"),
+            run_folder.claimed(one, None, new=False),
+        ):
+            pass
+        with run_folder.claimed(one, None, new=True) as third:
+            assert third.name == f"{first.name}-3"
+    for name in run_folder.RESULTS:
+        (first / name).parent.mkdir(exist_ok=True)
+        (first / name).touch()
+    monkeypatch.setattr(run_folder, "run_folder", lambda *args, seen=[], **how: late(*args, seen=seen, **how))
+    with run_folder.claimed(make(seed=2), None, new=False) as fourth:
+        assert fourth.name == f"{first.name}-4"
+    assert [read_json(folder / "run.json")["seed"] for folder in (first, second, fourth)] == [0, 1, 2]
+
+
+def test_a_report_does_not_finish_a_run(toy, unmeasured, tmp_path):
+    """A run whose report was written before its time is continued; one with all its results is not."""
+    run = make()
+    with run_folder.claimed(run, None, new=False) as folder:
+        (folder / "report.html").touch()
+
+    assert distil(run) == folder
+    assert distil(run) != folder
+
+
+def test_a_damaged_run_does_not_stop_others(toy, tmp_path):
+    """A run.json that cannot be read stops no other run, and does not count as one to continue."""
+    for number, text in enumerate(("{", "[1]")):
+        (tmp_path / "runs" / str(number)).mkdir(parents=True)
+        (tmp_path / "runs" / str(number) / "run.json").write_text(text)
+
+    with run_folder.claimed(make(), None, new=False) as folder:
+        assert folder.name.endswith("-shapes")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(toy, tmp_path):
+    """--out below a file is refused before anything is computed, in one sentence."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(GuidedCDError, match="a file is in the way"):
+        distil(make(), out=tmp_path / "file" / "run")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_file_of_a_reward_stops_the_run_first(toy, tmp_path, monkeypatch):
+    """A reward whose file is missing stops the run before its latents are computed, and nothing is written."""
+
+    def missing(self, config):
+        raise GuidedCDError("hps: there is no file")
+
+    monkeypatch.setattr("toy_plugin.Reward.__init__", missing)
+    with pytest.raises(GuidedCDError, match="there is no file"):
+        distil(make())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_run_json_reads_back(toy, tmp_path):
+    """run.json of a run, read back, is the run."""
+    run = make()
+    write_json(tmp_path / "run.json", run.to_dict())
+
+    assert run_from_dict(read_json(tmp_path / "run.json")) == run

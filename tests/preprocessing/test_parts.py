@@ -1,0 +1,125 @@
+"""Stores filled in parts, by several processes, or by one that is killed."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+from functools import partial
+
+import pytest
+from short_training import launch_preprocessing
+from stores import shard_files
+from toy_plugin import make as toy_run
+
+from guidedcd.cli.preprocess import part
+from guidedcd.console import console
+from guidedcd.errors import GuidedCDError
+from guidedcd.preprocessing.preprocess import preprocess
+from guidedcd.preprocessing.shards import shard_name
+from guidedcd.preprocessing.store import LatentStore
+
+make = partial(toy_run, replace=("energy",))
+
+
+def test_parts_equal_a_whole(toy, tmp_path):
+    """--shard 0/2 and 1/2, in one folder or in two put together, give the files of one run, byte for byte."""
+    run = make(solver={"steps": 4}, preprocess={"shard_size": 1, "videos": 4, "draws_per_video": 2})
+    whole = shard_files(preprocess(run, store_folder=tmp_path / "whole"))
+    for number in (1, 0):
+        preprocess(run, store_folder=tmp_path / "one", shard=(number, 2))
+        preprocess(run, store_folder=tmp_path / f"part-{number}", shard=(number, 2))
+    for path in (tmp_path / "part-1").glob("shard-*"):
+        shutil.copy(path, tmp_path / "part-0")
+
+    assert len(whole) == 8
+    assert shard_files(tmp_path / "one") == shard_files(tmp_path / "part-0") == whole
+    assert len(LatentStore(preprocess(run, store_folder=tmp_path / "part-0", fill_parts=False))) == 8
+
+
+def test_an_incomplete_store_names_its_missing_shards(toy, tmp_path):
+    """Opening or training on a store filled in part names the missing shards; a plain preprocess fills them."""
+    run = make(preprocess={"shard_size": 1})
+    folder = preprocess(run, store_folder=tmp_path / "s", shard=(1, 3))
+
+    for ask in (lambda: LatentStore(folder), lambda: preprocess(run, store_folder=folder, fill_parts=False)):
+        with pytest.raises(GuidedCDError, match=r"3 of its 5 shards are missing \(0, 2, 3\).*--shard I/N"):
+            ask()
+    assert len(shard_files(folder)) == 4
+    assert len(LatentStore(preprocess(run, store_folder=folder))) == 15
+
+
+def test_parts_may_be_written_together(toy, tmp_path, monkeypatch):
+    """While one part is written another may be; the same part, or the whole, may not."""
+    from guidedcd.preprocessing import store
+
+    run, save = make(preprocess={"shard_size": 1, "videos": 4, "draws_per_video": 1}), store.save_shard
+    refused = []
+
+    def nested(*args):
+        monkeypatch.setattr(store, "save_shard", save)
+        for shard in ((0, 2), (0, 1), (1, 2)):
+            try:
+                preprocess(run, store_folder=tmp_path / "s", shard=shard)
+            except GuidedCDError as error:
+                refused.append((shard, "being written by another process" in str(error)))
+        save(*args)
+
+    monkeypatch.setattr(store, "save_shard", nested)
+    preprocess(run, store_folder=tmp_path / "s", shard=(0, 2))
+
+    assert refused == [((0, 2), True), ((0, 1), True)]
+    assert len(LatentStore(tmp_path / "s")) == 4
+
+
+def test_a_part_is_given_as_a_fraction():
+    """--shard takes 0/1 to N-1/N, and says so."""
+    assert (part(None), part("0/1"), part("3/4")) == ((0, 1), (0, 1), (3, 4))
+    for wrong in ("4/4", "1", "a/b", "-1/2", "1/0", "0/0"):
+        with pytest.raises(GuidedCDError, match="--shard must be I/N"):
+            part(wrong)
+
+
+def test_processes_share_shards_by_number(toy, tmp_path, monkeypatch):
+    """A process that comes later, when others have finished shards, takes none that belongs to another."""
+    run = make()
+    folder = preprocess(run, store_folder=tmp_path / "s")
+    for number in (1, 2):
+        (folder / f"{shard_name(number)}.json").unlink()
+
+    def wait(seconds):
+        raise TimeoutError
+
+    monkeypatch.setattr("guidedcd.preprocessing.preprocess.process", lambda: (1, 2))
+    monkeypatch.setattr("guidedcd.preprocessing.preprocess.time.sleep", wait)
+    with pytest.raises(TimeoutError):
+        preprocess(run, store_folder=folder)
+    console.quiet = False
+
+    assert [(folder / f"{shard_name(n)}.json").exists() for n in range(3)] == [True, True, False]
+
+
+@pytest.mark.slow
+def test_killed_at_random_it_ends_the_same(toy, tmp_path):
+    """SIGKILL at up to five random points, then the same command: the store of an uninterrupted run, bitwise."""
+    run = make(energy={"pta": {}}, preprocess={"videos": 24, "draws_per_video": 8, "shard_size": 1})
+    whole = shard_files(preprocess(run, store_folder=tmp_path / "whole"))
+    folder, chance, kills = tmp_path / "s", random.Random(0), 0
+    seen = 0
+    while kills < 5:
+        process = launch_preprocessing(run, folder)
+        while len(list(folder.glob("shard-*"))) <= seen and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.15))
+        if process.poll() is not None:  # a fast machine finished before the last kills
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills, seen = kills + 1, len(list(folder.glob("shard-*")))
+    assert kills
+
+    process = launch_preprocessing(run, folder)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert shard_files(folder) == whole
