@@ -44,15 +44,15 @@ def test_a_pass_may_end_at_its_last_record(toy):
     teacher.network.mid_block.register_forward_hook(lambda *_: ran.append("middle"))
     teacher.network.conv_out.register_forward_hook(lambda *_: ran.append("end"))
     needs = ("temporal-attention:down_blocks",)
-    found = {tail: look(teacher, needs, tail) for tail in ("whole", "detached", "none")}
+    passes = {tail: look(teacher, needs, tail) for tail in ("whole", "detached", "none")}
 
     assert ran == ["middle", "end", "middle", "end"]
-    assert (found["whole"][0].output.requires_grad, found["detached"][0].output.requires_grad) == (True, False)
-    assert torch.equal(found["whole"][0].output, found["detached"][0].output)
-    assert found["none"][0].output.numel() == 0
-    assert found["detached"][2] < found["whole"][2]
+    assert (passes["whole"][0].output.requires_grad, passes["detached"][0].output.requires_grad) == (True, False)
+    assert torch.equal(passes["whole"][0].output, passes["detached"][0].output)
+    assert passes["none"][0].output.numel() == 0
+    assert passes["detached"][2] < passes["whole"][2]
     for tail in ("detached", "none"):
-        assert torch.equal(found[tail][1], found["whole"][1])
+        assert torch.equal(passes[tail][1], passes["whole"][1])
     assert torch.is_grad_enabled()
 
 

@@ -19,10 +19,10 @@ def test_prefetched_results_keep_their_order_and_errors():
             raise KeyError(x)
         return 2 * x
 
-    found = []
+    results = []
     with pytest.raises(KeyError):
         for value in prefetched(double, [1, 2, 3, 4]):
-            found.append(value)
+            results.append(value)
             assert begun[value // 2 + 1].wait(timeout=60)
-    assert found == [2, 4]
+    assert results == [2, 4]
     assert list(prefetched(double, [])) == []

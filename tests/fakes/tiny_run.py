@@ -48,44 +48,25 @@ class Brightness:
 
     def __call__(self, videos: torch.Tensor, prompts: list) -> dict[str, torch.Tensor]:
         """Scores (B,)."""
-        says = torch.tensor(["red" in prompt.text for prompt in prompts])
+        is_red = torch.tensor(["red" in prompt.text for prompt in prompts])
         redness = videos[:, :, 0].mean((1, 2, 3)).cpu()
         return {
             "brightness": videos.mean((1, 2, 3, 4)).cpu(),
-            "red": torch.where(says, redness, torch.full_like(redness, float("nan"))),
+            "red": torch.where(is_red, redness, torch.full_like(redness, float("nan"))),
         }
 
 
 def teacher(config: object = None) -> object:
     """Random networks, always the same, for videos of 4 frames of 16x16."""
-    from diffusers import AutoencoderKL, UNet3DConditionModel
-
     from guidedcd.data.geometry import Geometry
     from guidedcd.diffusion.schedule import NoiseSchedule
     from guidedcd.models.teachers.latent import LatentTeacher
+    from guidedcd.testing.tiny_networks import tiny_unet, tiny_vae
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        unet = UNet3DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(4, 8),
-            layers_per_block=1,
-            norm_num_groups=4,
-            cross_attention_dim=8,
-            attention_head_dim=2,
-            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(4, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=4,
-            sample_size=16,
-            scaling_factor=1.0,
-        )
+        network = tiny_unet(block_out_channels=(4, 8), cross_attention_dim=8, attention_head_dim=2)
+        vae = tiny_vae(block_out_channels=(4, 8), sample_size=16, scaling_factor=1.0)
         table = torch.randn(97, 8)
 
     def text(captions: list[str]) -> dict[str, torch.Tensor]:
@@ -93,7 +74,7 @@ def teacher(config: object = None) -> object:
         return {"prompt_embeds": torch.stack([table[row + [0] * (5 - len(row))] for row in rows])}
 
     return LatentTeacher(
-        network=unet,
+        network=network,
         vae=vae,
         text=text,
         schedule=NoiseSchedule.scaled_linear(),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import attrs
 import torch
-from diffusers import AutoencoderKL, UNet3DConditionModel
 
 from guidedcd import DatasetConfig, EnergyConfig, RewardConfig, TeacherConfig
 from guidedcd.config.resolve import run_from_dict
@@ -17,6 +16,7 @@ from guidedcd.data.clips import Clip, ClipError
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.models.teachers.latent import LatentTeacher
+from guidedcd.testing.tiny_networks import tiny_unet, tiny_vae
 
 PLUGIN = """
 from toy_plugin import DatasetConfig, EnergyConfig, RewardConfig, TeacherConfig, ToyData, ToyEnergy
@@ -75,7 +75,7 @@ class ToyData(DatasetConfig):
     """Options of the data set."""
 
     broken: int = 0
-    """Every so-manieth clip cannot be read; 0 means none."""
+    """Every `broken`-th clip cannot be read; 0 means none."""
     folder: Path = Path("clips")
     """Where the clips would be."""
 
@@ -92,27 +92,11 @@ def teacher(config: TeacherConfig) -> LatentTeacher:
     """A random UNet with temporal attention; the same weights every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = UNet3DConditionModel(
-            sample_size=4,
-            block_out_channels=(8, 16),
-            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-            layers_per_block=1,
-            cross_attention_dim=6,
-            attention_head_dim=4,
-            norm_num_groups=4,
-        )
+        network = tiny_unet(sample_size=4, block_out_channels=(8, 16), cross_attention_dim=6, attention_head_dim=4)
         for parameter in network.parameters():
             if not parameter.abs().sum():
                 torch.nn.init.normal_(parameter, std=0.05)
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8),
-            norm_num_groups=4,
-            sample_size=8,
-            latent_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-        )
+        vae = tiny_vae(block_out_channels=(8, 8), sample_size=8)
     return LatentTeacher(
         network=network,
         vae=vae,
@@ -140,11 +124,11 @@ class data:
     def __len__(self) -> int:
         return 50
 
-    def __getitem__(self, place: int) -> Clip:
-        if self.broken and place % self.broken == self.broken - 1:
+    def __getitem__(self, number: int) -> Clip:
+        if self.broken and number % self.broken == self.broken - 1:
             raise ClipError("the file holds no video stream")
-        video = torch.rand(self.shape, generator=torch.Generator().manual_seed(place))
-        return Clip(id=f"toy/{place}", dataset="toy", caption=f"clip {place}", video=video, tags={"n": place})
+        video = torch.rand(self.shape, generator=torch.Generator().manual_seed(number))
+        return Clip(id=f"toy/{number}", dataset="toy", caption=f"clip {number}", video=video, tags={"n": number})
 
 
 class Energy:

@@ -24,9 +24,9 @@ def test_verify_finds_a_flipped_bit(toy, tmp_path, capsys):
     """One bit of one shard, or its missing file, is found and named, with exit status 2; a whole store passes."""
     run = make(energy={"pta": {}}, solver={"steps": 4}, preprocess={"draws_per_video": 2})
     folder = preprocess(run, store_folder=tmp_path / "s")
-    found = verify_store(folder, samples=9)
-    assert (found["shards"], found["missing"], len(found["samples"])) == (3, 0, 5)
-    assert max(error for one in found["samples"].values() for error in one.values()) < 1e-4
+    result = verify_store(folder, samples=9)
+    assert (result["shards"], result["missing"], len(result["samples"])) == (3, 0, 5)
+    assert max(error for one in result["samples"].values() for error in one.values()) < 1e-4
 
     path = folder / f"{shard_name(1)}.safetensors"
     data = bytearray(path.read_bytes())

@@ -83,8 +83,8 @@ def test_load_restores_a_state():
     first.publish()
     second.load(first.state(), first.state(averaged=True))
 
-    for ours, theirs in ((second.state(), first.state()), (second.state(averaged=True), first.state(averaged=True))):
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    for loaded, saved in ((second.state(), first.state()), (second.state(averaged=True), first.state(averaged=True))):
+        assert all(torch.equal(loaded[key], saved[key]) for key in saved)
     assert torch.equal(second.working[0], first.working[0])
     assert torch.equal(second._target[0], first.average[0].bfloat16())
     with pytest.raises(KeyError):

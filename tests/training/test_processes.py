@@ -71,18 +71,18 @@ def test_a_sharded_network_never_has_old_weights(toy, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_resume(toy, tmp_path, parallel):
-    """Two processes go on from a checkpoint of theirs to the same numbers, and so does one with twice the batch."""
+    """Two processes continue from their checkpoint to the same numbers, and so does one with twice the batch."""
     options = {"steps": 4, "average": 0.5, "parallel": {"mode": parallel}}
     run, folder = make(train=options), tmp_path / "a"
-    found = []
+    logs = []
     for _ in range(2):
         process = launch(run, folder, tmp_path / "s", TWO_PROCESSES)
         output, _ = process.communicate()
         assert process.returncode == 0, output
-        found.append([json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()])
+        logs.append([json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()])
         shutil.rmtree(folder / "student")
     assert "continuing after step 2" in output
-    assert found[0] == found[1]
+    assert logs[0] == logs[1]
 
     alone = trained(make(train={**options, "batch_size": 4}), folder, tmp_path / "other")
-    assert [line["loss"] for line in alone[2:]] == pytest.approx(found[0][2:], rel=1e-3)
+    assert [line["loss"] for line in alone[2:]] == pytest.approx(logs[0][2:], rel=1e-3)

@@ -204,10 +204,10 @@ def test_validation_videos_do_not_disturb_the_training(toy, tmp_path):
     (tmp_path / "b" / "run.json").write_text("{}")
 
     assert trained(run, tmp_path / "b", tmp_path / "s") == plain
-    found = sorted((tmp_path / "b" / "validation").rglob("*.mp4"))
-    assert [path.parent.name for path in found] == ["step-000002"] * 3 + ["step-000004"] * 3
-    assert [path.name for path in found[:3]] == [path.name for path in found[3:]]
-    assert read_json(found[3].with_suffix(".json"))["step"] == 4
+    videos = sorted((tmp_path / "b" / "validation").rglob("*.mp4"))
+    assert [path.parent.name for path in videos] == ["step-000002"] * 3 + ["step-000004"] * 3
+    assert [path.name for path in videos[:3]] == [path.name for path in videos[3:]]
+    assert read_json(videos[3].with_suffix(".json"))["step"] == 4
     page = write_report(tmp_path / "b").read_text()
     assert page.count("<video") == 6
     assert "step 2" in page
