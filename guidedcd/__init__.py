@@ -124,9 +124,7 @@ def __getattr__(name: str) -> object:
     if name not in _PLACES:
         raise AttributeError(f"module 'guidedcd' has no attribute {name!r}")
     module, _, attribute = _PLACES[name].partition(":")
-    value = getattr(importlib.import_module(module), attribute or name)
-    globals()[name] = value
-    return value
+    return getattr(importlib.import_module(module), attribute or name)
 
 
 def __dir__() -> list[str]:

@@ -5,9 +5,6 @@ Legend: H, W of the teacher; h, w of the source, in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, cast
-
 import av
 import numpy as np
 import torch
@@ -37,11 +34,9 @@ def fitted(frame: av.VideoFrame, height: int, width: int, aspect: float = 1.0) -
 
 def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     """Rotation of the frame for display, (2, 2): x' = a x + c y, y' = b x + d y for rows (a, b), (c, d)."""
-    # PyAV declares a mapping with text as keys, but iterates over the entries themselves.
-    for side in cast("Iterable[Any]", frame.side_data):
-        if side.type.name == "DISPLAYMATRIX":
-            return np.frombuffer(bytes(side), dtype=np.int32)[:9].reshape(3, 3)[:2, :2] / 65536
-    return None
+    # By name: iteration yields entries before PyAV 19 and types since.
+    side = frame.side_data.get("DISPLAYMATRIX")
+    return None if side is None else np.frombuffer(bytes(side), dtype=np.int32)[:9].reshape(3, 3)[:2, :2] / 65536
 
 
 def upright(image: np.ndarray, matrix: np.ndarray | None) -> tuple[np.ndarray, bool]:
