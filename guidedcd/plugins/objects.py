@@ -57,7 +57,7 @@ def record(kind: str, name: str, value: Any) -> dict[str, str]:
         source = inspect.getsource(defined)
     except (OSError, TypeError):
         raise GuidedCDError(
-            f"the source of {kind} '{name}' cannot be read, so a run could not tell whether it changed: "
+            f"the source of {kind} '{name}' cannot be read, so that a change of it would not be noticed: "
             "define it in a file."
         ) from None
     options = {
@@ -77,8 +77,8 @@ def _state(value: Any) -> dict[str, str]:
         names |= {**captured.globals, **captured.nonlocals}
         names |= {f"default {number}": default for number, default in enumerate(value.__defaults__ or ())}
         names |= value.__kwdefaults__ or {}
-    plain = (bool, int, float, str, tuple, type(None))
-    return {name: repr(item) for name, item in sorted(names.items()) if isinstance(item, plain)}
+    plain_types = (bool, int, float, str, tuple, type(None))
+    return {name: repr(item) for name, item in sorted(names.items()) if isinstance(item, plain_types)}
 
 
 @attrs.frozen

@@ -85,7 +85,7 @@ def test_a_misspelt_name_is_corrected():
 
 
 def test_a_name_of_another_kind_is_recognised():
-    """Asking for a reward among energies says that it is a reward."""
+    """The error about an unknown energy states that a reward has the name."""
     with pytest.raises(PluginError, match="There is a reward of that name"):
         load_plugins().get("energy", "hps")
 
@@ -138,9 +138,9 @@ def test_there_are_six_hooks_of_one_shape(install):
         lines += ["@hookimpl", f"def {hook}(register):", f"    register('all-{kind}', 'a:B', config={config})"]
     install("acme-all", "\n".join(lines))
 
-    found = {c.kind for c in load_plugins().components if c.plugin == "acme-all/acme_all"}
+    kinds = {c.kind for c in load_plugins().components if c.plugin == "acme-all/acme_all"}
 
-    assert found == set(HOOKS)
+    assert kinds == set(HOOKS)
 
 
 def test_order_does_not_depend_on_the_order_of_folders(install):

@@ -1,4 +1,4 @@
-"""A stranger's package, examples/guidedcd-jerk, works like the shipped plugins; no line in the engine is about it."""
+"""The separate package examples/guidedcd-jerk works like the shipped plugins, and the engine never names it."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def test_the_example_is_the_template_with_the_body_filled_in(example):
     """`guidedcd plugins new energy jerk` writes these files; only the energy itself and its summary are by hand."""
     files = render("energy", "jerk")
 
-    found = {
+    files_there = {
         str(file.relative_to(example))
         for file in example.rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     }
-    assert found == set(files)
+    assert files_there == set(files)
     for path, text in files.items():
         if path != "guidedcd_jerk/energy.py":
             different = set(text.splitlines()) ^ set((example / path).read_text().splitlines())

@@ -49,13 +49,13 @@ def square(speed: float, *, frames: int = 8, height: int = 48, width: int = 64, 
 )
 def test_flicker_equals_vbench(golden, name):
     """The official score of five videos, to 1e-6 (it sums in float32), and the exact one to 1e-12."""
-    known = json.loads((golden / "temporal_flickering.json").read_text())[name]
+    expected = json.loads((golden / "temporal_flickering.json").read_text())[name]
     video = torch.from_numpy(np.load(golden / "tf" / f"{name}.npy")).permute(0, 3, 1, 2).float() / 255
 
     score = flicker(video[None]).item()
 
-    assert score == pytest.approx(known["score_official_from_file"], abs=1e-6)
-    assert score == pytest.approx(known["score_float64"], abs=1e-12)
+    assert score == pytest.approx(expected["score_official_from_file"], abs=1e-6)
+    assert score == pytest.approx(expected["score_float64"], abs=1e-12)
 
 
 def test_flicker_by_hand():
@@ -81,10 +81,10 @@ def test_the_rule_equals_vbench(golden):
 
 def test_the_score_of_a_pair_equals_vbench(golden):
     """The mean of the 5 % largest flow magnitudes of a given flow field."""
-    known = json.loads((golden / "dynamic_degree_rule.json").read_text())["random_flow"]
-    field = torch.from_numpy(np.load(golden / known["file"]))
+    expected = json.loads((golden / "dynamic_degree_rule.json").read_text())["random_flow"]
+    field = torch.from_numpy(np.load(golden / expected["file"]))
 
-    assert largest(field).item() == pytest.approx(known["top5pct_mean"], rel=1e-6)
+    assert largest(field).item() == pytest.approx(expected["top5pct_mean"], rel=1e-6)
 
 
 def test_the_stride_equals_vbench(golden):
@@ -104,9 +104,9 @@ def test_flow_is_the_true_speed(speed, noise):
 def test_flow_has_a_direction():
     """Inside a square that moves 2 pixels right, the flow is (2, 0)."""
     video = square(2.0)[0]
-    found = flow(video[:1], video[1:2])[0, :, 20:28, 12:22].mean((1, 2))
+    mean_flow = flow(video[:1], video[1:2])[0, :, 20:28, 12:22].mean((1, 2))
 
-    assert found.tolist() == pytest.approx([2.0, 0.0], abs=0.25)
+    assert mean_flow.tolist() == pytest.approx([2.0, 0.0], abs=0.25)
 
 
 def test_dynamic_degree_orders_videos():

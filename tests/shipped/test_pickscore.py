@@ -31,13 +31,13 @@ BLOCK = {
 def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """An open_clip state dict under transformers' names."""
     out = {"logit_scale": state["logit_scale"]}
-    for tower, ours in (("visual.", "vision_model."), ("", "text_model.")):
+    for tower, target in (("visual.", "vision_model."), ("", "text_model.")):
         prefix = f"{tower}transformer.resblocks."
         for key, value in state.items():
             if not key.startswith(prefix):
                 continue
             number, _, rest = key.removeprefix(prefix).partition(".")
-            layer = f"{ours}encoder.layers.{number}."
+            layer = f"{target}encoder.layers.{number}."
             if rest.startswith("attn.in_proj_"):
                 for name, part in zip("qkv", value.chunk(3), strict=True):
                     out[f"{layer}self_attn.{name}_proj.{rest.removeprefix('attn.in_proj_')}"] = part.contiguous()
@@ -67,7 +67,7 @@ def options(shared, tmp_path_factory) -> dict[str, str]:
     sizes = json.loads((source / "config.json").read_text())["model_cfg"]
     vision, text = sizes["vision_cfg"], sizes["text_cfg"]
     common = {"hidden_act": "gelu"}
-    found = {
+    config = {
         "projection_dim": sizes["embed_dim"],
         "vision_config": common
         | {
@@ -90,7 +90,7 @@ def options(shared, tmp_path_factory) -> dict[str, str]:
     state = converted(load_file(source / "weights.safetensors"))
     state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(state, folder / "model.safetensors")
-    (folder / "arch.json").write_text(json.dumps(found))
+    (folder / "arch.json").write_text(json.dumps(config))
     return {"path": str(folder / "model.safetensors"), "arch": str(folder / "arch.json")}
 
 
@@ -107,19 +107,19 @@ def test_scores_are_those_of_the_same_clip(options, shared):
         (grad,) = torch.autograd.grad(scores.mean(), images)
         assert (text - golden[f"{case}.text_features"]).abs().max() < 5e-6
         assert (scores - golden[f"{case}.score"]).abs().max() < 5e-6
-        wanted = golden[f"{case}.grad_images"]
-        assert (grad - wanted).abs().max() < 1e-4 * wanted.abs().max()
+        expected = golden[f"{case}.grad_images"]
+        assert (grad - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_captions_follow_transformers_rules():
     """Token ids are open_clip's for plain captions, but HTML entities are not resolved; padding is the end token."""
-    ours, theirs = TransformersClipTokens(), ClipTokens()
+    tokens, clip_tokens = TransformersClipTokens(), ClipTokens()
     plain, odd = "A cat riding a bicycle, 4K", "gulls &amp; cats"
-    ids, mask = ours([plain])
-    assert torch.equal(ids * mask, theirs([plain])[0])
+    ids, mask = tokens([plain])
+    assert torch.equal(ids * mask, clip_tokens([plain])[0])
     assert (ids[mask == 0] == 49407).all()
-    assert ours.count(plain) == theirs.count(plain)
-    assert ours.count(odd) > theirs.count(odd)
+    assert tokens.count(plain) == clip_tokens.count(plain)
+    assert tokens.count(odd) > clip_tokens.count(odd)
 
 
 def test_gradient_checkpointing_and_cropping(options):
@@ -152,7 +152,7 @@ def test_an_open_clip_file_is_recognised(options, shared):
 
 
 def test_the_conformance_kit_passes(options):
-    """Every rule for rewards holds."""
+    """It passes every conformance check of rewards."""
     component = Component(
         "reward", "pickscore", "guidedcd_pickscore.reward:PickScore", PickScoreConfig, "guidedcd/test"
     )

@@ -51,9 +51,9 @@ def test_all_keeps_every_largest_entry(seed, frames):
 def test_top_entries(ties):
     """top = 2 keeps the two largest of a row, and more than F keeps all; without ties both ways agree."""
     ref = maps(0, 6, 5, 5)
-    wanted = ref >= ref.topk(2, -1).values[..., -1:]
+    expected = ref >= ref.topk(2, -1).values[..., -1:]
 
-    assert torch.equal(primary(ref, 2, ties), wanted)
+    assert torch.equal(primary(ref, 2, ties), expected)
     assert primary(ref, 9, ties).all()
     assert (primary(tied(1, 4, 5), 2).sum(-1) == 2).all()
 
@@ -82,7 +82,7 @@ def seen(teacher, seed: int, energy: PTA, grad: bool = False):
 def test_energy_is_per_sample(teacher):
     """(B,) numbers, each that of the sample alone; zero on the sample's own reference."""
     energy = PTA(PTAConfig())
-    found = energy(seen(teacher, 0, energy), seen(teacher, 1, energy))
+    energies = energy(seen(teacher, 0, energy), seen(teacher, 1, energy))
     one = [
         energy(
             *(
@@ -97,8 +97,8 @@ def test_energy_is_per_sample(teacher):
         )
     ]
 
-    assert found.shape == (2,) and (found > 0).all()
-    torch.testing.assert_close(found[1], one[0][0])
+    assert energies.shape == (2,) and (energies > 0).all()
+    torch.testing.assert_close(energies[1], one[0][0])
     assert not energy(seen(teacher, 0, energy), seen(teacher, 0, energy)).any()
 
 

@@ -27,10 +27,10 @@ def sample(caption: str, short: str | None = None) -> Sample:
 @given(texts, st.none() | texts)
 def test_only_rewards_that_read_the_whole_caption_are_kept(caption, short):
     """A reward stays exactly if its tokenizer's count of the caption to read is within its context."""
-    found = route(sample(caption, short), [ShortCaption(ShortCaptionConfig())])
-    words = len(found.caption.split()) + 2
-    assert found.caption == (short or caption)
-    assert found.rewards == {name for name, reader in READERS.items() if words <= reader.max_tokens}
+    result = route(sample(caption, short), [ShortCaption(ShortCaptionConfig())])
+    words = len(result.caption.split()) + 2
+    assert result.caption == (short or caption)
+    assert result.rewards == {name for name, reader in READERS.items() if words <= reader.max_tokens}
 
 
 def test_a_caption_of_exactly_the_context_fits():
@@ -49,8 +49,8 @@ def test_the_rule_only_narrows_and_keeps_the_rest():
 
 def test_all_takes_every_reward_with_the_long_caption():
     """`all` sends a sample to every reward of the run, whatever its length."""
-    found = route(sample("w " * 100, "w"), [ShortCaption(ShortCaptionConfig()), All(AllConfig())])
-    assert found == Route(caption="w " * 100, rewards=frozenset(READERS))
+    result = route(sample("w " * 100, "w"), [ShortCaption(ShortCaptionConfig()), All(AllConfig())])
+    assert result == Route(caption="w " * 100, rewards=frozenset(READERS))
 
 
 def test_offering_imports_no_torch():
@@ -63,7 +63,7 @@ def test_offering_imports_no_torch():
 
 
 def test_the_conformance_kit_passes():
-    """Every rule for routes holds."""
+    """They pass every conformance check of routes."""
     for name, target, config in (("short-caption", "ShortCaption", ShortCaptionConfig), ("all", "All", AllConfig)):
         component = Component("route", name, f"guidedcd_short_caption.route:{target}", config, "guidedcd/test")
         for check in checks_of(component):

@@ -56,15 +56,15 @@ ROUTES = {
 
 def failing(kind: str) -> set[str]:
     """Names of the rules that the installed component `odd` breaks."""
-    found = set()
+    broken = set()
     for check in checks(kind, "odd"):
         if check.rule.__name__ == "offering_is_light":
-            continue  # these components lie beside their offers
+            continue  # these components are in the module that registers them
         try:
             check()
         except Exception:
-            found.add(check.rule.__name__)
-    return found
+            broken.add(check.rule.__name__)
+    return broken
 
 
 @pytest.mark.parametrize(("body", "rule"), ENERGIES.values(), ids=ENERGIES)
@@ -142,7 +142,7 @@ def test_an_offer_that_imports_torch_is_caught(install):
 
 
 def test_an_option_without_docstring_is_caught(install):
-    """Every option shows up in help, so it must say what it is."""
+    """An option without a docstring, which --help would show, fails a check."""
     offer = OFFER.format(kind="Route", hook="routes").replace('"Options."', "many: int = 1")
     install("acme-odd", HEAD + offer + "class Odd: ...")
     sound = next(check for check in checks("route", "odd") if check.rule.__name__ == "config_is_sound")
@@ -176,7 +176,7 @@ def test_a_misspelt_name_is_one_failing_check(install, option, attribute, messag
     "check", [*checks("energy", "pta"), *checks("route", "short-caption"), *checks("route", "all")], ids=str
 )
 def test_shipped_components_conform(check):
-    """What we ship keeps the rules we ask of others."""
+    """Shipped components pass the checks."""
     check()
 
 

@@ -12,6 +12,9 @@ from guidedcd.files import replacing
 
 PLURAL = {"energy": "energies", "reward": "rewards", "route": "routes"}
 
+SELECTION = {"energy": "{name} --energies.{name}.relative 0.3", "reward": "{name}", "route": "{name}"}
+"""Arguments in the README's example. `relative` suits an energy of any size; the default `scale` does not."""
+
 
 def render(kind: str, name: str) -> dict[str, str]:
     """The files of a new package, by path within it.
@@ -34,7 +37,7 @@ def render(kind: str, name: str) -> dict[str, str]:
         "Kind": kind.capitalize(),
         "kinds": PLURAL[kind],
         "flag": PLURAL[kind],
-        "article": "an" if kind == "energy" else "a",
+        "selection": SELECTION[kind].format(name=name),
     }
     return {
         "pyproject.toml": _filled("pyproject.toml", words),

@@ -19,8 +19,8 @@ needs_weights = pytest.mark.skipif(not (models.WEIGHTS / "unet.safetensors").exi
 
 def component(kind: str, name: str, **options):
     """A built component."""
-    found = load_plugins().get(kind, name)
-    return found.build(found.config(**options))
+    component = load_plugins().get(kind, name)
+    return component.build(component.config(**options))
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +52,15 @@ def test_fast_paths_are_exact(teacher):
     keys = list(stock.state_dict())
     with torch.no_grad():
         expected = stock(*inputs, return_dict=False)[0]
-        mine = teacher.net(z, inputs[1], {"prompt_embeds": inputs[2]})
-    quick = copy.deepcopy(attention.speed_up(stock, 8))
+        prediction = teacher.net(z, inputs[1], {"prompt_embeds": inputs[2]})
+    fast = copy.deepcopy(attention.speed_up(stock, 8))
     with torch.no_grad():
-        again = quick(*inputs, return_dict=False)[0]
+        again = fast(*inputs, return_dict=False)[0]
         torch.nn.init.zeros_(stock.conv_out.weight)
 
-    assert (mine - expected).abs().max() < 1e-5
+    assert (prediction - expected).abs().max() < 1e-5
     assert (again - expected).abs().max() < 1e-5
-    assert list(quick.state_dict()) == keys
+    assert list(fast.state_dict()) == keys
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
@@ -106,7 +106,7 @@ def test_clips_fit_other_teachers():
 
 
 def test_broken_videos_are_clip_errors():
-    """A clip refuses videos of another layout or dtype, and says which clip it was."""
+    """A clip refuses videos of another layout or dtype, and the message names the clip."""
     for video in (torch.zeros(8, 48, 48, 3), torch.zeros(8, 3, 4, 4, dtype=torch.uint8)):
         with pytest.raises(ClipError, match="clip 'a1'"):
             Clip(id="a1", dataset="d", caption="c", video=video)
@@ -114,17 +114,17 @@ def test_broken_videos_are_clip_errors():
 
 def test_the_metric_judges_only_what_is_named():
     """True videos score 1; unnamed motion is NaN and cannot spoil `all`; unknown prompts are NaN throughout."""
-    asked = [
+    chosen = [
         *prompts.evaluation_prompts(6, 2, "full"),
         *prompts.evaluation_prompts(6, 2, "no-motion"),
         Prompt(text="a dog"),
     ]
-    video = drawing.render(prompts.truth(asked[:-1]), generator=torch.Generator().manual_seed(0))
-    video[6:] = video[6:, :1]  # still, whatever the scene says
+    video = drawing.render(prompts.truth(chosen[:-1]), generator=torch.Generator().manual_seed(0))
+    video[6:] = video[6:, :1]  # still, in contrast to the scene
     metric = component("metric", "shapes-oracle")
-    scores = metric(torch.cat([video, video[:1]]), asked)
+    scores = metric(torch.cat([video, video[:1]]), chosen)
 
     assert scores["all"][:12].tolist() == [1.0] * 12
     assert scores["motion"][6:].isnan().all() and not scores["motion"][:6].isnan().any()
     assert all(value[12].isnan() for value in scores.values())
-    assert metric.applies(asked[0]) and not metric.applies(asked[-1])
+    assert metric.applies(chosen[0]) and not metric.applies(chosen[-1])

@@ -1,4 +1,4 @@
-"""The recipe that makes the embedded models, at a size that a CPU finishes at once."""
+"""The recipe of the embedded models, in a tiny session."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def test_captions_are_cut_as_tokenizers_cut_them():
 
 
 def test_confusion_swaps_pairs_in_its_share():
-    """About the wanted share of captions has its words exchanged, both ways; others stay."""
+    """The expected share of captions has its words exchanged, in both directions; the others do not change."""
     tokens = WorldTokenizer(8)(["a cyan circle", "a blue star"] * 2000)
     swapped = teacher.swap(tokens, [0.3, 0.0, 0.0], torch.Generator().manual_seed(0))
     changed = (swapped != tokens).any(1).float()
 
     assert changed.view(-1, 2).mean(0).tolist() == pytest.approx([0.3, 0.3], abs=0.04)
-    wanted = WorldTokenizer(8)(["a blue circle", "a cyan star"] * 2000)
-    assert torch.equal(swapped[changed.bool()], wanted[changed.bool()])
+    swapped_all = WorldTokenizer(8)(["a blue circle", "a cyan star"] * 2000)
+    assert torch.equal(swapped[changed.bool()], swapped_all[changed.bool()])
 
 
 def test_confusion_names_no_unseen_pair():
@@ -56,7 +56,7 @@ def test_shares_move_towards_the_target():
 
 
 def test_negatives_are_wrong_in_one_group():
-    """Only words of the asked group change, to other words of it; captions silent about it stay as they are."""
+    """Only words of the selected group change, to other words of it; captions without such words do not change."""
     words = judges.Words(torch.device("cpu"))
     ids = WorldTokenizer(12)(["a small red star moving left on a dark background", "a red star"])
     for group, name in enumerate(judges.GROUPS):
@@ -124,7 +124,7 @@ def test_stages_side_by_side_lose_nothing(tmp_path):
 
 
 def test_the_tracker_sees_single_objects_only():
-    """Its loss ignores scenes with two objects, reaches the video tower, and tells the frames' positions apart."""
+    """Its loss ignores scenes with two objects, reaches the video tower, and distinguishes the frames."""
     tower = models.build("internv2").vision_encoder
     tracking.initialize_positions(tower)
     rows = tower.pos_embed[0, 1:].view(tower.frames, tower.grid**2, -1)

@@ -1,4 +1,4 @@
-"""The proving ground's world: what the oracle measures, what captions say and where, what tokenizers do."""
+"""The proving ground: measurements of the oracle, contents of captions, and tokenizers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def scenes(count: int, seed: int = 0, **options) -> list[world.Scene]:
 @pytest.mark.parametrize("variety", [world.Variety(), recipe.VARIETY], ids=["plain", "varied"])
 @pytest.mark.parametrize(("web", "bar"), [(False, 0.98), (True, 0.95)])
 def test_the_oracle_knows_the_truth(web, bar, variety):
-    """On drawn videos every attribute is measured right, clean (98 %) and degraded (95 %), whatever varies unsaid."""
+    """The oracle measures every attribute of drawn videos correctly: 98 % of clean and 95 % of degraded ones."""
     truth = world.pack(scenes(64, unseen=None))
     video = drawing.render(truth, web, torch.Generator().manual_seed(0), variety)
     means = summarise(Oracle().score(video, truth))
@@ -54,7 +54,7 @@ def test_drawing_depends_on_nothing_but_its_seed():
 
 
 def test_training_never_shows_the_unseen_pairs():
-    """Scenes of the teacher's training and of the datasets hold none of the held-out pairs of colour and shape."""
+    """Scenes of the teacher's training and of the datasets have none of the held-out pairs of colour and shape."""
     pairs = {(c, s) for scene in scenes(3000) for c, s in zip(scene.color, scene.shape, strict=True)}
 
     assert not pairs & world.UNSEEN
@@ -63,7 +63,7 @@ def test_training_never_shows_the_unseen_pairs():
 
 
 def test_captions_use_one_vocabulary():
-    """No caption of any kind holds an unknown word; ids round-trip; <eos> has the highest id."""
+    """No caption has an unknown word; ids round-trip; <eos> has the highest id."""
     rng = random.Random(0)
     tokenizer = WorldTokenizer(128)
     for scene in scenes(300, unseen=None):
@@ -77,7 +77,7 @@ def test_captions_use_one_vocabulary():
 
 def test_where_captions_say_what():
     """Short captions fit every reward; dense ones hide half the objects from InternV2 and all directions from all."""
-    rng, counts, places = random.Random(0), {}, {"object": [], "direction": []}
+    rng, counts, positions = random.Random(0), {}, {"object": [], "direction": []}
     count = WorldTokenizer(128).count
     position = WorldTokenizer(128).position
     for scene in scenes(400):
@@ -85,17 +85,17 @@ def test_where_captions_say_what():
             text = getattr(captions, f"{kind}_caption")(scene, rng)
             counts.setdefault(kind, []).append(count(text))
         first = text.split().index(world.SHAPES[scene.shape[0]]) + 2
-        places["object"].append(first)
+        positions["object"].append(first)
         if 1 <= scene.motion <= 4:
-            places["direction"].append(position(text, world.MOTIONS[scene.motion]))
-    for name, values in {**counts, **places}.items():
+            positions["direction"].append(position(text, world.MOTIONS[scene.motion]))
+    for name, values in {**counts, **positions}.items():
         print(f"{name}: tokens {min(values)} to {max(values)}")
-    late = sum(place > models.CONTEXT["internv2"] for place in places["object"]) / len(places["object"])
+    late = sum(position > models.CONTEXT["internv2"] for position in positions["object"]) / len(positions["object"])
 
     assert max(counts["short"] + counts["full"]) <= models.CONTEXT["internv2"]
     assert models.CONTEXT["clip"] < min(counts["dense"]) and max(counts["dense"]) <= models.CONTEXT["text"]
-    assert min(places["direction"]) > models.CONTEXT["clip"]
-    assert max(places["object"]) < models.CONTEXT["clip"] and 0.4 < late < 0.6
+    assert min(positions["direction"]) > models.CONTEXT["clip"]
+    assert max(positions["object"]) < models.CONTEXT["clip"] and 0.4 < late < 0.6
 
 
 def test_the_tokenizer_cuts_and_pads():

@@ -41,7 +41,7 @@ def test_frames_are_taken_at_the_target_rate(kind, codec):
 
 
 def test_the_part_of_a_long_video_is_chosen():
-    """The first moment lies at the given share of the time to spare; a video of just the needed time is used whole."""
+    """The first moment is at the requested fraction of the spare time; a video without spare time is used in full."""
     content = video_files.video(24, fps=24)
 
     assert numbers(content, begin=0.5) == [6, 9, 12, 15]
@@ -79,7 +79,7 @@ def test_every_moment_shows_the_frame_that_began_last(gaps, begin, fps, count):
 
 
 def test_a_short_video_is_refused_or_slowed():
-    """A video shorter than the teacher's says by how much; `slow` spreads the moments over it, if frames suffice."""
+    """A video that is too short is refused; `slow` spreads the moments over it if it has enough frames."""
     content = video_files.video(6, fps=24)
 
     with pytest.raises(ClipError, match=r"too short: 0.25 s with 6 frames, but 4 frames at 8 per second take 0.5 s"):
@@ -103,7 +103,7 @@ def test_a_broken_file_says_what_is_wrong(kind, tmp_path):
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9, 0.99])
 def test_a_file_that_ends_early_is_refused(share):
-    """However much of a download is missing, it is refused, even where the frames that are wanted are there."""
+    """An incomplete download is refused, even if it has the frames that are needed."""
     content = video_files.noisy(24)
 
     with pytest.raises(ClipError, match="damaged|cut off"):
@@ -145,7 +145,7 @@ def test_a_phone_held_upright_gives_an_upright_video():
     ],
 )
 def test_all_eight_orientations(matrix):
-    """Every quarter turn, mirrored or not, moves pixels as the matrix says: (x', y') = (a x + c y, b x + d y)."""
+    """Every quarter turn, mirrored or not, moves pixels by the matrix: (x', y') = (a x + c y, b x + d y)."""
     (a, b), (c, d) = np.reshape(matrix, (2, 2))
     image = np.arange(2 * 3 * 3).reshape(2, 3, 3)
     turned, swapped = upright(image, np.reshape(matrix, (2, 2)).astype(float))

@@ -44,13 +44,13 @@ def opened(name: str, path, **options):
 
 def reasons(clips) -> dict[int, str]:
     """By place, why a clip cannot be used."""
-    found = {}
-    for place in range(len(clips)):
+    errors = {}
+    for index in range(len(clips)):
         try:
-            clips[place]
+            clips[index]
         except ClipError as error:
-            found[place] = str(error)
-    return found
+            errors[index] = str(error)
+    return errors
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_conformance(name, roots):
     ],
 )
 def test_a_published_layout_is_understood(roots, tmp_path, name, ids, caption, short, motion, tags):
-    """Ids, captions, motion and tags come from where the data set has them, the same wherever its folder lies."""
+    """Ids, captions, motion and tags come from the fields of the data set, wherever its folder is."""
     clips = opened(name, roots[name])
     first = clips[0]
     moved = shutil.copytree(roots[name], tmp_path / "elsewhere" / "set")
@@ -204,7 +204,7 @@ def test_json_that_cannot_be_read_is_counted_too(tmp_path):
         tmp_path / "v", [video_files.video()], ["text", {"vid": "none", "caption": "c"}, {"vid": "x"}]
     )
 
-    assert [lost[place].split("(")[0].strip() for place in (1, 2, 3, 4)] == [
+    assert [lost[index].split("(")[0].strip() for index in (1, 2, 3, 4)] == [
         "metadata.jsonl line 2: is no JSON",
         "metadata.jsonl line 3: is a list, not an object",
         "x#2: has no caption",
@@ -223,7 +223,7 @@ CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_siz
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=8))
 def test_rows_are_the_same_in_any_order(tmp_path, rows):
-    """Reading row i alone gives what reading the whole file with csv gives, whatever quotes and line ends it holds."""
+    """Reading a single row gives the same as reading the whole file with csv, with any quotes and line ends."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("one", "two"), *rows])
     path = tmp_path / "t.csv"
@@ -231,7 +231,7 @@ def test_rows_are_the_same_in_any_order(tmp_path, rows):
     table = CsvTable(path)
 
     expected = [dict(zip(("one", "two"), row, strict=True)) for row in rows]
-    assert [table[place] for place in reversed(range(len(table)))] == expected[::-1]
+    assert [table[index] for index in reversed(range(len(table)))] == expected[::-1]
     assert list(table.scan()) == expected
 
 
@@ -279,7 +279,7 @@ def test_a_cut_shard_loses_what_is_cut_and_says_so(tmp_path):
 
 
 def test_members_are_grouped_as_webdataset_does(tmp_path):
-    """The key ends at the first dot of the name; other members, folders and samples without video are told apart."""
+    """The key ends at the first dot of the name; other members, folders and samples without video are distinguished."""
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         video_files.add(archive, "./a/1.mp4", video_files.video())
         video_files.add(archive, "a/1.caption.json", b"{}")
@@ -305,7 +305,7 @@ def test_a_huge_list_keeps_only_places(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "data", "says"),
+    ("make", "data", "message"),
     [
         (lambda p: None, "webvid:nowhere", "dataset 'webvid': there is no folder nowhere."),
         (lambda p: None, "folder", "dataset 'folder' needs its folder: --data folder:FOLDER."),
@@ -358,8 +358,8 @@ def test_a_huge_list_keeps_only_places(tmp_path):
         ),
     ],
 )
-def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, capsys, make, data, says):
-    """Missing folders, lists without a needed column, empty sets: the command says which and why, and exits with 2."""
+def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, capsys, make, data, message):
+    """Missing folders, lists without a needed column, empty sets: the error names the cause, with exit code 2."""
     monkeypatch.chdir(tmp_path)
     make(tmp_path)
     with pytest.raises(SystemExit) as exit_:
@@ -367,7 +367,7 @@ def test_a_mistake_is_one_sentence(tmp_path, monkeypatch, capsys, make, data, sa
     captured = capsys.readouterr()
 
     assert exit_.value.code == 2
-    assert says in captured.err and captured.err.count("\n") == 1
+    assert message in captured.err and captured.err.count("\n") == 1
     assert not (tmp_path / "data.png").exists()
 
 

@@ -80,12 +80,12 @@ def test_every_listed_clip_is_used_or_lost_for_a_reason(toy, mixed, tmp_path, ca
     assert (report["listed"], report["used"], report["skipped"], report["draws"]) == (180, 171, 9, 171)
     assert {name: sum(share.values()) for name, share in report["datasets"].items()} == SIZES
     for name, reasons in expected.items():
-        found = [entry["reason"] for entry in report["losses"] if entry["id"].startswith(name)]
-        assert len(found) == len(reasons) == report["datasets"][name]["skipped"]
+        losses = [entry["reason"] for entry in report["losses"] if entry["id"].startswith(name)]
+        assert len(losses) == len(reasons) == report["datasets"][name]["skipped"]
         for reason in reasons:
-            assert [text for text in found if re.search(reason, text)], (reason, found)
+            assert [text for text in losses if re.search(reason, text)], (reason, losses)
     assert len({(sample["dataset"], sample["id"]) for sample in opened.samples}) == 171
-    assert str(base) not in json.dumps(report)  # nothing in a store depends on where the data lie
+    assert str(base) not in json.dumps(report)  # no part of a store depends on the location of the data
     printed = capsys.readouterr().out
     assert all(entry["reason"] in printed for entry in report["losses"])
 
@@ -161,10 +161,10 @@ def test_tokens_are_counted_without_loading_networks(tmp_path, monkeypatch):
     for module in ("guidedcd.rewards.image_text", "guidedcd_internv2.reward"):
         monkeypatch.setattr(f"{module}.open_weights", None)
 
-    found = readers(run)
+    reader_by_name = readers(run)
     for name, reward in built.items():
-        assert found[name].max_tokens == reward.max_tokens
-        assert [found[name].count(text) for text in texts] == [reward.count_tokens(text) for text in texts]
+        assert reader_by_name[name].max_tokens == reward.max_tokens
+        assert [reader_by_name[name].count(text) for text in texts] == [reward.count_tokens(text) for text in texts]
 
 
 def test_the_published_tokenizers_need_no_weights():
@@ -174,16 +174,16 @@ def test_the_published_tokenizers_need_no_weights():
         "data": [{"shapes": {}}],
         "rewards": {"hps": {"path": "auto"}, "pickscore": {}},
     }
-    found = readers(run_from_dict(described))
+    reader_by_name = readers(run_from_dict(described))
 
-    assert {name: (one.max_tokens, one.count("a red ball")) for name, one in found.items()} == {
+    assert {name: (one.max_tokens, one.count("a red ball")) for name, one in reader_by_name.items()} == {
         "hps": (77, 5),
         "pickscore": (77, 5),
     }
 
 
 def test_inspect_works_for_any_plugin(toy, tmp_path):
-    """A teacher, data set and reward that know nothing of inspection are built and asked; losses are listed."""
+    """A teacher, data set and reward without attributes for inspection are built; unusable clips are listed."""
     described = {**CONFIG, "data": [{"toy": {"broken": 3}}], "preprocess": {"videos": 12}}
     (seen,) = inspect_data(run_from_dict(described), sample=6, sheet=tmp_path / "s.png")
 
@@ -194,7 +194,7 @@ def test_inspect_works_for_any_plugin(toy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["--data", "toy", "--out", "sheet.jpg"], "sheet.jpg: the contact sheet is a PNG image"),
         (["--data", "toy", "--sample", "-1"], "Must be >= 0"),
@@ -204,7 +204,7 @@ def test_inspect_works_for_any_plugin(toy, tmp_path):
         ),
     ],
 )
-def test_a_mistake_of_inspect_is_one_sentence(toy, tmp_path, capsys, argv, says):
+def test_a_mistake_of_inspect_is_one_sentence(toy, tmp_path, capsys, argv, message):
     """Another kind of image, a negative sample, nothing readable: one line, exit status 2, no sheet."""
     video_files.write(tmp_path / "broken" / "x.mp4", b"")
     video_files.write(tmp_path / "broken" / "x.txt", b"a ball")
@@ -212,7 +212,7 @@ def test_a_mistake_of_inspect_is_one_sentence(toy, tmp_path, capsys, argv, says)
         main(["data", "inspect", "--teacher", "toy", *argv])
     captured = capsys.readouterr()
 
-    assert exit_.value.code == 2 and says in captured.err and captured.err.count("\n") == 1
+    assert exit_.value.code == 2 and message in captured.err and captured.err.count("\n") == 1
     assert not list(tmp_path.glob("*.png"))
 
 
