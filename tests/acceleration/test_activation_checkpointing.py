@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
 import torch
+from tiny_unet import assert_near, gradients, inputs, predict, saved_numbers, tiny_unet
 from toy_plugin import make as toy_run
 
-from guidedcd.acceleration.activation_checkpointing import recomputing
+from guidedcd.acceleration.activation_checkpointing import checkpoint_layers, recomputing
 from guidedcd.acceleration.switch import speed_up
 from guidedcd.diffusion.randomness import noise
 from guidedcd.models.attention_probes import recorded_layers, temporal_layers
@@ -73,3 +75,15 @@ def test_recomputed_activations_are_not_kept(toy, fast):
     assert cheap[2] < 0.5 * plain[2] and most[2] < 0.3 * plain[2]
     with pytest.raises(ValueError, match="recompute must be one of"):
         look(teacher, needs, "whole", "some")
+
+
+def test_checkpointing_gives_equal_gradients():
+    """Layers that are recomputed in the backward pass give equal gradients and save less."""
+    stock, batch = tiny_unet(), inputs()
+    expected = gradients(stock, *batch)
+    fast = speed_up(copy.deepcopy(stock))
+    everything = saved_numbers(lambda: predict(fast, *batch))
+    checkpoint_layers(fast)
+
+    assert_near(gradients(fast, *batch), expected)
+    assert saved_numbers(lambda: predict(fast, *batch)) < 0.5 * everything
