@@ -157,7 +157,7 @@ def _videocrafter2(name: str, tiny: bool) -> dict[str, Tensor]:
     from guidedcd.models.checkpoints.lvdm_unet import unet_arguments
     from guidedcd.models.checkpoints.lvdm_vae_text import rename_text, rename_vae, text_arguments, vae_arguments
     from guidedcd.models.checkpoints.unet import lvdm_state
-    from guidedcd.models.checkpoints.videocrafter2 import PARTS
+    from guidedcd.models.checkpoints.videocrafter2 import PREFIXES
     from guidedcd.models.guidance_inputs import GuidanceProjection
 
     sizes = {"unet": TINY["unet"], "ddconfig": {**DDCONFIG, **TINY["ddconfig"]}, "text": {**TEXT, **TINY["text"]}}
@@ -179,7 +179,7 @@ def _videocrafter2(name: str, tiny: bool) -> dict[str, Tensor]:
         }
         | {key: torch.empty(2, device="meta") for key in unused},
     }
-    return {PARTS[part] + key: value for part, values in parts.items() for key, value in values.items()}
+    return {PREFIXES[part] + key: value for part, values in parts.items() for key, value in values.items()}
 
 
 def random_state(shapes: Shapes, device: torch.device, seed: int = 0) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ def multistep_timesteps(steps: int, origin: int = 200, timesteps: int = 1000) ->
     return grid[:: -(origin // steps)][:steps]
 
 
-def lambda_kept(t: int, fraction: float, timesteps: int = 1000) -> bool:
+def lambda_applies(t: int, fraction: float, timesteps: int = 1000) -> bool:
     """Whether a student gets an energy's strength at `t`, that is t >= timesteps (1 - fraction), rather than 0."""
     return bool(torch.tensor(t) >= timesteps * (1 - fraction))
 
@@ -51,8 +51,8 @@ def lambdas_at(t: int, lambdas: Tensor | None, fractions: Sequence[float], times
     """
     if lambdas is None:
         return None
-    kept = [float(lambda_kept(t, fraction, timesteps)) for fraction in fractions]
-    return lambdas * torch.tensor(kept, device=lambdas.device)
+    active = [float(lambda_applies(t, fraction, timesteps)) for fraction in fractions]
+    return lambdas * torch.tensor(active, device=lambdas.device)
 
 
 @attrs.frozen(kw_only=True, eq=False)

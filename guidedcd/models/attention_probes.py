@@ -1,6 +1,6 @@
-"""Record temporal attention while a network runs: forward pre-hooks recompute softmax(q k^T), nothing else changes.
+"""Records of temporal attention: forward pre-hooks recompute softmax(q k^T) while a network runs.
 
-What comes after the last record (the tail) may be left out, or run without gradient, where nobody asks for it.
+The rest of the forward pass after the last record (the tail) may be skipped, or run without gradient.
 Legend: B batch, P latent positions (h w), F frames, N = P * heads with the position outer and the head inner.
 """
 
@@ -20,7 +20,7 @@ from guidedcd.errors import GuidedCDError
 
 KIND = "temporal-attention"
 TAILS = ("whole", "detached", "none")
-"""What may become of the tail of a forward pass."""
+"""How the tail of a forward pass runs."""
 _TEMPORAL = re.compile(r"(^transformer_in|(temp_attentions|motion_modules)\.\d+)\.transformer_blocks\.\d+\.attn[12]$")
 _SETS = {
     # The first temporal self-attention of every up block: nine modules in VideoCrafter2, as in the released code.
@@ -41,28 +41,28 @@ def temporal_layers(network: nn.Module) -> dict[str, Attention]:
 
 
 def select_layers(network: nn.Module, layers: str) -> dict[str, Attention]:
-    """The temporal self-attentions that `layers` names.
+    """The temporal self-attentions that `layers` selects.
 
     Args:
         network: A UNet.
         layers: "official", "motionclone", "all", or module-name prefixes joined by commas ("up_blocks.1,mid_block").
 
     Raises:
-        GuidedCDError: Nothing matches; the message lists what exists.
+        GuidedCDError: Nothing matches; the message lists the layers.
     """
-    found = temporal_layers(network)
+    available = temporal_layers(network)
     if layers in _SETS:
-        chosen = {name: module for name, module in found.items() if _SETS[layers].search(name)}
+        chosen = {name: module for name, module in available.items() if _SETS[layers].search(name)}
     else:
-        prefixes = [part.strip().rstrip(".") for part in layers.split(",") if part.strip()]
-        missing = [p for p in prefixes if not any(_below(name, p) for name in found)]
+        prefixes = [prefix.strip().rstrip(".") for prefix in layers.split(",") if prefix.strip()]
+        missing = [p for p in prefixes if not any(_below(name, p) for name in available)]
         if missing:
             chosen = {}
             layers = ", ".join(missing)
         else:
-            chosen = {name: module for name, module in found.items() if any(_below(name, p) for p in prefixes)}
+            chosen = {name: module for name, module in available.items() if any(_below(name, p) for p in prefixes)}
     if not chosen:
-        names = ", ".join(found) or "none at all"
+        names = ", ".join(available) or "none at all"
         raise GuidedCDError(
             f"no temporal attention matches '{layers}'. Use {', '.join(_SETS)} or a module-name prefix; "
             f"this network has: {names}."
@@ -71,7 +71,7 @@ def select_layers(network: nn.Module, layers: str) -> dict[str, Attention]:
 
 
 def recorded_layers(network: nn.Module, needs: Sequence[str]) -> set[nn.Module]:
-    """The modules in which `record` makes the records of `needs`."""
+    """The modules whose attention `record` records for `needs`."""
     kinds = [need.partition(":") for need in needs]
     return {
         module
@@ -96,22 +96,26 @@ class _Probe:
 
 
 class _Complete(Exception):
-    """Everything is recorded: leaves the forward pass, and never `record`."""
+    """Ends the forward pass after the last record; `record` catches it."""
 
 
 @contextlib.contextmanager
 def record(
     network: nn.Module, needs: Sequence[str], batch: int, *, tail: str = "whole", recompute: bool = False
 ) -> Iterator[dict[str, dict[str, Tensor]]]:
-    """Record what `needs` asks for during the forward pass inside the block.
+    """Record attention during the forward pass inside the block.
 
     Args:
         network: A UNet.
         needs: Strings "temporal-attention:LAYERS", see `select_layers`.
         batch: Batch size B of the forward pass.
-        tail: After the last record the pass goes on as it is ("whole"), goes on without gradient ("detached"), or
-            ends there, and with it the block ("none"). Without needs it always goes on.
-        recompute: Compute the probabilities again for the gradient rather than keep what they came from.
+        tail: After the last record the pass continues ("whole"), continues without gradient ("detached"), or ends
+            together with the block ("none"). Without needs it always continues.
+        recompute: Recompute the probabilities for the gradient instead of saving their inputs.
+
+    Raises:
+        ValueError: `tail` is unknown.
+        GuidedCDError: A need is unknown, or selects no layer.
 
     Yields:
         By need, by module name: attention probabilities (B, N, F, F), at least float32, rows sum to 1, with gradient
@@ -121,14 +125,14 @@ def record(
         raise ValueError(f"tail must be one of {', '.join(TAILS)}: {tail!r}")
     records: dict[str, dict[str, Tensor]] = {need: {} for need in needs}
     layers: dict[str, Attention] = {}
-    asking: dict[str, list[str]] = {}
+    needs_of: dict[str, list[str]] = {}
     for need in records:
         kind, _, named = need.partition(":")
         if kind != KIND:
             raise GuidedCDError(f"a UNet teacher cannot record '{need}'; it knows {KIND}:LAYERS.")
         for name, module in select_layers(network, named or "official").items():
             layers[name] = module
-            asking.setdefault(name, []).append(need)
+            needs_of.setdefault(name, []).append(need)
     waiting, graded = set(layers), torch.is_grad_enabled()
 
     def hook(name: str, module: Attention, args: tuple, kwargs: dict) -> None:
@@ -137,7 +141,7 @@ def record(
             maps = checkpoint(attention, module, hidden, batch, use_reentrant=False, preserve_rng_state=False)
         else:
             maps = attention(module, hidden, batch)
-        for need in asking[name]:
+        for need in needs_of[name]:
             records[need][name] = maps
         waiting.discard(name)
         if not waiting and tail == "none":
@@ -163,7 +167,7 @@ def attention(module: Attention, hidden: Tensor, batch: int) -> Tensor:
 
     Args:
         module: A temporal self-attention.
-        hidden: Its input, (B P, F, channels); or (B, F, P, channels), as fast layers have it.
+        hidden: Its input, (B P, F, channels); or (B, F, P, channels) from fast layers.
         batch: B.
     """
     frames = hidden.shape[1]

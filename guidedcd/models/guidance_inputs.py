@@ -1,6 +1,6 @@
 """Small modules that extend a stock UNet's time embedding: guidance inputs before its MLP, frame rate after it.
 
-diffusers' `TimestepEmbedding` has two places for them, so the UNet class itself stays stock:
+diffusers' `TimestepEmbedding` has two attributes for them, so the UNet class itself stays stock:
 `cond_proj` is added to the input of the first linear layer, `post_act` is applied to the output of the second.
 """
 
@@ -20,7 +20,7 @@ class GuidanceProjection(nn.Module):
     """Projects the omega and lambda embeddings onto the timestep sinusoid, as T2V-Turbo-v2 does.
 
     With T = time_cond_proj, M = motion_cond_proj and C = combine_proj, all without bias, the term is
-    `T w` when only omega is given and `C [T w ; M l]` when lambda is given as well.
+    `T w` with omega only, and `C [T w ; M l]` with lambda as well.
     """
 
     def __init__(self, channels: int, omega_width: int = 256, lambda_width: int = 0) -> None:
@@ -84,7 +84,7 @@ class FpsEmbedding(nn.Module):
         """The time embedding (B, width) plus the frame-rate vector."""
         fps = self.fps
         if isinstance(fps, int):
-            fps = torch.full((1,), fps, device=emb.device)  # made there: a copy would wait for the GPU
+            fps = torch.full((1,), fps, device=emb.device)  # on the device: a copy would wait for the GPU
         fps = torch.as_tensor(fps, device=emb.device).reshape(-1)
         if fps.numel() not in {1, emb.shape[0]}:
             raise ValueError(f"fps holds {fps.numel()} values for a batch of {emb.shape[0]}")

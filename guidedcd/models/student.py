@@ -1,4 +1,4 @@
-"""The network that is trained: a copy of the teacher's denoiser that is told omega and each energy's strength.
+"""The student: a trainable copy of the teacher's denoiser with inputs for omega and each energy's strength.
 
 Legend: B batch, C channels, F frames, H/W latent size, E energies.
 """
@@ -36,8 +36,8 @@ FORM = {
 class Student(nn.Module):
     """A trainable copy of a teacher's denoiser; a fresh one equals the teacher bit for bit.
 
-    omega and the energies' inputs enter at the input of the time embedding (`time_embedding.cond_proj`), the placement
-    of T2V-Turbo-v2; only the outermost new matrix is zero, so that the others learn from the second step on.
+    omega and the energies' inputs enter at the input of the time embedding (`time_embedding.cond_proj`), as in
+    T2V-Turbo-v2; only the outermost new matrix is zero, so the others learn from the second step on.
     """
 
     network: Any
@@ -51,14 +51,14 @@ class Student(nn.Module):
         *,
         take: bool = False,
     ) -> None:
-        """Copy the teacher's denoiser and add what is learned.
+        """Copy the teacher's denoiser and add the guidance inputs and adapters.
 
         Args:
             teacher: Its `network` is copied, its `net` adapts calls; it is not part of the student's state.
             config: Full weights or LoRA, dropout, averaged target.
             energies: Names, in the order of the inputs in `lambdas`; E may be 0.
-            take: Take the teacher's `network` over instead of copying it, where nobody asks the teacher any more:
-                one network less in memory. Its fingerprint stays that of the teacher.
+            take: Use the teacher's `network` itself instead of a copy, which saves memory if the teacher is not used
+                any more. The teacher's fingerprint stays the same.
         """
         super().__init__()
         self._teacher = (teacher,)  # in a tuple, so that torch does not take it for a submodule
@@ -95,14 +95,14 @@ class Student(nn.Module):
         *,
         averaged: bool = False,
     ) -> Tensor:
-        """What the student says of `z` (B, C, F, H, W) at `t` (B,), in the teacher's prediction type.
+        """The student's prediction for `z` (B, C, F, H, W) at `t` (B,), in the teacher's prediction type, like `z`.
 
         Args:
             z: Noisy latents.
             t: Training timesteps (B,).
             cond: Conditioning with first dimension B.
             omega: Guidance strength (B,); None leaves the guidance inputs out altogether.
-            lambdas: Energy inputs (B, E). A student with energies learns with them always given: pass zeros for "off".
+            lambdas: Energy inputs (B, E). A student with energies is trained with them: pass zeros for "off".
             averaged: Use the averaged network of `config.ema`.
         """
         if lambdas is not None and lambdas.shape[1] != len(self.energies):
@@ -113,7 +113,7 @@ class Student(nn.Module):
         return self.teacher.net(z, t, cond, timestep_cond=guidance_embedding(omega, lambdas), network=network)
 
     def target(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The network of the loss's second side: the averaged one where there is one, else the student itself."""
+        """The prediction for the loss's second side, by the averaged network if there is one."""
         return self(*args, **kwargs, averaged=self.averaged is not None)
 
     def enable_gradient_checkpointing(self, layers: str = "all") -> None:
@@ -129,18 +129,18 @@ class Student(nn.Module):
         """Write `student.json` and `model.safetensors` into `folder`: all weights, or the trained ones with LoRA.
 
         Args:
-            folder: Where; it is made.
+            folder: Created if it is missing.
             weights: Trained weights to write instead of the network's own, such as an average.
-            online: If `weights` are an average, what they are the average of: also written, as `online.safetensors`.
+            online: The weights that `weights` average; written as `online.safetensors`.
         """
-        found = self.network.state_dict()
+        state = self.network.state_dict()
         if self.config.kind == "lora":
             learned = {name for name, p in self.network.named_parameters() if p.requires_grad}
-            found = {name: value for name, value in found.items() if name in learned}
+            state = {name: value for name, value in state.items() if name in learned}
         folder.mkdir(parents=True, exist_ok=True)
-        write_weights(folder / "model.safetensors", {**found, **(weights or {})})
+        write_weights(folder / "model.safetensors", {**state, **(weights or {})})
         if online is not None:
-            write_weights(folder / "online.safetensors", {**found, **online})
+            write_weights(folder / "online.safetensors", {**state, **online})
         meta = {
             "format": FORMAT,
             "energies": list(self.energies),
@@ -151,19 +151,19 @@ class Student(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, teacher: Teacher) -> Student:
-        """Read what `save` wrote, for the same teacher; in eval mode, on the teacher's device.
+        """Read a saved student of the same teacher; in eval mode, on the teacher's device.
 
         Raises:
-            GuidedCDError: The folder holds no student, or one that does not fit this teacher.
+            GuidedCDError: The folder contains no student, or one that does not fit this teacher.
         """
         folder = Path(folder)
         meta = read_json(folder / "student.json", {"format": int})
         if meta["format"] != FORMAT:
             raise GuidedCDError(f"{folder} was written by another version of guidedcd (format {meta['format']}).")
         check_form(meta, FORM, folder / "student.json")
-        known = {field.name for field in attrs.fields(sections.Student)}
+        names = {field.name for field in attrs.fields(sections.Student)}
         try:
-            config = sections.Student(**{k: v for k, v in meta["student"].items() if k in known})
+            config = sections.Student(**{k: v for k, v in meta["student"].items() if k in names})
         except ValueError as error:
             raise GuidedCDError(f"{folder / 'student.json'} is damaged: {error.args[0]}.") from None
         if config.kind == "lora" and meta["teacher"] != teacher.fingerprint():
@@ -210,8 +210,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors; the file appears whole."""
-    with replacing(path) as part:
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, part)
+    with replacing(path) as partial:
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, partial)
 
 
 def set_dropout(network: nn.Module, p: float) -> None:
@@ -237,7 +237,7 @@ def _with_adapters(network: nn.Module, rank: int) -> nn.Module:
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = [name for name, m in network.named_modules() if type(m) in (nn.Linear, nn.Conv2d, nn.Conv3d)]
-    # alpha = rank: the adapter's output counts as it is. lora_dropout 0: dropout is the student's decision.
+    # alpha = rank, so the adapter's output is not scaled. lora_dropout 0, since `set_dropout` sets all dropout.
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets)
     network.requires_grad_(False)
     return inject_adapter_in_model(config, network)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guidedcd.diffusion.embeddings import guidance_scale_embedding
 from guidedcd.diffusion.guidance import guided_from
-from guidedcd.diffusion.sampler import lambda_kept, multistep_consistency_sampling, multistep_timesteps
+from guidedcd.diffusion.sampler import lambda_applies, multistep_consistency_sampling, multistep_timesteps
 from guidedcd.diffusion.schedule import SIGMA_DATA, TIMESTEP_SCALING, NoiseSchedule, to_x0_eps
 from guidedcd.energies.inversion import inverse_step
 from guidedcd.errors import GuidedCDError
@@ -99,7 +99,7 @@ def windows(golden: dict[str, Any]) -> dict[str, Any]:
         for key in golden["inference"]:
             origin, steps, p = _groups(r"(?:origin(\d+)\.)?steps(\d+)\.p([-+.\de]+)", key)
             times = multistep_timesteps(int(steps), int(origin or 200))
-            results["inference"][key] = [lambda_kept(t, float(p)) for t in times]
+            results["inference"][key] = [lambda_applies(t, float(p)) for t in times]
     if "thresholds" in golden:
         results["thresholds"] = {}
         for key in golden["thresholds"]:

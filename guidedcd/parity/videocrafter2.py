@@ -173,7 +173,7 @@ def _low_rank(path: Path, config: Mapping[str, Any], io: Tensors) -> dict[str, T
         whole = _whole(base.parent, read_json(base.parent / "config.json"))
     if whole is None:
         raise GuidedCDError(f"{path} needs its base model {name}, named in {path.parent / 'config.json'}.")
-    state: Any = View(whole, videocrafter2.PARTS["unet"])
+    state: Any = View(whole, videocrafter2.PREFIXES["unet"])
     if t2v_turbo.OMEGA in io:
         state = {**state, t2v_turbo.OMEGA: io[t2v_turbo.OMEGA]}
     state = {key: value.to(PRECISE) for key, value in state.items()}

@@ -1,4 +1,4 @@
-"""What every pretrained reward does: stay frozen, count tokens, remember captions."""
+"""The base class of pretrained rewards: frozen, with a tokenizer and a cache of caption features."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from guidedcd.acceleration.cuda_graphs_backward import GradientReplay
-from guidedcd.rewards.tokenizers import Remembered, Tokenizer
+from guidedcd.rewards.tokenizers import CaptionFeatures, Tokenizer
 
 
 class FrozenReward(nn.Module):
-    """A reward from a frozen network with a text tower; subclasses say how text and video become unit vectors.
+    """A reward from a frozen network with a text tower; subclasses encode text and video as unit vectors.
 
     Legend: B videos, F frames, E width of the shared space.
     """
@@ -21,7 +21,7 @@ class FrozenReward(nn.Module):
     def __init__(self, model: nn.Module, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.remembered = Remembered(self._encode)
+        self.caption_features = CaptionFeatures(self._encode)
         self.requires_grad_(False)
         self.eval()
 
@@ -35,29 +35,29 @@ class FrozenReward(nn.Module):
         return self.tokenizer.count(text)
 
     def train(self, mode: bool = True) -> Self:
-        """A reward is never trained: stays in eval mode whatever `mode` says."""
+        """Stay in eval mode for any `mode`, since a reward is never trained."""
         return super().train(False)
 
     def use_graphs(self) -> None:
-        """Replay the image or video tower and its gradient as CUDA graphs, on a GPU, until the weights are moved."""
+        """Replay the image or video tower and its gradient as CUDA graphs on a GPU, until the weights move."""
         if not isinstance(self.pixel_features, GradientReplay):
             # An attribute of the object shadows the method of the class.
             self.pixel_features = GradientReplay(self.pixel_features)  # type: ignore[method-assign, assignment]
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Self:
-        self.remembered.clear()  # its features stay where they were computed
+        self.caption_features.clear()  # its features are on the former device
         if isinstance(self.pixel_features, GradientReplay):
             self.pixel_features.recorded.clear()
         return super()._apply(fn, recurse)
 
     def _encode(self, caption: str) -> Tensor:
-        ids, mask = (part.to(self.device) for part in self.tokenizer([caption]))
+        ids, mask = (tensor.to(self.device) for tensor in self.tokenizer([caption]))
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return self.text_features(ids, mask)[0]
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.model.parameters()).device
 
     def pixel_features(self, pixel_values: Tensor) -> Tensor:
@@ -75,9 +75,12 @@ class FrozenReward(nn.Module):
     def forward(self, video: Tensor, captions: Sequence[str]) -> Tensor:
         """Frames (B, F, 3, H, W) in [0, 1] and B captions -> scores (B,), higher is better, float32.
 
-        Computes in its own dtype whatever autocast is active; captions get no gradient.
+        It computes in its own dtype, also under autocast; captions get no gradient.
+
+        Raises:
+            ValueError: There are more or fewer captions than videos.
         """
         if len(captions) != len(video):
             raise ValueError(f"{len(video)} videos need as many captions, not {len(captions)}")
         with torch.autocast(video.device.type, enabled=False):
-            return self.scores(video, self.remembered(captions))
+            return self.scores(video, self.caption_features(captions))

@@ -31,12 +31,12 @@ Prepare = Callable[[Tensor, int, bool], Tensor]
 
 
 def build_clip(sizes: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> CLIP:
-    """open_clip's CLIP of the given sizes ("embed_dim", "vision_cfg", "text_cfg"), with fresh weights.
+    """open_clip's CLIP of these sizes ("embed_dim", "vision_cfg", "text_cfg"), with fresh weights.
 
     In low precision, matrices have `dtype`, while norms, embeddings and position tables stay float32.
     """
-    known = {key: sizes[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in sizes}
-    model = CLIP(**known, cast_dtype=dtype)
+    arguments = {key: sizes[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in sizes}
+    model = CLIP(**arguments, cast_dtype=dtype)
     if dtype != torch.float32:
         convert_weights_to_lp(model, dtype)
     _tokens_first(model.visual)
@@ -44,10 +44,10 @@ def build_clip(sizes: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> 
 
 
 def _tokens_first(tower: nn.Module) -> None:
-    """Let an image tower work on (L, N, D), as PyTorch's attention does inside.
+    """Make an image tower compute on (L, N, D), the layout inside PyTorch's attention.
 
-    Given (N, L, D) it transposes, and multiplies a frozen weight with the N images of every place apart: L small matrix
-    products instead of one.
+    On (N, L, D) it transposes and multiplies a frozen weight with each position separately: L small matrix products
+    instead of one.
     """
     stack = getattr(tower, "transformer", None)
     if isinstance(stack, Transformer) and all(type(b.attn) is nn.MultiheadAttention for b in stack.resblocks):
@@ -71,21 +71,21 @@ def load_clip(
 
 @attrs.frozen(kw_only=True)
 class Source:
-    """Where a network comes from; nothing is opened before it is asked for."""
+    """The sizes, tokenizer and weights of a network; files are opened on demand."""
 
     sizes: Mapping[str, Any]
     """See `build_clip`."""
     tokenizer: Callable[[], Tokenizer]
-    """Makes what reads captions."""
+    """Creates the tokenizer."""
     file: Callable[[], Path]
-    """Finds the file of the weights."""
+    """Returns the file of the weights."""
 
 
 def released(config: RewardModelConfig, published: Published, what: str) -> Source:
-    """The network of a published file, or of the file at `config.path`, in the sizes that `config.arch` names.
+    """The network of a published file, or of the file at `config.path`, with the sizes of `config.arch`.
 
     Raises:
-        GuidedCDError: There are no such sizes.
+        GuidedCDError: The sizes are unknown.
     """
     sizes = architecture(config.arch, open_clip.get_model_config("ViT-H-14"), what, named)
     return Source(
@@ -96,10 +96,10 @@ def released(config: RewardModelConfig, published: Published, what: str) -> Sour
 
 
 def named(arch: str) -> dict[str, Any] | None:
-    """open_clip's sizes under a name, e.g. ViT-B-32, or ViT-B-32/TAG with one of its pretrained tags; None if unknown.
+    """open_clip's sizes of a name such as ViT-B-32, or ViT-B-32/TAG with a pretrained tag; None if unknown.
 
     Raises:
-        GuidedCDError: The model is no plain CLIP, or the tag is unknown or wants other pixels.
+        GuidedCDError: The model is not a standard CLIP, or the tag is unknown or needs other pixels.
     """
     name, _, tag = arch.partition("/")
     if name not in open_clip.list_models():
@@ -114,10 +114,10 @@ def named(arch: str) -> dict[str, Any] | None:
 
 
 def published_as(arch: str) -> Published:
-    """Where the weights of open_clip's NAME/TAG are published.
+    """The published file of open_clip's NAME/TAG.
 
     Raises:
-        GuidedCDError: There is no tag, or the hub does not have it.
+        GuidedCDError: There is no tag, or the hub does not have the weights.
     """
     name, _, tag = arch.partition("/")
     pretrained = _pretrained(name, tag)
@@ -129,25 +129,25 @@ def published_as(arch: str) -> Published:
 
 
 def _pretrained(name: str, tag: str) -> dict[str, Any]:
-    found = open_clip.get_pretrained_cfg(name, tag)
-    if not found:
+    pretrained = open_clip.get_pretrained_cfg(name, tag)
+    if not pretrained:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise GuidedCDError(f"open_clip's {name} has no weights '{tag}'; write {name}/TAG with one of: {tags}")
-    if (tuple(found.get("mean", CLIP_MEAN)), tuple(found.get("std", CLIP_STD))) != (CLIP_MEAN, CLIP_STD):
+    if (tuple(pretrained.get("mean", CLIP_MEAN)), tuple(pretrained.get("std", CLIP_STD))) != (CLIP_MEAN, CLIP_STD):
         raise GuidedCDError(f"open_clip's {name}/{tag} wants pixels of another mean than CLIP's; it is not read")
-    return found
+    return pretrained
 
 
 class ImageTextReward(FrozenReward):
-    """Scores frames one by one against the video's caption, in [-1, 1]; logit_scale takes no part.
+    """Scores frames one by one against the video's caption, in [-1, 1], without logit_scale.
 
     Args:
-        config: Which weights, and how to compute.
+        config: Options of the reward.
         what: Name of the component, for errors.
         source: Its sizes, tokenizer and weights.
-        prepare: How pixels become what the image tower was trained on.
-        tiled: Pair captions with frames as released training code did: frame i, counted over all videos, with caption
-            i modulo B. Differs from each video's own caption when B > 1 and F > 1.
+        prepare: Preparation of pixels for the image tower.
+        tiled: Pair captions with frames as the released training code does: frame i, counted over all videos, with
+            caption i modulo B. This differs from each video's own caption if B > 1 and F > 1.
         weights: False opens no file and leaves the network on the meta device, for planning.
     """
 
@@ -170,7 +170,7 @@ class ImageTextReward(FrozenReward):
         self.config, self.prepare, self.tiled = config, prepare, tiled
 
     def use_graphs(self) -> None:
-        """See the base class; not where blocks are recomputed, for then the state of random numbers is asked for."""
+        """See the base class; without effect with gradient checkpointing, which reads the state of random numbers."""
         if not self.config.gradient_checkpointing:
             super().use_graphs()
 

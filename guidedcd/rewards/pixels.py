@@ -1,10 +1,10 @@
-"""Preparing pixels for reward models: tensors only, differentiable, exactly as each model's published pipeline does it.
+"""Preparation of pixels for reward models, as in their published pipelines; differentiable.
 
-Images are (..., 3, H, W) float in [0, 1]; all leading dimensions are kept. Bicubic values may leave [0, 1] and are not
-clamped, as in the published tensor pipelines. Everything is computed in float32 whatever the input's dtype.
+Images are (..., 3, H, W) float in [0, 1]; leading dimensions stay. Bicubic values may leave [0, 1] and are not
+clamped, as in the published tensor pipelines. All results are float32, for any dtype of the input.
 
-`antialias=True` is what torchvision has done since 0.17 (bicubic with a = -0.5); `antialias=False` is what it did to
-tensors before (a = -0.75).
+`antialias=True` is torchvision's bicubic interpolation since 0.17 (a = -0.5); `antialias=False` is its former one for
+tensors (a = -0.75).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def resize(images: Tensor, height: int, width: int, antialias: bool = True) -> Tensor:
-    """Bicubic to (..., 3, height, width), float32; a no-op when the size is already right."""
+    """Resize bicubically to (..., 3, height, width), float32; images of that size stay the same."""
     images = images.float()
     if images.shape[-2:] == (height, width):
         return images
@@ -40,19 +40,19 @@ def resize(images: Tensor, height: int, width: int, antialias: bool = True) -> T
 
 
 def pad_to(images: Tensor, size: int) -> Tensor:
-    """Zeros around images of at most `size`, to (..., 3, size, size); an odd remainder goes right and below."""
+    """Pad images of at most `size` with zeros to (..., 3, size, size); an odd remainder goes right and below."""
     tall, wide = size - images.shape[-2], size - images.shape[-1]
     return nnf.pad(images, (wide // 2, wide - wide // 2, tall // 2, tall - tall // 2))
 
 
 def crop(images: Tensor, size: int, offsets: Offsets) -> Tensor:
-    """The (..., 3, size, size) part whose top left corner is at `offsets`."""
+    """The crop (..., 3, size, size) with its top left corner at `offsets`."""
     top, left = offsets
     return images[..., top : top + size, left : left + size]
 
 
 def scaled(height: int, width: int, size: int, side: str) -> tuple[int, int]:
-    """The size when the `side` ("longest" or "shortest") becomes `size`: Python's round(), half to even; at least 1."""
+    """Height and width after the `side` ("longest" or "shortest") becomes `size`; rounded half to even, at least 1."""
     scale = size / {"longest": max, "shortest": min}[side](height, width)
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
@@ -63,7 +63,7 @@ def centre(height: int, width: int, size: int) -> Offsets:
 
 
 def draw(height: int, width: int, size: int, generator: torch.Generator) -> Offsets:
-    """Offsets of a uniformly drawn crop; nothing is drawn along a side without room."""
+    """Offsets of a uniformly drawn crop; a side without room uses no random number."""
 
     def along(room: int) -> int:
         if not room:
@@ -94,7 +94,7 @@ def hps(images: Tensor, size: int = 224, antialias: bool = True, *, always_pad: 
 
 
 def clip(images: Tensor, size: int = 224, antialias: bool = True) -> Tensor:
-    """CLIP and PickScore as rewards: straight to a square whatever the aspect ratio, then CLIP's normalisation."""
+    """CLIP and PickScore: resized to a square for any aspect ratio, then CLIP's normalisation."""
     return normalise(resize(images, size, size, antialias), CLIP_MEAN, CLIP_STD)
 
 
@@ -123,8 +123,8 @@ def internvideo2(
         video: (..., 3, H, W) in [0, 1].
         size: Height and width of the result, pixels.
         antialias: See the module.
-        offsets: Where to crop, in the resized video.
-        generator: Draws the offsets when they are not given; without it the crop is central.
+        offsets: Top and left of the crop in the resized video, pixels.
+        generator: Random numbers for the offsets if `offsets` is None; without it the crop is central.
         always_crop: False leaves a video whose shortest side already is `size` uncropped, as the published code does
             (its model then fails on it).
 

@@ -1,4 +1,4 @@
-"""The reward side of a training step: frame choices, one decode per choice, scores of the routed samples.
+"""Rewards of a training step: choosing frames, decoding each choice once, scoring the routed samples.
 
 Legend: B samples, C channels, F frames, h/w latent size, k chosen frames, b samples routed to one reward.
 """
@@ -23,7 +23,7 @@ from guidedcd.plugins.registry import blame
 
 
 def frame_indices(config: RewardConfig, frames: int, generator: torch.Generator | None = None) -> list[int]:
-    """Which of a video's frames a reward sees, ascending.
+    """The indices of the frames that a reward receives, ascending.
 
     `random`: `config.frames` of them without replacement, all sets equally likely. `strided`: every
     (frames // config.frames)-th, from a start drawn below that stride.
@@ -31,45 +31,45 @@ def frame_indices(config: RewardConfig, frames: int, generator: torch.Generator 
     Args:
         config: The reward's `frames` and `pick`.
         frames: Frames of the video.
-        generator: Draws; None uses torch's global one.
+        generator: Random numbers; None uses torch's global generator.
 
     Raises:
-        GuidedCDError: The video has fewer frames than the reward wants.
+        GuidedCDError: The video has fewer frames than the reward needs.
     """
-    wanted = config.frames
-    if wanted > frames:
+    count = config.frames
+    if count > frames:
         raise GuidedCDError(
-            f"{wanted} frames are wanted of videos with {frames}; lower its option frames to {frames} or less"
+            f"{count} frames are wanted of videos with {frames}; lower its option frames to {frames} or less"
         )
     device = generator.device if generator is not None else None
     if config.pick == "random":
-        return sorted(torch.randperm(frames, generator=generator, device=device)[:wanted].tolist())
-    stride = frames // wanted
+        return sorted(torch.randperm(frames, generator=generator, device=device)[:count].tolist())
+    stride = frames // count
     start = int(torch.randint(0, stride, (1,), generator=generator, device=device))
-    return [start + stride * i for i in range(wanted)]
+    return [start + stride * i for i in range(count)]
 
 
 @attrs.frozen(eq=False)
 class RewardScores:
-    """What one reward said of one batch."""
+    """The scores of one reward for one batch."""
 
     scores: Tensor
     """(b,), higher is better; differentiable unless the reward's weight is 0."""
     samples: tuple[int, ...]
-    """Which samples of the batch, b positions in [0, B), ascending."""
+    """The positions of the scored samples in the batch, b integers in [0, B), ascending."""
 
 
 class RewardScorer:
     """Scores a student's predictions with every reward, on the samples routed to it.
 
-    Rewards that want equally many frames, picked alike, share the choice and the decode. A sample that goes to no
-    reward is not decoded, and a reward of weight 0 costs no gradient.
+    Rewards with the same options `frames` and `pick` share the choice and the decoding. Samples without rewards are not
+    decoded, and a reward of weight 0 needs no gradient.
 
     Args:
         rewards: By name, the module and its config (weight, frames, pick).
         teacher: Decodes latents.
-        whose: By name, what to call the reward in errors, for example "reward 'hps' of guidedcd/hps".
-        low_memory: Decode frame by frame and again in the backward pass, keeping no activations of the decoder.
+        whose: By name, the reward's description in errors, for example "reward 'hps' of guidedcd/hps".
+        low_memory: Decode frame by frame and again in the backward pass, without saving activations of the decoder.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RewardScorer:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The rewards, in the order given."""
+        """The names of the rewards, in order."""
         return tuple(self.modules)
 
     @property
@@ -114,40 +114,41 @@ class RewardScorer:
         *,
         limit: int | None = None,
     ) -> dict[str, RewardScores]:
-        """What each reward says of the samples routed to it.
+        """The scores of each reward for the samples routed to it.
 
         Args:
             predicted: Clean latents that the student predicts (B, C, F, h, w).
             routes: One per sample: which rewards, and the caption they read.
-            generator: Draws frames and crops; the same state gives the same scores.
-            limit: At most this many samples are decoded for one choice of frames, the first ones routed there.
+            generator: Random numbers for frames and crops; the same state gives the same scores.
+            limit: The largest number of samples that are decoded for one choice of frames; the first ones are used.
 
         Returns:
-            By name, for every reward, also when nothing was routed to it.
+            Scores by name, for every reward; empty if no sample is routed to it.
 
         Raises:
-            GuidedCDError: A reward does not keep to its contract, or memory ran out; names the reward.
+            ValueError: There are more or fewer routes than samples.
+            GuidedCDError: A reward returned something else than one score per sample, or memory ran out.
         """
         if len(routes) != len(predicted):
             raise ValueError(f"{len(predicted)} samples need as many routes, not {len(routes)}")
-        found = {name: RewardScores(predicted.new_zeros(0), ()) for name in self.names}
+        scores = {name: RewardScores(predicted.new_zeros(0), ()) for name in self.names}
         # All frames are drawn first, so that they do not depend on where the samples are routed.
         choices = [(names, self._indices(names, generator)) for names in self._choices()]
         for names, indices in choices:
-            wanted = [i for i, route in enumerate(routes) if route.rewards.intersection(names)][:limit]
-            if not wanted:
+            samples = [i for i, route in enumerate(routes) if route.rewards.intersection(names)][:limit]
+            if not samples:
                 continue
             with torch.set_grad_enabled(torch.is_grad_enabled() and any(self.configs[n].weight > 0 for n in names)):
                 with blame_memory(
                     "decoding frames for rewards", "Use --train.reward-batch 1, or fewer frames per reward."
                 ):
-                    video = self._decode(predicted[wanted], indices)
+                    video = self._decode(predicted[samples], indices)
                 for name in names:
-                    found[name] = self._ask(name, video, wanted, routes, generator) or found[name]
-        return found
+                    scores[name] = self._scores(name, video, samples, routes, generator) or scores[name]
+        return scores
 
     def total(self, scored: Mapping[str, Tensor | RewardScores]) -> Tensor | float:
-        """Sum over rewards of weight * mean score; what training raises. 0.0 when nothing was scored."""
+        """The sum over rewards of weight times mean score, which training maximises; 0.0 without scores."""
         total: Tensor | float = 0.0
         for name, one in scored.items():
             scores = one.scores if isinstance(one, RewardScores) else one
@@ -178,7 +179,7 @@ class RewardScorer:
 
         return torch.cat([torch.cat([frame(z, index) for index in indices], dim=1) for z in latents.split(1)])
 
-    def _ask(
+    def _scores(
         self,
         name: str,
         video: Tensor,
@@ -186,7 +187,7 @@ class RewardScorer:
         routes: Sequence[Route],
         generator: torch.Generator | None,
     ) -> RewardScores | None:
-        """One reward's scores of its samples among the decoded ones; None when there are none."""
+        """One reward's scores for its samples among the decoded ones; None if there are none."""
         rows = [row for row, sample in enumerate(decoded) if name in routes[sample].rewards]
         if not rows:
             return None
@@ -198,14 +199,14 @@ class RewardScorer:
         with blame_memory(whose, advice), blame(whose), torch.set_grad_enabled(grad), _drawing(module, generator):
             scores = module(frames if grad else frames.detach(), [routes[sample].caption for sample in samples])
         if not isinstance(scores, Tensor) or scores.shape != (len(samples),):
-            said = f"a tensor of shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-            raise GuidedCDError(f"{whose} returned {said} for {len(samples)} videos; it must return one score each")
+            result = f"a tensor of shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+            raise GuidedCDError(f"{whose} returned {result} for {len(samples)} videos; it must return one score each")
         return RewardScores(scores, samples)
 
 
 @contextmanager
 def _drawing(module: Any, generator: torch.Generator | None) -> Iterator[None]:
-    """Let a reward with random preparation (one that has an attribute `generator`) draw from the step's generator."""
+    """Set the step's generator as the attribute `generator` of a reward that has one, for random preparation."""
     if not hasattr(module, "generator"):
         yield
         return

@@ -1,4 +1,4 @@
-"""How reward models read captions: tokenizers behind one interface, and a memory of caption features."""
+"""Tokenizers of reward models behind one interface, and a cache of caption features."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-KEPT = 20_000
-"""Captions whose features are remembered, a few kilobytes each."""
+CACHED = 20_000
+"""The largest number of captions whose features are cached, a few kilobytes each."""
 
 
 class Tokenizer(Protocol):
-    """Turns captions into token ids of fixed length."""
+    """Converts captions to token ids of fixed length."""
 
     max_tokens: int
     """Length of the ids, special tokens included."""
@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
 
 
 class ClipTokens:
-    """CLIP's byte-pair encoding as open_clip has it: start 49406, end 49407, padded with 0, cut keeping the end."""
+    """open_clip's version of CLIP's byte-pair encoding: start 49406, end 49407, padded with 0; cuts keep the end."""
 
     def __init__(self, max_tokens: int = 77) -> None:
         from open_clip.tokenizer import SimpleTokenizer
@@ -50,14 +50,14 @@ class ClipTokens:
         return len(self._tokenizer.encode(text)) + 2
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids (B, max_tokens); the mask reaches up to the end token, found as the largest id."""
+        """Ids (B, max_tokens); the mask extends to the end token, which has the largest id."""
         ids = self._tokenizer(list(texts))
-        places = torch.arange(ids.shape[1])
-        return ids, (places <= ids.argmax(-1, keepdim=True)).long()
+        positions = torch.arange(ids.shape[1])
+        return ids, (positions <= ids.argmax(-1, keepdim=True)).long()
 
 
 class TransformersClipTokens:
-    """CLIP's encoding as transformers has it: broken Unicode and HTML entities stay; padded with the end token."""
+    """transformers' version of CLIP's encoding: broken Unicode and HTML entities stay; padded with the end token."""
 
     def __init__(self, max_tokens: int = 77) -> None:
         from open_clip.tokenizer import SimpleTokenizer
@@ -79,10 +79,10 @@ class TransformersClipTokens:
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, max_tokens)."""
-        found = self._tokenizer(
+        encoded = self._tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
-        return found["input_ids"], found["attention_mask"]
+        return encoded["input_ids"], encoded["attention_mask"]
 
 
 class BertTokens:
@@ -92,29 +92,29 @@ class BertTokens:
         from tokenizers import BertWordPieceTokenizer
 
         self.max_tokens = max_tokens
-        self._plain = BertWordPieceTokenizer(str(vocab), lowercase=True)
+        self._untruncated = BertWordPieceTokenizer(str(vocab), lowercase=True)
         self._fixed = BertWordPieceTokenizer(str(vocab), lowercase=True)
         self._fixed.enable_truncation(max_tokens)
         self._fixed.enable_padding(length=max_tokens, pad_id=self._fixed.token_to_id("[PAD]"))
 
     def count(self, text: str) -> int:
         """Tokens of `text`, [CLS] and [SEP] included."""
-        return len(self._plain.encode(text).ids)
+        return len(self._untruncated.encode(text).ids)
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, max_tokens)."""
-        found = self._fixed.encode_batch(list(texts))
-        return torch.tensor([one.ids for one in found]), torch.tensor([one.attention_mask for one in found])
+        encoded = self._fixed.encode_batch(list(texts))
+        return torch.tensor([one.ids for one in encoded]), torch.tensor([one.attention_mask for one in encoded])
 
 
-class Unread:
-    """Stands for a tokenizer whose vocabulary is not needed: every text has as many tokens as fit."""
+class PlaceholderTokens:
+    """A placeholder for planning, without a vocabulary: every text has `max_tokens` tokens."""
 
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens
 
     def count(self, text: str) -> int:
-        """All that fit."""
+        """`max_tokens`, for any text."""
         return self.max_tokens
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -123,30 +123,30 @@ class Unread:
         return ids, torch.ones_like(ids)
 
 
-class Remembered:
-    """Caption features, computed once per caption, without gradient.
+class CaptionFeatures:
+    """A cache of caption features, which are computed without gradient.
 
-    Each caption is encoded alone, so that its features do not depend on which others were new at the time: a resumed
-    run then sees the same bits as an uninterrupted one.
+    Each caption is encoded alone, so its features do not depend on other captions, and a resumed run computes the same
+    bits as an uninterrupted one.
     """
 
-    def __init__(self, encode: Callable[[str], Tensor], kept: int = KEPT) -> None:
-        self._encode, self._kept = encode, kept
+    def __init__(self, encode: Callable[[str], Tensor], size: int = CACHED) -> None:
+        self._encode, self._size = encode, size
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         """Features (B, E)."""
-        found = []
+        features = []
         for caption in captions:
             if caption not in self._features:
                 with torch.no_grad():
                     self._features[caption] = self._encode(caption)
             self._features.move_to_end(caption)
-            found.append(self._features[caption])
-        while len(self._features) > self._kept:
+            features.append(self._features[caption])
+        while len(self._features) > self._size:
             self._features.popitem(last=False)
-        return torch.stack(found)
+        return torch.stack(features)
 
     def clear(self) -> None:
-        """Forget everything, for example because the weights moved."""
+        """Empty the cache, for example after the weights moved."""
         self._features.clear()

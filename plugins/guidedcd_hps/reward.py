@@ -14,7 +14,7 @@ PUBLISHED = Published(
     repo="xswu/HPSv2",
     files=("HPS_v2.1_compressed.pt",),
     size="2.0 GB",
-    places=("~/.cache/hpsv2",),
+    folders=("~/.cache/hpsv2",),
 )
 
 

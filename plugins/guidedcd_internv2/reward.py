@@ -18,7 +18,7 @@ from guidedcd.models.checkpoints.hub import Published, find
 from guidedcd.models.checkpoints.loading import architecture, assign, describing, fill, open_weights, skeleton
 from guidedcd.rewards import pixels
 from guidedcd.rewards.frozen import FrozenReward
-from guidedcd.rewards.tokenizers import BertTokens, Tokenizer, Unread
+from guidedcd.rewards.tokenizers import BertTokens, PlaceholderTokens, Tokenizer
 from guidedcd_internv2 import InternV2Config
 from guidedcd_internv2.model import FULL, InternVideo2, complete, is_unused
 
@@ -70,7 +70,7 @@ class InternV2(FrozenReward):
         if weights:
             path = embedded("internv2")[0] if shapes else find(config.path, PUBLISHED, "internv2")
             state = open_weights(path, "internv2")
-        tokenizer = self.tokens(config) if weights else Unread(complete(sizes)["max_txt_l"])
+        tokenizer = self.tokens(config) if weights else PlaceholderTokens(complete(sizes)["max_txt_l"])
         dtype = dtype_of_short(config.dtype)
         super().__init__(load_internvideo2(sizes, state, "internv2", dtype, config.gelu), tokenizer)
         self.model.gradient_checkpointing(config.gradient_checkpointing)

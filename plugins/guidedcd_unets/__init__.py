@@ -12,7 +12,7 @@ from guidedcd.plugins.hookspecs import hookimpl
 
 @attrs.frozen(kw_only=True)
 class UNetConfig(TeacherConfig):
-    """Options that these teachers share."""
+    """Options of all these teachers."""
 
     frames: int = attrs.field(default=16, validator=ge(1))
     """Frames per video."""
@@ -29,7 +29,7 @@ class VideoCrafter2Config(UNetConfig):
     arch: str | None = None
     """JSON or YAML with the architecture, for files of another size; none is the published one."""
     fps: int = attrs.field(default=8, validator=ge(1))
-    """Frames per second that the network is told."""
+    """Frames per second, an input of the network."""
     height: int = attrs.field(default=320, validator=ge(1))
     """Pixels, a multiple of 64 for the published network."""
     width: int = attrs.field(default=512, validator=ge(1))
@@ -59,7 +59,7 @@ class AnimateDiffConfig(UNetConfig):
     adapter: str | None = None
     """Folder or hub id of the motion adapter, e.g. guoyww/animatediff-motion-adapter-v1-5-2; none: `path` has it."""
     betas: str = attrs.field(default="auto", validator=in_(("auto", "linear", "folder")))
-    """Noise levels: linear as adapters are trained, as the folder says, or auto: linear for a separate adapter."""
+    """Noise levels: linear as for published adapters, those of the folder, or auto: linear for a separate adapter."""
     fps: int = attrs.field(default=8, validator=ge(1))
     """Frames per second of the videos it makes; the network has no such input."""
     height: int = attrs.field(default=512, validator=ge(1))

@@ -1,4 +1,4 @@
-"""The same teachers without their weights: networks on the meta device, for planning before anything is downloaded."""
+"""The teachers without weights: networks on the meta device, for planning before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ TEXT_H: dict[str, Any] = {
     "num_attention_heads": 16,
 }
 MODELSCOPE: dict[str, Any] = {"cross_attention_dim": 1024, "attention_head_dim": 64}
-"""What ModelScope's 3D UNet has beside the class's defaults."""
+"""Arguments of ModelScope's 3D UNet that differ from the class's defaults."""
 MOTION: dict[str, Any] = {"cross_attention_dim": 768, "num_attention_heads": 8, "motion_max_seq_length": 32}
-"""Stable Diffusion 1.5 with the published motion modules, beside the class's defaults."""
+"""Arguments of Stable Diffusion 1.5 with the published motion modules that differ from the class's defaults."""
 
 
 class Text(nn.Module):
-    """A CLIP text model that is given any tokens."""
+    """A CLIP text model that encodes arbitrary tokens."""
 
     model: CLIPTextModel
 
     def __init__(self, model: CLIPTextModel) -> None:
-        """Take a `CLIPTextModel`."""
+        """Wrap a `CLIPTextModel`."""
         super().__init__()
         self.model = model
 
@@ -79,7 +79,7 @@ def videocrafter2(config: VideoCrafter2Config) -> LatentTeacher:
 
 
 def unet3d(config: UNet3DConfig) -> LatentTeacher:
-    """A folder's architecture; ModelScope's where neither the folder nor the hub can be read."""
+    """A folder's architecture; ModelScope's if neither the folder nor the hub can be read."""
     from diffusers import AutoencoderKL, UNet3DConditionModel
 
     unet = _network(UNet3DConditionModel, config.path, "unet", MODELSCOPE)
@@ -88,11 +88,11 @@ def unet3d(config: UNet3DConfig) -> LatentTeacher:
 
 
 def animatediff(config: AnimateDiffConfig) -> LatentTeacher:
-    """A motion UNet's architecture; Stable Diffusion 1.5 with the published adapter where it cannot be read."""
+    """A motion UNet's architecture; Stable Diffusion 1.5 with the published adapter if it cannot be read."""
     from diffusers import AutoencoderKL, UNetMotionModel
 
-    found = _config(UNetMotionModel, config.path, "unet")
-    whole = found is not None and found.get("_class_name") == "UNetMotionModel"
+    published = _config(UNetMotionModel, config.path, "unet")
+    whole = published is not None and published.get("_class_name") == "UNetMotionModel"
     unet = _network(UNetMotionModel, config.path if whole else "", "unet", MOTION)
     vae = _network(AutoencoderKL, config.path, "vae", IMAGE_VAE)
     return _teacher(AnimateDiffTeacher, config, unet, vae, _text_of(config.path, TEXT_L))
@@ -124,22 +124,22 @@ def _teacher(
     )
 
 
-def _config(kind: Any, path: str | Path, part: str) -> dict[str, Any] | None:
-    """A part's published configuration, if it is on this machine or can be had."""
+def _config(kind: Any, path: str | Path, subfolder: str) -> dict[str, Any] | None:
+    """The published configuration of a subfolder, if it is on this machine or can be downloaded."""
     if not str(path) or hub.missing(path):
         return None
     try:
-        return kind.load_config(path, subfolder=part)
+        return kind.load_config(path, subfolder=subfolder)
     except (OSError, ValueError):
         return None
 
 
-def _network(kind: Any, path: str | Path, part: str, otherwise: dict[str, Any]) -> nn.Module:
-    found = _config(kind, path, part)
-    return skeleton(lambda: kind(**otherwise) if found is None else kind.from_config(found))
+def _network(kind: Any, path: str | Path, subfolder: str, defaults: dict[str, Any]) -> nn.Module:
+    published = _config(kind, path, subfolder)
+    return skeleton(lambda: kind(**defaults) if published is None else kind.from_config(published))
 
 
-def _text_of(path: str | Path, otherwise: dict[str, Any]) -> nn.Module:
+def _text_of(path: str | Path, defaults: dict[str, Any]) -> nn.Module:
     from transformers import CLIPTextConfig
 
     config = None
@@ -148,7 +148,7 @@ def _text_of(path: str | Path, otherwise: dict[str, Any]) -> nn.Module:
             config = CLIPTextConfig.from_pretrained(path, subfolder="text_encoder")
         except (OSError, ValueError):
             config = None
-    return _text(config or CLIPTextConfig(**otherwise))
+    return _text(config or CLIPTextConfig(**defaults))
 
 
 def _text(config: Any) -> nn.Module:

@@ -1,4 +1,4 @@
-"""From options to teachers."""
+"""Construction of the teachers from their options."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from guidedcd_pta import PTAConfig
 from guidedcd_pta.energy import PTA
 
 from guidedcd.diffusion.randomness import noise
-from guidedcd.diffusion.sampler import lambda_kept, sample, sample_steps
+from guidedcd.diffusion.sampler import lambda_applies, sample, sample_steps
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.teacher_sampler import Guide, teacher_sample
@@ -103,11 +103,11 @@ def test_noise_comes_from_where_it_is_asked(teacher, latents):
     assert not torch.equal(run(torch.Generator().manual_seed(4)), run(torch.Generator().manual_seed(3)))
 
 
-def test_lambda_kept_compares_like_the_released_code():
+def test_lambda_applies_compares_like_the_released_code():
     """The threshold itself is inside: 499 >= 1000 (1 - 0.501)."""
-    assert lambda_kept(499, 0.501)
-    assert not lambda_kept(498, 0.501)
-    assert lambda_kept(999, 0.001)
+    assert lambda_applies(499, 0.501)
+    assert not lambda_applies(498, 0.501)
+    assert lambda_applies(999, 0.001)
 
 
 @pytest.mark.parametrize("steps", [4, 8])

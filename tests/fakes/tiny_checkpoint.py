@@ -13,7 +13,7 @@ from guidedcd.models.checkpoints.architecture import Architecture
 from guidedcd.models.checkpoints.lvdm_unet import FPS_KEYS, unet_arguments
 from guidedcd.models.checkpoints.lvdm_vae_text import rename_text, rename_vae, text_arguments, vae_arguments
 from guidedcd.models.checkpoints.unet import lvdm_state
-from guidedcd.models.checkpoints.videocrafter2 import BUFFERS, PARTS
+from guidedcd.models.checkpoints.videocrafter2 import BUFFERS, PREFIXES
 from guidedcd.models.guidance_inputs import GuidanceProjection
 from guidedcd.testing.tiny_networks import LVDM_CONFIG, LVDM_UNET
 
@@ -66,7 +66,7 @@ def whole_state(config: dict[str, Any] = LVDM_CONFIG, seed: int = 0) -> dict[str
         }
     for key in [key for key in parts["vae"] if ".attn_1." in key and "norm" not in key and key.endswith("weight")]:
         parts["vae"][key] = parts["vae"][key][..., None, None]
-    state = {PARTS[part] + key: value for part, values in parts.items() for key, value in values.items()}
+    state = {PREFIXES[part] + key: value for part, values in parts.items() for key, value in values.items()}
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     state |= {key: torch.zeros(1000) for key in BUFFERS}
     return {**state, "alphas_cumprod": torch.cumprod(1 - betas, 0).float()}

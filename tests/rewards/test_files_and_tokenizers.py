@@ -23,7 +23,7 @@ from guidedcd.models.checkpoints import loading
 from guidedcd.models.checkpoints.hub import Published, find
 from guidedcd.parity import rewards as parity
 from guidedcd.rewards.image_text import load_clip
-from guidedcd.rewards.tokenizers import BertTokens, ClipTokens, Remembered
+from guidedcd.rewards.tokenizers import BertTokens, CaptionFeatures, ClipTokens
 from guidedcd.testing.tiny_networks import IMAGE_TEXT_SIZES, VIDEO_TEXT_SIZES
 
 DATA = Path(__file__).parents[1] / "goldens" / "rewards"
@@ -110,7 +110,7 @@ def test_auto_finds_the_cache_folder_and_customary_places(files, tmp_path, monke
     for folder, found in ((legacy, legacy), (cached, cached)):
         folder.mkdir(parents=True)
         (folder / "HPS_v2.1_compressed.pt").symlink_to(files / "clip.pt")
-        published = attrs.evolve(HPS_PUBLISHED, places=("~/.cache/hpsv2",))
+        published = attrs.evolve(HPS_PUBLISHED, folders=("~/.cache/hpsv2",))
         assert find("auto", published, "hps") == found / "HPS_v2.1_compressed.pt"
     reward = HPS(HPSConfig(path="auto", arch=str(files / "clip.json")))
     assert torch.equal(reward(video(), CAPTIONS), image_text(files)(video(), CAPTIONS))
@@ -228,7 +228,7 @@ def test_interpolated_positions_are_the_published_ones():
 def test_remembered_features_are_bounded():
     """The oldest captions are forgotten first, and only beyond the limit."""
     calls = []
-    memory = Remembered(lambda caption: calls.append(caption) or torch.tensor([float(len(caption))]), kept=2)
+    memory = CaptionFeatures(lambda caption: calls.append(caption) or torch.tensor([float(len(caption))]), size=2)
     for caption in ("a", "bb", "a", "ccc", "a", "bb"):
         memory([caption])
     assert calls == ["a", "bb", "ccc", "bb"]

@@ -196,14 +196,14 @@ def test_captions_are_encoded_once_and_alone(files, name):
     """A caption's features are computed once, without gradient, and do not depend on its company."""
     reward = BUILDERS[name](files)
     calls = []
-    encode = reward.remembered._encode
-    reward.remembered._encode = lambda caption: calls.append(caption) or encode(caption)
+    encode = reward.caption_features._encode
+    reward.caption_features._encode = lambda caption: calls.append(caption) or encode(caption)
     reward(video(), CAPTIONS)
     reward(video(), CAPTIONS[::-1])
     assert calls == CAPTIONS
-    assert torch.equal(reward.remembered(CAPTIONS)[1], BUILDERS[name](files).remembered(CAPTIONS[1:])[0])
+    assert torch.equal(reward.caption_features(CAPTIONS)[1], BUILDERS[name](files).caption_features(CAPTIONS[1:])[0])
     reward.double()
-    assert not reward.remembered._features
+    assert not reward.caption_features._features
 
 
 def test_image_rewards_are_means_over_frames(files):

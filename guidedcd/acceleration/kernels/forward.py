@@ -192,7 +192,7 @@ def _forward(qkv: Sequence[Tensor], row: int, heads: int, scale: float) -> Tenso
 def _backward(
     grad: Tensor, qkv: Sequence[Tensor], gradients: Sequence[Tensor], row: int, heads: int, scale: float
 ) -> None:
-    """Write the gradients of q, k and v, in the layout of these; the attention is computed again rather than kept."""
+    """Write the gradients of q, k and v, in the layout of these; the attention is recomputed."""
     q = qkv[0]
     _, frames, positions, channels = q.shape
     grid, constants = _sizes(q, heads)

@@ -1,4 +1,4 @@
-"""What a latent-diffusion video checkpoint was built with: read from its published config, or from a smaller one."""
+"""The architecture of a latent-diffusion video checkpoint, from its published config or from a smaller one."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ class Architecture:
     text: dict[str, Any] = attrs.field(factory=lambda: dict(TEXT))
     """open_clip's text config."""
     layer: str = "penultimate"
-    """Which block's output is the text embedding."""
+    """The block whose output is the text embedding, "penultimate" or "last"."""
     scale: float = 0.18215
-    """Latents are the autoencoder's, times this."""
+    """The factor of the autoencoder's latents."""
     beta_start: float = 0.00085
     beta_end: float = 0.012
     timesteps: int = 1000
 
     @property
     def multiple(self) -> int:
-        """Height and width in pixels must be multiples of this: the autoencoder's and the UNet's halvings."""
+        """Height and width in pixels must be multiples of this, for the halvings of autoencoder and UNet."""
         return 2 ** (len(self.ddconfig["ch_mult"]) - 1 + len(self.unet["channel_mult"]) - 1)
 
     @property
@@ -84,10 +84,10 @@ class Architecture:
 
     @classmethod
     def read(cls, path: str | Path | None) -> Architecture:
-        """From a JSON or YAML file in the published config's structure; None is VideoCrafter2 as published.
+        """Read a JSON or YAML file in the published config's structure; None is VideoCrafter2 as published.
 
         Raises:
-            GuidedCDError: The file cannot be read or lacks a part.
+            GuidedCDError: The file cannot be read or is incomplete.
         """
         if path is None:
             return cls()
@@ -109,66 +109,66 @@ class Architecture:
         if not isinstance(config, Mapping):
             raise GuidedCDError(f"the architecture file {path} must hold an object")
         try:
-            found = cls.from_config(config)
-            found.check_names()
-            unet_arguments(found.unet)
-            vae_arguments(found.ddconfig, found.embed_dim, found.scale)
-            text_arguments(found.text, found.layer)
+            architecture = cls.from_config(config)
+            architecture.check_names()
+            unet_arguments(architecture.unet)
+            vae_arguments(architecture.ddconfig, architecture.embed_dim, architecture.scale)
+            text_arguments(architecture.text, architecture.layer)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             text = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise GuidedCDError(f"the architecture file {path} describes no such network: {text}") from error
         except GuidedCDError as error:
             raise GuidedCDError(f"the architecture file {path}: {error}") from error
-        return found
+        return architecture
 
     def check_names(self) -> None:
-        """Refuse arguments that the original networks do not have: a misspelt one would be passed over in silence.
+        """Refuse arguments that the original networks do not have, which would otherwise be ignored.
 
         Raises:
-            GuidedCDError: Names the first one, and what it may have meant.
+            GuidedCDError: There is one; the message suggests the nearest name.
         """
-        parts = (
+        networks = (
             ("the UNet", self.unet, UNET_NAMES),
             ("the autoencoder", self.ddconfig, DDCONFIG_NAMES),
             ("the text tower", self.text, TEXT_NAMES),
         )
-        for part, given, known in parts:
-            for name in given:
-                if name not in known:
-                    raise GuidedCDError(f"{part} has no argument '{name}'.{suggest(name, known)}")
+        for network, arguments, names in networks:
+            for name in arguments:
+                if name not in names:
+                    raise GuidedCDError(f"{network} has no argument '{name}'.{suggest(name, names)}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Architecture:
-        """From a config in the published structure, or from the UNet's arguments alone.
+        """Build it from a config in the published structure, or from the UNet's arguments alone.
 
-        A text tower that is not one of open_clip's is given as its own config under `open_clip_arch`.
+        A text tower that open_clip does not have stands as its own config under `open_clip_arch`.
         """
-        given: dict[str, Any] = {"unet": unet_config(config)}
+        arguments: dict[str, Any] = {"unet": unet_config(config)}
         model = config.get("model", {})
         params = model.get("params", {}) if isinstance(model, Mapping) else {}
         first = params.get("first_stage_config", {}).get("params", {})
         if "ddconfig" in first:
-            given |= {"ddconfig": {**DDCONFIG, **first["ddconfig"]}, "embed_dim": first.get("embed_dim", 4)}
+            arguments |= {"ddconfig": {**DDCONFIG, **first["ddconfig"]}, "embed_dim": first.get("embed_dim", 4)}
         condition = params.get("cond_stage_config", {}).get("params", {})
-        given["layer"] = condition.get("layer", "penultimate")
-        known = config.get("open_clip_arch")
-        if known is None and condition.get("arch", "ViT-H-14") != "ViT-H-14":
-            known = _open_clip(condition["arch"])
-        if known is not None:
-            given["text"] = {**TEXT, "quick_gelu": known.get("quick_gelu", False), **known["text_cfg"]}
+        arguments["layer"] = condition.get("layer", "penultimate")
+        clip = config.get("open_clip_arch")
+        if clip is None and condition.get("arch", "ViT-H-14") != "ViT-H-14":
+            clip = _open_clip(condition["arch"])
+        if clip is not None:
+            arguments["text"] = {**TEXT, "quick_gelu": clip.get("quick_gelu", False), **clip["text_cfg"]}
         names = {
             "scale_factor": "scale",
             "linear_start": "beta_start",
             "linear_end": "beta_end",
             "timesteps": "timesteps",
         }
-        return cls(**given, **{new: params[old] for old, new in names.items() if old in params})
+        return cls(**arguments, **{new: params[old] for old, new in names.items() if old in params})
 
     def check_size(self, frames: int, height: int, width: int) -> None:
         """Refuse a video size that the networks cannot take.
 
         Raises:
-            GuidedCDError: Says which number and what is accepted.
+            GuidedCDError: A number is out of range; the message states the range.
         """
         if frames < 1:
             raise GuidedCDError(f"frames must be at least 1: {frames}")
@@ -177,10 +177,10 @@ class Architecture:
 
 
 def check_fps(fps: Any) -> int:
-    """A frame rate the network was built for: a whole number of frames per second.
+    """Return the frame rate as a whole number of frames per second, 1 to 1000.
 
     Raises:
-        GuidedCDError: It is not.
+        GuidedCDError: It is something else.
     """
     number = not isinstance(fps, bool) and isinstance(fps, (int, float))
     if not number or not float(fps).is_integer() or not 1 <= fps <= 1000:

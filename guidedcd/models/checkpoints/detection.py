@@ -1,4 +1,4 @@
-"""Tells published checkpoint formats apart by their keys."""
+"""Detection of published checkpoint formats by their keys."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ FORMATS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "load it with peft on top of its base model",
     ),
 )
-"""Description, key prefixes that must all occur, and where such a file belongs; the first match counts."""
+"""Description, key prefixes that must all occur, and the option that reads the file; the first match counts."""
 
 
 def sniff(keys: Iterable[str]) -> tuple[str, str] | None:
-    """What a checkpoint with these keys is and where it belongs, or None when it is unknown."""
+    """The description of a checkpoint with these keys and the option that reads it; None if it is unknown."""
     keys = list(keys)
     for wrapper in ("module.", "state_dict.", "model."):
         stripped = [key.removeprefix(wrapper) for key in keys]
@@ -67,24 +67,24 @@ def sniff(keys: Iterable[str]) -> tuple[str, str] | None:
 
 
 def listed(keys: Sequence[str], count: int = 3) -> str:
-    """The first few keys and how many there are."""
+    """The first few keys and the number of the others."""
     more = f" and {len(keys) - count} more" if len(keys) > count else ""
     return ", ".join(keys[:count]) + more
 
 
 def wrong_keys(what: str, missing: Sequence[str], unexpected: Sequence[str], keys: Collection[str]) -> str:
-    """One line about a checkpoint whose keys are not those that `what` reads."""
-    parts = []
+    """An error message of one line about a checkpoint whose keys `what` cannot read."""
+    problems = []
     if missing:
-        parts.append(f"missing {listed(missing)}")
+        problems.append(f"missing {listed(missing)}")
     if unexpected:
-        parts.append(f"unexpected {listed(unexpected)}")
-    found = sniff(keys)
-    if found is None:
+        problems.append(f"unexpected {listed(unexpected)}")
+    detected = sniff(keys)
+    if detected is None:
         hint = "the file has another architecture or format"
-    elif what.split()[0] in found[1] or (what.endswith("UNet") and found[1].startswith("--student")):
+    elif what.split()[0] in detected[1] or (what.endswith("UNet") and detected[1].startswith("--student")):
         option = "--arch config.json" if what.startswith("videocrafter2") else "the option arch"
         hint = f"this is the right format in another size: give the architecture it was made with ({option})"
     else:
-        hint = f"this looks like {found[0]}: use {found[1]}"
-    return f"{what}: the keys do not match: {'; '.join([*parts, hint])}"
+        hint = f"this looks like {detected[0]}: use {detected[1]}"
+    return f"{what}: the keys do not match: {'; '.join([*problems, hint])}"

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be asked: without a network that is said at once, not after a minute of retries."""
+"""Published files: the cache, the Hugging Face hub, and a fast check whether the hub can be reached."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from urllib.parse import urlsplit
 import attrs
 
 from guidedcd.errors import GuidedCDError
-from guidedcd.models.checkpoints import hub
 
 
 def why_not() -> str:
-    """Why the hub cannot be asked, or nothing. From then on its libraries do not try: they look in their cache only."""
+    """The reason why the hub cannot be reached, or "".
+
+    If its host is unknown, the hub's libraries use only their cache from then on.
+    """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -32,7 +34,7 @@ def why_not() -> str:
 
 
 def missing(path: str | Path) -> str:
-    """Why something that cannot be read may be missing, where it is no folder and the hub cannot be asked."""
+    """The reason why `path` is missing, if it is no folder and the hub cannot be reached; otherwise ""."""
     if Path(path).exists():
         return ""
     reason = why_not()
@@ -40,54 +42,54 @@ def missing(path: str | Path) -> str:
 
 
 COMMON = ("model.safetensors", "vocab.txt")
-"""Names that say nothing about the model: looked for in the model's own folder of the cache only."""
+"""Names that many models share; such files are searched in the model's own folder of the cache only."""
 
 
 @attrs.frozen(kw_only=True)
 class Published:
-    """A file on the Hugging Face hub, and where else it may already be."""
+    """A file on the Hugging Face hub, and other folders where it may be."""
 
     repo: str
     files: tuple[str, ...]
     """Names of equivalent files, the preferred one first."""
     size: str
     """For messages, for example "2.0 GB"."""
-    places: tuple[str, ...] = ()
-    """Other folders where people have it, "~" allowed."""
+    folders: tuple[str, ...] = ()
+    """Other usual folders, "~" allowed."""
     note: str = ""
-    """What must be done before downloading."""
+    """An instruction that precedes the download."""
 
 
 def cache_folder() -> Path:
-    """Where files are looked for first: GUIDEDCD_CACHE, or ~/.cache/guidedcd."""
+    """The folder that is searched first: GUIDEDCD_CACHE, or ~/.cache/guidedcd."""
     return Path(os.environ.get("GUIDEDCD_CACHE") or "~/.cache/guidedcd").expanduser()
 
 
 def own_folder(published: Published) -> Path:
-    """This model's folder in the cache: files of different models may have the same name."""
+    """The model's own folder in the cache, since files of different models may have the same name."""
     return cache_folder() / published.repo.rpartition("/")[2]
 
 
 def find(path: str, published: Published, what: str) -> Path:
-    """The file meant by a component's `path` option.
+    """The file that a component's option `path` selects.
 
-    "auto" looks in the model's own folder of the cache, in the cache itself, in the model's customary places and in the
-    hub's cache, then downloads.
+    "auto" searches the model's own folder of the cache, the cache itself, the model's usual folders and the hub's
+    cache, then downloads.
 
     Args:
         path: "auto" or a file.
-        published: Where the file comes from.
-        what: Whose file it is, for errors.
+        published: The published file.
+        what: Name of the component, for errors.
 
     Raises:
-        GuidedCDError: There is no such file; says how to get it.
+        GuidedCDError: There is no such file; the message states how to get it.
     """
     if path != "auto":
-        found = Path(path).expanduser()
-        if not found.is_file():
+        file = Path(path).expanduser()
+        if not file.is_file():
             raise GuidedCDError(f"{what}: there is no file {path}. {advice(published)}; then `auto` finds it.")
-        return found
-    folders = [own_folder(published), *(Path(place).expanduser() for place in published.places)]
+        return file
+    folders = [own_folder(published), *(Path(folder).expanduser() for folder in published.folders)]
     if published.files[0] not in COMMON:
         folders.insert(1, cache_folder())
     for candidate in (folder / name for folder in folders for name in published.files):
@@ -97,7 +99,7 @@ def find(path: str, published: Published, what: str) -> Path:
 
 
 def advice(published: Published) -> str:
-    """How to get a published file, in one sentence without its full stop."""
+    """The instruction to get a published file: one sentence without its full stop."""
     name = published.files[0]
     return (
         f"To get {name} ({published.size}, published by {published.repo} on huggingface.co): {published.note}"
@@ -112,7 +114,7 @@ def _from_hub(published: Published, what: str) -> Path:
         cached = try_to_load_from_cache(published.repo, name)
         if isinstance(cached, str):
             return Path(cached)
-    reason = hub.why_not()
+    reason = why_not()
     if not reason:
         for name in published.files:
             try:

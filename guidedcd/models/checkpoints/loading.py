@@ -44,7 +44,7 @@ def assign(module: nn.Module, name: str, value: Tensor) -> None:
         owner._buffers[leaf] = value
 
 
-def place(
+def fill_renamed(
     module: nn.Module,
     rename: Mapping[str, str | tuple[str, ...]],
     state: Mapping[str, Tensor],
@@ -55,7 +55,7 @@ def place(
     unused: Collection[str] = (),
     copy: bool = True,
 ) -> None:
-    """Fill `module` from `state`; every key must be known, every parameter filled, every shape equal.
+    """Fill `module` from a state dict with other names; keys, parameters and shapes must all match.
 
     Args:
         module: Module on the meta device.
@@ -81,15 +81,15 @@ def place(
         raise RuntimeError(f"{what}: the rename table leaves out {sorted(left)[:3]}")
     for key, names in named.items():
         value = state[key]
-        wanted = torch.Size([len(names) * targets[names[0]].shape[0], *targets[names[0]].shape[1:]])
-        fitted = shaped(value, wanted)
+        expected = torch.Size([len(names) * targets[names[0]].shape[0], *targets[names[0]].shape[1:]])
+        fitted = shaped(value, expected)
         if fitted is None:
             raise GuidedCDError(
-                f"{what}: {key} has shape {list(value.shape)}, the architecture asks for {list(wanted)}; "
+                f"{what}: {key} has shape {list(value.shape)}, the architecture needs {list(expected)}; "
                 "give the architecture that the file was made with (--arch config.json)"
             )
-        for name, part in zip(names, fitted.chunk(len(names)), strict=True):
-            assign(module, name, part.to(device=device, dtype=dtype, copy=copy or len(names) > 1).contiguous())
+        for name, tensor in zip(names, fitted.chunk(len(names)), strict=True):
+            assign(module, name, tensor.to(device=device, dtype=dtype, copy=copy or len(names) > 1).contiguous())
     finish(module, device)
 
 
@@ -113,13 +113,13 @@ def architecture(
     what: str,
     named: Callable[[str], Mapping[str, Any] | None] = lambda name: None,
 ) -> dict[str, Any]:
-    """Sizes of a network: the published ones, those in a JSON file, or those that a library has under a name.
+    """The sizes of a network: the published ones, those in a JSON file, or a library's sizes of that name.
 
     Args:
         arch: "published", a file, or a name.
         published: Sizes of the released model.
         what: Name of the model, for errors.
-        named: Sizes by name, None for an unknown one.
+        named: Returns a library's sizes by name, None for an unknown name.
 
     Raises:
         GuidedCDError: The file is missing or is not a JSON object.
@@ -127,23 +127,23 @@ def architecture(
     if arch == "published":
         return dict(published)
     path = Path(arch).expanduser()
-    if not path.is_file() and (sizes := named(arch)) is not None:
-        return dict(sizes)
+    if not path.is_file() and (library := named(arch)) is not None:
+        return dict(library)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        sizes = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise GuidedCDError(f"{what}: the architecture {arch} cannot be read as JSON: {error}.") from error
-    if not isinstance(found, dict):
+    if not isinstance(sizes, dict):
         raise GuidedCDError(f"{what}: the architecture {arch} must be a JSON object with the network's sizes.")
-    return found
+    return sizes
 
 
 @contextmanager
 def describing(what: str) -> Iterator[None]:
-    """Building a network from a user's sizes: what the libraries say of wrong ones becomes one sentence.
+    """Turn the libraries' errors about wrong sizes of a network into one sentence.
 
     Raises:
-        GuidedCDError: The sizes lack something, have something unknown, or do not fit together.
+        GuidedCDError: The sizes are incomplete, unknown, or inconsistent.
     """
     try:
         yield
@@ -156,7 +156,7 @@ def open_weights(path: Path, what: str) -> Mapping[str, Tensor]:
     """The tensors of a .safetensors, .pt or .bin file by key, memory-mapped, without wrappers; never runs code.
 
     Raises:
-        GuidedCDError: The file is damaged, or holds code.
+        GuidedCDError: The file is damaged, or contains code.
     """
     try:
         state = read_object(path)
@@ -182,14 +182,14 @@ def fill(
     what: str,
     unused: Callable[[str], bool] = lambda key: False,
 ) -> None:
-    """Give a module on the meta device the weights of `state`, each in the dtype the module has it in.
+    """Fill a module on the meta device with the weights of `state`, in the module's dtypes.
 
     Args:
-        module: Its state dict names what is needed.
+        module: Filled in place; its state dict defines the keys.
         state: Weights by key; a tensor that needs no conversion stays memory-mapped. None leaves the module on the
             meta device: a network's shapes are all that planning needs.
         what: Name of the model, for errors.
-        unused: Whether a key that the module does not have is known and may be left out.
+        unused: Whether a key that the module lacks may be ignored.
 
     Raises:
         GuidedCDError: Keys are missing or unexpected, or a shape differs; the first of them are named.

@@ -1,4 +1,4 @@
-"""lvdm's UNet against the stock diffusers class: arguments and names of weights, both ways. No tensors here.
+"""Arguments and weight names of lvdm's UNet for the stock diffusers class, and back; without tensors.
 
 Every function takes the published constructor arguments, so that any size of the same architecture can be read.
 The table lists the keys in the order of the original state dict, which T2V-Turbo v1's file relies on.
@@ -56,7 +56,11 @@ _FIXED = {
 
 
 def unet_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The UNet's constructor arguments inside any of the shapes in which a config is written down."""
+    """The UNet's constructor arguments from a config in any published structure.
+
+    Raises:
+        GuidedCDError: The config contains none.
+    """
     for key in ("model", "params", "unet_config", "unet_params"):
         inner = config.get(key)
         if isinstance(inner, Mapping):
@@ -70,22 +74,22 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments of `UNet3DConditionModel` from those of lvdm's `UNetModel`.
 
     Raises:
-        GuidedCDError: The config asks for a layer that the stock class does not have.
+        GuidedCDError: The config has a layer that the stock class lacks.
     """
     config = unet_config(config)
     missing = [name for name in _NEEDED if config.get(name) is None]
     if missing:
         raise GuidedCDError(f"the UNet's arguments lack {', '.join(missing)}")
-    for name, wanted in _FIXED.items():
-        if config.get(name, wanted) != wanted:
-            raise GuidedCDError(f"the architecture has {name} = {config[name]!r}; only {wanted!r} can be read")
+    for name, supported in _FIXED.items():
+        if config.get(name, supported) != supported:
+            raise GuidedCDError(f"the architecture has {name} = {config[name]!r}; only {supported!r} can be read")
     head = config.get("num_head_channels", -1)
     channels = [config["model_channels"] * mult for mult in config["channel_mult"]]
     if config["channel_mult"][0] != 1:
         raise GuidedCDError(f"channel_mult must begin with 1: {list(config['channel_mult'])}")
     if head < 1 or any(width % head for width in channels):
         raise GuidedCDError(f"num_head_channels = {head} must divide the block widths {channels}")
-    groups = config.get("norm_num_groups", 32)  # the original code knows 32 only; our own exports may say otherwise
+    groups = config.get("norm_num_groups", 32)  # the original code supports 32 only; our own exports may differ
     if any(width % groups for width in channels):
         raise GuidedCDError(f"the block widths {channels} must be multiples of {groups}")
     attended = [2**level in config["attention_resolutions"] for level in range(len(channels))]
@@ -125,13 +129,13 @@ def lvdm_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "context_dim": arguments["cross_attention_dim"],
         "norm_num_groups": arguments["norm_num_groups"],
     }
-    made = unet_arguments(config)
-    for name, value in made.items():
-        given = arguments.get(name, value)
-        if (list(given) if isinstance(given, (list, tuple)) else given) != (
+    derived = unet_arguments(config)
+    for name, value in derived.items():
+        actual = arguments.get(name, value)
+        if (list(actual) if isinstance(actual, (list, tuple)) else actual) != (
             list(value) if isinstance(value, tuple) else value
         ):
-            raise GuidedCDError(f"this network has {name} = {given}; T2V-Turbo's layout has no place for that")
+            raise GuidedCDError(f"this network has {name} = {actual}; T2V-Turbo's layout has no place for that")
     return {**PUBLISHED, **config}
 
 
@@ -139,7 +143,7 @@ def _leaves(*names: str) -> list[str]:
     return [f"{name}.{leaf}" for name in names for leaf in ("weight", "bias")]
 
 
-_ATTENTION = [f"to_{part}.weight" for part in "qkv"] + _leaves("to_out.0")
+_ATTENTION = [f"to_{letter}.weight" for letter in "qkv"] + _leaves("to_out.0")
 _TRANSFORMER = [
     *_leaves("norm", "proj_in"),
     *(f"transformer_blocks.0.attn1.{leaf}" for leaf in _ATTENTION),
@@ -158,27 +162,27 @@ _RESNET = {
 
 
 def rename_unet(config: Mapping[str, Any]) -> dict[str, str]:
-    """From every lvdm key of the config's UNet to the diffusers name, frame rate and guidance inputs included."""
+    """The diffusers name of every lvdm key of the config's UNet, frame rate and guidance inputs included."""
     config = unet_config(config)
     count, mults = config["num_res_blocks"], list(config["channel_mult"])
     attended = [2**level in config["attention_resolutions"] for level in range(len(mults))]
     names: dict[str, str] = {}
 
-    def both(ours: str, theirs: str, leaves: tuple[str, ...] | list[str] = ("weight", "bias")) -> None:
-        names.update({f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf in leaves})
+    def both(source: str, target: str, leaves: tuple[str, ...] | list[str] = ("weight", "bias")) -> None:
+        names.update({f"{source}.{leaf}": f"{target}.{leaf}" for leaf in leaves})
 
-    def resnet(ours: str, block: str, j: int, widens: bool) -> None:
+    def resnet(source: str, block: str, j: int, widens: bool) -> None:
         for old, new in _RESNET.items():
-            both(f"{ours}.{old}", f"{block}.resnets.{j}.{new}")
+            both(f"{source}.{old}", f"{block}.resnets.{j}.{new}")
         if widens:
-            both(f"{ours}.skip_connection", f"{block}.resnets.{j}.conv_shortcut")
+            both(f"{source}.skip_connection", f"{block}.resnets.{j}.conv_shortcut")
         for k in range(1, 5):
             for i in (0, 2 if k == 1 else 3):
-                both(f"{ours}.temopral_conv.conv{k}.{i}", f"{block}.temp_convs.{j}.conv{k}.{i}")
+                both(f"{source}.temopral_conv.conv{k}.{i}", f"{block}.temp_convs.{j}.conv{k}.{i}")
 
-    def attention(ours: str, first: int, block: str, j: int) -> None:
-        both(f"{ours}.{first}", f"{block}.attentions.{j}", _TRANSFORMER)
-        both(f"{ours}.{first + 1}", f"{block}.temp_attentions.{j}", _TRANSFORMER)
+    def attention(source: str, first: int, block: str, j: int) -> None:
+        both(f"{source}.{first}", f"{block}.attentions.{j}", _TRANSFORMER)
+        both(f"{source}.{first + 1}", f"{block}.temp_attentions.{j}", _TRANSFORMER)
 
     both("time_embed.0", "time_embedding.linear_1")
     both("time_embed.2", "time_embedding.linear_2")
@@ -196,10 +200,10 @@ def rename_unet(config: Mapping[str, Any]) -> dict[str, str]:
     for level, mult in enumerate(mults):
         block = f"down_blocks.{level}"
         for j in range(count):
-            ours = f"input_blocks.{1 + level * (count + 1) + j}"
-            resnet(f"{ours}.0", block, j, width != mult)
+            source = f"input_blocks.{1 + level * (count + 1) + j}"
+            resnet(f"{source}.0", block, j, width != mult)
             if attended[level]:
-                attention(ours, 1, block, j)
+                attention(source, 1, block, j)
             width = mult
             skips.append(width)
         if level < len(mults) - 1:
@@ -214,13 +218,13 @@ def rename_unet(config: Mapping[str, Any]) -> dict[str, str]:
     for up, level in enumerate(reversed(range(len(mults)))):
         block = f"up_blocks.{up}"
         for j in range(count + 1):
-            ours = f"output_blocks.{up * (count + 1) + j}"
-            resnet(f"{ours}.0", block, j, width + skips.pop() != mults[level])
+            source = f"output_blocks.{up * (count + 1) + j}"
+            resnet(f"{source}.0", block, j, width + skips.pop() != mults[level])
             if attended[level]:
-                attention(ours, 1, block, j)
+                attention(source, 1, block, j)
             width = mults[level]
         if level:
-            both(f"{ours}.{3 if attended[level] else 1}.conv", f"{block}.upsamplers.0.conv")
+            both(f"{source}.{3 if attended[level] else 1}.conv", f"{block}.upsamplers.0.conv")
     both("out.0", "conv_norm_out")
     both("out.2", "conv_out")
     return names

@@ -1,4 +1,4 @@
-"""The latent-diffusion autoencoder and open_clip's text tower against stock classes: arguments and names of weights."""
+"""Arguments and weight names of the latent-diffusion autoencoder and open_clip's text tower, for stock classes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def vae_arguments(ddconfig: Mapping[str, Any], embed_dim: int, scale: float) -> 
     """Constructor arguments of `AutoencoderKL` from those of the latent-diffusion autoencoder.
 
     Raises:
-        GuidedCDError: The config asks for a layer that the stock class does not have.
+        GuidedCDError: The config has a layer that the stock class lacks.
     """
-    for name, wanted in {"attn_resolutions": [], "double_z": True, "z_channels": embed_dim}.items():
-        if ddconfig.get(name, wanted) != wanted:
-            raise GuidedCDError(f"the autoencoder has {name} = {ddconfig[name]!r}; only {wanted!r} can be read")
+    for name, supported in {"attn_resolutions": [], "double_z": True, "z_channels": embed_dim}.items():
+        if ddconfig.get(name, supported) != supported:
+            raise GuidedCDError(f"the autoencoder has {name} = {ddconfig[name]!r}; only {supported!r} can be read")
     widths = tuple(ddconfig["ch"] * mult for mult in ddconfig["ch_mult"])
     return {
         "in_channels": ddconfig.get("in_channels", 3),
@@ -33,19 +33,19 @@ def vae_arguments(ddconfig: Mapping[str, Any], embed_dim: int, scale: float) -> 
 
 
 def rename_vae(ddconfig: Mapping[str, Any]) -> dict[str, str]:
-    """From every key of the latent-diffusion autoencoder to its diffusers name."""
+    """The diffusers name of every key of the latent-diffusion autoencoder."""
     count, mults = ddconfig["num_res_blocks"], list(ddconfig["ch_mult"])
     last = len(mults) - 1
     names: dict[str, str] = {}
 
-    def both(ours: str, theirs: str) -> None:
-        names.update({f"{ours}.{leaf}": f"{theirs}.{leaf}" for leaf in ("weight", "bias")})
+    def both(source: str, target: str) -> None:
+        names.update({f"{source}.{leaf}": f"{target}.{leaf}" for leaf in ("weight", "bias")})
 
-    def resnet(ours: str, theirs: str, widens: bool) -> None:
-        for part in ("norm1", "conv1", "norm2", "conv2"):
-            both(f"{ours}.{part}", f"{theirs}.{part}")
+    def resnet(source: str, target: str, widens: bool) -> None:
+        for layer in ("norm1", "conv1", "norm2", "conv2"):
+            both(f"{source}.{layer}", f"{target}.{layer}")
         if widens:
-            both(f"{ours}.nin_shortcut", f"{theirs}.conv_shortcut")
+            both(f"{source}.nin_shortcut", f"{target}.conv_shortcut")
 
     def middle(half: str) -> None:
         resnet(f"{half}.mid.block_1", f"{half}.mid_block.resnets.0", False)
@@ -81,9 +81,9 @@ def rename_vae(ddconfig: Mapping[str, Any]) -> dict[str, str]:
 
 def text_arguments(text_cfg: Mapping[str, Any], layer: str) -> dict[str, Any]:
     """Arguments of `CLIPTextConfig` from an open_clip text config; `layer` is "penultimate" or "last"."""
-    for name, wanted in {"hf_model_name": None, "embed_cls": False}.items():
-        if text_cfg.get(name, wanted) != wanted:
-            raise GuidedCDError(f"the text tower has {name} = {text_cfg[name]!r}; only {wanted!r} can be read")
+    for name, supported in {"hf_model_name": None, "embed_cls": False}.items():
+        if text_cfg.get(name, supported) != supported:
+            raise GuidedCDError(f"the text tower has {name} = {text_cfg[name]!r}; only {supported!r} can be read")
     if layer not in {"penultimate", "last"}:
         raise GuidedCDError(f"the text tower is read at layer {layer!r}; only 'penultimate' and 'last' are known")
     vocabulary = text_cfg.get("vocab_size", 49408)
@@ -103,7 +103,7 @@ def text_arguments(text_cfg: Mapping[str, Any], layer: str) -> dict[str, Any]:
 
 
 def rename_text(text_cfg: Mapping[str, Any], layer: str, prefix: str = "") -> tuple[dict[str, Any], list[str]]:
-    """From every key of open_clip's text tower to its transformers name or, for fused ones, the names of its parts.
+    """The transformers name of every key of open_clip's text tower; several names for a fused weight.
 
     Args:
         text_cfg: open_clip's text config.
@@ -120,7 +120,7 @@ def rename_text(text_cfg: Mapping[str, Any], layer: str, prefix: str = "") -> tu
     }
     unused = ["text_projection", "logit_scale"]
     used = text_cfg["layers"] - (layer == "penultimate")
-    parts = {
+    layers = {
         "ln_1": "layer_norm1",
         "attn.out_proj": "self_attn.out_proj",
         "ln_2": "layer_norm2",
@@ -128,11 +128,11 @@ def rename_text(text_cfg: Mapping[str, Any], layer: str, prefix: str = "") -> tu
         "mlp.c_proj": "mlp.fc2",
     }
     for i in range(text_cfg["layers"]):
-        ours, theirs = f"transformer.resblocks.{i}", f"{prefix}encoder.layers.{i}"
+        source, target = f"transformer.resblocks.{i}", f"{prefix}encoder.layers.{i}"
         block: dict[str, Any] = {}
         for leaf in leaves:
-            block[f"{ours}.attn.in_proj_{leaf}"] = tuple(f"{theirs}.self_attn.{part}_proj.{leaf}" for part in "qkv")
-            block |= {f"{ours}.{old}.{leaf}": f"{theirs}.{new}.{leaf}" for old, new in parts.items()}
+            block[f"{source}.attn.in_proj_{leaf}"] = tuple(f"{target}.self_attn.{x}_proj.{leaf}" for x in "qkv")
+            block |= {f"{source}.{old}.{leaf}": f"{target}.{new}.{leaf}" for old, new in layers.items()}
         if i < used:
             names |= block
         else:

@@ -1,4 +1,4 @@
-"""Tokens exactly as open_clip makes them, for any size of its byte-pair vocabulary, and the same as a tokenizer file.
+"""open_clip's tokens for any size of its byte-pair vocabulary, in Python and as a tokenizer file.
 
 The CLIP tokenizer of transformers differs in four ways that change the text embedding: it does not repair text (ftfy,
 HTML entities), it lower-cases by its own rules, its special tokens are spelled otherwise, and it cannot pad with id 0,
@@ -27,7 +27,7 @@ _BYTES = 256
 
 
 def possible(vocabulary: int) -> bool:
-    """Whether open_clip's vocabulary begins with one of that many tokens: all single bytes, and whole merges."""
+    """Whether the first `vocabulary` tokens of open_clip's vocabulary contain all single bytes and whole merges."""
     return 2 * _BYTES + 2 <= vocabulary <= 49408
 
 
@@ -49,19 +49,19 @@ def tokenizer(vocabulary: int = 49408) -> Any:
         raise GuidedCDError(f"a vocabulary of {vocabulary} tokens is not open_clip's: it has 514 to 49408")
     with gzip.open(default_bpe()) as handle:
         lines = handle.read().decode("utf-8").split("\n")[: merges + 1]
-    with tempfile.NamedTemporaryFile(suffix=".gz") as part:
-        part.write(gzip.compress("\n".join(lines).encode("utf-8")))
-        part.flush()
-        return SimpleTokenizer(part.name)
+    with tempfile.NamedTemporaryFile(suffix=".gz") as vocabulary_file:
+        vocabulary_file.write(gzip.compress("\n".join(lines).encode("utf-8")))
+        vocabulary_file.flush()
+        return SimpleTokenizer(vocabulary_file.name)
 
 
 class ClipTokens(nn.Module):
-    """Captions to open_clip's tokens to the hidden state of a transformers CLIP text model."""
+    """A text encoder: captions to open_clip's tokens to the hidden state of a transformers CLIP text model."""
 
     model: CLIPTextModel
 
     def __init__(self, model: CLIPTextModel) -> None:
-        """Take a `CLIPTextModel` whose vocabulary is open_clip's, or the beginning of it."""
+        """Wrap a `CLIPTextModel` whose vocabulary is open_clip's, or the beginning of it."""
         super().__init__()
         self.model = model
 
@@ -85,7 +85,7 @@ class ClipTokens(nn.Module):
 
 
 def clean(text: str) -> str:
-    """A caption as open_clip sees it: repaired, unescaped, whitespace collapsed, lower case."""
+    """open_clip's normalised caption: repaired, unescaped, whitespace collapsed, lower case."""
     from open_clip.tokenizer import basic_clean, whitespace_clean
 
     return whitespace_clean(basic_clean(text)).lower()
@@ -97,7 +97,7 @@ def write_tokenizer(folder: Path, vocabulary: int, length: int) -> None:
     Two tokens share id 0: "!" of the vocabulary, and a special token for padding, so that neither disturbs the other.
 
     Args:
-        folder: Made if need be.
+        folder: Created if it is missing.
         vocabulary: Number of tokens.
         length: Context length.
     """

@@ -1,6 +1,6 @@
-"""Opens checkpoint files without running what is in them and without reading them whole.
+"""Reading checkpoint files without running code from them and without loading them whole.
 
-Safetensors and PyTorch zip files are mapped: a tensor costs memory when it is copied out, not before.
+Safetensors and PyTorch zip files are memory-mapped: a tensor takes memory only when it is copied.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch import Tensor
 from guidedcd.errors import GuidedCDError
 
 _PREFIX = len("_forward_module.")
-"""How much DeepSpeed puts before every key; the reference loader drops as many characters, whatever they are."""
+"""The length of DeepSpeed's key prefix; the reference loader drops that many characters of any key."""
 
 
 class View(Mapping):
-    """The keys of a state dict that begin with `prefix`, without it; values are read when asked for."""
+    """The entries of a state dict whose keys begin with `prefix`, without the prefix; values are read on access."""
 
     def __init__(self, state: Mapping[str, Tensor], prefix: str = "", hidden: tuple[str, ...] = ()) -> None:
-        """Look at `state` through `prefix`, hiding the (shortened) keys in `hidden`."""
+        """View `state` through `prefix`, without the (shortened) keys in `hidden`."""
         self._state, self._prefix = state, prefix
         keys = (key[len(prefix) :] for key in state if key.startswith(prefix))
         self._keys = dict.fromkeys(key for key in keys if key not in hidden)
 
     def __getitem__(self, key: str) -> Tensor:
-        """The tensor, read now."""
+        """The tensor, which is read on access."""
         if key not in self._keys:
             raise KeyError(key)
         return self._state[self._prefix + key]
@@ -58,7 +58,7 @@ class SafetensorsState(Mapping):
         self._keys = dict.fromkeys(self._file.keys())
 
     def __getitem__(self, key: str) -> Tensor:
-        """The tensor, read now."""
+        """The tensor, which is read on access."""
         if key not in self._keys:
             raise KeyError(key)
         return self._file.get_tensor(key)
@@ -73,30 +73,30 @@ class SafetensorsState(Mapping):
 
 
 def exists(path: str | Path, what: str, where: str) -> Path:
-    """The path, if there is a file.
+    """Return the path if it is a file.
 
     Args:
-        path: As the user gave it.
-        what: What it should be, e.g. "VideoCrafter2's model.ckpt".
-        where: Who publishes it and how to get it.
+        path: The user's path.
+        what: The description of the file, e.g. "VideoCrafter2's model.ckpt".
+        where: A sentence about its publisher and how to get it.
 
     Raises:
-        GuidedCDError: There is nothing, or a folder.
+        GuidedCDError: There is no file, or it is a folder.
     """
-    found = Path(path).expanduser()
-    if found.is_dir():
-        kind = "a diffusers folder: use --teacher unet3d:FOLDER" if (found / "unet").is_dir() else "a folder"
+    file = Path(path).expanduser()
+    if file.is_dir():
+        kind = "a diffusers folder: use --teacher unet3d:FOLDER" if (file / "unet").is_dir() else "a folder"
         raise GuidedCDError(f"{what} must be a file, but {path} is {kind}")
-    if not found.is_file():
+    if not file.is_file():
         raise GuidedCDError(f"{what} is not at {path}: {where}")
-    return found
+    return file
 
 
 def read_object(path: str | Path) -> Any:
-    """What a checkpoint file holds: a mapping of tensors or, from a PyTorch file, any structure of tensors.
+    """The content of a checkpoint file: a mapping of tensors or, from a PyTorch file, any structure of tensors.
 
     Raises:
-        GuidedCDError: The file is truncated, is no checkpoint, or holds code.
+        GuidedCDError: The file is truncated, is no checkpoint, or contains code.
     """
     path = Path(path).expanduser()
     try:
@@ -120,51 +120,51 @@ def read_object(path: str | Path) -> Any:
 
 
 def open_state(path: str | Path) -> Mapping[str, Tensor]:
-    """The state dict in a file: bare, under "state_dict", or under "module" (DeepSpeed), from .ckpt or safetensors.
+    """The state dict of a .ckpt or safetensors file: bare, under "state_dict", or under "module" (DeepSpeed).
 
     Raises:
-        GuidedCDError: The file cannot be read, or holds no state dict.
+        GuidedCDError: The file cannot be read, or contains no state dict.
     """
-    found = read_object(path)
-    if isinstance(found, Mapping) and not isinstance(found, SafetensorsState):
-        if isinstance(found.get("state_dict"), Mapping):
-            found = found["state_dict"]
-        elif isinstance(found.get("module"), Mapping):
-            found = _unwrapped(found["module"])
-    if isinstance(found, list):
+    content = read_object(path)
+    if isinstance(content, Mapping) and not isinstance(content, SafetensorsState):
+        if isinstance(content.get("state_dict"), Mapping):
+            content = content["state_dict"]
+        elif isinstance(content.get("module"), Mapping):
+            content = _unwrapped(content["module"])
+    if isinstance(content, list):
         raise GuidedCDError(
-            f"{path} holds a list of {len(found)} tensors without names, as T2V-Turbo v1's unet_lora.pt does: "
+            f"{path} holds a list of {len(content)} tensors without names, as T2V-Turbo v1's unet_lora.pt does: "
             "use --student FILE together with the base model as --teacher videocrafter2:FILE"
         )
-    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
-        raise GuidedCDError(f"{path} holds {type(found).__name__}, not a state dict of named tensors")
-    stray = next((key for key in found if not _is_tensor(found, key)), None)
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        raise GuidedCDError(f"{path} holds {type(content).__name__}, not a state dict of named tensors")
+    stray = next((key for key in content if not _is_tensor(content, key)), None)
     if stray is not None:
         raise GuidedCDError(f"{path} holds no plain state dict: {stray!r} is not a tensor")
-    return found
+    return content
 
 
-def is_list_of_tensors(found: Any) -> bool:
+def is_list_of_tensors(content: Any) -> bool:
     """Whether a file's content is a list of tensors without names."""
-    return isinstance(found, list) and len(found) > 0 and all(isinstance(value, Tensor) for value in found)
+    return isinstance(content, list) and len(content) > 0 and all(isinstance(value, Tensor) for value in content)
 
 
-def _is_tensor(found: Mapping, key: str) -> bool:
-    return isinstance(found, (SafetensorsState, View)) or isinstance(found[key], Tensor)
+def _is_tensor(content: Mapping, key: str) -> bool:
+    return isinstance(content, (SafetensorsState, View)) or isinstance(content[key], Tensor)
 
 
 def _unwrapped(module: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """DeepSpeed's keys without the name of its wrapper; keys that have none stay as they are."""
+    """DeepSpeed's keys without the name of its wrapper; other keys stay."""
     stripped = {key[_PREFIX:]: value for key, value in module.items()}
-    known = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "init_attn.")
+    usual = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "init_attn.")
     wrapped = all(key.startswith("_forward_module.") for key in module) or (
-        any(key.startswith(known) for key in stripped) and not any(key.startswith(known) for key in module)
+        any(key.startswith(usual) for key in stripped) and not any(key.startswith(usual) for key in module)
     )
     return stripped if wrapped else module
 
 
 def _looks_safe(path: Path) -> bool:
-    """Whether the file begins like safetensors: the length of a JSON header, then the header."""
+    """Whether the file begins as safetensors do: with the length of a JSON header, then the header."""
     with open(path, "rb") as handle:
         head = handle.read(9)
     return len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
@@ -182,7 +182,7 @@ def _torch_object(path: Path) -> Any:
 
 
 def _check_stored(path: Path) -> None:
-    """Refuse a zip file that grows when it is read: PyTorch compresses nothing."""
+    """Refuse a compressed zip file, which may fill the memory; PyTorch writes none."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > entry.compress_size:
@@ -193,7 +193,7 @@ def _check_stored(path: Path) -> None:
 
 
 def _refused(path: Path, text: str) -> str:
-    """Why PyTorch's restricted unpickler stopped: the file holds code, or it ends too early."""
+    """The error message when PyTorch's restricted unpickler stops: the file contains code, or it ends too early."""
     named = re.search(r"GLOBAL ([\w.]+)", text)
     name = named[1] if named else None
     if not zipfile.is_zipfile(path):
@@ -210,7 +210,7 @@ def _refused(path: Path, text: str) -> str:
 
 
 def _first_global(path: Path) -> str | None:
-    """The first name outside torch and collections that a bare pickle would import; it is read, never run.
+    """The first name outside torch and collections that a bare pickle would import; nothing is run.
 
     Raises:
         ValueError: The pickle ends too early.
@@ -222,13 +222,13 @@ def _first_global(path: Path) -> str | None:
             if handle.tell() == size:
                 break
             for opcode, argument, _ in pickletools.genops(handle):
-                found = None
+                name = None
                 if opcode.name == "GLOBAL":
-                    found = str(argument).replace(" ", ".")
+                    name = str(argument).replace(" ", ".")
                 elif opcode.name == "STACK_GLOBAL":
-                    found = ".".join(strings[-2:])
+                    name = ".".join(strings[-2:])
                 elif isinstance(argument, str):
                     strings.append(argument)
-                if found and not found.startswith(("torch.", "collections.")):
-                    return found
+                if name and not name.startswith(("torch.", "collections.")):
+                    return name
     return None

@@ -30,7 +30,7 @@ OMEGA_WIDTH = 256
 def read_student(
     path: str | Path, config: Mapping[str, Any], base: Mapping[str, Tensor] | None = None
 ) -> Mapping[str, Tensor]:
-    """The UNet state dict of a published student, whichever version it is, without prefix.
+    """The UNet state dict of a published student of any version, without prefix.
 
     Args:
         path: `unet_mg.pt`, `unet_no_mg.pt`, `unet_lora.pt` or their tensors as safetensors.
@@ -40,14 +40,14 @@ def read_student(
     Raises:
         GuidedCDError: The file is something else, or a v1 file came without a base.
     """
-    found = read_object(exists(path, "the student", WHERE))
-    if is_list_of_tensors(found):
+    content = read_object(exists(path, "the student", WHERE))
+    if is_list_of_tensors(content):
         if base is None:
             raise GuidedCDError(
                 f"{path} is T2V-Turbo v1's low-rank file, which only changes a base model: "
                 "give that as well, --teacher videocrafter2:model.ckpt"
             )
-        return merge(found, config, base)
+        return merge(content, config, base)
     state = open_state(path)
     for prefix in ("model.diffusion_model.", "unet."):
         if prefix + FPS_KEYS[0] in state:
@@ -74,7 +74,7 @@ class Merged(Mapping):
     """A base state dict with low-rank changes added, one tensor at a time as it is read."""
 
     def __init__(self, base: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Add `up @ down` of each pair in `factors` to the weight of that name, taken as 0 when `base` lacks it."""
+        """Add `up @ down` of each pair in `factors` to the weight of that name, or to 0 if `base` lacks it."""
         self._base, self._factors = base, factors
         self._keys = dict.fromkeys([*base, *factors])
 
@@ -102,7 +102,7 @@ def merge(factors: Sequence[Tensor], config: Mapping[str, Any], base: Mapping[st
     """The base UNet with v1's list added. Merge before a frame rate is folded: the list changes that MLP as well.
 
     The file holds the change of `time_cond_proj` but no file holds what it changes, which the original code draws at
-    random at every start. Here it is zero, so that results repeat, and a warning says so; put the tensor into `base`
+    random at every start. Here it is zero, so that results repeat, with a warning; put the tensor into `base`
     to choose another.
 
     Args:
@@ -143,14 +143,14 @@ def _width(config: Mapping[str, Any]) -> int:
 
 
 def factorise(delta: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """The best factors of rank at most `rank`, by singular values split evenly.
+    """The best factors of rank at most `rank`, by singular value decomposition with evenly split singular values.
 
     Args:
         delta: A weight's change, (out, in, ...).
-        rank: Clamped to what the matrix can have.
+        rank: Clamped to the rank of the matrix.
 
     Returns:
-        up (out, r), down (r, in, ...) and the squared error of what they leave out.
+        up (out, r), down (r, in, ...) and the squared error of their product.
     """
     matrix = delta.flatten(1).float()
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
@@ -162,7 +162,7 @@ def factorise(delta: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 def lora_list(
     config: Mapping[str, Any], base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], rank: int
 ) -> tuple[list[Tensor], float]:
-    """v1's list for a UNet that was tuned without low-rank factors, and what the rank loses.
+    """v1's list for a UNet that was trained without low-rank factors, and the relative error of the factors.
 
     Args:
         config: lvdm's constructor arguments of the base.
@@ -171,8 +171,8 @@ def lora_list(
         rank: Of the factors.
 
     Returns:
-        The list, and the norm of what is left out relative to the norm of all changes; that includes changes of biases
-        and norms, which the format cannot hold.
+        The list, and the norm of the lost changes relative to the norm of all changes. Changes of biases and norms are
+        always lost, because the format does not contain them.
     """
     names = targets(config, base)
     pairs: list[Tensor] = []

@@ -17,20 +17,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from guidedcd.models.checkpoints.architecture import check_fps
-from guidedcd.models.checkpoints.loading import assign, place, skeleton
+from guidedcd.models.checkpoints.loading import assign, fill_renamed, skeleton
 from guidedcd.models.checkpoints.lvdm_unet import FPS_KEYS, rename_unet, unet_arguments, unet_config
 from guidedcd.models.checkpoints.reading import View
 from guidedcd.models.guidance_inputs import FpsEmbedding, GuidanceProjection
 
 
 def with_extras(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The UNet's arguments, with the conditioning inputs that the checkpoint really has."""
-    found = unet_config(config)
-    found["fps_cond"] = FPS_KEYS[0] in state
+    """The UNet's arguments, with the conditioning inputs that the checkpoint contains."""
+    arguments = unet_config(config)
+    arguments["fps_cond"] = FPS_KEYS[0] in state
     for name in ("time_cond_proj", "motion_cond_proj"):
         key = f"{name}.weight"
-        found[f"{name}_dim"] = state[key].shape[1] if key in state else None
-    return found
+        arguments[f"{name}_dim"] = state[key].shape[1] if key in state else None
+    return arguments
 
 
 def fps_vector(state: Mapping[str, Tensor], fps: int) -> Tensor:
@@ -53,7 +53,7 @@ def load_unet(
 ) -> UNet3DConditionModel:
     """A stock UNet with the weights of an lvdm state dict (keys without prefix), in eval mode.
 
-    Which of the conditioning inputs exist is read from the keys: `time_embedding.cond_proj` is a `GuidanceProjection`
+    The keys define the conditioning inputs: `time_embedding.cond_proj` is a `GuidanceProjection`
     when the state has `time_cond_proj`.
 
     Args:
@@ -87,7 +87,7 @@ def load_unet(
     folded = fps if config["fps_cond"] else None
     mlp = {} if folded is None else {key: state[key] for key in FPS_KEYS}
     remaining = state if folded is None else View(state, hidden=tuple(mlp))
-    place(
+    fill_renamed(
         unet,
         {key: name for key, name in rename.items() if key not in mlp},
         remaining,
@@ -120,7 +120,7 @@ def lvdm_state(
         config: lvdm's constructor arguments; the conditioning inputs are those of `unet`.
         unet: A network as `load_unet` gives it, trained or not.
         fps: Frame rate that was folded into the weights; None when the MLP is a module of `unet`.
-        fps_weights: The frame-rate MLP that was folded (keys `FPS_KEYS`): its constant is taken out again. Without
+        fps_weights: The frame-rate MLP that was folded (keys `FPS_KEYS`): its constant is subtracted again. Without
             it the exported MLP is zero and the constant stays in the time embedding, which is the same for this `fps`
             and, unlike the original, for every other.
     """

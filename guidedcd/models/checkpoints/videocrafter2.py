@@ -14,7 +14,7 @@ from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.checkpoints.architecture import Architecture
 from guidedcd.models.checkpoints.detection import wrong_keys
-from guidedcd.models.checkpoints.loading import place, skeleton
+from guidedcd.models.checkpoints.loading import fill_renamed, skeleton
 from guidedcd.models.checkpoints.lvdm_unet import FPS_KEYS, PUBLISHED, rename_unet, unet_arguments, unet_config
 from guidedcd.models.checkpoints.lvdm_vae_text import rename_text, rename_vae, text_arguments, vae_arguments
 from guidedcd.models.checkpoints.reading import View, exists, open_state
@@ -37,7 +37,7 @@ __all__ = [
     "with_extras",
 ]
 
-PARTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model.model."}
+PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model.model."}
 """Key prefixes of the three networks."""
 
 BUFFERS = frozenset(
@@ -66,7 +66,7 @@ def load_vae(
 ) -> AutoencoderKL:
     """A stock autoencoder with the weights of a latent-diffusion one (keys without prefix), in eval mode."""
     vae = skeleton(lambda: AutoencoderKL(**vae_arguments(arch.ddconfig, arch.embed_dim, arch.scale)))
-    place(
+    fill_renamed(
         vae, rename_vae(arch.ddconfig), state, what="videocrafter2 autoencoder", dtype=dtype, device=device, copy=copy
     )
     return vae.eval()
@@ -92,13 +92,13 @@ def load_text(
     rename, unused = rename_text(arch.text, arch.layer, prefix)
     unused = [*unused, "attn_mask"]
     what = "videocrafter2 text tower"
-    place(model, rename, state, what=what, unused=unused, dtype=dtype, device=device, copy=copy)
+    fill_renamed(model, rename, state, what=what, unused=unused, dtype=dtype, device=device, copy=copy)
     return model.eval()
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class VideoCrafter2:
-    """The parts of a checkpoint."""
+    """The networks and the schedule of a checkpoint."""
 
     arch: Architecture
     unet: UNet3DConditionModel
@@ -122,9 +122,9 @@ def load(
     Args:
         path: The file, as published or as safetensors with the same keys.
         fps: Frame rate to fold in; None keeps it an input, see `load_unet`.
-        arch: What it was built with; None is VideoCrafter2 as published.
+        arch: The architecture; None is VideoCrafter2 as published.
         dtype: Of all parameters.
-        device: Where they are put.
+        device: Of all parameters.
         student: Another state dict for the UNet (keys without prefix) to load in place of the file's own.
 
     Raises:
@@ -144,11 +144,11 @@ def split(state: Mapping[str, Tensor]) -> dict[str, View]:
     """The three networks of a whole checkpoint.
 
     Raises:
-        GuidedCDError: A part is missing, or there are keys that belong to none.
+        GuidedCDError: A network is missing, or there are keys that belong to none.
     """
-    views = {part: View(state, prefix) for part, prefix in PARTS.items()}
-    missing = [prefix + "*" for part, prefix in PARTS.items() if not views[part]]
-    stray = [key for key in state if key not in BUFFERS and not key.startswith(tuple(PARTS.values()))]
+    views = {name: View(state, prefix) for name, prefix in PREFIXES.items()}
+    missing = [prefix + "*" for name, prefix in PREFIXES.items() if not views[name]]
+    stray = [key for key in state if key not in BUFFERS and not key.startswith(tuple(PREFIXES.values()))]
     if missing or stray:
         raise GuidedCDError(wrong_keys("videocrafter2", missing, stray, state))
     return views
@@ -156,13 +156,14 @@ def split(state: Mapping[str, Tensor]) -> dict[str, View]:
 
 def schedule(arch: Architecture, state: Mapping[str, Tensor]) -> NoiseSchedule:
     """The noise schedule of the architecture, checked against the table in the file if there is one."""
-    made = NoiseSchedule.scaled_linear(arch.timesteps, arch.beta_start, arch.beta_end)
+    noise_schedule = NoiseSchedule.scaled_linear(arch.timesteps, arch.beta_start, arch.beta_end)
     if "alphas_cumprod" in state:
         stored = state["alphas_cumprod"].float()
-        if stored.shape != made.alphas_cumprod.shape or not torch.allclose(stored, made.alphas_cumprod, atol=1e-3):
+        expected = noise_schedule.alphas_cumprod
+        if stored.shape != expected.shape or not torch.allclose(stored, expected, atol=1e-3):
             raise GuidedCDError(
                 "videocrafter2: the file's alphas_cumprod is not the schedule of the architecture "
                 f"(linear_start {arch.beta_start}, linear_end {arch.beta_end}, {arch.timesteps} timesteps); "
                 "give the architecture that the file was made with (--arch config.json)"
             )
-    return made
+    return noise_schedule

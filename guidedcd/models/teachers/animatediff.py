@@ -18,7 +18,7 @@ from guidedcd.models.teachers.unet3d import ClipText
 
 
 class AnimateDiffTeacher(LatentTeacher):
-    """A `LatentTeacher` whose network wants the text once per frame; `UNet3DConditionModel` repeats it itself."""
+    """A `LatentTeacher` whose network takes the text once per frame, which `UNet3DConditionModel` repeats itself."""
 
     def prompt(self, cond: Cond, frames: int) -> Tensor:
         """The prompt embeddings (B * F, L, D), the frames of a video together."""
@@ -41,16 +41,16 @@ def load_animatediff(
     Args:
         path: Folder or hub id with unet/, vae/, text_encoder/, tokenizer/ and scheduler/.
         adapter: Folder or hub id of a `MotionAdapter`; None takes motion_adapter/ or the motion UNet of `path`.
-        frames: Frames per video, at most what the adapter's positions reach.
+        frames: Frames per video, at most the number of the adapter's positions.
         height: Pixels, a multiple of the VAE's compression.
         width: Pixels, likewise.
         fps: Frames per second of the videos it makes; the network has no such input.
-        betas: How the noise levels are spaced: "linear" as the published adapters were trained, "folder" as the
-            folder's scheduler says, or "auto": the folder's for an AnimateDiff pipeline, linear for a separate adapter.
+        betas: The noise schedule: "linear" as for the published adapters, "folder" for the folder's scheduler, or
+            "auto": the folder's for an AnimateDiff pipeline, linear for a separate adapter.
         dtype: Of all weights.
 
     Raises:
-        GuidedCDError: Something cannot be read, or the size cannot be taken.
+        GuidedCDError: A file cannot be read, or the size is not supported.
     """
     if not str(path):
         raise GuidedCDError("animatediff needs a model: --teacher animatediff:FOLDER, a folder or hub id")
@@ -83,19 +83,19 @@ def _read(
     """(motion UNet, VAE, text encoder, tokenizer, scheduler) of `load_animatediff`'s folders.
 
     Raises:
-        GuidedCDError: Something cannot be read.
+        GuidedCDError: A file cannot be read.
     """
     from diffusers import AutoencoderKL, DDIMScheduler, MotionAdapter, UNet2DConditionModel, UNetMotionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
     absent = hub.missing(path) or (hub.missing(adapter) if adapter else "")
-    kept = {"use_safetensors": True, "torch_dtype": dtype}
+    options = {"use_safetensors": True, "torch_dtype": dtype}
     try:
         separate = adapter is not None
         if not separate and Path(path, "motion_adapter").is_dir():
-            motion = MotionAdapter.from_pretrained(path, subfolder="motion_adapter", **kept)
+            motion = MotionAdapter.from_pretrained(path, subfolder="motion_adapter", **options)
         else:
-            motion = MotionAdapter.from_pretrained(adapter, **kept) if separate else None
+            motion = MotionAdapter.from_pretrained(adapter, **options) if separate else None
         whole = UNetMotionModel.load_config(path, subfolder="unet").get("_class_name") == "UNetMotionModel"
         if motion is None and not whole:
             raise GuidedCDError(
@@ -103,14 +103,14 @@ def _read(
                 "for example guoyww/animatediff-motion-adapter-v1-5-2"
             )
         if whole:
-            unet = UNetMotionModel.from_pretrained(path, subfolder="unet", **kept)
+            unet = UNetMotionModel.from_pretrained(path, subfolder="unet", **options)
             if motion is not None:
                 unet.load_motion_modules(motion)
         else:
-            flat = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **kept)
+            flat = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **options)
             unet = UNetMotionModel.from_unet2d(flat, motion)
-        vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **kept)
-        encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **kept)
+        vae = AutoencoderKL.from_pretrained(path, subfolder="vae", **options)
+        encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **options)
         tokenizer = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer")
         changed = {"beta_schedule": "linear"} if betas == "linear" or (betas == "auto" and separate) else {}
         scheduler = DDIMScheduler.from_pretrained(path, subfolder="scheduler", **changed)

@@ -1,4 +1,4 @@
-"""A teacher made of a denoiser, an autoencoder, a text encoder and a schedule."""
+"""`LatentTeacher`: a teacher of a denoiser, an autoencoder, a text encoder and a schedule."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LatentTeacher(nn.Module):
     """A diffusers video UNet with a per-frame `AutoencoderKL` and any text encoder. Frozen, always in eval mode."""
 
     tails = True
-    """`seen` takes `tail` and `recompute`; of another teacher's the engine asks only what the protocol says."""
+    """`seen` has the arguments `tail` and `recompute`, which the protocol does not require."""
 
     network: UNet3DConditionModel
     vae: AutoencoderKL | None
@@ -40,11 +40,11 @@ class LatentTeacher(nn.Module):
         schedule: NoiseSchedule,
         geometry: Geometry,
     ) -> None:
-        """Put the parts together and freeze them.
+        """Combine the networks and freeze them.
 
         Args:
             network: `UNet3DConditionModel` or a subclass of its interface.
-            vae: `AutoencoderKL`, or None for a teacher that is only ever given latents.
+            vae: `AutoencoderKL`, or None for a teacher that only receives latents.
             text: Captions to conditioning; an `nn.Module` moves with the teacher. None when only latents are used.
             schedule: Noise levels and prediction type.
             geometry: Size of the videos.
@@ -58,12 +58,12 @@ class LatentTeacher(nn.Module):
         super().train(False)
 
     def train(self, mode: bool = True) -> LatentTeacher:
-        """A teacher is never trained: stays in eval mode whatever `mode` says."""
+        """Stay in eval mode for any `mode`, since a teacher is never trained."""
         return super().train(False)
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """The device of the weights."""
         return next(self.network.parameters()).device
 
     @property
@@ -123,7 +123,7 @@ class LatentTeacher(nn.Module):
     def net(
         self, z: Tensor, t: Tensor, cond: Cond, timestep_cond: Tensor | None = None, network: nn.Module | None = None
     ) -> Tensor:
-        """What the denoiser (or `network`) says of `z` (B, C, F, h, w) at `t` (B,), in the dtype of `z`.
+        """The prediction of the denoiser (or `network`) for `z` (B, C, F, h, w) at `t` (B,), like `z`.
 
         Args:
             z: Noisy latents.
@@ -145,7 +145,7 @@ class LatentTeacher(nn.Module):
         return output.to(z.dtype)
 
     def prompt(self, cond: Cond, frames: int) -> Tensor:
-        """The prompt embeddings as the network wants them; families that repeat them per frame override this."""
+        """The prompt embeddings in the network's layout; families that repeat them per frame override this."""
         return cond["prompt_embeds"]
 
     def seen(
@@ -165,11 +165,11 @@ class LatentTeacher(nn.Module):
             z: Noisy latents (B, C, F, h, w).
             t: Training timesteps (B,).
             cond: Conditioning with first dimension B.
-            needs: What to record.
-            captions: Handed on to the energies.
-            tail: What comes after the last record: "whole", "detached" (without gradient), or "none" (it is not
-                computed, and `output` is empty).
-            recompute: Compute the records again for the gradient rather than keep what they came from.
+            needs: Which records to make.
+            captions: Passed to the energies.
+            tail: The rest of the pass after the last record: "whole", "detached" (without gradient), or "none" (it is
+                not computed, and `output` is empty).
+            recompute: Recompute the records for the gradient instead of saving their inputs.
         """
         t = t.expand(z.shape[0])
         output = z.new_empty(0)
@@ -192,13 +192,13 @@ class LatentTeacher(nn.Module):
         """SHA-256 of every weight as loaded, of the network's and VAE's configuration, schedule and geometry."""
         if self._digest is None:
             digest = hashlib.sha256()
-            parts = {"network": self.network, "vae": self.vae, "text": self.text}
-            for name, part in parts.items():
-                if isinstance(part, nn.Module):
-                    config = getattr(part, "config", None)
+            modules = {"network": self.network, "vae": self.vae, "text": self.text}
+            for name, module in modules.items():
+                if isinstance(module, nn.Module):
+                    config = getattr(module, "config", None)
                     config = {k: v for k, v in config.items() if k[0] != "_"} if isinstance(config, Mapping) else {}
                     digest.update(f"{name} {json.dumps(config, sort_keys=True, default=str)}".encode())
-                    for key, value in sorted(part.state_dict().items()):
+                    for key, value in sorted(module.state_dict().items()):
                         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
                         digest.update(_bytes(value))
             digest.update(f"{self.schedule.prediction} {attrs.asdict(self.geometry)}".encode())
@@ -210,7 +210,7 @@ class LatentTeacher(nn.Module):
     @property
     def _autoencoder(self) -> AutoencoderKL:
         if self.vae is None:
-            raise RuntimeError("this teacher has no autoencoder: it is only given latents")
+            raise RuntimeError("this teacher has no autoencoder: it only receives latents")
         return self.vae
 
     @property
@@ -219,5 +219,5 @@ class LatentTeacher(nn.Module):
 
 
 def _bytes(value: Tensor) -> Any:
-    """The tensor's bytes as a buffer, without another copy of it."""
+    """The tensor's bytes as a buffer, without a further copy."""
     return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

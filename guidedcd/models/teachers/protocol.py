@@ -1,4 +1,4 @@
-"""What the engine asks of a teacher, and the base class for UNets on the latents of a per-frame VAE.
+"""The interface of a teacher, which the engine uses.
 
 Legend: B batch, C latent channels, F frames, H/W pixels, h/w latent size, L text tokens, D text width.
 Latents are (B, C, F, h, w), already scaled; pixels are (B, F, 3, H, W), float in [0, 1].
@@ -30,7 +30,7 @@ class Teacher(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """The device of the weights."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -51,10 +51,10 @@ class Teacher(Protocol):
     def net(
         self, z: Tensor, t: Tensor, cond: Cond, timestep_cond: Tensor | None = None, network: nn.Module | None = None
     ) -> Tensor:
-        """What the denoiser (or `network`, a copy of it) says of `z` at `t` (B,), like `z`."""
+        """The prediction of the denoiser (or `network`, a copy of it) for `z` at `t` (B,), like `z`."""
 
     def seen(self, z: Tensor, t: Tensor, cond: Cond, needs: Sequence[str] = (), captions: Sequence[str] = ()) -> Seen:
-        """One forward pass, with the records that energies need; gradient flows where `z` requires it."""
+        """One forward pass, with the records that energies need; differentiable in `z` if it requires a gradient."""
 
     def fingerprint(self) -> str:
         """A hexadecimal digest of weights and configuration."""

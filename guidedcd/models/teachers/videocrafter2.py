@@ -1,4 +1,4 @@
-"""VideoCrafter2 as a teacher: the published file behind the interface of every other teacher."""
+"""VideoCrafter2 as a teacher, from its published file."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from guidedcd.models.teachers.latent import LatentTeacher
 
 
 class VideoCrafter2Teacher(LatentTeacher):
-    """A `LatentTeacher` that remembers what exports need: the architecture and the frame-rate MLP that was folded."""
+    """A `LatentTeacher` with the data that exports need: the architecture and the folded frame-rate MLP."""
 
     base_model = "VideoCrafter/VideoCrafter2"
-    """How the model card of a student names this teacher."""
+    """The teacher's name in the model card of a student."""
 
     def __init__(
-        self, *, arch: Architecture, path: Path | None, fps: int, fps_weights: dict[str, Tensor], **parts: Any
+        self, *, arch: Architecture, path: Path | None, fps: int, fps_weights: dict[str, Tensor], **options: Any
     ) -> None:
-        """Take the parts of a `LatentTeacher` and where they come from."""
-        super().__init__(**parts)
+        """Set the arguments of a `LatentTeacher` and their origin."""
+        super().__init__(**options)
         self.arch, self.path, self.fps, self.fps_weights = arch, path, fps, fps_weights
 
     def base_state(self) -> View:
@@ -51,34 +51,34 @@ def load_videocrafter2(
 
     Args:
         path: The file.
-        arch: What it was built with, or a JSON file that says so; None is VideoCrafter2 as published.
-        fps: Frame rate that the network is told, whole frames per second.
+        arch: The architecture or its JSON file; None is VideoCrafter2 as published.
+        fps: The network's frame-rate input, whole frames per second, 1 to 1000.
         frames: Frames per video.
         height: Pixels, a multiple of 64 for the published network.
         width: Pixels, likewise.
         dtype: Of all weights.
-        device: Where they are put.
+        device: Of all weights.
 
     Raises:
-        GuidedCDError: The file is missing, damaged or something else, or the size or frame rate cannot be taken.
+        GuidedCDError: The file is missing, damaged or something else, or the size or frame rate is not supported.
     """
     if not isinstance(arch, Architecture):
         arch = Architecture.read(arch)
     fps = check_fps(fps)
     arch.check_size(frames, height, width)
-    parts = videocrafter2.load(path, fps=fps, arch=arch, dtype=dtype, device=device)
+    checkpoint = videocrafter2.load(path, fps=fps, arch=arch, dtype=dtype, device=device)
     path = Path(path).expanduser()
     unet = videocrafter2.split(open_state(path))["unet"]
-    kept = {key: unet[key].float().clone() for key in videocrafter2.FPS_KEYS if key in unet}
+    fps_weights = {key: unet[key].float().clone() for key in videocrafter2.FPS_KEYS if key in unet}
     return VideoCrafter2Teacher(
         arch=arch,
         path=path,
         fps=fps,
-        fps_weights=kept,
-        network=parts.unet,
-        vae=parts.vae,
-        text=ClipTokens(parts.text),
-        schedule=parts.schedule,
+        fps_weights=fps_weights,
+        network=checkpoint.unet,
+        vae=checkpoint.vae,
+        text=ClipTokens(checkpoint.text),
+        schedule=checkpoint.schedule,
         geometry=Geometry(
             frames=frames,
             height=height,

@@ -45,7 +45,7 @@ def test_a_low_rank_file_is_merged_as_the_reference_merges_it(shared):
     folder = shared("videocrafter2", "t2v_turbo_v1_lora_tiny")
     io, config = load_file(folder / "io.safetensors"), json.loads((folder / "config.json").read_text())
     stored = load_file(shared("videocrafter2", "vc2_tiny") / "model.safetensors")
-    prefix = vc2.PARTS["unet"]
+    prefix = vc2.PREFIXES["unet"]
     base = {k.removeprefix(prefix): v.float() for k, v in stored.items() if k.startswith(prefix)}
     base[turbo.OMEGA] = io[turbo.OMEGA]
     merged = turbo.read_student(folder / "unet_lora.pt", config, base)

@@ -36,9 +36,9 @@ def manifest(shared, name: str) -> dict[str, list[int]]:
 
 def test_full_size_names_are_the_published_ones_in_their_order(shared):
     """Every key of the published UNet has a name, in the state dict's own order."""
-    keys = [key for key in manifest(shared, "vc2_full") if key.startswith(vc2.PARTS["unet"])]
+    keys = [key for key in manifest(shared, "vc2_full") if key.startswith(vc2.PREFIXES["unet"])]
 
-    assert [vc2.PARTS["unet"] + key for key in vc2.rename_unet(PUBLISHED)] == keys
+    assert [vc2.PREFIXES["unet"] + key for key in vc2.rename_unet(PUBLISHED)] == keys
 
 
 def test_full_size_student_names_are_the_published_ones(shared):
