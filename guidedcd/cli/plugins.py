@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 
 from guidedcd.config.kinds import KINDS
-from guidedcd.config.reflection import docs_of, flag, positional
+from guidedcd.config.reflection import docs_of, flag, limits, positional
 from guidedcd.console import console, print_table
 from guidedcd.errors import GuidedCDError, suggest
 from guidedcd.plugins.registry import Component, Registry
@@ -128,7 +128,11 @@ def _named(name: str, registry: Registry) -> list[Component]:
     components = [component for component in registry.components if component.name == name]
     if not components:
         names = sorted({component.name for component in registry.components})
-        raise GuidedCDError(f"no component named '{name}'.{suggest(name, names)} Known: {', '.join(names) or 'none'}.")
+        broken = ", ".join(failure.plugin for failure in registry.failures)
+        note = f" Not loaded: {broken}. See `guidedcd plugins doctor`." if broken else ""
+        raise GuidedCDError(
+            f"no component named '{name}'.{suggest(name, names)} Known: {', '.join(names) or 'none'}.{note}"
+        )
     return components
 
 
@@ -164,6 +168,8 @@ def _show(component: Component) -> None:
     for field in attrs.fields(component.config):
         default = getattr(component.config(), field.name)
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-        table.add_row(f"  --{key}.{component.name}.{flag(field.name)}", escape(shown), escape(docs.get(field.name, "")))
+        range_ = f" [{limits(field)}]" if limits(field) else ""
+        meaning = docs.get(field.name, "") + range_
+        table.add_row(f"  --{key}.{component.name}.{flag(field.name)}", escape(shown), escape(meaning))
     print_table(table)
     console.print()

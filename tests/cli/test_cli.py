@@ -315,13 +315,16 @@ def test_list_shows_what_loaded_and_what_did_not(command, toys):
 
 
 def test_show_lists_every_option(command, toys):
-    """Where a component comes from, how it is spelled, and its options, inherited ones included."""
+    """The plugin of a component, its flags, and all its options with their limits."""
     out = command("plugins", "show", "shake").out
 
     assert "acme-toys/acme_toys" in out
-    assert "--energies.shake.top" in out and "How many." in out
+    assert "--energies.shake.top" in out and "How many. [>= 1]" in out
+    assert "[one of inversion, single-step, clean]" in out
     assert "--energies.shake.fraction" in out
-    assert "Did you mean 'shake'?" in command("plugins", "show", "shak").err
+    toys("acme-broken", "import no_such_module")
+    error = command("plugins", "show", "shak").err
+    assert "Did you mean 'shake'?" in error and "Not loaded: acme-broken/acme_broken." in error
 
 
 def test_doctor_tells_each_failure_and_fails(command, toys, monkeypatch):
