@@ -84,7 +84,7 @@ def build(registry: Registry, command: str = "", profile: str = DEFAULT_PROFILE)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `guidedcd` and exit: 0 done, 1 something was found wrong, 2 a mistake of the user.
+    """Run `guidedcd` and exit: 0 for success, 1 if a check failed, 2 for a mistake of the user.
 
     130 after Ctrl-C and 143 after SIGTERM, which is handled in the same way.
     """
@@ -95,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     registry = Registry()
     try:
         registry = load_plugins()
+        check_flags(tokens)
         if tokens and tokens[0] in WITH_RUN:
-            check_flags(tokens)
             check_groups(tokens, registry)
         with _plain_warnings():
             sys.exit(build(registry, tokens[0] if tokens else "", _profile(tokens))(tokens))

@@ -1,4 +1,4 @@
-"""`guidedcd data`: what a run would make of its data sets."""
+"""`guidedcd data`: the datasets of a run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from guidedcd.plugins.registry import Registry
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the commands to `app`."""
-    data = App(name="data", help="See what a run would make of its data sets.")
+    data = App(name="data", help="Inspect the datasets of a run.")
     app.command(data)
 
     def inspect(*, flags: Any = None, sample: int = 32, out: Path = Path("data.png")) -> None:
-        """Read a sample of every data set as `train` with the same flags would, and show what was found.
+        """Read a sample of every dataset, as `train` with the same flags does, and show the clips and their captions.
 
         A table: clips, what can be read, captions in each reward's own tokens, and where the routes send them. The
         reason of every clip that cannot be used. A contact sheet of the others, in the size of the teacher's videos.
@@ -26,9 +26,9 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         Parameters
         ----------
         sample
-            Clips to read of each data set, spread over those that the run would use; 0 reads all of them.
+            Clips to read of each dataset, spread over those that the run would use; 0 reads all of them.
         out
-            Where the contact sheet goes, a PNG file.
+            PNG file of the contact sheet.
         """
         run = read_run(flags, registry)
         from guidedcd.data.inspection import inspect_data

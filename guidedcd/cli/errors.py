@@ -21,7 +21,7 @@ SMALLER = {
     "evaluate": "Close what else uses the memory, or use --device cpu.",
     "sample": "Give fewer prompts at once, or use --device cpu.",
 }
-"""What makes a command fit into less memory."""
+"""By command, the settings that need less memory."""
 
 
 CONTINUE = ("train", "preprocess", "sample")
@@ -29,7 +29,7 @@ CONTINUE = ("train", "preprocess", "sample")
 
 
 def explain(error: BaseException, tokens: Sequence[str], registry: Registry) -> int | None:
-    """Print `error` as one line if it is the user's to mend; its exit status, or None for a bug."""
+    """Print `error` as one line if it is the user's mistake; returns its exit status, or None for a bug."""
     command = next((token for token in tokens if not token.startswith("-")), "")
     if isinstance(error, KeyboardInterrupt):
         more = ": the same command continues where this one stopped" if command in CONTINUE else ""
@@ -43,7 +43,7 @@ def explain(error: BaseException, tokens: Sequence[str], registry: Registry) -> 
     elif _is_out_of_memory(error):
         where = " ".join(getattr(error, "__notes__", []))
         _say(f"out of memory{' ' + where if where else ''}. {SMALLER.get(command, 'Use a smaller batch.')}")
-    elif isinstance(error, BrokenPipeError):  # the reader of a pipe has gone; say nothing, also not at exit
+    elif isinstance(error, BrokenPipeError):  # the reader of a pipe has gone; print nothing, also not at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     elif isinstance(error, OSError) and error.errno in _EXPLAINED:
@@ -89,7 +89,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _usage(error: CycloptsError, command: str, registry: Registry) -> str:
-    """What was wrong with the words of the command line."""
+    """The sentence for an error in the words of the command line."""
     text = str(error).strip()
     if isinstance(error, UnusedCliTokensError):
         words = ", ".join(f"'{token}'" for token in error.unused_tokens or ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 from cyclopts import App
@@ -39,6 +40,14 @@ def pages(app: App, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ..
 
 
 def add_examples(app: App) -> None:
-    """Put each command's example at the top of its page of help."""
+    """Put each command's example at the top of its page of help, whose paragraphs are as wide as the terminal."""
     for words, page in pages(app):
         page.help_prologue = f"Example: {EXAMPLES[words]}"
+        if page.default_command is not None:
+            page.help = _paragraphs(inspect.getdoc(page.default_command) or "")
+
+
+def _paragraphs(docstring: str) -> str:
+    """The paragraphs before the parameters, each on one line."""
+    text = docstring.partition("\nParameters\n")[0].strip()
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))

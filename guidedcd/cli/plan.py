@@ -32,27 +32,27 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         """Predict the device-hours, memory and disk that `train` with the same flags takes. Nothing is written.
 
         Operations, bytes moved and bytes alive are counted by running the same code on tensors without memory; no
-        weights are needed for teachers and rewards whose architecture is published. Also says what other settings
-        would save. The evaluation and the reading of videos are not counted.
+        weights are needed for teachers and rewards whose architecture is published. The plan also
+        lists what other settings would save. It leaves out the evaluation and the reading of videos.
 
         Parameters
         ----------
         on
             Plan for this GPU instead of the present device: h200, h100, a100, 4090, ...
         device_tflops
-            Peak 16-bit TFLOP/s of the device, instead of the known figure.
+            Peak 16-bit TFLOP/s of the device, in place of the built-in figure.
         device_memory
-            Memory of the device in GB, likewise.
+            Memory of the device in GB, in place of the built-in figure.
         processes
-            How many devices share the work; as launched by default.
+            How many devices share the work; by default as many as this command was launched on.
         probe
-            Measure a little of the run on the present device, in at most 60 seconds, beside the prediction.
+            Also measure a small part of the run on the present device, in at most 60 seconds.
         cheaper
-            Say what other settings would save; without it the plan comes sooner.
+            List what other settings would save; --no-cheaper is faster.
         json
             Print one JSON object instead of tables.
         store
-            Where the store would go, to see whether it fits.
+            The folder of the store, to check that its disk has room.
         """
         run = read_run(flags, registry, needs_data=probe)
         if on is None:

@@ -18,16 +18,16 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the command to `app`."""
 
     def preprocess(*, flags: Any = None, store: Path | None = None, shard: str | None = None) -> None:
-        """Compute the teacher's predictions and the energies' gradients that `train` with the same flags would need.
+        """Compute the latent store that `train` with the same flags needs: predictions and energy gradients.
 
-        Finished shards are kept: the same command continues where it stopped.
+        Finished shards are kept, and the same command continues after them.
 
         Parameters
         ----------
         store
-            Where; by default runs/stores/FINGERPRINT, where `train` looks for it.
+            The store's folder; by default runs/stores/FINGERPRINT, where `train` looks for it.
         shard
-            I/N, only part I of N, from 0/N: for several machines with one store, or each with its own.
+            I/N computes only part I of N, counted from 0, for several machines with one store or one each.
         """
         chosen = part(shard)
         run = read_run(flags, registry)

@@ -23,7 +23,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         run
             The run's folder.
         out
-            The HTML file; by default report.html in that folder.
+            The HTML file; by default report.html in the run's folder.
         """
         folder = existing(run)
         from guidedcd.console import console

@@ -21,8 +21,8 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Registry
 
 SELECTORS = {
-    "teacher": "The pretrained model, NAME[:VALUE].",
-    "data": "Datasets, NAME[:VALUE]; may be repeated.",
+    "teacher": "The pretrained model as NAME[:VALUE].",
+    "data": "A dataset as NAME[:VALUE]; repeat the flag to mix several.",
     "energies": "Energies that guide the teacher, NAME[,NAME]; `none` for none.",
     "rewards": "Rewards that train the student, NAME[,NAME]; `none` for none.",
     "routes": "Rules that choose each sample's rewards and caption, NAME[,NAME]; `none` for none.",
@@ -63,7 +63,7 @@ def _flag(hint: Any, text: str, default: Any, group: Group) -> Any:
 
 
 def _shown(default: Any) -> Callable[[Any], str] | bool:
-    """What help shows as the default, if anything."""
+    """How help shows a default; False shows none."""
     return False if default in (None, (), [], "") else lambda _: _spelled(default)
 
 
@@ -136,11 +136,11 @@ def run_flags(registry: Registry, profile: str) -> type:
     fields: dict[str, Any] = {}
     main = Group("Run", sort_key=0)
     for name, text in {
-        "profile": f"Where the defaults come from: {', '.join(sorted(profiles()))}. Those shown here are of this one.",
-        "config": "A TOML file, or another run's run.json, with the names of the flags; a flag wins.",
+        "profile": f"Source of the defaults: {', '.join(sorted(profiles()))}. Help shows those of this one.",
+        "config": "A TOML file or the run.json of another run, with keys named as the flags; flags take precedence.",
         "seed": "Seed of everything random.",
-        "device": "Where tensors live: auto, cpu, cuda, cuda:N or mps.",
-        "name": "Part of the run folder's name; the profile's name if not given.",
+        "device": "Device of the networks: auto, cpu, cuda, cuda:N or mps.",
+        "name": "Part of the name of the run's folder; by default the profile's name.",
     }.items():
         default = {"profile": profile, "seed": 0, "device": "auto"}.get(name)
         hint = {"seed": int, "config": Path}.get(name, str)
@@ -218,7 +218,7 @@ def read_run(flags: Any, registry: Registry, *, needs_data: bool = True) -> Run:
 
 
 def _layer(written: Mapping[str, Any]) -> Layer:
-    """What the flags say."""
+    """The layer of the flags."""
     options: dict[str, list[tuple[str, dict[str, Value]]]] = {}
     for key in KINDS:
         for component, given in written.get(f"{key}_options", {}).items():
@@ -245,7 +245,7 @@ def _values(written: Mapping[str, Any], path: str) -> Options:
 
 
 def _given(flags: Any) -> dict[str, Any]:
-    """What was given, nested as the flags are."""
+    """The flags that were given, nested as the class of flags."""
     found = {}
     for field in attrs.fields(type(flags)):
         value = getattr(flags, field.name)

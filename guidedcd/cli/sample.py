@@ -31,7 +31,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     ) -> None:
         """Make videos with a trained student: mp4 files, each with its metadata, and a contact sheet.
 
-        Interrupt it at any time: the same command makes the missing videos.
+        It may be interrupted at any time; the same command makes the missing videos.
 
         Parameters
         ----------
@@ -48,17 +48,17 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         of_student = read_flags(PublishedConfig, published, "a published student")
         if student := of_student.pop("student", None):
             texts = prompts if run is None else (run, *prompts)
-            window = of_student.pop("window", None)
+            fraction = of_student.pop("fraction", None)
             source, teacher = _published(student, of_student, registry)
         elif run is None:
             raise GuidedCDError("no student: give a run's folder, or --student FILE --teacher videocrafter2:FILE.")
         else:
             for name in of_student:
                 raise GuidedCDError(f"--{name} belongs to a published student (--student); a run has its own.")
-            source, teacher, texts, window = trained(Path(run)), None, prompts, None
+            source, teacher, texts, fraction = trained(Path(run)), None, prompts, None
         from guidedcd.inference.generate import generate
 
-        generate(source, list(texts), out=out, device=device, teacher=teacher, window=window, **options)
+        generate(source, list(texts), out=out, device=device, teacher=teacher, fraction=fraction, **options)
 
     sample.__annotations__ |= {
         "out": Path | None,

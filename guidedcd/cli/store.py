@@ -14,12 +14,12 @@ from guidedcd.plugins.registry import Registry
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the commands to `app`."""
-    store = App(name="store", help="Look at latent stores, and check them.")
+    store = App(name="store", help="Show and check latent stores.")
     app.command(store)
 
     @store.command
     def show(folder: Path, /) -> None:
-        """Show what a latent store was made of and what it holds.
+        """Show what a latent store was computed from and what it contains.
 
         Parameters
         ----------
@@ -32,16 +32,16 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
 
     @store.command
     def verify(folder: Path, /, *, samples: Annotated[int, WHOLE] = 2, device: str | None = None) -> None:
-        """Check every shard's checksum, and compute some videos anew with the teacher; exit 2 names a damaged shard.
+        """Check every shard's checksum, and compute some videos again; exits with 2 and names a damaged shard.
 
         Parameters
         ----------
         folder
-            The store, finished or filled in part.
+            The store's folder; the store may be unfinished.
         samples
-            How many videos the teacher sees again, each with all its draws; 0 checks the files only.
+            Videos that are computed again, each with all its draws; 0 checks the files only.
         device
-            auto, cpu, cuda, cuda:N or mps; by default as the run that began the store.
+            auto, cpu, cuda, cuda:N or mps; by default as in the run that began the store.
         """
         if samples < 0:
             raise GuidedCDError(f"--samples must be 0 or more, not {samples}.")

@@ -18,7 +18,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     def train(*, flags: Any = None, out: Path | None = None, store: Path | None = None, new: bool = False) -> None:
         """Distil a teacher: compute the latent store, train the student, evaluate it, write the report.
 
-        Interrupt it at any time: the same command continues where it stopped.
+        It may be interrupted at any time; the same command continues where it stopped.
 
         Parameters
         ----------
@@ -27,7 +27,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         store
             The latent store's folder; by default runs/stores/FINGERPRINT, shared by runs that need the same.
         new
-            Start a new run even if an unfinished one could be continued.
+            Start a new run, even if an unfinished one could be continued.
         """
         run = read_run(flags, registry)
         usable(run.device)

@@ -66,5 +66,5 @@ class Chosen:
         return (registry or load_plugins()).get(self.kind, self.name)
 
     def build(self, registry: Registry | None = None) -> Any:
-        """Import the component and call it with its options; an exception of its own says whose it is."""
+        """Import the component and call it with its options; an exception of its own names the plugin."""
         return self.component(registry).build(self.config)

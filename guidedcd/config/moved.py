@@ -8,6 +8,7 @@ from typing import Any
 from guidedcd.errors import GuidedCDError
 
 MOVED = {
+    "preprocess.window": "preprocess.fraction",
     "train.optimizer": "train.optimizer.name",
     "train.lr": "train.optimizer.lr",
     "train.weight_decay": "train.optimizer.weight_decay",
@@ -29,6 +30,10 @@ MOVED = {
 
 SWITCHES = {"train.gradient_checkpointing": {True: "all", False: "none"}}
 """Of old switches, the value of the new option that each position is."""
+
+
+FLAGS = {("sample", "window"): "fraction"}
+"""By command and old flag, the new flag."""
 
 
 def check_key(path: str, value: Any, source: str) -> None:
@@ -66,6 +71,8 @@ def check_flags(words: Sequence[str]) -> None:
         old, position = written.removeprefix("--").replace("-", "_"), value.lower() not in ("false", "no", "0")
         if ".no_" in old and old.replace(".no_", ".") in SWITCHES:
             old, position = old.replace(".no_", "."), False
+        if (words[0], old) in FLAGS:
+            raise GuidedCDError(f"{written} is now --{FLAGS[words[0], old]}.")
         if old in MOVED:
             setting = f" {SWITCHES[old][position]}" if old in SWITCHES else ""
             raise GuidedCDError(f"{written} is now --{MOVED[old].replace('_', '-')}{setting}.")

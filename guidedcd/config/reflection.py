@@ -1,4 +1,4 @@
-"""What the command line and the docs read of a config class: types, docstrings, limits. No torch."""
+"""Types, docstrings and limits of a config class, for the command line and the docs. No torch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def docs_of(cls: type) -> dict[str, str]:
 
 
 def limits(field: attrs.Attribute) -> str:
-    """What a field accepts, read from attrs' own validators: "one of a, b", ">= 0", or nothing."""
+    """The values that a field accepts, read from attrs' own validators: "one of a, b", ">= 0", or ""."""
     return ", ".join(_limits(field.validator))
 
 

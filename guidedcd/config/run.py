@@ -1,4 +1,4 @@
-"""The run: one frozen object that says everything about a distillation. No torch.
+"""The run: one frozen object with every option of a distillation. No torch.
 
 A flag, a key of a TOML or run.json file and the Python attribute spell the same path:
 `--train.optimizer.lr`, `train.optimizer.lr`, `run.train.optimizer.lr`.
@@ -45,21 +45,21 @@ class Run(Basic):
 
     def __attrs_post_init__(self) -> None:
         for name, config in self.energies.items():
-            if config.fraction > self.preprocess.window:
+            if config.fraction > self.preprocess.fraction:
                 raise GuidedCDError(
-                    f"energies.{name}.fraction is {config.fraction}, but scores are computed only for the noisiest "
-                    f"{self.preprocess.window} of the grid. Set --preprocess.window {config.fraction} or lower it."
+                    f"energies.{name}.fraction is {config.fraction}, but gradients are computed only for the noisiest "
+                    f"{self.preprocess.fraction} of the grid. Set --preprocess.fraction {config.fraction} or lower it."
                 )
             noisiest = self.preprocess.noise_range[1]
             if config.fraction > 0 and noisiest <= 1 - config.fraction:
                 raise GuidedCDError(
                     f"energies.{name}.fraction is {config.fraction}, the noisiest part of the grid, but draws come "
-                    f"from below {noisiest} of it, so that the energy would never act. Raise "
+                    f"from below {noisiest} of it, so the energy would never act. Raise "
                     f"--energies.{name}.fraction or --preprocess.noise-range."
                 )
 
         if self.student.ema is not None and self.train.average is not None:
-            raise GuidedCDError("--student.ema averages the weights already: give --train.average none.")
+            raise GuidedCDError("--student.ema and --train.average both average the weights. Add --train.average none.")
 
     def chosen(self, kind: str) -> tuple[Chosen, ...]:
         """The components of one kind ("energy", "reward", "route", "teacher", "dataset", "metric") with options."""

@@ -58,5 +58,5 @@ class PublishedConfig:
     """JSON or YAML file with the teacher's architecture, for a student of another size."""
     fps: int | None = None
     """Frames per second, an input of the student; by default the teacher's."""
-    window: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
+    fraction: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
     """Noisiest fraction of the timesteps at which the energy's strength is an input of the student; by default 0.5."""

@@ -16,50 +16,53 @@ from guidedcd.plugins.configs import _ascending, _between
 
 @attrs.frozen(kw_only=True)
 class Solver:
-    """The teacher's ODE grid, and how its step is guided."""
+    """The teacher's ODE grid, and how a step on it is guided."""
 
     steps: int = attrs.field(default=50, validator=_between(2, 1000))
-    """Points N of the DDIM grid, t_i = (i + 1) * (1000 // N) - 1; one training pair spans one grid step."""
+    """Points N of the DDIM grid, t_i = (i + 1) * (1000 // N) - 1; a training pair spans one step of it."""
     rule: str = attrs.field(default="official", validator=in_(("official", "eps", "paper-literal")))
-    """Where the energy's gradient enters: the DDIM direction term (official), eps (Eq. 2), z (Eq. 8, literal)."""
+    """Where the energy's gradient is added: to the DDIM direction term (official), to eps (Eq. 2, eps), or to z (Eq. 8,
+    paper-literal)."""
     noise_factor: str = attrs.field(default="official", validator=in_(("official", "sqrt-one-minus")))
-    """sqrt(1 - sqrt(alphas_cumprod)) as in the released code, or sqrt(1 - alphas_cumprod)."""
+    """Its noise factor: sqrt(1 - sqrt(alphas_cumprod)), as in the released code, or sqrt(1 - alphas_cumprod)."""
     omega: tuple[float, float] = attrs.field(default=(5.0, 15.0), validator=_ascending)
-    """Range of the guidance strength omega in c + omega (c - u); diffusers' guidance_scale is omega + 1."""
+    """Range of the guidance strength omega in c + omega (c - u); the guidance_scale of diffusers is omega + 1."""
 
 
 @attrs.frozen(kw_only=True)
 class Preprocess:
-    """The latent store: what is computed once with the frozen teacher."""
+    """The latent store, which is computed once with the frozen teacher."""
 
     videos: int = attrs.field(default=32, validator=ge(1))
-    """How many videos of the mixture are used."""
+    """Number of videos drawn from the mixture of datasets."""
     draws_per_video: int = attrs.field(default=8, validator=ge(1))
     """Noise draws (step index and noise) per video; all share one inversion trajectory."""
     noise_range: tuple[float, float] = attrs.field(default=(0.0, 1.0), validator=is_subrange)
-    """The part of the grid that draws come from, 0 its cleanest and 1 its noisiest end. Where the noisy end is all but
-    pure noise, neither a solver step nor a reward says anything there."""
-    window: float = attrs.field(default=0.5, validator=_between(0, 1))
-    """Scores are computed for this noisiest fraction of the grid; an energy's `fraction` may not exceed it."""
+    """Range of the grid that draws come from: 0 is its cleanest end, 1 its noisiest. Near pure noise, neither a solver
+    step nor a reward carries information about the clip."""
+    fraction: float = attrs.field(default=0.5, validator=_between(0, 1))
+    """Energy gradients are computed for this noisiest fraction of the grid; no energy's `fraction` may exceed it."""
     batch_size: int = attrs.field(default=4, validator=ge(1))
-    """Samples per forward pass with gradient; passes without take twice as many."""
+    """Samples per forward pass with gradient; passes without gradient have twice as many."""
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16")))
-    """Run the network in bfloat16 (for GPUs); latents, tables and the grid's arithmetic stay float32."""
+    """Precision of the network: bf16 for GPUs; latents, tables and the grid's arithmetic stay float32."""
     fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "blocks", "blocks-tuned")))
-    """Faster paths through a 3D UNet: exact layers (auto: on GPUs), also compiled by kind, also tuned (minutes)."""
+    """Faster paths through a 3D UNet: exact layers (auto: on GPUs); blocks: also compiled; blocks-tuned: also tuned,
+    which takes minutes."""
     recompute: str = attrs.field(default="nothing", validator=in_(("nothing", "cheap", "most")))
-    """Activations computed again for scores: cheap takes a third of the memory for a third of a forward pass more."""
+    """Activations that are recomputed for energy gradients: cheap needs a third of the memory and takes a third of a
+    forward pass longer."""
     shard_size: int = attrs.field(default=8, validator=ge(1))
     """Videos per shard; a finished shard is never computed again."""
     max_skipped: float = attrs.field(default=0.1, validator=_between(0, 1))
-    """Stop when more than this share of the clips cannot be read; skipped ones are listed with their reason."""
+    """Stop when more than this fraction of the clips cannot be read; skipped clips are listed with the reason."""
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
-    """How stored predictions and scores are rounded; clean latents stay float32."""
+    """Data type of stored predictions and energy gradients; clean latents stay float32."""
 
 
 @attrs.frozen(kw_only=True)
 class Student:
-    """The network that is trained."""
+    """The network that is trained, and what of it."""
 
     kind: str = attrs.field(default="full", validator=in_(("full", "lora")))
     """Train every weight, or low-rank adapters through peft."""
@@ -68,7 +71,7 @@ class Student:
     dropout: float = attrs.field(default=0.0, validator=_between(0, 0.99))
     """Dropout of the temporal convolutions while training; the official run has 0.1."""
     ema: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
-    """Decay of an averaged target network, saved as the student; none (default): the target is the student itself."""
+    """Decay of an averaged target network, saved as the student; by default the target is the student itself."""
 
 
 @attrs.frozen(kw_only=True)
@@ -161,22 +164,23 @@ class Train:
     accumulate: int = attrs.field(default=1, validator=ge(1))
     """Batches per optimiser step."""
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))
-    """What the networks compute in: bf16 keeps float32 masters in the optimiser; fp16 autocasts and scales the loss."""
+    """Precision of the networks: bf16 keeps float32 masters in the optimiser; fp16 autocasts and scales the loss."""
     fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks", "blocks-tuned")))
-    """Faster paths through a 3D UNet: exact layers (auto: on GPUs); graphs: its passes without gradient, and rewards,
-    are replayed as CUDA graphs as well, for some memory; layers also compiled (blocks), also tuned (minutes)."""
+    """Faster paths through a 3D UNet: exact layers (auto: on GPUs); graphs: passes without gradient, and rewards, are
+    also replayed as CUDA graphs, which need some memory; blocks: layers are also compiled; blocks-tuned: also tuned,
+    which takes minutes."""
     loss: str = attrs.field(default="huber", validator=in_(("huber", "l2")))
     """Distance of the consistency loss: pseudo-Huber or squared."""
     huber_c: float = attrs.field(default=0.001, validator=gt(0))
     """The pseudo-Huber constant."""
     guided_steps: int = attrs.field(default=0, validator=ge(0))
-    """First steps in which the student also learns the teacher's guided prediction; the weight falls from 1 to 0."""
+    """First steps, which also train on the teacher's guided prediction, with a weight falling from 1 to 0."""
     reward_batch: int | None = attrs.field(default=None, validator=optional(ge(1)))
-    """At most this many samples of a batch are decoded for rewards; none means all that are routed."""
+    """At most this many samples of a batch are decoded for rewards; by default all that are routed to one."""
     average: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
-    """Decay of averaged weights, saved as the student; unlike student.ema the target stays the student itself."""
+    """Decay of averaged weights, saved as the student; unlike with student.ema, the target stays the student."""
     tracker: str = attrs.field(default="none", validator=in_(("none", "tensorboard", "wandb")))
-    """Where else the log goes; log.jsonl is always written."""
+    """Tracker that receives the log too; log.jsonl is always written."""
     log_every: int = attrs.field(default=5, validator=ge(1))
     """Steps between lines of the log."""
     optimizer: OptimizerConfig = attrs.field(factory=OptimizerConfig)

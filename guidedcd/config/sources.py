@@ -1,4 +1,4 @@
-"""What one source says about a run: a profile, a config file, or the flags. No torch."""
+"""The options of a run that one source sets: a profile, a config file, or the flags. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from guidedcd.documents import read_json, read_toml
 from guidedcd.errors import GuidedCDError, shown, suggest
 
 ALIASES = {"energy": "energies", "reward": "rewards", "route": "routes", "metric": "metrics", "dataset": "data"}
-"""Other number, same word; accepted everywhere."""
+"""Singular and plural of the same word; both are accepted everywhere."""
 
 Names = list[tuple[str, str | None, str]]
 """Selected components: (name, VALUE or None, where it was written)."""
@@ -27,7 +27,7 @@ Names = list[tuple[str, str | None, str]]
 
 @attrs.frozen
 class Layer:
-    """What one source says: a profile, a file or the flags."""
+    """The options that one source sets: a profile, a file or the flags."""
 
     scalars: dict[str, Value] = attrs.field(factory=dict)
     sections: dict[str, Options] = attrs.field(factory=dict)
@@ -160,5 +160,5 @@ def read_config(path: Path) -> Layer:
     except GuidedCDError as error:
         raise type(error)(f"--config {error}") from None
     if not isinstance(content, dict):
-        raise GuidedCDError(f"--config {path} must hold a table of options.")
+        raise GuidedCDError(f"--config {path} must contain a table of options.")
     return Layer.of_file(content, str(path))

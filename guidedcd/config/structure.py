@@ -1,4 +1,4 @@
-"""Plain values from flags, TOML and JSON into config objects, with errors that say where and what. No torch."""
+"""Plain values from flags, TOML and JSON to config objects, with errors that name place and value. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from guidedcd.errors import GuidedCDError, shown, suggest
 
 @attrs.frozen
 class Value:
-    """Something the user wrote, and where: "--train.steps", or "train.steps in runs/mine.toml"."""
+    """A value that the user wrote, and its place: "--train.steps", or "train.steps in runs/mine.toml"."""
 
     value: Any
     where: str

@@ -40,7 +40,7 @@ def generate(
     out: Path | None = None,
     device: str | None = None,
     teacher: Chosen | None = None,
-    window: float | None = None,
+    fraction: float | None = None,
     **options: Any,
 ) -> list[Path]:
     """Make videos of prompts with a trained student; finished videos are not made again.
@@ -51,7 +51,7 @@ def generate(
         out: Where the videos go; `samples` in the run's folder by default, for a published student in this one.
         device: Where tensors live, by default as in the run.
         teacher: The model that a published student was distilled from; a run names its own.
-        window: Of a published student, see `guidedcd.inference.published.load_published`.
+        fraction: Of a published student, see `guidedcd.inference.published.load_published`.
         **options: The fields of `SampleConfig`. Prompt number i (from 0) starts from seed + i, so that one video can be
             made again alone.
 
@@ -72,7 +72,7 @@ def generate(
         device=device,
         dtype=config.dtype,
         size={name: size for name, size in sizes.items() if size is not None},
-        window=window,
+        fraction=fraction,
     )
     student.accelerate(config.fast)
     chosen = _completed(config, student)
@@ -170,7 +170,7 @@ def _settings(config: _Completed, student: StudentPipeline) -> dict[str, Any]:
     if student.weights.is_file():
         teacher: Any = student.teacher  # of a published student: it has the path of its checkpoint
         settings["base"] = file_digest(teacher.path)[:16]
-        settings["window"] = {name: energy.fraction for name, energy in student.run.energies.items()}
+        settings["fraction"] = {name: energy.fraction for name, energy in student.run.energies.items()}
     return settings
 
 
@@ -248,6 +248,7 @@ def _finished(job: _Job, settings: Mapping[str, Any], gif: bool) -> bool:
     if not (about.is_file() and job.path.is_file()):
         return False
     found = read_json(about, {})
+    found.setdefault("fraction", found.get("window"))  # its name in older files
     for key, value in {"prompt": job.prompt, "seed": job.seed, **settings}.items():
         if found.get(key) != value:
             raise GuidedCDError(

@@ -22,7 +22,7 @@ def load_student(
     device: str | None = None,
     dtype: str = "float32",
     size: Mapping[str, int] | None = None,
-    window: float | None = None,
+    fraction: float | None = None,
 ) -> StudentPipeline:
     """The student of a run, or one that others published, ready to sample.
 
@@ -32,7 +32,7 @@ def load_student(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps"; by default as in the run.
         dtype: "float32", "bfloat16" or "float16".
         size: Other `frames`, `height` or `width` (pixels) than the teacher has.
-        window: Of a published student, the noisiest fraction of the timesteps at which its energy acts.
+        fraction: Of a published student, the noisiest fraction of the timesteps at which its energy acts.
 
     Raises:
         GuidedCDError: There is no student, or its teacher is missing or superfluous.
@@ -50,7 +50,7 @@ def load_student(
     from guidedcd.inference.published import load_published
 
     chosen = _teacher(teacher)
-    return load_published(path, with_options(chosen, size or {}), device=device, dtype=dtype, window=window)
+    return load_published(path, with_options(chosen, size or {}), device=device, dtype=dtype, fraction=fraction)
 
 
 def load_teacher(

@@ -73,7 +73,7 @@ def load_published(
     *,
     device: str | None = None,
     dtype: str = "float32",
-    window: float | None = None,
+    fraction: float | None = None,
 ) -> StudentPipeline:
     """A published student as `StudentPipeline.from_run` gives one of ours; `weights` is the file itself.
 
@@ -82,14 +82,14 @@ def load_published(
         teacher: The component `videocrafter2` with its options.
         device: Where tensors live; by default the best there is.
         dtype: "float32", "bfloat16" or "float16".
-        window: Noisiest fraction of the timesteps at which the student is told its energy's strength; by default half
+        fraction: Noisiest fraction of the timesteps at which the student is told its energy's strength; by default half
             of them, as the released sampler's script has it.
 
     Raises:
         GuidedCDError: A file is missing, damaged or of another model.
     """
-    if window is not None and not 0 <= window <= 1:
-        raise GuidedCDError(f"--window must lie between 0 and 1: {window:g}")
+    if fraction is not None and not 0 <= fraction <= 1:
+        raise GuidedCDError(f"--fraction must lie between 0 and 1: {fraction:g}")
     weights_dtype = dtype_of(dtype)
     path = Path(path).expanduser()
     exists(path, "the student", WHERE)  # before minutes go into the teacher
@@ -98,12 +98,12 @@ def load_published(
         built = teacher.build().to(where, weights_dtype if dtype != "float32" else None)
     with blame_memory("the student"):
         student = load_student(path, built)
-    if window is not None and not student.energies:
-        raise GuidedCDError(f"{path}: this student was trained without energies, so it has no --window.")
+    if fraction is not None and not student.energies:
+        raise GuidedCDError(f"{path}: this student was trained without energies, so it has no --fraction.")
     # Whatever it was trained with, the released sampler lets one choose: any scale is taken.
-    free: dict[str, Any] = {"scale_range": (0.0, math.inf)} | ({} if window is None else {"fraction": window})
+    free: dict[str, Any] = {"scale_range": (0.0, math.inf)} | ({} if fraction is None else {"fraction": fraction})
     energies = {name: load_plugins().get("energy", name).config(**free) for name in student.energies}
-    everywhere = sections.Preprocess(window=1.0)  # nothing is preprocessed here, so every window is possible
+    everywhere = sections.Preprocess(fraction=1.0)  # nothing is preprocessed here, so every fraction is possible
     run = Run(teacher=teacher, data=(), energies=energies, preprocess=everywhere, device=str(where), name=path.stem)
     return StudentPipeline(run=run, teacher=built, student=student, folder=path.parent, weights=path)
 

@@ -124,7 +124,7 @@ def passes(run: Run) -> Passes:
     mapped to the noise range. One inversion, up to the last scored draw, serves all of them.
     """
     steps, draws = run.solver.steps, run.preprocess.draws_per_video
-    first = guided_from(run.preprocess.window, steps) if run.energies else steps
+    first = guided_from(run.preprocess.fraction, steps) if run.energies else steps
     u = (numpy.arange(POINTS) + 0.5) / POINTS
     position = (numpy.arange(draws)[:, None] + u) * steps / draws
     index = draw_index(position, steps, run.preprocess.noise_range)

@@ -31,7 +31,7 @@ def identify(run: Run, teacher: Teacher) -> dict[str, Any]:
             for name, config in run.energies.items()
         },
         "steps": run.solver.steps,
-        "window": settings.window if run.energies else None,
+        "window": settings.fraction if run.energies else None,  # the option's name when the format was made
         "videos": settings.videos,
         "draws_per_video": settings.draws_per_video,
         "noise_range": list(settings.noise_range),

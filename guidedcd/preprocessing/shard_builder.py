@@ -52,7 +52,7 @@ class ShardBuilder:
         self.schedule = teacher.schedule
         self.grid = self.schedule.grid(run.solver.steps)
         self.scores = EnergyGradients(run, teacher)
-        self.first = guided_from(run.preprocess.window, run.solver.steps) if run.energies else run.solver.steps
+        self.first = guided_from(run.preprocess.fraction, run.solver.steps) if run.energies else run.solver.steps
         """The smallest grid index of a scored draw."""
         self.batch_size = run.preprocess.batch_size
         self.rows = ROWS * self.batch_size

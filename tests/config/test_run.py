@@ -246,7 +246,7 @@ WRONG = {
     "device": ({"device": "gpu"}, "device in file1 must be auto, cpu, cuda"),
     "no-value-taken": ({"routes": ["keep:x"]}, "route 'keep' takes no value after ':'"),
     "twice": ({"energy": ["shake", "shake"]}, "energy 'shake' is named twice"),
-    "window": ({"energy": {"shake": {"fraction": 0.9}}}, "Set --preprocess.window 0.9"),
+    "window": ({"energy": {"shake": {"fraction": 0.9}}}, "Set --preprocess.fraction 0.9"),
     "two-teachers": ({"teacher": {"toy": {}, "shapes": {}}}, "teacher"),
     "select": ({"select": {"engines": []}}, "no kind 'engines' to select"),
 }

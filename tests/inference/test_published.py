@@ -120,24 +120,24 @@ def test_our_warnings_are_one_line():
     assert "x.py:1: UserWarning" in theirs and "UserWarning" in warnings.formatwarning("a", UserWarning, "y", 1)
 
 
-def test_strength_and_window_are_free_as_in_the_released_sampler(command, base, student, tmp_path):
-    """Any scale and any window reach the network and the metadata; a negative one, and a window beyond 1, do not."""
-    for scale, window in ((0, 1), (1000, 0.3), (200, 0)):
-        out = tmp_path / f"{scale}-{window}"
-        flags = ("--scale", scale, "--window", window, "--steps", 2, "--out", out)
+def test_strength_and_fraction_are_free_as_in_the_released_sampler(command, base, student, tmp_path):
+    """Any scale and fraction reach the network and the metadata; negative scales and fractions beyond 1 do not."""
+    for scale, fraction in ((0, 1), (1000, 0.3), (200, 0)):
+        out = tmp_path / f"{scale}-{fraction}"
+        flags = ("--scale", scale, "--fraction", fraction, "--steps", 2, "--out", out)
         assert command("--student", student, *base, *flags, "a cat") == (0, "")
         about = json.loads((out / "0000-a-cat.json").read_text())
-        assert (about["scale"], about["window"]) == ({"pta": scale}, {"pta": window})
+        assert (about["scale"], about["fraction"]) == ({"pta": scale}, {"pta": fraction})
 
-    for flags, message in ((("--scale=-1",), "not at -1"), (("--window", 1.5), "--window must be <= 1")):
+    for flags, message in ((("--scale=-1",), "not at -1"), (("--fraction", 1.5), "--fraction must be <= 1")):
         status, said = command("--student", student, *base, *flags, "a cat", "--out", "other")
         assert (status, said.count("\n")) == (2, 1) and message in said
 
 
-def test_a_window_decides_where_the_strength_is_told(student, base, tmp_path):
+def test_the_fraction_decides_where_the_strength_is_told(student, base, tmp_path):
     """0.3 tells it at the timesteps from 700 on, as the released app does."""
     built = teacher(tmp_path / "model.ckpt", tmp_path / "config.json")
-    loaded = load_published(student, built, window=0.3)
+    loaded = load_published(student, built, fraction=0.3)
     told = []
     network = loaded.student.forward
     loaded.student.forward = lambda z, t, cond, omega, lambdas: (

@@ -70,7 +70,7 @@ HOW = [
 @pytest.mark.parametrize(("kind", "how"), HOW, ids=str)
 def test_full_passes_equal_single_ones(toy, kind, how):
     """Shared inversions, early ends, kept maxima, recomputed activations and fast layers change rounding only."""
-    run = make(energy=ENERGIES[kind], solver={"steps": 4}, preprocess={"window": 0.7, "draws_per_video": 2, **how})
+    run = make(energy=ENERGIES[kind], solver={"steps": 4}, preprocess={"fraction": 0.7, "draws_per_video": 2, **how})
     teacher = run.teacher.build()
     some = clips(3, teacher)
     expected = draw_by_draw(run, teacher, some)
