@@ -62,7 +62,7 @@ def write_video(
 ) -> Path:
     """Write one video as mp4 or gif, by the suffix of `path`, and its metadata as JSON beside an mp4.
 
-    An mp4 is H.264 in yuv420p, which every player and browser shows; its colour has half the resolution, so
+    An mp4 is H.264 in yuv420p, which every player and browser supports; its colour has half the resolution, so
     that edges of small videos are sharper when enlarged. Odd sizes are padded by repeating the last row or column, and
     `read_video` removes the padding. The metadata is written last: a video with metadata is complete.
 

@@ -1,4 +1,4 @@
-"""Arms of an evaluation: one way of making videos each, measured on the same prompts and initial noise.
+"""Arms of an evaluation: ways of sampling videos, measured on the same prompts and initial noise.
 
 Legend: P prompts of a split, S seeds.
 """
@@ -21,93 +21,93 @@ from guidedcd.evaluation.bootstrap import over_seeds
 from guidedcd.plugins.registry import Registry, blame
 
 SEED_STEP, SPLIT_STEP = 1_000_000, 100_000
-"""How far apart the seeds of videos lie, between an evaluation's seeds and between its splits."""
+"""Distance between the seeds of videos, for two seeds and for two splits of an evaluation."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Arm:
-    """One way of making videos."""
+    """One way of sampling videos: a student or a teacher with its settings."""
 
     name: str
-    """Stable, e.g. "student" or "teacher-4"."""
+    """Stable identifier, e.g. "student" or "teacher-4"."""
     label: str
-    """For readers, e.g. "teacher, 4 steps"."""
+    """Title in tables, e.g. "teacher, 4 steps"."""
     steps: int
     evaluations: int
     """Network calls per video; a guided teacher needs two per step."""
     omega: float
     solver: str
     make: Callable[[Sequence[str], Sequence[int]], Tensor]
-    """(texts, seeds) to videos (B, F, 3, H, W) in [0, 1]."""
+    """Samples videos (B, F, 3, H, W) in [0, 1] from texts (B) and seeds (B)."""
     scales: Mapping[str, float] = attrs.field(factory=dict)
-    """Strength of the energies, of a student that has some."""
+    """Strength of each of the student's energies, by name."""
 
     def about(self) -> dict[str, Any]:
-        """The settings as JSON."""
-        kept = ("name", "label", "steps", "evaluations", "omega", "solver", "scales")
-        return {key: getattr(self, key) for key in kept}
+        """The settings as JSON values."""
+        names = ("name", "label", "steps", "evaluations", "omega", "solver", "scales")
+        return {key: getattr(self, key) for key in names}
 
 
 @attrs.define(eq=False)
 class ArmScores:
-    """What an arm scored on one split."""
+    """The scores of an arm on one split."""
 
     values: dict[str, list[list[float]]] = attrs.field(factory=dict)
-    """Score by name: (S, P); NaN where it does not apply."""
+    """Scores (S, P) by name; NaN where a score does not apply."""
     seconds: float = 0.0
-    """Sampling and decoding, all videos together."""
+    """Time of sampling and decoding all videos."""
     count: int = 0
-    """Videos."""
-    kept: dict[int, Tensor] = attrs.field(factory=dict)
+    """Number of videos."""
+    videos: dict[int, Tensor] = attrs.field(factory=dict)
     """First-seed videos (F, 3, H, W) of the prompts in `keep`, on the CPU."""
 
     def by_prompt(self) -> dict[str, list[float]]:
-        """Each score's mean over seeds, prompt by prompt (P,)."""
+        """The mean over seeds of each score, for every prompt (P,)."""
         return {name: over_seeds(table) for name, table in self.values.items()}
 
 
 @attrs.frozen(eq=False)
 class Metric:
-    """A built metric with its name; its titles come from optional attributes of the object.
+    """A metric with its name and the optional attributes of its object.
 
-    `titles` and `better` ("higher" or "lower") are dicts by score; `headline` names the score to choose settings by,
-    else one called "all" is that; `applies(prompt)` says whether the metric can judge a prompt's video at all.
+    `titles` and `better` ("higher" or "lower") are mappings by score. `headline` names the score for choosing settings,
+    "all" by default. `applies(prompt)` returns whether the metric can score videos of a prompt.
     """
 
     name: str
     module: Any
-    made: set[str] = attrs.field(factory=set)
-    """The scores that it has given."""
+    names: set[str] = attrs.field(factory=set)
+    """Names of the scores that it has returned."""
 
     def applies(self, prompts: Sequence[Prompt]) -> bool:
-        """Whether it can judge a video of any of these prompts."""
-        judge = getattr(self.module, "applies", None)
-        return judge is None or any(judge(prompt) for prompt in prompts)
+        """Whether it can score videos of any of these prompts."""
+        applies = getattr(self.module, "applies", None)
+        return applies is None or any(applies(prompt) for prompt in prompts)
 
     def scores(self, videos: Tensor, prompts: Sequence[Prompt]) -> dict[str, list[float]]:
         """Every score of every video; an exception names the metric."""
         with blame(f"metric '{self.name}'"):
             scores = self.module(videos, prompts)
-        self.made.update(scores)
+        self.names.update(scores)
         return {key: [float(v) for v in value] for key, value in scores.items()}
 
     def about(self, key: str) -> dict[str, str]:
-        """What a score is."""
+        """Metric, title and direction ("higher", "lower" or "") of a score."""
         titles, better = getattr(self.module, "titles", {}), getattr(self.module, "better", {})
         return {"metric": self.name, "title": titles.get(key, key), "better": better.get(key, "")}
 
 
 def build_metrics(chosen: Mapping[str, Any], registry: Registry, fps: float) -> list[Metric]:
-    """The run's metrics, and after them those that need nothing: `flicker` and `dynamic-degree`.
+    """The run's metrics, followed by `flicker` and `dynamic-degree`, which need no weights.
 
     Args:
-        chosen: Configs by name.
-        registry: Where they come from.
-        fps: Frames per second of the videos; passed to metrics that have such an option and were not chosen.
+        chosen: Configs of the run's metrics by name.
+        registry: The registry of components.
+        fps: Frames per second of the videos, for the option of this name of the two added metrics.
     """
-    offered = registry.of_kind("metric")
+    available = registry.of_kind("metric")
     added: dict[str, Any] = {
-        n: offered[n].config() for n in ("flicker", "dynamic-degree") if n in offered and n not in chosen
+        n: available[n].config() for n in ("flicker", "dynamic-degree") if n in available and n not in chosen
     }
     added = {n: attrs.evolve(c, fps=fps) if hasattr(c, "fps") else c for n, c in added.items()}
     return [Metric(name, Chosen(name, config).build(registry)) for name, config in {**chosen, **added}.items()]
@@ -124,17 +124,17 @@ def measure(
     keep: Sequence[int] = (),
     advance: Callable[..., None] = lambda *_, **__: None,
 ) -> ArmScores:
-    """Make the arm's videos of every prompt and seed, and score them.
+    """Sample the arm's videos of every prompt and seed, and score them.
 
     Args:
-        arm: What makes them.
-        prompts: The split (P,).
-        seeds: Repetitions (S,).
-        metrics: What scores them.
-        split: The split's number: other splits' videos start from other noise.
-        batch: Videos made at once.
-        keep: Prompts whose first-seed videos are kept.
-        advance: Called with the number of videos that are done.
+        arm: The way of sampling.
+        prompts: The prompts of the split (P).
+        seeds: One seed per repetition (S).
+        metrics: The metrics.
+        split: Number of the split; the noise of each split is another one.
+        batch: Videos per batch.
+        keep: Indices of prompts whose videos of the first seed are returned.
+        advance: Called with the number of finished videos.
     """
     scores, metrics = ArmScores(), list(metrics)
     for repetition, seed in enumerate(seeds):
@@ -148,7 +148,7 @@ def measure(
             scores.seconds += now() - began
             videos = videos.cpu()
             if repetition == 0:
-                scores.kept |= {i: videos[i - start] for i in keep if start <= i < start + len(batch_prompts)}
+                scores.videos |= {i: videos[i - start] for i in keep if start <= i < start + len(batch_prompts)}
             for metric in metrics:
                 for key, values in metric.scores(videos, batch_prompts).items():
                     rows.setdefault(key, []).extend(values)
@@ -160,19 +160,19 @@ def measure(
 
 
 def video_seed(seed: int, split: int, number: int) -> int:
-    """The seed of one video: `guidedcd sample --seed` with it makes the student's again."""
+    """The seed of one video, with which `guidedcd sample --seed` samples the student's video again."""
     return seed * SEED_STEP + split * SPLIT_STEP + number
 
 
 def now() -> float:
-    """Seconds, after all work on the GPU is done."""
+    """The time in seconds, after synchronisation with the GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def headline(metrics: Iterable[Metric], keys: Iterable[str]) -> tuple[str, bool] | None:
-    """The score to choose settings by and to summarise, and whether higher is better; None where no metric has one."""
+    """The score for choosing settings and for the summary, and whether higher is better; None where there is none."""
     available = set(keys)
     for metric in metrics:
         key = getattr(metric.module, "headline", "all")
@@ -182,10 +182,10 @@ def headline(metrics: Iterable[Metric], keys: Iterable[str]) -> tuple[str, bool]
 
 
 def best(results: Sequence[ArmScores], key: str, higher: bool) -> int:
-    """The index of the best mean of a score; the first of equals."""
+    """The index of the result with the best mean of a score, the first of equals."""
 
-    def mean(one: ArmScores) -> float:
-        values = [v for v in one.by_prompt()[key] if not math.isnan(v)]
+    def mean(scores: ArmScores) -> float:
+        values = [v for v in scores.by_prompt()[key] if not math.isnan(v)]
         value = sum(values) / len(values) if values else -math.inf
         return value if higher else -value
 

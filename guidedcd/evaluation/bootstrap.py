@@ -1,6 +1,7 @@
 """Means with 95 % intervals by the bootstrap over prompts. No torch.
 
-Legend: P prompts, R resamples. A prompt's seeds are averaged first: they are repetitions, not independent prompts.
+Legend: P prompts. The seeds of a prompt are averaged first, since they are repetitions and no independent prompts.
+Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile intervals).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ LEVEL = 0.95
 
 @attrs.frozen
 class Estimate:
-    """A mean and its interval; `n` prompts went into it. All NaN when there was none."""
+    """The mean of `n` prompts and its interval; all NaN without prompts."""
 
     mean: float
     low: float
@@ -26,20 +27,20 @@ class Estimate:
     n: int
 
     def to_dict(self) -> dict[str, float | int | None]:
-        """As JSON, which has no NaN."""
+        """JSON values, with None in place of NaN."""
         rounded = {k: None if math.isnan(v) else round(v, 6) for k, v in attrs.asdict(self).items() if k != "n"}
         return {**rounded, "n": self.n}
 
     @property
     def certain(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def estimate(values: Sequence[float], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0) -> Estimate:
-    """Mean of `values` (P,) and its percentile bootstrap interval; values that are NaN do not apply and are left out.
+    """Mean of `values` (P,) and its percentile bootstrap interval, without values that are NaN.
 
-    The interval of values that are all the same has no width: with few prompts that is no proof of certainty.
+    The interval of equal values has no width, which with few prompts does not prove certainty.
     """
     defined = np.asarray([v for v in values if not math.isnan(v)], dtype=np.float64)
     if not len(defined):
@@ -53,24 +54,24 @@ def estimate(values: Sequence[float], *, resamples: int = RESAMPLES, level: floa
     return Estimate(float(defined.mean()), float(low), float(high), len(defined))
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float], **options: Any) -> Estimate:
-    """Mean and interval of `ours - theirs`, prompt by prompt; a prompt counts where both are defined.
+def paired(values: Sequence[float], baseline: Sequence[float], **options: Any) -> Estimate:
+    """Mean and interval of the paired differences `values - baseline`, where both are defined.
 
     Args:
-        ours: Values (P,).
-        theirs: Values (P,) of the same prompts in the same order.
-        **options: As of `estimate`.
+        values: One value per prompt (P,).
+        baseline: Values (P,) of the same prompts in the same order.
+        **options: As in `estimate`.
 
     Raises:
-        ValueError: They are not of the same prompts.
+        ValueError: The numbers of values differ.
     """
-    if len(ours) != len(theirs):
-        raise ValueError(f"paired values need the same prompts: {len(ours)} and {len(theirs)}")
-    return estimate([a - b for a, b in zip(ours, theirs, strict=True)], **options)
+    if len(values) != len(baseline):
+        raise ValueError(f"paired values need the same prompts: {len(values)} and {len(baseline)}")
+    return estimate([a - b for a, b in zip(values, baseline, strict=True)], **options)
 
 
 def over_seeds(values: Sequence[Sequence[float]]) -> list[float]:
-    """Each prompt's mean (P,) over the seeds in which it has a value, from `values` (seeds, P)."""
+    """The mean (P,) of each prompt over its defined values, from `values` (S, P)."""
     table = np.asarray(values, dtype=np.float64)
     defined = ~np.isnan(table)
     total = np.where(defined, table, 0).sum(0)

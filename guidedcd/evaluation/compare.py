@@ -1,4 +1,4 @@
-"""Several runs side by side: the same evaluation of each, paired with the first."""
+"""Comparison of several runs: the same evaluation of each, paired with the first."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from guidedcd.files import file_digest
 
 
 def compare(folders: Sequence[str | Path], *, device: str | None = None, **options: Any) -> list[dict[str, Any]]:
-    """Several runs' students in one table, each against the first, paired by prompt and noise.
+    """Print a table of several runs' students with differences from the first, paired by prompt and noise.
 
-    Runs that were evaluated with the same settings already are read, not measured again; a teacher that several share
-    is measured once.
+    Evaluations with the same settings are read from their files. A teacher of several runs is measured once.
 
     Args:
-        folders: Run folders; the first is what the others are compared with.
+        folders: Run folders; the others are compared with the first.
         device: Where tensors live; by default as in each run.
         **options: The fields of `EvaluateConfig`; those that are left out are as in each run.
 
@@ -37,7 +36,7 @@ def compare(folders: Sequence[str | Path], *, device: str | None = None, **optio
     baselines: Baselines = {}
     evaluations = []
     for folder in paths:
-        evaluation = tables.read(folder / "evaluation.json") if (folder / "evaluation.json").is_file() else None
+        evaluation = tables.read_if_there(folder)
         if evaluation is None or not _current(evaluation, folder, options):
             evaluation = evaluate(folder, device=device, baselines=baselines, quiet=True, **options)
         evaluations.append(evaluation)
@@ -47,7 +46,7 @@ def compare(folders: Sequence[str | Path], *, device: str | None = None, **optio
         for key in ("splits", "seeds", "steps"):
             if other.get(key) != first.get(key):
                 raise GuidedCDError(
-                    f"{names[0]} and {name} were evaluated with other {key}, so they cannot be paired. "
+                    f"{names[0]} and {name} were evaluated with different {key}, so they cannot be paired. "
                     "Give --prompts, --seeds and --steps, and both are measured alike."
                 )
     differences = {}
@@ -63,7 +62,7 @@ def compare(folders: Sequence[str | Path], *, device: str | None = None, **optio
 
 
 def _current(evaluation: Mapping[str, Any], folder: Path, options: Mapping[str, Any]) -> bool:
-    """Whether an evaluation is of the run's present student and of these settings."""
+    """Whether an evaluation was made of the run's present student with these settings."""
     student = folder / "student" / "model.safetensors"
     chosen = {key: value for key, value in options.items() if key != "batch"}
     if isinstance(seeds := chosen.get("seeds"), int):
@@ -74,7 +73,7 @@ def _current(evaluation: Mapping[str, Any], folder: Path, options: Mapping[str, 
 
 
 def _distinct(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """The runs' names, or their folders' where several are called the same."""
+    """The names of the runs, or of their folders where several runs have the same name."""
     return list(names) if len(set(names)) == len(names) else [folder.name or str(folder) for folder in folders]
 
 

@@ -1,8 +1,8 @@
-"""Measuring a trained student against its teacher on paired prompts and initial noise: evaluation.json.
+"""Evaluation of a trained student and its teacher on the same prompts and initial noise: evaluation.json.
 
-The few-step teacher is the best of several solvers and guidance strengths, chosen on other prompts than those that are
-measured. A student's step costs one network call, a guided teacher's two, so the teacher is measured both at as many
-steps and at as many calls.
+The few-step teacher is the best of several solvers and guidance strengths, chosen on separate prompts. A step costs a
+student one network call and a guided teacher two, so that the teacher is measured both with the student's number of
+steps and with its number of network calls.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from guidedcd.evaluation.arms import Arm, ArmScores, headline, video_seed
 from guidedcd.evaluation.bootstrap import estimate, paired
 from guidedcd.evaluation.protocol import Baselines, EvaluationProtocol, steps_of
 from guidedcd.files import file_digest, write_json
-from guidedcd.inference.pipeline import StudentPipeline, batch_size, locate, strengths
+from guidedcd.inference.pipeline import StudentPipeline, locate, strengths
 from guidedcd.locks import locked
 from guidedcd.version import __version__
 
@@ -38,16 +38,16 @@ def evaluate(
     quiet: bool = False,
     **options: Any,
 ) -> dict:
-    """Measure a student, print the table, and write `evaluation.json` and `videos/`.
+    """Measure a student, print tables, and write `evaluation.json` and `videos/`.
 
-    They go into the run's folder, those of a checkpoint into `evaluations/step-NNNNNN/` there.
+    The files lie in the run's folder, those of a checkpoint in its folder `evaluations/step-NNNNNN/`.
 
     Args:
-        folder: The run's folder, or a student's or checkpoint's inside it.
-        device: Where tensors live; by default as in the run.
-        baselines: Filled and used, to measure a teacher that several runs share only once.
-        quiet: Do not print the table.
-        **options: The fields of `EvaluateConfig`; those that are left out are as in the run's section `evaluate`.
+        folder: The folder of a run, or of a student or checkpoint in it.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps"; by default as in the run.
+        baselines: Scores of teachers that are read and extended, so that several runs measure a teacher once.
+        quiet: Do not print the tables.
+        **options: The fields of `EvaluateConfig`, by default as in the run's section `evaluate`.
 
     Returns:
         The content of evaluation.json.
@@ -62,15 +62,14 @@ def evaluate(
     config: EvaluateConfig = changed(run.evaluate, **options)
     trained = StudentPipeline.from_run(folder, device=device, dtype=config.dtype)
     trained.accelerate(config.fast)
-    config = changed(config, batch=config.batch or batch_size(trained.teacher))
     protocol = EvaluationProtocol.build(trained, config, {} if baselines is None else baselines)
     scales = strengths(trained, config.scale)
     steps = config.steps
 
     def make(texts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
-        return trained(texts, steps, seeds, omega=config.omega, scale=scales or None, batch=config.batch)
+        return trained(texts, steps, seeds, omega=config.omega, scale=scales or None, batch=protocol.batch)
 
-    ours = Arm(
+    student = Arm(
         name=tables.OURS,
         label=f"student, {steps_of(steps)}",
         steps=steps,
@@ -84,13 +83,13 @@ def evaluate(
         locked(trained.results, "the evaluation in", ".evaluation.lock"),
         progress("evaluate", protocol.work(steps), unit="videos") as advance,
     ):
-        protocol.warm_up(ours)
-        arms = [ours, *(protocol.choose(n, advance) for n in dict.fromkeys((steps, max(1, steps // 2))))]
+        protocol.warm_up(student)
+        arms = [student, *(protocol.choose(n, advance) for n in dict.fromkeys((steps, max(1, steps // 2))))]
         measured = {arm.name: protocol.measure(arm, advance) for arm in arms}
         slow = protocol.teacher(config.teacher_steps, config.omega, "ddim")
-        shown = [*([] if slow.name in measured else [slow]), arms[1], ours]
-        videos = _write_videos(protocol, shown, measured, advance)
-        evaluation = _described(trained, config, protocol, arms, measured)
+        panes = [*([] if slow.name in measured else [slow]), arms[1], student]
+        videos = _write_videos(protocol, panes, measured, advance)
+        evaluation = _to_dict(trained, config, protocol, arms, measured)
         evaluation["videos"] = videos
         evaluation["summary"] = tables.summary(evaluation)
         write_json(trained.results / "evaluation.json", evaluation)
@@ -102,17 +101,17 @@ def evaluate(
     return evaluation
 
 
-def _described(
+def _to_dict(
     trained: StudentPipeline,
     config: EvaluateConfig,
     protocol: EvaluationProtocol,
     arms: Sequence[Arm],
     measured: Mapping[str, dict[str, ArmScores]],
 ) -> dict[str, Any]:
-    """The evaluation as JSON, but for videos and summary."""
-    by_prompt = {name: {split: m.by_prompt() for split, m in parts.items()} for name, parts in measured.items()}
+    """The evaluation as JSON values, without videos and summary."""
+    by_prompt = {name: {split: m.by_prompt() for split, m in splits.items()} for name, splits in measured.items()}
     keys = {key: None for split in by_prompt[arms[0].name].values() for key in split}
-    about = {key: metric.about(key) for metric in protocol.metrics for key in keys if key in metric.made}
+    about = {key: metric.about(key) for metric in protocol.metrics for key in keys if key in metric.names}
     first = headline(protocol.metrics, keys)
     return {
         "guidedcd": __version__,
@@ -131,7 +130,7 @@ def _described(
             "scale": dict(config.scale) if isinstance(config.scale, Mapping) else config.scale,
             "videos": config.videos,
             "dtype": config.dtype,
-            "batch": config.batch,
+            "batch": protocol.batch,
         },
         "splits": {
             name: {"title": prompts.SPLITS.get(name, name), "prompts": [prompt.text for prompt in split]}
@@ -175,22 +174,22 @@ def _row(arm: Arm, measured: Mapping[str, ArmScores], by_prompt: Mapping[str, Ma
 def _write_videos(
     protocol: EvaluationProtocol, arms: Sequence[Arm], measured: Mapping[str, Mapping[str, ArmScores]], advance: Any
 ) -> list[dict[str, Any]]:
-    """The report's videos: of each shown prompt one per arm, all from the same noise."""
+    """Write the videos of the report, one per prompt and arm; those of a prompt start from the same noise."""
     geometry = protocol.trained.teacher.geometry
     enlarge = media.viewing_factor(geometry.height, geometry.width)
-    entries = []
+    entries: list[dict[str, Any]] = []
     for number, (name, split) in enumerate(protocol.splits.items()):
-        indices = protocol.shown[name]
+        indices = protocol.in_report[name]
         numbers = {index: video_seed(protocol.config.each_seed[0], number, index) for index in indices}
         for index in indices:
             entries.append({"prompt": split[index].text, "split": name, "seed": numbers[index], "panes": []})
         for arm in arms:
             if arm.name in measured:
-                videos = measured[arm.name][name].kept
+                videos = measured[arm.name][name].videos
             else:
                 videos = {}
-                for start in range(0, len(indices), protocol.config.batch):
-                    chunk = indices[start : start + protocol.config.batch]
+                for start in range(0, len(indices), protocol.batch):
+                    chunk = indices[start : start + protocol.batch]
                     clips = arm.make([split[p].text for p in chunk], [numbers[p] for p in chunk]).cpu()
                     videos |= dict(zip(chunk, clips, strict=True))
                     advance(len(chunk))

@@ -1,4 +1,4 @@
-"""A teacher's figures from when it was made, for an evaluation's table to show beside its own."""
+"""Figures of a teacher's model card, as further rows of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from guidedcd.models.teachers.protocol import Teacher
 
 
 def rows(teacher: Teacher, keys: Collection[str]) -> list[dict[str, Any]]:
-    """Rows of the model card with the scores among `keys`; they have no intervals, and no pairs.
+    """Rows of the model card with the scores in `keys`, without intervals and paired differences.
 
     Args:
-        teacher: Asked for `card()`, a list of {"label", "steps", "evaluations", "omega", "solver", "scores"}, where
-            scores are numbers by split and name.
+        teacher: May have a method `card()` that returns a list of mappings with "label", "steps", "evaluations",
+            "omega", "solver" and "scores", where scores are numbers by split and name.
         keys: The scores of the evaluation.
     """
     card = getattr(teacher, "card", list)
     card_rows = []
     for row in card():
         scores = {
-            split: {k: {"mean": v, "low": None, "high": None, "n": None} for k, v in some.items() if k in keys}
-            for split, some in row["scores"].items()
+            split: {k: {"mean": v, "low": None, "high": None, "n": None} for k, v in figures.items() if k in keys}
+            for split, figures in row["scores"].items()
         }
         if any(scores.values()):
             common: dict[str, Any] = {"source": "model card", "seconds": None, "scales": {}}

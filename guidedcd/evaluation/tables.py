@@ -1,6 +1,6 @@
-"""An evaluation for readers: tables for the terminal, and one sentence computed from the figures. No torch.
+"""Tables of an evaluation for the terminal, and a summary in sentences. No torch.
 
-The argument `evaluation` is always the content of an evaluation.json, see `guidedcd.evaluation.evaluate`.
+The argument `evaluation` is the content of an evaluation.json, see `guidedcd.evaluation.evaluate`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from guidedcd.console import latency
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError, shortened
 
@@ -19,9 +20,9 @@ Evaluation = Mapping[str, Any]
 OURS = "student"
 """Name of the row that is compared with the others."""
 FEWEST = 10
-"""Of fewer prompts no difference is called certain: their resamples are too much alike."""
+"""A difference over fewer prompts is never certain, since resamples of few prompts are too similar."""
 COLORS = {"good": "green", "bad": "red"}
-"""Of differences that are certain and whose sense is known."""
+"""Colours of differences that are certain and whose better direction is known."""
 LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "title_justify": "left", "title_style": "bold"}
 
 
@@ -62,10 +63,10 @@ FORM = {
 
 
 def read(path: Path) -> dict[str, Any]:
-    """An evaluation.json.
+    """The content of an evaluation.json.
 
     Raises:
-        GuidedCDError: It is missing or damaged.
+        GuidedCDError: The file is missing or damaged.
     """
     evaluation = read_json(path, FORM)
     names = {row["name"] for row in evaluation["rows"]}
@@ -75,23 +76,35 @@ def read(path: Path) -> dict[str, Any]:
     return evaluation
 
 
+def read_if_there(folder: Path) -> dict[str, Any] | None:
+    """The evaluation in a folder, None without one.
+
+    Raises:
+        GuidedCDError: The file is damaged.
+    """
+    path = folder / "evaluation.json"
+    return read(path) if path.is_file() else None
+
+
 def figure(value: float | None) -> str:
     """A score with three digits after the point, or "-" where there is none."""
     return "-" if value is None else f"{value:.3f}"
 
 
-def signed(value: float | None) -> str:
-    """A difference with its sign."""
-    return "-" if value is None else f"{value:+.3f}"
+def signed(value: float | None, digits: int = 3) -> str:
+    """A difference with its sign, e.g. "+0.125", zero without a sign, or "-" without a value."""
+    if value is None:
+        return "-"
+    return f"{value:+.{digits}f}" if round(value, digits) else f"{0:.{digits}f}"
 
 
 def interval(score: Mapping[str, Any] | None, form: Any = figure) -> str:
-    """E.g. "0.812 to 0.943", or nothing where there is no interval."""
+    """The limits of an interval, e.g. "0.812 to 0.943", or "" without one."""
     return "" if not score or score.get("low") is None else f"{form(score['low'])} to {form(score['high'])}"
 
 
 def scores_of(evaluation: Evaluation, split: str) -> list[str]:
-    """The scores that some row has on this split, the headline first."""
+    """Names of the scores of a split, the headline first."""
     keys: dict[str, None] = {}
     for row in evaluation["rows"]:
         for key, score in row["scores"].get(split, {}).items():
@@ -102,42 +115,37 @@ def scores_of(evaluation: Evaluation, split: str) -> list[str]:
 
 
 def title(evaluation: Evaluation, key: str) -> str:
-    """What a score is called."""
+    """The title of a score."""
     return evaluation["metrics"].get(key, {}).get("title", key)
 
 
 def sense(evaluation: Evaluation, key: str) -> str:
-    """ "higher is better", "lower is better", or nothing where that is not known."""
+    """ "higher is better", "lower is better", or "" where the direction is unknown."""
     better = evaluation["metrics"].get(key, {}).get("better", "")
     return f"{better} is better" if better else ""
 
 
 def short_title(evaluation: Evaluation, key: str) -> str:
-    """What a score is called in a narrow column."""
+    """The name of a score for a narrow column, with an arrow in the better direction."""
     arrow = {"higher": " ↑", "lower": " ↓"}.get(evaluation["metrics"].get(key, {}).get("better", ""), "")
     return key.replace("_", " ") + arrow
 
 
 def settings(row: Mapping[str, Any]) -> str:
-    """How a row's videos were made, in a few words."""
-    parts = []
+    """The settings of a row, e.g. "8 network calls, ddim, omega 7.5, 3.2 s per video"."""
+    words = []
     if row.get("evaluations"):
-        parts.append(f"{row['evaluations']} network calls")
+        words.append(f"{row['evaluations']} network calls")
     if row.get("solver"):
-        parts.append(row["solver"])
+        words.append(row["solver"])
     if row.get("omega") is not None:
-        parts.append(f"omega {row['omega']:g}")
-    parts += [f"{name} {value:g}" for name, value in (row.get("scales") or {}).items()]
+        words.append(f"omega {row['omega']:g}")
+    words += [f"{name} {value:g}" for name, value in (row.get("scales") or {}).items()]
     if row.get("seconds") is not None:
-        parts.append(f"{seconds(row['seconds'])} a video")
+        words.append(f"{latency(row['seconds'])} per video")
     if row.get("source", "measured") != "measured":
-        parts.append(row["source"])
-    return ", ".join(parts)
-
-
-def seconds(value: float) -> str:
-    """A duration: "12 ms", "0.34 s", "25 s"."""
-    return f"{value * 1000:.0f} ms" if value < 0.1 else f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
+        words.append(row["source"])
+    return ", ".join(words)
 
 
 def difference(evaluation: Evaluation, against: str, split: str, key: str) -> Mapping[str, Any] | None:
@@ -149,7 +157,7 @@ def difference(evaluation: Evaluation, against: str, split: str, key: str) -> Ma
 
 
 def verdict(evaluation: Evaluation, paired: Mapping[str, Any] | None, key: str) -> str:
-    """ "good" or "bad" where a difference is certain and its direction known, else nothing."""
+    """ "good" or "bad" where a difference is certain and its better direction is known, else ""."""
     better = evaluation["metrics"].get(key, {}).get("better")
     if not paired or paired["low"] is None or not better or paired["n"] < FEWEST:
         return ""
@@ -159,7 +167,7 @@ def verdict(evaluation: Evaluation, paired: Mapping[str, Any] | None, key: str) 
 
 
 def tables(evaluation: Evaluation) -> list[Table]:
-    """One table per split: scores down, ways of making videos across, the paired difference last."""
+    """One table per split: a row per score, a column per arm, and the paired difference in the last column."""
     rows, against = evaluation["rows"], evaluation["against"]
     few = next(row for row in rows if row["name"] == against)
     result: list[Table] = []
@@ -186,44 +194,46 @@ def tables(evaluation: Evaluation) -> list[Table]:
 
 
 def _settings_down(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """How each row's videos were made, one line per setting that some row has."""
+    """The settings of all rows, one line per setting."""
     energies = dict.fromkeys(name for row in rows for name in row.get("scales") or {})
     lines: dict[str, list[str]] = {
         "network calls": [str(row.get("evaluations") or "") for row in rows],
         "solver": [row.get("solver") or "" for row in rows],
         "omega": ["" if row.get("omega") is None else f"{row['omega']:g}" for row in rows],
         **{name: [f"{(row.get('scales') or {}).get(name, '')}" for row in rows] for name in energies},
-        "time a video": ["" if row.get("seconds") is None else seconds(row["seconds"]) for row in rows],
+        "time per video": ["" if row.get("seconds") is None else latency(row["seconds"]) for row in rows],
     }
     return [(name, texts) for name, texts in lines.items() if any(texts)]
 
 
 def _cell(score: Mapping[str, Any] | None, form: Any = figure, sense: str = "") -> str:
-    """A mean above its interval."""
+    """A mean with its interval in the next line."""
     if not score or score["mean"] is None:
         return "-"
     mean = f"[{COLORS[sense]}]{form(score['mean'])}[/]" if sense else form(score["mean"])
-    sign = "+" if form is signed else ""
-    return mean if score["low"] is None else f"{mean}\n[dim]{score['low']:{sign}.2f}..{score['high']:{sign}.2f}[/]"
+    if score["low"] is None:
+        return mean
+    low, high = (signed(score[key], 2) if form is signed else f"{score[key]:.2f}" for key in ("low", "high"))
+    return f"{mean}\n[dim]{low}..{high}[/]"
 
 
 def summary(evaluation: Evaluation) -> str:
-    """The figures of the headline score on the first split, and of motion where no prompt asks for any, in words."""
+    """Sentences about the headline score on the first split, and about motion where no prompt names any."""
     rows = {row["name"]: row for row in evaluation["rows"]}
     ours, few = rows[OURS], rows[evaluation["against"]]
     key, split, still = evaluation.get("headline"), next(iter(evaluation["splits"])), "no-motion"
     if key and ours["scores"][split].get(key, {}).get("mean") is not None:
         sentences = [_against(evaluation, rows, split, key)]
     else:
-        slower = f" and the {_called(few)} {seconds(few['seconds'])}" if few.get("seconds") is not None else ""
-        took = seconds(ours["seconds"]) if ours.get("seconds") is not None else "-"
-        sentences = [f"A video takes the {_called(ours)} {took}{slower}."]
+        slower = f" and the {_called(few)} {latency(few['seconds'])}" if few.get("seconds") is not None else ""
+        took = latency(ours["seconds"]) if ours.get("seconds") is not None else "-"
+        sentences = [f"One video takes the {_called(ours)} {took}{slower}."]
     moves = "speed" if "speed" in ours["scores"].get(still, {}) else "flow_px"
     paired = difference(evaluation, few["name"], still, moves)
     if paired and paired["mean"] is not None:
         student_speed, teacher_speed = (row["scores"][still][moves]["mean"] for row in (ours, few))
         sentences.append(
-            f"Where the prompt names no motion, the student's videos move by {student_speed:.2f} pixels a frame, "
+            f"Where the prompt names no motion, the student's videos move by {student_speed:.2f} pixels per frame, "
             f"the teacher's by {teacher_speed:.2f} ({_in_words(paired, 2)})."
         )
     return " ".join(sentences)
@@ -245,24 +255,24 @@ def _against(evaluation: Evaluation, rows: Mapping[str, Mapping[str, Any]], spli
 
 
 def _called(row: Mapping[str, Any]) -> str:
-    """E.g. "student (4 steps, 4 network calls)"."""
+    """A row in a sentence, e.g. "student (4 steps, 4 network calls)"."""
     who, _, steps = row["label"].partition(", ")
     return f"{who} ({steps}, {row['evaluations']} network calls)"
 
 
 def _in_words(paired: Mapping[str, Any], digits: int = 3) -> str:
-    """A difference in words."""
-    mean, low, high = (f"{paired[key]:+.{digits}f}" for key in ("mean", "low", "high"))
+    """A difference in a sentence."""
+    mean, low, high = (signed(paired[key], digits) for key in ("mean", "low", "high"))
     return f"{mean}, 95 % interval {low} to {high}"
 
 
 def comparison(
     evaluations: Sequence[tuple[str, Evaluation]], differences: Mapping[tuple[str, str, str], Mapping[str, Any]]
 ) -> list[Table]:
-    """Several runs' students side by side, one table per split of the first.
+    """One table per split of the first run, with a column for the student of each run.
 
     Args:
-        evaluations: (run's name, evaluation).
+        evaluations: Pairs of a run's name and its evaluation.
         differences: Each run's student minus the first run's, by (run, split, score).
     """
     first = evaluations[0][1]

@@ -1,10 +1,10 @@
-"""Sampling to files: a trained student's videos of prompts, with their metadata, resumable."""
+"""Sampling to files: videos of a trained student with their metadata; an interrupted call can be continued."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
@@ -25,12 +25,15 @@ from guidedcd.inference.pipeline import StudentPipeline, batch_size, strengths
 from guidedcd.locks import locked
 from guidedcd.version import __version__
 
+if TYPE_CHECKING:
+    from guidedcd.models.teachers.videocrafter2 import VideoCrafter2Teacher
+
 COPY_SEED = 1_000_003
-"""Seeds of a prompt's further videos lie this far apart."""
+"""Distance between the seeds of several videos of one prompt."""
 MOST_VIDEOS = 100_000
-"""Videos of one call."""
+"""Largest number of videos of one call."""
 LARGEST_SIDE = 8192
-"""Pixels of a written video's longer side."""
+"""Largest number of pixels of a side of a written video."""
 
 
 def generate(
@@ -43,17 +46,18 @@ def generate(
     fraction: float | None = None,
     **options: Any,
 ) -> list[Path]:
-    """Make videos of prompts with a trained student; finished videos are not made again.
+    """Sample videos of prompts with a trained student and write them; finished videos are kept.
 
     Args:
-        folder: A run's or a student's folder, or the file of a student that others published.
+        folder: The folder of a run or a student, or the file of a published student.
         prompts: A text, several, or a file (a Path, or "@FILE").
-        out: Where the videos go; `samples` in the run's folder by default, for a published student in this one.
-        device: Where tensors live, by default as in the run.
-        teacher: The model that a published student was distilled from; a run names its own.
-        fraction: Of a published student, see `guidedcd.inference.published.load_published`.
-        **options: The fields of `SampleConfig`. Prompt number i (from 0) starts from seed + i, so that one video can be
-            made again alone.
+        out: The folder for the videos: by default `samples` in the run's folder, for a published student in the
+            current one.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps"; by default as in the run.
+        teacher: The base model of a published student; a run names its own.
+        fraction: For a published student, see `guidedcd.inference.published.load_published`.
+        **options: The fields of `SampleConfig`. Prompt number i (from 0) has the seed `seed` + i, with which its video
+            can be sampled again alone.
 
     Returns:
         The mp4 files, in the order of the prompts, each prompt's videos together.
@@ -75,8 +79,8 @@ def generate(
         fraction=fraction,
     )
     student.accelerate(config.fast)
-    chosen = _completed(config, student)
-    settings = _settings(chosen, student)
+    sampling = _Sampling.build(config, student)
+    settings = sampling.settings(student)
     out = _folder(student) if out is None else Path(out)
     check_writable(out)
     jobs = [
@@ -90,21 +94,21 @@ def generate(
         if len(missing) < len(jobs):
             console.print(f"sample   {len(jobs) - len(missing)} of {len(jobs)} videos are finished already in {out}")
         with progress("sample", len(jobs), start=len(jobs) - len(missing), unit="videos") as advance:
-            for chunk in _chunks(missing, chosen.batch):
-                _write(chunk, student, chosen, settings)
+            for chunk in _chunks(missing, sampling.batch):
+                _write(chunk, student, sampling, settings, gif=config.gif)
                 advance(len(chunk))
-        shown = jobs[:24]
-        sheet = [media.read_video(job.path)[0] for job in shown]
-        media.contact_sheet(out / "contact_sheet.png", sheet, [job.prompt for job in shown])
+        first = jobs[:24]
+        videos = [media.read_video(job.path)[0] for job in first]
+        media.contact_sheet(out / "contact_sheet.png", videos, [job.prompt for job in first])
         console.print(f"sample   {len(jobs)} videos and contact_sheet.png in {out}")
     return [job.path for job in jobs]
 
 
 def _check_seeds(config: SampleConfig, prompts: int) -> None:
-    """Refuse seeds beyond the largest, and more videos than a call makes.
+    """Check the last seed and the number of videos.
 
     Raises:
-        GuidedCDError: One of them.
+        GuidedCDError: One of them is too large.
     """
     last = config.seed + prompts - 1 + COPY_SEED * (config.per_prompt - 1)
     if last != config.seed:
@@ -117,91 +121,95 @@ def _check_seeds(config: SampleConfig, prompts: int) -> None:
 
 
 @attrs.frozen(kw_only=True)
-class _Completed:
-    """Options of a sampling, with those of the run and of the teacher where they were left out."""
+class _Sampling:
+    """The options of one call, completed with those of the run and of the teacher."""
 
     steps: int
     omega: float
     scale: dict[str, float]
-    batch: int
-    enlarge: int
     dtype: str
-    gif: bool
+    batch: int
+    """Videos per forward pass."""
+    enlarge: int
+    """Factor by which pixels are repeated in both directions."""
 
+    @classmethod
+    def build(cls, config: SampleConfig, student: StudentPipeline) -> _Sampling:
+        """Complete the options.
 
-def _completed(config: SampleConfig, student: StudentPipeline) -> _Completed:
-    """The options, with those of the run and of the teacher where they are None.
+        Raises:
+            GuidedCDError: The videos would be too large, or the student was not trained with that scale.
+        """
+        run, geometry = student.run, student.teacher.geometry
+        enlarge = config.enlarge
+        if enlarge is None:
+            enlarge = 1 if config.vbench_names else media.viewing_factor(geometry.height, geometry.width)
+        if enlarge * max(geometry.height, geometry.width) > LARGEST_SIDE:
+            raise GuidedCDError(
+                f"--enlarge {enlarge} results in videos of more than {LARGEST_SIDE} pixels a side. Lower it."
+            )
+        return cls(
+            steps=run.evaluate.steps if config.steps is None else config.steps,
+            omega=run.evaluate.omega if config.omega is None else config.omega,
+            scale=strengths(student, config.scale),
+            dtype=config.dtype,
+            batch=config.batch or batch_size(student.teacher),
+            enlarge=enlarge,
+        )
 
-    Raises:
-        GuidedCDError: The videos would be too large, or the student was not trained with that scale.
-    """
-    run, geometry = student.run, student.teacher.geometry
-    enlarge = config.enlarge
-    if enlarge is None:
-        enlarge = 1 if config.vbench_names else media.viewing_factor(geometry.height, geometry.width)
-    if enlarge * max(geometry.height, geometry.width) > LARGEST_SIDE:
-        raise GuidedCDError(f"--enlarge {enlarge} makes videos of more than {LARGEST_SIDE} pixels a side. Lower it.")
-    return _Completed(
-        steps=run.evaluate.steps if config.steps is None else config.steps,
-        omega=run.evaluate.omega if config.omega is None else config.omega,
-        scale=strengths(student, config.scale),
-        batch=config.batch or batch_size(student.teacher),
-        enlarge=enlarge,
-        dtype=config.dtype,
-        gif=config.gif,
-    )
-
-
-def _settings(config: _Completed, student: StudentPipeline) -> dict[str, Any]:
-    """What a finished video depends on besides its prompt and seed, as its metadata has it."""
-    geometry = student.teacher.geometry
-    settings: dict[str, Any] = {
-        "steps": config.steps,
-        "omega": config.omega,
-        "scale": config.scale,
-        "dtype": config.dtype,
-        "enlarge": config.enlarge,
-        "frames": geometry.frames,
-        "height": geometry.height * config.enlarge,
-        "width": geometry.width * config.enlarge,
-        "fps": geometry.fps,
-        "student": file_digest(student.file)[:16],
-    }
-    if student.weights.is_file():
-        teacher: Any = student.teacher  # of a published student: it has the path of its checkpoint
-        settings["base"] = file_digest(teacher.path)[:16]
-        settings["fraction"] = {name: energy.fraction for name, energy in student.run.energies.items()}
-    return settings
+    def settings(self, student: StudentPipeline) -> dict[str, Any]:
+        """The metadata of every video of the call: all that a video depends on besides its prompt and seed."""
+        geometry = student.teacher.geometry
+        settings: dict[str, Any] = {
+            "steps": self.steps,
+            "omega": self.omega,
+            "scale": self.scale,
+            "dtype": self.dtype,
+            "enlarge": self.enlarge,
+            "frames": geometry.frames,
+            "height": geometry.height * self.enlarge,
+            "width": geometry.width * self.enlarge,
+            "fps": geometry.fps,
+            "student": file_digest(student.file)[:16],
+        }
+        if student.weights.is_file():  # a published student, whose teacher is a VideoCrafter2Teacher
+            base = cast("VideoCrafter2Teacher", student.teacher).path
+            assert base is not None  # a published student is loaded on a teacher with weights
+            settings["base"] = file_digest(base)[:16]
+            settings["fraction"] = {name: energy.fraction for name, energy in student.run.energies.items()}
+        return settings
 
 
 def _folder(student: StudentPipeline) -> Path:
-    """Where videos go by default."""
+    """The default folder for the videos."""
     return Path("samples") if student.weights.is_file() else student.folder / "samples"
 
 
-def _write(jobs: Sequence[_Job], student: StudentPipeline, config: _Completed, settings: Mapping[str, Any]) -> None:
-    """Make the videos of `jobs` in one batch and write them, with their metadata."""
-    about = {"teacher": student.run.teacher.name, "run": student.run.name, "guidedcd": __version__}
+def _write(
+    jobs: Sequence[_Job], student: StudentPipeline, sampling: _Sampling, settings: Mapping[str, Any], *, gif: bool
+) -> None:
+    """Sample the videos of `jobs` in one batch and write them, with their metadata."""
+    origin = {"teacher": student.run.teacher.name, "run": student.run.name, "guidedcd": __version__}
     fps = student.teacher.geometry.fps
-    with blame_memory("sampling", f"It needs less with --batch {max(1, config.batch // 2)}."):
+    with blame_memory("sampling", f"It needs less with --batch {max(1, sampling.batch // 2)}."):
         videos = student(
             [job.prompt for job in jobs],
-            config.steps,
+            sampling.steps,
             [job.seed for job in jobs],
-            omega=config.omega,
-            scale=config.scale or None,
-            batch=config.batch,
+            omega=sampling.omega,
+            scale=sampling.scale or None,
+            batch=sampling.batch,
         )
     for job, video in zip(jobs, videos, strict=True):
-        if config.gif:
-            media.write_video(job.path.with_suffix(".gif"), video, fps=fps, enlarge=config.enlarge)
-        metadata = {"prompt": job.prompt, "seed": job.seed, **settings, **about}
-        media.write_video(job.path, video, fps=fps, enlarge=config.enlarge, metadata=metadata)
+        if gif:
+            media.write_video(job.path.with_suffix(".gif"), video, fps=fps, enlarge=sampling.enlarge)
+        metadata = {"prompt": job.prompt, "seed": job.seed, **settings, **origin}
+        media.write_video(job.path, video, fps=fps, enlarge=sampling.enlarge, metadata=metadata)
 
 
 @attrs.frozen
 class _Job:
-    """One video to make."""
+    """One video: its file, prompt and seed."""
 
     path: Path
     prompt: str
@@ -217,42 +225,42 @@ def _job(out: Path, number: int, copy: int, prompt: str, config: SampleConfig) -
 
 
 def _check_distinct(jobs: Sequence[_Job]) -> None:
-    """Refuse names that two videos share, for one would replace the other.
+    """Check that all videos have different names, which the file system allows.
 
     Raises:
-        GuidedCDError: Two videos have one name, or a name is too long for a file.
+        GuidedCDError: Two videos have the same name, or a name is too long for a file.
     """
     first: dict[str, _Job] = {}
     for job in jobs:
         check_name(media.sidecar(job.path))
-        other = first.setdefault(job.path.name.casefold(), job)  # some file systems see no difference in case
+        other = first.setdefault(job.path.name.casefold(), job)  # some file systems ignore case
         if other is not job:
             prompts = (
-                f"the prompt {shortened(job.prompt)!r} is there twice"
+                f"the prompt {shortened(job.prompt)!r} occurs twice"
                 if other.prompt == job.prompt
-                else f"the prompts {shortened(other.prompt)!r} and {shortened(job.prompt)!r} give the same name"
+                else f"the prompts {shortened(other.prompt)!r} and {shortened(job.prompt)!r} have the same file name"
             )
             raise GuidedCDError(
-                f"--vbench-names names a video by its prompt, and {prompts}. Leave one out; --per-prompt makes several "
-                "videos of each prompt."
+                f"--vbench-names names a video by its prompt, and {prompts}. Leave one out; --per-prompt samples "
+                "several videos of each prompt."
             )
 
 
 def _finished(job: _Job, settings: Mapping[str, Any], gif: bool) -> bool:
-    """Whether the video is there.
+    """Whether the video exists with these settings.
 
     Raises:
         GuidedCDError: A video of other settings has its name.
     """
-    about = media.sidecar(job.path)
-    if not (about.is_file() and job.path.is_file()):
+    sidecar = media.sidecar(job.path)
+    if not (sidecar.is_file() and job.path.is_file()):
         return False
-    found = read_json(about, {})
-    found.setdefault("fraction", found.get("window"))  # its name in older files
+    metadata = read_json(sidecar, {})
+    metadata.setdefault("fraction", metadata.get("window"))  # its name in older files
     for key, value in {"prompt": job.prompt, "seed": job.seed, **settings}.items():
-        if found.get(key) != value:
+        if metadata.get(key) != value:
             raise GuidedCDError(
-                f"{job.path} is there with another {key} ({shortened(found.get(key))} there, {shortened(value)} here). "
+                f"{job.path} exists with another {key} ({shortened(metadata.get(key))}, not {shortened(value)}). "
                 "Choose another --out, or delete it."
             )
     return not gif or job.path.with_suffix(".gif").is_file()

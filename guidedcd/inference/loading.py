@@ -1,4 +1,4 @@
-"""Students and teachers by folder, file or name, ready to sample."""
+"""Loading of students and teachers by folder, file or name."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def load_student(
     size: Mapping[str, int] | None = None,
     fraction: float | None = None,
 ) -> StudentPipeline:
-    """The student of a run, or one that others published, ready to sample.
+    """Load the student of a run or a published student.
 
     Args:
         path: A run's folder, a student's or checkpoint's folder inside it, or the file of a published student.
-        teacher: What a published student was distilled from, such as "videocrafter2:model.ckpt"; a run names its own.
+        teacher: The base model of a published student, such as "videocrafter2:model.ckpt"; a run names its own.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps"; by default as in the run.
         dtype: "float32", "bfloat16" or "float16".
         size: Other `frames`, `height` or `width` (pixels) than the teacher has.
-        fraction: Of a published student, the noisiest fraction of the timesteps at which its energy acts.
+        fraction: Noisiest fraction of the timesteps at which the energy of a published student acts.
 
     Raises:
         GuidedCDError: There is no student, or its teacher is missing or superfluous.
@@ -40,7 +40,7 @@ def load_student(
     path = Path(path).expanduser()
     if path.is_dir():
         if teacher is not None:
-            raise GuidedCDError(f"{path} is a folder of a run, which knows its teacher: leave --teacher out.")
+            raise GuidedCDError(f"{path} is a folder of a run, which names its teacher: leave --teacher out.")
         return StudentPipeline.from_run(path, device=device, dtype=dtype, size=size)
     if teacher is None:
         raise GuidedCDError(
@@ -60,7 +60,7 @@ def load_teacher(
     dtype: str = "float32",
     size: Mapping[str, int] | None = None,
 ) -> TeacherPipeline:
-    """A teacher, ready to sample.
+    """Load a teacher.
 
     Args:
         name: "shapes", or with its weights, such as "videocrafter2:model.ckpt".

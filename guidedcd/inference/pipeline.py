@@ -1,7 +1,7 @@
-"""A trained student with all that its samples depend on, and batches of videos from it and from its teacher.
+"""A trained student with all that its samples depend on, and batches of videos of student and teacher.
 
-Every video has a seed of its own, from which all its noise follows: it does not depend on the batch it is made in, and
-student and teacher start a seed's video from the same noise.
+All noise of a video follows from its seed. A video does not depend on its batch, and student and teacher start a video
+of the same seed from the same noise.
 Legend: B videos of a batch, C latent channels, F frames, H/W pixels, h/w latent size, E energies.
 """
 
@@ -49,13 +49,13 @@ class StudentPipeline:
         return self.weights / "model.safetensors" if self.weights.is_dir() else self.weights
 
     @property
-    def place(self) -> Path:
-        """What to call it in messages: the run's folder, or the file."""
+    def origin(self) -> Path:
+        """The run's folder or the file of a published student, for messages."""
         return self.folder if self.weights.is_dir() else self.weights
 
     @property
     def results(self) -> Path:
-        """Where its evaluation goes, see `results_of`."""
+        """The folder of its evaluation, see `results_of`."""
         return results_of(self.folder, self.weights)
 
     @classmethod
@@ -71,7 +71,7 @@ class StudentPipeline:
 
         Args:
             path: The folder.
-            device: Where tensors live; by default as in the run.
+            device: "auto", "cpu", "cuda", "cuda:N" or "mps"; by default as in the run.
             dtype: "float32", "bfloat16" or "float16".
             size: Other `frames`, `height` or `width` (pixels) than the student was trained with.
 
@@ -85,11 +85,11 @@ class StudentPipeline:
         with blame_memory("the teacher"):
             teacher = with_options(run.teacher, size or {}).build().to(where)
             # Adapters identify their teacher by its fingerprint, which depends on the size of its videos.
-            asked = teacher.geometry
+            geometry = teacher.geometry
             trained_with = {name: getattr(run.teacher.config, name) for name in size or {}}
-            teacher.geometry = attrs.evolve(asked, **trained_with)
+            teacher.geometry = attrs.evolve(geometry, **trained_with)
             student = Student.load(weights, teacher).to(where)
-            teacher.geometry = asked
+            teacher.geometry = geometry
             if stray := sorted(set(student.energies) - set(run.energies)):
                 raise GuidedCDError(
                     f"{weights / 'student.json'} names the energy '{shortened(stray[0])}', which {folder / 'run.json'} "
@@ -119,7 +119,7 @@ class StudentPipeline:
             seeds: One seed per prompt (B); by default 0, 1, 2, ... All noise of a video follows from its seed.
             omega: Guidance strength, which is diffusers' guidance_scale - 1; by default that of the run's evaluation.
             scale: Strength of the student's energies, one number or numbers by name; by default as trained.
-            batch: Videos per forward pass; by default as many as the device surely holds.
+            batch: Videos per forward pass; by default a number that fits into the memory of common devices.
 
         Returns:
             Videos (B, F, 3, H, W), float32 in [0, 1].
@@ -196,14 +196,14 @@ def locate(path: Path) -> tuple[Path, Path]:
         raise GuidedCDError(f"{folder} has no student yet. `guidedcd train --out {folder}` finishes it.")
     if folder is None:
         raise GuidedCDError(
-            f"{path} holds a student, but neither it nor the folders around it have the run.json that names its "
+            f"{path} contains a student, but neither it nor its parent folders contain the run.json that names its "
             "teacher. Copy that file beside student.json."
         )
     return folder, weights
 
 
 def results_of(folder: Path, weights: Path) -> Path:
-    """Where the evaluation of a student goes: into the run's folder, that of a checkpoint into one of its own there."""
+    """The folder of a student's evaluation: the run's folder, for a checkpoint a folder in it."""
     finished = {(folder / "student").resolve(), folder.resolve()}
     return folder if weights.resolve() in finished else folder / "evaluations" / weights.name
 
@@ -215,17 +215,17 @@ def with_options(teacher: Chosen, options: Mapping[str, Any]) -> Chosen:
         GuidedCDError: This teacher has no such option, or the value is out of range.
     """
     config = teacher.config
-    given = {field.name: Value(getattr(config, field.name), "run.json") for field in attrs.fields(type(config))}
-    given |= {name: Value(value, f"--{name}") for name, value in options.items()}
-    return Chosen(teacher.name, structure(type(config), given, f"teacher '{teacher.name}'"))
+    values = {field.name: Value(getattr(config, field.name), "run.json") for field in attrs.fields(type(config))}
+    values |= {name: Value(value, f"--{name}") for name, value in options.items()}
+    return Chosen(teacher.name, structure(type(config), values, f"teacher '{teacher.name}'"))
 
 
 def strengths(trained: StudentPipeline, scale: float | Mapping[str, float] | None = None) -> dict[str, float]:
-    """How strongly each of the student's energies acts, by name.
+    """The strength of each of the student's energies, by name.
 
     Args:
         trained: The student.
-        scale: One number for the only energy, or numbers by name; None takes what it was trained with. The number is
+        scale: One number for the only energy, or numbers by name; None is as in training. The number is
             the `scale` of the energy, or its `relative` where the run has that.
 
     Raises:
@@ -233,47 +233,47 @@ def strengths(trained: StudentPipeline, scale: float | Mapping[str, float] | Non
     """
     energies = trained.run.energies
     names = trained.student.energies
-    wanted: Mapping[str, float] = {}
+    scales: Mapping[str, float] = {}
     if scale is not None:
         if not names:
-            raise GuidedCDError(f"{trained.place}: this student was trained without energies, so it has no scale.")
+            raise GuidedCDError(f"{trained.origin}: this student was trained without energies, so it has no scale.")
         if not isinstance(scale, Mapping) and len(names) > 1:
             options = " ".join(f"{name}=..." for name in names)
-            raise GuidedCDError(f"{trained.place}: this student has {len(names)} energies; give --scale {options}")
-        wanted = scale if isinstance(scale, Mapping) else {names[0]: scale}
-        if unknown := sorted(set(wanted) - set(names)):
+            raise GuidedCDError(f"{trained.origin}: this student has {len(names)} energies; give --scale {options}")
+        scales = scale if isinstance(scale, Mapping) else {names[0]: scale}
+        if unknown := sorted(set(scales) - set(names)):
             raise GuidedCDError(
-                f"{trained.place}: no energy '{unknown[0]}' in this student. It has {', '.join(names)}."
+                f"{trained.origin}: no energy '{unknown[0]}' in this student. It has {', '.join(names)}."
             )
-    return {name: _strength(name, energies[name], wanted.get(name), trained.place) for name in names}
+    return {name: _strength(name, energies[name], scales.get(name), trained.origin) for name in names}
 
 
-def _strength(name: str, config: EnergyConfig, wanted: float | None, place: Path) -> float:
+def _strength(name: str, config: EnergyConfig, scale: float | None, origin: Path) -> float:
     trained = config.scale if config.relative is None else config.relative
     if config.scale_range is None:
-        if wanted not in (None, 0, trained):
+        if scale not in (None, 0, trained):
             raise GuidedCDError(
-                f"{place}: this student knows {name} off (0) and at {trained:g} only, not at {wanted:g}. "
+                f"{origin}: this student was trained with {name} at {trained:g} and without it (0), not at {scale:g}. "
                 f"A student trained with --energies.{name}.scale-range LOW,HIGH has a slider."
             )
-        return trained if wanted is None else float(wanted)
+        return trained if scale is None else float(scale)
     low, high = config.scale_range
-    if wanted is not None and wanted != 0 and not low <= wanted <= high:
+    if scale is not None and scale != 0 and not low <= scale <= high:
         raise GuidedCDError(
-            f"{place}: this student was trained with {name} from {low:g} to {high:g} (or 0), not at {wanted:g}."
+            f"{origin}: this student was trained with {name} from {low:g} to {high:g} (or 0), not at {scale:g}."
         )
-    return min(max(trained, low), high) if wanted is None else float(wanted)
+    return min(max(trained, low), high) if scale is None else float(scale)
 
 
 def batch_size(teacher: Teacher) -> int:
-    """Videos per batch that a laptop's memory, or a GPU's, surely holds."""
-    room = 2**16 if teacher.device.type == "cpu" else 2**19
+    """A number of videos per batch that fits into the memory of a laptop, or of a small GPU."""
+    largest = 2**16 if teacher.device.type == "cpu" else 2**19
     channels, frames, height, width = teacher.geometry.latent_shape
-    return max(1, min(128, room // (channels * frames * height * width)))
+    return max(1, min(128, largest // (channels * frames * height * width)))
 
 
 def initial(teacher: Teacher, seeds: Sequence[int], draw: int = 0) -> Tensor:
-    """Noise (B, C, F, h, w) of videos by their seeds; draw 0 is where sampling starts, draw i is step i's."""
+    """Noise (B, C, F, h, w) of videos by their seeds; draw 0 is the initial noise, draw i that of step i."""
     shape = teacher.geometry.latent_shape
     return torch.stack([noise(seed, draw, shape, Stream.SAMPLING) for seed in seeds]).to(teacher.device)
 

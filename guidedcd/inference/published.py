@@ -1,4 +1,4 @@
-"""Students that others published, ready to sample: T2V-Turbo v1 and v2 on VideoCrafter2.
+"""Published students: T2V-Turbo v1 and v2 on VideoCrafter2.
 
 Their energy input is called `pta`, as in this package: the official lambda 0.05 is scale 500.
 """
@@ -31,7 +31,7 @@ ENERGY = "pta"
 
 
 class PublishedStudent(Student):
-    """A `Student` around a network that was read from a file, without a copy of the teacher's."""
+    """A `Student` with a network from a file instead of a copy of the teacher's."""
 
     def __init__(self, teacher: Teacher, network: nn.Module, energies: tuple[str, ...]) -> None:
         """Take the network; `teacher` adapts calls."""
@@ -42,11 +42,11 @@ class PublishedStudent(Student):
 
 
 def load_student(path: str | Path, teacher: VideoCrafter2Teacher) -> PublishedStudent:
-    """Read `unet_mg.pt`, `unet_no_mg.pt` or `unet_lora.pt`, in eval mode, at the teacher's frame rate and place.
+    """Read `unet_mg.pt`, `unet_no_mg.pt` or `unet_lora.pt`, in eval mode, for the teacher's frame rate and device.
 
     Args:
         path: The file.
-        teacher: VideoCrafter2, whose architecture the file has; v1's low-rank file is added to its published weights.
+        teacher: VideoCrafter2 with the architecture of the file; v1's low-rank file is added to its weights.
 
     Raises:
         GuidedCDError: The file is missing, damaged or something else, or the teacher is another model.
@@ -75,15 +75,15 @@ def load_published(
     dtype: str = "float32",
     fraction: float | None = None,
 ) -> StudentPipeline:
-    """A published student as `StudentPipeline.from_run` gives one of ours; `weights` is the file itself.
+    """Load a published student; the attribute `weights` of the pipeline is the file itself.
 
     Args:
         path: The student's file.
         teacher: The component `videocrafter2` with its options.
         device: Where tensors live; by default the best there is.
         dtype: "float32", "bfloat16" or "float16".
-        fraction: Noisiest fraction of the timesteps at which the student is told its energy's strength; by default half
-            of them, as the released sampler's script has it.
+        fraction: Noisiest fraction of the timesteps at which the energy's strength is an input of the student; by default
+            a half, as in the script of the released sampler.
 
     Raises:
         GuidedCDError: A file is missing, damaged or of another model.
@@ -100,7 +100,7 @@ def load_published(
         student = load_student(path, built)
     if fraction is not None and not student.energies:
         raise GuidedCDError(f"{path}: this student was trained without energies, so it has no --fraction.")
-    # Whatever it was trained with, the released sampler lets one choose: any scale is taken.
+    # The released sampler allows any scale, whatever the student was trained with.
     free: dict[str, Any] = {"scale_range": (0.0, math.inf)} | ({} if fraction is None else {"fraction": fraction})
     energies = {name: load_plugins().get("energy", name).config(**free) for name in student.energies}
     everywhere = sections.Preprocess(fraction=1.0)  # nothing is preprocessed here, so every fraction is possible

@@ -19,14 +19,14 @@ from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import EnergyConfig
 
 REFERENCE_DRAW = 2**20
-"""Draw of the noise of single-step references: other than that of every sampling step."""
+"""Number of the draw for single-step references, larger than that of any sampling step."""
 
 
 class TeacherPipeline:
     """Samples videos with a teacher; `teacher` is the teacher itself."""
 
     def __init__(self, teacher: Teacher) -> None:
-        """Take a teacher on its device."""
+        """Use a teacher on its device."""
         self.teacher = teacher
 
     def sample(
@@ -47,7 +47,7 @@ class TeacherPipeline:
         Args:
             prompts: One text, or several (B).
             energies: As in `Run.from_profile`: names, {"pta": {"relative": 0.1}}, or functions by name.
-            reference: Videos (1 or B, F, 3, H, W) in [0, 1], which energies compare against.
+            reference: Videos (1 or B, F, 3, H, W) in [0, 1], the reference of the energies.
             steps: Points of the solver's grid.
             seeds: One seed per prompt (B); by default 0, 1, 2, ...
             omega: Guidance strength, which is diffusers' guidance_scale - 1; 0 is off.

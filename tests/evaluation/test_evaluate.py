@@ -1,4 +1,4 @@
-"""Evaluation: intervals against known answers, honest pairing, and settings chosen on prompts that are not measured."""
+"""Evaluations: paired prompts and noise, settings chosen on separate prompts, comparisons, and refused options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import arms, model_card, tables
-from guidedcd.evaluation.bootstrap import estimate, over_seeds, paired
 from guidedcd.evaluation.compare import compare
 from guidedcd.evaluation.evaluate import evaluate
 
@@ -29,75 +28,6 @@ def run(tmp_path, install):
     install("tiny-components", tiny_run.PLUGIN)
     energies = {"calm": {"relative": 0.3}}
     return tiny_run.run_folder(tmp_path / "run", energies=energies, evaluate={"teacher_omega": (1.0, 4.0)})
-
-
-# Statistics
-
-
-def test_the_interval_is_the_bootstrap_distribution_itself():
-    """For three values the interval agrees with all 27 equally likely resamples."""
-    values = [0.0, 1.0, 5.0]
-    means = sorted(np.mean(some) for some in itertools.product(values, repeat=3))
-    found = estimate(values, resamples=100_000)
-
-    assert found.mean == pytest.approx(2.0)
-    assert found.low == pytest.approx(means[int(0.025 * 27)], abs=0.34)
-    assert found.high == pytest.approx(means[math.ceil(0.975 * 27) - 1], abs=0.34)
-
-
-def test_the_interval_of_many_values_is_the_normal_one():
-    """For 400 normal values it is mean ± 1.96 standard errors, within a tenth of an error."""
-    values = np.random.default_rng(0).normal(3, 2, 400)
-    error = values.std() / 20
-    found = estimate(values)
-
-    assert found.mean == pytest.approx(values.mean())
-    assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
-    assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
-
-
-def test_the_interval_holds_the_truth_as_often_as_it_says():
-    """Of 200 samples of 40 prompts, about 95 % of the intervals hold the true mean."""
-    random = np.random.default_rng(1)
-    held = 0
-    for number in range(200):
-        found = estimate(random.normal(0.5, 1, 40), resamples=600, seed=number)
-        held += found.low <= 0.5 <= found.high
-
-    assert 0.88 <= held / 200 <= 0.98
-
-
-def test_pairing_removes_what_prompts_have_in_common():
-    """Easy and hard prompts differ much, student and teacher by 0.1: paired, the difference is certain."""
-    difficulty = np.random.default_rng(2).normal(0, 5, 30)
-    theirs, ours = difficulty, difficulty + 0.1
-    found = paired(ours, theirs)
-
-    assert (found.mean, found.n) == (pytest.approx(0.1), 30)
-    assert found.certain
-    assert not estimate(ours).certain
-
-
-def test_values_that_do_not_apply_are_left_out_of_both_sides():
-    """NaN on either side drops the prompt; with none left there is no estimate."""
-    nan = math.nan
-    found = paired([1.0, nan, 3.0, 5.0], [0.0, 7.0, nan, 2.0])
-
-    assert (found.mean, found.n) == (2.0, 2)
-    assert paired([nan], [1.0]).to_dict() == {"mean": None, "low": None, "high": None, "n": 0}
-    with pytest.raises(ValueError, match="same prompts"):
-        paired([1.0], [1.0, 2.0])
-
-
-def test_seeds_are_repetitions_not_prompts():
-    """A prompt's seeds are averaged, those without a value left out, before prompts are resampled."""
-    found = over_seeds([[0.0, 1.0, math.nan], [1.0, 1.0, math.nan]])
-
-    assert found[:2] == [0.5, 1.0]
-    assert math.isnan(found[2])
-
-
-# Prompts
 
 
 def test_prompts_for_choosing_are_not_measured():
@@ -121,7 +51,7 @@ def test_the_proving_ground_has_prompts_with_scenes():
 
 
 def test_a_teacher_may_bring_its_own_prompts():
-    """A method `prompts(split, count)` is asked instead."""
+    """A method `prompts(split, count)` replaces the general prompts."""
 
     class Own:
         def prompts(self, split: str, count: int) -> list[Prompt]:
@@ -133,35 +63,32 @@ def test_a_teacher_may_bring_its_own_prompts():
     assert choosing[0].text == "validation 0"
 
 
-# The whole
-
-
 def test_an_evaluation_pairs_student_and_teacher(run, capsys):
     """Same prompts and seeds for every row; differences are the means of the differences prompt by prompt."""
-    found = evaluate(run, seeds=(0, 1))
+    evaluation = evaluate(run, seeds=(0, 1))
 
-    assert json.loads((run / "evaluation.json").read_text()) == found
-    assert [row["name"] for row in found["rows"]] == ["student", "teacher-2", "teacher-1"]
-    assert [row["evaluations"] for row in found["rows"]] == [2, 4, 2]
-    assert found["rows"][0]["scales"] == {"calm": 0.3}
-    ours, few = (row["scores"]["motion"]["brightness"]["values"] for row in found["rows"][:2])
-    apart = tables.difference(found, "teacher-2", "motion", "brightness")
+    assert json.loads((run / "evaluation.json").read_text()) == evaluation
+    assert [row["name"] for row in evaluation["rows"]] == ["student", "teacher-2", "teacher-1"]
+    assert [row["evaluations"] for row in evaluation["rows"]] == [2, 4, 2]
+    assert evaluation["rows"][0]["scales"] == {"calm": 0.3}
+    ours, few = (row["scores"]["motion"]["brightness"]["values"] for row in evaluation["rows"][:2])
+    apart = tables.difference(evaluation, "teacher-2", "motion", "brightness")
     assert apart["mean"] == pytest.approx(np.mean(np.subtract(ours, few)), abs=1e-5)
     assert apart["low"] <= apart["mean"] <= apart["high"]
-    shown = capsys.readouterr().out
-    assert "prompts without motion words" in shown
-    assert found["summary"] in shown.replace("\n", " ")
+    printed = capsys.readouterr().out
+    assert "prompts without motion words" in printed
+    assert evaluation["summary"] in printed.replace("\n", " ")
 
 
 def test_settings_are_chosen_on_other_prompts(run):
     """Both solvers and all strengths are tried on validation prompts; the row is the best of them there."""
-    found = evaluate(run, quiet=True)
-    tried = [one for one in found["choice"]["tried"] if one["steps"] == 2]
+    evaluation = evaluate(run, quiet=True)
+    tried = [one for one in evaluation["choice"]["tried"] if one["steps"] == 2]
 
     assert {(one["solver"], one["omega"]) for one in tried} == set(itertools.product(("ddim", "dpm++"), (1.0, 4.0)))
     (chosen,) = [one for one in tried if one["chosen"]]
     assert chosen["mean"] == max(one["mean"] for one in tried)
-    row = found["rows"][1]
+    row = evaluation["rows"][1]
     assert (row["solver"], row["omega"]) == (chosen["solver"], chosen["omega"])
 
 
@@ -177,29 +104,29 @@ def test_the_same_evaluation_gives_the_same_figures(run):
 
 
 def test_the_report_gets_videos_of_every_way(run):
-    """Each shown prompt has a video of the slow teacher, the few-step teacher and the student, with its seed."""
-    found = evaluate(run, quiet=True, videos=2)
+    """Each prompt in the report has videos of slow teacher, few-step teacher and student, with its seed."""
+    evaluation = evaluate(run, quiet=True, videos=2)
 
-    assert [[pane["row"] for pane in entry["panes"]] for entry in found["videos"]] == [
+    assert [[pane["row"] for pane in entry["panes"]] for entry in evaluation["videos"]] == [
         ["teacher-3", "teacher-2", "student"]
     ] * 2
-    for entry in found["videos"]:
+    for entry in evaluation["videos"]:
         for pane in entry["panes"]:
             about = json.loads((run / pane["file"]).with_suffix(".json").read_text())
             assert (about["prompt"], about["seed"]) == (entry["prompt"], entry["seed"])
 
 
 def test_own_prompts_are_one_split(run):
-    """Texts given by hand are measured as they are; nothing can be chosen on others, so the first setting is taken."""
-    found = evaluate(run, prompts=["a red ball", "a blue box"], quiet=True, videos=0)
+    """Own texts are measured unchanged; without other prompts for choosing, the first setting is used."""
+    evaluation = evaluate(run, prompts=["a red ball", "a blue box"], quiet=True, videos=0)
 
-    assert list(found["splits"]) == ["prompts"]
-    assert found["choice"] == {"prompts": 0, "tried": []}
-    assert found["videos"] == []
+    assert list(evaluation["splits"]) == ["prompts"]
+    assert evaluation["choice"] == {"prompts": 0, "tried": []}
+    assert evaluation["videos"] == []
 
 
 def test_a_metric_that_cannot_judge_is_left_out():
-    """A metric with `applies` is asked about each prompt; one that can judge none is not used."""
+    """A metric whose `applies` is false for every prompt is left out."""
 
     class Oracle:
         def applies(self, prompt: Prompt) -> bool:
@@ -246,34 +173,34 @@ def test_repeated_seeds_are_refused(run):
 def test_runs_are_compared_in_one_table(run, tmp_path, capsys, monkeypatch):
     """Another run with the same teacher: paired with the first, the teacher measured once, evaluations used again."""
     other = tiny_run.run_folder(tmp_path / "other", evaluate={"teacher_omega": (1.0, 4.0)}, name="cd-only")
-    made = []
+    measured = []
     real = arms.measure
     monkeypatch.setattr(
-        "guidedcd.evaluation.protocol.measure", lambda arm, *a, **k: made.append(arm.name) or real(arm, *a, **k)
+        "guidedcd.evaluation.protocol.measure", lambda arm, *a, **k: measured.append(arm.name) or real(arm, *a, **k)
     )
     first, second = compare([run, other])
 
-    assert made.count("student") == 4
-    assert made.count("teacher-2") == 2 + 4
+    assert measured.count("student") == 4
+    assert measured.count("teacher-2") == 2 + 4
     assert first["splits"] == second["splits"]
-    shown = capsys.readouterr().out
-    assert "cd-only" in shown
-    assert "paired difference from run" in shown
+    printed = capsys.readouterr().out
+    assert "cd-only" in printed
+    assert "paired difference from run" in printed
 
-    made.clear()
+    measured.clear()
     compare([run, other])
-    assert made == []
+    assert measured == []
 
 
 def test_runs_that_differ_in_prompts_are_not_paired(run, tmp_path):
-    """Runs evaluated on other prompts are an error that says how to measure both alike."""
+    """Runs evaluated on other prompts are an error that states how to measure both alike."""
     other = tiny_run.run_folder(tmp_path / "other", evaluate={"prompts": 4}, name="other")
-    with pytest.raises(GuidedCDError, match=r"other splits.*--prompts"):
+    with pytest.raises(GuidedCDError, match=r"different splits.*--prompts"):
         compare([run, other])
 
 
 def test_the_summary_says_what_is_certain():
-    """Better or worse only where the interval leaves zero out, on enough prompts, and the direction is known."""
+    """Better or worse only where the interval excludes zero, on enough prompts, and the direction is known."""
 
     def evaluation(low: float, high: float, better: str = "higher", n: int = 32) -> dict:
         row = {"label": "student, 4 steps", "evaluations": 4, "seconds": 0.1, "omega": 1.0, "solver": ""}
@@ -303,8 +230,8 @@ def test_the_command_evaluates_and_compares(run, tmp_path, capsys):
         main(["evaluate", str(run), "--prompts", "3", "--seeds", "2", "--teacher-omega", "1,2", "--videos", "0"])
 
     assert not done.value.code
-    found = json.loads((run / "evaluation.json").read_text())
-    assert (found["seeds"], len(found["choice"]["tried"])) == ([0, 1], 8)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert (evaluation["seeds"], len(evaluation["choice"]["tried"])) == ([0, 1], 8)
     assert (run / "report.html").is_file()
 
     other = tiny_run.run_folder(tmp_path / "other", name="other")
@@ -352,7 +279,7 @@ def test_numbers_that_mean_nothing_are_refused(run, options):
     ],
 )
 def test_an_evaluation_of_another_form_is_one_sentence(run, change, words):
-    """A file without keys, or with values of other types, is named before anything is made of it."""
+    """A file without keys, or with values of other types, is named in the error."""
     evaluate(run, quiet=True, prompts=1, videos=0)
     value = json.loads((run / "evaluation.json").read_text())
     tables.read(run / "evaluation.json")

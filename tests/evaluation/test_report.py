@@ -97,7 +97,7 @@ def evaluation(folder: Path) -> dict:
         file = f"videos/{name}.mp4"
         media.write_video(folder / file, torch.rand(3, 3, 16, 16), fps=8, enlarge=4)
         panes.append({"row": name, "label": label, "file": file})
-    found = {
+    content = {
         "guidedcd": "0.1.0",
         "run": "run",
         "machine": "abacus with 7 beads",
@@ -127,8 +127,8 @@ def evaluation(folder: Path) -> dict:
         "differences": differences,
         "videos": [{"prompt": HOSTILE, "split": "motion", "seed": 0, "panes": panes}],
     }
-    found["summary"] = tables.summary(found)
-    return found
+    content["summary"] = tables.summary(content)
+    return content
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_what_was_typed_is_shown_as_text(folder):
 
 
 def test_without_a_command_there_is_an_equivalent(folder):
-    """A run made from Python is repeated with its run.json."""
+    """The command of a run from Python reads its run.json."""
     run = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({k: v for k, v in run.items() if k != "command"}))
     _, page = read(folder)
@@ -203,7 +203,7 @@ def test_without_a_command_there_is_an_equivalent(folder):
 
 
 def test_videos_are_inside_and_named(folder):
-    """Every way's video is an mp4 in the page, can be played without the script, and says what it is."""
+    """Every way's video is an mp4 in the page, can be played without the script, and has a label."""
     _, page = read(folder)
     videos = page.of("video")
 
@@ -219,19 +219,19 @@ def test_videos_are_inside_and_named(folder):
 
 
 def test_curves_are_drawn_and_said(folder):
-    """Loss, each reward, gradient norm and routed shares have a chart whose text says its first and last value."""
+    """Loss, each reward, gradient norm and routed shares have a chart whose text contains its first and last value."""
     _, page = read(folder)
-    said = [a["aria-label"] for a in page.of("svg")]
+    labels = [a["aria-label"] for a in page.of("svg")]
 
-    assert any(label.startswith("Loss: total: 0.8 at step 1, -0.15 at step 20") for label in said)
-    assert any(label.startswith("Reward hps") and "0.21 at step 1, 0.4 at step 20" in label for label in said)
-    assert any(label.startswith("Reward clip") and "0.3 at step 1, 0.3 at step 19" in label for label in said)
-    assert any(label.startswith("Norm of the gradient") for label in said)
-    assert any(label.startswith("Share of samples") and "hps: 0.75" in label for label in said)
+    assert any(label.startswith("Loss: total: 0.8 at step 1, -0.15 at step 20") for label in labels)
+    assert any(label.startswith("Reward hps") and "0.21 at step 1, 0.4 at step 20" in label for label in labels)
+    assert any(label.startswith("Reward clip") and "0.3 at step 1, 0.3 at step 19" in label for label in labels)
+    assert any(label.startswith("Norm of the gradient") for label in labels)
+    assert any(label.startswith("Share of samples") and "hps: 0.75" in label for label in labels)
 
 
 def test_a_run_that_was_not_evaluated_has_a_report(folder):
-    """Without evaluation and log the page says so, and with which command to go on."""
+    """Without evaluation and log the page states so, and the command to run."""
     (folder / "evaluation.json").unlink()
     (folder / "log.jsonl").unlink()
     _, page = read(folder)

@@ -209,8 +209,8 @@ CASES = [
     option("device of torch alone", "--device", "xpu", words="no device named 'xpu'"),
     option("out a pipe", "--out", "pipe", words="in the way", change=pipe("pipe")),
     option("out too long", "--out", "n" * 300, words="has 300 bytes"),
-    option("one name for two videos", "a red circle", "--vbench-names", words="is there twice"),
-    Case("slash and space", ("sample", "run", "a/b", "a b", "--vbench-names"), "give the same name"),
+    option("one name for two videos", "a red circle", "--vbench-names", words="occurs twice"),
+    Case("slash and space", ("sample", "run", "a/b", "a b", "--vbench-names"), "have the same file name"),
     Case("prompt is no UTF-8", ("sample", "run", NOT_UTF8), "no UTF-8 text"),
     Case(
         "huge prompts file",

@@ -86,14 +86,14 @@ def test_finished_videos_are_not_made_again(run, monkeypatch, capsys):
     paths = generate(run, PROMPTS)
     before = content(run / "samples")
     media.sidecar(paths[1]).unlink()
-    made = []
+    sampled = []
     real = pipeline.StudentPipeline.__call__
     monkeypatch.setattr(
-        pipeline.StudentPipeline, "__call__", lambda self, x, *a, **k: made.append(x) or real(self, x, *a, **k)
+        pipeline.StudentPipeline, "__call__", lambda self, x, *a, **k: sampled.append(x) or real(self, x, *a, **k)
     )
     generate(run, PROMPTS)
 
-    assert made == [[PROMPTS[1]]]
+    assert sampled == [[PROMPTS[1]]]
     assert content(run / "samples") == before
     assert "2 of 3 videos are finished already" in capsys.readouterr().out
 
@@ -141,7 +141,7 @@ def test_prompts_come_from_files(run, tmp_path):
     ],
 )
 def test_a_bad_prompts_file_is_a_clear_error(run, tmp_path, name, text, match):
-    """A file that is missing, empty or malformed says so."""
+    """A file that is missing, empty or malformed is an error."""
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(GuidedCDError, match=match):
@@ -149,7 +149,7 @@ def test_a_bad_prompts_file_is_a_clear_error(run, tmp_path, name, text, match):
 
 
 def test_a_folder_without_student_says_what_to_do(tmp_path, run):
-    """Neither run nor student, a run that is not trained yet, and a student without its run are told apart."""
+    """Neither run nor student, a run that is not trained yet, and a student without its run have different errors."""
     with pytest.raises(GuidedCDError, match="neither a run's folder"):
         pipeline.StudentPipeline.from_run(tmp_path / "nothing")
     (run / "student").rename(tmp_path / "lonely")
@@ -181,7 +181,7 @@ def test_a_fixed_scale_is_all_that_a_student_knows(tmp_path):
 
     assert pipeline.strengths(loaded) == {"calm": 0.3}
     assert pipeline.strengths(loaded, 0) == {"calm": 0}
-    with pytest.raises(GuidedCDError, match=r"off \(0\) and at 0\.3 only.*--energies\.calm\.scale-range"):
+    with pytest.raises(GuidedCDError, match=r"at 0\.3 and without it \(0\).*--energies\.calm\.scale-range"):
         pipeline.strengths(loaded, 0.2)
 
 
@@ -199,7 +199,7 @@ def test_a_slider_has_its_range(tmp_path):
 
 
 def test_the_scale_changes_the_video(tmp_path):
-    """The student is told the scale: off and on give different videos from the same noise."""
+    """The scale is an input of the student: off and on give different videos from the same noise."""
     loaded = pipeline.StudentPipeline.from_run(tiny_run.run_folder(tmp_path / "r", energies={"calm": {"scale": 500.0}}))
     on, off = (loaded(PROMPTS[:1], 2, omega=2.0, scale=s) for s in (None, 0))
 
@@ -251,7 +251,7 @@ def test_the_command_makes_videos(run, capsys):
 
 @pytest.mark.parametrize("prompts", [["a red circle", "a red circle"], ["a/b", "a b"], ["A b", "a b"]])
 def test_no_video_replaces_another_of_its_name(run, prompts):
-    """Prompts that would give one file name are refused before anything is made; other names keep both."""
+    """Prompts that would give one file name are refused before sampling; other names keep both."""
     with pytest.raises(GuidedCDError, match="names a video by its prompt"):
         generate(run, prompts, vbench_names=True)
 

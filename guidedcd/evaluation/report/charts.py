@@ -1,4 +1,4 @@
-"""Line charts: where every line, tick and text is drawn. The template writes them as inline SVG. No torch."""
+"""Positions of the lines, ticks and texts of line charts, which the template writes as inline SVG. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Point = tuple[float, float]
 
 WIDTH, HEIGHT = 360, 190
 LARGEST = 1e100
-"""Larger numbers are drawn nowhere: their differences and ratios would not be finite."""
+"""Larger numbers are left out, since their differences and ratios may not be finite."""
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
 
 
@@ -31,12 +31,12 @@ class Curve:
 
     name: str
     points: list[Point]
-    """In the drawing's own coordinates."""
+    """In the coordinates of the drawing."""
 
 
 @attrs.frozen
 class Chart:
-    """All that the template draws of one figure, and the figure in words for those who cannot see it."""
+    """The elements of one chart, and its description in words for screen readers."""
 
     title: str
     words: str
@@ -55,17 +55,17 @@ def line_chart(title: str, series: Mapping[str, Sequence[Point]], *, x_label: st
     """A figure with one line per series, or None where there is no finite point.
 
     Args:
-        title: What is drawn; the figure's heading.
+        title: Heading of the chart.
         series: Points (x, y) by name, in order of x; those beyond `LARGEST` or not finite are left out.
-        x_label: What x is.
+        x_label: Title of the x axis.
     """
-    kept = {
+    curves = {
         name: [(x, y) for x, y in points if abs(x) < LARGEST and abs(y) < LARGEST] for name, points in series.items()
     }
-    kept = {name: points for name, points in kept.items() if points}
-    if not kept:
+    curves = {name: points for name, points in curves.items() if points}
+    if not curves:
         return None
-    every = [point for points in kept.values() for point in points]
+    every = [point for points in curves.values() for point in points]
     xs, ys = [x for x, _ in every], [y for _, y in every]
     x_ticks, y_ticks = ticks(min(xs), max(xs), 5, whole=True), ticks(min(ys), max(ys), 4)
     x0, x1 = min(xs), max(max(xs), min(xs) + 1e-9)
@@ -81,15 +81,15 @@ def line_chart(title: str, series: Mapping[str, Sequence[Point]], *, x_label: st
     axis = Label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, "middle", x_label)
     return Chart(
         title=title,
-        words="; ".join(in_words(name if len(kept) > 1 else "", points, x_label) for name, points in kept.items()),
+        words="; ".join(in_words(name if len(curves) > 1 else "", points, x_label) for name, points in curves.items()),
         levels=heights,
         labels=[*beside, *below, axis],
-        curves=[Curve(name, [at(*point) for point in points]) for name, points in kept.items()],
+        curves=[Curve(name, [at(*point) for point in points]) for name, points in curves.items()],
     )
 
 
 def in_words(name: str, points: Sequence[Point], x_label: str) -> str:
-    """E.g. "hps: 0.21 at step 1, 0.28 at step 100"."""
+    """First and last point of a curve, e.g. "hps: 0.21 at step 1, 0.28 at step 100"."""
     start = f"{name}: " if name else ""
     first, last = points[0], points[-1]
     if len(points) == 1:

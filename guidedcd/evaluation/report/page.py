@@ -1,6 +1,6 @@
-"""One page about a run: its options, its results, and its training. Everything is inside the one HTML file.
+"""The report of a run, one HTML file: options, results and training.
 
-The page is complete without JavaScript, which only plays the videos together; it asks for nothing over a network.
+The page loads no external resources. JavaScript only plays the videos together.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from guidedcd.console import duration
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
@@ -39,22 +40,22 @@ RUN = {
     "rewards?": {str: {}},
     "routes?": {str: {}},
 }
-"""Form of run.json, as far as the report reads it; see `guidedcd.documents`."""
+"""Form of the keys of run.json that the report reads; see `guidedcd.documents`."""
 
 
 def write_report(folder: str | Path, *, out: Path | None = None, results: Path | None = None) -> Path:
-    """Write the report of a run from run.json, log.jsonl, evaluation.json and videos/; what is missing is left out.
+    """Write the report of a run from run.json, log.jsonl, evaluation.json and videos/; missing files are left out.
 
     Args:
         folder: The run's folder.
         out: The HTML file, by default report.html beside the evaluation.
-        results: The folder of the evaluation, by default the run's; a checkpoint's lies elsewhere.
+        results: The folder of the evaluation, by default the run's; that of a checkpoint is a folder in it.
 
     Returns:
         The HTML file.
 
     Raises:
-        GuidedCDError: The folder holds no run, or a file in it is damaged.
+        GuidedCDError: The folder contains no run, or a file in it is damaged.
     """
     folder = Path(folder)
     if not (folder / "run.json").is_file():
@@ -62,10 +63,10 @@ def write_report(folder: str | Path, *, out: Path | None = None, results: Path |
     run = read_json(folder / "run.json", RUN)
     log = read_log(folder / "log.jsonl")
     results = results or folder
-    evaluation = tables.read(results / "evaluation.json") if (results / "evaluation.json").is_file() else None
+    evaluation = tables.read_if_there(results)
     out = Path(out) if out else results / "report.html"
-    with replacing(out) as part:
-        part.write_text(page(folder, run, log, evaluation, results), encoding="utf-8", errors="backslashreplace")
+    with replacing(out) as partial:
+        partial.write_text(page(folder, run, log, evaluation, results), encoding="utf-8", errors="backslashreplace")
     return out
 
 
@@ -76,7 +77,7 @@ def page(
     evaluation: Mapping[str, Any] | None,
     results: Path,
 ) -> str:
-    """The whole HTML document."""
+    """The HTML document; arguments as in `write_report`."""
     files = resources.files(__package__)
     template = Environment(autoescape=True, trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
     videos = evaluation.get("videos") or [] if evaluation else []
@@ -103,7 +104,7 @@ def page(
 
 
 def _facts(run: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was trained with what, in a few words each."""
+    """Teacher, data, components, steps and duration of the run."""
     teacher = ", ".join(run.get("teacher", {}))
     data = ", ".join(name for one in run.get("data", ()) for name in one)
     facts = [f"teacher {teacher}", f"data {data}"]
@@ -111,14 +112,14 @@ def _facts(run: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> list[str
         names = run.get(key) or (run.get("energy") if key == "energies" else None)  # older runs
         facts.append(f"{key} {', '.join(names or {}) or 'none'}")
     if log:
-        facts.append(f"{log[-1]['step']} steps")
+        facts.append(f"{log[-1]['step']:,} training steps")
         if "seconds" in log[-1]:
-            facts.append(f"{_duration(log[-1]['seconds'])} of training")
+            facts.append(f"{duration(log[-1]['seconds'])} of training")
     return facts
 
 
 def command(folder: Path, run: Mapping[str, Any]) -> str:
-    """The command that makes this run: the one that was typed, else the equivalent with its run.json."""
+    """The command of this run: the one that started it, else an equivalent one with its run.json."""
     typed = run.get("command")
     if isinstance(typed, str):
         return typed
@@ -128,7 +129,7 @@ def command(folder: Path, run: Mapping[str, Any]) -> str:
 
 
 def _charts(log: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Curves of everything that the log has numbers of."""
+    """Charts of the numbers in the log."""
 
     def series(keys: Mapping[str, str]) -> dict[str, list[tuple[float, float]]]:
         curves = {
@@ -155,8 +156,8 @@ def _charts(log: Sequence[Mapping[str, Any]]) -> list[Chart]:
 
 def _environment(run: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
-        "guidedcd, training": run.get("guidedcd", "unknown"),
-        "guidedcd, this report": __version__,
+        "guidedcd, of the training": run.get("guidedcd", "unknown"),
+        "guidedcd, of this report": __version__,
         "evaluated on": (evaluation or {}).get("machine", "not evaluated"),
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
@@ -169,8 +170,3 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"

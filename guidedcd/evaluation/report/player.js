@@ -6,7 +6,7 @@
   if (!player || !videos.length) return;
   const button = player.querySelector("button");
   const slider = player.querySelector("input");
-  const shown = player.querySelector("output");
+  const output = player.querySelector("output");
   const frames = Number(player.dataset.frames);
   const fps = Number(player.dataset.fps);
   const leader = videos[0];
@@ -18,7 +18,7 @@
   const tell = (frame) => {
     slider.value = frame;
     slider.setAttribute("aria-valuetext", `frame ${frame + 1} of ${frames}`);
-    shown.textContent = `frame ${frame + 1} of ${frames}`;
+    output.textContent = `frame ${frame + 1} of ${frames}`;
   };
   const seek = (frame) => {
     wished = frame;

@@ -1,4 +1,4 @@
-"""The evaluation's figures as the tables of the page."""
+"""The tables of the report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from guidedcd.evaluation.tables import (
+    FEWEST,
     OURS,
     difference,
     figure,
@@ -63,10 +64,13 @@ class Split:
 
 @attrs.frozen
 class Scores:
-    """The scores on every set of prompts, and how the few-step teacher was chosen."""
+    """The scores on every split, and the choice of the few-step teacher."""
 
     settings_tried: int
     choice_prompts: Any
+    """Number of prompts for choosing."""
+    fewest: int
+    """Number of prompts from which a difference can be certain."""
     splits: list[Split]
 
 
@@ -74,11 +78,12 @@ NOTHING = Cell("-")
 
 
 def scores(evaluation: Mapping[str, Any]) -> Scores:
-    """A table per split: scores down, ways of making videos across, then the paired differences."""
+    """One table per split: a row per score, a column per arm, then the paired differences."""
     few = next(row for row in evaluation["rows"] if row["name"] == evaluation["against"])
     return Scores(
         settings_tried=sum(one["steps"] == few["steps"] for one in evaluation["choice"]["tried"]),
         choice_prompts=evaluation["choice"]["prompts"],
+        fewest=FEWEST,
         splits=[_split(evaluation, name, about) for name, about in evaluation["splits"].items()],
     )
 
@@ -104,7 +109,7 @@ def _split(evaluation: Mapping[str, Any], split: str, about: Mapping[str, Any]) 
 
 
 def _same(ours: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """What a row has in common with the student's."""
+    """The settings in which a row equals the student."""
     both = {"steps": "same steps", "evaluations": "same network calls"}
     return " and ".join(words for key, words in both.items() if ours.get(key) == row.get(key))
 
@@ -125,7 +130,7 @@ def _difference(evaluation: Mapping[str, Any], against: str, split: str, key: st
 
 
 def choice(evaluation: Mapping[str, Any]) -> Table | None:
-    """What was tried for the few-step teacher."""
+    """The settings of the few-step teacher that were compared, with their scores."""
     tried = evaluation["choice"]["tried"]
     if not tried:
         return None
@@ -138,12 +143,12 @@ def choice(evaluation: Mapping[str, Any]) -> Table | None:
         for one in tried
     ]
     score = title(evaluation, tried[0]["score"])
-    caption = f"{score}, on {evaluation['choice']['prompts']} prompts that are not measured"
+    caption = f"{score}, on {evaluation['choice']['prompts']} separate prompts"
     return Table(caption, [Cell("setting"), Cell("score")], rows)
 
 
 def model_card(evaluation: Mapping[str, Any]) -> Table | None:
-    """Figures from the teacher's model card, measured when it was made, from other noise."""
+    """Figures of the teacher's model card, measured by its authors from other noise."""
     rows = [row for row in evaluation["rows"] if row.get("source") == "model card"]
     keys = list(dict.fromkeys(k for row in rows for scores in row["scores"].values() for k in scores))
     if not rows or not keys:
@@ -157,4 +162,4 @@ def model_card(evaluation: Mapping[str, Any]) -> Table | None:
         for split, scores in row["scores"].items()
     ]
     head = [Cell("teacher"), *(Cell(title(evaluation, key)) for key in keys)]
-    return Table("Measured when the teacher was made, from other noise", head, body)
+    return Table("From the model card of the teacher: other noise, therefore no paired differences", head, body)

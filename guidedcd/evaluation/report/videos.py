@@ -1,4 +1,4 @@
-"""The report's videos: embedded, side by side, with one control for all."""
+"""The videos of the report, embedded as data URIs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Pane:
     source: str
     """The mp4 as a data URI."""
     student: bool
-    """Whether the student made it."""
+    """Whether it is a video of the student."""
 
 
 @attrs.frozen
@@ -35,20 +35,20 @@ class Shot:
 
 @attrs.frozen
 class Clock:
-    """What the control of all videos counts."""
+    """Number and rate of the frames, for the control of all videos."""
 
     frames: int
     fps: str
 
 
 def shots(folder: Path, entries: Entries) -> list[Shot]:
-    """A figure per prompt with a video of each way of making it; files that are gone are left out."""
+    """One figure per prompt with a video of each arm; missing files are left out."""
     figures = [Shot(entry["prompt"], _panes(folder, entry["panes"])) for entry in entries]
     return [figure for figure in figures if figure.panes]
 
 
 def validated(folder: Path, columns: int = 6) -> list[Shot]:
-    """A figure per validation prompt with its videos in the order of training, at most `columns` of them."""
+    """One figure per validation prompt with at most `columns` videos, in the order of training."""
     steps = sorted((folder / "validation").glob("step-*"), key=lambda path: path.name.rjust(30))
     if len(steps) > columns:
         steps = [steps[round(i * (len(steps) - 1) / (columns - 1))] for i in range(columns)]
@@ -62,7 +62,7 @@ def validated(folder: Path, columns: int = 6) -> list[Shot]:
 
 
 def inside(folder: Path, name: str) -> Path | None:
-    """The file `name` of a run, or None where that lies outside of the run's folder: pages are sent to others."""
+    """The file `name` of a run, or None outside of the run's folder, since reports are sent to others."""
     try:
         path = (folder / name).resolve()
         return path if path.is_relative_to(folder.resolve()) and path.is_file() else None

@@ -1,0 +1,111 @@
+"""Every option of every plugin is a flag; flags, files and profile are merged."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import guidedcd
+
+OF_PROFILE = tomllib.loads((Path(guidedcd.__file__).parent / "config" / "profiles" / "shapes.toml").read_text())[
+    "train"
+]
+
+
+TOYS = ["--teacher", "toy", "--data", "toy", "--routes", "none", "--metrics", "none"]
+
+
+def test_an_option_of_a_plugin_is_a_flag(command, toys):
+    """Naming an option of a plugin selects the plugin, and its value arrives with its type."""
+    run = command(
+        "train", *TOYS, "--energies.shake.top", "3", "--rewards", "smile", "--energies.shake.scale-range", "1,2"
+    ).run
+
+    assert run.energies["shake"].top == 3
+    assert run.energies["shake"].scale_range == (1.0, 2.0)
+    assert list(run.rewards) == ["smile"]
+
+
+def test_flags_files_and_profile_are_layers(command, toys, tmp_path):
+    """Class default < profile < file < flags, option by option."""
+    (tmp_path / "run.toml").write_text("[train]\nsteps = 7\nbatch_size = 2\n[energy.shake]\ntop = 5\nfraction = 0.25\n")
+
+    run = command("train", *TOYS, "--config", "run.toml", "--train.steps", "9", "--energies.shake.top", "6").run
+
+    assert (run.train.steps, run.train.batch_size, run.train.accumulate) == (9, 2, 1)
+    assert run.train.optimizer.lr == OF_PROFILE["optimizer"]["lr"]
+    assert (run.energies["shake"].top, run.energies["shake"].fraction) == (6, 0.25)
+
+
+def test_the_same_word_in_another_number_is_accepted(command, toys):
+    """--reward is --rewards and --energy is --energies, with options too."""
+    run = command("train", *TOYS, "--reward", "smile", "--reward.smile.weight=2", "--energy=shake").run
+
+    assert run.rewards["smile"].weight == 2
+    assert list(run.energies) == ["shake"]
+
+
+def test_lists_by_comma_and_data_by_repetition(command, toys):
+    """Names are separated by commas; every --data is one more dataset."""
+    run = command(
+        "train", "--teacher=toy:w.ckpt", "--routes", "keep,drop", "--metrics", "count", "--energy", "rattle,shake",
+        "--data", "toy:a", "--data", "toy:b", "--data", "other-toy", "--data.other-toy.weight", "3",
+    ).run  # fmt: skip
+
+    assert [(c.name, getattr(c.config, "path", None)) for c in run.data] == [
+        ("toy", "a"),
+        ("toy", "b"),
+        ("other-toy", None),
+    ]
+    assert run.data[2].config.weight == 3
+    assert (list(run.routes), list(run.energies)) == (["keep", "drop"], ["rattle", "shake"])
+    assert str(run.teacher.config.path) == "w.ckpt"
+
+
+def test_booleans_and_none(command, toys):
+    """A boolean is a switch with a negative, and an optional number can be none."""
+    off = "--train.average", "none"
+    one = "--train.activation-checkpoint.decoder", "true", "--data.toy.mirror", "--student.ema", "0.9"
+    on = command("train", *TOYS, *one, *off).run
+    off = command("train", *TOYS, "--data.toy.no-mirror", "--student.ema", "none").run
+
+    assert (on.train.activation_checkpoint.decoder, on.data[0].config.mirror, on.student.ema) == (True, True, 0.9)
+    assert (off.data[0].config.mirror, off.student.ema) == (False, None)
+
+
+def test_where_and_whether_anew_reach_the_training(command, toys):
+    """--out, --store and --new are no part of the run."""
+    done = command("train", *TOYS, "--out", "here", "--store", "there", "--new")
+
+    assert done.out.count("Path") == 2
+    assert "('new', True)" in done.out
+
+
+def test_the_command_is_told_as_it_was_typed(command, toys):
+    """The training gets the exact words, quoted for a shell, to keep beside its results."""
+    done = command("train", *TOYS, "--out", "my runs/a", "--reward", "smile")
+
+    typed = "guidedcd train --teacher toy --data toy --routes none --metrics none --out 'my runs/a' --reward smile"
+    assert f"('command', {typed!r})" in done.out
+
+
+def test_help_shows_every_option_with_its_docstring_and_default(command, toys):
+    """Help is generated from the config classes, with the profile's defaults."""
+    out = " ".join(command("train", "--help").out.replace("│", " ").split())
+
+    assert "--energies.shake.top INT How many. (>= 1) [default: 1]" in out
+    assert "--train.optimizer.lr FLOAT" in out and f"[default: {OF_PROFILE['optimizer']['lr']}]" in out
+    assert "one of full, lora" in out
+    assert "[default: 8000]" in command("train", "--profile", "t2v-turbo-v2", "--help").out
+
+
+def test_singular_and_plural_do_not_touch_values():
+    """Only flags are renamed."""
+    from guidedcd.cli.run_flags import same_words
+
+    assert same_words(["train", "--reward", "reward", "--routes.keep.x=--metric"]) == [
+        "train",
+        "--rewards",
+        "reward",
+        "--routes.keep.x=--metric",
+    ]
