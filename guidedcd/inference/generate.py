@@ -260,7 +260,7 @@ def _finished(job: _Job, settings: Mapping[str, Any], gif: bool) -> bool:
     for key, value in {"prompt": job.prompt, "seed": job.seed, **settings}.items():
         if metadata.get(key) != value:
             raise GuidedCDError(
-                f"{job.path} exists with another {key} ({shortened(metadata.get(key))}, not {shortened(value)}). "
+                f"{job.path} exists, with {key} {shortened(metadata.get(key))} instead of {shortened(value)}. "
                 "Choose another --out, or delete it."
             )
     return not gif or job.path.with_suffix(".gif").is_file()

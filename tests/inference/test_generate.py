@@ -101,7 +101,7 @@ def test_finished_videos_are_not_made_again(run, monkeypatch, capsys):
 def test_other_settings_do_not_mix(run):
     """Videos of other settings in the same folder are an error that names the setting, not a silent mixture."""
     generate(run, PROMPTS[:1])
-    with pytest.raises(GuidedCDError, match=r"another steps \(2 there, 4 here\).*--out"):
+    with pytest.raises(GuidedCDError, match=r"with steps 2 instead of 4.*--out"):
         generate(run, PROMPTS[:1], steps=4)
 
 
