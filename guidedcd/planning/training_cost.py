@@ -5,7 +5,6 @@ Legend: B samples of a batch, N network parameters, T trained ones.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -22,6 +21,7 @@ from guidedcd.planning.meter import Cost, metered, size
 from guidedcd.planning.preprocess_cost import empty
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training import distributed
+from guidedcd.training.batches import Batch
 from guidedcd.training.losses import consistency
 
 
@@ -110,7 +110,10 @@ def training(run: Run, teacher: Teacher, cond: dict[str, tuple[int, ...]]) -> Tr
         student.enable_gradient_checkpointing(settings.activation_checkpoint.layers)
     student.train()
     z = [empty(batch, *teacher.geometry.latent_shape) for _ in range(4)]
-    samples = SimpleNamespace(
+    samples = Batch(
+        ids=(),
+        samples=(),
+        routes=(),
         index=torch.zeros(batch, dtype=torch.long, device="meta"),
         z0=z[0],
         noise=z[1],

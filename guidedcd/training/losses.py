@@ -13,6 +13,7 @@ from guidedcd.diffusion.consistency import Network, distance, gap
 from guidedcd.diffusion.guidance import Rule, TeacherStep, guidance_term, guided_step, lambda_input
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.plugins.configs import EnergyConfig
+from guidedcd.training.batches import Batch
 
 
 class NoisyBatch:
@@ -33,7 +34,7 @@ class NoisyBatch:
         self,
         student: Network,
         schedule: NoiseSchedule,
-        batch: Any,
+        batch: Batch,
         *,
         grid: Tensor,
         solver: Solver,
@@ -95,7 +96,7 @@ class NoisyBatch:
 def consistency(
     student: Network,
     schedule: NoiseSchedule,
-    batch: Any,
+    batch: Batch,
     *,
     grid: Tensor,
     solver: Solver,

@@ -72,7 +72,7 @@ class BatchStep:
 class Objective(Protocol):
     """One term of a step's loss."""
 
-    def __call__(self, model: Any, batch: Batch, step: BatchStep) -> Terms:
+    def __call__(self, model: Network, batch: Batch, step: BatchStep) -> Terms:
         """(losses, metrics) of one batch; the metric `cd_loss` of several objectives is summed."""
 
 
@@ -85,7 +85,7 @@ class Consistency:
     distance: Mapping[str, Any]
     """`loss` and `huber_c`, see `guidedcd.diffusion.consistency.distance`."""
 
-    def __call__(self, model: Any, batch: Batch, step: BatchStep) -> Terms:
+    def __call__(self, model: Network, batch: Batch, step: BatchStep) -> Terms:
         """The consistency loss."""
         with blame_memory("the student's forward pass", step.advice), step.accelerator.autocast():
             loss = step.noisy.consistency_loss(target=self.target, **self.distance)
@@ -103,7 +103,7 @@ class GuidedPrediction:
     steps: int
     distance: Mapping[str, Any]
 
-    def __call__(self, model: Any, batch: Batch, step: BatchStep) -> Terms:
+    def __call__(self, model: Network, batch: Batch, step: BatchStep) -> Terms:
         """The guided-prediction loss times its weight; no loss after the first `steps` steps."""
         done = step.number // step.run.train.accumulate
         if done >= self.steps:
@@ -116,11 +116,11 @@ class GuidedPrediction:
 class Predictions(Protocol):
     """A source of predictions that rewards score."""
 
-    def __call__(self, model: Any, batch: Batch, step: BatchStep) -> tuple[Tensor, Sequence[Route]]:
+    def __call__(self, model: Network, batch: Batch, step: BatchStep) -> tuple[Tensor, Sequence[Route]]:
         """(predicted clean latents (N, C, F, H, W), a route for each)."""
 
 
-def clip_predictions(model: Any, batch: Batch, step: BatchStep) -> tuple[Tensor, Sequence[Route]]:
+def clip_predictions(model: Network, batch: Batch, step: BatchStep) -> tuple[Tensor, Sequence[Route]]:
     """The student's predictions for the clips of the batch (B, C, F, H, W)."""
     return step.prediction, list(batch.routes)
 
@@ -131,7 +131,7 @@ class OwnVideos:
 
     rollouts: Rollouts
 
-    def __call__(self, model: Any, batch: Batch, step: BatchStep) -> tuple[Tensor, Sequence[Route]]:
+    def __call__(self, model: Network, batch: Batch, step: BatchStep) -> tuple[Tensor, Sequence[Route]]:
         """The predictions of the last sampling step, and the routes of their prompts."""
         with blame_memory("the student's own videos", "Lower --train.rollouts.videos"), step.accelerator.autocast():
             return self.rollouts(model, step.number)
@@ -149,7 +149,7 @@ class Rewards:
     sources: Sequence[Predictions]
     """In the order in which `reward_batch` selects their samples."""
 
-    def __call__(self, model: Any, batch: Batch, step: BatchStep) -> Terms:
+    def __call__(self, model: Network, batch: Batch, step: BatchStep) -> Terms:
         """One loss per reward that has samples, and its mean and the routed share of samples for the log."""
         run, accelerator = step.run, step.accelerator
         pairs = [source(model, batch, step) for source in self.sources]

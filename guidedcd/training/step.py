@@ -20,6 +20,7 @@ from guidedcd.acceleration.options import choose, replays
 from guidedcd.acceleration.switch import is_fast, speed_up
 from guidedcd.config.run import Run
 from guidedcd.devices import blame_memory
+from guidedcd.diffusion.consistency import Network
 from guidedcd.diffusion.randomness import dropout_seed
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
@@ -169,7 +170,7 @@ class TrainStep:
             raise GuidedCDError(self._not_finite("the gradient", step, *samples[-1]))
         return (result.line if result.everywhere is None else result.everywhere) | {"lr": lr}
 
-    def losses(self, model: Any, batch: Batch, number: int) -> tuple[Tensor, dict[str, Any]]:
+    def losses(self, model: Network, batch: Batch, number: int) -> tuple[Tensor, dict[str, Any]]:
         """The total loss of one batch, and its metrics for the log, on the device; see `objectives`."""
         step = BatchStep(
             run=self.run,

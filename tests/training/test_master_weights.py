@@ -127,7 +127,7 @@ def test_two_averages_are_refused(toy):
 
 
 def test_eight_bit_states_need_their_package(toy, tmp_path, monkeypatch):
-    """Without bitsandbytes one sentence says so before anything is computed; with it its AdamW8bit is used."""
+    """Without bitsandbytes an error names the package before anything is computed; with it AdamW8bit is used."""
     run = make(train={"optimizer": {"name": "adamw-8bit"}})
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(GuidedCDError, match="needs the package bitsandbytes .*pip install bitsandbytes, or use adamw"):

@@ -74,8 +74,8 @@ def test_the_last_of_all_passes_is_what_sampling_gives(toy):
 
     predicted, routes = own(model, 7)
     cond = teacher.embed([one.caption for one in routes])
-    told = [run.energies["toy"].relative / 6]
-    expected = sample(student, teacher, cond, seen[0], 1, 2.5, told, run.energies["toy"].fraction)
+    lambdas = [run.energies["toy"].relative / 6]
+    expected = sample(student, teacher, cond, seen[0], 1, 2.5, lambdas, run.energies["toy"].fraction)
     assert torch.equal(predicted.detach(), expected)
 
 
@@ -111,7 +111,7 @@ def test_prompts_come_from_a_file_the_teacher_or_the_store(toy, tmp_path):
         rollouts(make(train={"rollouts": {"videos": 1, "prompts": str(tmp_path / "none.txt")}}), teacher)
 
 
-def test_a_missing_file_of_prompts_is_told_before_the_work(toy, tmp_path):
+def test_a_missing_file_of_prompts_is_an_error_before_the_work(toy, tmp_path):
     """The run stops before its latents are computed, and nothing is written; a file that is not used is not read."""
     missing = str(tmp_path / "none.txt")
     with pytest.raises(GuidedCDError, match="there is no prompts file"):
@@ -121,7 +121,7 @@ def test_a_missing_file_of_prompts_is_told_before_the_work(toy, tmp_path):
 
 
 def test_prompts_that_no_reward_reads_are_left_out(toy):
-    """Routes decide about prompts as about clips; when none is left one sentence says what to do."""
+    """Routes decide about prompts as about clips; when none is left, the error names the options to change."""
     run = make(train={"rollouts": {"videos": 1}})
     teacher = run.teacher.build()
 

@@ -27,7 +27,7 @@ numbers = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=4)
 
 @given(numbers, st.lists(st.floats(0, 1), min_size=1, max_size=4))
 def test_a_line_has_means_over_batches(losses, shares):
-    """Tensors and plain numbers are averaged by name, over the batches that have them; losses are told one by one."""
+    """Tensors and plain numbers are averaged by name over the batches that have them; each loss is reported."""
     count = max(len(losses), len(shares))
     seen = [
         {"loss": torch.tensor((losses * count)[n])} | ({"routed/a": shares[n]} if n < len(shares) else {})

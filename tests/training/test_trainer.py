@@ -132,7 +132,7 @@ def test_out_of_memory_names_the_component(toy, tmp_path, monkeypatch):
 
 
 def test_half_precision_needs_a_gpu(toy, tmp_path):
-    """fp16 without its loss scaler would train on zeros; the message says what to use."""
+    """fp16 without its loss scaler would train on zeros; the error names the alternatives."""
     with pytest.raises(GuidedCDError, match="needs an NVIDIA GPU. Use bf16"):
         distil(make(train={"precision": "fp16"}))
 
@@ -156,7 +156,7 @@ def test_ctrl_c_saves_before_it_stops(toy, tmp_path, monkeypatch, last):
 
 
 def test_a_tracker_receives_every_logged_step(toy, tmp_path, monkeypatch):
-    """A tracker that is not installed is told at once; one that is gets the options and every line of the log."""
+    """A missing tracker is an error at once; an installed one receives the options and every line of the log."""
     from accelerate import tracking
 
     run = make(train={"tracker": "wandb", "steps": 3})
