@@ -5,6 +5,8 @@ Legend: H, W of the teacher; h, w of the source, in pixels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import av
 import numpy as np
 import torch
@@ -35,7 +37,7 @@ def fitted(frame: av.VideoFrame, height: int, width: int, aspect: float = 1.0) -
 def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     """Rotation of the frame for display, (2, 2): x' = a x + c y, y' = b x + d y for rows (a, b), (c, d)."""
     # By name: iteration yields entries before PyAV 19 and types since.
-    side = frame.side_data.get("DISPLAYMATRIX")
+    side: Any = frame.side_data.get("DISPLAYMATRIX")  # a buffer, which PyAV's stubs do not declare
     return None if side is None else np.frombuffer(bytes(side), dtype=np.int32)[:9].reshape(3, 3)[:2, :2] / 65536
 
 
