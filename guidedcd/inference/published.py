@@ -82,7 +82,7 @@ def load_published(
         teacher: The component `videocrafter2` with its options.
         device: Where tensors live; by default the best there is.
         dtype: "float32", "bfloat16" or "float16".
-        fraction: Noisiest fraction of the timesteps at which the energy's strength is an input of the student; by default
+        fraction: Noisiest fraction of the timesteps at which the strength is an input of the student; by default
             a half, as in the script of the released sampler.
 
     Raises:
