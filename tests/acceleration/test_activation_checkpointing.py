@@ -21,10 +21,10 @@ make = partial(toy_run, replace=("energy",))
 def look(teacher, needs: tuple[str, ...], tail: str, recompute: str = "nothing"):
     """(what is seen of two samples, the gradient of a sum of records, numbers kept for it)."""
     z = noise(0, 0, (2, *teacher.geometry.latent_shape)).requires_grad_()
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def pack(x: torch.Tensor) -> torch.Tensor:
-        kept[x.data_ptr()] = x.numel()
+        saved[x.data_ptr()] = x.numel()
         return x
 
     weights = {p.data_ptr() for p in teacher.network.parameters()}
@@ -36,7 +36,7 @@ def look(teacher, needs: tuple[str, ...], tail: str, recompute: str = "nothing")
             seen = teacher.seen(z, torch.tensor([300, 800]), teacher.null(2), needs, **how)
             value = sum(maps.square().sum() for maps in seen.records[needs[0]].values())
         (gradient,) = torch.autograd.grad(value, z)
-    return seen, gradient, sum(count for place, count in kept.items() if place not in weights)
+    return seen, gradient, sum(count for position, count in saved.items() if position not in weights)
 
 
 def test_a_pass_may_end_at_its_last_record(toy):

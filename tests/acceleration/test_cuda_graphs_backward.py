@@ -43,9 +43,9 @@ def test_values_and_gradients_are_the_functions():
     graphs, inputs = Recorded(torch.zeros(2, 3)), torch.randn(2, 2, 3)
     for x in inputs:
         mine, plain = (x.clone().requires_grad_(True) for _ in range(2))
-        found, expected = Replayed.apply(mine, graphs), function(plain)
-        assert torch.equal(found, expected) and graphs.is_busy()
-        (2 * found).sum().backward()
+        actual, expected = Replayed.apply(mine, graphs), function(plain)
+        assert torch.equal(actual, expected) and graphs.is_busy()
+        (2 * actual).sum().backward()
         (2 * expected).sum().backward()
         assert not graphs.is_busy()
         torch.testing.assert_close(mine.grad, plain.grad)
@@ -137,10 +137,10 @@ def test_on_a_gpu_replayed_rewards_are_the_rewards(name, tmp_path):
     videos = torch.rand(3, 1, 4, 3, 20, 32, device="cuda")
 
     def graded(reward: torch.nn.Module, some: Tensor) -> list[Tensor]:
-        given = [video.clone().requires_grad_(True) for video in some]
-        scores = [reward(video, ["a"]) for video in given]
+        inputs = [video.clone().requires_grad_(True) for video in some]
+        scores = [reward(video, ["a"]) for video in inputs]
         sum(score.sum() for score in scores).backward()
-        return [*(score.detach() for score in scores), *(video.grad for video in given)]
+        return [*(score.detach() for score in scores), *(video.grad for video in inputs)]
 
     for some in (videos[:1], videos[1:2], videos[1:], videos[:1]):
         torch.testing.assert_close(graded(replayed, some), graded(plain, some))

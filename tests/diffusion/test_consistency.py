@@ -60,10 +60,10 @@ def test_the_loss_is_the_distance_to_the_guided_step():
     terms = [(pta, b.strengths[:, 0]), (jerk, strength_from_relative(*step, jerk, b.strengths[:, 1]))]
     z_next = guided_step(*step, t - 20, terms)
     lambdas = torch.tensor([[0.05, 0.2 / 6], [0.0, 0.0]])
-    wanted, f = distance(stub, schedule, z, t, z_next, t - 20, {}, b.omega, lambdas)
-    found, predicted = loss_of(b, energies)
+    expected, f = distance(stub, schedule, z, t, z_next, t - 20, {}, b.omega, lambdas)
+    actual, predicted = loss_of(b, energies)
 
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(predicted, f)
 
 
@@ -77,9 +77,9 @@ def test_huber_and_l2():
 
     z_next, t_next = noise(0, 1, SHAPE), t - 20
     d = f(z, t) - f(z_next, t_next)
-    for loss, wanted in (("huber", ((d**2 + 0.01**2).sqrt() - 0.01).mean()), ("l2", (d**2).mean())):
-        found, _ = distance(stub, schedule, z, t, z_next, t_next, {}, torch.ones(2), loss=loss, huber_c=0.01)
-        torch.testing.assert_close(found, wanted)
+    for loss, expected in (("huber", ((d**2 + 0.01**2).sqrt() - 0.01).mean()), ("l2", (d**2).mean())):
+        actual, _ = distance(stub, schedule, z, t, z_next, t_next, {}, torch.ones(2), loss=loss, huber_c=0.01)
+        torch.testing.assert_close(actual, expected)
         assert abs(distance(stub, schedule, z, t, z, t, {}, torch.ones(2), loss=loss)[0]) < 1e-9
     with pytest.raises(ValueError, match="huber"):
         distance(stub, schedule, z, t, z, t, {}, torch.ones(2), loss="l1")
@@ -146,11 +146,11 @@ def test_the_guided_prediction_is_learnt_beside_the_step():
     """With a weight the loss gains that share of the distance to the guided prediction, whose only zero is itself."""
     schedule, b = NoiseSchedule.scaled_linear(), batch()
     z = schedule.add_noise(b.z0, b.noise, t := torch.tensor([619, 919]))
-    said = b.cond_output.float() + expand(b.omega, z) * (b.cond_output.float() - b.uncond_output.float())
-    goal = schedule.consistency(z, said, t)
+    output = b.cond_output.float() + expand(b.omega, z) * (b.cond_output.float() - b.uncond_output.float())
+    goal = schedule.consistency(z, output, t)
     plain, f = loss_of(b, {}, loss="l2")
     half, _ = loss_of(b, {}, loss="l2", guided=0.5)
-    guided = [loss_of(b, {}, student=lambda *_: said, guided=weight)[0] for weight in (0.0, 1.0)]
+    guided = [loss_of(b, {}, student=lambda *_: output, guided=weight)[0] for weight in (0.0, 1.0)]
 
     torch.testing.assert_close(half, plain + 0.5 * (f - goal).square().mean())
     assert half > plain + 1 and max(guided) < 1e-6

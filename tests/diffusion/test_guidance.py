@@ -88,10 +88,10 @@ def test_eps_rule_is_a_shift_of_eps():
     schedule, step, t_next = p.step
     z, o_c, o_u, omega, t = step.z, step.o_c, step.o_u, step.omega, step.t
     push = noise_factor(schedule, t, "sqrt-one-minus", z) * 3.0 * p.score
-    wanted = schedule.ddim_step(*schedule.to_x0_eps(z, combine(o_c, o_u, omega) + push, t), t_next)
-    found = guided_step(*p.step, [(p.score, constant(3.0))], Rule("eps", "sqrt-one-minus"))
+    expected = schedule.ddim_step(*schedule.to_x0_eps(z, combine(o_c, o_u, omega) + push, t), t_next)
+    actual = guided_step(*p.step, [(p.score, constant(3.0))], Rule("eps", "sqrt-one-minus"))
 
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_literal_rule_adds_to_z():

@@ -128,9 +128,9 @@ def test_teacher_ddim_equals_diffusers(steps, prediction, latents):
     for t in reference.timesteps:
         u, c = teacher.net(z, t[None], null), teacher.net(z, t[None], cond)
         z = reference.step(u + 4.0 * (c - u), t, z).prev_sample
-    found = teacher_sample(teacher, cond, null, latents, steps, 3.0)
+    actual = teacher_sample(teacher, cond, null, latents, steps, 3.0)
 
-    torch.testing.assert_close(found, z, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(actual, z, atol=2e-3, rtol=2e-3)
 
 
 def test_both_solvers_agree_in_the_limit():
@@ -191,18 +191,18 @@ def test_steering_lowers_the_energy(teacher, latents):
     eps = noise(5, 1, z0.shape)
 
     def energy(**options):
-        found = []
+        energies_of_steps = []
 
         class Watching(PTA):
             def __call__(self, seen, reference):
                 value = super().__call__(seen, reference)
-                found.append(float(value.detach().mean()))
+                energies_of_steps.append(float(value.detach().mean()))
                 return value
 
         guided = PTAConfig(reference="single-step", fraction=1.0, **options)
         guide = Guide(energy=Watching(config), config=guided, z0=z0, cond=cond, noise=eps)
         teacher_sample(teacher, cond, null, latents, 10, 0.0, energies=[guide])
-        return sum(found[2:])
+        return sum(energies_of_steps[2:])
 
     assert energy(relative=0.2) < energy(scale=0.0)
 

@@ -87,9 +87,9 @@ def test_flow_step_is_euler():
     schedule, z, v = NoiseSchedule.flow(shift=3.0), noise(0, 0, (2, 4, 2, 3, 3)), noise(0, 1, (2, 4, 2, 3, 3))
     t, t_next = torch.tensor([900, 400]), torch.tensor([800, 300])
     ahead, behind = (expand(schedule.alpha_sigma(at)[1], z) for at in (t_next, t))
-    found = schedule.ddim_step(*schedule.to_x0_eps(z, v, t), t_next)
+    actual = schedule.ddim_step(*schedule.to_x0_eps(z, v, t), t_next)
 
-    torch.testing.assert_close(found, z + (ahead - behind) * v, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual, z + (ahead - behind) * v, atol=1e-5, rtol=1e-5)
 
 
 def test_flow_is_clean_at_zero():
@@ -123,14 +123,14 @@ def test_step_equals_diffusers_ddim(steps, prediction):
     schedule = NoiseSchedule.from_scheduler(reference)
     assert reference.timesteps.tolist() == schedule.grid(steps).flip(0).tolist()
 
-    ours = theirs = noise(1, 0, (2, 4, 3, 4, 4))
+    ours = expected = noise(1, 0, (2, 4, 3, 4, 4))
     for i, t in enumerate(reference.timesteps):
         output = noise(1, 1 + i, ours.shape)
         at = t.expand(2)
-        theirs = reference.step(output, t, theirs).prev_sample
+        expected = reference.step(output, t, expected).prev_sample
         ours = schedule.ddim_step(*schedule.to_x0_eps(ours, output, at), schedule.previous(at, steps))
 
-        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(ours, expected, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("steps", [4, 8])
@@ -142,26 +142,26 @@ def test_multistep_equals_diffusers_lcm(steps):
     assert reference.timesteps.tolist() == times
 
     shape = (2, 4, 3, 4, 4)
-    outputs, theirs = [noise(2, i, shape) for i in range(steps)], noise(2, 99, shape)
+    outputs, latents = [noise(2, i, shape) for i in range(steps)], noise(2, 99, shape)
 
     def drawn(i: int) -> torch.Generator:
         return torch.Generator().manual_seed(i)
 
-    said = iter(outputs)
+    output = iter(outputs)
     steps_taken = multistep_consistency_sampling(
-        lambda z, t: next(said),
+        lambda z, t: next(output),
         NoiseSchedule.scaled_linear(),
-        theirs,
+        latents,
         times,
         lambda i: torch.randn(shape, generator=drawn(i)),
     )
-    for i, ours in enumerate(steps_taken):
-        done = reference.step(outputs[i], reference.timesteps[i], theirs, generator=drawn(i))
-        theirs = done.prev_sample
+    for i, step in enumerate(steps_taken):
+        diffusers_step = reference.step(outputs[i], reference.timesteps[i], latents, generator=drawn(i))
+        latents = diffusers_step.prev_sample
 
-        torch.testing.assert_close(ours.denoised, done.denoised, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(step.denoised, diffusers_step.denoised, atol=1e-4, rtol=1e-4)
         if i + 1 < steps:  # after the last step diffusers returns the clean latents
-            torch.testing.assert_close(ours.z, theirs, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(step.z, latents, atol=1e-4, rtol=1e-4)
 
 
 def test_sixteen_steps_are_the_released_ones():
@@ -186,12 +186,12 @@ PINNED = [-1.447067, -0.913421, -0.515561, 6.387978, 1034.263758]
 
 def test_noise_is_a_function_of_seed_and_draw():
     """The numbers are pinned: stores keep seeds and draws instead of noise."""
-    found = noise(7, 3, (1000,))
+    actual = noise(7, 3, (1000,))
 
-    assert torch.equal(found, noise(7, 3, (1000,)))
-    assert not torch.equal(found, noise(7, 4, (1000,)))
-    assert torch.equal(found[:10], noise(7, 3, (2, 5)).flatten())
-    assert [round(float(v), 6) for v in (*found[:3], found.double().sum(), found.double().square().sum())] == PINNED
+    assert torch.equal(actual, noise(7, 3, (1000,)))
+    assert not torch.equal(actual, noise(7, 4, (1000,)))
+    assert torch.equal(actual[:10], noise(7, 3, (2, 5)).flatten())
+    assert [round(float(v), 6) for v in (*actual[:3], actual.double().sum(), actual.double().square().sum())] == PINNED
 
 
 def test_unknown_prediction_is_refused():

@@ -65,10 +65,10 @@ def test_a_fresh_student_is_its_teacher(teacher, inputs, config, energies):
     z, t, cond, omega, lambdas = inputs
     student = Student(teacher, config, energies).train()
     with torch.no_grad():
-        wanted = teacher.net(z, t, cond)
+        expected = teacher.net(z, t, cond)
 
-        assert torch.equal(student(z, t, cond, omega, lambdas[:, : len(energies)] if energies else None), wanted)
-        assert torch.equal(student(z, t, cond), wanted)
+        assert torch.equal(student(z, t, cond, omega, lambdas[:, : len(energies)] if energies else None), expected)
+        assert torch.equal(student(z, t, cond), expected)
 
 
 def test_only_the_outermost_matrix_is_zero(teacher, inputs):
@@ -124,15 +124,15 @@ def test_lambdas_must_fit_the_energies(teacher, inputs):
 def test_embedding_is_sines_then_cosines(dim):
     """sin|cos of 1000 w with frequencies 1 to 1e-4, zero-padded when the width is odd; 0 is not the zero vector."""
     w = torch.tensor([0.0, 0.05, 7.5], dtype=torch.float64)
-    found, half = guidance_scale_embedding(w, dim, torch.float64), dim // 2
+    embedding, half = guidance_scale_embedding(w, dim, torch.float64), dim // 2
     frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / (half - 1))
     phase = 1000 * w[:, None] * frequencies
 
-    assert found.shape == (3, dim)
-    torch.testing.assert_close(found[:, :half], phase.sin(), atol=1e-8, rtol=0)
-    torch.testing.assert_close(found[:, half : 2 * half], phase.cos(), atol=1e-8, rtol=0)
-    assert not found[:, 2 * half :].any()
-    assert found[0].sum() == half
+    assert embedding.shape == (3, dim)
+    torch.testing.assert_close(embedding[:, :half], phase.sin(), atol=1e-8, rtol=0)
+    torch.testing.assert_close(embedding[:, half : 2 * half], phase.cos(), atol=1e-8, rtol=0)
+    assert not embedding[:, 2 * half :].any()
+    assert embedding[0].sum() == half
     assert guidance_embedding(w.float(), torch.zeros(3, 2)).shape == (3, 768)
     assert guidance_embedding(None) is None
 
@@ -184,13 +184,13 @@ def test_a_student_comes_back_from_disk(teacher, inputs, config, tmp_path):
     z, t, cond, omega, lambdas = inputs
     student = shaken(Student(teacher, config, ("pta", "jerk"))).eval()
     student.save(tmp_path / "student")
-    found = Student.load(tmp_path / "student", teacher)
+    loaded = Student.load(tmp_path / "student", teacher)
 
-    assert found.energies == ("pta", "jerk")
-    assert config == found.config
-    assert not found.training
+    assert loaded.energies == ("pta", "jerk")
+    assert config == loaded.config
+    assert not loaded.training
     with torch.no_grad():
-        assert torch.equal(student(z, t, cond, omega, lambdas), found(z, t, cond, omega, lambdas))
+        assert torch.equal(student(z, t, cond, omega, lambdas), loaded(z, t, cond, omega, lambdas))
 
 
 def test_a_student_of_another_network_is_refused(teacher, tmp_path):

@@ -107,11 +107,11 @@ def test_auto_finds_the_cache_folder_and_customary_places(files, tmp_path, monke
     """`auto` takes the file from GUIDEDCD_CACHE first, then from where the model's own code keeps it."""
     _offline(tmp_path, monkeypatch)
     legacy, cached = tmp_path / ".cache" / "hpsv2", tmp_path / "cache"
-    for folder, found in ((legacy, legacy), (cached, cached)):
+    for folder, winner in ((legacy, legacy), (cached, cached)):
         folder.mkdir(parents=True)
         (folder / "HPS_v2.1_compressed.pt").symlink_to(files / "clip.pt")
         published = attrs.evolve(HPS_PUBLISHED, folders=("~/.cache/hpsv2",))
-        assert find("auto", published, "hps") == found / "HPS_v2.1_compressed.pt"
+        assert find("auto", published, "hps") == winner / "HPS_v2.1_compressed.pt"
     reward = HPS(HPSConfig(path="auto", arch=str(files / "clip.json")))
     assert torch.equal(reward(video(), CAPTIONS), image_text(files)(video(), CAPTIONS))
 
@@ -196,9 +196,9 @@ def test_architectures_that_cannot_be_read_are_refused(files, tmp_path):
 
 def test_clip_tokens_are_the_published_ids():
     """Ids, counts and truncation of 32 difficult captions are open_clip's and HPSv2's, exactly."""
-    given = json.loads((DATA / "tokens.json").read_text(encoding="utf-8"))
-    tokens = ClipTokens(given["context_length"])
-    for row in given["rows"]:
+    golden = json.loads((DATA / "tokens.json").read_text(encoding="utf-8"))
+    tokens = ClipTokens(golden["context_length"])
+    for row in golden["rows"]:
         ids, mask = tokens([row["caption"]])
         assert ids[0].tolist() == row["open_clip_ids"]
         assert tokens.count(row["caption"]) == row["n_tokens_untruncated_with_sot_eot"]

@@ -25,25 +25,25 @@ def image(height: int, width: int, seed: int = 0) -> torch.Tensor:
 @given(sides, sides, sizes, st.booleans())
 def test_clip_is_torchvisions_squash(height, width, size, antialias):
     """CLIP's preparation is torchvision's Resize to a square and Normalize, to 1e-5."""
-    theirs = v2.Compose(
+    published = v2.Compose(
         [
             v2.Resize((size, size), BICUBIC, antialias=antialias),
             v2.Normalize(pixels.CLIP_MEAN, pixels.CLIP_STD),
         ]
     )
     x = image(height, width)
-    torch.testing.assert_close(pixels.clip(x, size, antialias), theirs(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(pixels.clip(x, size, antialias), published(x), atol=1e-5, rtol=0)
 
 
 @few
 @given(sides, sides, sizes)
 def test_image_reward_is_torchvisions_resize_and_crop(height, width, size):
     """ImageReward's preparation is torchvision's Resize of the shortest side, CenterCrop and Normalize, to 1e-5."""
-    theirs = v2.Compose(
+    published = v2.Compose(
         [v2.Resize(size, BICUBIC), v2.CenterCrop(size), v2.Normalize(pixels.CLIP_MEAN, pixels.CLIP_STD)]
     )
     x = image(height, width)
-    torch.testing.assert_close(pixels.image_reward(x, size), theirs(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(pixels.image_reward(x, size), published(x), atol=1e-5, rtol=0)
 
 
 @few

@@ -43,9 +43,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_published_numbers_are_reproduced(shared):
     """Pixels, ids, features, scores and gradients of every published fixture agree within its stated tolerance."""
     rows = []
-    for place, family, results in _results(shared("rewards")):
+    for folder, family, results in _results(shared("rewards")):
         if family is parity:
-            rows += [row for name, values in results.items() for row in _compare(place / name, values, family)]
+            rows += [row for name, values in results.items() for row in _compare(folder / name, values, family)]
     assert len(rows) > 250
     assert [f"{row.file.parent.name} {row.key} {row.error} {row.note}" for row in rows if not row.ok] == []
 
@@ -60,9 +60,9 @@ def test_goldens_are_never_read(shared, tmp_path):
         inputs = ("images", "tokens", "video", "input_ids", "attention_mask")
         cases = load_file(source / parity.CASES)
         save_file({k: v for k, v in cases.items() if k.rpartition(".")[2] in inputs}, folder / parity.CASES)
-        ours, theirs = (parity.compute(place)[parity.CASES] for place in (folder, source))
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        ours, expected = (parity.compute(path)[parity.CASES] for path in (folder, source))
+        assert ours.keys() == expected.keys()
+        assert all(torch.equal(ours[key], expected[key]) for key in ours)
 
 
 @pytest.mark.parametrize("name", ["clip_tiny", "hpsv2_tiny", "internvideo2_stage2_tiny"])
@@ -85,20 +85,20 @@ def test_full_size_image_text_models_have_the_published_keys(shared, manifest):
     """At full size the network has exactly the 686 keys and shapes of the released HPS v2.1 and CLIP ViT-H/14."""
     import open_clip
 
-    wanted = _manifest(shared, manifest)
+    expected = _manifest(shared, manifest)
     model = skeleton(lambda: build_clip(open_clip.get_model_config("ViT-H-14")))
-    assert {key: list(value.shape) for key, value in model.state_dict().items()} == wanted
-    assert len(wanted) == 686
+    assert {key: list(value.shape) for key, value in model.state_dict().items()} == expected
+    assert len(expected) == 686
 
 
 def test_full_size_internvideo2_has_the_published_keys(shared):
     """At full size the towers have exactly the keys and shapes that the score uses; every other key is known."""
-    wanted = _manifest(shared, "internvideo2_stage2_1b")
+    expected = _manifest(shared, "internvideo2_stage2_1b")
     ours = {key: list(value.shape) for key, value in skeleton(InternVideo2).state_dict().items()}
-    used = {key: one["shape"] for key, one in wanted.items() if one["role"].startswith("used")}
+    used = {key: one["shape"] for key, one in expected.items() if one["role"].startswith("used")}
     assert ours == used
     assert len(used) == 852
-    assert all(is_unused(key, FULL["bert"]["fusion_layer"]) for key in wanted.keys() - used.keys())
+    assert all(is_unused(key, FULL["bert"]["fusion_layer"]) for key in expected.keys() - used.keys())
     assert not any(is_unused(key, FULL["bert"]["fusion_layer"]) for key in used)
 
 

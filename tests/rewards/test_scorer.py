@@ -76,15 +76,15 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_frames_are_distinct_ascending_and_repeatable(frames, data, pick, seed):
     """Any policy gives exactly `frames` distinct indices inside the video, in order, the same for the same seed."""
     config = RewardConfig(frames=data.draw(st.integers(1, frames)), pick=pick)
-    found = frame_indices(config, frames, seeded(seed))
-    assert len(found) == config.frames
-    assert found == sorted(set(found))
-    assert found[0] >= 0 and found[-1] < frames
-    assert found == frame_indices(config, frames, seeded(seed))
+    indices = frame_indices(config, frames, seeded(seed))
+    assert len(indices) == config.frames
+    assert indices == sorted(set(indices))
+    assert indices[0] >= 0 and indices[-1] < frames
+    assert indices == frame_indices(config, frames, seeded(seed))
     if pick == "strided":
-        steps = {b - a for a, b in pairwise(found)}
+        steps = {b - a for a, b in pairwise(indices)}
         assert steps <= {frames // config.frames}
-        assert found[0] < frames // config.frames
+        assert indices[0] < frames // config.frames
 
 
 def test_every_frame_is_as_likely_as_any_other():
@@ -123,13 +123,13 @@ def test_samples_go_where_they_are_routed(wanted, limit):
     """Each reward scores exactly the samples routed to it, with their captions; unrouted samples are not decoded."""
     rewards, teacher = engine(a=RewardConfig(), b=RewardConfig(), c=RewardConfig(pick="strided"))
     z = latents(len(wanted))
-    found = rewards.score(z, routes(*wanted), seeded(), limit=limit)
+    scores = rewards.score(z, routes(*wanted), seeded(), limit=limit)
     for names in ("ab", "c"):
         decoded = [i for i, one in enumerate(wanted) if set(one) & set(names)][:limit]
         for name in names:
             mine = tuple(i for i in decoded if name in wanted[i])
-            assert found[name].samples == mine
-            assert found[name].scores.shape == (len(mine),)
+            assert scores[name].samples == mine
+            assert scores[name].scores.shape == (len(mine),)
             if mine:
                 assert rewards.modules[name].seen[0][1] == ["c" * (i + 1) for i in mine]
     decodes = [[i for i, one in enumerate(wanted) if set(one) & set(names)][:limit] for names in ("ab", "c")]
@@ -148,9 +148,9 @@ def test_total_is_the_weighted_sum_of_means():
     """The total is sum of weight * mean over the routed samples, and raising it raises the scores."""
     rewards, _ = engine(a=RewardConfig(weight=0.2), b=RewardConfig(weight=0.5, frames=4))
     z = latents()
-    found = rewards.score(z, routes("ab", "a", "", "b"), seeded())
-    total = rewards.total(found)
-    expected = 0.2 * found["a"].scores.mean() + 0.5 * found["b"].scores.mean()
+    scores = rewards.score(z, routes("ab", "a", "", "b"), seeded())
+    total = rewards.total(scores)
+    expected = 0.2 * scores["a"].scores.mean() + 0.5 * scores["b"].scores.mean()
     torch.testing.assert_close(total, expected)
     total.backward()
     assert (z.grad[2] == 0).all()
@@ -162,20 +162,20 @@ def test_total_is_the_weighted_sum_of_means():
 def test_weight_zero_is_only_logged():
     """A reward of weight 0 is scored without gradient; alone, its frames are decoded without gradient too."""
     rewards, teacher = engine(a=RewardConfig(weight=0.0), b=RewardConfig(), c=RewardConfig(weight=0.0, frames=4))
-    found = rewards(latents(), routes(*["abc"] * 4), seeded())
-    assert not found["a"].requires_grad
-    assert found["b"].requires_grad
+    scores = rewards(latents(), routes(*["abc"] * 4), seeded())
+    assert not scores["a"].requires_grad
+    assert scores["b"].requires_grad
     assert [grad for _, _, grad in teacher.calls] == [True, False]
-    assert rewards.total({"a": found["a"]}) == 0
+    assert rewards.total({"a": scores["a"]}) == 0
 
 
 def test_nothing_routed_is_no_decode_and_no_loss():
     """Without routed samples nothing is decoded, every reward reports no scores, and the total is 0."""
     rewards, teacher = engine(a=RewardConfig())
-    found = rewards.score(latents(), routes("", "", "", ""), seeded())
+    scores = rewards.score(latents(), routes("", "", "", ""), seeded())
     assert teacher.calls == []
-    assert found["a"].scores.shape == (0,)
-    assert rewards.total(found) == 0.0
+    assert scores["a"].scores.shape == (0,)
+    assert rewards.total(scores) == 0.0
 
 
 def test_low_memory_gives_the_same_scores_and_gradients():
@@ -185,9 +185,9 @@ def test_low_memory_gives_the_same_scores_and_gradients():
         teacher = Teacher()
         rewards = RewardScorer({"a": (Bright(), RewardConfig())}, teacher, low_memory=low_memory)
         z = latents()
-        found = rewards(z, routes("a", "", "a", "a"), seeded())["a"]
-        found.sum().backward()
-        results.append((found.detach(), z.grad, len(teacher.calls)))
+        scores = rewards(z, routes("a", "", "a", "a"), seeded())["a"]
+        scores.sum().backward()
+        results.append((scores.detach(), z.grad, len(teacher.calls)))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
     assert [calls for *_, calls in results] == [1, 3 * 2 * 2]  # samples, frames, passes

@@ -48,12 +48,12 @@ def normal(*shape: int) -> torch.Tensor:
 def cases() -> list:
     """Every shape on an image and on videos; most of them only in the long run of tests."""
     quick = {"one level", "convolutions around attention"}
-    found = []
+    cases = []
     for name, changes in UNETS.items():
         for batch, frames, wide in ((1, 1, 3), (3, 5, 1)):
             marks = [] if name in quick and frames == 5 else [pytest.mark.slow]
-            found.append(pytest.param(changes, batch, frames, wide, id=f"{name}, {frames} frames", marks=marks))
-    return found
+            cases.append(pytest.param(changes, batch, frames, wide, id=f"{name}, {frames} frames", marks=marks))
+    return cases
 
 
 @pytest.mark.parametrize("changes, batch, frames, wide", cases())
@@ -74,9 +74,9 @@ def test_every_shape_of_unet_is_read_exactly(changes, batch, frames, wide):
         for guidance in paths:
             cond = torch.cat(guidance, dim=1) if guidance else None
             with torch.no_grad():
-                said = unet(z, t, context, timestep_cond=cond).sample
+                output = unet(z, t, context, timestep_cond=cond).sample
 
-            assert close(said, oracle.unet(z, t, context, fps, *guidance))
+            assert close(output, oracle.unet(z, t, context, fps, *guidance))
 
 
 @pytest.fixture
@@ -119,10 +119,10 @@ def test_the_second_opinion_agrees_with_the_published_numbers(shared):
 
     folder = shared("videocrafter2", "vc2_tiny")
     views, io = split(load_file(folder / "model.safetensors")), load_file(folder / "io.safetensors")
-    given = {key: value.double() if value.is_floating_point() else value for key, value in io.items()}
+    inputs = {key: value.double() if value.is_floating_point() else value for key, value in io.items()}
     unet = Oracle(views["unet"], head=8)
-    said = unet.unet(given["unet.x"], given["unet.t_pair"], given["unet.context"], given["unet.fps_pair"])
+    output = unet.unet(inputs["unet.x"], inputs["unet.t_pair"], inputs["unet.context"], inputs["unet.fps_pair"])
 
-    assert (said - given["out.unet.eps_tmixed_fpsmixed"]).abs().max() < 1e-5
-    assert (Oracle(views["vae"]).decode(given["vae.z"]) - given["out.vae.decode_z"]).abs().max() < 1e-5
-    assert (Oracle(views["text"]).text(given["text.tokens"], 4) - given["out.text.embedding"]).abs().max() < 1e-5
+    assert (output - inputs["out.unet.eps_tmixed_fpsmixed"]).abs().max() < 1e-5
+    assert (Oracle(views["vae"]).decode(inputs["vae.z"]) - inputs["out.vae.decode_z"]).abs().max() < 1e-5
+    assert (Oracle(views["text"]).text(inputs["text.tokens"], 4) - inputs["out.text.embedding"]).abs().max() < 1e-5

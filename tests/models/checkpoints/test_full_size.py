@@ -54,8 +54,8 @@ def test_the_published_size_is_read_and_converted_in_the_space_of_its_weights(sh
     """At most 1.3 times the file in anonymous memory, all processes together."""
     if not Path("/proc/self/status").exists():
         pytest.skip("memory is read from /proc")
-    found = json.loads((shared().parent / "facts" / "manifests" / "vc2_full_manifest.json").read_text())
-    shapes = {key: shape for part, keys in found.items() if part != "_meta" for key, shape in keys.items()}
+    manifest_of_parts = json.loads((shared().parent / "facts" / "manifests" / "vc2_full_manifest.json").read_text())
+    shapes = {key: shape for part, keys in manifest_of_parts.items() if part != "_meta" for key, shape in keys.items()}
     size = 4 * sum(math.prod(shape) for shape in shapes.values())
     free = shutil.disk_usage(tmp_path).free
     memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -44,11 +44,11 @@ def test_a_written_tokenizer_gives_the_same_ids_on_clean_text(folders, size):
     """transformers' CLIPTokenizer pads with id 0 and still reads "!" as a word."""
     from transformers import CLIPTokenizerFast
 
-    theirs, ours = CLIPTokenizerFast.from_pretrained(folders[size]), tokenizer(size)
-    found = theirs([clean(p) for p in PROMPTS], padding="max_length", truncation=True, max_length=77).input_ids
+    written, original = CLIPTokenizerFast.from_pretrained(folders[size]), tokenizer(size)
+    ids = written([clean(p) for p in PROMPTS], padding="max_length", truncation=True, max_length=77).input_ids
 
-    assert found == ours(PROMPTS, context_length=77).tolist()
-    assert theirs.pad_token_id == 0
+    assert ids == original(PROMPTS, context_length=77).tolist()
+    assert written.pad_token_id == 0
 
 
 def test_a_small_vocabulary_is_the_beginning_of_the_large_one():

@@ -63,11 +63,11 @@ def test_a_low_rank_file_is_merged_as_the_reference_merges_it(shared):
 def test_the_low_rank_order_is_the_published_one(shared):
     """Names of the 575 layers of the full-size file, in its order."""
     path = shared().parent / "facts" / "manifests"
-    wanted = json.loads((path / "t2v_turbo_v1_lora_manifest.json").read_text())["modules_in_order"]
+    expected = json.loads((path / "t2v_turbo_v1_lora_manifest.json").read_text())["modules_in_order"]
     keys = json.loads((path / "t2v_turbo_v2_student_manifest.json").read_text())["unet"]
     state = {k: torch.empty(s, device="meta") for k, s in keys.items()}
 
-    assert turbo.targets(vc2.PUBLISHED, state) == [f"{entry['module']}.weight" for entry in wanted]
+    assert turbo.targets(vc2.PUBLISHED, state) == [f"{entry['module']}.weight" for entry in expected]
 
 
 @pytest.fixture(scope="module")

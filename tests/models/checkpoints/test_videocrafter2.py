@@ -30,8 +30,8 @@ SIZES = [
 
 def manifest(shared, name: str) -> dict[str, list[int]]:
     """Key to shape of a full-size file."""
-    found = json.loads((shared().parent / "facts" / "manifests" / f"{name}_manifest.json").read_text())
-    return {key: shape for part, keys in found.items() if part != "_meta" for key, shape in keys.items()}
+    manifest_of_parts = json.loads((shared().parent / "facts" / "manifests" / f"{name}_manifest.json").read_text())
+    return {key: shape for part, keys in manifest_of_parts.items() if part != "_meta" for key, shape in keys.items()}
 
 
 def test_full_size_names_are_the_published_ones_in_their_order(shared):
@@ -77,9 +77,9 @@ def test_the_way_back_gives_the_file_again(config):
 def test_the_architecture_is_found_again_from_the_network(config):
     """lvdm's arguments follow from the diffusers configuration."""
     network = vc2.load_unet(config, unet_state(config), fps=8)
-    found = lvdm_config(network.config)
+    arguments = lvdm_config(network.config)
 
-    assert vc2.unet_arguments(found) == vc2.unet_arguments(config)
+    assert vc2.unet_arguments(arguments) == vc2.unet_arguments(config)
 
 
 def test_folded_and_live_frame_rates_agree(network_inputs):
@@ -143,9 +143,9 @@ def test_every_container_and_format_is_read(tmp_path):
     (tmp_path / "f.ckpt").write_bytes((tmp_path / "e.safetensors").read_bytes())
 
     for path in sorted(tmp_path.iterdir()):
-        found = open_state(path)
-        assert set(found) == set(state), path
-        assert all(torch.equal(found[key], value) for key, value in state.items()), path
+        content = open_state(path)
+        assert set(content) == set(state), path
+        assert all(torch.equal(content[key], value) for key, value in state.items()), path
 
 
 def test_half_precision_files_are_read_and_folded_once(tmp_path, network_inputs):
@@ -153,9 +153,9 @@ def test_half_precision_files_are_read_and_folded_once(tmp_path, network_inputs)
     state = {key: value.half() for key, value in unet_state().items()}
     constant = vc2.fps_vector(state, 8)
     unet = vc2.load_unet(LVDM_UNET, state, fps=8, dtype=torch.float16)
-    wanted = (state["time_embed.2.bias"].double() + constant).half()
+    expected = (state["time_embed.2.bias"].double() + constant).half()
 
-    assert torch.equal(unet.time_embedding.linear_2.bias.data, wanted)
+    assert torch.equal(unet.time_embedding.linear_2.bias.data, expected)
     assert vc2.load_unet(LVDM_UNET, state, fps=8).dtype == torch.float32
 
 

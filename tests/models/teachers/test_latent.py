@@ -138,8 +138,8 @@ def test_the_official_layers_of_videocrafter2_are_nine():
         network = UNet3DConditionModel(block_out_channels=(64, 128, 256, 256), norm_num_groups=32)
     names = list(select_layers(network, "official"))
 
-    wanted = [f"up_blocks.{u}.temp_attentions.{j}.transformer_blocks.0.attn1" for u in (1, 2, 3) for j in range(3)]
-    assert wanted == names
+    expected = [f"up_blocks.{u}.temp_attentions.{j}.transformer_blocks.0.attn1" for u in (1, 2, 3) for j in range(3)]
+    assert expected == names
     assert len(select_layers(network, "motionclone")) == 6
 
 
