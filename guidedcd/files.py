@@ -241,11 +241,11 @@ def digest(value: Any) -> str:
 def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Where two JSON objects first differ: "train.optimizer.lr: 0.1 there, 0.2 here"."""
     for key in sorted({*one, *other}):
-        mine, theirs = one.get(key), other.get(key)
-        if digest(mine) != digest(theirs):
-            if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-                return f"{key}.{difference(mine, theirs)}"
-            return f"{key}: {_short(mine)} there, {_short(theirs)} here"
+        first, second = one.get(key), other.get(key)
+        if digest(first) != digest(second):
+            if isinstance(first, Mapping) and isinstance(second, Mapping):
+                return f"{key}.{difference(first, second)}"
+            return f"{key}: {_short(first)} there, {_short(second)} here"
     return "nothing"
 
 

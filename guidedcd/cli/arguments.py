@@ -14,8 +14,12 @@ def existing(folder: Path) -> Path:
         GuidedCDError: There is none; names the latest runs.
     """
     if not folder.is_dir():
-        made = sorted(Path("runs").glob("*/run.json"), key=lambda file: file.stat().st_mtime)
-        hint = f"Latest runs: {', '.join(str(f.parent) for f in made[-3:])}." if made else "`guidedcd train` makes one."
+        latest = sorted(Path("runs").glob("*/run.json"), key=lambda file: file.stat().st_mtime)
+        hint = (
+            f"Latest runs: {', '.join(str(f.parent) for f in latest[-3:])}."
+            if latest
+            else "`guidedcd train` makes one."
+        )
         raise GuidedCDError(f"there is no run folder {folder}. {hint}")
     return folder
 

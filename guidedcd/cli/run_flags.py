@@ -147,8 +147,8 @@ def run_flags(registry: Registry, profile: str) -> type:
         fields[name] = _flag(hint, text, default, main)
     for key, text in SELECTORS.items():
         names = [name if value is None else f"{name}:{value}" for name, value, _ in layer.select.get(key, [])]
-        known = ", ".join(sorted(registry.of_kind(KINDS[key]))) or "none"
-        help_ = f"{text} Installed: {known}."
+        installed = ", ".join(sorted(registry.of_kind(KINDS[key]))) or "none"
+        help_ = f"{text} Installed: {installed}."
         select = Parameter(name=f"--{key}", help=help_, show_default=_shown(",".join(names)), negative="", group=main)
         fields[key] = _field(Annotated[list[str] | None, select], None)
     for order, (key, kind) in enumerate(KINDS.items(), 1):
@@ -246,19 +246,19 @@ def _values(written: Mapping[str, Any], path: str) -> Options:
 
 def _given(flags: Any) -> dict[str, Any]:
     """The flags that were given, nested as the class of flags."""
-    found = {}
+    written = {}
     for field in attrs.fields(type(flags)):
         value = getattr(flags, field.name)
         if value is not UNSET and value is not None:
-            found[field.name] = _given(value) if attrs.has(type(value)) else value
-    return found
+            written[field.name] = _given(value) if attrs.has(type(value)) else value
+    return written
 
 
 def same_words(tokens: Sequence[str]) -> list[str]:
     """Singular and plural are the same: `--reward hps` is `--rewards hps`."""
-    found = []
+    words = []
     for token in tokens:
         head, dot, rest = token.partition(".") if "." in token.split("=")[0] else token.partition("=")
         word = head.removeprefix("--")
-        found.append(f"--{ALIASES[word]}{dot}{rest}" if head.startswith("--") and word in ALIASES else token)
-    return found
+        words.append(f"--{ALIASES[word]}{dot}{rest}" if head.startswith("--") and word in ALIASES else token)
+    return words

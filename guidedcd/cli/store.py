@@ -48,10 +48,12 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         from guidedcd.console import console
         from guidedcd.preprocessing.verify import verify_store
 
-        found = verify_store(folder, samples=samples, device=device)
-        errors = [error for one in found["samples"].values() for error in one.values()]
+        result = verify_store(folder, samples=samples, device=device)
+        errors = [error for one in result["samples"].values() for error in one.values()]
         again = (
-            f", {len(found['samples'])} videos computed again, largest difference {max(errors):.2g}" if errors else ""
+            f", {len(result['samples'])} videos computed again, largest difference {max(errors):.2g}" if errors else ""
         )
-        absent = f", {found['missing']} not there yet" if found["missing"] else ""
-        console.print(f"whole    {folder}: {found['shards'] - found['missing']} shards{absent}{again}", highlight=False)
+        absent = f", {result['missing']} not there yet" if result["missing"] else ""
+        console.print(
+            f"whole    {folder}: {result['shards'] - result['missing']} shards{absent}{again}", highlight=False
+        )

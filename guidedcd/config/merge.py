@@ -35,8 +35,8 @@ def fields_of(layers: Sequence[Layer], registry: Registry, *, needs_data: bool =
         raise GuidedCDError(f"a run has one teacher, but {named} is selected. Use --teacher NAME.")
     if needs_data and not chosen["data"]:
         raise GuidedCDError(f"profile '{profile}' selects no dataset. Use --data NAME[:VALUE].")
-    for key, found in chosen.items():
-        names = [one.name for one in found]
+    for key, components in chosen.items():
+        names = [one.name for one in components]
         if key != "data" and len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise GuidedCDError(f"{KINDS[key]} '{twice}' is named twice.")
@@ -82,21 +82,21 @@ def components_of(key: str, layers: Sequence[Layer], registry: Registry) -> list
         if layer.adds:
             named = {name for name, _, _ in selected}
             selected += [(name, None, f"--{key}.{name}") for name, _ in options if name not in named]
-    found = []
+    components = []
     seen: dict[str, int] = {}
     for name, value, where in selected:
         component = _component(kind, name, layers, registry)
-        place = seen[name] = seen.get(name, -1) + 1
+        index = seen[name] = seen.get(name, -1) + 1
         tables = []
         for layer in layers:
-            mine = [options for n, options in layer.options.get(key, []) if n == name]
+            tables_of_name = [options for n, options in layer.options.get(key, []) if n == name]
             # A file may list a dataset several times, each with its own options; one table serves all of that name.
-            tables += mine[place : place + 1] if len(mine) > 1 else mine
-        given = _merged(tables)
-        if kind == "energy" and "scale" in given and "relative" in given:
-            _drop_older(given, tables)
-        found.append(_built(component, value, given, where))
-    return found
+            tables += tables_of_name[index : index + 1] if len(tables_of_name) > 1 else tables_of_name
+        merged = _merged(tables)
+        if kind == "energy" and "scale" in merged and "relative" in merged:
+            _drop_older(merged, tables)
+        components.append(_built(component, value, merged, where))
+    return components
 
 
 def _component(kind: str, name: str, layers: Sequence[Layer], registry: Registry) -> Component:
@@ -118,7 +118,7 @@ def choose(kind: str, text: str, options: Mapping[str, Value], where: str, regis
     return _built(registry.get(kind, name), value if colon else None, dict(options), where)
 
 
-def _built(component: Component, value: str | None, given: Options, where: str) -> Chosen:
+def _built(component: Component, value: str | None, merged: Options, where: str) -> Chosen:
     """A component with its options; `value` is the text after the ":"."""
     kind, name = component.kind, component.name
     if value is not None:
@@ -129,12 +129,12 @@ def _built(component: Component, value: str | None, given: Options, where: str) 
             raise GuidedCDError(
                 f"{where}: nothing follows '{name}:'. Give its {flag(field.name)}, or leave the ':' out."
             )
-        given[field.name] = Value(value, f"{where} {name}:{value}")
-    return Chosen(name, structure(component.config, given, f"{kind} '{name}'"))
+        merged[field.name] = Value(value, f"{where} {name}:{value}")
+    return Chosen(name, structure(component.config, merged, f"{kind} '{name}'"))
 
 
-def _drop_older(given: Options, tables: Sequence[Mapping[str, Value]]) -> None:
+def _drop_older(merged: Options, tables: Sequence[Mapping[str, Value]]) -> None:
     """Of `scale` and `relative`, which exclude each other, the one of the higher layer; a run.json has both."""
     newest = [table for table in tables if "scale" in table or "relative" in table][-1]
     if "relative" not in newest:
-        del given["relative"]
+        del merged["relative"]

@@ -37,7 +37,7 @@ def groups_of(cls: type) -> dict[str, type]:
 @cache
 def docs_of(cls: type) -> dict[str, str]:
     """The docstring under every field, on one line; inherited fields have their own class's."""
-    found: dict[str, str] = {}
+    docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         try:
             body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
@@ -48,8 +48,8 @@ def docs_of(cls: type) -> dict[str, str]:
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
                 value = text.value
                 if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    found[field.target.id] = " ".join(value.value.split())
-    return found
+                    docs[field.target.id] = " ".join(value.value.split())
+    return docs
 
 
 def limits(field: attrs.Attribute) -> str:

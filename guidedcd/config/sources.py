@@ -52,19 +52,19 @@ class Layer:
         sections: dict[str, Options] = {}
         options: dict[str, list[tuple[str, dict[str, Value]]]] = {}
         select: dict[str, Names] = {}
-        for given, value in content.items():
-            key, where = ALIASES.get(given, given), f"{given} in {source}"
+        for written, value in content.items():
+            key, where = ALIASES.get(written, written), f"{written} in {source}"
             if key in SCALARS:
                 scalars[key] = Value(value, where)
             elif key in SECTIONS:
-                sections[key] = _options(SECTIONS[key], _table(value, where), given, source)
+                sections[key] = _options(SECTIONS[key], _table(value, where), written, source)
             elif key in KINDS:
-                found, selects = _components(value, given, source)
-                options[key] = found
+                components, selects = _components(value, written, source)
+                options[key] = components
                 if selects is not None:
                     select[key] = selects
                 elif not profile:
-                    select.setdefault(key, [(name, None, f"{given}.{name} in {source}") for name, _ in found])
+                    select.setdefault(key, [(name, None, f"{written}.{name} in {source}") for name, _ in components])
             elif key == "select":
                 for kind, names in _table(value, where).items():
                     if ALIASES.get(kind, kind) not in KINDS:
@@ -73,9 +73,9 @@ class Layer:
                         raise GuidedCDError(f"select.{kind} in {source} must be a list of names (got {shown(names)})")
                     select[ALIASES.get(kind, kind)] = _names(names, f"select.{kind} in {source}")
             elif key not in ("guidedcd", "command", "summary"):
-                known = [*SCALARS, *SECTIONS, *KINDS, "select"]
+                keys = [*SCALARS, *SECTIONS, *KINDS, "select"]
                 raise GuidedCDError(
-                    f"{source}: unknown key '{given}'.{suggest(given, known)} Known: {', '.join(known)}."
+                    f"{source}: unknown key '{written}'.{suggest(written, keys)} Known: {', '.join(keys)}."
                 )
         return cls(scalars, sections, options, select, optional=profile)
 
@@ -102,12 +102,12 @@ def _components(value: Any, key: str, source: str) -> tuple[list[tuple[str, dict
     where = f"{key} in {source}"
     if isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
         return [], _names(value, where)
-    found = []
+    components = []
     for table in value if isinstance(value, list) else [value]:
         for name, options in _table(table, where).items():
-            known = _table(options, f"{key}.{name} in {source}")
-            found.append((name, {k: Value(v, f"{key}.{name}.{k} in {source}") for k, v in known.items()}))
-    return found, None
+            values = _table(options, f"{key}.{name} in {source}")
+            components.append((name, {k: Value(v, f"{key}.{name}.{k} in {source}") for k, v in values.items()}))
+    return components, None
 
 
 def _names(value: str | list[str], where: str) -> Names:
@@ -140,10 +140,12 @@ def read_profile(name: str) -> Layer:
     Raises:
         GuidedCDError: There is none of this name.
     """
-    known = profiles()
-    if name not in known:
-        raise GuidedCDError(f"no profile named '{name}'.{suggest(name, known)} Known: {', '.join(sorted(known))}.")
-    content = tomllib.loads(known[name].read_text(encoding="utf-8"))
+    available = profiles()
+    if name not in available:
+        raise GuidedCDError(
+            f"no profile named '{name}'.{suggest(name, available)} Known: {', '.join(sorted(available))}."
+        )
+    content = tomllib.loads(available[name].read_text(encoding="utf-8"))
     return Layer.of_file(content, f"profile {name}", profile=True)
 
 
