@@ -119,12 +119,13 @@ def _many(value: Any, origin: type, args: tuple[Any, ...], where: str) -> Any:
 
 
 def _by_name(value: Any, hint: Any, where: str) -> dict[str, Any]:
+    numbers = value
     if isinstance(value, str):
         pairs = [part.rpartition("=") for part in value.split(",")]
-        value = {name.strip(): text for name, _, text in pairs}
-    if not isinstance(value, Mapping) or "" in value:
-        raise GuidedCDError(f"{where} must be a number, or numbers by name such as pta=0.3 (got {shown(value)})")
-    return {name: convert(one, hint, f"{where} {name}") for name, one in value.items()}
+        numbers = {name.strip(): text for name, _, text in pairs}
+    if not isinstance(numbers, Mapping) or "" in numbers:
+        raise GuidedCDError(f"{where} must be a finite number, or numbers by name such as pta=0.3 (got {shown(value)})")
+    return {name: convert(one, hint, f"{where} {name}") for name, one in numbers.items()}
 
 
 def _float(value: Any, where: str) -> float:

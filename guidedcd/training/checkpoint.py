@@ -109,6 +109,8 @@ def load(path: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer, s
         average = load_file(path / "model.safetensors") if weights.average is not None else None
         weights.load(load_file(online if average is not None else path / "model.safetensors"), average)
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        if state["step"] != int(path.name[5:]):
+            raise ValueError(f"state.pt is of step {state['step']}")
         state["optimizer"]["state"] = _mapped(state["optimizer"]["state"], weights.working, weights.own)
         optimizer.load_state_dict(state["optimizer"])
         if scaler is not None and state.get("scaler"):

@@ -205,7 +205,7 @@ CASES = [
     option("seeds that overflow", "--seed", str(2**63 - 5), "--per-prompt", "2", words="last video's seed"),
     option("10^12 videos", "--per-prompt", str(10**12), words="more than 100,000 videos"),
     option("omega nan", "--omega", "nan", words="finite number"),
-    option("scale nan", "--scale", "nan", words="finite number"),
+    option("scale nan", "--scale", "nan", words=r"finite number, or .*got 'nan'"),
     option("device of torch alone", "--device", "xpu", words="no device named 'xpu'"),
     option("out a pipe", "--out", "pipe", words="in the way", change=pipe("pipe")),
     option("out too long", "--out", "n" * 300, words="has 300 bytes"),
@@ -222,7 +222,7 @@ CASES = [
     Case("prompts from a device", ("sample", "run", "@/dev/zero"), "device or pipe"),
     Case("superscript number", (*EVALUATE, "--prompts", "\u00b2"), "there is no prompts file"),
     Case("teacher omega nan", (*EVALUATE, "--teacher-omega", "nan"), "finite number"),
-    Case("too many steps", (*EVALUATE, "--steps", "1000"), "at most 50"),
+    Case("too many steps", (*EVALUATE, "--steps", "1000"), r"--steps must be <= 50"),
     Case(
         "run name too long",
         ("train", "--config", "toy.toml", "--name", "n" * 300),
@@ -271,6 +271,7 @@ CASES = [
     Case("seed 10^30 in TOML", ("plan", "--config", "c.toml"), "seed", text("c.toml", f"seed = {10**30}"), needs=""),
     Case("bit of a checkpoint", TRAIN, "checksum of state.pt", both(unfinished, flip(f"{STEP}/state.pt")), **RESUME),
     Case("state without keys", TRAIN, "is damaged", both(unfinished, checkpoint("state.pt", {"step": 2})), **RESUME),
+    Case("state of another step", TRAIN, "of step 3", both(unfinished, checkpoint("state.pt", {"step": 3})), **RESUME),
     Case(
         "state with code",
         TRAIN,
