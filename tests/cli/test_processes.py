@@ -88,7 +88,7 @@ def test_the_first_signal_lets_a_step_end(number, kind, monkeypatch):
         assert stop.after(2)
         assert type(stop.exception()) is kind
         signal.raise_signal(signal.SIGTERM)
-        monkeypatch.setattr(stop, "_asked_at", -2 * REPEATED_SECONDS)
+        monkeypatch.setattr(stop, "_received_at", -2 * REPEATED_SECONDS)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
