@@ -5,7 +5,7 @@ Legend: N samples, B of them in a pass with a gradient; latents (N, C, F, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -25,11 +25,11 @@ Reference = Any
 
 
 class Energy(Protocol):
-    """A scalar function of what a network predicts and of a reference."""
+    """A scalar function of what a network predicts and of a reference.
 
-    @property
-    def needs(self) -> Sequence[str]:
-        """Activations to record, for example "temporal-attention:official"."""
+    Its attribute `needs`, a tuple such as ("temporal-attention:official",), names the activations to record. An energy
+    without it reads none.
+    """
 
     def __call__(self, seen: Seen, reference: Reference) -> Tensor:
         """The energy of each sample (B,), differentiable in `seen.z`."""
@@ -45,6 +45,11 @@ class EnergyTerm:
     reference: Reference
     plugin: str | None = None
     """The plugin that the energy comes from, for the note of an exception."""
+
+
+def needs_of(energies: Iterable[Energy]) -> tuple[str, ...]:
+    """The activations that energies read, each once."""
+    return tuple(dict.fromkeys(need for energy in energies for need in getattr(energy, "needs", ())))
 
 
 def energy_gradients(
@@ -76,7 +81,7 @@ def energy_gradients(
     Raises:
         GuidedCDError: A gradient is not finite.
     """
-    needs = tuple(dict.fromkeys(need for term in terms for need in term.energy.needs))
+    needs = needs_of(term.energy for term in terms)
     gradients: list[Tensor] = []
     forward: Any = teacher.seen  # `options` of a teacher with `tails` go beyond the protocol
     with torch.enable_grad():
@@ -110,7 +115,7 @@ class EnergyGradients:
         """Build the energies of `run` for a teacher on its device."""
         self.run, self.teacher = run, teacher
         self.energies: dict[str, Energy] = run.build("energy")
-        self.needs = tuple(dict.fromkeys(need for energy in self.energies.values() for need in energy.needs))
+        self.needs = needs_of(self.energies.values())
         self.recompute = run.preprocess.recompute
         self.kind_of = {name: config.reference for name, config in run.energies.items()}
         self.tails: bool = getattr(teacher, "tails", False)
@@ -170,7 +175,7 @@ class EnergyGradients:
         forward: Any = self.teacher.seen  # `options` of a teacher with `tails` go beyond the protocol
         for kind, (latents, t) in references.items():
             names = [name for name in self.energies if self.kind_of[name] == kind]
-            needs = tuple(dict.fromkeys(need for name in names for need in self.energies[name].needs))
+            needs = needs_of(self.energies[name] for name in names)
             options = {"tail": "none"} if self._records_only(names) and needs else {}
             with torch.no_grad():
                 seen = forward(latents, t, cond, needs=needs, captions=captions, **options)

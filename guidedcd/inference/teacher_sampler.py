@@ -13,7 +13,7 @@ from torch import Tensor
 
 from guidedcd.diffusion.guidance import Rule, TeacherStep, combine, guidance_term, guided_from, guided_step
 from guidedcd.energies import inversion
-from guidedcd.energies.gradients import Energy, EnergyTerm, energy_gradients
+from guidedcd.energies.gradients import Energy, EnergyTerm, energy_gradients, needs_of
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Cond, Teacher
 from guidedcd.plugins.configs import EnergyConfig
@@ -126,7 +126,7 @@ class _References:
             case _:
                 z, at = inversion.clean(guide.z0, t)
         with torch.no_grad():
-            reference = self.teacher.seen(z, at, guide.cond, guide.energy.needs)
+            reference = self.teacher.seen(z, at, guide.cond, needs_of([guide.energy]))
         return EnergyTerm(name=guide.name, energy=guide.energy, reference=reference)
 
 

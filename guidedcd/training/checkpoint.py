@@ -92,7 +92,13 @@ def save(
 
 
 def paths(folder: Path) -> list[Path]:
-    """The complete checkpoints in a folder, oldest first."""
+    """The complete checkpoints in a folder, oldest first.
+
+    Raises:
+        GuidedCDError: Something else has the folder's name, so that no checkpoint could be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise GuidedCDError(f"{folder} is not a folder, but the checkpoints of the run belong there. Move it away.")
     numbered = (path for path in folder.glob("step-*") if re.fullmatch("[0-9]+", path.name[5:]))
     return sorted(numbered, key=lambda path: int(path.name[5:]))
 
@@ -111,6 +117,7 @@ def load(path: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer, s
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         if state["step"] != int(path.name[5:]):
             raise ValueError(f"state.pt is of step {state['step']}")
+        _check_moments(state["optimizer"]["state"], weights.working)
         state["optimizer"]["state"] = _mapped(state["optimizer"]["state"], weights.working, weights.own)
         optimizer.load_state_dict(state["optimizer"])
         if scaler is not None and state.get("scaler"):
@@ -165,6 +172,18 @@ def _mapped(states: dict[int, Any], like: Sequence[Tensor], change: Callable[[in
         number: {k: change(number, v) if _like(v, like[number].shape) else v for k, v in values.items()}
         for number, values in states.items()
     }
+
+
+def _check_moments(states: dict[int, Any], like: Sequence[Tensor]) -> None:
+    """AdamW accepts moments of any shape and fails at its next step.
+
+    Raises:
+        ValueError: A moment has not the shape of its weight.
+    """
+    for number, values in states.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in values and not (like[number].dim() == 0 or _like(values[name], like[number].shape)):
+                raise ValueError(f"the optimiser's {name} of weight {number} has another shape than the weight")
 
 
 def _on_cpu(value: Any) -> Any:

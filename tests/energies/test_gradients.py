@@ -12,9 +12,7 @@ from guidedcd.testing.tiny_teacher import tiny_teacher
 
 
 class Distance:
-    """The squared distance of the predicted clean latents from the reference, to a power."""
-
-    needs = ()
+    """The squared distance of the predicted clean latents from the reference, to a power; it records nothing."""
 
     def __init__(self, power: float = 1.0) -> None:
         self.power = power

@@ -44,6 +44,29 @@ def test_a_damaged_checkpoint_is_named_and_can_be_left_out(toy, tmp_path, monkey
     assert trained(run, tmp_path / "b", store) == straight
 
 
+def test_a_file_in_the_place_of_the_checkpoints_is_an_error(tmp_path):
+    """It is found before the first step, not when the first checkpoint is written."""
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(GuidedCDError, match="checkpoints is not a folder.*Move it away"):
+        checkpoint.paths(tmp_path / "checkpoints")
+
+
+def test_moments_of_another_shape_are_damage(toy, tmp_path, monkeypatch):
+    """A state whose checksum is right, but whose moments belong to other weights, is refused before the next step."""
+    run, store = make(), tmp_path / "s"
+    monkeypatch.setattr(Trainer, "write_student", lambda self, target: None)
+    trained(run, tmp_path / "run", store)
+    newest = checkpoint.paths(tmp_path / "run" / "checkpoints")[-1]
+    state = torch.load(newest / "state.pt", weights_only=True)
+    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(7)
+    torch.save(state, newest / "state.pt")
+    sums = {path.name: file_digest(path) for path in newest.iterdir() if path.name != "checksums.json"}
+    write_json(newest / "checksums.json", {"step": state["step"], "sha256": sums})
+
+    with pytest.raises(GuidedCDError, match=r"is damaged \(the optimiser's exp_avg of weight 0 has another shape"):
+        trained(run, tmp_path / "run", store)
+
+
 def damage_bit(folder: Path) -> None:
     """One bit of the weights flips."""
     content = bytearray((folder / "model.safetensors").read_bytes())
