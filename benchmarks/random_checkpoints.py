@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import harness  # noqa: F401  first: it finds guidedcd where that is not installed
 import torch
 from torch import Tensor
+
+from guidedcd.testing.tiny_networks import IMAGE_TEXT_SIZES, TRANSFORMERS_CLIP_SIZES, VIDEO_TEXT_SIZES
 
 Shapes = dict[str, list[int]]
 
@@ -49,50 +52,9 @@ TINY: dict[str, Any] = {
     },
     "ddconfig": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1},
     "text": {"vocab_size": 600, "context_length": 12, "width": 16, "heads": 2, "layers": 3},
-    "clip": {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 28, "layers": 2, "width": 32, "head_width": 16, "patch_size": 14},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-    },
-    "internv2": {
-        "embed_dim": 16,
-        "max_txt_l": 12,
-        "vision": {
-            "img_size": 28,
-            "embed_dim": 32,
-            "depth": 2,
-            "num_heads": 2,
-            "attn_pool_num_heads": 2,
-            "clip_embed_dim": 24,
-        },
-        "bert": {
-            "vocab_size": 30,
-            "hidden_size": 16,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-            "max_position_embeddings": 16,
-            "fusion_layer": 2,
-        },
-    },
-    "pickscore": {
-        "projection_dim": 16,
-        "text_config": {
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "hidden_act": "gelu",
-        },
-        "vision_config": {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "patch_size": 14,
-            "image_size": 28,
-            "hidden_act": "gelu",
-        },
-    },
+    "clip": IMAGE_TEXT_SIZES,
+    "internv2": VIDEO_TEXT_SIZES,
+    "pickscore": TRANSFORMERS_CLIP_SIZES,
 }
 """Sizes that a laptop runs in seconds."""
 

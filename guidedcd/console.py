@@ -77,7 +77,7 @@ def progress(description: str, total: int, *, start: int = 0, unit: str = "") ->
         advance(n=1, note=""): tell that `n` more (whole or in part) are done, with an optional note such as
             "loss 0.12".
     """
-    if console.quiet:  # of several processes one speaks
+    if console.quiet:  # one process of a launch prints
         yield lambda n=1, note="": None
         return
     show = _bar if console.is_terminal else _lines

@@ -33,20 +33,20 @@ def device(name: str) -> torch.device:
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        place = _whole("LOCAL_RANK", 0) if process()[1] > 1 else 0
-        return torch.device("cuda", place) if 0 < place < torch.cuda.device_count() else torch.device("cuda")
+        local_rank = _whole("LOCAL_RANK", 0) if process()[1] > 1 else 0
+        return torch.device("cuda", local_rank) if 0 < local_rank < torch.cuda.device_count() else torch.device("cuda")
     if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", name):
         raise GuidedCDError(f"no device named '{shortened(name, 40)}'. Use auto, cpu, cuda, cuda:N or mps.")
-    found = torch.device(name)
-    if found.type == "cuda":
+    device = torch.device(name)
+    if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:
             raise GuidedCDError(f"--device {name}: this machine has no usable NVIDIA GPU. Use --device cpu or auto.")
-        if (found.index or 0) >= count:
+        if (device.index or 0) >= count:
             raise GuidedCDError(f"--device {name}: this machine has {count} GPU(s), numbered from 0.")
-    if found.type == "mps" and not torch.backends.mps.is_available():
+    if device.type == "mps" and not torch.backends.mps.is_available():
         raise GuidedCDError("--device mps: this machine has no usable Apple GPU. Use --device cpu or auto.")
-    return found
+    return device
 
 
 def dtype_of(name: str) -> torch.dtype:

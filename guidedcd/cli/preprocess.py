@@ -29,7 +29,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         shard
             I/N computes only part I of N, counted from 0, for several machines with one store or one each.
         """
-        chosen = part(shard)
+        chosen = parse_shard(shard)
         run = read_run(flags, registry)
         usable(run.device)
         from guidedcd.preprocessing.preprocess import preprocess
@@ -41,15 +41,15 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     app.command(preprocess)
 
 
-def part(text: str | None) -> tuple[int, int]:
+def parse_shard(text: str | None) -> tuple[int, int]:
     """(I, N) of "I/N"; none is the whole, (0, 1).
 
     Raises:
-        GuidedCDError: It is no such part.
+        GuidedCDError: `text` has another form, or I is not below N.
     """
     if text is None:
         return 0, 1
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not int(found[1]) < int(found[2]):
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not int(match[1]) < int(match[2]):
         raise GuidedCDError(f"--shard must be I/N with 0 <= I < N, such as 0/4, not '{text}'.")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])

@@ -117,8 +117,8 @@ def flags_of(cls: type, title: str, *, defaults: bool = True) -> Any:
         title: The heading of these flags in the help.
         defaults: Whether help shows the defaults of the class.
     """
-    given = {} if defaults else {field.name: Value(None, "") for field in attrs.fields(cls)}
-    return Annotated[_options(cls, cls.__name__, given, Group(title, sort_key=1)), Parameter(name="*", negative="")]
+    unset = {} if defaults else {field.name: Value(None, "") for field in attrs.fields(cls)}
+    return Annotated[_options(cls, cls.__name__, unset, Group(title, sort_key=1)), Parameter(name="*", negative="")]
 
 
 def read_flags(cls: type, flags: Any, what: str) -> dict[str, Any]:

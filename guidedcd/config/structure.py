@@ -48,8 +48,8 @@ def structure(cls: type, given: Mapping[str, Value | Options], what: str) -> Any
             continue
         if name not in fields:
             hint = suggest(key, [flag(n) for n in fields])
-            known = ", ".join(flag(n) for n in fields) or "none"
-            raise GuidedCDError(f"{one.where}: {what} has no option '{key}'.{hint} Known: {known}.")
+            names = ", ".join(flag(n) for n in fields) or "none"
+            raise GuidedCDError(f"{one.where}: {what} has no option '{key}'.{hint} Known: {names}.")
         values[name] = convert(one.value, hints[name], one.where)
     try:
         return cls(**values)

@@ -85,8 +85,8 @@ def preprocess(
                 while _missing(folder, identity, shard):
                     time.sleep(0.1)
     if shard != WHOLE and (absent := shards.missing(folder, identity)):
-        part = f"part {shard[0]}/{shard[1]}"
-        console.print(f"store    {folder}: {part} is done, {len(absent)} shards of other parts are missing")
+        done = f"part {shard[0]}/{shard[1]} is done"
+        console.print(f"store    {folder}: {done}, {len(absent)} shards of other parts are missing")
         return folder
     return _checked(run, folder)
 

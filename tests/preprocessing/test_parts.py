@@ -13,7 +13,7 @@ from short_training import launch_preprocessing
 from stores import shard_files
 from toy_plugin import make as toy_run
 
-from guidedcd.cli.preprocess import part
+from guidedcd.cli.preprocess import parse_shard
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError
 from guidedcd.preprocessing.preprocess import preprocess
@@ -75,10 +75,10 @@ def test_parts_may_be_written_together(toy, tmp_path, monkeypatch):
 
 def test_a_part_is_given_as_a_fraction():
     """--shard takes 0/1 to N-1/N; anything else is an error that states the form."""
-    assert (part(None), part("0/1"), part("3/4")) == ((0, 1), (0, 1), (3, 4))
+    assert (parse_shard(None), parse_shard("0/1"), parse_shard("3/4")) == ((0, 1), (0, 1), (3, 4))
     for wrong in ("4/4", "1", "a/b", "-1/2", "1/0", "0/0"):
         with pytest.raises(GuidedCDError, match="--shard must be I/N"):
-            part(wrong)
+            parse_shard(wrong)
 
 
 def test_processes_share_shards_by_number(toy, tmp_path, monkeypatch):
