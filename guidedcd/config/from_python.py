@@ -62,7 +62,7 @@ def _described(kind: str, value: Any, registry: Registry) -> Any:
     if isinstance(value, list | tuple) and all(isinstance(one, str | Mapping) for one in value):
         return [{one: {}} if isinstance(one, str) else one for one in value]
     raise GuidedCDError(
-        f"a {kind} is given by name, as a list of names, or by name with options or an object (got {value!r})."
+        f"{kind}: expected a name, a list of names, or a table {{'NAME': options or object}} (got {value!r})."
     )
 
 

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import attrs
 
+from guidedcd.errors import GuidedCDError
+
 
 @attrs.frozen
 class Reader:
@@ -59,8 +61,15 @@ class RoutingRule(Protocol):
 
 
 def route(sample: Sample, rules: Iterable[RoutingRule]) -> Route:
-    """The route of one sample: its caption for every reward, changed by each rule in turn."""
+    """The route of one sample: its caption for every reward, changed by each rule in turn.
+
+    Raises:
+        GuidedCDError: A rule returned something else than a route.
+    """
     result = Route(caption=sample.caption, rewards=frozenset(sample.readers))
     for rule in rules:
         result = rule(sample, result)
+        if not isinstance(result, Route):
+            name = getattr(rule, "__qualname__", type(rule).__qualname__)
+            raise GuidedCDError(f"the routing rule {name} returned {type(result).__name__}; it must return a Route.")
     return result

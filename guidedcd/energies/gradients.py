@@ -52,6 +52,21 @@ def needs_of(energies: Iterable[Energy]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(need for energy in energies for need in getattr(energy, "needs", ())))
 
 
+def _checked(term: EnergyTerm, value: Any, rows: int) -> Tensor:
+    """What an energy returned, if a gradient can be taken of it.
+
+    A single number for a whole batch would have a gradient too, but one that depends on the size of the batch.
+    """
+    actual = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor) or value.shape != (rows,):
+        raise GuidedCDError(
+            f"energy '{term.name}' returned {actual} for {rows} samples; it must return one number each, ({rows},)."
+        )
+    if not value.requires_grad:
+        raise GuidedCDError(f"energy '{term.name}' does not depend on its first argument, so that it has no gradient.")
+    return value
+
+
 def energy_gradients(
     teacher: Teacher,
     z: Tensor,
@@ -79,7 +94,7 @@ def energy_gradients(
         (prediction like `z`, one gradient like `z` per term), both without a gradient of their own.
 
     Raises:
-        GuidedCDError: A gradient is not finite.
+        GuidedCDError: An energy returned something else than (B,) numbers with a gradient, or a gradient is not finite.
     """
     needs = needs_of(term.energy for term in terms)
     gradients: list[Tensor] = []
@@ -89,12 +104,13 @@ def energy_gradients(
         seen = forward(z, t, cond, needs=needs, captions=captions, **options)
         for number, term in enumerate(terms, 1):
             try:
-                value = term.energy(seen, term.reference)
+                value = _checked(term, term.energy(seen, term.reference), len(z))
                 (gradient,) = torch.autograd.grad(value.sum(), z, retain_graph=number < len(terms))
             except Exception as error:
                 error.add_note(f"in energy '{term.name}'" + (f" of {term.plugin}" if term.plugin else ""))
                 raise
-            finite = gradient.isfinite().flatten(1).all(1).tolist()
+            # A plan runs this on the meta device, whose tensors have no values to check.
+            finite = [] if gradient.is_meta else gradient.isfinite().flatten(1).all(1).tolist()
             if not all(finite):
                 rows = [row for row, is_finite in enumerate(finite) if not is_finite]
                 samples = ", ".join(repr(captions[row]) if captions else f"sample {row}" for row in rows)

@@ -105,7 +105,7 @@ class StudentPipeline:
         self,
         prompts: str | Sequence[str],
         steps: int = 4,
-        seeds: Sequence[int] | None = None,
+        seeds: int | Sequence[int] | None = None,
         *,
         omega: float | None = None,
         scale: float | Mapping[str, float] | None = None,
@@ -129,10 +129,10 @@ class StudentPipeline:
                 has no such energy or strength.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = range(len(prompts)) if seeds is None else seeds
+        seeds = range(len(prompts)) if seeds is None else [seeds] if isinstance(seeds, int) else seeds
         if len(seeds) != len(prompts) or not prompts:
             raise GuidedCDError(
-                f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one prompt, and its seed."
+                f"{len(prompts)} prompts, but {len(seeds)} seeds: give one seed per prompt, and at least one prompt."
             )
         scales = strengths(self, scale)
         omega = self.run.evaluate.omega if omega is None else omega

@@ -35,7 +35,7 @@ class TeacherPipeline:
         energies: str | Sequence[str] | Mapping[str, Any] | None = None,
         reference: Tensor | None = None,
         steps: int = 50,
-        seeds: Sequence[int] | None = None,
+        seeds: int | Sequence[int] | None = None,
         *,
         omega: float = 7.5,
         solver: str = "ddim",
@@ -63,10 +63,10 @@ class TeacherPipeline:
         """
         teacher = self.teacher
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = list(range(len(prompts)) if seeds is None else seeds)
+        seeds = list(range(len(prompts)) if seeds is None else [seeds] if isinstance(seeds, int) else seeds)
         if len(seeds) != len(prompts) or not prompts:
             raise GuidedCDError(
-                f"{len(prompts)} prompts and {len(seeds)} seeds: give at least one prompt, and its seed."
+                f"{len(prompts)} prompts, but {len(seeds)} seeds: give one seed per prompt, and at least one prompt."
             )
         if not 1 <= steps <= len(teacher.schedule):
             raise GuidedCDError(f"steps must be 1 to {len(teacher.schedule)}, not {steps}.")

@@ -50,6 +50,26 @@ def test_each_sample_gets_the_gradient_of_its_own_energy(inputs):
             torch.testing.assert_close(gradient[[row]], leaf.grad, atol=1e-6, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("energy", "words"),
+    [
+        (
+            lambda seen, reference: seen.x0.mean(),
+            r"a tensor \(\) for 2 samples; it must return one number each",
+        ),
+        (lambda seen, reference: seen.x0.mean((1, 3, 4)), r"a tensor \(2, 3\) for 2 samples"),
+        (lambda seen, reference: 1.0, "returned float for 2 samples"),
+        (lambda seen, reference: seen.x0.detach().mean((1, 2, 3, 4)), "does not depend on its first argument"),
+    ],
+    ids=["scalar", "by frame", "number", "detached"],
+)
+def test_an_energy_must_return_one_number_for_each_sample(inputs, energy, words):
+    """A value of another form, or one without a gradient, is an error that names the energy."""
+    teacher, z, t, cond, reference = inputs
+    with pytest.raises(GuidedCDError, match=rf"energy 'mine' .*{words}"):
+        energy_gradients(teacher, z, t, cond, [EnergyTerm(name="mine", energy=energy, reference=reference)])
+
+
 def test_a_gradient_that_is_not_finite_is_an_error_that_names_its_sample(inputs):
     """The error names the energy and the caption, or the number of the sample where there are no captions."""
     teacher, z, t, cond, reference = inputs

@@ -87,6 +87,17 @@ def test_plan_prints_json_and_writes_nothing(toy, tmp_path, capsys, monkeypatch)
     assert list((tmp_path / "work").iterdir()) == []
 
 
+@pytest.mark.parametrize("energy", ["toy", "pta"])
+def test_energies_are_counted(toy, energy):
+    """The gradient of an energy is counted on the meta device, so that the plan leaves nothing out."""
+    estimator = Estimator(gpu())
+    guided = estimator.preprocess(make(replace=("energy",), energy={energy: {}}))
+    plain = estimator.preprocess(make(replace=("energy",), energy={}))
+
+    assert estimator.left_out == {}
+    assert guided.hours > plain.hours
+
+
 def test_a_reward_that_cannot_be_built_is_left_out(toy, capsys):
     """A reward without its file and without an outline is named in a warning; the rest is planned."""
     run = make()
