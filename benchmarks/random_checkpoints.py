@@ -16,7 +16,13 @@ import harness  # noqa: F401  first: it finds guidedcd where that is not install
 import torch
 from torch import Tensor
 
-from guidedcd.testing.tiny_networks import IMAGE_TEXT_SIZES, TRANSFORMERS_CLIP_SIZES, VIDEO_TEXT_SIZES
+from guidedcd.testing.tiny_networks import (
+    IMAGE_TEXT_SIZES,
+    LVDM_CONFIG,
+    LVDM_UNET,
+    TRANSFORMERS_CLIP_SIZES,
+    VIDEO_TEXT_SIZES,
+)
 
 Shapes = dict[str, list[int]]
 
@@ -39,19 +45,9 @@ FILES = {
 """Names as published."""
 
 TINY: dict[str, Any] = {
-    "unet": {
-        "in_channels": 4,
-        "out_channels": 4,
-        "model_channels": 32,
-        "attention_resolutions": [1],
-        "num_res_blocks": 1,
-        "channel_mult": [1, 2],
-        "num_head_channels": 8,
-        "context_dim": 16,
-        "use_linear": True,
-    },
-    "ddconfig": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1},
-    "text": {"vocab_size": 600, "context_length": 12, "width": 16, "heads": 2, "layers": 3},
+    "unet": LVDM_UNET,
+    "ddconfig": LVDM_CONFIG["model"]["params"]["first_stage_config"]["params"]["ddconfig"],
+    "text": LVDM_CONFIG["open_clip_arch"]["text_cfg"],
     "clip": IMAGE_TEXT_SIZES,
     "internv2": VIDEO_TEXT_SIZES,
     "pickscore": TRANSFORMERS_CLIP_SIZES,
@@ -61,12 +57,8 @@ TINY: dict[str, Any] = {
 
 def arch_file(folder: Path) -> Path:
     """The tiny VideoCrafter2's architecture in the structure of the published config."""
-    params = {
-        "unet_config": {"params": TINY["unet"]},
-        "first_stage_config": {"params": {"embed_dim": 4, "ddconfig": TINY["ddconfig"]}},
-    }
     path = folder / "videocrafter2.json"
-    path.write_text(json.dumps({"model": {"params": params}, "open_clip_arch": {"text_cfg": TINY["text"]}}))
+    path.write_text(json.dumps(LVDM_CONFIG))
     return path
 
 

@@ -15,16 +15,7 @@ from guidedcd.plugins.registry import Component, Registry
 
 
 def fields_of(layers: Sequence[Layer], registry: Registry, *, needs_data: bool = True) -> dict[str, Any]:
-    """The fields of one run from `layers`, later ones winning.
-
-    Args:
-        layers: Profile, file and flags, in this order.
-        registry: The installed plugins.
-        needs_data: Whether a run without a dataset is an error; a plan needs none.
-
-    Raises:
-        GuidedCDError: A name, option or value that does not exist, or no teacher or dataset.
-    """
+    """The fields of the run that `resolve` returns, with the same arguments and errors."""
     scalars: dict[str, Value] = {}
     for layer in layers:
         scalars |= layer.scalars

@@ -131,6 +131,7 @@ class EnergyGradients:
         """Build the energies of `run` for a teacher on its device."""
         self.run, self.teacher = run, teacher
         self.energies: dict[str, Energy] = run.build("energy")
+        self.plugins = {name: str(run.component("energy", name).plugin) for name in self.energies}
         self.needs = needs_of(self.energies.values())
         self.recompute = run.preprocess.recompute
         self.kind_of = {name: config.reference for name, config in run.energies.items()}
@@ -168,11 +169,10 @@ class EnergyGradients:
         if self.tails:
             options = {"tail": "detached" if self._records_only(self.energies) else "whole"}
             options["recompute"] = self.recompute != "nothing"
-        plugins = {name: str(self.run.component("energy", name).plugin) for name in self.energies}
         for group, start in enumerate(range(0, len(z), batch_size)):
             rows = slice(start, start + batch_size)
             terms = [
-                EnergyTerm(name=name, energy=energy, reference=kept[name][group], plugin=plugins[name])
+                EnergyTerm(name=name, energy=energy, reference=kept[name][group], plugin=self.plugins[name])
                 for name, energy in self.energies.items()
             ]
             own = {key: value[rows] for key, value in cond.items()}

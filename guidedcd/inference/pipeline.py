@@ -128,12 +128,7 @@ class StudentPipeline:
             GuidedCDError: There are not as many seeds as prompts, the number of steps is not possible, or the student
                 has no such energy or strength.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = range(len(prompts)) if seeds is None else [seeds] if isinstance(seeds, int) else seeds
-        if len(seeds) != len(prompts) or not prompts:
-            raise GuidedCDError(
-                f"{len(prompts)} prompts, but {len(seeds)} seeds: give one seed per prompt, and at least one prompt."
-            )
+        prompts, seeds = prompts_and_seeds(prompts, seeds)
         scales = strengths(self, scale)
         omega = self.run.evaluate.omega if omega is None else omega
         batch = batch or batch_size(self.teacher)
@@ -270,6 +265,21 @@ def batch_size(teacher: Teacher) -> int:
     largest = 2**16 if teacher.device.type == "cpu" else 2**19
     channels, frames, height, width = teacher.geometry.latent_shape
     return max(1, min(128, largest // (channels * frames * height * width)))
+
+
+def prompts_and_seeds(prompts: str | Sequence[str], seeds: int | Sequence[int] | None) -> tuple[list[str], list[int]]:
+    """The texts and the seeds of B videos; without seeds they are 0, 1, 2, ...
+
+    Raises:
+        GuidedCDError: There are not as many seeds as prompts, or no prompt.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    numbers = list(range(len(texts)) if seeds is None else [seeds] if isinstance(seeds, int) else seeds)
+    if len(numbers) != len(texts) or not texts:
+        raise GuidedCDError(
+            f"{len(texts)} prompts, but {len(numbers)} seeds: give one seed per prompt, and at least one prompt."
+        )
+    return texts, numbers
 
 
 def initial(teacher: Teacher, seeds: Sequence[int], draw: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from guidedcd.config.from_python import components
 from guidedcd.errors import GuidedCDError
-from guidedcd.inference.pipeline import initial
+from guidedcd.inference.pipeline import initial, prompts_and_seeds
 from guidedcd.inference.teacher_sampler import Guide, teacher_sample
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import EnergyConfig
@@ -62,12 +62,7 @@ class TeacherPipeline:
             GuidedCDError: An energy has no reference or does not exist, or an argument has the wrong shape or range.
         """
         teacher = self.teacher
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = list(range(len(prompts)) if seeds is None else [seeds] if isinstance(seeds, int) else seeds)
-        if len(seeds) != len(prompts) or not prompts:
-            raise GuidedCDError(
-                f"{len(prompts)} prompts, but {len(seeds)} seeds: give one seed per prompt, and at least one prompt."
-            )
+        prompts, seeds = prompts_and_seeds(prompts, seeds)
         if not 1 <= steps <= len(teacher.schedule):
             raise GuidedCDError(f"steps must be 1 to {len(teacher.schedule)}, not {steps}.")
         cond = teacher.embed(prompts)

@@ -28,20 +28,20 @@ def timeless(value: Any) -> Any:
 
 def results(folder: Path) -> dict[str, str]:
     """By name, what a command has left; times, locks and checkpoints do not count."""
-    found = {}
+    contents = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if not path.is_file() or path.name in (".lock", ".evaluation.lock") or "checkpoints" in name:
             continue
         if path.name == "evaluation.json":
-            found[name] = str(timeless(json.loads(path.read_text())))
+            contents[name] = str(timeless(json.loads(path.read_text())))
         elif path.name == "log.jsonl":
-            found[name] = str([timeless(json.loads(line)) for line in path.read_text().splitlines()])
+            contents[name] = str([timeless(json.loads(line)) for line in path.read_text().splitlines()])
         elif path.name in ("report.html", "report.json"):  # they show times
-            found[name] = ""
+            contents[name] = ""
         else:
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+            contents[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return contents
 
 
 def logged(folder: Path, steps: int) -> bool:
