@@ -74,13 +74,13 @@ class MapEnergy:
         self.total = math.nan
 
     def __call__(self, seen: Seen, reference: None) -> Tensor:
-        """The energy, a scalar."""
+        """The energy of the batch in the first row (B,), zero in the others: their sum is the energy."""
         maps = self.recorded(seen)
         layers, total = self.compute(maps)
         self.maps = {name: each.detach() for name, each in maps.items()}
         self.layers = {name: float(each.detach()) for name, each in layers.items()}
         self.total = float(total.detach())
-        return total
+        return torch.nn.functional.pad(total.reshape(1), (0, seen.z.shape[0] - 1))
 
 
 class Algorithm1:
