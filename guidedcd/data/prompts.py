@@ -103,6 +103,12 @@ def evaluation(teacher: object, count: int) -> tuple[dict[str, list[Prompt]], li
     return splits, others[:choosing]
 
 
+def example(teacher: object) -> str:
+    """The text of one evaluation prompt, as an example of what a teacher and its students can show."""
+    prompts_of = getattr(teacher, "prompts", general)
+    return next(prompt.text for of in (prompts_of, general) for prompt in of("motion", 1))
+
+
 def training(teacher: object, count: int = TRAINING) -> list[Prompt]:
     """Prompts for training without clips: the teacher's own where it has some, else none.
 

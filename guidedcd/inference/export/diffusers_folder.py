@@ -32,7 +32,7 @@ USAGE = """
 from diffusers import DiffusionPipeline           # pipeline.py needs torch, diffusers and transformers; read it first
 
 pipe = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER/pipeline.py", trust_remote_code=True)
-video = pipe("a red ball rolls to the right", num_inference_steps=4, guidance_scale=8.5).frames[0]
+video = pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=SCALE).frames[0]
 # (F, H, W, 3) in [0, 1]
 """
 
@@ -69,6 +69,11 @@ def write_folder(trained: StudentPipeline, folder: Path) -> str:
     results = run_clean(_SCRIPT, folder, sample.inputs, options)
     error = assert_close({"latents": sample.result, "prompt_embeds": sample.prompt_embeds}, results, 1e-3)
     return f"a fresh process without guidedcd samples the same latents, largest relative error {error:.1g}"
+
+
+def usage(trained: StudentPipeline) -> str:
+    """Python code that loads the folder and samples as in the run's evaluation, for the model card."""
+    return merged_student.as_evaluated(USAGE, trained)
 
 
 def write_text(text: Any, folder: Path) -> tuple[str, bool]:

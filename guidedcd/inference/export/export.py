@@ -45,9 +45,9 @@ def export(run: str | Path, out: str | Path, *, format: str = "diffusers", rank:
     with replacing(out) as folder:
         folder.mkdir()
         if format == "diffusers":
-            result, usage = diffusers_folder.write_folder(trained, folder), diffusers_folder.USAGE
+            result, usage = diffusers_folder.write_folder(trained, folder), diffusers_folder.usage(trained)
         elif format == "t2v-turbo-v2":
-            result, usage = t2v_turbo.write_turbo(trained, folder), t2v_turbo.USAGE
+            result, usage = t2v_turbo.write_turbo(trained, folder), t2v_turbo.usage(trained)
         else:
             result, usage = peft_lora.write_lora(trained, folder, rank), peft_lora.usage(trained)
         write_card(

@@ -3,9 +3,10 @@
 Every exported folder contains this file as pipeline.py:
 
     pipe = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER/pipeline.py", trust_remote_code=True)
-    video = pipe("a red ball rolls to the right", num_inference_steps=4, guidance_scale=8.5).frames[0]
+    video = pipe("a prompt").frames[0]
 
-A video is (F, H, W, 3) in [0, 1]. `guidance_scale` is diffusers' w in u + w (c - u), which is omega + 1 in the notation
+A video is (F, H, W, 3) in [0, 1]. `num_inference_steps` and `guidance_scale` are by default those of the evaluation of
+the student's training run. `guidance_scale` is diffusers' w in u + w (c - u), which is omega + 1 in the notation
 of the papers. A student that was trained with energies has one `strength` for each: the trained one, or 0. Guidance
 needs no second network call.
 Legend: B videos, C latent channels, F frames, H/W pixels, h/w latent size, E energies.
@@ -126,8 +127,8 @@ class FewStepPipeline(DiffusionPipeline):
             height: Height, pixels, a multiple of the autoencoder's factor.
             width: Width, pixels, likewise.
             num_frames: Number of frames.
-            num_inference_steps: Number of network calls, 1 to `origin`.
-            guidance_scale: Input of the student, usually 6 to 16; 1 is no guidance.
+            num_inference_steps: Number of network calls, 1 to `origin`; by default `steps`.
+            guidance_scale: Input of the student, by default `omega` + 1; 1 is no guidance.
             num_videos_per_prompt: Number of videos of each prompt, consecutive in the result.
             generator: Generator of the noise: one, or a list with one per video (B).
             latents: Initial noise (B, C, F, h, w) in place of the generator's.

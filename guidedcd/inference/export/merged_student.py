@@ -6,12 +6,15 @@ Legend: B batch, C channels, F frames, h/w latent size, S steps, E energies.
 from __future__ import annotations
 
 import copy
+import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import Tensor
 
+from guidedcd.data import prompts
 from guidedcd.diffusion.embeddings import EMBEDDING
 from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import noise
@@ -113,6 +116,15 @@ def defaults(trained: StudentPipeline) -> dict[str, Any]:
         "fps": float(geometry.fps),
         "repeat_text": type(trained.student.network).__name__ == "UNetMotionModel",
     }
+
+
+def as_evaluated(usage: str, trained: StudentPipeline) -> str:
+    """Code of a model card in which PROMPT, STEPS and SCALE are replaced by those of the run's evaluation."""
+    evaluate = trained.run.evaluate
+    prompt = json.dumps(prompts.example(trained.teacher), ensure_ascii=False)
+    # The guidance_scale of diffusers is omega + 1.
+    values = {"PROMPT": prompt, "STEPS": str(evaluate.steps), "SCALE": str(float(evaluate.omega) + 1)}
+    return re.sub("|".join(values), lambda name: values[name[0]], usage)
 
 
 @torch.no_grad()

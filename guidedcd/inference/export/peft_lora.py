@@ -50,7 +50,7 @@ base = "BASE"                                     # the teacher as a diffusers f
 unet = UNET.from_pretrained(base, subfolder="unet", time_cond_proj_dim=WIDTH, low_cpu_mem_usage=False)
 unet = PeftModel.from_pretrained(unet, "FOLDER").merge_and_unload()
 pipe = FewStepPipeline.from_pretrained(base, unet=unet, **SETTINGS)
-video = pipe("a red ball rolls to the right", num_inference_steps=4, guidance_scale=8.5).frames[0]
+video = pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=SCALE).frames[0]
 """
 
 
@@ -114,7 +114,8 @@ def usage(trained: StudentPipeline) -> str:
     """Python code that loads the adapter, for the model card."""
     text = USAGE.replace("UNET", type(trained.student.network).__name__)
     text = text.replace("WIDTH", str(merged_student.embedding_width(trained)))
-    return text.replace("SETTINGS", repr(merged_student.defaults(trained)))
+    text = text.replace("SETTINGS", repr(merged_student.defaults(trained)))
+    return merged_student.as_evaluated(text, trained)
 
 
 def _base(network: ModelMixin) -> ModelMixin:

@@ -30,7 +30,7 @@ out["latents"] = pipe(num_inference_steps=options["steps"], output_type="latent"
 """
 
 USAGE = """
-# guidedcd sample --student FOLDER/unet_mg.pt --teacher videocrafter2:model.ckpt "a prompt"
+# guidedcd sample --student FOLDER/unet_mg.pt --teacher videocrafter2:model.ckpt PROMPT
 import torch
 
 state = torch.load("FOLDER/unet_mg.pt", weights_only=True)      # load_state_dict(state) of T2V-Turbo's UNetModel
@@ -85,6 +85,12 @@ def write_turbo(trained: StudentPipeline, folder: Path) -> str:
     results = run_clean(_SCRIPT, folder, sample.inputs, options, alone=False)
     error = assert_close({"latents": sample.result}, results, 1e-3)
     return f"a fresh process reads {name} and samples the same latents, largest relative error {error:.1g}"
+
+
+def usage(trained: StudentPipeline) -> str:
+    """A command and Python code that read the file, for the model card."""
+    text = merged_student.as_evaluated(USAGE, trained)
+    return text if trained.student.energies else text.replace("unet_mg.pt", "unet_no_mg.pt")
 
 
 def _betas(abar: torch.Tensor) -> list[float]:

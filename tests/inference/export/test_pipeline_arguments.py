@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,9 @@ from tiny_checkpoint import write
 
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.run import Run
-from guidedcd.inference.export import diffusers_folder
+from guidedcd.config.sections import EvaluateConfig
+from guidedcd.data.clips import Prompt
+from guidedcd.inference.export import diffusers_folder, peft_lora, t2v_turbo
 from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.models.student import Student
 from guidedcd.plugins.configs import DatasetConfig
@@ -19,28 +24,34 @@ FRAMES, SIZE = 2, 8
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """An exported tiny student without energies, whose every trainable weight has moved."""
+def student(tmp_path_factory):
+    """A tiny student without energies, whose every trainable weight has moved, of a run evaluated at omega 2."""
     path, config = write(tmp_path_factory.mktemp("published"))
     size = {"frames": FRAMES, "height": SIZE, "width": SIZE}
     chosen = Chosen("videocrafter2", VideoCrafter2Config(path=str(path), arch=str(config), **size))
-    teacher, run = chosen.build(), Run(teacher=chosen, data=(Chosen("any", DatasetConfig()),))
+    evaluate = EvaluateConfig(steps=3, omega=2.0)
+    teacher, run = chosen.build(), Run(teacher=chosen, data=(Chosen("any", DatasetConfig()),), evaluate=evaluate)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         student = Student(teacher, run.student, ()).eval()
         for parameter in student.trainable:  # guidance inputs begin at zero
             parameter.data += 0.05 * torch.randn_like(parameter)
+    return StudentPipeline(run=run, teacher=teacher, student=student, folder=path.parent, weights=path.parent)
+
+
+@pytest.fixture(scope="module")
+def folder(student, tmp_path_factory):
+    """The diffusers folder of the student."""
     out = tmp_path_factory.mktemp("exported")
-    one = StudentPipeline(run=run, teacher=teacher, student=student, folder=out, weights=out)
-    diffusers_folder.write_folder(one, out)
+    diffusers_folder.write_folder(student, out)
     return out
 
 
 @pytest.fixture(scope="module")
-def example(folder):
+def example(student, folder):
     """What the example of the model card defines."""
     names: dict = {}
-    exec(diffusers_folder.USAGE.replace("FOLDER", str(folder)), names)
+    exec(diffusers_folder.usage(student).replace("FOLDER", str(folder)), names)
     names["pipe"].set_progress_bar_config(disable=True)
     return names
 
@@ -56,6 +67,18 @@ def test_the_example_of_the_card_runs(example):
 
     assert video.shape == (FRAMES, SIZE, SIZE, 3)
     assert 0 <= video.min() <= video.max() <= 1
+
+
+def test_the_example_samples_as_the_run_was_evaluated(student, monkeypatch):
+    """Steps, guidance scale (omega + 1) and prompt are those of the run and its teacher."""
+    words = 'a "big" red circle'
+    monkeypatch.setattr(student.teacher, "prompts", lambda split, count: [Prompt(text=words)], raising=False)
+    call = next(line for line in diffusers_folder.usage(student).splitlines() if line.startswith("video = "))
+
+    assert call == r'video = pipe("a \"big\" red circle", num_inference_steps=3, guidance_scale=3.0).frames[0]'
+    for usage in (t2v_turbo.usage(student), peft_lora.usage(student)):
+        assert json.dumps(words) in usage
+        assert not re.search("PROMPT|STEPS|SCALE", usage)
 
 
 def test_guidance_scale_is_omega_plus_one(example):
