@@ -82,6 +82,11 @@ class Run(Basic):
         registry = registry or load_plugins()
         return {chosen.name: chosen.build(registry) for chosen in self.chosen(kind)}
 
+    def described(self, kind: str) -> dict[str, Any]:
+        """The built components of one kind by their description in errors, such as "reward 'hps' of guidedcd/hps"."""
+        registry = load_plugins()
+        return {str(chosen.component(registry)): chosen.build(registry) for chosen in self.chosen(kind)}
+
     def to_dict(self) -> dict[str, Any]:
         """The run as JSON values, in the layout of a `--config` file, with every option."""
         return {

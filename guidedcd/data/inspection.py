@@ -69,7 +69,7 @@ def inspect_data(run: Run, *, sample: int = 32, sheet: Path = Path("data.png")) 
     check_writable(sheet.parent)
     geometry = geometry_of(run.teacher)
     opened = [(chosen, chosen.build().open(geometry)) for chosen in run.data]
-    tokenizers, rules = readers(run), list(run.build("route").values())
+    tokenizers, rules = readers(run), run.described("route")
     # The components of the kind dataset have configs that derive from DatasetConfig.
     weights = [cast(DatasetConfig, chosen.config).weight for chosen in run.data]
     rows = -(-SHEET_ROWS // len(opened))

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import attrs
 
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, suggest
+from guidedcd.plugins.registry import blame
 
 
 @attrs.frozen
@@ -60,16 +61,41 @@ class RoutingRule(Protocol):
         """The route after this rule; change it with `attrs.evolve`."""
 
 
-def route(sample: Sample, rules: Iterable[RoutingRule]) -> Route:
+def route(sample: Sample, rules: Mapping[str, RoutingRule] | Iterable[RoutingRule]) -> Route:
     """The route of one sample: its caption for every reward, changed by each rule in turn.
 
+    Args:
+        sample: With the readers of the run's rewards.
+        rules: Applied in their order; a mapping has the description of each rule for errors.
+
     Raises:
-        GuidedCDError: A rule returned something else than a route.
+        GuidedCDError: A rule returned something else than a route to rewards of the run.
     """
+    named = rules.items() if isinstance(rules, Mapping) else ((_name_of(rule), rule) for rule in rules)
     result = Route(caption=sample.caption, rewards=frozenset(sample.readers))
-    for rule in rules:
-        result = rule(sample, result)
-        if not isinstance(result, Route):
-            name = getattr(rule, "__qualname__", type(rule).__qualname__)
-            raise GuidedCDError(f"the routing rule {name} returned {type(result).__name__}; it must return a Route.")
+    for whose, rule in named:
+        with blame(whose):
+            result = rule(sample, result)
+        _check(result, sample, whose)
     return result
+
+
+def _name_of(rule: RoutingRule) -> str:
+    return f"the routing rule {getattr(rule, '__qualname__', type(rule).__qualname__)}"
+
+
+def _check(result: Any, sample: Sample, whose: str) -> None:
+    """Raise GuidedCDError unless `result` is a route to rewards that the sample has readers of."""
+    if not isinstance(result, Route):
+        raise GuidedCDError(f"{whose} returned {type(result).__name__}; it must return a Route.")
+    if not isinstance(result.caption, str) or not isinstance(result.guided, bool):
+        raise GuidedCDError(f"{whose} returned a route whose caption is no text or whose `guided` is no truth value.")
+    if not isinstance(result.rewards, frozenset | set):
+        kind = type(result.rewards).__name__
+        raise GuidedCDError(f"{whose} returned a route whose rewards are a {kind}; they must be a frozenset of names.")
+    if unknown := sorted(str(name) for name in result.rewards if name not in sample.readers):
+        names = ", ".join(sorted(sample.readers)) or "none"
+        raise GuidedCDError(
+            f"{whose} sends sample '{sample.id}' to reward '{unknown[0]}', which the run does not have."
+            f"{suggest(unknown[0], sample.readers)} Rewards of the run: {names}."
+        )

@@ -21,7 +21,8 @@ from guidedcd.models.attention_probes import recorded_layers, temporal_layers
 from guidedcd.models.teachers.protocol import Cond, Teacher
 
 Reference = Any
-"""What an energy compares against: a `Seen`, or what the energy's own `keep` made of one."""
+"""What an energy compares against: a `Seen`, what the energy's own `keep` made of one, or None if it is
+`reference_free`."""
 
 
 class Energy(Protocol):
@@ -52,11 +53,44 @@ def needs_of(energies: Iterable[Energy]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(need for energy in energies for need in getattr(energy, "needs", ())))
 
 
-def _checked(term: EnergyTerm, value: Any, rows: int) -> Tensor:
-    """What an energy returned, if a gradient can be taken of it.
+def is_reference_free(energy: Energy) -> bool:
+    """Whether an energy compares with nothing; it then receives None as its reference."""
+    return bool(getattr(energy, "reference_free", False))
+
+
+def check_needs(energy: Energy, whose: str) -> None:
+    """Check the form of an energy's `needs`.
+
+    Raises:
+        GuidedCDError: It is no sequence of texts. A text alone would be read letter by letter.
+    """
+    needs = getattr(energy, "needs", ())
+    if isinstance(needs, str):
+        raise GuidedCDError(f"{whose}: `needs` is the text {needs!r}; it must be a tuple, ({needs!r},) with a comma.")
+    if not isinstance(needs, Sequence) or not all(isinstance(need, str) for need in needs):
+        raise GuidedCDError(f"{whose}: `needs` must be a tuple of texts (got {needs!r}).")
+
+
+def _versions(*passes: Any) -> list[int]:
+    """Counts of the changes in place of the tensors of forward passes."""
+    seen = [one for one in passes if isinstance(one, Seen)]
+    tensors = [tensor for one in seen for tensor in (one.z, one.output)]
+    tensors += [tensor for one in seen for layers in one.records.values() for tensor in layers.values()]
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
+
+
+def _energy(term: EnergyTerm, seen: Seen) -> Tensor:
+    """The energies (B,) of a term, if a gradient can be taken of them.
 
     A single number for a whole batch would have a gradient too, but one that depends on the size of the batch.
     """
+    rows, versions = len(seen.z), _versions(seen, term.reference)
+    value: Any = term.energy(seen, term.reference)
+    if versions != _versions(seen, term.reference):
+        raise GuidedCDError(
+            f"energy '{term.name}' changed a tensor of its arguments in place, which other energies read too; "
+            "it must work on a copy."
+        )
     actual = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     if not isinstance(value, Tensor) or value.shape != (rows,):
         raise GuidedCDError(
@@ -94,7 +128,8 @@ def energy_gradients(
         (prediction like `z`, one gradient like `z` per term), both without a gradient of their own.
 
     Raises:
-        GuidedCDError: An energy returned something else than (B,) numbers with a gradient, or a gradient is not finite.
+        GuidedCDError: An energy returned something else than (B,) numbers with a gradient, changed its arguments, or
+            a gradient is not finite.
     """
     needs = needs_of(term.energy for term in terms)
     gradients: list[Tensor] = []
@@ -104,7 +139,7 @@ def energy_gradients(
         seen = forward(z, t, cond, needs=needs, captions=captions, **options)
         for number, term in enumerate(terms, 1):
             try:
-                value = _checked(term, term.energy(seen, term.reference), len(z))
+                value = _energy(term, seen)
                 (gradient,) = torch.autograd.grad(value.sum(), z, retain_graph=number < len(terms))
             except Exception as error:
                 error.add_note(f"in energy '{term.name}'" + (f" of {term.plugin}" if term.plugin else ""))
@@ -124,7 +159,8 @@ class EnergyGradients:
 
     An energy that sets `records_only` reads nothing of a pass but its records: the passes of references then end at the
     last record, and the layers behind it have no gradient. An energy with `keep(reference)` receives as its reference
-    what `keep` returned right after the reference's pass, which should take little memory.
+    what `keep` returned right after the reference's pass, which should take little memory. An energy that sets
+    `reference_free` receives None.
     """
 
     def __init__(self, run: Run, teacher: Teacher) -> None:
@@ -132,9 +168,16 @@ class EnergyGradients:
         self.run, self.teacher = run, teacher
         self.energies: dict[str, Energy] = run.build("energy")
         self.plugins = {name: str(run.component("energy", name).plugin) for name in self.energies}
+        for name, energy in self.energies.items():
+            check_needs(energy, f"energy '{name}' of {self.plugins[name]}")
         self.needs = needs_of(self.energies.values())
         self.recompute = run.preprocess.recompute
-        self.kind_of = {name: config.reference for name, config in run.energies.items()}
+        self.kind_of = {
+            name: config.reference
+            for name, config in run.energies.items()
+            if not is_reference_free(self.energies[name])
+        }
+        """By energy with a reference, its kind."""
         self.tails: bool = getattr(teacher, "tails", False)
 
     def __call__(
@@ -172,7 +215,12 @@ class EnergyGradients:
         for group, start in enumerate(range(0, len(z), batch_size)):
             rows = slice(start, start + batch_size)
             terms = [
-                EnergyTerm(name=name, energy=energy, reference=kept[name][group], plugin=self.plugins[name])
+                EnergyTerm(
+                    name=name,
+                    energy=energy,
+                    reference=kept[name][group] if name in kept else None,
+                    plugin=self.plugins[name],
+                )
                 for name, energy in self.energies.items()
             ]
             own = {key: value[rows] for key, value in cond.items()}
@@ -186,11 +234,11 @@ class EnergyGradients:
     def _references(
         self, references: Mapping[str, tuple[Tensor, Tensor]], cond: Cond, captions: Sequence[str], batch_size: int
     ) -> dict[str, list[Reference]]:
-        """By energy, its reference for each group of `batch_size` samples."""
-        kept: dict[str, list[Reference]] = {name: [] for name in self.energies}
+        """By energy with a reference, its reference for each group of `batch_size` samples."""
+        kept: dict[str, list[Reference]] = {name: [] for name in self.kind_of}
         forward: Any = self.teacher.seen  # `options` of a teacher with `tails` go beyond the protocol
         for kind, (latents, t) in references.items():
-            names = [name for name in self.energies if self.kind_of[name] == kind]
+            names = [name for name, own in self.kind_of.items() if own == kind]
             needs = needs_of(self.energies[name] for name in names)
             options = {"tail": "none"} if self._records_only(names) and needs else {}
             with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from guidedcd.diffusion.guidance import Rule, TeacherStep, combine, guidance_term, guided_from, guided_step
 from guidedcd.energies import inversion
-from guidedcd.energies.gradients import Energy, EnergyTerm, energy_gradients, needs_of
+from guidedcd.energies.gradients import Energy, EnergyTerm, energy_gradients, is_reference_free, needs_of
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Cond, Teacher
 from guidedcd.plugins.configs import EnergyConfig
@@ -108,6 +108,8 @@ class _References:
         self.first = guided_from(guide.config.fraction, steps)
         """The smallest guided index of the grid."""
         self.inverted: dict[int, Tensor] = {}
+        if is_reference_free(guide.energy):
+            return
         if guide.config.reference == "single-step" and guide.noise is None:
             raise GuidedCDError("a guide with reference 'single-step' needs noise of its own.")
         if guide.config.reference == "inversion" and self.first < steps:
@@ -117,6 +119,8 @@ class _References:
     def term(self, t: Tensor, index: int) -> EnergyTerm:
         """The energy with its reference at grid point `index`, whose timestep is `t` (B,)."""
         guide, schedule = self.guide, self.teacher.schedule
+        if is_reference_free(guide.energy):
+            return EnergyTerm(name=guide.name, energy=guide.energy, reference=None)
         match guide.config.reference:
             case "inversion":
                 z, at = self.inverted[index], t

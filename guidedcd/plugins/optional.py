@@ -59,6 +59,8 @@ class OptionalEnergy(Protocol):
 
     records_only: bool
     """Whether the energy reads recorded activations only, and no prediction."""
+    reference_free: bool
+    """Whether the energy compares with nothing; its second argument is None then, and no reference is computed."""
 
     def keep(self, reference: Any) -> Any:
         """Reduce a reference to what the energy reads, which is then its second argument."""

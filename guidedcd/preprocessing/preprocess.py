@@ -70,6 +70,7 @@ def preprocess(
         with accelerated(teacher, fast=options.fast, precision=options.precision, in_place=is_own) as fast_teacher:
             # Errors in the data and the energies are raised before anything is written.
             writer = StoreWriter(run, fast_teacher)
+            writer.builder.rehearse()
             if rank == 0:
                 estimates.check(folder, run, teacher, len(absent))
             # Every process computes its share; the first one holds the lock for all that were launched together.

@@ -59,8 +59,30 @@ class ShardBuilder:
         """Rows of a pass without a gradient."""
         self.pads = repeats_sizes(run.preprocess.fast, teacher.device)
         """Whether passes are padded to a few sizes, for which a network is compiled."""
-        self.references = {config.reference for config in run.energies.values()}
+        self.references = set(self.scores.kind_of.values())
         """The kinds of reference that the energies compare with."""
+
+    def rehearse(self) -> None:
+        """Take the gradient of every energy once, on noise, so that a wrong energy stops the run before the store.
+
+        Raises:
+            GuidedCDError: An energy breaks its contract, or reads what the teacher does not record.
+        """
+        if not self.run.energies or self.first >= self.run.solver.steps:
+            return
+        rows = self.rows if self.pads else 1  # a compiled network takes few sizes only
+        device = self.teacher.device
+        t = self.grid[-1:].to(device).expand(rows)
+        generator = torch.Generator().manual_seed(self.run.seed)
+        z, other = (
+            torch.randn(rows, *self.teacher.geometry.latent_shape, generator=generator).to(device) for _ in range(2)
+        )
+        captions = ["a ball rolls to the left"] * rows
+        cond = self.teacher.embed(captions)
+        references = {kind: (other, t) for kind in self.references}
+        with blame_memory("the energies' gradients", f"{ADVICE}, or set --preprocess.recompute cheap or most"):
+            for _ in self.scores(z, t, cond, captions, references, self.batch_size):
+                pass
 
     def shard(self, clips: Sequence[Clip], advance: Callable[[float], None]) -> tuple[list[Sample], dict[str, Tensor]]:
         """Compute a shard.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from guidedcd.diffusion.guidance import TeacherStep, guided_step
 from guidedcd.diffusion.seen import Seen
+from guidedcd.energies.gradients import is_reference_free
 from guidedcd.testing.helpers import CAPTIONS, T, is_batch, random, unchanged
 
 if TYPE_CHECKING:
@@ -27,10 +28,17 @@ def latents(subject: Subject, seed: int, batch: int = 2) -> Tensor:
     return random((batch, *subject.teacher.geometry.latent_shape), seed)
 
 
-def reference(subject: Subject) -> Seen:
-    """The forward pass that serves as reference in these checks."""
+def reference(subject: Subject, batch: int = 2) -> Any:
+    """The reference in these checks: a forward pass, what `keep` makes of it, or None for a reference-free energy."""
+    if is_reference_free(subject.built):
+        return None
     with torch.no_grad():
-        return look(subject, latents(subject, 1))
+        return _kept(subject, look(subject, latents(subject, 1)[:batch]))
+
+
+def _kept(subject: Subject, seen: Seen) -> Any:
+    keep = getattr(subject.built, "keep", None)
+    return seen if keep is None else keep(seen)
 
 
 def energy_is_one_number_per_sample(subject: Subject) -> None:
@@ -84,19 +92,25 @@ def energy_falls_along_its_score(subject: Subject) -> None:
 
 
 def energy_is_least_at_its_reference(subject: Subject) -> None:
-    """A sample that equals its reference has the least energy."""
-    other = reference(subject)
+    """A sample that equals its reference has the least energy; a reference-free energy has no such point."""
+    if is_reference_free(subject.built):
+        return
     with torch.no_grad():
-        same, different = subject.built(other, other), subject.built(look(subject, latents(subject, 2)), other)
-    assert (same <= different + 1e-6).all(), f"energy {same.tolist()} at the reference, {different.tolist()} elsewhere"
+        own = look(subject, latents(subject, 1))
+        other = _kept(subject, own)
+        same, different = subject.built(own, other), subject.built(look(subject, latents(subject, 2)), other)
+    assert (same <= different + 1e-6).all(), (
+        f"energy {same.tolist()} at the reference, {different.tolist()} elsewhere; if it compares with nothing, set "
+        "`reference_free = True`"
+    )
 
 
 def energy_treats_samples_alone(subject: Subject) -> None:
     """The energy of a sample does not depend on the rest of the batch."""
-    z, r = latents(subject, 2), latents(subject, 1)
+    z = latents(subject, 2)
     with torch.no_grad():
-        both = subject.built(look(subject, z), look(subject, r))
-        first = subject.built(look(subject, z[:1]), look(subject, r[:1]))
+        both = subject.built(look(subject, z), reference(subject))
+        first = subject.built(look(subject, z[:1]), reference(subject, 1))
     assert torch.allclose(both[:1], first, rtol=1e-3, atol=1e-7), f"{both[0].item()} in a batch, {first.item()} alone"
 
 

@@ -90,7 +90,7 @@ class Batches:
     Args:
         store: The draws.
         readers: The run's rewards as readers of text, by name.
-        rules: Routing rules, applied left to right.
+        rules: Routing rules by their description for errors, applied left to right.
         energies: The run's energies, in the order of the columns of `Batch.strengths`.
         size: Samples per process and batch.
         omega: Range [low, high] of the guidance strength.
@@ -104,7 +104,7 @@ class Batches:
         store: LatentStore,
         *,
         readers: Mapping[str, Reader],
-        rules: Sequence[RoutingRule],
+        rules: Mapping[str, RoutingRule] | Sequence[RoutingRule],
         energies: Mapping[str, EnergyConfig],
         size: int,
         omega: tuple[float, float],

@@ -53,7 +53,7 @@ class Trainer:
         batches = Batches(
             store,
             readers=rewards.readers,
-            rules=list(run.build("route").values()),
+            rules=run.described("route"),
             energies=run.energies,
             size=run.train.batch_size,
             omega=run.solver.omega,

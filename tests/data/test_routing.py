@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
-from guidedcd.data.routing import Sample, route
+from guidedcd.data.routing import Reader, Sample, route
 from guidedcd.errors import GuidedCDError
 
 
@@ -16,3 +17,33 @@ def test_a_rule_that_returns_no_route_is_named():
 
     with pytest.raises(GuidedCDError, match=r"routing rule .*forgets returned NoneType; it must return a Route"):
         route(Sample(id="a/1", dataset="a", caption="a ball"), [forgets])
+
+
+READERS = {"clip": Reader(max_tokens=9, count=len)}
+WRONG = {
+    "reward": ({"rewards": frozenset({"clap"})}, r"sends sample 'a/1' to reward 'clap'.*Did you mean 'clip'"),
+    "rewards": ({"rewards": ("clip",)}, "rewards are a tuple; they must be a frozenset"),
+    "caption": ({"caption": None}, "whose caption is no text"),
+    "guided": ({"guided": "yes"}, "`guided` is no truth value"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_route_is_an_error_of_its_rule(change, message):
+    """Rewards that the run does not have, and values of the wrong type, are errors with the rule's description."""
+    rules = {"route 'odd' of acme/odd": lambda sample, one: attrs.evolve(one, **change)}
+
+    with pytest.raises(GuidedCDError, match=f"route 'odd' of acme/odd .*{message}"):
+        route(Sample(id="a/1", dataset="a", caption="a ball", readers=READERS), rules)
+
+
+def test_an_exception_of_a_rule_names_the_rule():
+    """A bug in a rule keeps its type and gets a note."""
+
+    def odd(sample, one):
+        return sample.tags["absent"]
+
+    with pytest.raises(KeyError) as caught:
+        route(Sample(id="a/1", dataset="a", caption="a ball"), {"route 'odd' of acme/odd": odd})
+
+    assert caught.value.__notes__ == ["in route 'odd' of acme/odd"]

@@ -89,6 +89,18 @@ def test_an_energy_on_latents_passes(install):
     assert failing("energy") == set()
 
 
+def test_a_reference_free_energy_passes(install):
+    """An energy that compares with nothing says so, and is checked without a reference."""
+    body = "assert reference is None; return (seen.x0.diff(dim=2).abs().flatten(1).mean(1) - 0.5).square()"
+    code = (
+        "class Odd:\n    reference_free = True\n    def __init__(self, config): ...\n"
+        f"    def __call__(self, seen, reference):\n        {body}\n"
+    )
+    install("acme-odd", HEAD + OFFER.format(kind="Energy", hook="energies") + code)
+
+    assert failing("energy") == set()
+
+
 REWARD = """
 class Odd(torch.nn.Module):
     max_tokens = 9
