@@ -61,6 +61,10 @@ def print_table(table: Table) -> None:
 
 QUIET_SECONDS = 10.0
 """Seconds between the plain lines that replace a bar when the output is not a terminal."""
+FIRST_SECONDS = 2.0
+"""Seconds before the first of these lines."""
+END_SECONDS = 90.0
+"""A remaining time of at least this many seconds is followed by the time of day at which the work ends."""
 
 
 @contextmanager
@@ -74,60 +78,88 @@ def progress(description: str, total: int, *, start: int = 0, unit: str = "") ->
         unit: What a step is, e.g. "videos".
 
     Yields:
-        advance(n=1, note=""): tell that `n` more (whole or in part) are done, with an optional note such as
-            "loss 0.12".
+        advance(n=1, note="", reused=False): `n` more steps (whole or in part) are done. `note` is shown, such as
+            "loss 0.12". Steps that are `reused` were done before, and do not count in the rate.
     """
     if console.quiet:  # one process of a launch prints
-        yield lambda n=1, note="": None
+        yield lambda n=1, note="", reused=False: None
         return
     show = _bar if console.is_terminal else _lines
-    with show(description, total, start, unit) as advance:
+    with show(_Pace(description, total, start, unit)) as advance:
         yield advance
 
 
+class _Pace:
+    """How far some work has come, and how fast."""
+
+    def __init__(self, description: str, total: int, start: int, unit: str) -> None:
+        self.description, self.total, self.unit = description, total, unit
+        self.done: float = start
+        self.before: float = start
+        """Steps that were done before."""
+        self.began = time.monotonic()
+
+    def add(self, count: float, reused: bool) -> None:
+        """Count steps that are done now."""
+        self.done = _whole(self.done + count)
+        self.before += count if reused else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything is done."""
+        return self.done >= self.total
+
+    def counts(self) -> str:
+        """E.g. "50/100 steps"."""
+        return f"{self.done:.0f}/{self.total}{' ' + self.unit if self.unit else ''}"
+
+    def text(self) -> str:
+        """Rate and remaining time, or the time that it took; "" before anything is done."""
+        seconds, count = time.monotonic() - self.began, self.done - self.before
+        if self.finished:
+            return ", ".join(filter(None, (_rate(count, seconds, self.unit), duration(seconds))))
+        if count <= 0 or not (rate := _rate(count, seconds, self.unit)):
+            return ""
+        left = (self.total - self.done) * seconds / count
+        end = f", until {time.strftime('%H:%M', time.localtime(time.time() + left))}" if left >= END_SECONDS else ""
+        return f"{rate}, about {duration(left)} left{end}"
+
+
 @contextmanager
-def _bar(description: str, total: int, start: int, unit: str) -> Iterator[Callable[..., None]]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # 10 ms that help does without
+def _bar(pace: _Pace) -> Iterator[Callable[..., None]]:
+    from rich.progress import BarColumn, Progress, TextColumn  # 10 ms that help does without
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total} " + unit),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[counts]}  {task.fields[pace]}"),
         TextColumn("[dim]{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(description, total=total, completed=start, note="")
-        began = time.monotonic()
-        done: float = start
+        task = bar.add_task(pace.description, total=pace.total, counts=pace.counts(), pace="", note="")
+        bar.update(task, completed=pace.done)
 
-        def advance(n: float = 1, note: str = "") -> None:
-            nonlocal done
-            done = _whole(done + n)
-            rate = _rate(done - start, time.monotonic() - began, unit)
-            bar.update(task, completed=done, note=f"{rate}  {note}".rstrip())
+        def advance(n: float = 1, note: str = "", reused: bool = False) -> None:
+            pace.add(n, reused)
+            bar.update(task, completed=pace.done, counts=pace.counts(), pace=pace.text(), note=note)
 
         yield advance
 
 
 @contextmanager
-def _lines(description: str, total: int, start: int, unit: str) -> Iterator[Callable[..., None]]:
-    began = last = time.monotonic()
-    done: float = start
+def _lines(pace: _Pace) -> Iterator[Callable[..., None]]:
+    last = pace.began - QUIET_SECONDS + FIRST_SECONDS
     finished = False
 
-    def advance(n: float = 1, note: str = "") -> None:
-        nonlocal done, last, finished
-        done = _whole(done + n)
+    def advance(n: float = 1, note: str = "", reused: bool = False) -> None:
+        nonlocal last, finished
+        pace.add(n, reused)
         now = time.monotonic()
-        if finished or (done < total and now - last < QUIET_SECONDS):
+        if finished or (not pace.finished and now - last < QUIET_SECONDS):
             return
-        last, finished = now, done >= total
-        rate = _rate(done - start, now - began, unit)
-        left = (total - done) * (now - began) / max(done - start, 1)
-        remaining = f", about {duration(left)} left" if done < total else f", {duration(now - began)}"
-        line = f"{description}: {done:.0f}/{total}{' ' + unit if unit else ''}, {rate}{remaining}"
-        print(harmless(f"{line}, {note}" if note else line), file=sys.stdout, flush=True)
+        last, finished = now, pace.finished
+        words = (f"{pace.description}: {pace.counts()}", pace.text(), note)
+        print(harmless(", ".join(filter(None, words))), file=sys.stdout, flush=True)
 
     yield advance
 
@@ -143,6 +175,11 @@ def _rate(count: float, seconds: float, unit: str) -> str:
         return ""
     rate = count / seconds
     return f"{rate:.3g} {unit or 'steps'}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, e.g. "1 prompt", "3 prompts"; `plural` where it is not the noun with an "s"."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def latency(seconds: float, digits: int = 2) -> str:

@@ -19,7 +19,7 @@ def test_a_quick_job_is_one_line(capsys):
 
 
 def test_a_slow_job_says_how_long_it_will_take(capsys, monkeypatch):
-    """Every ten seconds a line with rate, remaining time and note."""
+    """After the first seconds, then every ten seconds, a line with rate, remaining time and note."""
     now = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     with progress("train", 100, start=40, unit="steps") as advance:
@@ -28,9 +28,25 @@ def test_a_slow_job_says_how_long_it_will_take(capsys, monkeypatch):
             advance(5, "loss 0.5")
 
     assert capsys.readouterr().out.splitlines() == [
-        "train: 50/100 steps, 1.2 s each, about 60 s left, loss 0.5",
-        "train: 60/100 steps, 1.2 s each, about 48 s left, loss 0.5",
+        "train: 45/100 steps, 1.2 s each, about 66 s left, loss 0.5",
+        "train: 55/100 steps, 1.2 s each, about 54 s left, loss 0.5",
     ]
+
+
+def test_a_long_job_states_when_it_ends(capsys, monkeypatch):
+    """The time of day follows a remaining time of minutes; steps that were done before do not count in the rate."""
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "time", lambda: 1000.0)
+    monkeypatch.setattr(
+        console.time, "localtime", lambda seconds: (2026, 1, 1, 12, int(seconds - 1000) // 60, 0, 0, 0, 0)
+    )
+    with progress("evaluate", 100, unit="videos") as advance:
+        advance(40, reused=True)
+        now[0] += 60
+        advance(10)
+
+    assert capsys.readouterr().out == "evaluate: 50/100 videos, 6 s each, about 5 min left, until 12:05\n"
 
 
 def test_shares_add_up_to_wholes(capsys):

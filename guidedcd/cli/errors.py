@@ -24,7 +24,7 @@ SMALLER = {
 """By command, the settings that need less memory."""
 
 
-CONTINUE = ("train", "preprocess", "sample")
+CONTINUE = ("train", "preprocess", "sample", "evaluate")
 """Commands that continue where they were stopped."""
 
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from guidedcd.config.kinds import Chosen
+from guidedcd.config.structure import unstructure
 from guidedcd.data.clips import Prompt
 from guidedcd.devices import blame_memory
 from guidedcd.evaluation.bootstrap import over_seeds
+from guidedcd.evaluation.finished import BatchResult, FinishedBatches
 from guidedcd.plugins.registry import Registry, blame
 
 SEED_STEP, SPLIT_STEP = 1_000_000, 100_000
@@ -46,6 +48,10 @@ class Arm:
         """The settings as JSON values."""
         names = ("name", "label", "steps", "evaluations", "omega", "solver", "scales")
         return {key: getattr(self, key) for key in names}
+
+    def batch(self, texts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+        """What the videos of one batch depend on, as JSON values."""
+        return {"arm": self.about(), "prompts": list(texts), "seeds": list(seeds)}
 
 
 @attrs.define(eq=False)
@@ -78,6 +84,8 @@ class Metric:
     module: Any
     names: set[str] = attrs.field(factory=set)
     """Names of the scores that it has returned."""
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    """Its component and options, as JSON values."""
 
     def applies(self, prompts: Sequence[Prompt]) -> bool:
         """Whether it can score videos of any of these prompts."""
@@ -110,7 +118,14 @@ def build_metrics(chosen: Mapping[str, Any], registry: Registry, fps: float) -> 
         n: available[n].config() for n in ("flicker", "dynamic-degree") if n in available and n not in chosen
     }
     added = {n: attrs.evolve(c, fps=fps) if hasattr(c, "fps") else c for n, c in added.items()}
-    return [Metric(name, Chosen(name, config).build(registry)) for name, config in {**chosen, **added}.items()]
+    return [
+        Metric(
+            name,
+            Chosen(name, config).build(registry),
+            settings={"component": f"{available[name]} {available[name].version}", "options": unstructure(config)},
+        )
+        for name, config in {**chosen, **added}.items()
+    ]
 
 
 def measure(
@@ -122,6 +137,7 @@ def measure(
     split: int,
     batch: int,
     keep: Sequence[int] = (),
+    finished: FinishedBatches | None = None,
     advance: Callable[..., None] = lambda *_, **__: None,
 ) -> ArmScores:
     """Sample the arm's videos of every prompt and seed, and score them.
@@ -134,7 +150,8 @@ def measure(
         split: Number of the split; the noise of each split is another one.
         batch: Videos per batch.
         keep: Indices of prompts whose videos of the first seed are returned.
-        advance: Called with the number of finished videos.
+        finished: Batches that are read instead of being sampled again; new ones are added.
+        advance: Called with the number of network calls of finished videos.
     """
     scores, metrics = ArmScores(), list(metrics)
     for repetition, seed in enumerate(seeds):
@@ -142,21 +159,43 @@ def measure(
         for start in range(0, len(prompts), batch):
             batch_prompts = prompts[start : start + batch]
             numbers = [video_seed(seed, split, start + i) for i in range(len(batch_prompts))]
-            began = now()
-            with blame_memory(arm.label, f"It needs less with --batch {max(1, batch // 2)}."):
-                videos = arm.make([prompt.text for prompt in batch_prompts], numbers)
-            scores.seconds += now() - began
-            videos = videos.cpu()
-            if repetition == 0:
-                scores.videos |= {i: videos[i - start] for i in keep if start <= i < start + len(batch_prompts)}
+            indices = [i for i in keep if start <= i < start + len(batch_prompts)] if repetition == 0 else []
+            about = arm.batch([prompt.text for prompt in batch_prompts], numbers) | {"keep": indices}
+            result = finished.read(about) if finished is not None else None
+            reused = result is not None
+            if result is None:
+                result = _sampled(arm, batch_prompts, numbers, metrics, batch, {i: i - start for i in indices})
+                if finished is not None:
+                    finished.write(about, result)
+            scores.seconds += result.seconds
+            scores.videos |= result.videos
             for metric in metrics:
-                for key, values in metric.scores(videos, batch_prompts).items():
+                metric.names.update(result.scores[metric.name])
+                for key, values in result.scores[metric.name].items():
                     rows.setdefault(key, []).extend(values)
             scores.count += len(batch_prompts)
-            advance(len(batch_prompts))
+            advance(len(batch_prompts) * arm.evaluations, reused=reused)
         for key, values in rows.items():
             scores.values.setdefault(key, []).append(values)
     return scores
+
+
+def _sampled(
+    arm: Arm,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    metrics: Iterable[Metric],
+    batch: int,
+    positions: Mapping[int, int],
+) -> BatchResult:
+    """Sample and score one batch; `positions` are those of the videos to keep, by index of their prompt."""
+    began = now()
+    with blame_memory(arm.label, f"It needs less with --batch {max(1, batch // 2)}."):
+        videos = arm.make([prompt.text for prompt in prompts], seeds)
+    seconds = now() - began
+    videos = videos.cpu()
+    scores = {metric.name: metric.scores(videos, prompts) for metric in metrics}
+    return BatchResult(seconds=seconds, scores=scores, videos={i: videos[place] for i, place in positions.items()})
 
 
 def video_seed(seed: int, split: int, number: int) -> int:

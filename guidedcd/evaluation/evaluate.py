@@ -18,7 +18,7 @@ import torch
 from guidedcd.config.resolve import read_run
 from guidedcd.config.sections import EvaluateConfig
 from guidedcd.config.structure import changed, options_of
-from guidedcd.console import console, progress
+from guidedcd.console import console, counted, progress
 from guidedcd.data import media, prompts
 from guidedcd.evaluation import model_card, tables
 from guidedcd.evaluation.arms import Arm, ArmScores, headline, video_seed
@@ -40,7 +40,8 @@ def evaluate(
 ) -> dict:
     """Measure a student, print tables, and write `evaluation.json` and `videos/`.
 
-    The files lie in the run's folder, those of a checkpoint in its folder `evaluations/step-NNNNNN/`.
+    An evaluation that was interrupted continues after its last finished batch of videos. The files lie in the run's
+    folder, those of a checkpoint in its folder `evaluations/step-NNNNNN/`.
 
     Args:
         folder: The folder of a run, or of a student or checkpoint in it.
@@ -81,24 +82,35 @@ def evaluate(
     )
     with (
         locked(trained.results, "the evaluation in", ".evaluation.lock"),
-        progress("evaluate", protocol.work(steps), unit="videos") as advance,
+        progress("evaluate", protocol.work(), unit="network calls") as advance,
     ):
+        console.print(_start(protocol))
         protocol.warm_up(student)
-        arms = [student, *(protocol.choose(n, advance) for n in dict.fromkeys((steps, max(1, steps // 2))))]
+        arms = [student, *(protocol.choose(n, advance) for n in protocol.few_steps())]
         measured = {arm.name: protocol.measure(arm, advance) for arm in arms}
-        slow = protocol.teacher(config.teacher_steps, config.omega, "ddim")
+        slow = protocol.slow_teacher()
         panes = [*([] if slow.name in measured else [slow]), arms[1], student]
         videos = _write_videos(protocol, panes, measured, advance)
         evaluation = _to_dict(trained, config, protocol, arms, measured)
         evaluation["videos"] = videos
         evaluation["summary"] = tables.summary(evaluation)
         write_json(trained.results / "evaluation.json", evaluation)
+        protocol.finished.remove()
     if not quiet:
         for table in tables.tables(evaluation):
             console.print(table)
         console.print("95 % intervals by the bootstrap over prompts; differences are paired by prompt and noise.")
     console.print(f"evaluate {evaluation['summary']}")
     return evaluation
+
+
+def _start(protocol: EvaluationProtocol) -> str:
+    """The line that is printed before the first batch."""
+    prompts_ = counted(sum(map(len, protocol.splits.values())), "prompt")
+    line = f"evaluate {prompts_}, {counted(len(protocol.config.each_seed), 'seed')} each: {protocol.trained.results}"
+    if batches := len(protocol.finished):
+        line += f", continuing after {counted(batches, 'finished batch', 'finished batches')}"
+    return line
 
 
 def _to_dict(
@@ -187,12 +199,8 @@ def _write_videos(
             if arm.name in measured:
                 videos = measured[arm.name][name].videos
             else:
-                videos = {}
-                for start in range(0, len(indices), protocol.batch):
-                    chunk = indices[start : start + protocol.batch]
-                    clips = arm.make([split[p].text for p in chunk], [numbers[p] for p in chunk]).cpu()
-                    videos |= dict(zip(chunk, clips, strict=True))
-                    advance(len(chunk))
+                texts, seeds = [split[p].text for p in indices], [numbers[p] for p in indices]
+                videos = dict(zip(indices, protocol.videos(arm, texts, seeds, advance), strict=True))
             for index, entry in zip(indices, entries[len(entries) - len(indices) :], strict=True):
                 file = Path("videos") / f"{number}{index:02d}-{arm.name}.mp4"
                 about = {"prompt": entry["prompt"], "seed": entry["seed"], **arm.about()}

@@ -7,15 +7,21 @@ from functools import partial
 from typing import Any
 
 import attrs
+import torch
+from torch import Tensor
 
 from guidedcd.config.sections import EvaluateConfig
+from guidedcd.console import counted
 from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
 from guidedcd.evaluation import tables
 from guidedcd.evaluation.arms import Arm, ArmScores, Metric, best, build_metrics, headline, measure
 from guidedcd.evaluation.bootstrap import estimate
+from guidedcd.evaluation.finished import BatchResult, FinishedBatches
+from guidedcd.files import file_digest
 from guidedcd.inference.pipeline import StudentPipeline, batch_size, teacher_videos
 from guidedcd.plugins.registry import load_plugins
+from guidedcd.version import __version__
 
 CHOOSING_SEED, CHOOSING_SPLIT = 99, 9
 """Seed and split of the noise for choosing settings."""
@@ -38,6 +44,8 @@ class EvaluationProtocol:
     baselines: Baselines
     in_report: dict[str, list[int]]
     """Indices of the prompts whose videos appear in the report, by split."""
+    finished: FinishedBatches
+    """Batches of this evaluation that are finished, perhaps by an interrupted process."""
     tried: list[dict[str, Any]] = attrs.field(factory=list)
     """Settings of the few-step teacher with their scores, in the order of measurement."""
 
@@ -56,23 +64,36 @@ class EvaluationProtocol:
             name = names[1] if len(names) > 1 and number % 3 == 2 else names[0]
             if len(in_report[name]) < len(splits[name]):
                 in_report[name].append(len(in_report[name]))
+        metrics = [m for m in metrics if all(m.applies(split) for split in splits.values())]
+        batch = config.batch or batch_size(trained.teacher)
         return cls(
             trained=trained,
             config=config,
-            batch=config.batch or batch_size(trained.teacher),
+            batch=batch,
             splits=splits,
             choosing=choosing,
-            metrics=[m for m in metrics if all(m.applies(split) for split in splits.values())],
+            metrics=metrics,
             baselines=baselines,
             in_report=in_report,
+            finished=FinishedBatches(trained.results, _settings(trained, config, metrics, batch)),
         )
 
-    def work(self, steps: int) -> int:
-        """Upper limit of the number of videos."""
-        rounds = len({steps, max(1, steps // 2)})
+    def few_steps(self) -> list[int]:
+        """Steps of the few-step teachers: those of the student, and those with its number of network calls."""
+        return list(dict.fromkeys((self.config.steps, max(1, self.config.steps // 2))))
+
+    def work(self) -> int:
+        """The number of network calls of the whole evaluation, which is proportional to its time."""
         videos = sum(map(len, self.splits.values())) * len(self.config.each_seed)
-        choosing = len(self.choosing) * len(self._candidates(steps)) * rounds
-        return videos * (1 + rounds) + choosing + sum(map(len, self.in_report.values()))
+        calls = videos * self.config.steps
+        for steps in self.few_steps():
+            candidates = self._candidates(steps)
+            calls += videos * candidates[0].evaluations
+            if self._chooses(candidates):
+                calls += len(self.choosing) * sum(arm.evaluations for arm in candidates)
+        if self.config.teacher_steps not in self.few_steps():
+            calls += sum(map(len, self.in_report.values())) * self.slow_teacher().evaluations
+        return calls
 
     def warm_up(self, arm: Arm) -> None:
         """Sample one batch that is not measured, in which a GPU prepares its kernels."""
@@ -93,14 +114,22 @@ class EvaluationProtocol:
             make=make,
         )
 
+    def slow_teacher(self) -> Arm:
+        """The teacher whose videos the report shows as the target."""
+        return self.teacher(self.config.teacher_steps, self.config.omega, "ddim")
+
     def _candidates(self, steps: int) -> list[Arm]:
         solvers = ("ddim",) if self.trained.teacher.schedule.prediction == "flow" else ("ddim", "dpm++")
         return [self.teacher(steps, omega, solver) for solver in solvers for omega in self.config.teacher_omega]
 
+    def _chooses(self, candidates: Sequence[Arm]) -> bool:
+        """Whether the candidates are measured on other prompts to choose one."""
+        return len(candidates) > 1 and bool(self.choosing)
+
     def choose(self, steps: int, advance: Any) -> Arm:
         """The few-step teacher with the best headline score on the prompts for choosing; the first without them."""
         candidates = self._candidates(steps)
-        if len(candidates) == 1 or not self.choosing:
+        if not self._chooses(candidates):
             return candidates[0]
         results = [
             self._scores(arm, self.choosing, (CHOOSING_SEED,), CHOOSING_SPLIT, (), advance) for arm in candidates
@@ -122,6 +151,22 @@ class EvaluationProtocol:
             for number, (name, split) in enumerate(self.splits.items())
         }
 
+    def videos(self, arm: Arm, texts: Sequence[str], seeds: Sequence[int], advance: Any) -> list[Tensor]:
+        """Videos (F, 3, H, W) of an arm that is not measured, on the CPU."""
+        videos: list[Tensor] = []
+        for start in range(0, len(texts), self.batch):
+            chunk = slice(start, start + self.batch)
+            about = arm.batch(texts[chunk], seeds[chunk])
+            result = self.finished.read(about)
+            reused = result is not None
+            if result is None:
+                clips = arm.make(texts[chunk], seeds[chunk]).cpu()
+                result = BatchResult(seconds=0.0, videos=dict(enumerate(clips)))
+                self.finished.write(about, result)
+            videos += [result.videos[index] for index in range(len(texts[chunk]))]
+            advance(len(texts[chunk]) * arm.evaluations, reused=reused)
+        return videos
+
     def _scores(
         self, arm: Arm, chosen: Sequence[Prompt], seeds: Sequence[int], split: int, keep: Sequence[int], advance: Any
     ) -> ArmScores:
@@ -131,14 +176,42 @@ class EvaluationProtocol:
             *(tuple(p.text for p in chosen), tuple(keep), tuple(m.name for m in self.metrics), self.config.dtype),
         )
         if arm.name != tables.OURS and key in self.baselines:
-            advance(self.baselines[key].count)
+            advance(self.baselines[key].count * arm.evaluations, reused=True)
             return self.baselines[key]
-        scores = measure(arm, chosen, seeds, self.metrics, split=split, batch=self.batch, keep=keep, advance=advance)
+        scores = measure(
+            arm,
+            chosen,
+            seeds,
+            self.metrics,
+            split=split,
+            batch=self.batch,
+            keep=keep,
+            finished=self.finished,
+            advance=advance,
+        )
         if arm.name != tables.OURS:
             self.baselines[key] = scores
         return scores
 
 
+def _settings(
+    trained: StudentPipeline, config: EvaluateConfig, metrics: Sequence[Metric], batch: int
+) -> dict[str, Any]:
+    """What every batch of an evaluation depends on, as JSON values."""
+    device = trained.teacher.device
+    return {
+        "guidedcd": __version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "student": file_digest(trained.file),
+        "teacher": trained.teacher.fingerprint(),
+        "metrics": [metric.settings for metric in metrics],
+        "dtype": config.dtype,
+        "fast": config.fast,
+        "batch": batch,
+    }
+
+
 def steps_of(count: int) -> str:
     """A number of steps in words, e.g. "4 steps"."""
-    return f"{count} step" + ("s" if count != 1 else "")
+    return counted(count, "step")

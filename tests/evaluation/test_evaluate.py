@@ -6,10 +6,13 @@ import itertools
 import json
 import math
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny_run
+import torch
 from guidedcd_shapes import ShapesTeacherConfig
 from guidedcd_shapes.teacher import ShapesTeacher
 
@@ -17,9 +20,11 @@ from guidedcd.cli import main
 from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
 from guidedcd.errors import GuidedCDError
-from guidedcd.evaluation import arms, model_card, tables
+from guidedcd.evaluation import arms, model_card, protocol, tables
 from guidedcd.evaluation.compare import compare
 from guidedcd.evaluation.evaluate import evaluate
+from guidedcd.evaluation.finished import BatchResult, FinishedBatches
+from guidedcd.inference.pipeline import StudentPipeline
 
 
 @pytest.fixture
@@ -114,6 +119,66 @@ def test_the_report_gets_videos_of_every_way(run):
         for pane in entry["panes"]:
             about = json.loads((run / pane["file"]).with_suffix(".json").read_text())
             assert (about["prompt"], about["seed"]) == (entry["prompt"], entry["seed"])
+
+
+def test_an_interrupted_evaluation_continues(run, tmp_path, monkeypatch, capsys):
+    """Batches that were finished are not sampled again, and results and videos are those of an undisturbed one."""
+
+    def contents(folder: Path) -> tuple[dict, dict[str, bytes]]:
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        for row in evaluation["rows"]:
+            row.pop("seconds")
+        evaluation.pop("summary")  # it states a time
+        return evaluation, {file.name: file.read_bytes() for file in sorted((folder / "videos").iterdir())}
+
+    calls: list[int] = []
+    sample = StudentPipeline.__call__
+    teacher = protocol.teacher_videos
+
+    def counting(function: Any) -> Any:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            calls.append(1)
+            if len(calls) == limit:
+                raise KeyboardInterrupt
+            return function(*args, **options)
+
+        return wrapped
+
+    other = shutil.copytree(run, tmp_path / "other")
+    monkeypatch.setattr(StudentPipeline, "__call__", counting(sample))
+    monkeypatch.setattr(protocol, "teacher_videos", counting(teacher))
+    options: dict[str, Any] = {"prompts": ["a red ball", "a blue box"], "batch": 1}
+    limit = 0
+    evaluate(run, **options)
+    assert len(calls) == 2 * 3 + 1  # a student and two teachers on two prompts, and a video of the slow teacher
+    limit, calls = 6, []
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(other, **options)
+    assert not (other / "evaluation.json").exists()
+    limit, calls = 0, []
+    evaluate(other, **options)
+
+    assert len(calls) == 2
+    assert "finished batches" in capsys.readouterr().out
+    assert contents(other) == contents(run)
+    assert not list(other.glob(".evaluation/*"))
+
+
+def test_a_damaged_batch_is_sampled_again(tmp_path):
+    """A file that is no safetensors file is treated as missing."""
+    batches = FinishedBatches(tmp_path, {})
+    result = BatchResult(
+        seconds=1.5, scores={"m": {"b/c": [0.5, math.nan], "a": [1.0]}}, videos={3: torch.ones(2, 3, 4, 4)}
+    )
+    batches.write({"prompts": ["a"]}, result)
+    read = batches.read({"prompts": ["a"]})
+
+    assert read is not None and (read.seconds, list(read.scores["m"])) == (1.5, ["b/c", "a"])
+    assert torch.equal(read.videos[3], result.videos[3])
+    assert batches.read({"prompts": ["b"]}) is None
+    (file,) = batches.folder.iterdir()
+    file.write_bytes(file.read_bytes()[:40])
+    assert batches.read({"prompts": ["a"]}) is None
 
 
 def test_own_prompts_are_one_split(run):
