@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import attrs
+
 from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SCALARS, SECTIONS, Basic, Chosen
 from guidedcd.config.reflection import flag, positional
 from guidedcd.config.sources import Layer, Names
 from guidedcd.config.structure import Options, Value, structure
 from guidedcd.errors import GuidedCDError, shown
 from guidedcd.plugins import objects
+from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.plugins.registry import Component, Registry
 
 
@@ -86,6 +89,8 @@ def components_of(key: str, layers: Sequence[Layer], registry: Registry) -> list
         merged = _merged(tables)
         if kind == "energy" and "scale" in merged and "relative" in merged:
             _drop_older(merged, tables)
+        if kind == "energy" and "scale" in merged and "relative" not in merged:
+            merged["relative"] = Value(None, "")  # a relative strength of the energy's own config
         components.append(_built(component, value, merged, where))
     return components
 
@@ -121,7 +126,10 @@ def _built(component: Component, value: str | None, merged: Options, where: str)
                 f"{where}: nothing follows '{name}:'. Give its {flag(field.name)}, or leave the ':' out."
             )
         merged[field.name] = Value(value, f"{where} {name}:{value}")
-    return Chosen(name, structure(component.config, merged, f"{kind} '{name}'"))
+    config = structure(component.config, merged, f"{kind} '{name}'")
+    if isinstance(config, EnergyConfig) and config.relative is None and config.scale is None:
+        config = attrs.evolve(config, relative=config.strength)  # recorded in run.json, whatever later defaults are
+    return Chosen(name, config)
 
 
 def _drop_older(merged: Options, tables: Sequence[Mapping[str, Value]]) -> None:

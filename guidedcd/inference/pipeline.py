@@ -145,7 +145,7 @@ class StudentPipeline:
         teacher = self.teacher
         configs = [self.run.energies[name] for name in self.student.energies]
         lambdas = [
-            lambda_input(torch.tensor(scales[name]), relative=config.relative is not None)
+            lambda_input(torch.tensor(scales[name]), relative=config.is_relative)
             for name, config in zip(self.student.energies, configs, strict=True)
         ]
         latents = sample(
@@ -244,7 +244,7 @@ def strengths(trained: StudentPipeline, scale: float | Mapping[str, float] | Non
 
 
 def _strength(name: str, config: EnergyConfig, scale: float | None, origin: Path) -> float:
-    trained = config.scale if config.relative is None else config.relative
+    trained = config.strength
     if config.scale_range is None:
         if scale not in (None, 0, trained):
             raise GuidedCDError(

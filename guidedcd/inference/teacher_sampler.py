@@ -94,8 +94,8 @@ def teacher_sample(
         terms = []
         for one, score in zip(active, gradients, strict=True):
             config = one.guide.config
-            strength = torch.full_like(omega, config.scale if config.relative is None else config.relative)
-            terms.append(guidance_term(schedule, step, score, strength, config.relative is not None, guidance_rule))
+            strength = torch.full_like(omega, config.strength)
+            terms.append(guidance_term(schedule, step, score, strength, config.is_relative, guidance_rule))
         z = guided_step(schedule, step, schedule.previous(t, steps), terms, guidance_rule)
     return z
 

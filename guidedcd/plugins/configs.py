@@ -7,6 +7,9 @@ from attrs.validators import ge, gt, in_, le, optional
 
 from guidedcd.devices import SHORT_DTYPES
 
+DEFAULT_RELATIVE = 0.3
+"""The relative strength of an energy that states none; docs/decisions/0015-relative-default.md has measurements."""
+
 
 def _between(low: float, high: float):
     """A validator for a number in [low, high]."""
@@ -27,16 +30,28 @@ class ComponentConfig:
 class EnergyConfig(ComponentConfig):
     """Options of every energy, which the engine applies."""
 
-    scale: float = attrs.field(default=500.0, validator=ge(0))
-    """Factor of the gradient of the mean energy (lambda in the paper), dimensionless, at least 0."""
+    scale: float | None = attrs.field(default=None, validator=optional(ge(0)))
+    """Factor of the gradient of the mean energy (lambda in the paper), at least 0; suits one energy and teacher."""
     relative: float | None = attrs.field(default=None, validator=optional(ge(0)))
-    """In place of `scale`: norm of the guided term relative to the norm of the prediction, such as 0.3."""
+    """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.3 without a `scale`."""
     scale_range: tuple[float, float] | None = attrs.field(default=None, validator=_ascending)
     """Draw `scale` or `relative` from [low, high] per sample, 0 with probability 0.1; the student takes it as input."""
     fraction: float = attrs.field(default=0.5, validator=_between(0, 1))
     """Fraction of the solver steps that are guided, the noisiest ones (tau in the paper), in [0, 1]."""
     reference: str = attrs.field(default="inversion", validator=in_(("inversion", "single-step", "clean")))
     """Reference of the energy: DDIM `inversion` (the paper), `single-step` noising (30 times cheaper), or `clean`."""
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether `strength` is relative to the prediction: `relative` is stated, or no `scale` is."""
+        return self.relative is not None or self.scale is None
+
+    @property
+    def strength(self) -> float:
+        """The scale, or the relative strength."""
+        if self.relative is None and self.scale is not None:
+            return self.scale
+        return DEFAULT_RELATIVE if self.relative is None else self.relative
 
 
 @attrs.frozen(kw_only=True)

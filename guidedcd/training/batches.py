@@ -30,10 +30,9 @@ def strengths(config: EnergyConfig, random: numpy.random.Generator, count: int) 
         random: Two numbers per sample are drawn from it, whether or not the energy has a range.
         count: Number of samples.
     """
-    value = config.scale if config.relative is None else config.relative
     uniform, is_on = random.random(count), random.random(count) >= SLIDER_OFF
     if config.scale_range is None:
-        return numpy.full(count, value)
+        return numpy.full(count, config.strength)
     low, high = config.scale_range
     return (low + (high - low) * uniform) * is_on
 

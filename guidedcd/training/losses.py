@@ -48,7 +48,7 @@ class NoisyBatch:
         cond, uncond = batch.cond_output.to(self.z.dtype), batch.uncond_output.to(self.z.dtype)
         self._step = TeacherStep(self.z, self.t, cond, uncond, batch.omega)
         inputs = [
-            lambda_input(strength, config.relative is not None)
+            lambda_input(strength, config.is_relative)
             for config, strength in zip(energies.values(), batch.strengths.unbind(dim=1), strict=True)
         ]
         self.lambdas = torch.stack(inputs, dim=1) if inputs else None
@@ -69,7 +69,7 @@ class NoisyBatch:
         rule = Rule(self.solver.rule, self.solver.noise_factor)
         terms = []
         for (name, config), strength in zip(self.energies.items(), self.batch.strengths.unbind(dim=1), strict=True):
-            score, relative = self.batch.scores[name].to(self.z.dtype), config.relative is not None
+            score, relative = self.batch.scores[name].to(self.z.dtype), config.is_relative
             terms.append(guidance_term(self.schedule, self._step, score, strength, relative, rule))
         z_next = guided_step(self.schedule, self._step, t_next, terms, rule)
         batch = self.batch

@@ -108,7 +108,7 @@ class Rollouts:
         low, high = self.run.solver.omega
         drawn_omega = low + (high - low) * random.random(self.total)
         inputs = [
-            lambda_input(torch.from_numpy(strengths(config, random, self.total)), config.relative is not None)
+            lambda_input(torch.from_numpy(strengths(config, random, self.total)), config.is_relative)
             for config in self.run.energies.values()
         ]
         fractions = [config.fraction for config in self.run.energies.values()]

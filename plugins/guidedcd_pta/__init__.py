@@ -13,6 +13,8 @@ from guidedcd.plugins.hookspecs import hookimpl
 class PTAConfig(EnergyConfig):
     """Options of `pta`."""
 
+    scale: float = attrs.field(default=500.0, validator=ge(0))
+    """Factor of the gradient of the mean energy (lambda in the paper), at least 0; published for VideoCrafter2."""
     layers: str = "official"
     """Temporal attention layers: `official` (the first of every up block), `motionclone`, `all`, or name prefixes."""
     top: int = attrs.field(default=1, validator=ge(1))

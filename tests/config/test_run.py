@@ -16,6 +16,7 @@ from guidedcd.config.sections import EvaluateConfig
 from guidedcd.config.sources import Layer, profiles, read_config, read_profile, split_names
 from guidedcd.config.structure import changed, options_of
 from guidedcd.errors import GuidedCDError
+from guidedcd.plugins.configs import DEFAULT_RELATIVE, EnergyConfig
 from guidedcd.plugins.registry import load_plugins
 
 BASE = {"teacher": "toy", "data": ["toy"]}
@@ -123,6 +124,18 @@ def test_a_scale_replaces_a_relative_scale_below(registry):
     assert of(registry, {"energy": {"shake": {"scale": 9}}}, relative).energies["shake"].relative == 0.3
     both = of(registry, {"energy": {"shake": {"scale": 9, "relative": 0.2}}}).energies["shake"]
     assert (both.scale, both.relative) == (9, 0.2)
+
+
+def test_an_energy_that_states_no_strength_is_relative(registry):
+    """Without `scale` and `relative`, a run records the default relative strength; `pta` states its published scale."""
+    silent = of(registry, {"energy": {"shake": {}}}).energies["shake"]
+    stated = of(registry, {"energy": {"shake": {"scale": 9}}}).energies["shake"]
+    pta = of(registry, {"energy": {"pta": {}}}).energies["pta"]
+
+    assert (silent.scale, silent.relative, silent.is_relative) == (None, DEFAULT_RELATIVE, True)
+    assert (stated.strength, stated.is_relative) == (9, False)
+    assert (pta.strength, pta.is_relative) == (500, False)
+    assert EnergyConfig().strength == DEFAULT_RELATIVE
 
 
 def test_value_after_a_colon_fills_the_positional_field(registry):

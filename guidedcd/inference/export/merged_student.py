@@ -106,7 +106,7 @@ def defaults(trained: StudentPipeline) -> dict[str, Any]:
     return {
         "energies": energies,
         "strengths": [float(scales[name]) for name in energies],
-        "strength_scale": [1 / 6 if config.relative is not None else 1e-4 for config in configs],
+        "strength_scale": [1 / 6 if config.is_relative else 1e-4 for config in configs],
         "fractions": [float(config.fraction) for config in configs],
         "omega": float(run.evaluate.omega),
         "steps": int(run.evaluate.steps),
@@ -144,7 +144,7 @@ def short_sample(trained: StudentPipeline, network: ModelMixin | None = None) ->
     noises = [torch.stack([noise(seed, draw, shape) for seed in range(len(TEXTS))]) for draw in range(1 + STEPS)]
     run, energies = trained.run, student.energies
     lambdas = [
-        lambda_input(torch.tensor(strengths(trained)[name]), relative=run.energies[name].relative is not None)
+        lambda_input(torch.tensor(strengths(trained)[name]), relative=run.energies[name].is_relative)
         for name in energies
     ]
     cond = teacher.embed(TEXTS)
