@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
 from guidedcd.config.run import Run
 from guidedcd.console import console
+from guidedcd.data.routing import Reader, Sample, route
 from guidedcd.devices import blame_memory, device, process
 from guidedcd.documents import read_json
+from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest
+from guidedcd.plugins.registry import CONFIGS
+from guidedcd.plugins.requirements import unmet
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
+from guidedcd.rewards import contract
+from guidedcd.rewards.contract import build_rewards, rehearse
 from guidedcd.training import optimizer, rollouts, trackers
 from guidedcd.training.distributed import accelerator_for
 from guidedcd.training.run_folder import claimed, run_folder
@@ -60,6 +68,9 @@ def distil(
         _check_components(run)
     with blame_memory("the teacher"):
         teacher = run.teacher.build().to(where)
+    if main:
+        with blame_memory("the rewards", "Use fewer --rewards"):
+            rehearse(build_rewards(run), run, teacher.geometry, where)
     latents = LatentStore(preprocess(run, store_folder=store, teacher=teacher, fill_parts=False))
     with claimed(run, out, new=new, command=command) if main else nullcontext() as folder:
         (folder,) = broadcast_object_list([folder])
@@ -84,13 +95,35 @@ def _is_evaluated(folder: Path) -> bool:
 
 
 def _check_components(run: Run) -> None:
-    """Load all plugins and rewards before the preprocessing, so that a missing package or file stops the run early."""
+    """Load all plugins and rewards before the preprocessing, so that a missing package or file stops the run early.
+
+    Raises:
+        GuidedCDError: A component cannot be loaded, lacks a member, or a routing rule returns a wrong route.
+    """
+    for line in unmet(chosen.component().plugin for kind in CONFIGS for chosen in run.chosen(kind)):
+        console.print(f"warning  {line}", markup=False)
     for kind in ("energy", "metric"):
         for chosen in run.chosen(kind):
             chosen.component().load()
     optimizer.check(run.train)
     trackers.check(run.train.tracker)
     with blame_memory("the rewards", "Use fewer --rewards"):
-        run.build("reward")
-    run.build("route")
+        rewards = build_rewards(run)
+    _check_routes(run, rewards)
     rollouts.listed(run)
+
+
+def _check_routes(run: Run, rewards: Mapping[str, Any]) -> None:
+    """Apply the routing rules to a made-up sample; only what they return is checked.
+
+    A rule may need metadata that the datasets of the run have and this sample has not.
+    """
+    readers = {name: Reader(max_tokens=one.max_tokens, count=one.count_tokens) for name, one in rewards.items()}
+    sample = Sample(id="example", dataset=run.data[0].name, caption=contract.CAPTION, readers=readers)
+    rules = run.described("route")
+    try:
+        route(sample, rules)
+    except GuidedCDError:
+        raise
+    except Exception:
+        return

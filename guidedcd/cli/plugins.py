@@ -17,6 +17,7 @@ from guidedcd.config.reflection import docs_of, flag, limits, positional
 from guidedcd.console import console, print_table
 from guidedcd.errors import GuidedCDError, suggest
 from guidedcd.plugins.registry import Component, Registry
+from guidedcd.plugins.requirements import requirements
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,7 +96,7 @@ def _list(registry: Registry) -> None:
 def _doctor(name: str | None, registry: Registry, verbose: bool) -> int:
     """Run the checks of all components, or those of one and its behaviour; returns 1 if one failed, else 0."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a check must not download weights
-    from guidedcd.testing import checks_of, requirements
+    from guidedcd.testing import checks_of
 
     failures = 0
     for failure in registry.failures if name is None else ():

@@ -40,6 +40,7 @@ class Student(nn.Module):
     T2V-Turbo-v2; only the outermost new matrix is zero, so the others learn from the second step on.
     """
 
+    _fingerprint: str | None = None
     network: Any
     """The trained denoiser: a UNet of diffusers, whose attributes depend on its family."""
 
@@ -64,8 +65,8 @@ class Student(nn.Module):
         self._teacher = (teacher,)  # in a tuple, so that torch does not take it for a submodule
         self.config = config or sections.Student()
         self.energies = tuple(energies)
-        if take:
-            teacher.fingerprint()
+        # Of a teacher that hashes its weights when asked, a trained network would give another fingerprint.
+        self._fingerprint = teacher.fingerprint() if take else None
         self.network = (teacher.network if take else copy.deepcopy(teacher.network)).requires_grad_(True)
         set_dropout(self.network, self.config.dropout)
         if self.config.kind == "lora":
@@ -144,7 +145,7 @@ class Student(nn.Module):
         meta = {
             "format": FORMAT,
             "energies": list(self.energies),
-            "teacher": self.teacher.fingerprint(),
+            "teacher": self._fingerprint or self.teacher.fingerprint(),
             "student": attrs.asdict(self.config),
         }
         write_json(folder / "student.json", meta)
@@ -221,12 +222,22 @@ def set_dropout(network: nn.Module, p: float) -> None:
             module.p = p if "temp_convs" in name else 0.0
 
 
-def _add_conditioning(network: nn.Module, energies: int) -> None:
+def time_embedding(network: nn.Module) -> Any:
+    """The time embedding of a denoiser, which takes the guidance inputs of a student.
+
+    Raises:
+        GuidedCDError: It has none, so that no student can be made of it.
+    """
     embedding = getattr(network, "time_embedding", None)
     if embedding is None or not hasattr(embedding, "cond_proj"):
         raise GuidedCDError(
             f"{type(network).__name__} has no time embedding that takes guidance inputs; use a UNet teacher."
         )
+    return embedding
+
+
+def _add_conditioning(network: nn.Module, energies: int) -> None:
+    embedding = time_embedding(network)
     first = embedding.linear_1
     projection = GuidanceProjection(first.in_features, EMBEDDING, EMBEDDING * energies)
     nn.init.zeros_(projection.outermost.weight)

@@ -20,6 +20,7 @@ from guidedcd.devices import blame_memory, device, process
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, leftovers, write_json
 from guidedcd.locks import locked
+from guidedcd.models.student import time_embedding
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.preprocessing import estimates, shards, store
 from guidedcd.preprocessing.identity import identify
@@ -57,6 +58,7 @@ def preprocess(
     if teacher is None:
         with blame_memory("the teacher"):
             teacher = run.teacher.build().to(device(run.device))
+    time_embedding(teacher.network)  # no student can be made of a network without one
     identity = identify(run, teacher)
     folder = store_folder or Path("runs/stores") / digest(identity)
     if (folder / "store.json").exists():

@@ -19,7 +19,7 @@ from guidedcd.devices import blame_memory
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import RewardConfig
-from guidedcd.plugins.registry import blame
+from guidedcd.rewards import contract
 
 
 def frame_indices(config: RewardConfig, frames: int, generator: torch.Generator | None = None) -> list[int]:
@@ -127,7 +127,7 @@ class RewardScorer:
 
         Raises:
             ValueError: There are more or fewer routes than samples.
-            GuidedCDError: A reward returned something else than one score per sample, or memory ran out.
+            GuidedCDError: A reward breaks its contract (see `contract.call`), or memory ran out.
         """
         if len(routes) != len(predicted):
             raise ValueError(f"{len(predicted)} samples need as many routes, not {len(routes)}")
@@ -196,11 +196,9 @@ class RewardScorer:
         grad = torch.is_grad_enabled() and self.configs[name].weight > 0
         frames = video if len(rows) == len(decoded) else video[rows]
         advice = "Use --train.reward-batch 1, or the reward's options dtype and gradient_checkpointing."
-        with blame_memory(whose, advice), blame(whose), torch.set_grad_enabled(grad), _drawing(module, generator):
-            scores = module(frames if grad else frames.detach(), [routes[sample].caption for sample in samples])
-        if not isinstance(scores, Tensor) or scores.shape != (len(samples),):
-            result = f"a tensor of shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-            raise GuidedCDError(f"{whose} returned {result} for {len(samples)} videos; it must return one score each")
+        captions = [routes[sample].caption for sample in samples]
+        with blame_memory(whose, advice), torch.set_grad_enabled(grad), _drawing(module, generator):
+            scores = contract.call(module, frames if grad else frames.detach(), captions, whose)
         return RewardScores(scores, samples)
 
 

@@ -14,9 +14,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
-from importlib import metadata
 from typing import Any
 
 import attrs
@@ -129,25 +128,3 @@ def target_is_importable(subject: Subject) -> None:
     """Its target can be imported and called."""
     target = subject.component.load()
     assert callable(target), f"{subject.component.target} is neither a class nor a function"
-
-
-def requirements(plugins: Iterable[str]) -> dict[str, list[str]]:
-    """Missing requirements by distribution, for the ids of some plugins."""
-    from packaging.requirements import Requirement
-
-    missing_by_distribution: dict[str, list[str]] = {}
-    for distribution in dict.fromkeys(plugin.partition("/")[0] for plugin in plugins):
-        missing = []
-        for text in metadata.requires(distribution) or []:
-            requirement = Requirement(text)
-            if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-                continue
-            try:
-                installed = metadata.version(requirement.name)
-            except metadata.PackageNotFoundError:
-                missing.append(f"{requirement.name} is not installed")
-                continue
-            if not requirement.specifier.contains(installed, prereleases=True):
-                missing.append(f"{requirement.name} {installed} is installed, {requirement.specifier} is required")
-        missing_by_distribution[distribution] = missing
-    return missing_by_distribution

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -163,12 +163,20 @@ class TrainStep:
         result = metrics.wait()
         for loss, (ids, number) in zip(result.losses, samples, strict=True):
             if not math.isfinite(loss):
-                raise GuidedCDError(self._not_finite(f"the loss ({result.line})", step, ids, number))
+                raise GuidedCDError(self._not_finite(self._loss(result.line), step, ids, number))
         scaler = self.accelerator.scaler
         # Half precision overflows at first: its scaler skips such steps.
         if (scaler is None or scaler.get_scale() <= 1) and not math.isfinite(result.line["grad_norm"]):
             raise GuidedCDError(self._not_finite("the gradient", step, *samples[-1]))
         return (result.line if result.everywhere is None else result.everywhere) | {"lr": lr}
+
+    def _loss(self, line: Mapping[str, float]) -> str:
+        """Name what made the loss not finite: a reward, or the loss with its terms."""
+        for name, whose in self.rewards.whose.items():
+            if not math.isfinite(line.get(f"reward/{name}", 0.0)):
+                return f"the value of {whose}"
+        terms = ", ".join(f"{key} {value:.4g}" for key, value in line.items() if not key.startswith("routed/"))
+        return f"the loss ({terms})"
 
     def losses(self, model: Network, batch: Batch, number: int) -> tuple[Tensor, dict[str, Any]]:
         """The total loss of one batch, and its metrics for the log, on the device; see `objectives`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,12 +18,13 @@ from guidedcd.devices import blame_memory
 from guidedcd.files import leftovers, replacing
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.preprocessing.store import LatentStore
+from guidedcd.rewards.contract import build_rewards
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training import checkpoint
 from guidedcd.training.batches import Batches
 from guidedcd.training.distributed import accelerator_for
 from guidedcd.training.interrupt import interruptible
-from guidedcd.training.log import Log
+from guidedcd.training.log import Log, read_log
 from guidedcd.training.rollouts import Rollouts
 from guidedcd.training.step import PendingStep, TrainStep
 from guidedcd.training.trackers import tracked
@@ -123,6 +124,7 @@ class Trainer:
                     self._save(number)
                 if stopping and number < last:
                     raise stop.exception()
+        line.print_unused_rewards()
         target = self.folder / "student"
         self.write_student(target)
         self.accelerator.wait_for_everyone()
@@ -186,11 +188,31 @@ class _LogLine:
     def __init__(self, trainer: Trainer, done: int, advance: Callable[..., None]) -> None:
         self.trainer, self.done, self.advance, self.began = trainer, done, advance, time.perf_counter()
         self.log: Log | None = None
+        self.routed: set[str] = set()
+        """Names of the rewards that scored a sample."""
         if trainer.accelerator.is_main_process:
             self.log = Log(trainer.folder / "log.jsonl", resumed_at=done)
+            for line in read_log(trainer.folder / "log.jsonl"):
+                self._note_routed(line)
+
+    def _note_routed(self, line: Mapping[str, float]) -> None:
+        names = self.trainer.run.rewards
+        self.routed |= {name for name in names if line.get(f"routed/{name}", 0) > 0}
+
+    def print_unused_rewards(self) -> None:
+        """Name the rewards that scored no sample of the whole run."""
+        rewards = self.trainer.step.rewards
+        for name, reader in rewards.readers.items():
+            if name not in self.routed:
+                console.print(
+                    f"warning  {rewards.whose[name]} scored no sample, so that it trained nothing: no route sends "
+                    f"it one, or captions are longer than its {reader.max_tokens} tokens. See `guidedcd data inspect`.",
+                    markup=False,
+                )
 
     def __call__(self, number: int, pending: PendingStep) -> None:
         line = pending()
+        self._note_routed(line)
         self.advance(1, f"loss {line['loss']:.3f}")
         if not self.trainer.step.is_logged(number):
             return
@@ -208,7 +230,7 @@ class _LogLine:
 def _reward_scorer(run: Run, teacher: Teacher) -> RewardScorer:
     """The run's rewards on the teacher's device."""
     with blame_memory("the rewards", "Use fewer --rewards"):
-        modules = {name: module.to(teacher.device) for name, module in run.build("reward").items()}
+        modules = {name: module.to(teacher.device) for name, module in build_rewards(run).items()}
         return RewardScorer(
             {name: (modules[name], config) for name, config in run.rewards.items()},
             teacher,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from guidedcd.testing import checks, requirements
+from guidedcd.plugins.requirements import requirements
+from guidedcd.testing import checks
 
 HEAD = """
 import attrs

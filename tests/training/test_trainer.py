@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from short_training import interrupted, trained
-from toy_plugin import make
+from toy_plugin import Reward, make
 
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
@@ -211,3 +211,26 @@ def test_validation_videos_do_not_disturb_the_training(toy, tmp_path):
     page = write_report(tmp_path / "b").read_text()
     assert page.count("<video") == 6
     assert "step 2" in page
+
+
+def test_a_reward_that_scored_nothing_is_named_at_the_end(toy, tmp_path, capsys):
+    """A run whose captions are too long for a reward says so; a reward that scored a sample is not named."""
+    run = make(routes={"short-caption": {}}, train={"steps": 2})
+    trained(make(train={"steps": 2}), tmp_path / "a", tmp_path / "s")
+    assert "scored no sample" not in capsys.readouterr().out
+
+    Reward.max_tokens = 1
+    try:
+        trained(run, tmp_path / "b", tmp_path / "s")
+    finally:
+        Reward.max_tokens = 8
+
+    assert "reward 'toy' of toy-components/toy_components scored no sample" in capsys.readouterr().out
+
+
+def test_a_reward_that_is_not_finite_is_named(toy, tmp_path, monkeypatch):
+    """A loss that is not finite because of a reward names the reward, not the learning rate."""
+    monkeypatch.setattr(Reward, "forward", lambda self, video, captions: video.flatten(1).mean(1) * float("nan"))
+
+    with pytest.raises(GuidedCDError, match="the value of reward 'toy' of .* is not finite at step 1"):
+        trained(make(train={"steps": 1}), tmp_path / "a", tmp_path / "s")
