@@ -33,7 +33,7 @@ def components(key: str, value: Any, where: str, registry: Registry | None = Non
 
     Args:
         key: "energies", "rewards", "routes" or "metrics".
-        value: A name, a list of names, or by name options, an object, or (object, options).
+        value: A name, an object, a list of these, or by name options, an object, or (object, options).
         where: What to call it in messages.
         registry: The installed plugins.
 
@@ -55,15 +55,26 @@ def layer(content: Mapping[str, Any], where: str, registry: Registry) -> Layer:
 
 def _described(kind: str, value: Any, registry: Registry) -> Any:
     """A kind's components in the form of a file."""
+    if callable(value):
+        value = [value]
+    if isinstance(value, list | tuple) and any(callable(one) for one in value):
+        value = [{_name(one): one} if callable(one) else one for one in value]
     if isinstance(value, Mapping):
         return {name: _options(kind, name, one, registry) for name, one in value.items()}
     if isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)):
         return value
     if isinstance(value, list | tuple) and all(isinstance(one, str | Mapping) for one in value):
-        return [{one: {}} if isinstance(one, str) else one for one in value]
+        tables = [{one: {}} if isinstance(one, str) else one for one in value]
+        return [{name: _options(kind, name, one, registry) for name, one in table.items()} for table in tables]
     raise GuidedCDError(
-        f"{kind}: expected a name, a list of names, or a table {{'NAME': options or object}} (got {value!r})."
+        f"{kind}: expected a name, an object, a list of these, or a table {{'NAME': options or object}} "
+        f"(got {value!r})."
     )
+
+
+def _name(value: Any) -> str:
+    """The name of an object that is given without one: that of the function or class."""
+    return getattr(value, "__name__", type(value).__name__).strip("<>").lower().replace("_", "-")
 
 
 def _options(kind: str, name: str, value: Any, registry: Registry) -> Any:

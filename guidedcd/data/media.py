@@ -163,7 +163,16 @@ def read_video(path: Path) -> tuple[Tensor, float]:
     return video, fps
 
 
-METADATA = {"prompt?": str, "seed?": int, "step?": int, "height?": int, "width?": int, "frames?": int, "fps?": float}
+METADATA = {
+    "prompt?": str,
+    "seed?": int,
+    "step?": int,
+    "height?": int,
+    "width?": int,
+    "frames?": int,
+    "fps?": float,
+    "enlarge?": int,
+}
 """Form of the metadata of a video; see `guidedcd.documents`."""
 
 

@@ -202,3 +202,16 @@ def strength_from_relative(
     if rule.kind != "paper-literal":
         unit = unit * noise_factor(schedule, step.t, rule.noise_factor, z).flatten()
     return torch.where((unit > 0) & (target > 0), target / unit.clamp(min=torch.finfo(z.dtype).tiny), 0.0)
+
+
+def guided_share(schedule: NoiseSchedule, step: TeacherStep, term: Term, rule: Rule = OFFICIAL) -> Tensor:
+    """The norm of one guided term relative to the norm of the guided eps (B,), which `relative` sets.
+
+    Arguments as in `guided_step`.
+    """
+    z = step.z
+    _, eps = schedule.to_x0_eps(z, step.output, step.t)
+    pushed = _push(z, [term]).flatten(1).norm(dim=1)
+    if rule.kind != "paper-literal":
+        pushed = pushed * noise_factor(schedule, step.t, rule.noise_factor, z).flatten()
+    return pushed / eps.flatten(1).norm(dim=1).clamp(min=torch.finfo(z.dtype).tiny)

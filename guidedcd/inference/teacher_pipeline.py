@@ -1,25 +1,50 @@
-"""A teacher that samples videos of prompts, with energies that steer it.
+"""A teacher that samples videos of prompts, optionally guided by energies.
 
-Legend: B videos, F frames, H/W pixels.
+Legend: B videos, S steps, F frames, H/W pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
+import attrs
 import torch
 from torch import Tensor
 
 from guidedcd.config.from_python import components
+from guidedcd.config.kinds import Chosen
+from guidedcd.data.framing import read_framed
+from guidedcd.devices import blame_memory
+from guidedcd.diffusion.guidance import Rule
+from guidedcd.energies.gradients import check_needs, is_reference_free
 from guidedcd.errors import GuidedCDError
-from guidedcd.inference.pipeline import initial, prompts_and_seeds
-from guidedcd.inference.teacher_sampler import Guide, teacher_sample
+from guidedcd.inference.guides import Guide
+from guidedcd.inference.pipeline import batch_size, initial, prompts_and_seeds
+from guidedcd.inference.teacher_sampler import SamplingStep, teacher_sample, teacher_steps
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import EnergyConfig
 
 REFERENCE_DRAW = 2**20
 """Number of the draw for single-step references, larger than that of any sampling step."""
+
+Energies = str | Sequence[Any] | Mapping[str, Any] | None
+"""Energies as `Run.from_profile` takes them, or chosen components."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class GuidedVideos:
+    """Videos of a guided teacher, and what its energies did at every step."""
+
+    videos: Tensor
+    """(B, F, 3, H, W), float32 in [0, 1], on the CPU if there are several batches."""
+    timesteps: Sequence[int]
+    """The training timestep at which each step begins (S), descending."""
+    energies: Mapping[str, Tensor]
+    """By name, the energy before each step (S, B); NaN where it was not evaluated."""
+    shares: Mapping[str, Tensor]
+    """By name, the norm of the guided term relative to that of the prediction (S, B); 0 where it does not act."""
 
 
 class TeacherPipeline:
@@ -32,31 +57,58 @@ class TeacherPipeline:
     def sample(
         self,
         prompts: str | Sequence[str],
-        energies: str | Sequence[str] | Mapping[str, Any] | None = None,
-        reference: Tensor | None = None,
+        energies: Energies = None,
+        reference: Tensor | str | Path | None = None,
+        steps: int = 50,
+        seeds: int | Sequence[int] | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Sample one video per prompt, optionally guided by energies.
+
+        Arguments and errors are those of `sample_guided`, which also returns the energies of every step.
+
+        Returns:
+            Videos (B, F, 3, H, W), float32 in [0, 1].
+        """
+        return self.sample_guided(prompts, energies, reference, steps, seeds, **options).videos
+
+    def sample_guided(
+        self,
+        prompts: str | Sequence[str],
+        energies: Energies = None,
+        reference: Tensor | str | Path | None = None,
         steps: int = 50,
         seeds: int | Sequence[int] | None = None,
         *,
         omega: float = 7.5,
+        reference_prompts: str | Sequence[str] | None = None,
         solver: str = "ddim",
         rule: str = "official",
         noise_factor: str = "official",
-    ) -> Tensor:
-        """Sample one video per prompt, optionally steered towards a reference video by energies.
+        batch: int | None = None,
+        watch: bool = False,
+        guided: bool = True,
+    ) -> GuidedVideos:
+        """Sample one video per prompt with energies, and return the energies and their shares at every step.
 
         Args:
             prompts: One text, or several (B).
-            energies: As in `Run.from_profile`: names, {"pta": {"relative": 0.1}}, or functions by name.
-            reference: Videos (1 or B, F, 3, H, W) in [0, 1], the reference of the energies.
+            energies: As in `Run.from_profile`: names, {"pta": {"relative": 0.1}}, functions, or functions by name. The
+                options of each energy are its strength (`scale` or `relative`), the `fraction` of steps that it guides,
+                the noisiest ones, and the kind of its `reference`.
+            reference: The video that energies compare with: a file, or pixels (1 or B, F, 3, H, W) in [0, 1]. A file is
+                brought to the teacher's size and frame rate. Energies that are `reference_free` need none.
             steps: Points of the solver's grid.
             seeds: One seed per prompt (B); by default 0, 1, 2, ...
             omega: Guidance strength, which is diffusers' guidance_scale - 1; 0 is off.
+            reference_prompts: Captions of the reference (1 or B); by default the prompt in the file's metadata, else
+                `prompts`.
             solver: "ddim" or "dpm++"; energies need "ddim".
             rule: How the gradient of an energy enters a step, see `guidedcd.diffusion.guidance`.
             noise_factor: "official" or "sqrt-one-minus".
-
-        Returns:
-            Videos (B, F, 3, H, W), float32 in [0, 1].
+            batch: Videos per forward pass; by default a number that fits into the memory of common devices.
+            watch: Evaluate the energies at every step, also where they do not guide.
+            guided: False only watches the energies: the videos are those of the teacher without them.
 
         Raises:
             GuidedCDError: An energy has no reference or does not exist, or an argument has the wrong shape or range.
@@ -65,51 +117,155 @@ class TeacherPipeline:
         prompts, seeds = prompts_and_seeds(prompts, seeds)
         if not 1 <= steps <= len(teacher.schedule):
             raise GuidedCDError(f"steps must be 1 to {len(teacher.schedule)}, not {steps}.")
-        cond = teacher.embed(prompts)
-        guides = self._guides(energies, reference, cond, seeds)
-        with torch.no_grad():  # gradients of energies switch it on for themselves
-            latents = teacher_sample(
-                teacher,
-                cond,
-                teacher.null(len(prompts)),
-                initial(teacher, seeds),
-                steps,
-                omega,
-                solver,
-                guides,
-                rule=rule,
-                factor=noise_factor,
-            )
-            return teacher.decode(latents).float()
+        sampler = _GuidedSampler(
+            teacher=teacher,
+            steps=steps,
+            omega=omega,
+            solver=solver,
+            rule=Rule(rule, noise_factor),
+            watch=watch,
+            guided=guided,
+        )
+        guiding = _Guiding.build(teacher, energies, reference, reference_prompts, prompts)
+        size = batch or batch_size(teacher)
+        batches = [
+            sampler(prompts[start : start + size], seeds[start : start + size], guiding.rows(start, start + size))
+            for start in range(0, len(prompts), size)
+        ]
+        return batches[0] if len(batches) == 1 else _joined(batches)
 
-    def _guides(
-        self, energies: Any, reference: Tensor | None, cond: dict[str, Tensor], seeds: Sequence[int]
-    ) -> list[Guide]:
-        """Each energy with the latents of its reference."""
-        chosen = [] if energies is None else components("energies", energies, "sample")
-        if not chosen:
-            return []
-        if reference is None:
-            raise GuidedCDError(f"energy '{chosen[0].name}' needs a reference: a video (1 or B, F, 3, H, W) in [0, 1].")
-        shape = self.teacher.geometry.pixel_shape
-        if reference.dim() != 5 or tuple(reference.shape[1:]) != shape or len(reference) not in (1, len(seeds)):
-            raise GuidedCDError(
-                f"the reference must be (1 or {len(seeds)}, {', '.join(map(str, shape))}), "
-                f"not {tuple(reference.shape)}."
-            )
-        with torch.no_grad():
-            latents = self.teacher.encode(reference.to(self.teacher.device, torch.float32))
-        latents = latents.expand(len(seeds), *latents.shape[1:])
-        noise = initial(self.teacher, seeds, REFERENCE_DRAW)
+
+@attrs.frozen(kw_only=True, eq=False)
+class _Guiding:
+    """The energies of a call, and the reference of each video."""
+
+    energies: Sequence[Chosen]
+    built: Sequence[Any]
+    reference: Tensor | None
+    """Pixels (B, F, 3, H, W)."""
+    captions: Sequence[str]
+    """The references' captions (B)."""
+
+    @classmethod
+    def build(
+        cls,
+        teacher: Teacher,
+        energies: Energies,
+        reference: Tensor | str | Path | None,
+        reference_prompts: str | Sequence[str] | None,
+        prompts: Sequence[str],
+    ) -> _Guiding:
+        """Build the energies, and read and check the reference."""
+        chosen = _chosen(energies)
+        built = [one.build() for one in chosen]
+        captions = [reference_prompts] if isinstance(reference_prompts, str) else list(reference_prompts or ())
+        video: Tensor | None = None
+        if isinstance(reference, str | Path):
+            clip, prompt = read_framed(Path(reference).expanduser(), teacher.geometry)
+            video, captions = clip[None], captions or ([prompt] if prompt else [])
+        elif reference is not None:
+            video = reference
+        for one, energy in zip(chosen, built, strict=True):
+            check_needs(energy, f"energy '{one.name}'")
+            if video is None and not is_reference_free(energy):
+                raise GuidedCDError(
+                    f"energy '{one.name}' needs a reference: a video file, or (1 or B, F, 3, H, W) in [0, 1]."
+                )
+        count, shape = len(prompts), teacher.geometry.pixel_shape
+        if video is not None:
+            if video.dim() != 5 or tuple(video.shape[1:]) != shape or len(video) not in (1, count):
+                raise GuidedCDError(
+                    f"the reference must be (1 or {count}, {', '.join(map(str, shape))}), not {tuple(video.shape)}."
+                )
+            video = video.expand(count, *shape)
+        if len(captions) not in (0, 1, count):
+            raise GuidedCDError(f"{len(captions)} reference prompts, but {count} prompts: give one, or one for each.")
+        captions = captions * count if len(captions) == 1 else captions or list(prompts)
+        return cls(energies=chosen, built=built, reference=video if chosen else None, captions=captions)
+
+    def rows(self, start: int, stop: int) -> _Guiding:
+        """The same energies with the references of some videos."""
+        reference = self.reference if self.reference is None else self.reference[start:stop]
+        return attrs.evolve(self, reference=reference, captions=self.captions[start:stop])
+
+    def guides(self, teacher: Teacher, seeds: Sequence[int]) -> list[Guide]:
+        """Each energy with the latents of its references."""
+        references: dict[str, Any] = {}
+        if self.reference is not None:
+            with torch.no_grad():
+                z0 = teacher.encode(self.reference.to(teacher.device, torch.float32))
+            cond, noise = teacher.embed(self.captions), initial(teacher, seeds, REFERENCE_DRAW)
+            references = {"z0": z0, "cond": cond, "noise": noise, "captions": tuple(self.captions)}
         # The components of the kind energy have configs that derive from EnergyConfig.
         return [
             Guide(
                 name=one.name,
-                energy=one.build(),
+                energy=energy,
                 config=cast(EnergyConfig, one.config),
-                z0=latents,
-                cond=cond,
-                noise=noise,
+                plugin=str(one.component().plugin),
+                **references,
             )
-            for one in chosen
+            for one, energy in zip(self.energies, self.built, strict=True)
         ]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class _GuidedSampler:
+    """The options of a call, which hold for every batch."""
+
+    teacher: Teacher
+    steps: int
+    omega: float
+    solver: str
+    rule: Rule
+    watch: bool
+    guided: bool
+
+    @torch.no_grad()  # gradients of energies switch it on for themselves
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int], guiding: _Guiding) -> GuidedVideos:
+        """One batch of videos."""
+        teacher, count = self.teacher, len(prompts)
+        cond, null, latents = teacher.embed(prompts), teacher.null(count), initial(teacher, seeds)
+        records: list[SamplingStep] = []
+        guides = guiding.guides(teacher, seeds)
+        with blame_memory("sampling", f"It needs less with --batch {max(1, count // 2)}."):
+            if self.solver != "ddim":
+                latents = teacher_sample(teacher, cond, null, latents, self.steps, self.omega, self.solver, guides)
+            else:
+                options: dict[str, Any] = {"watch": self.watch, "guided": self.guided}
+                arguments = (teacher, cond, null, latents, self.steps, self.omega, guides)
+                for step in teacher_steps(*arguments, captions=tuple(prompts), rule=self.rule, **options):
+                    latents = step.latents
+                    records.append(attrs.evolve(step, latents=latents.new_empty(0)))
+            videos = teacher.decode(latents).float()
+        names = [guide.name for guide in guides]
+        unknown, nothing = torch.full((count,), float("nan")), torch.zeros(count)
+        return GuidedVideos(
+            videos=videos,
+            timesteps=[step.t for step in records],
+            energies={n: _table([step.energies.get(n, unknown) for step in records]) for n in names},
+            shares={n: _table([step.shares.get(n, nothing) for step in records]) for n in names},
+        )
+
+
+def _chosen(energies: Energies) -> list[Chosen]:
+    if energies is None:
+        return []
+    if isinstance(energies, Sequence) and all(isinstance(one, Chosen) for one in energies):
+        return list(energies)
+    return components("energies", energies, "sample")
+
+
+def _table(rows: Sequence[Tensor]) -> Tensor:
+    """(S, B) on the CPU, float32."""
+    return torch.stack([row.detach().float().cpu() for row in rows]) if rows else torch.empty(0)
+
+
+def _joined(batches: Sequence[GuidedVideos]) -> GuidedVideos:
+    first = batches[0]
+    return GuidedVideos(
+        videos=torch.cat([one.videos.cpu() for one in batches]),
+        timesteps=first.timesteps,
+        energies={name: torch.cat([one.energies[name] for one in batches], dim=1) for name in first.energies},
+        shares={name: torch.cat([one.shares[name] for one in batches], dim=1) for name in first.shares},
+    )

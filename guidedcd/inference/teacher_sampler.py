@@ -1,44 +1,38 @@
-"""Sampling with a teacher: classifier-free guidance, two solvers, and energies that steer.
+"""Sampling with a teacher: classifier-free guidance, two solvers, and energies that guide.
 
 Legend: B batch, C channels, F frames, H/W latent size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 import torch
 from torch import Tensor
 
-from guidedcd.diffusion.guidance import Rule, TeacherStep, combine, guidance_term, guided_from, guided_step
-from guidedcd.energies import inversion
-from guidedcd.energies.gradients import Energy, EnergyTerm, energy_gradients, is_reference_free, needs_of
+from guidedcd.diffusion.guidance import OFFICIAL, Rule, TeacherStep, combine, guidance_term, guided_share, guided_step
+from guidedcd.diffusion.seen import Seen
+from guidedcd.energies.gradients import Energy, EnergyTerm, Reference, energy_gradients, needs_of
 from guidedcd.errors import GuidedCDError
+from guidedcd.inference.guides import Guide, References
 from guidedcd.models.teachers.protocol import Cond, Teacher
-from guidedcd.plugins.configs import EnergyConfig
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Guide:
-    """An energy that steers the teacher's own sampler towards reference videos."""
+class SamplingStep:
+    """One step of a teacher's sampler."""
 
-    energy: Energy
-    """Called as energy(seen, reference) -> (B,)."""
-    config: EnergyConfig
-    """scale or relative, fraction, reference."""
-    z0: Tensor
-    """Clean latents of the reference videos (B, C, F, H, W)."""
-    cond: Cond
-    """Conditioning of the reference videos' captions."""
-    noise: Tensor | None = None
-    """For reference="single-step": noise like `z0`, other than the sample's."""
-    name: str = attrs.field()
-    """For errors; by default the name of the energy's class."""
-
-    @name.default
-    def _class_name(self) -> str:
-        return type(self.energy).__name__
+    index: int
+    """The grid point from which the step starts, 0 the cleanest."""
+    t: int
+    """Its training timestep."""
+    latents: Tensor
+    """Latents after the step (B, C, F, H, W)."""
+    energies: Mapping[str, Tensor]
+    """By guide's name, the energy before the step (B,); guides that do not act are missing unless they are watched."""
+    shares: Mapping[str, Tensor]
+    """By name of each guide that acts, the norm of the guided term relative to the norm of the prediction (B,)."""
 
 
 def teacher_sample(
@@ -51,10 +45,11 @@ def teacher_sample(
     solver: str = "ddim",
     energies: Sequence[Guide] | None = None,
     *,
+    captions: Sequence[str] = (),
     rule: str = "official",
     factor: str = "official",
 ) -> Tensor:
-    """Sample with the teacher and classifier-free guidance, optionally steered by energies.
+    """Sample with the teacher and classifier-free guidance, optionally guided by energies.
 
     Args:
         teacher: The model.
@@ -64,74 +59,118 @@ def teacher_sample(
         steps: Points of the solver's grid.
         omega: Guidance strength, one or (B,); 0 costs one network call per step instead of two.
         solver: "ddim", or "dpm++" for diffusers' second-order multistep solver (without energies).
-        energies: What steers, each with its references; DDIM only.
+        energies: The guides, each with its references; DDIM only.
+        captions: B texts that the energies receive.
         rule: How a gradient enters a step, see `guidance`.
         factor: The noise factor, see `guidance`.
 
     Returns:
         Latents like `latents` at timestep 0 ("ddim") or clean ("dpm++").
+
+    Raises:
+        GuidedCDError: There is no such solver, or the solver allows no energies.
     """
-    omega = torch.as_tensor(omega, dtype=torch.float32, device=latents.device).expand(latents.shape[0])
     if solver == "dpm++":
         if energies:
             raise GuidedCDError("energies steer the ddim solver only; use solver ddim.")
-        return _dpm(teacher, cond, null, latents, steps, omega)
+        return _dpm(teacher, cond, null, latents, steps, _batched(omega, latents))
     if solver != "ddim":
         raise GuidedCDError(f"no solver named '{solver}'. Use ddim or dpm++.")
-    schedule, z, guidance_rule = teacher.schedule, latents, Rule(rule, factor)
-    references = [_References(teacher, guide, steps) for guide in energies or ()]
+    guides = energies or ()
+    for step in teacher_steps(
+        teacher, cond, null, latents, steps, omega, guides, captions=captions, rule=Rule(rule, factor)
+    ):
+        latents = step.latents
+    return latents
+
+
+def teacher_steps(
+    teacher: Teacher,
+    cond: Cond,
+    null: Cond,
+    latents: Tensor,
+    steps: int,
+    omega: float | Tensor,
+    guides: Sequence[Guide] = (),
+    *,
+    captions: Sequence[str] = (),
+    rule: Rule = OFFICIAL,
+    watch: bool = False,
+    guided: bool = True,
+) -> Iterator[SamplingStep]:
+    """Sample with DDIM (eta 0, for flow models Euler) and yield every step; the last one's latents are the result.
+
+    Args:
+        teacher: The model.
+        cond: Conditioning (B, ...).
+        null: Conditioning of the empty caption (B, ...).
+        latents: Initial noise (B, C, F, H, W).
+        steps: Points of the solver's grid.
+        omega: Guidance strength, one or (B,); 0 costs one network call per step instead of two.
+        guides: The energies with their references. Each acts on the noisiest fraction of the steps that its config has.
+        captions: B texts that the energies receive.
+        rule: How a gradient enters a step.
+        watch: Evaluate every energy at every step, also where it does not act; the latents stay the same.
+        guided: Whether energies act at all; without, they can only be watched.
+
+    Raises:
+        GuidedCDError: A single-step reference has no noise, or an energy has no finite gradient.
+    """
+    strengths, schedule, z = _batched(omega, latents), teacher.schedule, latents
+    references = References(teacher, guides, steps, watch=watch)
     for index, timestep in reversed(list(enumerate(schedule.grid(steps).tolist()))):
         t = torch.full((z.shape[0],), timestep, device=z.device)
-        active = [one for one in references if index >= one.first]
+        active = references.guides_at(guides, index) if guided else []
+        measured = [_Measured(term) for term in references.terms(active, t, index)]
         gradients: list[Tensor] = []
         if active:
             with torch.no_grad():
                 o_u = teacher.net(z, t, null)
-            o_c, gradients = energy_gradients(teacher, z, t, cond, [one.term(t, index) for one in active])
+            o_c, gradients = energy_gradients(teacher, z, t, cond, [one.term for one in measured], captions)
         else:
-            o_c, o_u = _both(teacher, z, t, cond, null, omega)
-        step = TeacherStep(z, t, o_c, o_u, omega)
-        terms = []
-        for one, score in zip(active, gradients, strict=True):
-            config = one.guide.config
-            strength = torch.full_like(omega, config.strength)
-            terms.append(guidance_term(schedule, step, score, strength, config.is_relative, guidance_rule))
-        z = guided_step(schedule, step, schedule.previous(t, steps), terms, guidance_rule)
-    return z
+            o_c, o_u = _both(teacher, z, t, cond, null, strengths)
+        values = {one.term.name: one.value for one in measured}
+        if watch and (passive := [guide for guide in guides if guide not in active]):
+            values |= _watched(teacher, z, t, cond, references.terms(passive, t, index), captions)
+        step = TeacherStep(z, t, o_c, o_u, strengths)
+        terms, shares = [], {}
+        for guide, score in zip(active, gradients, strict=True):
+            config = guide.config
+            strength = torch.full_like(strengths, config.strength)
+            terms.append(guidance_term(schedule, step, score, strength, config.is_relative, rule))
+            shares[guide.name] = guided_share(schedule, step, terms[-1], rule)
+        z = guided_step(schedule, step, schedule.previous(t, steps), terms, rule)
+        yield SamplingStep(index=index, t=timestep, latents=z, energies=values, shares=shares)
 
 
-class _References:
-    """A guide's references at every guided grid point; an inversion is computed once, before sampling."""
+class _Measured:
+    """An energy that remembers its last value, as an energy of its own."""
 
-    def __init__(self, teacher: Teacher, guide: Guide, steps: int) -> None:
-        self.teacher, self.guide = teacher, guide
-        self.first = guided_from(guide.config.fraction, steps)
-        """The smallest guided index of the grid."""
-        self.inverted: dict[int, Tensor] = {}
-        if is_reference_free(guide.energy):
-            return
-        if guide.config.reference == "single-step" and guide.noise is None:
-            raise GuidedCDError("a guide with reference 'single-step' needs noise of its own.")
-        if guide.config.reference == "inversion" and self.first < steps:
-            trajectory = inversion.invert(teacher, guide.z0, guide.cond, steps, steps - 1)
-            self.inverted = {index: z for index, z in trajectory if index >= self.first}
+    def __init__(self, term: EnergyTerm) -> None:
+        self.energy: Energy = term.energy
+        self.needs = needs_of([term.energy])
+        self.term: EnergyTerm = attrs.evolve(term, energy=self)
+        self.value = torch.empty(0)
 
-    def term(self, t: Tensor, index: int) -> EnergyTerm:
-        """The energy with its reference at grid point `index`, whose timestep is `t` (B,)."""
-        guide, schedule = self.guide, self.teacher.schedule
-        if is_reference_free(guide.energy):
-            return EnergyTerm(name=guide.name, energy=guide.energy, reference=None)
-        match guide.config.reference:
-            case "inversion":
-                z, at = self.inverted[index], t
-            case "single-step":
-                assert guide.noise is not None  # see the constructor
-                z, at = inversion.single_step(schedule, guide.z0, guide.noise, t)
-            case _:
-                z, at = inversion.clean(guide.z0, t)
-        with torch.no_grad():
-            reference = self.teacher.seen(z, at, guide.cond, needs_of([guide.energy]))
-        return EnergyTerm(name=guide.name, energy=guide.energy, reference=reference)
+    def __call__(self, seen: Seen, reference: Reference) -> Tensor:
+        value = self.energy(seen, reference)
+        if isinstance(value, Tensor):  # `energy_gradients` reports anything else
+            self.value = value.detach()
+        return value
+
+
+@torch.no_grad()
+def _watched(
+    teacher: Teacher, z: Tensor, t: Tensor, cond: Cond, terms: Sequence[EnergyTerm], captions: Sequence[str]
+) -> dict[str, Tensor]:
+    """The energies (B,) by name, of a forward pass of their own."""
+    seen = teacher.seen(z, t, cond, needs_of(term.energy for term in terms), captions)
+    return {term.name: term.energy(seen, term.reference) for term in terms}
+
+
+def _batched(omega: float | Tensor, latents: Tensor) -> Tensor:
+    """The guidance strength of each sample (B,), float32."""
+    return torch.as_tensor(omega, dtype=torch.float32, device=latents.device).expand(latents.shape[0])
 
 
 @torch.no_grad()

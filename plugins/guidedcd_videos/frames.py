@@ -10,13 +10,9 @@ from typing import Any
 import av
 import numpy as np
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 
-from guidedcd.data.clips import ClipError
-
-LARGEST = 64
-"""Largest ratio of a scaled frame's pixels to the target's; the crop of a larger one would show hardly anything."""
+from guidedcd.data.framing import cover
 
 
 def fitted(frame: av.VideoFrame, height: int, width: int, aspect: float = 1.0) -> Tensor:
@@ -54,18 +50,3 @@ def upright(image: np.ndarray, matrix: np.ndarray | None) -> tuple[np.ndarray, b
     if d < 0:
         image = image[::-1]
     return image, swapped
-
-
-def cover(image: Tensor, height: int, width: int, aspect: float = 1.0) -> Tensor:
-    """(..., 3, h, w) -> (..., 3, H, W): scaled with antialiasing to cover the target, then cropped at the centre."""
-    h, w = image.shape[-2], image.shape[-1] * aspect
-    scale = max(height / h, width / w)
-    size = max(height, round(h * scale)), max(width, round(w * scale))
-    if size[0] * size[1] > LARGEST * height * width:
-        raise ClipError(f"has frames of {image.shape[-1]}x{image.shape[-2]}, too narrow for {width}x{height}")
-    if size != tuple(image.shape[-2:]):
-        flat = image.reshape(-1, *image.shape[-3:])
-        flat = nnf.interpolate(flat, size, mode="bilinear", align_corners=False, antialias=True)
-        image = flat.reshape(*image.shape[:-2], *size)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return image[..., top : top + height, left : left + width].clamp(0, 1)

@@ -14,7 +14,8 @@ from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.sampler import lambda_applies, sample, sample_steps
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.inference.teacher_sampler import Guide, teacher_sample
+from guidedcd.inference.guides import Guide
+from guidedcd.inference.teacher_sampler import teacher_sample
 from guidedcd.models.student import Student
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.testing.tiny_teacher import tiny_teacher

@@ -47,7 +47,8 @@ def run(session: Session) -> None:
     from guidedcd_pta.energy import PTA
 
     from guidedcd.diffusion.randomness import noise
-    from guidedcd.inference.teacher_sampler import Guide, teacher_sample
+    from guidedcd.inference.guides import Guide
+    from guidedcd.inference.teacher_sampler import teacher_sample
     from guidedcd_shapes import ShapesTeacherConfig
     from guidedcd_shapes.teacher import ShapesTeacher
 
@@ -57,15 +58,16 @@ def run(session: Session) -> None:
     references = [reference(rng, prompts.scene_of(p)) for p in chosen]
     truth = world.to(world.pack(references), session.device)
     clips = drawing.render(truth, generator=session.generator(3), variety=VARIETY)
+    z0 = teacher.encode(clips)
     guide = Guide(
         energy=PTA(PTAConfig()),
         config=PTAConfig(),
-        z0=teacher.encode(clips),
+        z0=z0,
         cond=teacher.embed([captions.full_caption(scene, rng) for scene in references]),
     )
     expected = world.to(prompts.truth(chosen), session.device) | {"motion": truth["motion"]}
     cond, null = teacher.embed([p.text for p in chosen]), teacher.null(count)
-    latents = noise(session.seed, 3, guide.z0.shape).to(session.device)
+    latents = noise(session.seed, 3, z0.shape).to(session.device)
     table = {"reference clips": summarise(oracle.score(clips, truth))}
     deadline = time.monotonic() + session.seconds("motion")
     for rule, relative, fraction, omega, layers in SETTINGS[:: session.size(1, 9)]:

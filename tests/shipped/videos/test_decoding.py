@@ -10,11 +10,12 @@ import pytest
 import torch
 import video_files
 from guidedcd_videos.decoding import Timeline, read_clip
-from guidedcd_videos.frames import cover, upright
+from guidedcd_videos.frames import upright
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guidedcd.data.clips import ClipError
+from guidedcd.data.framing import cover
 from guidedcd.data.geometry import Geometry
 
 GEOMETRY = Geometry(frames=4, height=16, width=16, fps=8)

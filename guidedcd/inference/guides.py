@@ -1,0 +1,121 @@
+"""Energies that guide a teacher's sampler, and the reference of each at every point of the solver's grid.
+
+Legend: B batch, C channels, F frames, H/W latent size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from guidedcd.diffusion.guidance import guided_from
+from guidedcd.diffusion.seen import Seen
+from guidedcd.energies import inversion
+from guidedcd.energies.gradients import Energy, EnergyTerm, is_reference_free, needs_of
+from guidedcd.errors import GuidedCDError
+from guidedcd.models.teachers.protocol import Cond, Teacher
+from guidedcd.plugins.configs import EnergyConfig
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Guide:
+    """An energy that guides the teacher's own sampler, usually towards reference videos."""
+
+    energy: Energy
+    """Called as energy(seen, reference) -> (B,)."""
+    config: EnergyConfig
+    """scale or relative, fraction, reference."""
+    z0: Tensor | None = None
+    """Clean latents of the reference videos (B, C, F, H, W); None for an energy without a reference."""
+    cond: Cond | None = None
+    """Conditioning of the reference videos' captions."""
+    captions: Sequence[str] = ()
+    """The reference videos' captions (B), which the energy finds in its reference."""
+    noise: Tensor | None = None
+    """For reference="single-step": noise like `z0`, other than the sample's."""
+    plugin: str | None = None
+    """The plugin that the energy comes from, for errors."""
+    name: str = attrs.field()
+    """For errors; by default the name of the energy's class."""
+
+    @name.default
+    def _class_name(self) -> str:
+        return type(self.energy).__name__
+
+
+class References:
+    """The references of guides at the points of a grid; inversions are computed once, before sampling."""
+
+    def __init__(self, teacher: Teacher, guides: Sequence[Guide], steps: int, *, watch: bool = False) -> None:
+        """Invert what has to be inverted.
+
+        Args:
+            teacher: The model.
+            guides: The energies with their clean references.
+            steps: Points of the solver's grid.
+            watch: Whether references are needed at every point of the grid, not only where the energy guides.
+
+        Raises:
+            GuidedCDError: A single-step reference has no noise.
+        """
+        self.teacher = teacher
+        self.first = {id(guide): guided_from(guide.config.fraction, steps) for guide in guides}
+        """The smallest guided index of each guide, by its identity."""
+        self.inverted: dict[int, dict[int, Tensor]] = {}
+        """By the identity of clean latents, their latents at each needed point."""
+        for guide in guides:
+            if is_reference_free(guide.energy):
+                continue
+            if guide.config.reference == "single-step" and guide.noise is None:
+                raise GuidedCDError("a guide with reference 'single-step' needs noise of its own.")
+            if guide.config.reference == "inversion" and id(guide.z0) not in self.inverted:
+                assert guide.z0 is not None and guide.cond is not None  # its energy has a reference
+                sharing = [one for one in guides if _pass_of(one) == _pass_of(guide)]
+                first = 0 if watch else min(self.first[id(one)] for one in sharing)
+                if first < steps:
+                    trajectory = inversion.invert(teacher, guide.z0, guide.cond, steps, steps - 1)
+                    self.inverted[id(guide.z0)] = {index: z for index, z in trajectory if index >= first}
+
+    def guides_at(self, guides: Sequence[Guide], index: int) -> list[Guide]:
+        """Those of `guides` that act on the step from grid point `index`."""
+        return [guide for guide in guides if index >= self.first[id(guide)]]
+
+    def terms(self, guides: Sequence[Guide], t: Tensor, index: int) -> list[EnergyTerm]:
+        """The energies with their references at grid point `index`, whose timestep is `t` (B,), in order."""
+        passes: dict[tuple[str, int] | None, Seen] = {}
+        terms = []
+        for guide in guides:
+            reference = None
+            if not is_reference_free(guide.energy):
+                key = _pass_of(guide)
+                if key not in passes:
+                    sharing = [one for one in guides if _pass_of(one) == key]
+                    passes[key] = self._seen(sharing, t, index)
+                keep = getattr(guide.energy, "keep", None)
+                reference = passes[key] if keep is None else keep(passes[key])
+            terms.append(EnergyTerm(name=guide.name, energy=guide.energy, reference=reference, plugin=guide.plugin))
+        return terms
+
+    def _seen(self, guides: Sequence[Guide], t: Tensor, index: int) -> Seen:
+        """The forward pass of the reference that `guides` share."""
+        guide, schedule = guides[0], self.teacher.schedule
+        assert guide.z0 is not None and guide.cond is not None  # their energies have a reference
+        match guide.config.reference:
+            case "inversion":
+                z, at = self.inverted[id(guide.z0)][index], t
+            case "single-step":
+                assert guide.noise is not None  # see the constructor
+                z, at = inversion.single_step(schedule, guide.z0, guide.noise, t)
+            case _:
+                z, at = inversion.clean(guide.z0, t)
+        needs = needs_of(one.energy for one in guides)
+        with torch.no_grad():
+            return self.teacher.seen(z, at, guide.cond, needs, guide.captions)
+
+
+def _pass_of(guide: Guide) -> tuple[str, int] | None:
+    """What guides with the same forward passes of references share; None without a reference."""
+    return None if is_reference_free(guide.energy) else (guide.config.reference, id(guide.z0))
