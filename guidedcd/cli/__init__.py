@@ -58,6 +58,11 @@ COMMANDS = {
 WITH_RUN = ("train", "preprocess", "plan", "data")
 """Commands that take the flags of a run."""
 
+WITH_COMPONENTS: dict[str, tuple[str, ...]] = {
+    "sample": ("energies",),
+}
+"""Commands that take the flags of some kinds of components."""
+
 
 def build(registry: Registry, command: str = "", profile: str = DEFAULT_PROFILE) -> App:
     """The application, with a flag for every option of every plugin in `registry`.
@@ -78,9 +83,17 @@ def build(registry: Registry, command: str = "", profile: str = DEFAULT_PROFILE)
         suppress_keyboard_interrupt=False,
     )
     for name, module in COMMANDS.items():
-        module.add(app, registry, run_flags(registry, profile) if name == command and name in WITH_RUN else Any)
+        module.add(app, registry, _flags(name, registry, profile) if name == command else Any)
     add_examples(app)
     return app
+
+
+def _flags(command: str, registry: Registry, profile: str) -> Any:
+    """The class of the flags that describe a run or its components, for a command that takes them."""
+    if command in WITH_RUN:
+        return run_flags(registry, profile)
+    kinds = WITH_COMPONENTS.get(command)
+    return Any if kinds is None else run_flags(registry, profile, kinds=kinds, scalars=(), sections=())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -96,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         registry = load_plugins()
         check_flags(tokens)
-        if tokens and tokens[0] in WITH_RUN:
+        if tokens and tokens[0] in (*WITH_RUN, *WITH_COMPONENTS):
             check_groups(tokens, registry)
         with _plain_warnings():
             sys.exit(build(registry, tokens[0] if tokens else "", _profile(tokens))(tokens))

@@ -15,6 +15,7 @@ from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SECTIONS
 from guidedcd.config.reflection import docs_of, flag, groups_of, limits, types_of
 from guidedcd.config.resolve import resolve
 from guidedcd.config.run import Run
+from guidedcd.config.selection import Selection, select
 from guidedcd.config.sources import ALIASES, Layer, profiles, read_config, read_profile, split_names
 from guidedcd.config.structure import Options, Value, convert, options_of
 from guidedcd.errors import GuidedCDError
@@ -130,8 +131,23 @@ def read_flags(cls: type, flags: Any, what: str) -> dict[str, Any]:
     return options_of(cls, _given(flags) if flags is not None else {}, what, mark="--")
 
 
-def run_flags(registry: Registry, profile: str) -> type:
-    """The class that holds every flag describing a run; help shows the defaults of `profile`."""
+def run_flags(
+    registry: Registry,
+    profile: str,
+    *,
+    kinds: Sequence[str] = tuple(KINDS),
+    scalars: Sequence[str] = ("profile", "config", "seed", "device", "name"),
+    sections: Sequence[str] = tuple(SECTIONS),
+) -> type:
+    """The class that holds every flag describing a run; help shows the defaults of `profile`.
+
+    Args:
+        registry: The installed plugins.
+        profile: Whose defaults help shows.
+        kinds: The kinds of components, as in flags, for a command that takes only some.
+        scalars: The options of the run itself.
+        sections: The engine's own sections of options.
+    """
     layer = read_profile(profile)
     fields: dict[str, Any] = {}
     main = Group("Run", sort_key=0)
@@ -142,16 +158,21 @@ def run_flags(registry: Registry, profile: str) -> type:
         "device": "Device of the networks: auto, cpu, cuda, cuda:N or mps.",
         "name": "Part of the name of the run's folder; by default the profile's name.",
     }.items():
+        if name not in scalars:
+            continue
         default = {"profile": profile, "seed": 0, "device": "auto"}.get(name)
         hint = {"seed": int, "config": Path}.get(name, str)
         fields[name] = _flag(hint, text, default, main)
-    for key, text in SELECTORS.items():
+    for key in kinds:
+        text = SELECTORS[key]
         names = [name if value is None else f"{name}:{value}" for name, value, _ in layer.select.get(key, [])]
         installed = ", ".join(sorted(registry.of_kind(KINDS[key]))) or "none"
         help_ = f"{text} Installed: {installed}."
         select = Parameter(name=f"--{key}", help=help_, show_default=_shown(",".join(names)), negative="", group=main)
         fields[key] = _field(Annotated[list[str] | None, select], None)
     for order, (key, kind) in enumerate(KINDS.items(), 1):
+        if key not in kinds:
+            continue
         components = {}
         for component in registry.of_kind(kind).values():
             if not attrs.fields(component.config):
@@ -166,6 +187,8 @@ def run_flags(registry: Registry, profile: str) -> type:
             cls = attrs.make_class(key, components, frozen=True, kw_only=True)
             fields[f"{key}_options"] = _field(Annotated[cls, Parameter(name=f"--{key}")])
     for order, (key, cls) in enumerate(SECTIONS.items()):
+        if key not in sections:
+            continue
         group = Group(key.capitalize(), sort_key=100 * (1 + order))
         section = _options(cls, key, layer.sections.get(key, {}), group)
         fields[key] = _field(Annotated[section, Parameter(name=f"--{key}")])
@@ -215,6 +238,27 @@ def read_run(flags: Any, registry: Registry, *, needs_data: bool = True) -> Run:
         profile = profile or layer.scalars.get("profile")
     layers.insert(0, read_profile(convert(profile.value, str, profile.where) if profile else DEFAULT_PROFILE))
     return resolve([*layers, _layer(written)], registry, needs_data=needs_data)
+
+
+def read_selection(flags: Any, registry: Registry, *more: Layer) -> Selection:
+    """The components that flags choose, outside of a run.
+
+    Args:
+        flags: Of `run_flags`, with fewer kinds.
+        registry: The installed plugins.
+        *more: Choices above those of the flags.
+
+    Raises:
+        GuidedCDError: A name, option or value that does not exist, or no teacher.
+    """
+    written = _given(flags) if flags is not None else {}
+    return select([_layer(written), *more], registry, written.get("profile"))
+
+
+def selected(flags: Any) -> list[str]:
+    """The kinds of components of which flags of `run_flags` name one."""
+    written = _given(flags) if flags is not None else {}
+    return list(dict.fromkeys(key.removesuffix("_options") for key in written))
 
 
 def _layer(written: Mapping[str, Any]) -> Layer:

@@ -9,6 +9,7 @@ from attrs.validators import ge, in_, optional
 
 from guidedcd.config.validators import is_seed
 from guidedcd.devices import DTYPES
+from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.configs import _between
 
 
@@ -45,6 +46,12 @@ class SampleConfig:
     fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks")))
     """Faster paths through 3D UNets: layers (exact), graphs, blocks (compiled); auto is layers on GPUs, else no."""
 
+    @property
+    def size(self) -> dict[str, int]:
+        """The frames, height and width that differ from the teacher's."""
+        sizes = {"frames": self.frames, "height": self.height, "width": self.width}
+        return {name: size for name, size in sizes.items() if size is not None}
+
 
 @attrs.frozen(kw_only=True)
 class PublishedConfig:
@@ -60,3 +67,29 @@ class PublishedConfig:
     """Frames per second, an input of the student; by default the teacher's."""
     fraction: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
     """Noisiest fraction of the timesteps at which the energy's strength is an input of the student; by default 0.5."""
+
+
+@attrs.frozen(kw_only=True)
+class GuidedConfig:
+    """How energies guide a teacher's own samples, in place of a student."""
+
+    reference: Path | None = None
+    """Video that the energies compare with; brought to the teacher's size and frame rate."""
+    reference_prompt: str | None = None
+    """Caption of the reference; by default the prompt in its metadata, else the prompt of each video."""
+    solver: str = attrs.field(default="ddim", validator=in_(("ddim", "dpm++")))
+    """The teacher's solver; energies need ddim."""
+    rule: str = attrs.field(default="official", validator=in_(("official", "eps", "paper-literal")))
+    """How the gradient of an energy enters a step: as in the released code, as in the paper's Equation 2, or 8."""
+    noise_factor: str = attrs.field(default="official", validator=in_(("official", "sqrt-one-minus")))
+    """Factor of the gradient: sqrt(1 - sqrt(abar)) as in the released code, or sqrt(1 - abar)."""
+
+    def checked_reference(self) -> Path:
+        """The file of the reference.
+
+        Raises:
+            GuidedCDError: There is none.
+        """
+        if self.reference is None or not self.reference.is_file():
+            raise GuidedCDError(f"there is no reference video {self.reference}.")
+        return self.reference

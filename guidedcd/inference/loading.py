@@ -54,7 +54,7 @@ def load_student(
 
 
 def load_teacher(
-    name: str,
+    name: str | Chosen,
     *,
     device: str = "auto",
     dtype: str = "float32",

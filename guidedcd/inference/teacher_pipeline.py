@@ -5,6 +5,7 @@ Legend: B videos, S steps, F frames, H/W pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -45,6 +46,13 @@ class GuidedVideos:
     """By name, the energy before each step (S, B); NaN where it was not evaluated."""
     shares: Mapping[str, Tensor]
     """By name, the norm of the guided term relative to that of the prediction (S, B); 0 where it does not act."""
+
+    def by_step(self, row: int) -> dict[str, dict[str, list[float | None]]]:
+        """Of one video, each energy and its share at every step, as JSON values; null where it was not evaluated."""
+        return {
+            name: {"energy": _numbers(values[:, row]), "share": _numbers(self.shares[name][:, row])}
+            for name, values in self.energies.items()
+        }
 
 
 class TeacherPipeline:
@@ -254,6 +262,10 @@ def _chosen(energies: Energies) -> list[Chosen]:
     if isinstance(energies, Sequence) and all(isinstance(one, Chosen) for one in energies):
         return list(energies)
     return components("energies", energies, "sample")
+
+
+def _numbers(values: Tensor) -> list[float | None]:
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _table(rows: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,143 @@
+"""Sampling to files with a teacher, guided by energies without any training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from guidedcd.acceleration.apply import accelerated
+from guidedcd.config.kinds import Chosen
+from guidedcd.config.sampling import GuidedConfig, SampleConfig
+from guidedcd.config.sections import EvaluateConfig
+from guidedcd.config.structure import options_of, unstructure
+from guidedcd.data.clips import Prompt
+from guidedcd.data.prompts import as_prompts
+from guidedcd.energies.gradients import is_reference_free
+from guidedcd.errors import GuidedCDError
+from guidedcd.files import digest, file_digest
+from guidedcd.inference.loading import load_teacher
+from guidedcd.inference.pipeline import batch_size
+from guidedcd.inference.teacher_pipeline import GuidedVideos, TeacherPipeline
+from guidedcd.inference.video_jobs import VideoSource, check_seeds, enlargement, size_settings, write_videos
+from guidedcd.version import __version__
+
+
+def generate_teacher(
+    teacher: str | Chosen,
+    prompts: str | Path | Sequence[str | Prompt],
+    *,
+    energies: Sequence[Chosen] = (),
+    guided: GuidedConfig | None = None,
+    evaluate: EvaluateConfig | None = None,
+    out: Path | None = None,
+    device: str | None = None,
+    **options: Any,
+) -> list[Path]:
+    """Sample videos of prompts with a teacher and write them; finished videos are kept.
+
+    Args:
+        teacher: "shapes", or with its weights, such as "videocrafter2:model.ckpt".
+        prompts: A text, several, or a file (a Path, or "@FILE").
+        energies: The energies that guide, with their options.
+        guided: The reference of the energies, the solver, and how gradients enter a step.
+        evaluate: Options of an evaluation, whose `teacher_steps` and `omega` are the defaults.
+        out: The folder for the videos; by default `samples` in the current one.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps"; by default the best there is.
+        **options: The fields of `SampleConfig`, but `scale`, which is an option of each energy.
+
+    Returns:
+        The mp4 files, in the order of the prompts, each prompt's videos together. The metadata of each has the
+        energies and their shares at every step.
+
+    Raises:
+        GuidedCDError: An option is unknown or out of range, an energy lacks its reference, there is no such teacher,
+            or a video of other settings has the name of one of these.
+    """
+    config = SampleConfig(**options_of(SampleConfig, options, "sampling", mark="--"))
+    guided, evaluate = guided or GuidedConfig(), evaluate or EvaluateConfig()
+    if config.scale is not None:
+        raise GuidedCDError("--scale belongs to a student; a teacher's energies have --energies.NAME.scale.")
+    if guided.reference is not None and not energies:
+        raise GuidedCDError("--reference is what energies compare with: choose some with --energies.")
+    check_reference(energies, guided)
+    listed = as_prompts(prompts)
+    check_seeds(config, len(listed))
+    pipeline = load_teacher(teacher, device=device or "auto", dtype=config.dtype, size=config.size)
+    # The teacher was loaded for this call alone, so its network may change in place.
+    with accelerated(pipeline.teacher, fast=config.fast, precision="no", in_place=True):
+        source = _source(pipeline, energies, guided, config, evaluate)
+        return write_videos(source, listed, config, Path("samples") if out is None else Path(out))
+
+
+def check_reference(energies: Sequence[Chosen], guided: GuidedConfig) -> None:
+    """Find out before a teacher is loaded whether every energy has its reference.
+
+    Raises:
+        GuidedCDError: One has none, or the file is missing.
+    """
+    if guided.reference is not None:
+        guided.checked_reference()
+        return
+    for one in energies:
+        if not is_reference_free(one.build()):
+            raise GuidedCDError(f"energy '{one.name}' compares with a reference video: give --reference clip.mp4.")
+
+
+def _source(
+    pipeline: TeacherPipeline,
+    energies: Sequence[Chosen],
+    guided: GuidedConfig,
+    config: SampleConfig,
+    evaluate: EvaluateConfig,
+) -> VideoSource:
+    """The teacher with the options of a call."""
+    geometry = pipeline.teacher.geometry
+    enlarge, batch = enlargement(config, geometry), config.batch or batch_size(pipeline.teacher)
+    steps = evaluate.teacher_steps if config.steps is None else config.steps
+    omega = evaluate.omega if config.omega is None else config.omega
+    how: dict[str, Any] = {"solver": guided.solver}
+    if energies:  # without them the rule has no effect
+        how |= {"rule": guided.rule, "noise_factor": guided.noise_factor}
+    settings: dict[str, Any] = {"steps": steps, "omega": omega, "dtype": config.dtype, **how}
+    settings |= size_settings(geometry, enlarge) | {"teacher": pipeline.teacher.fingerprint()[:16]}
+    if energies:
+        settings["energies"] = {one.name: {**unstructure(one.config), "source": _source_of(one)} for one in energies}
+        settings["reference_prompt"] = guided.reference_prompt
+        settings["reference"] = guided.reference and file_digest(guided.checked_reference())[:16]
+
+    def sample(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[Tensor, list[Mapping[str, Any]]]:
+        result = pipeline.sample_guided(
+            prompts,
+            energies,
+            guided.reference,
+            steps,
+            seeds,
+            omega=omega,
+            reference_prompts=guided.reference_prompt,
+            batch=batch,
+            **how,
+        )
+        return result.videos, [_details(result, row) if energies else {} for row in range(len(prompts))]
+
+    return VideoSource(
+        sample=sample,
+        fps=geometry.fps,
+        batch=batch,
+        enlarge=enlarge,
+        settings=settings,
+        origin={"guidedcd": __version__},
+    )
+
+
+def _source_of(energy: Chosen) -> str:
+    """The version of an energy's plugin: the videos of another one are other videos."""
+    component = energy.component()
+    return digest([component.plugin, component.version, component.target])
+
+
+def _details(result: GuidedVideos, row: int) -> dict[str, Any]:
+    """What the energies did while one video was sampled, as JSON values."""
+    return {"timesteps": list(result.timesteps), "steps_of_energies": result.by_step(row)}
