@@ -16,7 +16,7 @@ from guidedcd.devices import blame_memory, device, process
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest
-from guidedcd.plugins.registry import CONFIGS
+from guidedcd.plugins.registry import CONFIGS, load_plugins
 from guidedcd.plugins.requirements import unmet
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
@@ -100,7 +100,10 @@ def _check_components(run: Run) -> None:
     Raises:
         GuidedCDError: A component cannot be loaded, lacks a member, or a routing rule returns a wrong route.
     """
-    for line in unmet(chosen.component().plugin for kind in CONFIGS for chosen in run.chosen(kind)):
+    registry = load_plugins()
+    plugins = {chosen.component(registry).plugin for kind in CONFIGS for chosen in run.chosen(kind)}
+    notes = [f"{note.plugin}: {note.text}." for note in registry.notes if note.plugin in plugins]
+    for line in (*unmet(sorted(plugins)), *notes):
         console.print(f"warning  {line}", markup=False)
     for kind in ("energy", "metric"):
         for chosen in run.chosen(kind):

@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokens = same_words(argv)
     registry = Registry()
     try:
-        registry = load_plugins()
+        registry = _load_plugins(tokens)
         check_flags(tokens)
         if tokens and tokens[0] in (*WITH_RUN, *WITH_COMPONENTS):
             check_groups(tokens, registry)
@@ -118,6 +118,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         if status is None:
             raise
         sys.exit(status)
+
+
+def _load_plugins(tokens: Sequence[str]) -> Registry:
+    """The installed components; commands that check plugins survive those that end or block a process."""
+    if list(tokens[:2]) not in (["plugins", "doctor"], ["plugins", "check"]):
+        return load_plugins()
+    from guidedcd.plugins.probe import fatal_plugins
+
+    fatal = fatal_plugins()
+    registry = load_plugins(blocked=[failure.plugin for failure in fatal])
+    registry.failures += fatal
+    return registry
 
 
 def _prepare_process() -> None:

@@ -34,6 +34,7 @@ def explain(error: BaseException, tokens: Sequence[str], registry: Registry) -> 
     if isinstance(error, KeyboardInterrupt):
         more = ": the same command continues where this one stopped" if command in CONTINUE else ""
         terminated = isinstance(error, Terminated)
+        more = "".join(f" {note}" for note in getattr(error, "__notes__", [])) or more
         _say(f"{'terminated' if terminated else 'interrupted'}{more}.", prefix="")
         return 143 if terminated else 130
     if isinstance(error, CycloptsError):

@@ -6,7 +6,6 @@ import os
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from unittest import SkipTest
 
 import attrs
 from cyclopts import App, Parameter
@@ -15,8 +14,8 @@ from rich.markup import escape
 from guidedcd.config.kinds import KINDS
 from guidedcd.config.reflection import docs_of, flag, limits, positional
 from guidedcd.console import console, print_table
-from guidedcd.errors import GuidedCDError, suggest
-from guidedcd.plugins.registry import Component, Registry
+from guidedcd.errors import GuidedCDError, PluginError, suggest
+from guidedcd.plugins.registry import BLOCK, Component, Registry, entry_points, how_to_block
 from guidedcd.plugins.requirements import requirements
 
 if TYPE_CHECKING:
@@ -84,44 +83,78 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
 
 
 def _list(registry: Registry) -> None:
-    """Print one line per component, and one per plugin that did not load."""
+    """Print one line per component, and one per plugin that did not load or that its author should repair."""
     table = _table("kind", "name", "summary", "plugin", "version")
     for c in sorted(registry.components, key=lambda c: (list(KINDS.values()).index(c.kind), c.name, c.plugin)):
         table.add_row(c.kind, c.name, escape(c.summary), c.plugin, c.version)
     print_table(table)
+    for name, plugins in registry.contested():
+        console.print(f"[dim]{name} is offered by {' and '.join(plugins)}; see `guidedcd plugins doctor`[/]")
     for failure in registry.failures:
         console.print(f"[dim]{failure.plugin} {failure.version} did not load; see `guidedcd plugins doctor`[/]")
+    for note in registry.notes:
+        console.print(f"{note.plugin}: {note.text}", style="dim", markup=False)
 
 
 def _doctor(name: str | None, registry: Registry, verbose: bool) -> int:
     """Run the checks of all components, or those of one and its behaviour; returns 1 if one failed, else 0."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a check must not download weights
-    from guidedcd.testing import checks_of
-
-    failures = 0
-    for failure in registry.failures if name is None else ():
-        failures += 1
-        _wrong(f"{failure.plugin} {failure.version}", failure.error, verbose)
     components = registry.components if name is None else _named(name, registry)
-    for distribution, missing in requirements(c.plugin for c in components).items():
-        for text in missing:
-            failures += 1
-            console.print(f"[red]wrong[/] {distribution}: {escape(text)}")
+    wrong = _installation_faults(registry, {c.plugin for c in components}, everything=name is None, verbose=verbose)
     for component in components:
-        passed, skipped, failed = 0, "", 0
-        for check in checks_of(component, behaviour=name is not None):
-            try:
-                check()
-                passed += 1
-            except SkipTest as reason:
-                skipped = f"; others were skipped: {reason}"
-            except (Exception, SystemExit) as error:
-                failed += 1
-                _wrong(f"{component}: {check.description}", error, verbose)
-        if not failed:
-            console.print(f"[green]ok[/]    {component}: {passed} checks passed{escape(skipped)}")
-        failures += failed
-    return int(failures > 0)
+        wrong += _component_faults(component, behaviour=name is not None, verbose=verbose)
+    if name is None:
+        console.print("note     `guidedcd plugins doctor NAME` also runs the code of a component: its result, gradient")
+        console.print("         and other rules of its kind")
+    return int(wrong > 0)
+
+
+def _installation_faults(registry: Registry, plugins: set[str], *, everything: bool, verbose: bool) -> int:
+    """Print what is wrong with how plugins load and what they require; returns the number of faults."""
+    from guidedcd.plugins.probe import probe
+
+    faults = []
+    for failure in registry.failures if everything else ():
+        _wrong(f"{failure.plugin} {failure.version}", failure.error, verbose)
+        faults.append(failure.plugin)
+    for contested, offering in registry.contested():
+        if plugins & set(offering):
+            faults.append(_report(contested, f"{' and '.join(offering)} offer it. {how_to_block(offering)}"))
+    for distribution, missing in requirements(plugins).items():
+        faults += [_report(distribution, text) for text in missing]
+    modules = {id_: entry.module for id_, _, entry in entry_points() if id_ in plugins}
+    for plugin in sorted(plugins):
+        texts = probe(modules[plugin]).complaints(modules[plugin]) if plugin in modules else []
+        faults += [_report(plugin, text) for text in texts]
+    for note in registry.notes:
+        if note.plugin == BLOCK and everything:
+            console.print(f"note     {note.plugin}: {note.text}", markup=False)
+    return len(faults)
+
+
+def _report(what: str, text: str) -> str:
+    console.print(f"[red]wrong[/] {escape(what)}: {escape(text)}")
+    return what
+
+
+def _component_faults(component: Component, *, behaviour: bool, verbose: bool) -> int:
+    """Run the checks of one component, and print its faults, each cause once; returns their number."""
+    from guidedcd.testing import checks_of, run_checks
+
+    results = run_checks(checks_of(component, behaviour=behaviour, installation=False))
+    causes: set[str] = set()
+    for result in results:
+        if result.error is not None and result.reason not in causes:
+            causes.add(result.reason)
+            _wrong(f"{component}: {result.check.description}", result.error, verbose)
+    passed = sum(result.status == "passed" for result in results)
+    skipped = [result.reason for result in results if result.status == "skipped"]
+    if not causes:
+        note = f"; {len(skipped)} were skipped: {skipped[0]}" if skipped else ""
+        console.print(f"[green]ok[/]    {component}: {passed} checks passed{escape(note)}")
+    elif skipped:
+        console.print(f"[dim]note  {component}: {len(skipped)} more checks run once these pass[/]")
+    return len(causes)
 
 
 def _named(name: str, registry: Registry) -> list[Component]:
@@ -129,17 +162,20 @@ def _named(name: str, registry: Registry) -> list[Component]:
     components = [component for component in registry.components if component.name == name]
     if not components:
         names = sorted({component.name for component in registry.components})
-        broken = ", ".join(failure.plugin for failure in registry.failures)
-        note = f" Not loaded: {broken}. See `guidedcd plugins doctor`." if broken else ""
+        known = ", ".join(names) or "none"
         raise GuidedCDError(
-            f"no component named '{name}'.{suggest(name, names)} Known: {', '.join(names) or 'none'}.{note}"
+            f"no component named '{name}'.{suggest(name, names)} Known: {known}.{registry.not_loaded()}"
         )
     return components
 
 
 def _wrong(what: str, error: BaseException, verbose: bool) -> None:
-    text = " ".join(str(error).split()) or "no message"
-    console.print(f"[red]wrong[/] {escape(what)}: {type(error).__name__}: {escape(text)}")
+    if isinstance(error, PluginError):  # its own sentence names the plugin again
+        cause = error.__cause__
+        text = str(error) if cause is None else f"{type(cause).__name__}: {cause}"
+    else:
+        text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+    console.print(f"[red]wrong[/] {escape(what)}: {escape(' '.join(text.split()) or 'no message')}")
     if verbose:
         console.print("".join(traceback.format_exception(error)), markup=False, style="dim")
 

@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import shutil
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,8 @@ def print_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
     processes = question.processes or process()[1]
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)  # it warns of every cast
     estimator, as_table = Estimator(where, processes), not question.as_json
-    stages = {"preprocess": estimator.preprocess(run), "train": estimator.train(run)}
+    with redirect_stdout(sys.stderr):  # what components print is no part of the JSON object
+        stages = {"preprocess": estimator.preprocess(run), "train": estimator.train(run)}
     figures: dict[str, Any] = {
         "machine": {**attrs.asdict(where), "processes": processes},
         **{name: attrs.asdict(stage) for name, stage in stages.items()},

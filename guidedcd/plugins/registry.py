@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib import metadata
 from typing import Any
 
@@ -16,6 +18,7 @@ import pluggy
 from guidedcd.errors import GuidedCDError, PluginError, suggest
 from guidedcd.plugins import hookspecs
 from guidedcd.plugins.configs import DatasetConfig, EnergyConfig, MetricConfig, RewardConfig, RouteConfig, TeacherConfig
+from guidedcd.plugins.isolation import isolated
 
 GROUP = "guidedcd"
 """The group of entry points."""
@@ -73,7 +76,8 @@ class Component:
         """
         module, _, attribute = self.target.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            with redirect_stdout(sys.stderr):  # results such as JSON are on standard output
+                return getattr(importlib.import_module(module), attribute)
         except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.kind} '{self.name}' of plugin '{self.plugin}' could not be imported from {self.target}: "
@@ -83,7 +87,7 @@ class Component:
     def build(self, config: object | None = None) -> object:
         """Import the target and call it with `config`, or with the default options."""
         target = self.load()
-        with blame(str(self)):
+        with blame(str(self)), redirect_stdout(sys.stderr):
             return target(self.config() if config is None else config)
 
 
@@ -96,12 +100,33 @@ class Failure:
     error: BaseException
 
 
+@attrs.frozen
+class Note:
+    """Something about a plugin that loaded which its author should repair."""
+
+    plugin: str
+    text: str
+
+
 @attrs.define
 class Registry:
     """The components of all installed plugins, and the plugins that could not be loaded."""
 
     components: list[Component] = attrs.field(factory=list)
     failures: list[Failure] = attrs.field(factory=list)
+    notes: list[Note] = attrs.field(factory=list)
+
+    def contested(self) -> list[tuple[str, list[str]]]:
+        """Kinds with names that several plugins use, such as "energy 'pta'", and these plugins."""
+        plugins: dict[str, list[str]] = {}
+        for component in self.components:
+            plugins.setdefault(f"{component.kind} '{component.name}'", []).append(component.plugin)
+        return [(name, ids) for name, ids in plugins.items() if len(ids) > 1]
+
+    def not_loaded(self) -> str:
+        """A note about the plugins that did not load, for the error about an unknown name; "" if all loaded."""
+        broken = ", ".join(failure.plugin for failure in self.failures)
+        return f" Not loaded: {broken}. See `guidedcd plugins doctor`." if broken else ""
 
     def of_kind(self, kind: str) -> dict[str, Component]:
         """The components of one kind by name; the first one if several plugins use the name."""
@@ -121,16 +146,19 @@ class Registry:
         if len(components) == 1:
             return components[0]
         if components:
-            raise PluginError(
-                f"{kind} '{name}' is offered by {' and '.join(c.plugin for c in components)}. "
-                f"Block the one you do not want: {BLOCK}={components[0].plugin} guidedcd ..."
-            )
+            plugins = [c.plugin for c in components]
+            raise PluginError(f"{kind} '{name}' is offered by {' and '.join(plugins)}. {how_to_block(plugins)}")
         names = sorted(self.of_kind(kind))
         other = next((c.kind for c in self.components if c.name == name), None)
         hint = f" There is {'an' if other == 'energy' else 'a'} {other} of that name." if other else ""
-        broken = ", ".join(f.plugin for f in self.failures)
-        note = f" Not loaded: {broken}. See `guidedcd plugins doctor`." if broken else ""
-        raise PluginError(f"no {kind} named '{name}'.{suggest(name, names) or hint} Known: {_listed(names)}.{note}")
+        raise PluginError(
+            f"no {kind} named '{name}'.{suggest(name, names) or hint} Known: {_listed(names)}.{self.not_loaded()}"
+        )
+
+
+def how_to_block(plugins: Sequence[str]) -> str:
+    """The sentence on choosing one of several plugins that offer the same name."""
+    return f"Block the one you do not want: {' or '.join(f'{BLOCK}={plugin}' for plugin in plugins)} guidedcd ..."
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -155,20 +183,45 @@ def load_plugins(blocked: Iterable[str] = ()) -> Registry:
     Args:
         blocked: Ids ("distribution/entry-point") or distributions to leave out, in addition to GUIDEDCD_BLOCK.
     """
-    blocked = {_normal(b.strip()) for b in (*blocked, *os.environ.get(BLOCK, "").split(","))}
+    chosen = blocked_by_user()
+    blocked = {_normal(text) for text in (*blocked, *chosen)}
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     registry = Registry()
+    names: set[str] = set()
     for id_, version, entry in entry_points(registry.failures):
-        if blocked & {_normal(id_), id_.partition("/")[0]}:
+        names |= _names(id_)
+        if blocked & _names(id_):
             continue
         try:
-            registry.components += _components_of(manager, id_, version, entry)
+            with isolated(id_, BLOCK) as imported:
+                components = _components_of(manager, id_, version, entry)
         except (Exception, SystemExit) as error:
             if manager.has_plugin(id_):  # pluggy keeps a plugin whose registration failed
                 manager.unregister(name=id_)
             registry.failures.append(Failure(id_, version, error))
+            continue
+        registry.components += components
+        texts = [*imported.complaints(), *(text for one in components for text in config_faults(one.config))]
+        registry.notes += [Note(id_, text) for text in dict.fromkeys(texts)]
+    unknown = [text for text in chosen if _normal(text) not in names]
+    registry.notes += [Note(BLOCK, f"it names {text!r}, which is no installed plugin") for text in unknown]
     return registry
+
+
+def blocked_by_user() -> list[str]:
+    """The entries of GUIDEDCD_BLOCK, as they are written there."""
+    return [text.strip() for text in os.environ.get(BLOCK, "").split(",") if text.strip()]
+
+
+def is_blocked(plugin: str) -> bool:
+    """Whether GUIDEDCD_BLOCK leaves out the plugin of this id."""
+    return bool({_normal(text) for text in blocked_by_user()} & _names(plugin))
+
+
+def _names(plugin: str) -> set[str]:
+    """The id of a plugin, and its distribution."""
+    return {_normal(plugin), plugin.partition("/")[0]}
 
 
 def entry_points(failures: list[Failure] | None = None) -> list[tuple[str, str, metadata.EntryPoint]]:
@@ -210,6 +263,7 @@ def _components_of(
     if not entry.pattern.match(entry.value):
         raise PluginError(f"malformed entry point: {entry.name} = {entry.value!r}")
     plugin = entry.load()
+    _check_hooks(plugin)
     manager.register(plugin, name=id_)
     manager.check_pending()  # raises on a hook that this guidedcd does not have
     others = [p for p in manager.get_plugins() if p is not plugin]
@@ -219,9 +273,53 @@ def _components_of(
     return components
 
 
+def _check_hooks(plugin: Any) -> None:
+    """Check that functions with names of hooks are marked, and marked functions have names of hooks.
+
+    Raises:
+        PluginError: A hook lacks `@hookimpl`, a hook is unknown, or there is none.
+    """
+    hooks = ", ".join(HOOKS.values())
+    members = {name: getattr(plugin, name, None) for name in dir(plugin) if not name.startswith("__")}
+    marked = [name for name, member in members.items() if hasattr(member, f"{GROUP}_impl")]
+    for name, member in members.items():
+        if name in marked or not callable(member) or hasattr(member, f"{GROUP}_spec"):
+            continue
+        if name in HOOKS.values() or (name.startswith("register_") and suggest(name, HOOKS.values())):
+            raise PluginError(f"{name} lacks the decorator @hookimpl, so that guidedcd does not call it")
+    for name in marked:
+        if name not in HOOKS.values():
+            raise PluginError(f"unknown hook '{name}'.{suggest(name, HOOKS.values())} Hooks: {hooks}")
+    if not marked:
+        raise PluginError(f"it implements no hook; define one of {hooks} with @hookimpl")
+
+
+def config_faults(config: type) -> list[str]:
+    """A sentence for each name in a config class that looks like an option and is none."""
+    values = {
+        name
+        for name, value in vars(config).items()
+        if not name.startswith("_") and isinstance(value, bool | int | float | str | tuple | list | type(None))
+    }
+    types = inspect.get_annotations(config)
+    class_variables = {name for name, type_ in types.items() if "ClassVar" in str(type_)}
+    annotations = set(types) - class_variables
+    if "__attrs_attrs__" not in vars(config):
+        if names := sorted((values | annotations) - class_variables):
+            return [f"{config.__name__} lacks @attrs.frozen(kw_only=True), so that '{names[0]}' is no option"]
+        return []
+    options = {field.name for field in attrs.fields(config)}
+    return [
+        f"{config.__name__}.{name} has no type, so that it is no option: write '{name}: float = ...'"
+        for name in sorted(values - options - class_variables)
+    ]
+
+
 def _registrar(components: list[Component], kind: str, plugin: str, version: str) -> Callable[..., None]:
     def register(name: str, target: str, *, config: type, summary: str = "") -> None:
         what = f"{kind} '{name}'"
+        if not (isinstance(name, str) and isinstance(target, str)):
+            raise PluginError(f"target of {what} must be a text such as 'package.module:Class', not {target!r}")
         if not _NAME.fullmatch(name):
             raise PluginError(f"{kind} name {name!r} must be lower-case words joined by '-'")
         if not _TARGET.fullmatch(target):

@@ -11,23 +11,19 @@ In: a component's kind and name. Out: a list of `Check`s, functions without argu
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterable
 from typing import Any
+from unittest import SkipTest
 
 import attrs
 
 from guidedcd.config.reflection import docs_of
-from guidedcd.files import child_environment
 from guidedcd.plugins.optional import misspelt_attributes, misspelt_options
-from guidedcd.plugins.registry import Component, load_plugins
+from guidedcd.plugins.probe import probe
+from guidedcd.plugins.registry import Component, config_faults, entry_points, load_plugins
 from guidedcd.testing.subject import Subject
 
-HEAVY = ("torch", "diffusers", "transformers", "open_clip")
-"""Packages that registering a component must not import, because `guidedcd --help` waits for every plugin."""
+Rule = Callable[[Subject], None]
 
 
 @attrs.frozen
@@ -35,7 +31,11 @@ class Check:
     """One rule for one component; calling it raises AssertionError with an explanation if the rule is broken."""
 
     subject: Subject
-    rule: Callable[[Subject], None]
+    rule: Rule
+    is_basic: bool = False
+    """Whether the rules of behaviour cannot hold without this one."""
+    needs_result: bool = False
+    """Whether the rule runs the component."""
 
     def __call__(self) -> None:
         """Check the rule."""
@@ -61,41 +61,84 @@ def checks(kind: str, name: str, *, config: Any = None) -> list[Check]:
     return checks_of(load_plugins().get(kind, name), config=config)
 
 
-def checks_of(component: Component, *, config: Any = None, behaviour: bool = True) -> list[Check]:
-    """All checks of a component, or without `behaviour` those that run no model."""
+def checks_of(
+    component: Component, *, config: Any = None, behaviour: bool = True, installation: bool = True
+) -> list[Check]:
+    """All checks of a component.
+
+    Args:
+        component: The component.
+        config: Its options; None for the defaults.
+        behaviour: Whether to include the rules that run the component.
+        installation: Whether to include the rules about the import of its plugin, which take a new process.
+    """
     subject = Subject(component, config)
-    rules: list[Callable[[Subject], None]] = [
-        offering_is_light,
-        config_is_sound,
-        options_are_spelt_right,
-        target_is_importable,
-    ]
+    rules: list[Rule] = [offering_is_light] if installation else []
+    rules += [config_is_sound, options_are_spelt_right, target_is_importable]
     if behaviour:
         from guidedcd.testing.rules import RULES
 
-        rules += [attributes_are_spelt_right, *RULES[component.kind]]
+        rules += [component_can_be_built, attributes_are_spelt_right, *RULES[component.kind]]
+        basic = (target_is_importable, component_can_be_built, RULES[component.kind][0])
+        needing = (component_can_be_built, attributes_are_spelt_right, *RULES[component.kind])
+        return [Check(subject, rule, is_basic=rule in basic, needs_result=rule in needing) for rule in rules]
     return [Check(subject, rule) for rule in rules]
 
 
+@attrs.frozen
+class CheckResult:
+    """The outcome of one check."""
+
+    check: Check
+    status: str
+    """"passed", "failed" or "skipped"."""
+    reason: str = ""
+    """Why it failed or was skipped, as a sentence."""
+    error: BaseException | None = None
+    """What it raised."""
+
+
+def run_checks(checks: Iterable[Check]) -> list[CheckResult]:
+    """Run checks in order.
+
+    If the component cannot be built, or the first rule of its kind fails, the rules of behaviour after it are skipped,
+    because they would fail for the same reason.
+    """
+    results: list[CheckResult] = []
+    stopped = ""
+    for check in checks:
+        if stopped and check.needs_result:
+            results.append(CheckResult(check, "skipped", f"it failed: {stopped}"))
+            continue
+        try:
+            check()
+            results.append(CheckResult(check, "passed"))
+        except SkipTest as skip:
+            results.append(CheckResult(check, "skipped", str(skip)))
+        except (Exception, SystemExit) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            results.append(CheckResult(check, "failed", reason, error))
+            if check.is_basic:
+                stopped = check.description
+    return results
+
+
 def offering_is_light(subject: Subject) -> None:
-    """Registering it imports no large package."""
-    module = subject.component.config.__module__
-    heavy = _imported_with(module, os.pathsep.join(p for p in sys.path if p))
-    assert not heavy, f"importing {module} imports {heavy}; move that code to the module named in the target"
-
-
-@cache
-def _imported_with(module: str, path: str) -> str:
-    """The names of HEAVY that a new Python process imports with `module`, cached for all components of a plugin."""
-    code = f"import sys, {module}; sys.exit(' '.join(m for m in {HEAVY!r} if m in sys.modules) or None)"
-    environment = child_environment() | {"PYTHONPATH": path}
-    process = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=environment)
-    return process.stderr.strip()
+    """Importing its plugin is quick, prints nothing and imports no large package."""
+    component = subject.component
+    module = next(
+        (entry.module for id_, _, entry in entry_points() if id_ == component.plugin), component.config.__module__
+    )
+    one = probe(module)
+    complaints = [one.death] if one.death else one.complaints(module)
+    assert not complaints, "; ".join(complaints)
 
 
 def config_is_sound(subject: Subject) -> None:
     """Its config is a frozen attrs class, and every field has a default and a docstring."""
     cls = subject.component.config
+    for text in config_faults(cls):
+        raise AssertionError(text)
     config = cls()
     docs = docs_of(cls)
     for field in attrs.fields(cls):
@@ -106,6 +149,11 @@ def config_is_sound(subject: Subject) -> None:
         else:
             raise AssertionError(f"{cls.__name__} is not frozen: use @attrs.frozen(kw_only=True)")
         assert docs.get(field.name), f"{cls.__name__}.{field.name} has no docstring, which `--help` shows"
+
+
+def component_can_be_built(subject: Subject) -> None:
+    """It can be built from its options."""
+    assert subject.built is not None, f"{subject.component.target} returned None"
 
 
 def options_are_spelt_right(subject: Subject) -> None:

@@ -44,13 +44,57 @@ def test_doctor_tells_each_failure_and_fails(command, toys, monkeypatch):
     assert "Traceback" in done.out
 
 
-def test_doctor_checks_what_a_plugin_requires(command, install):
+BROKEN = """
+from guidedcd import EnergyConfig, hookimpl
+{top}
+class Odd:
+    needs = ()
+    def __init__(self, config): ...
+    def __call__(self, seen, reference): return seen.x0.mean()
+@hookimpl
+def register_energies(register): register("{name}", "acme_{module}:Odd", config=EnergyConfig)
+"""
+
+
+def test_doctor_survives_plugins_that_exit_or_print_and_names_contested_names(command, install, monkeypatch):
+    """Each plugin is imported in a process of its own; every fault is one line, and the status is 1."""
+    monkeypatch.setenv("GUIDEDCD_BLOCK", "guidedcd")
+    install("acme-exit", "import os; os._exit(3)")
+    install("acme-one", BROKEN.format(name="same", module="one", top="print('hello')"))
+    install("acme-two", BROKEN.format(name="same", module="two", top="import warnings; warnings.warn('old numpy')"))
+
+    done = command("plugins", "doctor")
+
+    lines = [line for line in done.out.splitlines() if line.startswith("wrong")]
+    assert done.status == 1 and len(lines) == 4, done.out
+    assert "wrong acme-exit/acme_exit 1.0: importing it ended the process with status 3" in lines
+    assert any("energy 'same': acme-one/acme_one and acme-two/acme_two offer it." in line for line in lines)
+    assert any("acme-one/acme_one: importing it prints 'hello'" in line for line in lines)
+    assert any("acme-two/acme_two: importing it prints" in line and "old numpy" in line for line in lines)
+    assert "`guidedcd plugins doctor NAME` also runs the code" in done.out
+
+
+def test_doctor_prints_one_line_for_one_cause(command, install, monkeypatch):
+    """An energy of the wrong shape is one line, although other rules would fail for the same reason."""
+    monkeypatch.setenv("GUIDEDCD_BLOCK", "guidedcd")
+    install("acme-one", BROKEN.format(name="same", module="one", top=""))
+
+    done = command("plugins", "doctor", "same")
+
+    (line,) = [line for line in done.out.splitlines() if line.startswith("wrong")]
+    assert done.status == 1 and "returned shape () for 2 samples" in line
+    assert "more checks run once these pass" in done.out
+
+
+def test_doctor_checks_what_a_plugin_requires(command, install, monkeypatch):
     """A plugin for another version of guidedcd is reported."""
     offer = (
-        "from guidedcd import *\n@hookimpl\ndef register_routes(register): register('far', 'a:b', config=RouteConfig)"
+        "from guidedcd import RouteConfig, hookimpl\n@hookimpl\n"
+        "def register_routes(register): register('far', 'a:b', config=RouteConfig)"
     )
     install("acme-future", offer, requires="guidedcd>=99")
 
+    monkeypatch.setenv("GUIDEDCD_BLOCK", "guidedcd")
     done = command("plugins", "doctor", "far")
 
     assert done.status == 1

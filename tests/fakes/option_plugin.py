@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from guidedcd import *
+from guidedcd import hookimpl
 from guidedcd.plugins.configs import DatasetConfig, EnergyConfig, MetricConfig, RewardConfig, RouteConfig, TeacherConfig
 
 

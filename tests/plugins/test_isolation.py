@@ -1,0 +1,160 @@
+"""Plugins that print, exit, block, or forget a decorator: every command works, and the plugin is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+
+import pytest
+
+from guidedcd.errors import PluginError
+from guidedcd.plugins import isolation
+from guidedcd.plugins.registry import load_plugins
+
+OFFER = """
+import attrs
+from guidedcd import EnergyConfig, hookimpl
+{top}
+@attrs.frozen(kw_only=True)
+class Config(EnergyConfig):
+    "Options."
+    {option}
+
+@hookimpl
+def register_energies(register): register("odd", "acme_odd:Odd", config=Config)
+"""
+
+
+def offer(top: str = "", option: str = "") -> str:
+    """The code of a plugin."""
+    return OFFER.format(top=top, option=option)
+
+
+def test_what_an_import_prints_is_recorded(install, capfd):
+    """Text of `print` and of standard error reaches neither stream, and is noted."""
+    install("acme-odd", offer("import sys; print('hello'); sys.stderr.write('careful')"))
+
+    (note,) = [note for note in load_plugins().notes if note.plugin == "acme-odd/acme_odd"]
+
+    assert "prints 'hello careful'" in note.text or "prints 'hellocareful'" in note.text
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_handler_made_at_import_still_logs_afterwards(install, capfd):
+    """A stream that the plugin keeps passes text on once it is imported."""
+    install("acme-odd", offer("import sys; kept = sys.stderr"))
+    load_plugins()
+
+    sys.modules["acme_odd"].kept.write("later")
+
+    assert capfd.readouterr().err == "later"
+
+
+def test_os_exit_at_import_costs_the_plugin_alone(install):
+    """A plugin that ends the process by force does not load, and its neighbours do."""
+    install("acme-exit", "import os; os._exit(3)")
+    install("acme-odd", offer())
+
+    registry = load_plugins()
+
+    assert [failure.plugin for failure in registry.failures] == ["acme-exit/acme_exit"]
+    assert "os._exit(3)" in str(registry.failures[0].error) and "odd" in registry.of_kind("energy")
+    assert os._exit.__name__ == "_exit"
+
+
+def test_a_slow_import_is_timed(install, monkeypatch):
+    """An import that takes long is noted with its seconds."""
+    monkeypatch.setattr(isolation, "SLOW", 0.05)
+    install("acme-odd", offer("import time; time.sleep(0.1)"))
+
+    texts = [note.text for note in load_plugins().notes if note.plugin == "acme-odd/acme_odd"]
+
+    assert any("importing it takes 0." in text for text in texts)
+
+
+def test_a_blocking_import_is_named_while_it_blocks(install, monkeypatch, capfd):
+    """After some seconds a message names the plugin and the variable that leaves it out."""
+    monkeypatch.setattr(isolation, "PATIENCE", 0.02)
+    install("acme-odd", offer("import time; time.sleep(0.2)"))
+
+    load_plugins()
+
+    assert "plugin acme-odd/acme_odd, which is still being imported; GUIDEDCD_BLOCK=" in capfd.readouterr().err
+
+
+def test_an_interrupted_import_is_named(install):
+    """Ctrl-C during a blocking import states which plugin to block."""
+    install("acme-odd", "raise KeyboardInterrupt")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        load_plugins()
+
+    assert "GUIDEDCD_BLOCK=acme-odd/acme_odd" in caught.value.__notes__[0]
+
+
+HOOKS = {
+    "no-decorator": ("def register_energies(register): ...", "register_energies lacks the decorator @hookimpl"),
+    "near": ("def register_energy(register): ...", "register_energy lacks the decorator @hookimpl"),
+    "unknown": (
+        "from guidedcd import hookimpl\n@hookimpl\ndef register_energy(register): ...",
+        "unknown hook 'register_energy'. Did you mean 'register_energies'",
+    ),
+    "none": ("x = 1", "implements no hook; define one of register_energies"),
+    "class": (
+        "from guidedcd import *\nclass A: ...\n@hookimpl\n"
+        "def register_energies(register): register('a', A, config=EnergyConfig)",
+        "target of energy 'a' must be a text such as 'package.module:Class'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "message"), HOOKS.values(), ids=HOOKS)
+def test_a_mistake_of_beginners_is_a_plugin_that_did_not_load(install, code, message):
+    """A forgotten decorator, a misspelt hook and a class as target are explained, and named with a missing name."""
+    install("acme-odd", code)
+
+    registry = load_plugins()
+
+    (failure,) = registry.failures
+    assert message in str(failure.error)
+    with pytest.raises(PluginError, match="Not loaded: acme-odd/acme_odd"):
+        registry.get("energy", "odd")
+
+
+OPTIONS = {
+    "no-frozen": (
+        "class Bare(Config):\n    gain: float = 1.0",
+        "Bare lacks @attrs.frozen.*so that 'gain'",
+    ),
+    "no-type": ("@attrs.frozen(kw_only=True)\nclass Bare(Config):\n    gain = 1.0", "Bare.gain has no type"),
+}
+
+
+@pytest.mark.parametrize(("code", "message"), OPTIONS.values(), ids=OPTIONS)
+def test_an_option_that_is_none_is_noted(install, code, message):
+    """A config without decorator, and an option without type, would give no flag."""
+    hook = "\n@hookimpl\ndef register_energies(register): register('odd', 'acme_odd:Odd', config=Bare)"
+    install("acme-odd", offer().partition("\n@hookimpl")[0] + "\n" + code + hook)
+
+    assert any(re.search(message, note.text) for note in load_plugins().notes)
+
+
+def test_an_unknown_name_in_the_block_list_is_noted(monkeypatch):
+    """A misspelt entry of GUIDEDCD_BLOCK would have no effect."""
+    monkeypatch.setenv("GUIDEDCD_BLOCK", "nonsense, guidedcd/pta")
+
+    texts = [note.text for note in load_plugins().notes]
+
+    assert texts == ["it names 'nonsense', which is no installed plugin"]
+
+
+def test_text_printed_by_a_target_leaves_results_alone(install, capfd):
+    """Importing and building a component print to standard error, so that JSON on standard output stays JSON."""
+    install("acme-odd", offer() + "\nclass Odd:\n    def __init__(self, config): print('built')")
+
+    load_plugins().get("energy", "odd").build()
+    print(json.dumps({}))
+
+    assert capfd.readouterr() == ("{}\n", "built\n")
