@@ -36,7 +36,7 @@ from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.energies import inversion
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.plugins.configs import DatasetConfig, TeacherConfig
-from guidedcd.preprocessing import store
+from guidedcd.preprocessing import shard_files
 from guidedcd.preprocessing.shard_builder import ShardBuilder
 from guidedcd.preprocessing.shard_jobs import DrawJob
 
@@ -210,7 +210,7 @@ def save(builder: GuidedShardBuilder, dataset: list[Clip]) -> None:
     """Build a shard and write it to a temporary folder."""
     samples, tensors = builder.shard(dataset, lambda share: None)
     with tempfile.TemporaryDirectory() as folder:
-        store.save_shard(Path(folder), 0, samples, tensors, [])
+        shard_files.save_shard(Path(folder), 0, samples, tensors, [])
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from guidedcd.files import file_digest
 from guidedcd.plugins.registry import CONFIGS, load_plugins
 from guidedcd.plugins.requirements import unmet
 from guidedcd.preprocessing.preprocess import preprocess
-from guidedcd.preprocessing.store import LatentStore
+from guidedcd.preprocessing.store import open_store
 from guidedcd.rewards import contract
 from guidedcd.rewards.contract import build_rewards, rehearse
 from guidedcd.training import optimizer, rollouts, trackers
@@ -71,7 +71,7 @@ def distil(
     if main:
         with blame_memory("the rewards", "Use fewer --rewards"):
             rehearse(build_rewards(run), run, teacher.geometry, where)
-    latents = LatentStore(preprocess(run, store_folder=store, teacher=teacher, fill_parts=False))
+    latents = open_store(run, preprocess(run, store_folder=store, teacher=teacher, fill_parts=False))
     with claimed(run, out, new=new, command=command) if main else nullcontext() as folder:
         (folder,) = broadcast_object_list([folder])
         if not (folder / "student" / "student.json").exists():

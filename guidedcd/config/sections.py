@@ -58,6 +58,9 @@ class Preprocess:
     """Stop when more than this fraction of the clips cannot be read; skipped clips are listed with the reason."""
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
     """Data type of stored predictions and energy gradients; clean latents stay float32."""
+    keep_inversions: bool = True
+    """Store the DDIM inversions, so that a new or edited energy takes the passes of its own scores only. They take as
+    much space as one energy's scores."""
 
 
 @attrs.frozen(kw_only=True)

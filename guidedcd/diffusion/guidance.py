@@ -215,3 +215,22 @@ def guided_share(schedule: NoiseSchedule, step: TeacherStep, term: Term, rule: R
     if rule.kind != "paper-literal":
         pushed = pushed * noise_factor(schedule, step.t, rule.noise_factor, z).flatten()
     return pushed / eps.flatten(1).norm(dim=1).clamp(min=torch.finfo(z.dtype).tiny)
+
+
+def moments(schedule: NoiseSchedule, step: TeacherStep) -> Tensor:
+    """Numbers that give the share of an energy's guided term in a prediction, for every omega and rule.
+
+    Args:
+        schedule: Noise levels.
+        step: The start of the step; its omega is not used.
+
+    Returns:
+        (B, 5) float32: means over the latents of e^2, e d and d^2, where e is the eps of the prediction with the
+        caption and d its difference from the one without, so that the mean square under guidance is
+        e^2 + 2 omega e d + omega^2 d^2; then the noise factors "official" and "sqrt-one-minus".
+    """
+    eps = schedule.to_x0_eps(step.z, step.o_c, step.t)[1].flatten(1)
+    change = eps - schedule.to_x0_eps(step.z, step.o_u, step.t)[1].flatten(1)
+    products = [(one * other).mean(1) for one, other in ((eps, eps), (eps, change), (change, change))]
+    factors = [noise_factor(schedule, step.t, name, eps).flatten() for name in ("official", "sqrt-one-minus")]
+    return torch.stack([*products, *factors], dim=1).float()

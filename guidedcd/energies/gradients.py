@@ -5,6 +5,7 @@ Legend: N samples, B of them in a pass with a gradient; latents (N, C, F, H, W).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -179,6 +180,14 @@ class EnergyGradients:
         }
         """By energy with a reference, its kind."""
         self.tails: bool = getattr(teacher, "tails", False)
+
+    def subset(self, names: Collection[str]) -> EnergyGradients:
+        """The gradients of some of the energies, which are not built again."""
+        gradients = copy.copy(self)
+        gradients.energies = {name: energy for name, energy in self.energies.items() if name in names}
+        gradients.needs = needs_of(gradients.energies.values())
+        gradients.kind_of = {name: kind for name, kind in self.kind_of.items() if name in names}
+        return gradients
 
     def __call__(
         self,

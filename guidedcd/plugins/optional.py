@@ -80,6 +80,13 @@ class OptionalReward(Protocol):
         """Replay the reward's network as a CUDA graph from now on."""
 
 
+class OptionalDataset(Protocol):
+    """Optional attributes of a dataset."""
+
+    def fingerprint(self) -> str:
+        """A text that changes when the clips do, such as a digest of file names, sizes and times; cheap to compute."""
+
+
 class OptionalMetric(Protocol):
     """Optional attributes of a metric."""
 
@@ -115,6 +122,7 @@ ATTRIBUTES: dict[str, type] = {
     "reward": OptionalReward,
     "teacher": OptionalTeacher,
     "text encoder": OptionalTextEncoder,
+    "dataset": OptionalDataset,
     "metric": OptionalMetric,
 }
 """The optional attributes by kind of component, and those of a teacher's text encoder."""

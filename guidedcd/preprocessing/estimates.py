@@ -61,8 +61,12 @@ def video_bytes(run: Run, latent: int, cond: int, scored: float, *, dtype: str |
     """
     itemsize = dtype_of(dtype or run.preprocess.dtype).itemsize
     draws, energies = run.preprocess.draws_per_video, len(run.energies)
-    indices = 8 + 8 * draws * (1 + energies)  # the seed, and the indices of draws and of their scores
-    return 4 * latent + cond + indices + 2 * draws * latent * itemsize + energies * scored * (latent * itemsize + 4)
+    indices = 8 + 8 * draws + 20 * draws  # the seed, the indices of draws, the moments of their predictions
+    inversions = 0.0
+    if run.preprocess.keep_inversions and any(config.reference == "inversion" for config in run.energies.values()):
+        inversions = scored * (latent * min(itemsize, 4) + 16)
+    scores = energies * (8 * draws + scored * (latent * itemsize + 4))
+    return 4 * latent + cond + indices + 2 * draws * latent * itemsize + scores + inversions
 
 
 def store_bytes(run: Run, latent: int, cond: int, *, dtype: str | None = None, caption: int = 100) -> float:
@@ -80,20 +84,23 @@ def store_bytes(run: Run, latent: int, cond: int, *, dtype: str | None = None, c
     return settings.videos * video + HEADER * -(-settings.videos // settings.shard_size)
 
 
-def check(folder: Path, run: Run, teacher: Teacher, shards: int) -> None:
-    """Print the size of a store's missing shards, and compare it with the free space of the disk.
+def check(folder: Path, run: Run, teacher: Teacher, shards: int, scores: int = 0) -> None:
+    """Print the size of a store's missing shards and scores, and compare it with the free space of the disk.
 
     Args:
         folder: The store's folder, which need not exist.
         run: The configuration.
         teacher: The run's teacher.
         shards: Number of missing shards.
+        scores: Number of files of an energy's scores that other shards lack.
 
     Raises:
         GuidedCDError: The disk has too little space.
     """
     size = store_size(run, teacher)
+    one = math.prod(teacher.geometry.latent_shape) * dtype_of(run.preprocess.dtype).itemsize * passes(run).scored
     needed = ROOM * size.video * min(size.videos, shards * run.preprocess.shard_size)
+    needed += ROOM * one * min(size.videos * max(len(run.energies), 1), scores * run.preprocess.shard_size)
     free = shutil.disk_usage(nearest_folder(folder)).free
     about = f"{file_size(needed)} ({file_size(size.video)} per video)"
     if needed > free:

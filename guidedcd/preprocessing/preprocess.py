@@ -22,10 +22,12 @@ from guidedcd.files import digest, leftovers, write_json
 from guidedcd.locks import locked
 from guidedcd.models.student import time_embedding
 from guidedcd.models.teachers.protocol import Teacher
-from guidedcd.preprocessing import estimates, shards, store
-from guidedcd.preprocessing.identity import identify
-from guidedcd.preprocessing.writer import StoreWriter, too_many_skipped
+from guidedcd.preprocessing import estimates, score_sets, shard_files, shards, shares, store
+from guidedcd.preprocessing.identity import identify, is_same
+from guidedcd.preprocessing.writer import ScoreWriter, StoreWriter, too_many_skipped
 
+STORES = Path("runs/stores")
+"""The folder of all stores."""
 WHOLE = (0, 1)
 """All shards: part 0 of 1."""
 
@@ -60,38 +62,68 @@ def preprocess(
             teacher = run.teacher.build().to(device(run.device))
     time_embedding(teacher.network)  # no student can be made of a network without one
     identity = identify(run, teacher)
-    folder = store_folder or Path("runs/stores") / digest(identity)
+    folder = store_folder or find_store(identity, run)
+    stored = identity
     if (folder / "store.json").exists():
-        store.begin(folder, identity)
-    rank, world = process()
-    console.quiet = rank > 0
-    if absent := _missing(folder, identity, shard):
+        shard_files.begin(folder, identity)
+        stored = shards.read_identity(folder)
+    console.quiet = process()[0] > 0
+    scores = score_sets.folders(folder, run, stored)
+    for sentence in score_sets.notes(folder, run, stored):
+        console.print(f"store    {folder}: {sentence}", markup=False)
+    absent, extended = _missing(folder, identity, shard), _without_scores(folder, identity, scores, shard)
+    if absent or extended:
         if not fill_parts and any(folder.glob(".part-*")):
-            raise shards.incomplete(folder, identity, absent)
-        options = run.preprocess
-        with accelerated(teacher, fast=options.fast, precision=options.precision, in_place=is_own) as fast_teacher:
-            # Errors in the data and the energies are raised before anything is written.
-            writer = StoreWriter(run, fast_teacher)
-            writer.builder.rehearse()
-            if rank == 0:
-                estimates.check(folder, run, teacher, len(absent))
-            # Every process computes its share; the first one holds the lock for all that were launched together.
-            with _locked(folder, shard) if rank == 0 else contextlib.nullcontext():
-                if rank == 0:
-                    leftovers(folder)
-                while rank and not (folder / "store.json").exists():
-                    time.sleep(0.1)
-                store.begin(folder, identity, run.to_dict())
-                # By number, not by position in the list: a process that starts later lists fewer missing shards.
-                if own := [n for n in _missing(folder, identity, shard) if n // shard[1] % world == rank]:
-                    writer.fill(folder, own)
-                while _missing(folder, identity, shard):
-                    time.sleep(0.1)
+            raise shards.incomplete(folder, identity, absent or extended)
+        _compute(run, teacher, folder, identity, scores, shard, in_place=is_own)
     if shard != WHOLE and (absent := shards.missing(folder, identity)):
         done = f"part {shard[0]}/{shard[1]} is done"
         console.print(f"store    {folder}: {done}, {len(absent)} shards of other parts are missing")
         return folder
-    return _checked(run, folder)
+    _checked(run, folder, scores)
+    if process()[0] == 0:
+        shares.print_shares(folder, run, shards.read_identity(folder), scores)
+    return folder
+
+
+def _compute(
+    run: Run,
+    teacher: Teacher,
+    folder: Path,
+    identity: dict[str, Any],
+    scores: score_sets.ScoreFolders,
+    shard: tuple[int, int],
+    *,
+    in_place: bool,
+) -> None:
+    """Compute the missing shards of a part, and the scores that its other shards lack."""
+    rank, world = process()
+    absent, extended = _missing(folder, identity, shard), _without_scores(folder, identity, scores, shard)
+    options = run.preprocess
+    with accelerated(teacher, fast=options.fast, precision=options.precision, in_place=in_place) as fast_teacher:
+        # Errors in the data and the energies are raised before anything is written.
+        writer = StoreWriter(run, fast_teacher) if absent else None
+        extender = ScoreWriter(run, fast_teacher, scores) if extended else None
+        if used := writer or extender:
+            used.builder.rehearse()
+        if rank == 0:
+            estimates.check(folder, run, teacher, len(absent), score_sets.count(scores, extended))
+        # Every process computes its share; the first one holds the lock for all that were launched together.
+        with _locked(folder, shard) if rank == 0 else contextlib.nullcontext():
+            if rank == 0:
+                leftovers(folder)
+            while rank and not (folder / "store.json").exists():
+                time.sleep(0.1)
+            shard_files.begin(folder, identity, run.to_dict())
+            score_sets.begin_all(scores, run)
+            # By number, not by position in the list: a process that starts later lists fewer missing shards.
+            if writer and (own := [n for n in _missing(folder, identity, shard) if n // shard[1] % world == rank]):
+                writer.fill(folder, own, scores)
+            lacking = _without_scores(folder, identity, scores, shard)
+            if extender and (own := [n for n in lacking if n // shard[1] % world == rank]):
+                extender.fill(folder, own)
+            while _missing(folder, identity, shard) or _without_scores(folder, identity, scores, shard):
+                time.sleep(0.1)
 
 
 def report(latents: store.LatentStore) -> dict[str, Any]:
@@ -113,6 +145,34 @@ def _missing(folder: Path, identity: dict[str, Any], shard: tuple[int, int]) -> 
     return [n for n in shards.missing(folder, identity) if n % shard[1] == shard[0]]
 
 
+def _without_scores(
+    folder: Path, identity: dict[str, Any], scores: score_sets.ScoreFolders, shard: tuple[int, int]
+) -> list[int]:
+    """The shards of a part that exist, but lack scores of an energy."""
+    absent = set(_missing(folder, identity, shard))
+    own = [n for n in range(identity["shards"]) if n % shard[1] == shard[0]]
+    return [number for number in own if number not in absent and score_sets.without(scores, number)]
+
+
+def find_store(identity: dict[str, Any], run: Run) -> Path:
+    """The folder of the store with this identity in `runs/stores`, or of a new one.
+
+    Stores of format 1, and those of datasets whose files are gone, have other names. Of several, the one with the
+    scores of most of the run's energies is chosen.
+    """
+    expected = STORES / digest(identity)
+    if expected.exists():
+        return expected
+    matching: list[tuple[int, Path]] = []
+    for path in sorted(STORES.glob("*/store.json")):
+        with contextlib.suppress(GuidedCDError, OSError):
+            stored = shards.read_identity(path.parent)
+            if is_same(stored, identity):
+                folders = score_sets.folders(path.parent, run, stored).values()
+                matching.append((sum(scores is None or scores.exists() for scores in folders), path.parent))
+    return max(matching)[1] if matching else expected
+
+
 @contextlib.contextmanager
 def _locked(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
     """Lock the whole store, or one part of it: then other processes may write other parts, but not the whole store."""
@@ -128,13 +188,13 @@ SHOWN = 10
 """Number of skipped clips that are printed; report.json lists all of them."""
 
 
-def _checked(run: Run, folder: Path) -> Path:
-    """Write the report of the complete store in `folder`; returns the folder.
+def _checked(run: Run, folder: Path, scores: score_sets.ScoreFolders) -> None:
+    """Write the report of the complete store in `folder`, and print a summary.
 
     Raises:
         GuidedCDError: Too many of its clips could not be used, or none.
     """
-    latents = store.LatentStore(folder)
+    latents = store.LatentStore(folder, scores)
     skipped, used = len(latents.skipped), len(latents.samples)
     write_json(folder / "report.json", report(latents))
     for entry in latents.skipped[:SHOWN]:
@@ -147,4 +207,3 @@ def _checked(run: Run, folder: Path) -> Path:
         raise GuidedCDError(f"none of {skipped} clips could be used (the first: {latents.skipped[0]['reason']}).")
     note = f", {skipped} clips skipped" if skipped else ""
     console.print(f"store    {folder}: {used} videos, {len(latents)} draws{note}")
-    return folder

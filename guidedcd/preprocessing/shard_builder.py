@@ -9,9 +9,11 @@ Legend: B rows of a forward pass; C, F, H, W latents; jobs are numbered as in `S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -21,13 +23,13 @@ from guidedcd.config.run import Run
 from guidedcd.data.clips import Clip, sample_of
 from guidedcd.data.routing import Sample
 from guidedcd.devices import blame_memory, dtype_of
-from guidedcd.diffusion.guidance import draw_index, guided_from
+from guidedcd.diffusion.guidance import TeacherStep, draw_index, guided_from, moments
 from guidedcd.diffusion.randomness import Stream, clip_seed, random_stream
-from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.energies import inversion
 from guidedcd.energies.gradients import EnergyGradients
 from guidedcd.models.teachers.protocol import Cond, Teacher
-from guidedcd.preprocessing import store
+from guidedcd.preprocessing.padding import PaddedTeacher
+from guidedcd.preprocessing.shard_files import Inverted, packed
 from guidedcd.preprocessing.shard_jobs import DrawJob, ShardJobs
 
 ADVICE = "Lower --preprocess.batch-size"
@@ -62,6 +64,14 @@ class ShardBuilder:
         self.references = set(self.scores.kind_of.values())
         """The kinds of reference that the energies compare with."""
 
+    def of_energies(self, names: Collection[str]) -> ShardBuilder:
+        """A builder of the scores of some of the run's energies, which shares the teacher and the energies."""
+        builder = copy.copy(self)
+        builder.run = attrs.evolve(self.run, energies={n: c for n, c in self.run.energies.items() if n in names})
+        builder.scores = self.scores.subset(names)
+        builder.references = set(builder.scores.kind_of.values())
+        return builder
+
     def rehearse(self) -> None:
         """Take the gradient of every energy once, on noise, so that a wrong energy stops the run before the store.
 
@@ -92,7 +102,7 @@ class ShardBuilder:
             advance: Called with the share of the shard that was computed since the last call; the shares add up to 1.
 
         Returns:
-            (samples, tensors by name), as `store.save_shard` takes them.
+            (samples, tensors by name), as `shard_files.save_shard` takes them.
 
         Raises:
             GuidedCDError: The memory is exhausted, or a gradient is not finite.
@@ -109,7 +119,51 @@ class ShardBuilder:
         for numbers, noise, _ in prefetched(self._noised(work), self._groups(unscored, self.batch_size)):
             self.unscored_draws(work, numbers, noise)
             advance(2 * len(numbers) / passes)
-        return [sample_of(clip) for clip in clips], self._tensors(work)
+        return [sample_of(clip) for clip in clips], self._tensors(work) | self._part_tensors(work, inverted)
+
+    def extend(
+        self,
+        samples: Sequence[Sample],
+        tensors: Mapping[str, Tensor],
+        inverted: Inverted,
+        advance: Callable[[float], None],
+    ) -> dict[str, Tensor]:
+        """Compute the scores of this builder's energies for a stored shard.
+
+        Args:
+            samples: The samples of the shard, at least one.
+            tensors: Its "z0", "noise_seed" and "cond.KEY".
+            inverted: The inverted latents that the store keeps; they are computed again if some are missing.
+            advance: As in `shard`.
+
+        Returns:
+            Tensors by name, as `shard_files.save_parts` takes them.
+
+        Raises:
+            GuidedCDError: As `shard`.
+        """
+        device, seeds = self.teacher.device, tensors["noise_seed"].tolist()
+        work = ShardJobs(
+            clips=samples,
+            z0=tensors["z0"].to(device),
+            cond={k.removeprefix("cond."): v.to(device) for k, v in tensors.items() if k.startswith("cond.")},
+            seeds=seeds,
+            jobs=self.jobs(seeds),
+            scores={name: {} for name in self.run.energies},
+        )
+        scored = [number for number, job in enumerate(work.jobs) if job.scored]
+        indices = self.reference_indices(work)
+        is_kept = all((video, index) in inverted for video, some in enumerate(indices) for index in some)
+        inverting = 0 if is_kept else sum(max(some) + 1 for some in indices if some)
+        passes = max(inverting + 3 * len(scored), 1)
+        if is_kept:
+            inverted = {key: latents.to(device) for key, latents in inverted.items()}
+        else:
+            inverted = self.invert(work, indices, lambda rows: advance(rows / passes))
+        for numbers, noise, reference_noise in prefetched(self._noised(work), self._groups(scored, self.rows)):
+            self.scored_draws(work, numbers, noise, reference_noise, inverted, predicts=False)
+            advance(3 * len(numbers) / passes)
+        return self._part_tensors(work, {} if is_kept else inverted)
 
     def shard_jobs(self, clips: Sequence[Clip]) -> ShardJobs:
         """The latents and conditioning of clips, with their draws."""
@@ -142,17 +196,17 @@ class ShardBuilder:
                     indices[job.video].add(job.index)
         return indices
 
-    def invert(
-        self, work: ShardJobs, indices: Sequence[set[int]], advance: Callable[[int], None]
-    ) -> dict[tuple[int, int], Tensor]:
-        """By (video, index), the latents (C, F, H, W) of the DDIM inversion; `advance` gets the rows of each pass."""
-        latents: dict[tuple[int, int], Tensor] = {}
+    def invert(self, work: ShardJobs, indices: Sequence[set[int]], advance: Callable[[int], None]) -> Inverted:
+        """The latents of the DDIM inversion, rounded as the store keeps them; `advance` gets the rows of each pass."""
+        latents: Inverted = {}
         teacher = PaddedTeacher(self.teacher, self.rows) if self.pads else self.teacher
         steps = self.run.solver.steps
         with blame_memory("the DDIM inversion", ADVICE):
             for step in inversion.inversion_passes(teacher, work.z0, work.cond, steps, indices, self.rows):
                 rows = zip(step.videos, step.indices, step.latents, strict=True)
-                latents.update({(video, index): z.clone() for video, index, z in rows if index in indices[video]})
+                latents.update(
+                    {(video, index): self._rounded(z) for video, index, z in rows if index in indices[video]}
+                )
                 advance(len(step.videos))
         return latents
 
@@ -162,7 +216,8 @@ class ShardBuilder:
         numbers: Sequence[int],
         noise: Tensor,
         reference_noise: Tensor | None,
-        inverted: dict[tuple[int, int], Tensor],
+        inverted: Inverted,
+        predicts: bool = True,
     ) -> None:
         """Add the predictions and scores of at most `rows` draws within the window to `work`.
 
@@ -172,6 +227,7 @@ class ShardBuilder:
             noise: (B, C, F, H, W).
             reference_noise: Likewise, for single-step references; None without these.
             inverted: As `invert` returns it.
+            predicts: Whether the predictions are added as well.
         """
         t, text, clean = self._timesteps(work, numbers), work.text(numbers), work.clean(numbers)
         z = self.schedule.add_noise(clean, noise.to(clean.device), t)
@@ -183,15 +239,20 @@ class ShardBuilder:
             references["single-step"] = inversion.single_step(self.schedule, clean, reference_noise.to(clean.device), t)
         if "clean" in self.references:
             references["clean"] = inversion.clean(clean, t)
-        with blame_memory("the teacher's prediction", ADVICE):
-            with torch.no_grad():
-                uncond = self.teacher.net(z, t, self._null(len(numbers))).float().cpu()
-            work.uncond_output.update(zip(numbers, uncond, strict=True))
+        uncond = None
+        if predicts:
+            with torch.no_grad(), blame_memory("the teacher's prediction", ADVICE):
+                uncond = self.teacher.net(z, t, self._null(len(numbers))).float()
+            work.uncond_output.update(zip(numbers, uncond.cpu(), strict=True))
         captions = work.captions(numbers)
         with blame_memory("the energies' gradients", f"{ADVICE}, or set --preprocess.recompute cheap or most"):
             for start, output, gradients in self.scores(z, t, text, captions, references, self.batch_size):
                 some = numbers[start : start + len(output)]
-                work.cond_output.update(zip(some, output.cpu(), strict=True))
+                if uncond is not None:
+                    rows = slice(start, start + len(output))
+                    work.cond_output.update(zip(some, output.cpu(), strict=True))
+                    step = TeacherStep(z[rows], t[rows], output, uncond[rows], t[rows])
+                    work.moments.update(zip(some, moments(self.schedule, step).cpu(), strict=True))
                 for name, gradient in gradients.items():
                     work.scores[name].update(zip(some, gradient.cpu(), strict=True))
 
@@ -202,10 +263,12 @@ class ShardBuilder:
         null = self._null(len(numbers))
         both = {key: torch.cat([text[key], null[key]]) for key in text}
         with torch.no_grad(), blame_memory("the teacher's prediction", ADVICE):
-            output = self.teacher.net(torch.cat([z, z]), torch.cat([t, t]), both).float().cpu()
+            output = self.teacher.net(torch.cat([z, z]), torch.cat([t, t]), both).float()
         cond, uncond = output.chunk(2)
-        work.cond_output.update(zip(numbers, cond, strict=True))
-        work.uncond_output.update(zip(numbers, uncond, strict=True))
+        step_moments = moments(self.schedule, TeacherStep(z, t, cond, uncond, t))
+        work.moments.update(zip(numbers, step_moments.cpu(), strict=True))
+        work.cond_output.update(zip(numbers, cond.cpu(), strict=True))
+        work.uncond_output.update(zip(numbers, uncond.cpu(), strict=True))
 
     def _noised(self, work: ShardJobs) -> Callable[[Sequence[int]], Noised]:
         """A function that draws the noise of a group, on the CPU while the accelerator computes the group before."""
@@ -239,39 +302,41 @@ class ShardBuilder:
         shape = (videos, count // videos, *work.z0.shape[1:])
         for key, outputs in (("cond_output", work.cond_output), ("uncond_output", work.uncond_output)):
             tensors[key] = torch.stack([outputs[number] for number in range(count)]).to(dtype).view(shape)
+        tensors["moments"] = torch.stack([work.moments[number] for number in range(count)]).view(*shape[:2], -1)
+        return tensors
+
+    def _part_tensors(self, work: ShardJobs, inverted: Inverted) -> dict[str, Tensor]:
+        """The scores of a shard, and its inversions unless there are none or the run keeps none."""
+        dtype, videos, count = dtype_of(self.run.preprocess.dtype), len(work.clips), len(work.jobs)
+        tensors: dict[str, Tensor] = {}
+        if inverted and self.run.preprocess.keep_inversions:
+            tensors["inversion.index"] = torch.tensor(sorted(inverted))
+            latents = torch.stack([inverted[key].cpu() for key in sorted(inverted)])
+            tensors["inversion.latents"] = latents.to(self._kept_dtype)
         for name, scores in work.scores.items():
             row = torch.full((count,), -1)
             row[sorted(scores)] = torch.arange(len(scores))
             empty = torch.zeros(0, *work.z0.shape[1:])
             stacked = torch.stack([scores[number] for number in sorted(scores)]) if scores else empty
             tensors[f"row.{name}"] = row.view(videos, -1)
-            tensors[f"score.{name}"], tensors[f"rms.{name}"] = store.packed(stacked, dtype)
+            tensors[f"score.{name}"], tensors[f"rms.{name}"] = packed(stacked, dtype)
         return tensors
+
+    @property
+    def _kept_dtype(self) -> torch.dtype:
+        """The dtype in which inverted latents are kept; float16 has three bits more than bfloat16."""
+        return torch.float32 if self.run.preprocess.dtype == "float32" else torch.float16
+
+    def _rounded(self, latents: Tensor) -> Tensor:
+        """A copy of inverted latents, as a store keeps them: scores are the same, computed now or from the store."""
+        if not self.run.preprocess.keep_inversions:
+            return latents.clone()
+        return latents.to(self._kept_dtype).to(latents.dtype, copy=True)
 
     def _null(self, batch: int) -> Cond:
         if not hasattr(self, "_empty"):
             self._empty = self.teacher.null(1)
         return {key: value.expand(batch, *value.shape[1:]) for key, value in self._empty.items()}
-
-
-class PaddedTeacher:
-    """A teacher whose forward passes have three sizes only, padded with copies of the last row.
-
-    Args:
-        teacher: The teacher.
-        rows: The largest size.
-    """
-
-    def __init__(self, teacher: Teacher, rows: int) -> None:
-        self.teacher = teacher
-        self.schedule: NoiseSchedule = teacher.schedule
-        self.sizes = sorted({max(1, rows // 4), max(1, rows // 2), rows})
-
-    def net(self, z: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The network's prediction at `z` (B, C, F, H, W) and `t` (B,), B at most `rows`, like `z`."""
-        size = next(size for size in self.sizes if size >= len(z))
-        rows = [min(row, len(z) - 1) for row in range(size)]
-        return self.teacher.net(z[rows], t[rows], {key: value[rows] for key, value in cond.items()})[: len(z)]
 
 
 def _split(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

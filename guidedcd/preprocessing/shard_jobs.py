@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from guidedcd.data.clips import Clip
+from guidedcd.data.routing import Sample
 from guidedcd.diffusion.randomness import Stream, noise
 
 
@@ -33,7 +34,8 @@ class DrawJob:
 class ShardJobs:
     """The clips of one shard, their draws, and the teacher's predictions so far, by number of the job."""
 
-    clips: Sequence[Clip]
+    clips: Sequence[Clip | Sample]
+    """The clips, or the samples of a stored shard, whose latents are in the store."""
     z0: Tensor
     """Clean latents (V, C, F, H, W)."""
     cond: dict[str, Tensor]
@@ -45,6 +47,8 @@ class ShardJobs:
     """By job, the prediction with the caption (C, F, H, W), on the CPU."""
     uncond_output: dict[int, Tensor] = attrs.field(factory=dict)
     """By job, the prediction without a caption (C, F, H, W), on the CPU."""
+    moments: dict[int, Tensor] = attrs.field(factory=dict)
+    """By job, the moments of its predictions (5,), see `guidedcd.diffusion.guidance.moments`, on the CPU."""
     scores: dict[str, dict[int, Tensor]] = attrs.field(factory=dict)
     """By energy and scored job, the energy's gradient (C, F, H, W), on the CPU."""
 

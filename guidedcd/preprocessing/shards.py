@@ -10,16 +10,16 @@ from guidedcd.documents import check_form, read_json
 from guidedcd.errors import GuidedCDError, NoPermissionError, shortened, unreadable
 from guidedcd.files import file_digest
 
-FORMAT = 1
-"""Version of the format."""
+FORMAT = 2
+"""Version of the format. Stores of format 1 have the scores of their energies in the shards, and can be read."""
 FORM = {
     "shards": int,
     "teacher": {"name": str, "fingerprint": str},
     "geometry": {"frames": int, "height": int, "width": int, "fps": float},
     "data": [{"name": str}],
-    "energies": {str: {"reference": str}},
+    "energies?": {str: {"reference": str}},
     "steps": int,
-    "window": (float, None),
+    "window?": (float, None),
     "videos": int,
     "draws_per_video": int,
     "shard_size": int,
@@ -36,6 +36,10 @@ SAMPLE = {
 }
 SHARD_FORM = {"samples": [SAMPLE], "skipped": [{"id": str, "reason": str}], "sha256": str}
 """Form of the JSON file of a shard."""
+PART_FORM = {"sha256": str, "base": str}
+"""Form of the JSON file of a shard's scores or inversions; `base` is the checksum of the shard's own tensors."""
+SCORES, INVERSIONS = "scores", "inversions"
+"""Folders in a store: one with a folder of scores for each energy, one with inverted latents."""
 MOST_SHARDS = 10**6
 """More shards are an error in store.json."""
 
@@ -71,23 +75,32 @@ def verify(folder: Path, advance: Callable[[], None] = lambda: None) -> None:
         GuidedCDError: Shards are damaged; the error names them.
     """
     wrong = []
+    parts = [folder / INVERSIONS, *sorted((folder / SCORES).glob("*"))]
     for number in range(read_identity(folder)["shards"]):
-        manifest, path = (folder / f"{shard_name(number)}.{extension}" for extension in ("json", "safetensors"))
-        if manifest.exists():
-            try:
-                if not path.exists():
-                    wrong.append((number, "it is missing"))
-                elif file_digest(path) != read_json(manifest, SHARD_FORM)["sha256"]:
-                    wrong.append((number, "its checksum differs"))
-            except NoPermissionError:
-                raise
-            except GuidedCDError:
-                wrong.append((number, f"{manifest.name} cannot be read"))
-            except OSError as error:
-                raise unreadable(error, path) from error
+        for part in (folder, *parts):
+            if why := _damage(part, number, SHARD_FORM if part == folder else PART_FORM):
+                wrong.append((part, number, why))
         advance()
     if wrong:
-        raise damaged(folder, *wrong[0], others=[number for number, _ in wrong[1:]])
+        part, number, why = wrong[0]
+        raise damaged(part, number, why, others=[number for other, number, _ in wrong[1:] if other == part])
+
+
+def _damage(folder: Path, number: int, form: dict[str, Any]) -> str:
+    """What is wrong with the files of a shard in a folder, or "" if nothing is or the shard does not exist."""
+    manifest, path = (folder / f"{shard_name(number)}.{extension}" for extension in ("json", "safetensors"))
+    if not manifest.exists():
+        return ""
+    try:
+        if not path.exists():
+            return "it is missing"
+        return "" if file_digest(path) == read_json(manifest, form)["sha256"] else "its checksum differs"
+    except NoPermissionError:
+        raise
+    except GuidedCDError:
+        return f"{manifest.name} cannot be read"
+    except OSError as error:
+        raise unreadable(error, path) from error
 
 
 def read_identity(folder: Path) -> dict[str, Any]:
@@ -100,7 +113,7 @@ def read_identity(folder: Path) -> dict[str, Any]:
         raise GuidedCDError(f"{folder} is no latent store: it has no store.json. `guidedcd preprocess` creates one.")
     path = folder / "store.json"
     identity = read_json(path, {"format": int})
-    if identity["format"] != FORMAT:
+    if identity["format"] not in (1, FORMAT):
         raise GuidedCDError(
             f"{folder} was written by another version of guidedcd (format {shortened(identity['format'], 20)}, this "
             f"one reads {FORMAT}). Delete it to compute it again."

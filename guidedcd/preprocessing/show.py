@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from guidedcd.console import console, file_size
-from guidedcd.preprocessing import shards
+from guidedcd.preprocessing import score_sets, shards, shares
 
 LISTED = 20
 """Number of missing shards that are listed."""
@@ -25,13 +26,13 @@ def show_store(folder: Path) -> None:
     used = sum(len(manifest["samples"]) for manifest in manifests)
     skipped = sum(len(manifest["skipped"]) for manifest in manifests)
     shape = identity["geometry"]
-    window = "" if identity["window"] is None else f", scores on the noisiest {identity['window']:.0%}"
+    parts = score_sets.listed(folder)
+    size += sum(path.stat().st_size for path in (folder / shards.INVERSIONS).glob("*.safetensors"))
     lines = {
         "teacher": f"{identity['teacher']['name']} {identity['teacher']['fingerprint'][:12]}, "
         f"{shape['frames']} frames of {shape['width']}x{shape['height']} at {shape['fps']:g} fps",
         "data": ", ".join(dataset["name"] for dataset in identity["data"]),
-        "energies": ", ".join(f"{n} ({c['reference']})" for n, c in identity["energies"].items()) or "none",
-        "grid": f"{identity['steps']} steps{window}",
+        "grid": f"{identity['steps']} steps",
         "videos": f"{used} of {identity['videos']}" + (f", {skipped} skipped" if skipped else ""),
         "draws": f"{used * identity['draws_per_video']}, {identity['draws_per_video']} of each video",
         "stored as": f"{identity['dtype']}, {file_size(size)}",
@@ -41,6 +42,32 @@ def show_store(folder: Path) -> None:
         lines["missing"] = ", ".join(map(str, missing[:LISTED])) + (", ..." if len(missing) > LISTED else "")
     for name, text in lines.items():
         console.print(f"{name:9} {text}", markup=False, highlight=False)
+    energies = identity.get("energies", {})
+    for name, options in energies.items():
+        text = f"{name} ({options['reference']}), in the shards, of a source that was not recorded"
+        console.print(f"energy    {text}", markup=False, highlight=False)
+    if not parts and not energies:
+        console.print("energies  none")
+    for part in parts:
+        _show_scores(folder, identity, part)
+
+
+def _show_scores(folder: Path, identity: dict[str, Any], part: Path) -> None:
+    """Print the energy, the code and the share of the scores in the folder `part`."""
+    content = score_sets.read(part)
+    scores, missing = content["scores"], score_sets.missing(part, identity)
+    size = sum(path.stat().st_size for path in part.glob("*.safetensors"))
+    text = (
+        f"{scores['energy']} ({scores['options']['reference']}) on the noisiest {scores['fraction']:.0%}, "
+        f"{scores['plugin']} {scores['version']}, source {scores['source'] or 'unknown'}, "
+        f"{file_size(size)} in {part.name}"
+    )
+    if missing:
+        text += f", {len(missing)} of {identity['shards']} shards missing"
+    console.print(f"energy    {text}", markup=False, highlight=False)
+    share = shares.shares(folder, identity, part, scores["energy"], content["strength"])
+    for line in share.lines() if share else ():
+        console.print(f"share     {line}", markup=False, highlight=False)
 
 
 def _bytes(folder: Path, number: int) -> int:

@@ -1,30 +1,28 @@
-"""Reading and writing a latent store: clean latents, predictions and gradients of the teacher, in shards.
+"""Reading a latent store: clean latents, predictions and gradients of the teacher, in shards.
 
-A shard is one safetensors file and one JSON file, which is written afterwards; a shard without its JSON file does not
-exist. Stores of one run that were filled in different folders are merged by copying their shards into one folder.
+`guidedcd.preprocessing.shard_files` writes them.
 
 Legend: V videos of a shard, D draws per video, R scored draws of a shard; latents (C, F, H, W).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from guidedcd.config.run import Run
 from guidedcd.data.routing import Sample
 from guidedcd.diffusion.randomness import noise
 from guidedcd.documents import open_regular, read_json
 from guidedcd.errors import GuidedCDError, NoPermissionError, unreadable
-from guidedcd.files import difference, digest, file_digest, replacing, write_json
+from guidedcd.preprocessing import score_sets
+from guidedcd.preprocessing.score_sets import ScoreFolders
 from guidedcd.preprocessing.shards import (
-    FORMAT,
+    PART_FORM,
     damaged,
     incomplete,
     missing,
@@ -33,8 +31,6 @@ from guidedcd.preprocessing.shards import (
     shard_name,
     verify,
 )
-
-__all__ = ["FORMAT", "Draw", "LatentStore", "begin", "packed", "save_shard", "shard_name"]
 
 OPEN_FILES = 256
 """The most shards that are open at once: systems limit a process to about a thousand files."""
@@ -71,8 +67,13 @@ class Draw:
 class LatentStore:
     """A sequence of draws, read lazily from a folder of shards; a draw is the same on every machine."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, scores: ScoreFolders | None = None) -> None:
         """Open a complete store.
+
+        Args:
+            folder: The store.
+            scores: By energy, the folder of its scores, see `guidedcd.preprocessing.score_sets`; by default the newest
+                complete ones of every energy.
 
         Raises:
             GuidedCDError: The folder is no store, shards are missing, or a shard is damaged.
@@ -80,9 +81,14 @@ class LatentStore:
         self.folder = folder
         self.identity = read_identity(folder)
         self.shards: list[dict[str, Any]] = []
-        self._open: dict[int, Any] = {}
+        self._open: dict[Path, Any] = {}
         if absent := missing(folder, self.identity):
             raise incomplete(folder, self.identity, absent)
+        self.scores = score_sets.newest(folder, self.identity) if scores is None else dict(scores)
+        """By energy, the folder of its scores, or None where they are in the shards of a store of format 1."""
+        for part in self.scores.values():
+            if part is not None and (absent := score_sets.missing(part, self.identity)):
+                raise incomplete(part, self.identity, absent)
         for number in range(self.identity["shards"]):
             self.shards.append(read_shard(folder, number))
             self._check(number)  # rather now than in the middle of the training
@@ -114,7 +120,7 @@ class LatentStore:
             GuidedCDError: The shard is damaged.
         """
         shard, video, draw = self.draws[position]
-        tensors = self._tensors(shard)
+        tensors = self._tensors(self.folder, shard)
         try:
             one = {key: tensors.get_slice(key)[video : video + 1][0] for key in ("z0", "index", "noise_seed")}
             pair = {key: _row(tensors, key, video, draw) for key in ("cond_output", "uncond_output")}
@@ -123,14 +129,9 @@ class LatentStore:
                 for key in tensors.keys()  # noqa: SIM118 - not a mapping
                 if key.startswith("cond.")
             }
-            scores = {}
-            for energy in self.identity["energies"]:
-                row = int(tensors.get_slice(f"row.{energy}")[video : video + 1][0][draw])
-                if row >= 0:
-                    score = tensors.get_slice(f"score.{energy}")[row : row + 1][0].float()
-                    scores[energy] = score * tensors.get_slice(f"rms.{energy}")[row : row + 1][0]
         except SafetensorError as error:
             raise damaged(self.folder, shard, error) from error
+        scores = {energy: self._score(energy, shard, video, draw) for energy in self.scores}
         z0 = one["z0"].float()
         return Draw(
             sample=Sample(**self.shards[shard]["samples"][video]),
@@ -141,7 +142,7 @@ class LatentStore:
             cond=cond,
             cond_output=pair["cond_output"].float(),
             uncond_output=pair["uncond_output"].float(),
-            scores=scores,
+            scores={energy: score for energy, score in scores.items() if score is not None},
         )
 
     def verify(self) -> None:
@@ -152,108 +153,92 @@ class LatentStore:
         """
         verify(self.folder)
 
+    def _score(self, energy: str, shard: int, video: int, draw: int) -> Tensor | None:
+        """An energy's gradient for a draw (C, F, H, W), float32; None outside of its window."""
+        folder = self.scores[energy]
+        tensors, suffix = self._tensors(folder or self.folder, shard), "" if folder else f".{energy}"
+        try:
+            row = int(tensors.get_slice(f"row{suffix}")[video : video + 1][0][draw])
+            if row < 0:
+                return None
+            score: Tensor = tensors.get_slice(f"score{suffix}")[row : row + 1][0].float()
+            return score * tensors.get_slice(f"rms{suffix}")[row : row + 1][0]
+        except SafetensorError as error:
+            raise damaged(folder or self.folder, shard, error) from error
+
     def _check(self, shard: int) -> None:
-        """Check that a shard has the tensors of its samples, by names and shapes."""
-        tensors, videos = self._tensors(shard), len(self.shards[shard]["samples"])
+        """Check that a shard and its scores have the tensors of its samples, by names and shapes."""
+        videos, draws = len(self.shards[shard]["samples"]), self.identity["draws_per_video"]
+        names = set(self._tensors(self.folder, shard).keys())
         if not videos:
             return
-        draws, names = self.identity["draws_per_video"], set(tensors.keys())
         shapes = {"z0": [videos], "noise_seed": [videos]}
         shapes |= {name: [videos, draws] for name in ("index", "cond_output", "uncond_output")}
         shapes |= {name: [videos] for name in names if name.startswith("cond.")}
-        for energy in self.identity["energies"]:
-            shapes |= {f"row.{energy}": [videos, draws], f"score.{energy}": [], f"rms.{energy}": []}
+        parts: dict[Path, dict[str, list[int]]] = {}
+        for energy, folder in self.scores.items():
+            suffix = "" if folder else f".{energy}"
+            of_scores: dict[str, list[int]] = {
+                f"row{suffix}": [videos, draws],
+                f"score{suffix}": [],
+                f"rms{suffix}": [],
+            }
+            if folder is None:
+                shapes |= of_scores
+            else:
+                parts[folder] = of_scores
+        self._check_shapes(self.folder, shard, shapes)
+        for folder, of_scores in parts.items():
+            self._check_base(folder, shard)
+            self._check_shapes(folder, shard, of_scores)
+
+    def _check_base(self, folder: Path, shard: int) -> None:
+        """Check that the scores of a shard in `folder` were computed from its present tensors."""
+        path = folder / f"{shard_name(shard)}.json"
+        try:
+            base = read_json(path, PART_FORM)["base"]
+        except NoPermissionError:
+            raise
+        except GuidedCDError as error:
+            raise damaged(folder, shard, str(error).rstrip(".")) from error
+        if base != self.shards[shard]["sha256"]:
+            raise damaged(folder, shard, "it belongs to other predictions")
+
+    def _check_shapes(self, folder: Path, shard: int, shapes: dict[str, list[int]]) -> None:
+        """Check that the file of a shard in `folder` has tensors whose shapes begin so."""
+        tensors, videos = self._tensors(folder, shard), len(self.shards[shard]["samples"])
+        names = set(tensors.keys())
         for name, shape in shapes.items():
             if name not in names:
-                raise damaged(self.folder, shard, f"it has no {name}")
+                raise damaged(folder, shard, f"it has no {name}")
             actual = tensors.get_slice(name).get_shape()
             if actual[: len(shape)] != shape:
-                raise damaged(self.folder, shard, f"{name} has shape {actual} for {videos} videos of {draws} draws")
+                draws = self.identity["draws_per_video"]
+                raise damaged(folder, shard, f"{name} has shape {actual} for {videos} videos of {draws} draws")
 
-    def _tensors(self, shard: int) -> Any:
-        if shard not in self._open:
+    def _tensors(self, folder: Path, shard: int) -> Any:
+        path = folder / f"{shard_name(shard)}.safetensors"
+        if path not in self._open:
             if len(self._open) >= OPEN_FILES:
                 self._open.pop(next(iter(self._open)))
-            path = self.folder / f"{shard_name(shard)}.safetensors"
             try:
                 with open_regular(path):  # safetensors reports missing permissions like damage
-                    self._open[shard] = safe_open(path, framework="pt")
+                    self._open[path] = safe_open(path, framework="pt")
             except PermissionError as error:
                 raise unreadable(error, path) from error
             except (SafetensorError, OSError) as error:
-                raise damaged(self.folder, shard, error) from error
-        return self._open[shard]
+                raise damaged(folder, shard, error) from error
+        return self._open[path]
 
 
 def _row(tensors: Any, key: str, video: int, draw: int) -> Tensor:
     return tensors.get_slice(key)[video : video + 1, draw : draw + 1][0, 0]
 
 
-def begin(folder: Path, identity: dict[str, Any], run: dict[str, Any] | None = None) -> None:
-    """Create the store for `identity`, or check that the store in `folder` has this identity.
-
-    Args:
-        folder: The store's folder.
-        identity: See `guidedcd.preprocessing.identity.identify`.
-        run: The first run of the store as JSON values, kept in run.json for `verify_store`.
+def open_store(run: Run, folder: Path) -> LatentStore:
+    """The complete store in `folder`, with the scores of a run's energies.
 
     Raises:
-        GuidedCDError: The folder contains a store with another identity, or other files.
+        GuidedCDError: As `LatentStore`.
     """
-    path = folder / "store.json"
-    if not path.exists():
-        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-            raise GuidedCDError(f"{folder} is not empty and is no latent store. Choose another folder with --store.")
-        if run is not None:
-            write_json(folder / "run.json", run)
-        write_json(path, identity)
-        return
-    try:
-        present = read_json(path, {})
-    except NoPermissionError:
-        raise
-    except GuidedCDError as error:
-        raise GuidedCDError(f"{path} is damaged: delete the folder, or choose another --store.") from error
-    if digest(present) != digest(identity):
-        raise GuidedCDError(
-            f"the store {folder} belongs to another run ({difference(present, identity)}). "
-            "Choose another --store, or none to let guidedcd find or make the right one."
-        )
-
-
-def save_shard(
-    folder: Path,
-    number: int,
-    samples: Sequence[Sample],
-    tensors: dict[str, Tensor],
-    skipped: Sequence[dict[str, str]],
-) -> None:
-    """Write one computed shard: first the tensors, then the JSON file, which completes it.
-
-    Args:
-        folder: The store's folder.
-        number: Number of the shard.
-        samples: The V clips that could be used.
-        tensors: "z0" (V, C, F, H, W) float32, "index" (V, D) and "noise_seed" (V,) int64, "cond.KEY" (V, ...),
-            "cond_output" and "uncond_output" (V, D, C, F, H, W); by energy "row.NAME" (V, D) int64, the row of a draw's
-            score or -1, "score.NAME" (R, C, F, H, W) and "rms.NAME" (R,) float32, see `packed`.
-        skipped: "id" and "reason" of each clip that could not be used.
-
-    Raises:
-        GuidedCDError: The disk is full.
-    """
-    path = folder / f"{shard_name(number)}.safetensors"
-    with replacing(path) as temporary:
-        save_file({key: value.contiguous().cpu() for key, value in tensors.items()}, temporary)
-    fields = [attrs.asdict(sample, filter=lambda attribute, _: attribute.name != "readers") for sample in samples]
-    write_json(
-        folder / f"{shard_name(number)}.json",
-        {"samples": fields, "skipped": list(skipped), "sha256": file_digest(path)},
-    )
-
-
-def packed(score: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Scores (R, ...) as values of unit RMS in `dtype`, and their RMS (R,) float32: half precision would underflow."""
-    rms = score.float().flatten(1).pow(2).mean(1).sqrt()
-    shape = (-1,) + (1,) * (score.dim() - 1)
-    return (score.float() / rms.clamp_min(1e-30).view(shape)).to(dtype), rms
+    return LatentStore(folder, score_sets.folders(folder, run, read_identity(folder)))

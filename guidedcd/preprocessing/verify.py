@@ -20,8 +20,9 @@ from guidedcd.devices import blame_memory
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Teacher
-from guidedcd.preprocessing import shards, store
+from guidedcd.preprocessing import score_sets, shard_files, shards
 from guidedcd.preprocessing.identity import identify
+from guidedcd.preprocessing.score_sets import ScoreFolders
 from guidedcd.preprocessing.writer import StoreWriter
 
 PREDICTIONS, SCORES = 0.01, 0.05
@@ -54,7 +55,8 @@ def verify_store(folder: Path, *, samples: int = 0, device: str | None = None, s
     if not samples:
         return result
     run, teacher = _origin(folder, device)
-    store.begin(folder, identify(run, teacher))
+    shard_files.begin(folder, identify(run, teacher))
+    scores = score_sets.folders(folder, run, identity)
     present = sorted(set(range(identity["shards"])) - set(missing))
     videos = [(n, v) for n in present for v in range(len(shards.read_shard(folder, n)["samples"]))]
     chosen = sorted(random.Random(seed).sample(videos, min(samples, len(videos))))
@@ -65,14 +67,16 @@ def verify_store(folder: Path, *, samples: int = 0, device: str | None = None, s
             for number, video in chosen:
                 clip = _clip(writer, folder, number, video)
                 tensors = writer.builder.shard([clip], lambda share: None)[1]
-                errors = _errors(tensors, folder, number, video)
-                _check(errors, clip, folder, number, HALF if is_half else 1)
+                errors = _errors(tensors, folder, number, video, scores)
+                _check(errors, clip, folder, number, HALF if is_half else 1, scores)
                 result["samples"][clip.id] = errors
                 advance()
     return result
 
 
-def _check(errors: dict[str, float], clip: Clip, folder: Path, number: int, factor: float) -> None:
+def _check(
+    errors: dict[str, float], clip: Clip, folder: Path, number: int, factor: float, scores: ScoreFolders
+) -> None:
     """Compare the errors of a clip of shard `number` with the tolerances times `factor`.
 
     Raises:
@@ -81,8 +85,9 @@ def _check(errors: dict[str, float], clip: Clip, folder: Path, number: int, fact
     for key, error in errors.items():
         allowed = factor * (SCORES if key.startswith("score") else PREDICTIONS)
         if not error <= allowed:
+            part = scores.get(key.removeprefix("score.")) or folder
             raise GuidedCDError(
-                f"shard {folder / shards.shard_name(number)}.safetensors differs from the teacher's predictions for "
+                f"shard {part / shards.shard_name(number)}.safetensors differs from the teacher's predictions for "
                 f"'{clip.id}': {key} differs by {error:.2g} of its size, {allowed:.2g} is allowed. "
                 f"Delete {shards.shard_name(number)}.json and preprocess again."
             )
@@ -110,24 +115,37 @@ def _clip(writer: StoreWriter, folder: Path, number: int, video: int) -> Clip:
     )
 
 
-def _errors(computed: dict[str, Tensor], folder: Path, number: int, video: int) -> dict[str, float]:
-    """By tensor, the relative error of the stored values of one video; indices and seeds must be equal."""
+def _errors(
+    computed: dict[str, Tensor], folder: Path, number: int, video: int, scores: ScoreFolders
+) -> dict[str, float]:
+    """By tensor, the relative error of the stored values of one video; indices and seeds must be equal.
+
+    Scores that do not exist, and inversions, are left out.
+    """
+    errors: dict[str, float] = {}
+    for name, part in scores.items():
+        suffix, path = "" if part else f".{name}", (part or folder) / f"{shards.shard_name(number)}.safetensors"
+        if not path.exists():
+            continue
+        with safe_open(path, framework="pt") as file:
+            scored = [int(row) for row in _rows(file, f"row{suffix}", video)[0] if row >= 0]
+            rms = [_rows(file, f"rms{suffix}", row)[0] for row in scored]
+            rows = [_rows(file, f"score{suffix}", row).float()[0] for row in scored]
+        tensor = computed[f"score.{name}"]
+        expected = tensor.float() * computed[f"rms.{name}"].view(-1, *[1] * (tensor.dim() - 1))
+        stored = [row * size for row, size in zip(rows, rms, strict=True)]
+        errors[f"score.{name}"] = _relative(expected, torch.stack(stored)) if stored or len(expected) else 0.0
     with safe_open(folder / f"{shards.shard_name(number)}.safetensors", framework="pt") as file:
-
-        def rows(key: str, row: int) -> Tensor:
-            return file.get_slice(key)[row : row + 1]
-
-        errors = {}
+        keys = set(file.keys())
         for key, tensor in computed.items():
-            if key.startswith("score."):
-                name = key.removeprefix("score.")
-                scored = [int(row) for row in rows(f"row.{name}", video)[0] if row >= 0]
-                stored = [rows(key, row).float()[0] * rows(f"rms.{name}", row)[0] for row in scored]
-                scores = tensor.float() * computed[f"rms.{name}"].view(-1, *[1] * (tensor.dim() - 1))
-                errors[key] = _relative(scores, torch.stack(stored)) if stored or len(scores) else 0.0
-            elif not key.startswith(("rms.", "row.")):
-                errors[key] = _relative(tensor, rows(key, video), exact=key in ("index", "noise_seed"))
+            if key in keys and not key.startswith(shard_files.PARTS):
+                errors[key] = _relative(tensor, _rows(file, key, video), exact=key in ("index", "noise_seed"))
     return errors
+
+
+def _rows(file: Any, key: str, row: int) -> Tensor:
+    rows: Tensor = file.get_slice(key)[row : row + 1]
+    return rows
 
 
 def _relative(computed: Tensor, stored: Tensor, exact: bool = False) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +18,8 @@ from guidedcd.data.mixture import Mixture
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import DatasetConfig
-from guidedcd.preprocessing import shards, store
+from guidedcd.preprocessing import score_sets, shard_files, shards
+from guidedcd.preprocessing.score_sets import ScoreFolders
 from guidedcd.preprocessing.shard_builder import ShardBuilder
 
 
@@ -41,8 +42,13 @@ class StoreWriter:
         self.mixture = Mixture(datasets, weights, self.settings.videos)
         self.builder = ShardBuilder(run, teacher)
 
-    def fill(self, folder: Path, missing: Sequence[int]) -> None:
+    def fill(self, folder: Path, missing: Sequence[int], scores: ScoreFolders) -> None:
         """Compute and write the shards `missing`; a thread reads the clips of the next shard meanwhile.
+
+        Args:
+            folder: The store's folder.
+            missing: Numbers of shards.
+            scores: By energy, the folder of its scores.
 
         Raises:
             GuidedCDError: Too many clips are unreadable, the disk is full, or the memory is exhausted.
@@ -61,8 +67,8 @@ class StoreWriter:
                 if clips:
                     samples, tensors = self.builder.shard(clips, report)
                 else:
-                    samples, tensors = [], {"z0": torch.zeros(0)}
-                store.save_shard(folder, number, samples, tensors, unreadable)
+                    samples, tensors = [], {"z0": torch.zeros(0), **no_scores(self.builder.run.energies)}
+                shard_files.save_shard(folder, number, samples, tensors, unreadable, scores)
                 report(1)
                 draws += len(clips) * per_video
                 tried, skipped = tried + len(self.positions(number)), skipped + unreadable
@@ -76,6 +82,49 @@ class StoreWriter:
         """The positions in the mixture of a shard's clips."""
         size = self.settings.shard_size
         return range(number * size, min((number + 1) * size, len(self.mixture)))
+
+
+class ScoreWriter:
+    """Computes and writes the scores of energies for the stored shards of a run; neither data nor VAE are needed.
+
+    Args:
+        run: The configuration.
+        teacher: The run's teacher on its device.
+        scores: By energy, the folder of its scores.
+
+    Raises:
+        GuidedCDError: An energy cannot be loaded.
+    """
+
+    def __init__(self, run: Run, teacher: Teacher, scores: ScoreFolders) -> None:
+        self.scores = scores
+        self.draws = run.preprocess.draws_per_video
+        self.builder = ShardBuilder(run, teacher)
+
+    def fill(self, folder: Path, missing: Sequence[int]) -> None:
+        """Compute the scores that the shards `missing` lack.
+
+        Raises:
+            GuidedCDError: A shard is damaged, the disk is full, or the memory is exhausted.
+        """
+        counts = {number: len(shards.read_shard(folder, number)["samples"]) * self.draws for number in missing}
+        with settled(), progress("scores", sum(counts.values()), unit="draws") as advance:
+            for number in missing:
+                report = _ShardProgress(advance, counts[number])
+                names = score_sets.without(self.scores, number)
+                samples, base, tensors = shard_files.read_base(folder, number)
+                if samples:
+                    inverted = shard_files.read_inversions(folder, number, base)
+                    parts = self.builder.of_energies(names).extend(samples, tensors, inverted, report)
+                else:
+                    parts = no_scores(names)
+                shard_files.save_parts(folder, number, base, parts, self.scores)
+                report(1)
+
+
+def no_scores(names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The scores of a shard without samples."""
+    return {f"score.{name}": torch.zeros(0) for name in names}
 
 
 class _ShardProgress:

@@ -17,6 +17,8 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import check_writable, difference, digest, write_json
 from guidedcd.locks import locked
 from guidedcd.plugins import objects
+from guidedcd.plugins.registry import CONFIGS
+from guidedcd.plugins.sources import changed, origin
 
 RUNS = Path("runs")
 """The folder of all runs."""
@@ -125,11 +127,33 @@ def claimed(run: Run, out: Path | None, *, new: bool, command: str | None = None
             if other == folder:
                 if exists and not finished(folder):
                     console.print(f"run      continuing {folder} (--new starts another)")
+                _record_sources(run, folder)
                 if not exists:
                     write_json(folder / "run.json", ({"command": command} if command else {}) | run.to_dict())
                 yield folder
                 return
         folder = other
+
+
+SOURCES = "sources.json"
+"""The versions and sources of a run's components, as of its last start."""
+
+
+def _record_sources(run: Run, folder: Path) -> None:
+    """Print which components have changed since the run was last started, and record the present ones."""
+    present: dict[str, dict[str, str]] = {}
+    for kind in CONFIGS:
+        for chosen in run.chosen(kind):
+            with contextlib.suppress(GuidedCDError):  # a component that is not installed is an error of its own
+                present[f"{kind} '{chosen.name}'"] = origin(chosen.component())
+    path = folder / SOURCES
+    recorded = read_json(path, {str: {"plugin": str, "version": str, "source": str}}) if path.exists() else {}
+    changes = [changed(what, recorded[what], now) for what, now in present.items() if recorded.get(what, now) != now]
+    if changes:
+        text = f"since its last step, {' and '.join(changes)}; the run continues with the present code"
+        console.print(f"run      {folder}: {text}", markup=False)
+    if recorded != present:
+        write_json(path, present)
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:

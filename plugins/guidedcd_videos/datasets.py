@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ import attrs
 from guidedcd.data.clips import Clip, ClipError
 from guidedcd.data.geometry import Geometry
 from guidedcd.errors import GuidedCDError
+from guidedcd.files import digest
 from guidedcd_videos import FolderConfig, ListedConfig, VideosConfig, WebDatasetConfig
 from guidedcd_videos.listings import (
     CAPTION,
@@ -51,9 +53,32 @@ class Dataset:
             raise GuidedCDError(f"dataset '{self.name}': there is no folder {self.path}.")
         return Clips(self.name, self.config, self.listing(self.path), geometry)
 
+    def fingerprint(self) -> str:
+        """A digest of names, sizes and times of modification of the files that list the clips.
+
+        A video that changes without them is not noticed: a million files take minutes on a network disk.
+
+        Raises:
+            GuidedCDError: There is no such folder, or no list in it.
+        """
+        if not self.path.exists():
+            raise GuidedCDError(f"dataset '{self.name}': there is no folder {self.path}.")
+        return digest([_described(file, self.path) for file in self.listing_files(self.path)])
+
     def listing(self, path: Path) -> Listing:
         """The entries of the data set at `path`, a folder or a file."""
         raise NotImplementedError
+
+    def listing_files(self, path: Path) -> Sequence[Path]:
+        """The files that list the clips of the data set at `path`."""
+        raise NotImplementedError
+
+
+def _described(file: Path, root: Path) -> tuple[str, int, int]:
+    """Name below the data set's folder, size, and time of modification in seconds, which every file system keeps."""
+    status = file.stat()
+    name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+    return name, status.st_size, int(status.st_mtime)
 
 
 class ListedDataset(Dataset):
@@ -84,6 +109,10 @@ class ListedDataset(Dataset):
             if not root.is_dir():
                 raise GuidedCDError(f"dataset '{self.name}': there is no folder {root} for its videos.")
         return self.rows(read_table(file), root, self.caption)
+
+    def listing_files(self, path: Path) -> Sequence[Path]:
+        """The table."""
+        return [self.list_file(path)]
 
     def rows(self, table: Table, root: Path, caption: Sequence[str]) -> Rows:
         """The clips of a table.
@@ -152,16 +181,27 @@ class Folder(ListedDataset):
     search = False
     config: FolderConfig
 
+    def has_list(self, path: Path) -> bool:
+        """Whether a table lists the clips of the folder or file at `path`."""
+        return path.is_file() or bool(self.config.metadata) or any((path / name).is_file() for name in self.patterns)
+
+    def listing_files(self, path: Path) -> Sequence[Path]:
+        """The table; without one, all files of the folder, videos and captions."""
+        if self.has_list(path):
+            return super().listing_files(path)
+        root = path if self.config.videos is None else path / self.config.videos
+        walked = sorted(os.walk(root, followlinks=True))
+        return [Path(folder) / name for folder, _, names in walked for name in sorted(names) if name[:1] != "."]
+
     def listing(self, path: Path) -> Listing:
         """The rows of the metadata, or the videos below the folder."""
         caption = (self.config.caption,) if self.config.caption else CAPTION
-        has_list = path.is_file() or self.config.metadata or any((path / name).is_file() for name in self.patterns)
         root = path if path.is_dir() else path.parent
         if self.config.videos is not None:
             root = root / self.config.videos
         if not root.is_dir():
             raise GuidedCDError(f"dataset 'folder': there is no folder {root} for its videos.")
-        if has_list:
+        if self.has_list(path):
             return self.rows(read_table(self.list_file(path)), root, caption)
         files = video_files(root)
         if not files:
@@ -221,6 +261,10 @@ class WebDataset(Dataset):
 
     name = "webdataset"
     config: WebDatasetConfig
+
+    def listing_files(self, path: Path) -> Sequence[Path]:
+        """The shards, which contain the videos."""
+        return [file for _, file in shard_files(path)]
 
     def listing(self, path: Path) -> Listing:
         """The samples of all shards.

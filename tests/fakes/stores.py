@@ -11,8 +11,9 @@ from guidedcd.models.teachers.protocol import Teacher
 
 
 def shard_files(folder: Path) -> dict[str, bytes]:
-    """The content of every file of a store's shards, by name."""
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("shard-*"))}
+    """The content of every file of a store's shards, scores and inversions, by its path in the store."""
+    files = sorted(folder.rglob("shard-*"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def clips(count: int, teacher: Teacher) -> list[Clip]:

@@ -116,7 +116,7 @@ def test_store_has_the_predicted_bytes(toy, tmp_path):
         run = make(preprocess={"videos": 8, "shard_size": 4, "draws_per_video": 6, "dtype": dtype})
         folder = tmp_path / dtype
         preprocess(run, store_folder=folder)
-        written = sum(path.stat().st_size for path in folder.glob("shard-*"))
+        written = sum(path.stat().st_size for path in folder.rglob("shard-*"))
         latent = LatentStore(folder)[0].z0.numel()
 
         assert store_bytes(run, latent, 4 * 6, caption=8) == pytest.approx(written, rel=0.02)

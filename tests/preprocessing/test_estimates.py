@@ -15,7 +15,6 @@ from toy_plugin import make as toy_run
 from guidedcd.errors import GuidedCDError
 from guidedcd.preprocessing import estimates
 from guidedcd.preprocessing.preprocess import preprocess
-from guidedcd.preprocessing.shards import shard_name
 
 make = partial(toy_run, replace=("energy",))
 
@@ -35,26 +34,29 @@ def test_the_size_is_known_before(toy, tmp_path, energies):
     """The estimate is within a tenth of what is written, apart from headers."""
     run = make(energy=energies, preprocess={"videos": 8, "draws_per_video": 4, "shard_size": 8, "dtype": "float16"})
     folder = preprocess(run, store_folder=tmp_path / "s")
-    written = sum(t.nbytes for t in load_file(folder / f"{shard_name(0)}.safetensors").values())
+    written = sum(t.nbytes for path in folder.rglob("*.safetensors") for t in load_file(path).values())
 
     assert estimates.store_size(run, run.teacher.build()).total == pytest.approx(written, rel=0.1)
 
 
 def test_a_disk_that_fills_up_keeps_what_is_done(toy, tmp_path, monkeypatch):
     """The error names the shard that could not be written; then the same command completes the same store."""
-    from guidedcd.preprocessing import store
+    from guidedcd.preprocessing import shard_files as store
 
     run, save, calls = make(preprocess={"videos": 3, "draws_per_video": 1}), store.save_file, []
     whole = shard_files(preprocess(run, store_folder=tmp_path / "whole"))
 
     def full(tensors, path):
         calls.append(path)
-        if len(calls) == 2:
+        if len(calls) == 4:  # a shard, its scores and inversions, the next shard
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(tensors, path)
 
     monkeypatch.setattr(store, "save_file", full)
     with pytest.raises(GuidedCDError, match=r"the disk is full: .*shard-00001.*the same command continues"):
         preprocess(run, store_folder=tmp_path / "s")
-    assert sorted(shard_files(tmp_path / "s")) == ["shard-00000.json", "shard-00000.safetensors"]
+    assert {name.rpartition("/")[2] for name in shard_files(tmp_path / "s")} == {
+        "shard-00000.json",
+        "shard-00000.safetensors",
+    }
     assert shard_files(preprocess(run, store_folder=tmp_path / "s")) == whole

@@ -30,10 +30,10 @@ def test_parts_equal_a_whole(toy, tmp_path):
     for number in (1, 0):
         preprocess(run, store_folder=tmp_path / "one", shard=(number, 2))
         preprocess(run, store_folder=tmp_path / f"part-{number}", shard=(number, 2))
-    for path in (tmp_path / "part-1").glob("shard-*"):
-        shutil.copy(path, tmp_path / "part-0")
+    for name in shard_files(tmp_path / "part-1"):
+        shutil.copy(tmp_path / "part-1" / name, tmp_path / "part-0" / name)
 
-    assert len(whole) == 8
+    assert len(whole) == 24  # tensors and JSON of shards, scores and inversions
     assert shard_files(tmp_path / "one") == shard_files(tmp_path / "part-0") == whole
     assert len(LatentStore(preprocess(run, store_folder=tmp_path / "part-0", fill_parts=False))) == 8
 
@@ -46,13 +46,13 @@ def test_an_incomplete_store_names_its_missing_shards(toy, tmp_path):
     for ask in (lambda: LatentStore(folder), lambda: preprocess(run, store_folder=folder, fill_parts=False)):
         with pytest.raises(GuidedCDError, match=r"3 of its 5 shards are missing \(0, 2, 3\).*--shard I/N"):
             ask()
-    assert len(shard_files(folder)) == 4
+    assert len(shard_files(folder)) == 12
     assert len(LatentStore(preprocess(run, store_folder=folder))) == 15
 
 
 def test_parts_may_be_written_together(toy, tmp_path, monkeypatch):
     """While one part is written another may be; the same part, or the whole, may not."""
-    from guidedcd.preprocessing import store
+    from guidedcd.preprocessing import shard_files as store
 
     run, save = make(preprocess={"shard_size": 1, "videos": 4, "draws_per_video": 1}), store.save_shard
     refused = []

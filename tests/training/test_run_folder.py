@@ -131,3 +131,23 @@ def test_run_json_reads_back(toy, tmp_path):
     write_json(tmp_path / "run.json", run.to_dict())
 
     assert run_from_dict(read_json(tmp_path / "run.json")) == run
+
+
+def test_changed_components_are_stated_before_a_run_continues(toy, tmp_path, monkeypatch, capsys):
+    """A component with another source or version than at the last start is named once; the run continues."""
+    run, origin, folder = make(), run_folder.origin, tmp_path / "r"
+
+    def claim() -> str:
+        with run_folder.claimed(run, folder, new=False):
+            return " ".join(capsys.readouterr().out.split())
+
+    def edited(component):
+        change = {"energy": {"source": "edited"}, "reward": {"version": "2"}}.get(component.kind, {})
+        return origin(component) | change
+
+    assert "since" not in claim()
+    monkeypatch.setattr(run_folder, "origin", edited)
+    text = claim()
+    assert "since its last step, energy 'toy' (" in text and "has another source than before and reward 'toy'" in text
+    assert "has version 2 instead of" in text and "continues with the present code" in text
+    assert "since" not in claim()

@@ -397,3 +397,20 @@ def test_a_dataset_without_a_folder_cannot_be_made():
     """The mistake shows before anything is loaded."""
     with pytest.raises(GuidedCDError, match="--data folder:FOLDER"):
         load_plugins().get("dataset", "folder").build(FolderConfig())
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_fingerprint_follows_the_files_that_list_the_clips(name, roots, tmp_path):
+    """It is the same in a copy with the same times, and changes with the list, or with a file where there is none."""
+    component = load_plugins().get("dataset", name)
+    root = shutil.copytree(roots[name], tmp_path / "copy")
+
+    def fingerprint(path) -> str:
+        return component.build(component.config(path=path)).fingerprint()
+
+    assert fingerprint(root) == fingerprint(roots[name])
+    (file, *_) = component.build(component.config(path=root)).listing_files(root)
+    file.write_bytes(file.read_bytes() + b"\n")
+    assert fingerprint(root) != fingerprint(roots[name])
+    with pytest.raises(GuidedCDError, match="there is no folder"):
+        fingerprint(tmp_path / "none")
