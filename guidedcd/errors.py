@@ -1,15 +1,75 @@
-"""Mistakes of the user: one line on the terminal, exit status 2. Anything else is a bug and keeps its traceback."""
+"""Mistakes of the user: one line on the terminal, exit status 2. Anything else is a bug and keeps its traceback.
+
+Messages are written with flags, "--train.batch-size 2". A Python program gets them with the names of Python,
+"`train.batch_size=2`".
+"""
 
 from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+_on_command_line = False
+"""Whether options are spelled as flags, see `on_command_line`."""
+
+
+@contextmanager
+def on_command_line() -> Iterator[None]:
+    """Within this context messages name options by their flags; everywhere else as Python does."""
+    global _on_command_line
+    before, _on_command_line = _on_command_line, True
+    try:
+        yield
+    finally:
+        _on_command_line = before
+
+
+_OPTION = re.compile(
+    r"(?P<as_it_is>`[^`]*`|(?:guidedcd|python -m|hf download) [^`]*)"
+    r"|(?<![\w/.'\"-])--(?P<path>[a-z][a-z0-9]*(?:[.-]\w+)*)"
+    r"(?:[ =](?P<value>\d[\d.]*(?!\S*\w)|(?!or\b|and\b)[\w:./,-]*\w(?=$|[.,;:)]+(?:\s|$)| or | and )))?"
+)
+"""A flag in a message, with its value where the sentence ends or pauses after it; commands and code spans stay."""
+
+_BY_NAME = ("teacher", "data", "energies", "rewards", "routes", "metrics")
+"""Options of components: the second part of their paths is a component's name, which keeps its "-"."""
+
+
+def option_name(name: str) -> str:
+    """A field as users write it: "batch-size" on the command line, "batch_size" in Python."""
+    return name.replace("_", "-") if _on_command_line else name
+
+
+def with_option_names(message: str) -> str:
+    """A message whose flags are replaced by the names of Python, unless a command is running."""
+    return message if _on_command_line else _OPTION.sub(_in_python, message)
+
+
+def _in_python(match: re.Match[str]) -> str:
+    if match["as_it_is"] is not None:
+        return match[0]
+    parts = match["path"].split(".")
+    kept = 1 if parts[0] in _BY_NAME else None
+    name = ".".join(part if index == kept else part.replace("-", "_") for index, part in enumerate(parts))
+    value = {"true": "True", "false": "False"}.get(match["value"] or "", match["value"])
+    if name == "new":
+        value = value or "True"
+    if value is None:
+        return f"`{name}`"
+    plain = re.fullmatch(r"True|False|-?\d+(\.\d+)?", value)
+    return f"`{name}={value}`" if plain else f'`{name}="{value}"`'
 
 
 class GuidedCDError(Exception):
     """States what is wrong, where, and what to do about it, in one clear sentence."""
+
+    def __init__(self, *args: object) -> None:
+        """Take the message, in which options are flags."""
+        super().__init__(*(with_option_names(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class PluginError(GuidedCDError):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import json
+import pydoc
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 
 import guidedcd
 from guidedcd.config.resolve import run_from_dict
+from guidedcd.errors import on_command_line, with_option_names
 from guidedcd.training.run_folder import run_folder
 
 REPOSITORY = Path(__file__).parents[1]
@@ -72,11 +75,17 @@ def test_describing_a_run_imports_no_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_help_of_seen_lists_its_fields():
-    """`help(guidedcd.Seen)` names every field, so that an author of an energy needs no other page."""
-    fields = {field.name for field in guidedcd.Seen.__attrs_attrs__}
+WITH_FIELDS = [name for name in guidedcd.__all__ if attrs.has(getattr(guidedcd, name))]
 
-    assert fields <= set(re.findall(r"^ +(\w+): ", guidedcd.Seen.__doc__, flags=re.MULTILINE))
+
+@pytest.mark.parametrize("name", WITH_FIELDS)
+def test_help_lists_the_fields_of_every_public_class(name):
+    """`help(guidedcd.NAME)` has each field with its docstring, so that nobody needs to read the source."""
+    cls = getattr(guidedcd, name)
+    page = pydoc.plain(pydoc.render_doc(cls))
+
+    for field in attrs.fields(cls):
+        assert re.search(rf"^ \|      {field.name}: \S+", page, flags=re.MULTILINE), f"no docstring of {field.name}"
 
 
 def test_a_run_is_described_in_python_as_in_a_file():
@@ -107,6 +116,57 @@ def test_mistakes_in_a_description_are_one_sentence(options, message):
     """The message names the option and where it was written."""
     with pytest.raises(guidedcd.GuidedCDError, match=message):
         guidedcd.Run.from_profile("shapes", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"energies": {"pta": {"fraction": 0.9}}}, "Set `preprocess.fraction=0.9` or lower it."),
+        ({"train": {"batch_siz": 2}}, "Did you mean 'batch_size'? Known: steps, batch_size, accumulate"),
+        ({"energies": {"mine": (pull, {"relativ": 1})}}, "Known: scale, relative, scale_range, fraction, reference."),
+        ({"trane": {}}, "energies, rewards, routes, metrics."),
+    ],
+)
+def test_messages_spell_options_as_python_does(options, message):
+    """No flag, no "-" in a name, and no key that the engine alone uses."""
+    with pytest.raises(guidedcd.GuidedCDError, match=re.escape(message)):
+        guidedcd.Run.from_profile("shapes", **options)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("Use --student.kind lora.", 'Use `student.kind="lora"`.'),
+        ("It needs less with --train.batch-size 2 --train.fast no", 'less with `train.batch_size=2` `train.fast="no"`'),
+        ("Raise --energies.my-own.scale-range or --out.", "Raise `energies.my-own.scale_range` or `out`."),
+        ("--fast must be one of a, b (got '--c-d')", "`fast` must be one of a, b (got '--c-d')"),
+        (
+            "`guidedcd train --out x` finishes it; --new starts another",
+            "`guidedcd train --out x` finishes it; `new=True` starts another",
+        ),
+        ("Type python -m guidedcd_shapes.recipe --out X", "Type python -m guidedcd_shapes.recipe --out X"),
+    ],
+)
+def test_flags_in_messages_become_names(written, read):
+    """Commands and values stay as they are; on the command line, flags do too."""
+    assert with_option_names(written).endswith(read)
+    with on_command_line():
+        assert str(guidedcd.GuidedCDError(written)) == written
+
+
+def test_a_missing_student_or_teacher_is_reported_before_torch_is_imported(tmp_path):
+    """A misspelt path or name costs no import of torch."""
+    script = (
+        "import sys, guidedcd\n"
+        "for load, name in ((guidedcd.load_student, sys.argv[1]), (guidedcd.load_teacher, 'shape')):\n"
+        "    try: load(name)\n"
+        "    except guidedcd.GuidedCDError as error: print(error)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "nothing"], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert "no folder of a run and no file" in done.stdout and "Did you mean 'shapes'?" in done.stdout
 
 
 def test_an_energy_may_be_a_function_with_the_engines_options():

@@ -24,10 +24,22 @@ FLOORS = (
     "config",
     "plugins diffusion acceleration",
     "files console devices",
-    "documents locks",
+    "documents docstrings locks",
     "errors version",
 )
-LIGHT = {"errors", "devices", "documents", "locks", "files", "console", "version", "plugins", "config", "cli"}
+LIGHT = {
+    "errors",
+    "devices",
+    "documents",
+    "docstrings",
+    "locks",
+    "files",
+    "console",
+    "version",
+    "plugins",
+    "config",
+    "cli",
+}
 SLOW = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "open_clip"}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 TREES = {path.relative_to(ENGINE): ast.parse(path.read_text()) for path in sorted(ENGINE.rglob("*.py"))}
@@ -115,8 +127,8 @@ def test_the_rule_finds_a_circle():
 
 
 def test_few_modules_at_the_top():
-    """At most ten modules lie in guidedcd/ itself."""
-    assert len(list(ENGINE.glob("*.py"))) <= 10
+    """At most eleven modules lie in guidedcd/ itself."""
+    assert len(list(ENGINE.glob("*.py"))) <= 11
 
 
 def test_engine_imports_no_plugin():

@@ -12,8 +12,9 @@ from typing import Any
 import attrs
 
 from guidedcd.config.kinds import KINDS, SECTIONS
-from guidedcd.config.reflection import docs_of, flag, limits, types_of
+from guidedcd.config.reflection import flag, limits, types_of
 from guidedcd.config.sources import profiles
+from guidedcd.docstrings import docs_of
 from guidedcd.plugins.registry import CONFIGS
 
 PAGE = Path(__file__).parent / "config.md"

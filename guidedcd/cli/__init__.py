@@ -36,7 +36,7 @@ from guidedcd.config.kinds import DEFAULT_PROFILE
 from guidedcd.config.moved import check_flags
 from guidedcd.config.sources import profiles
 from guidedcd.console import harmless
-from guidedcd.errors import GuidedCDError, Terminated
+from guidedcd.errors import GuidedCDError, Terminated, on_command_line
 from guidedcd.plugins.registry import Registry, load_plugins
 from guidedcd.version import __version__
 
@@ -104,7 +104,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     _prepare_process()
     command_line.note(argv)
-    tokens = same_words(argv)
+    with on_command_line():
+        sys.exit(_run(same_words(argv)))
+
+
+def _run(tokens: Sequence[str]) -> Any:
+    """Run the command and return its exit status; a bug keeps its traceback."""
     registry = Registry()
     try:
         registry = _load_plugins(tokens)
@@ -112,12 +117,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if tokens and tokens[0] in (*WITH_RUN, *WITH_COMPONENTS):
             check_groups(tokens, registry)
         with _plain_warnings():
-            sys.exit(build(registry, tokens[0] if tokens else "", _profile(tokens))(tokens))
+            return build(registry, tokens[0] if tokens else "", _profile(tokens))(tokens)
     except (GuidedCDError, CycloptsError, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:
         status = explain(error, tokens, registry)
         if status is None:
             raise
-        sys.exit(status)
+        return status
 
 
 def _load_plugins(tokens: Sequence[str]) -> Registry:

@@ -42,7 +42,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         from guidedcd.console import console
         from guidedcd.evaluation.evaluate import evaluate
         from guidedcd.evaluation.report.page import write_report
-        from guidedcd.inference.pipeline import locate, results_of
+        from guidedcd.inference.student_folders import locate, results_of
 
         evaluate(folders[0], device=device, **options)
         folder, weights = locate(folders[0])

@@ -12,8 +12,9 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 
 from guidedcd.config.kinds import KINDS
-from guidedcd.config.reflection import docs_of, flag, limits, positional
+from guidedcd.config.reflection import flag, limits, positional
 from guidedcd.console import console, print_table
+from guidedcd.docstrings import docs_of
 from guidedcd.errors import GuidedCDError, PluginError, suggest
 from guidedcd.plugins.registry import BLOCK, Component, Registry, entry_points, how_to_block
 from guidedcd.plugins.requirements import requirements

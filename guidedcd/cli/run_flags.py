@@ -12,12 +12,13 @@ import attrs
 from cyclopts import Group, Parameter, Token
 
 from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SECTIONS
-from guidedcd.config.reflection import docs_of, flag, groups_of, limits, types_of
+from guidedcd.config.reflection import flag, groups_of, limits, types_of
 from guidedcd.config.resolve import resolve
 from guidedcd.config.run import Run
 from guidedcd.config.selection import Selection, select
 from guidedcd.config.sources import ALIASES, Layer, profiles, read_config, read_profile, split_names
 from guidedcd.config.structure import Options, Value, convert, options_of
+from guidedcd.docstrings import docs_of
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Registry
 
@@ -83,19 +84,19 @@ def _spelled(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _options(cls: type, name: str, given: Mapping[str, Value | Options], group: Group) -> type:
+def _options(cls: type, name: str, defaults: Mapping[str, Value | Options], group: Group) -> type:
     """A class with one flag for every field of the config class `cls`; a group of options is a class in it."""
     hints, docs, groups = types_of(cls), docs_of(cls), groups_of(cls)
     fields: dict[str, Any] = {}
     for number, f in enumerate((f for f in attrs.fields(cls) if f.init), 1):
         if f.name in groups:
-            of_group = given.get(f.name, {})
+            of_group = defaults.get(f.name, {})
             title = Group(f"{group.name}: {flag(f.name)}", sort_key=group.sort_key + number)
             nested = _options(groups[f.name], f.name, of_group if isinstance(of_group, dict) else {}, title)
             fields[f.name] = _field(nested)
         else:
             text = _text(docs.get(f.name, ""), limits(f))
-            fields[f.name] = _flag(hints[f.name], text, _default(f, given), group)
+            fields[f.name] = _flag(hints[f.name], text, _default(f, defaults), group)
     return attrs.make_class(name, fields, frozen=True, kw_only=True)
 
 
@@ -103,8 +104,8 @@ def _text(doc: str, accepts: str) -> str:
     return f"{doc} ({accepts})" if accepts else doc
 
 
-def _default(field: attrs.Attribute, given: Mapping[str, Value | Options]) -> Any:
-    if isinstance(value := given.get(field.name), Value):
+def _default(field: attrs.Attribute, defaults: Mapping[str, Value | Options]) -> Any:
+    if isinstance(value := defaults.get(field.name), Value):
         return value.value
     factory = getattr(field.default, "factory", None)
     return field.default if factory is None else factory()
@@ -128,7 +129,7 @@ def read_flags(cls: type, flags: Any, what: str) -> dict[str, Any]:
     Raises:
         GuidedCDError: A value of the wrong type or out of range; names the flag.
     """
-    return options_of(cls, _given(flags) if flags is not None else {}, what, mark="--")
+    return options_of(cls, _written(flags) if flags is not None else {}, what, mark="--")
 
 
 def run_flags(
@@ -177,11 +178,11 @@ def run_flags(
         for component in registry.of_kind(kind).values():
             if not attrs.fields(component.config):
                 continue
-            given: Options = {}
+            defaults: Options = {}
             for name, options in layer.options.get(key, []):
-                given |= options if name == component.name else {}
+                defaults |= options if name == component.name else {}
             group = Group(f"{kind.capitalize()} {component.name}", sort_key=100 * (10 + order))
-            cls = _options(component.config, component.name.replace("-", "_"), given, group)
+            cls = _options(component.config, component.name.replace("-", "_"), defaults, group)
             components[component.name.replace("-", "_")] = _field(cls)
         if components:
             cls = attrs.make_class(key, components, frozen=True, kw_only=True)
@@ -229,7 +230,7 @@ def read_run(flags: Any, registry: Registry, *, needs_data: bool = True) -> Run:
     Raises:
         GuidedCDError: A name, option or value that does not exist; no dataset, if `needs_data`.
     """
-    written = _given(flags) if flags is not None else {}
+    written = _written(flags) if flags is not None else {}
     layers = []
     if "config" in written:
         layers.append(read_config(Path(written["config"]).expanduser()))
@@ -251,13 +252,13 @@ def read_selection(flags: Any, registry: Registry, *more: Layer) -> Selection:
     Raises:
         GuidedCDError: A name, option or value that does not exist, or no teacher.
     """
-    written = _given(flags) if flags is not None else {}
+    written = _written(flags) if flags is not None else {}
     return select([_layer(written), *more], registry, written.get("profile"))
 
 
 def selected(flags: Any) -> list[str]:
     """The kinds of components of which flags of `run_flags` name one."""
-    written = _given(flags) if flags is not None else {}
+    written = _written(flags) if flags is not None else {}
     return list(dict.fromkeys(key.removesuffix("_options") for key in written))
 
 
@@ -265,9 +266,9 @@ def _layer(written: Mapping[str, Any]) -> Layer:
     """The layer of the flags."""
     options: dict[str, list[tuple[str, dict[str, Value]]]] = {}
     for key in KINDS:
-        for component, given in written.get(f"{key}_options", {}).items():
+        for component, options_written in written.get(f"{key}_options", {}).items():
             name = component.replace("_", "-")
-            values = {n: Value(v, f"--{key}.{name}.{flag(n)}") for n, v in given.items()}
+            values = {n: Value(v, f"--{key}.{name}.{flag(n)}") for n, v in options_written.items()}
             options.setdefault(key, []).append((name, values))
     return Layer(
         scalars={n: Value(written[n], f"--{n}") for n in ("profile", "name", "seed", "device") if n in written},
@@ -288,13 +289,13 @@ def _values(written: Mapping[str, Any], path: str) -> Options:
     }
 
 
-def _given(flags: Any) -> dict[str, Any]:
-    """The flags that were given, nested as the class of flags."""
+def _written(flags: Any) -> dict[str, Any]:
+    """The flags that the user wrote, nested as the class of flags."""
     written = {}
     for field in attrs.fields(type(flags)):
         value = getattr(flags, field.name)
         if value is not UNSET and value is not None:
-            written[field.name] = _given(value) if attrs.has(type(value)) else value
+            written[field.name] = _written(value) if attrs.has(type(value)) else value
     return written
 
 

@@ -50,7 +50,7 @@ def layer(content: Mapping[str, Any], where: str, registry: Registry) -> Layer:
         key: _described(KINDS[ALIASES.get(key, key)], value, registry) if ALIASES.get(key, key) in KINDS else value
         for key, value in content.items()
     }
-    return Layer.of_file(_plain(described), where)
+    return Layer.of_file(_plain(described), where, python=True)
 
 
 def _described(kind: str, value: Any, registry: Registry) -> Any:

@@ -8,6 +8,7 @@ import attrs
 
 from guidedcd.config.sections import EvaluateConfig, Preprocess, Solver, Student, Train
 from guidedcd.config.validators import is_device, is_name, is_seed
+from guidedcd.docstrings import documented
 from guidedcd.plugins import objects
 from guidedcd.plugins.configs import ComponentConfig
 from guidedcd.plugins.registry import CONFIGS, Component, Registry, load_plugins
@@ -29,6 +30,7 @@ DEFAULT_PROFILE = "shapes"
 """The profile of a run that names none; nothing else in the engine knows it."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class Basic:
     """Options of the run itself."""
@@ -47,6 +49,7 @@ SCALARS = tuple(field.name for field in attrs.fields(Basic))
 """Options of the run itself: profile, name, seed and device."""
 
 
+@documented
 @attrs.frozen
 class Chosen:
     """A component by name, with its options."""

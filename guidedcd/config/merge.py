@@ -8,10 +8,10 @@ from typing import Any
 import attrs
 
 from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SCALARS, SECTIONS, Basic, Chosen
-from guidedcd.config.reflection import flag, positional
+from guidedcd.config.reflection import positional
 from guidedcd.config.sources import Layer, Names
 from guidedcd.config.structure import Options, Value, structure
-from guidedcd.errors import GuidedCDError, shown
+from guidedcd.errors import GuidedCDError, option_name, shown
 from guidedcd.plugins import objects
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.plugins.registry import Component, Registry
@@ -123,7 +123,7 @@ def _built(component: Component, value: str | None, merged: Options, where: str)
             raise GuidedCDError(f"{where}: {kind} '{name}' takes no value after ':' (got {shown(value)}).")
         if not value.strip():
             raise GuidedCDError(
-                f"{where}: nothing follows '{name}:'. Give its {flag(field.name)}, or leave the ':' out."
+                f"{where}: nothing follows '{name}:'. Give its {option_name(field.name)}, or leave the ':' out."
             )
         merged[field.name] = Value(value, f"{where} {name}:{value}")
     config = structure(component.config, merged, f"{kind} '{name}'")

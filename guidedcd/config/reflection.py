@@ -1,11 +1,7 @@
-"""Types, docstrings and limits of a config class, for the command line and the docs. No torch."""
+"""Types and limits of a config class, for the command line and the docs. No torch."""
 
 from __future__ import annotations
 
-import ast
-import inspect
-import itertools
-import textwrap
 import typing
 from functools import cache
 from typing import Any
@@ -32,24 +28,6 @@ def types_of(cls: type) -> dict[str, Any]:
 def groups_of(cls: type) -> dict[str, type]:
     """The fields that are groups of options, each with its attrs class."""
     return {name: hint for name, hint in types_of(cls).items() if isinstance(hint, type) and attrs.has(hint)}
-
-
-@cache
-def docs_of(cls: type) -> dict[str, str]:
-    """The docstring under every field, on one line; inherited fields have their own class's."""
-    docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        try:
-            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        except (OSError, TypeError, SyntaxError, IndexError):
-            continue
-        statements = getattr(body, "body", [])
-        for field, text in itertools.pairwise(statements):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                value = text.value
-                if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                    docs[field.target.id] = " ".join(value.value.split())
-    return docs
 
 
 def limits(field: attrs.Attribute) -> str:

@@ -16,11 +16,13 @@ from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SECTIONS, Basic, Chose
 from guidedcd.config.merge import fields_of
 from guidedcd.config.sections import EvaluateConfig, Preprocess, Solver, Student, Train
 from guidedcd.config.structure import unstructure
+from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Component, Registry, load_plugins
 from guidedcd.version import __version__
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class Run(Basic):
     """Everything about a distillation; two equal runs compute the same."""
@@ -38,10 +40,15 @@ class Run(Basic):
     metrics: dict[str, Any] = attrs.field(factory=dict)
     """Config of each metric by name."""
     solver: Solver = attrs.field(factory=Solver)
+    """The teacher's ODE grid, and how a step on it is guided."""
     preprocess: Preprocess = attrs.field(factory=Preprocess)
+    """The latent store."""
     student: Student = attrs.field(factory=Student)
+    """The network that is trained: all its weights, or adapters."""
     train: Train = attrs.field(factory=Train)
+    """The training: steps, batches, optimizer, checkpoints."""
     evaluate: EvaluateConfig = attrs.field(factory=EvaluateConfig)
+    """The evaluation after training: prompts, seeds, steps, guidance strengths."""
 
     def __attrs_post_init__(self) -> None:
         for name, config in self.energies.items():

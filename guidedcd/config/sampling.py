@@ -9,10 +9,12 @@ from attrs.validators import ge, in_, optional
 
 from guidedcd.config.validators import is_seed
 from guidedcd.devices import DTYPES
+from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.configs import _between
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class SampleConfig:
     """Which videos a student makes, and how they are written."""
@@ -53,6 +55,7 @@ class SampleConfig:
         return {name: size for name, size in sizes.items() if size is not None}
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class PublishedConfig:
     """A student that others published, in place of a run."""

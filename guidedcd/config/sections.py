@@ -11,9 +11,11 @@ from attrs.validators import deep_iterable, ge, gt, in_, min_len, optional
 
 from guidedcd.config.validators import are_seeds, is_count_or_prompts, is_subrange
 from guidedcd.devices import DTYPES
+from guidedcd.docstrings import documented
 from guidedcd.plugins.configs import _ascending, _between
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class Solver:
     """The teacher's ODE grid, and how a step on it is guided."""
@@ -29,6 +31,7 @@ class Solver:
     """Range of the guidance strength omega in c + omega (c - u); the guidance_scale of diffusers is omega + 1."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class Preprocess:
     """The latent store, which is computed once with the frozen teacher."""
@@ -63,6 +66,7 @@ class Preprocess:
     much space as one energy's scores."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class Student:
     """The network that is trained, and what of it."""
@@ -77,6 +81,7 @@ class Student:
     """Decay of an averaged target network, saved as the student; by default the target is the student itself."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class OptimizerConfig:
     """The optimiser's update."""
@@ -91,6 +96,7 @@ class OptimizerConfig:
     """Gradients are clipped to this norm."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class LrScheduleConfig:
     """How the learning rate changes during training."""
@@ -101,6 +107,7 @@ class LrScheduleConfig:
     """Last steps, over which the learning rate falls linearly to 0."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class ActivationCheckpointConfig:
     """Activations that the backward pass computes again: less memory for more time."""
@@ -117,6 +124,7 @@ class ActivationCheckpointConfig:
         return self.layers == "all" if self.decoder is None else self.decoder
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class ParallelConfig:
     """How several processes share a training."""
@@ -125,6 +133,7 @@ class ParallelConfig:
     """Every process holds a copy of weights and optimiser (ddp), or a shard of them (fsdp), which needs less memory."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class CheckpointConfig:
     """Checkpoints, from which an interrupted run continues."""
@@ -133,6 +142,7 @@ class CheckpointConfig:
     """Steps between checkpoints."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class ValidationConfig:
     """Videos sampled during training, in the run's folder `validation`."""
@@ -143,6 +153,7 @@ class ValidationConfig:
     """How many of the evaluation's prompts are used, from the first on; each gives one video."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class RolloutsConfig:
     """Videos that the student samples from noise while it trains, for the rewards."""
@@ -156,6 +167,7 @@ class RolloutsConfig:
     has none."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class Train:
     """The optimisation."""
@@ -200,6 +212,7 @@ def _own_prompts(value: Any) -> Any:
     return Path(str(value)[1:]).expanduser() if isinstance(value, Path) and str(value).startswith("@") else value
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class EvaluateConfig:
     """What an evaluation measures, on paired prompts and noise; `guidedcd evaluate` takes the same options."""

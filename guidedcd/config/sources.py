@@ -42,8 +42,14 @@ class Layer:
     """Whether options of unknown components are passed over (profiles)."""
 
     @classmethod
-    def of_file(cls, content: Mapping[str, Any], source: str, *, profile: bool = False) -> Layer:
+    def of_file(cls, content: Mapping[str, Any], source: str, *, profile: bool = False, python: bool = False) -> Layer:
         """The layer of a TOML or run.json file; in a profile, options do not select.
+
+        Args:
+            content: The file's content.
+            source: What to call the file in messages.
+            profile: Whether it is a profile.
+            python: Whether a Python program described the run, in which components are selected by their own keys.
 
         Raises:
             GuidedCDError: A key that does not exist, with a suggestion.
@@ -65,7 +71,7 @@ class Layer:
                     select[key] = selects
                 elif not profile:
                     select.setdefault(key, [(name, None, f"{written}.{name} in {source}") for name, _ in components])
-            elif key == "select":
+            elif key == "select" and not python:
                 for kind, names in _table(value, where).items():
                     if ALIASES.get(kind, kind) not in KINDS:
                         raise GuidedCDError(f"{source}: no kind '{kind}' to select.{suggest(kind, KINDS)}")
@@ -73,7 +79,7 @@ class Layer:
                         raise GuidedCDError(f"select.{kind} in {source} must be a list of names (got {shown(names)})")
                     select[ALIASES.get(kind, kind)] = _names(names, f"select.{kind} in {source}")
             elif key not in ("guidedcd", "command", "summary"):
-                keys = [*SCALARS, *SECTIONS, *KINDS, "select"]
+                keys = [*SCALARS, *SECTIONS, *KINDS, *([] if python else ["select"])]
                 raise GuidedCDError(
                     f"{source}: unknown key '{written}'.{suggest(written, keys)} Known: {', '.join(keys)}."
                 )

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from guidedcd.config.reflection import flag, groups_of, types_of
-from guidedcd.errors import GuidedCDError, shown, suggest
+from guidedcd.errors import GuidedCDError, option_name, shown, suggest
 
 
 @attrs.frozen
@@ -27,12 +27,12 @@ Options = dict[str, "Value | Options"]
 """Values by option; those of a group of options, such as `train.optimizer`, by its name."""
 
 
-def structure(cls: type, given: Mapping[str, Value | Options], what: str) -> Any:
-    """An instance of the config class `cls`; what `given` does not mention keeps its default.
+def structure(cls: type, options: Mapping[str, Value | Options], what: str) -> Any:
+    """An instance of the config class `cls`; what `options` does not mention keeps its default.
 
     Args:
         cls: An attrs class with a default for every field; a field whose type is such a class is a group of options.
-        given: By field name ("-" and "_" are the same).
+        options: By field name ("-" and "_" are the same).
         what: What the class configures, for messages: "energy 'pta'" or "[train]".
 
     Raises:
@@ -41,26 +41,28 @@ def structure(cls: type, given: Mapping[str, Value | Options], what: str) -> Any
     fields = {field.name: field for field in attrs.fields(cls) if field.init}
     hints, groups = types_of(cls), groups_of(cls)
     values: dict[str, Any] = {}
-    for key, one in given.items():
+    for key, one in options.items():
         name = key.replace("-", "_")
         if not isinstance(one, Value):
             values[name] = structure(groups[name], one, f"[{what.strip('[]')}.{name}]")
             continue
         if name not in fields:
-            hint = suggest(key, [flag(n) for n in fields])
-            names = ", ".join(flag(n) for n in fields) or "none"
-            raise GuidedCDError(f"{one.where}: {what} has no option '{key}'.{hint} Known: {names}.")
+            names = [option_name(field.name) for field in fields.values() if not field.metadata.get("recorded")]
+            raise GuidedCDError(
+                f"{one.where}: {what} has no option '{key}'.{suggest(option_name(key), names)} "
+                f"Known: {', '.join(names) or 'none'}."
+            )
         values[name] = convert(one.value, hints[name], one.where)
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:
-        raise GuidedCDError(_readable(error, given, what)) from error
+        raise GuidedCDError(_readable(error, options, what)) from error
 
 
-def _readable(error: Exception, given: Mapping[str, Value | Options], what: str) -> str:
+def _readable(error: Exception, options: Mapping[str, Value | Options], what: str) -> str:
     """A validator's message, with the field's name replaced by the place where its value was written."""
     text = str(error.args[0] if error.args else error)
-    for key, one in given.items():
+    for key, one in options.items():
         quoted = f"'{key.replace('-', '_')}'"
         if isinstance(one, Value) and text.startswith(quoted):
             return one.where + text.removeprefix(quoted)

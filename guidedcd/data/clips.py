@@ -9,6 +9,7 @@ import attrs
 from torch import Tensor
 
 from guidedcd.data.routing import Sample
+from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError
 
 
@@ -24,6 +25,7 @@ def _is_video(instance: object, attribute: attrs.Attribute, value: Tensor) -> No
         )
 
 
+@documented
 @attrs.frozen(kw_only=True, eq=False)
 class Clip:
     """One captioned clip as a dataset yields it."""
@@ -44,6 +46,7 @@ class Clip:
     """Frames (F, 3, H, W), float in [0, 1]."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class Prompt:
     """One evaluation prompt, with the ground truth of a faithful video where it is known."""

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import attrs
 
+from guidedcd.docstrings import documented
 
+
+@documented
 @attrs.frozen(kw_only=True)
 class Geometry:
     """The shape of a teacher's videos, in pixels, and of their latents."""
 
     frames: int
+    """Frames per video."""
     height: int
+    """Height in pixels."""
     width: int
+    """Width in pixels."""
     fps: float
+    """Frames per second."""
     channels: int = 4
     """Latent channels."""
     compression: int = 8

@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 import attrs
 
+from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError, suggest
 from guidedcd.plugins.registry import blame
 
 
+@documented
 @attrs.frozen
 class Reader:
     """The tokenizer and the context length of one reward."""
@@ -21,14 +23,19 @@ class Reader:
     """Number of tokens of a text, special tokens included, before any truncation."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class Sample:
     """The metadata of one clip."""
 
     id: str
+    """Unique within its dataset, stable between runs."""
     dataset: str
+    """The dataset's registered name."""
     caption: str
+    """The text for the teacher; may be longer than the context of rewards."""
     short_caption: str | None = None
+    """A short caption of the same clip; None where the dataset has none."""
     tags: Mapping[str, Any] = attrs.field(factory=dict)
     """Free metadata of the dataset, JSON values only."""
     motion: float | None = None
@@ -42,6 +49,7 @@ class Sample:
         return reader.count(text) <= reader.max_tokens
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class Route:
     """The use of one sample in training."""

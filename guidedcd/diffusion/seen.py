@@ -8,25 +8,16 @@ from functools import cached_property
 import attrs
 from torch import Tensor
 
+from guidedcd.docstrings import documented
 
+
+@documented
 @attrs.define(eq=False, slots=False, kw_only=True)
 class Seen:
     """One forward pass of a network, at one noise level per sample.
 
+    `x0` and `eps` are the predicted clean latents and the predicted noise, both like `z`.
     Legend: B batch, C channels, F frames, H height and W width of the latents, N heads and positions.
-
-    Attributes:
-        z: Noisy latents (B, C, F, H, W); differentiable when the engine takes a gradient.
-        t: Training timesteps (B,), int64, 0 is clean.
-        alpha: Signal level (B,), in (0, 1]; z = alpha x0 + sigma eps.
-        sigma: Noise level (B,), in [0, 1).
-        output: The network's prediction, like z.
-        prediction: How to read `output`: "eps", "v" or "flow".
-        captions: Texts of the samples (B).
-        records: Attention (B, N, F, F) by need and by layer name; rows sum to 1.
-        decoder: Turns latents into pixels; called by `decode`.
-        x0: Predicted clean latents, like z.
-        eps: Predicted noise, like z.
     """
 
     z: Tensor
@@ -42,9 +33,11 @@ class Seen:
     prediction: str
     """How to read `output`: "eps", "v" or "flow"."""
     captions: Sequence[str] = ()
+    """Captions of the samples (B)."""
     records: Mapping[str, Mapping[str, Tensor]] = attrs.field(factory=dict)
     """Attention (B, N, F, F) by need (e.g. "temporal-attention:official") and by layer name; rows sum to 1."""
     decoder: Callable[[Tensor, Sequence[int] | None], Tensor] | None = None
+    """Turns latents into pixels; called by `decode`."""
 
     @cached_property
     def x0(self) -> Tensor:

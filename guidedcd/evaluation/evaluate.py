@@ -25,7 +25,8 @@ from guidedcd.evaluation.arms import Arm, ArmScores, headline, video_seed
 from guidedcd.evaluation.bootstrap import estimate, paired
 from guidedcd.evaluation.protocol import Baselines, EvaluationProtocol, steps_of
 from guidedcd.files import file_digest, write_json
-from guidedcd.inference.pipeline import StudentPipeline, locate, strengths
+from guidedcd.inference.pipeline import StudentPipeline, strengths
+from guidedcd.inference.student_folders import locate
 from guidedcd.locks import locked
 from guidedcd.version import __version__
 

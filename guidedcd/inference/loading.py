@@ -1,18 +1,22 @@
-"""Loading of students and teachers by folder, file or name."""
+"""Loading of students and teachers by folder, file or name. Torch is imported after the arguments are checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.merge import choose
 from guidedcd.devices import blame_memory, dtype_of
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
-from guidedcd.inference.pipeline import StudentPipeline, with_options
-from guidedcd.inference.teacher_pipeline import TeacherPipeline
+from guidedcd.inference.student_folders import locate
 from guidedcd.plugins.registry import load_plugins
+
+if TYPE_CHECKING:
+    from guidedcd.inference.pipeline import StudentPipeline
+    from guidedcd.inference.teacher_pipeline import TeacherPipeline
 
 
 def load_student(
@@ -38,18 +42,24 @@ def load_student(
         GuidedCDError: There is no student, or its teacher is missing or superfluous.
     """
     path = Path(path).expanduser()
+    if not path.exists() and teacher is None:
+        raise GuidedCDError(f"there is no folder of a run and no file {path}.")
     if path.is_dir():
         if teacher is not None:
-            raise GuidedCDError(f"{path} is a folder of a run, which names its teacher: leave --teacher out.")
+            raise GuidedCDError(f"{path} is a folder of a run, which names its teacher. Leave out --teacher.")
+        locate(path)
+        from guidedcd.inference.pipeline import StudentPipeline
+
         return StudentPipeline.from_run(path, device=device, dtype=dtype, size=size)
     if teacher is None:
         raise GuidedCDError(
-            f"{path} is no folder of a run. A published student needs its base model as well: "
-            "--student FILE --teacher videocrafter2:model.ckpt."
+            f"{path} is a file and no folder of a run. A published student needs its base model as well, such as "
+            "--teacher videocrafter2:model.ckpt."
         )
+    chosen = _teacher(teacher)
+    from guidedcd.inference.pipeline import with_options
     from guidedcd.inference.published import load_published
 
-    chosen = _teacher(teacher)
     return load_published(path, with_options(chosen, size or {}), device=device, dtype=dtype, fraction=fraction)
 
 
@@ -71,8 +81,12 @@ def load_teacher(
     Raises:
         GuidedCDError: There is no such teacher, or its weights cannot be read.
     """
+    chosen = _teacher(name)
+    from guidedcd.inference.pipeline import with_options
+    from guidedcd.inference.teacher_pipeline import TeacherPipeline
+
     weights_dtype = dtype_of(dtype)
-    chosen = with_options(_teacher(name), size or {})
+    chosen = with_options(chosen, size or {})
     where = find_device(device)
     with blame_memory("the teacher"):
         teacher = chosen.build().to(where, weights_dtype if dtype != "float32" else None)

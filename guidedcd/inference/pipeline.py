@@ -24,20 +24,26 @@ from guidedcd.devices import device as find_device
 from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import Stream, noise
 from guidedcd.diffusion.sampler import sample
+from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError, shortened
+from guidedcd.inference.student_folders import locate, results_of
 from guidedcd.inference.teacher_sampler import teacher_sample
 from guidedcd.models.student import Student
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import EnergyConfig
 
 
+@documented
 @attrs.frozen(kw_only=True, eq=False)
 class StudentPipeline:
     """A student with all that its samples depend on."""
 
     run: Run
+    """The run that trained the student."""
     teacher: Teacher
+    """Its teacher, which embeds prompts and decodes latents."""
     student: Student
+    """The network with its guidance inputs."""
     folder: Path
     """The run's folder, or that of a published student's file."""
     weights: Path
@@ -170,37 +176,6 @@ class StudentPipeline:
         from guidedcd.acceleration.apply import accelerate
 
         accelerate(self.student, self.teacher, fast)
-
-
-def home(path: Path) -> Path | None:
-    """The run's folder of a run, student or checkpoint folder; None where none has a run.json."""
-    return next((f for f in (path, *path.parents[:2]) if (f / "run.json").is_file()), None)
-
-
-def locate(path: Path) -> tuple[Path, Path]:
-    """The folders of the run and of the student's weights, for a run, student or checkpoint folder.
-
-    Raises:
-        GuidedCDError: There is no student, or the run that it belongs to cannot be found.
-    """
-    folder = home(path)
-    weights = path if (path / "student.json").is_file() else path / "student"
-    if not (weights / "student.json").is_file():
-        if folder is None:
-            raise GuidedCDError(f"{path} is neither a run's folder (run.json) nor a student's (student.json).")
-        raise GuidedCDError(f"{folder} has no student yet. `guidedcd train --out {folder}` finishes it.")
-    if folder is None:
-        raise GuidedCDError(
-            f"{path} contains a student, but neither it nor its parent folders contain the run.json that names its "
-            "teacher. Copy that file beside student.json."
-        )
-    return folder, weights
-
-
-def results_of(folder: Path, weights: Path) -> Path:
-    """The folder of a student's evaluation: the run's folder, for a checkpoint a folder in it."""
-    finished = {(folder / "student").resolve(), folder.resolve()}
-    return folder if weights.resolve() in finished else folder / "evaluations" / weights.name
 
 
 def with_options(teacher: Chosen, options: Mapping[str, Any]) -> Chosen:

@@ -6,6 +6,7 @@ import attrs
 from attrs.validators import ge, gt, in_, le, optional
 
 from guidedcd.devices import SHORT_DTYPES
+from guidedcd.docstrings import documented
 
 DEFAULT_RELATIVE = 0.3
 """The relative strength of an energy that states none; docs/decisions/0015-relative-default.md has measurements."""
@@ -21,11 +22,13 @@ def _ascending(instance: object, attribute: attrs.Attribute, value: tuple[float,
         raise ValueError(f"'{attribute.name}' must be two numbers, 0 <= low <= high: {value}")
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class ComponentConfig:
     """Base class of all options; it has none."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class EnergyConfig(ComponentConfig):
     """Options of every energy, which the engine applies."""
@@ -54,6 +57,7 @@ class EnergyConfig(ComponentConfig):
         return DEFAULT_RELATIVE if self.relative is None else self.relative
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class RewardConfig(ComponentConfig):
     """Options of every reward, which the engine applies."""
@@ -66,16 +70,19 @@ class RewardConfig(ComponentConfig):
     """Which frames: `random` (without replacement) or `strided` (evenly spaced from a random start)."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class RouteConfig(ComponentConfig):
     """Base class of the options of a route; it has none."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class TeacherConfig(ComponentConfig):
     """Base class of the options of a teacher; it has none."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class DatasetConfig(ComponentConfig):
     """Options of every dataset."""
@@ -84,11 +91,13 @@ class DatasetConfig(ComponentConfig):
     """Weight of this dataset in the mixture, relative to the other datasets."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class MetricConfig(ComponentConfig):
     """Base class of the options of a metric; it has none."""
 
 
+@documented
 @attrs.frozen(kw_only=True)
 class RewardModelConfig(RewardConfig):
     """Options of a reward that is a pretrained network."""

@@ -31,11 +31,14 @@ _OBJECTS: dict[tuple[str, str, str], Any] = {}
 
 @cache
 def config_class(kind: str) -> type:
-    """The config class of objects of one kind: its base options, and the name, digest and source of the object."""
+    """The config class of objects of one kind: its base options, and the name, digest and source of the object.
+
+    The engine records the latter; the metadata `recorded` marks them, so that messages do not list them as options.
+    """
     fields = {MARK: str, "source_digest": str, "source": str}
     return attrs.make_class(
         f"Object{CONFIGS[kind].__name__}",
-        {name: attrs.field(default="", type=type_) for name, type_ in fields.items()},
+        {name: attrs.field(default="", type=type_, metadata={"recorded": True}) for name, type_ in fields.items()},
         bases=(CONFIGS[kind],),
         frozen=True,
         kw_only=True,

@@ -17,7 +17,7 @@ from unittest import SkipTest
 
 import attrs
 
-from guidedcd.config.reflection import docs_of
+from guidedcd.docstrings import docs_of
 from guidedcd.plugins.optional import misspelt_attributes, misspelt_options
 from guidedcd.plugins.probe import probe
 from guidedcd.plugins.registry import Component, config_faults, entry_points, load_plugins

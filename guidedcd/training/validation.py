@@ -39,7 +39,7 @@ class Validation:
         )
         training, size = student.training, batch_size(self.teacher)
         evaluate, geometry = self.run.evaluate, self.teacher.geometry
-        with weights.averaged(), blame_memory("the validation videos", "Leave --train.validation.every out."):
+        with weights.averaged(), blame_memory("the validation videos", "Leave out --train.validation.every."):
             student.eval()
             seeds = range(len(self.texts))
             videos = pipeline(self.texts, evaluate.steps, seeds, omega=evaluate.omega, batch=size).cpu()

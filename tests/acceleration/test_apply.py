@@ -50,5 +50,5 @@ def test_the_option_selects_the_paths():
         )
         assert (student(z, t, cond) - output).abs().max() < 1e-5
         assert (master.decode(z) - pixels).abs().max() < 1e-5
-    with pytest.raises(GuidedCDError, match="--fast must be one of auto, no, layers, graphs, blocks, not 'very'"):
+    with pytest.raises(GuidedCDError, match="`fast` must be one of auto, no, layers, graphs, blocks, not 'very'"):
         accelerate(student, master, "very")

@@ -15,7 +15,7 @@ from guidedcd.config.sampling import SampleConfig
 from guidedcd.config.sections import EvaluateConfig
 from guidedcd.config.sources import Layer, profiles, read_config, read_profile, split_names
 from guidedcd.config.structure import changed, options_of
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, on_command_line
 from guidedcd.plugins.configs import DEFAULT_RELATIVE, EnergyConfig
 from guidedcd.plugins.registry import load_plugins
 
@@ -186,7 +186,7 @@ def test_an_old_name_is_answered_with_the_new_one(registry, old):
         Run.from_profile("shapes", **{section: {name: 1}})
     new = MOVED[old].replace("_", "-")
     for word in (f"--{old.replace('_', '-')}", f"--{old}=1"):
-        with pytest.raises(GuidedCDError, match=f"^{word.partition('=')[0]} is now --{new}"):
+        with on_command_line(), pytest.raises(GuidedCDError, match=f"^{word.partition('=')[0]} is now --{new}"):
             check_flags(["train", word, "1"])
 
     described = Run.from_profile("shapes").to_dict()
@@ -200,10 +200,11 @@ def test_an_old_switch_is_answered_with_its_value(registry):
         of(registry, {"train": {"gradient_checkpointing": True}})
     with pytest.raises(GuidedCDError, match='layers = "none"'):
         of(registry, {"train": {"gradient_checkpointing": False}})
-    with pytest.raises(GuidedCDError, match="is now --train.activation-checkpoint.layers all.$"):
-        check_flags(["--train.gradient-checkpointing"])
-    with pytest.raises(GuidedCDError, match="is now --train.activation-checkpoint.layers none.$"):
-        check_flags(["--train.no-gradient-checkpointing"])
+    with on_command_line():
+        with pytest.raises(GuidedCDError, match="is now --train.activation-checkpoint.layers all.$"):
+            check_flags(["--train.gradient-checkpointing"])
+        with pytest.raises(GuidedCDError, match="is now --train.activation-checkpoint.layers none.$"):
+            check_flags(["--train.no-gradient-checkpointing"])
 
 
 def test_strengths_are_one_number_or_several_by_name():
@@ -211,8 +212,8 @@ def test_strengths_are_one_number_or_several_by_name():
     assert options_of(SampleConfig, {"scale": "0.3"}, "sampling") == {"scale": 0.3}
     for scale in ("pta=0.3,calm=0", {"pta": 0.3, "calm": 0}):
         assert options_of(SampleConfig, {"scale": scale}, "sampling") == {"scale": {"pta": 0.3, "calm": 0.0}}
-    for scale, message in (("x", "numbers by name such as pta=0.3"), ("pta=x", "--scale pta must be a number")):
-        with pytest.raises(GuidedCDError, match=f"^--scale.*{message}|^{message}"):
+    for scale, message in (("x", "numbers by name such as pta=0.3"), ("pta=x", "`scale` pta must be a number")):
+        with pytest.raises(GuidedCDError, match=f"^`scale`.*{message}|^{message}"):
             options_of(SampleConfig, {"scale": scale}, "sampling", mark="--")
 
 
@@ -259,7 +260,7 @@ WRONG = {
     "device": ({"device": "gpu"}, "device in file1 must be auto, cpu, cuda"),
     "no-value-taken": ({"routes": ["keep:x"]}, "route 'keep' takes no value after ':'"),
     "twice": ({"energy": ["shake", "shake"]}, "energy 'shake' is named twice"),
-    "window": ({"energy": {"shake": {"fraction": 0.9}}}, "Set --preprocess.fraction 0.9"),
+    "window": ({"energy": {"shake": {"fraction": 0.9}}}, "Set `preprocess.fraction=0.9`"),
     "two-teachers": ({"teacher": {"toy": {}, "shapes": {}}}, "teacher"),
     "select": ({"select": {"engines": []}}, "no kind 'engines' to select"),
 }

@@ -49,5 +49,5 @@ def test_unreadable_clips_are_counted_with_their_reason():
 
 def test_too_small_dataset_is_refused():
     """Asking for more clips than a dataset holds names the dataset and the option to lower."""
-    with pytest.raises(GuidedCDError, match=r"'web' has 3 clips.*--preprocess\.videos"):
+    with pytest.raises(GuidedCDError, match=r"'web' has 3 clips.*`preprocess\.videos`"):
         Mixture([("web", list("abc"))], [1], 4)

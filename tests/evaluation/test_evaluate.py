@@ -231,7 +231,7 @@ def test_the_embedded_teacher_has_a_card(monkeypatch):
 
 def test_repeated_seeds_are_refused(run):
     """The same seed twice would count the same video twice."""
-    with pytest.raises(GuidedCDError, match="--seeds"):
+    with pytest.raises(GuidedCDError, match="`seeds`"):
         evaluate(run, seeds=(1, 1))
 
 
@@ -260,7 +260,7 @@ def test_runs_are_compared_in_one_table(run, tmp_path, capsys, monkeypatch):
 def test_runs_that_differ_in_prompts_are_not_paired(run, tmp_path):
     """Runs evaluated on other prompts are an error that states how to measure both alike."""
     other = tiny_run.run_folder(tmp_path / "other", evaluate={"prompts": 4}, name="other")
-    with pytest.raises(GuidedCDError, match=r"different splits.*--prompts"):
+    with pytest.raises(GuidedCDError, match=r"different splits.*`prompts`"):
         compare([run, other])
 
 
@@ -330,7 +330,7 @@ def test_an_evaluation_of_a_checkpoint_leaves_the_runs_own(run):
 def test_numbers_that_mean_nothing_are_refused(run, options):
     """Guidance strengths are finite, and a student has at most 50 steps."""
     (name,) = options
-    with pytest.raises(GuidedCDError, match=f"^--{name.replace('_', '-')} must be"):
+    with pytest.raises(GuidedCDError, match=f"^`{name}` must be"):
         evaluate(run, quiet=True, **options)
 
 

@@ -101,7 +101,7 @@ def test_finished_videos_are_not_made_again(run, monkeypatch, capsys):
 def test_other_settings_do_not_mix(run):
     """Videos of other settings in the same folder are an error that names the setting, not a silent mixture."""
     generate(run, PROMPTS[:1])
-    with pytest.raises(GuidedCDError, match=r"with steps 2 instead of 4.*--out"):
+    with pytest.raises(GuidedCDError, match=r"with steps 2 instead of 4.*`out`"):
         generate(run, PROMPTS[:1], steps=4)
 
 
@@ -150,7 +150,7 @@ def test_a_bad_prompts_file_is_a_clear_error(run, tmp_path, name, text, match):
 
 def test_a_folder_without_student_says_what_to_do(tmp_path, run):
     """Neither run nor student, a run that is not trained yet, and a student without its run have different errors."""
-    with pytest.raises(GuidedCDError, match="neither a run's folder"):
+    with pytest.raises(GuidedCDError, match="there is no run folder"):
         pipeline.StudentPipeline.from_run(tmp_path / "nothing")
     (run / "student").rename(tmp_path / "lonely")
     with pytest.raises(GuidedCDError, match="guidedcd train --out"):
@@ -181,13 +181,13 @@ def test_a_fixed_scale_is_all_that_a_student_knows(tmp_path):
 
     assert pipeline.strengths(loaded) == {"calm": 0.3}
     assert pipeline.strengths(loaded, 0) == {"calm": 0}
-    with pytest.raises(GuidedCDError, match=r"at 0\.3 and without it \(0\).*--energies\.calm\.scale-range"):
+    with pytest.raises(GuidedCDError, match=r"at 0\.3 and without it \(0\).*`energies\.calm\.scale_range`"):
         pipeline.strengths(loaded, 0.2)
 
 
 def test_a_slider_has_its_range(tmp_path):
     """A student trained on a range takes any scale in it, and its energies by name."""
-    energies = {"calm": {"scale_range": (100.0, 800.0)}}
+    energies = {"calm": {"scale": 500.0, "scale_range": (100.0, 800.0)}}
     loaded = pipeline.StudentPipeline.from_run(tiny_run.run_folder(tmp_path / "r", energies=energies))
 
     assert pipeline.strengths(loaded) == {"calm": 500.0}
@@ -265,7 +265,7 @@ def test_names_and_seeds_have_limits(run):
     with pytest.raises(GuidedCDError, match="no UTF-8 text"):
         generate(run, ["a \udcff"])
     for options in ({"seed": 2**63}, {"seed": -1}, {"seed": 2**63 - 2}, {"per_prompt": 10**14}):
-        with pytest.raises(GuidedCDError, match="seed must be a whole number from 0 to"):
+        with pytest.raises(GuidedCDError, match="seed`? must be a whole number from 0 to"):
             generate(run, PROMPTS, **options)
 
 

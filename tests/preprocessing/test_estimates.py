@@ -24,7 +24,7 @@ def test_a_store_that_cannot_fit_is_refused_at_once(toy, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(estimates.shutil, "disk_usage", lambda path: usage._replace(free=1000))
 
-    with pytest.raises(GuidedCDError, match=r"needs about .* KB .*has 1 KB free: choose another --store"):
+    with pytest.raises(GuidedCDError, match=r"needs about .* KB .*has 1 KB free: choose another `store`"):
         preprocess(make(), store_folder=tmp_path / "s")
     assert not (tmp_path / "s").exists()
 

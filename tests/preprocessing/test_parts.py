@@ -44,7 +44,7 @@ def test_an_incomplete_store_names_its_missing_shards(toy, tmp_path):
     folder = preprocess(run, store_folder=tmp_path / "s", shard=(1, 3))
 
     for ask in (lambda: LatentStore(folder), lambda: preprocess(run, store_folder=folder, fill_parts=False)):
-        with pytest.raises(GuidedCDError, match=r"3 of its 5 shards are missing \(0, 2, 3\).*--shard I/N"):
+        with pytest.raises(GuidedCDError, match=r"3 of its 5 shards are missing \(0, 2, 3\).*`shard=.I/N.`"):
             ask()
     assert len(shard_files(folder)) == 12
     assert len(LatentStore(preprocess(run, store_folder=folder))) == 15
@@ -77,7 +77,7 @@ def test_a_part_is_given_as_a_fraction():
     """--shard takes 0/1 to N-1/N; anything else is an error that states the form."""
     assert (parse_shard(None), parse_shard("0/1"), parse_shard("3/4")) == ((0, 1), (0, 1), (3, 4))
     for wrong in ("4/4", "1", "a/b", "-1/2", "1/0", "0/0"):
-        with pytest.raises(GuidedCDError, match="--shard must be I/N"):
+        with pytest.raises(GuidedCDError, match="`shard` must be I/N"):
             parse_shard(wrong)
 
 

@@ -63,7 +63,7 @@ def test_wrong_keys_are_named(files, tmp_path):
         load_clip(IMAGE_TEXT_SIZES, whole | {"score_head": torch.zeros(1)}, "hps")
     with pytest.raises(GuidedCDError, match=r"visual\.proj has shape \[3, 3\]"):
         load_clip(IMAGE_TEXT_SIZES, whole | {"visual.proj": torch.zeros(3, 3)}, "hps")
-    with pytest.raises(GuidedCDError, match=r"internv2: .*--reward hps:FILE"):
+    with pytest.raises(GuidedCDError, match=r"internv2: .*`reward=.hps:FILE.`"):
         load_internvideo2(VIDEO_TEXT_SIZES, whole)
     with pytest.raises(GuidedCDError, match=r"unexpected vision_encoder\.extra"):
         state = loading.open_weights(files / "video.pt", "internv2")

@@ -204,7 +204,7 @@ def test_animatediff_mistakes_are_one_line(folders, options, message):
 def test_a_file_is_no_folder_of_a_3d_unet(tmp_path):
     """A checkpoint given to `unet3d` is told which loader reads it."""
     (tmp_path / "model.ckpt").touch()
-    with pytest.raises(GuidedCDError, match=r"model\.ckpt is a file: .*--teacher videocrafter2:FILE"):
+    with pytest.raises(GuidedCDError, match=r"model\.ckpt is a file: .*`teacher=.videocrafter2:FILE.`"):
         load_unet3d(tmp_path / "model.ckpt", frames=1, height=8, width=8, fps=8)
 
 

@@ -122,7 +122,7 @@ def test_the_average_is_the_student_and_the_online_weights_lie_beside_it(toy, tm
 
 def test_two_averages_are_refused(toy):
     """The averaged target is the average: a second one would be another student."""
-    with pytest.raises(GuidedCDError, match="--student.ema and --train.average both average the weights"):
+    with pytest.raises(GuidedCDError, match="`student.ema` and `train.average` both average the weights"):
         make(student={"ema": 0.9}, train={"average": 0.5})
 
 

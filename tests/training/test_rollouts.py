@@ -131,7 +131,7 @@ def test_prompts_that_no_reward_reads_are_left_out(toy):
 
     kept = Rollouts(run, teacher, CLIPS, routed=none).prompts
     assert [s.caption for s, _ in kept] == ["clip 3"]
-    with pytest.raises(GuidedCDError, match="none of 3 prompts goes to a reward.*--train.rollouts.prompts FILE"):
+    with pytest.raises(GuidedCDError, match="none of 3 prompts goes to a reward.*`train.rollouts.prompts=.FILE.`"):
         Rollouts(run, teacher, CLIPS[:3], routed=none)
 
 

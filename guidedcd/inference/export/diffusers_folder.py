@@ -19,9 +19,8 @@ from guidedcd.models.checkpoints.open_clip_tokens import ClipTokens, write_token
 from guidedcd.models.teachers.latent import LatentTeacher
 
 _SCRIPT = """
-sys.path.insert(0, folder)
-from pipeline import FewStepPipeline
-pipe = FewStepPipeline.from_pretrained(folder)
+import diffusers
+pipe = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
 pipe.set_progress_bar_config(disable=True)
 noise = {"latents": inputs["latents"], "noises": inputs["noises"]}
 out["latents"] = pipe(options["prompts"], num_inference_steps=options["steps"], output_type="latent", **noise).frames
@@ -31,7 +30,7 @@ out["prompt_embeds"] = pipe.encode_text(options["prompts"])
 USAGE = """
 from diffusers import DiffusionPipeline           # pipeline.py needs torch, diffusers and transformers; read it first
 
-pipe = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER/pipeline.py", trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)
 video = pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=SCALE).frames[0]
 # (F, H, W, 3) in [0, 1]
 """
@@ -57,7 +56,7 @@ def write_folder(trained: StudentPipeline, folder: Path) -> str:
     write_schedule(teacher.schedule, folder / "scheduler")
     write_index(
         folder,
-        "FewStepPipeline",
+        ["pipeline", "FewStepPipeline"],  # pipeline.py of the folder
         tokenizer=tokenizer,
         unet=type(unet).__name__,
         vae=type(teacher.vae).__name__,

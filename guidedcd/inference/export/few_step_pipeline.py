@@ -2,7 +2,7 @@
 
 Every exported folder contains this file as pipeline.py:
 
-    pipe = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER/pipeline.py", trust_remote_code=True)
+    pipe = DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)
     video = pipe("a prompt").frames[0]
 
 A video is (F, H, W, 3) in [0, 1]. `num_inference_steps` and `guidance_scale` are by default those of the evaluation of

@@ -66,6 +66,8 @@ class CleanProcess:
         self._pending: list[tuple[str, Path]] = []
         program = _CHILD.format(threads=torch.get_num_threads(), alone=alone, scratch=self._scratch.name)
         quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
+        # diffusers copies the pipeline files of folders there.
+        quiet["HF_MODULES_CACHE"] = str(Path(self._scratch.name, "modules"))
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-B", "-c", program],
             stdin=subprocess.PIPE,

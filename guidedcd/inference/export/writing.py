@@ -55,7 +55,7 @@ def save_text(model: CLIPTextModel, folder: Path) -> None:
 
 def write_index(
     folder: Path,
-    pipeline: str,
+    pipeline: str | list[str],
     *,
     tokenizer: str | None,
     unet: str = "UNet3DConditionModel",
@@ -66,7 +66,7 @@ def write_index(
 
     Args:
         folder: The diffusers folder.
-        pipeline: Class name of the pipeline.
+        pipeline: Class name of the pipeline in diffusers, or [module, class name] of one in the folder.
         tokenizer: Class name in transformers; None for a folder without a tokenizer.
         unet: Class name in diffusers.
         vae: Class name in diffusers.

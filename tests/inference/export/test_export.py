@@ -142,15 +142,15 @@ def test_teachers_without_a_clip_text_model_say_what_else_works(tmp_path):
     chosen = Chosen("any", TeacherConfig())
     one = trained((chosen, built), energies=())
 
-    with pytest.raises(GuidedCDError, match="--format t2v-turbo-v2 or --format lora"):
+    with pytest.raises(GuidedCDError, match='`format="t2v-turbo-v2"` or `format="lora"`'):
         diffusers_folder.write_folder(one, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "onnx"}, "--format must be"),
-        ({"format": "diffusers", "rank": 4}, "belongs to --format lora"),
+        ({"format": "onnx"}, "`format` must be"),
+        ({"format": "diffusers", "rank": 4}, 'belongs to `format="lora"`'),
         ({"format": "lora", "rank": 0}, "at least 1"),
     ],
 )

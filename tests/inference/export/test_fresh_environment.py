@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 assert not any(importlib.util.find_spec(name) for name in ("guidedcd", "guidedcd_pta", "guidedcd_shapes"))
 folder, given, result, texts = sys.argv[1], load_file(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
-pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder + "/pipeline.py", trust_remote_code=True)
+pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
 latents = pipe(texts, **given, output_type="latent").frames
 video = pipe(texts, **given, output_type="pt").frames
 assert not any(name.startswith("guidedcd") for name in sys.modules)

@@ -68,7 +68,7 @@ def test_files_of_other_kinds_say_what_they_hold(tmp_path):
     for value, message in (
         (torch.zeros(2), "holds Tensor"),
         ({"epoch": 1}, "'epoch' is not a tensor"),
-        ([torch.zeros(1), torch.zeros(1)], "list of 2 tensors.*--student"),
+        ([torch.zeros(1), torch.zeros(1)], "list of 2 tensors.*`student`"),
     ):
         torch.save(value, tmp_path / "x.pt")
         with pytest.raises(GuidedCDError, match=message):
@@ -80,7 +80,7 @@ def test_missing_files_and_folders_say_what_to_do(tmp_path):
     with pytest.raises(GuidedCDError, match="is not at .*: from there"):
         exists(tmp_path / "model.ckpt", "the model", "from there")
     (tmp_path / "unet").mkdir()
-    with pytest.raises(GuidedCDError, match="--teacher unet3d"):
+    with pytest.raises(GuidedCDError, match='`teacher="unet3d'):
         exists(tmp_path, "the model", "from there")
     with pytest.raises(GuidedCDError, match="does not exist"):
         open_state(tmp_path / "nothing.pt")

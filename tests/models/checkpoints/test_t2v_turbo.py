@@ -103,7 +103,7 @@ def test_a_low_rank_list_needs_its_base_and_its_size(base, tmp_path):
     factors, _ = turbo.lora_list(LVDM_UNET, base, {**base, turbo.OMEGA: torch.zeros(32, 256)}, rank=2)
     torch.save(factors, tmp_path / "unet_lora.pt")
 
-    with pytest.raises(GuidedCDError, match="--teacher videocrafter2"):
+    with pytest.raises(GuidedCDError, match='`teacher="videocrafter2'):
         turbo.read_student(tmp_path / "unet_lora.pt", LVDM_UNET)
     other = {**LVDM_UNET, "num_res_blocks": 2}
     with pytest.raises(GuidedCDError, match="another architecture"):

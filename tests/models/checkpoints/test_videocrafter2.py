@@ -184,20 +184,20 @@ def test_another_size_asks_for_the_architecture(tmp_path):
     """A file of another size names the option that helps."""
     path, _ = write(tmp_path)
 
-    with pytest.raises(GuidedCDError, match="--arch"):
+    with pytest.raises(GuidedCDError, match="`arch"):
         vc2.load(path, fps=8)
-    with pytest.raises(GuidedCDError, match=r"input_blocks.0.0.weight has shape .*--arch"):
+    with pytest.raises(GuidedCDError, match=r"input_blocks.0.0.weight has shape .*`arch"):
         vc2.load_unet({**LVDM_UNET, "in_channels": 5}, unet_state(), fps=8)
 
 
 @pytest.mark.parametrize(
     ("keys", "hint"),
     [
-        (["time_cond_proj.weight", "input_blocks.0.0.weight", "init_attn.0.norm.weight"], "--student"),
-        (["visual.transformer.resblocks.0.ln_1.weight", "transformer.resblocks.0.x", "logit_scale"], "--reward hps"),
-        (["module.vision_encoder.x", "module.text_encoder.x", "module.vision_proj.weight"], "--reward internv2"),
-        (["down_blocks.0.temp_convs.0.x", "transformer_in.x", "time_embedding.x"], "--teacher unet3d"),
-        (["down_blocks.0.motion_modules.0.x", "conv_in.x", "time_embedding.x"], "--teacher animatediff"),
+        (["time_cond_proj.weight", "input_blocks.0.0.weight", "init_attn.0.norm.weight"], "`student="),
+        (["visual.transformer.resblocks.0.ln_1.weight", "transformer.resblocks.0.x", "logit_scale"], '`reward="hps'),
+        (["module.vision_encoder.x", "module.text_encoder.x", "module.vision_proj.weight"], '`reward="internv2'),
+        (["down_blocks.0.temp_convs.0.x", "transformer_in.x", "time_embedding.x"], '`teacher="unet3d'),
+        (["down_blocks.0.motion_modules.0.x", "conv_in.x", "time_embedding.x"], '`teacher="animatediff'),
         (["something.else"], "another architecture"),
     ],
 )

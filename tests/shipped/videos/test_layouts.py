@@ -395,7 +395,7 @@ def test_conformance_of_the_route():
 
 def test_a_dataset_without_a_folder_cannot_be_made():
     """The mistake shows before anything is loaded."""
-    with pytest.raises(GuidedCDError, match="--data folder:FOLDER"):
+    with pytest.raises(GuidedCDError, match='`data="folder:FOLDER"'):
         load_plugins().get("dataset", "folder").build(FolderConfig())
 
 
