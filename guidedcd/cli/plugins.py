@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+Kind = Literal["energy", "reward", "route", "teacher", "dataset", "metric"]
+
+
 def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the commands to `app`."""
     plugins = App(name="plugins", help="List, check and write plugins.")
@@ -64,7 +67,13 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         return _doctor(name, registry, verbose)
 
     @plugins.command
-    def new(kind: Literal["energy", "reward", "route"], name: str, /, *, out: Path | None = None) -> None:
+    def new(
+        kind: Literal["energy", "reward", "route", "teacher", "dataset", "metric"],
+        name: str,
+        /,
+        *,
+        out: Path | None = None,
+    ) -> None:
         """Write a new package with one component and a test that checks it.
 
         Parameters
@@ -79,6 +88,9 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         from guidedcd.plugins.scaffold.render import write
 
         folder = write(kind, name, out)
+        for component in registry.components:
+            if (component.kind, component.name) == (kind, name):
+                console.print(f"warning  {component} has this name already; choose another, or block one of the two")
         console.print(f"wrote    {folder}")
         console.print(f"next     pip install -e {folder} && guidedcd plugins list")
 

@@ -101,7 +101,7 @@ def test_doctor_checks_what_a_plugin_requires(command, install, monkeypatch):
     assert "is installed, >=99 is required" in done.out
 
 
-@pytest.mark.parametrize("kind", ["energy", "reward", "route"])
+@pytest.mark.parametrize("kind", ["energy", "teacher"])
 def test_a_new_plugin_is_whole(command, tmp_path, kind):
     """`plugins new` writes a package that Python can compile, and refuses to overwrite."""
     done = command("plugins", "new", kind, "my-thing")
@@ -109,7 +109,8 @@ def test_a_new_plugin_is_whole(command, tmp_path, kind):
 
     folder = tmp_path / "guidedcd-my-thing"
     assert done.status == 0
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "guidedcd_my_thing", "pyproject.toml", "tests"]
+    names = [".github", "LICENSE", "README.md", "guidedcd_my_thing", "pyproject.toml", "tests"]
+    assert sorted(p.name for p in folder.iterdir()) == names
     for file in folder.rglob("*.py"):
         compile(file.read_text(), file, "exec")
     assert again.status == 2 and "exists already" in again.err

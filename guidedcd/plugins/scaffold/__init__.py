@@ -1,4 +1,4 @@
 """The template of a new plugin package; `render` fills it in.
 
-In: a kind (energy, reward or route) and a name. Out: the files of an installable package whose test passes.
+In: a kind of component and a name. Out: the files of an installable package whose test passes.
 """

@@ -3,24 +3,66 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from importlib import resources
 from pathlib import Path
 from string import Template
 
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import replacing
+from guidedcd.plugins.registry import HOOKS
 
-PLURAL = {"energy": "energies", "reward": "rewards", "route": "routes"}
+SELECTION = {
+    "energy": ("energies", "{name} --energies.{name}.relative 0.3"),
+    "reward": ("rewards", "{name}"),
+    "route": ("routes", "short-caption,{name}"),
+    "teacher": ("teacher", "{name}"),
+    "dataset": ("data", "{name}:FOLDER"),
+    "metric": ("metrics", "{name}"),
+}
+"""Flag and value in the README's example."""
 
-SELECTION = {"energy": "{name} --energies.{name}.relative 0.3", "reward": "{name}", "route": "{name}"}
-"""Arguments in the README's example. `relative` suits an energy of any size; the default `scale` does not."""
+ADVICE = {
+    "energy": "`relative` is the norm of the guided term as a share of the norm of the prediction. It means the same "
+    "on every teacher, which `scale` does not. Start with values between 0.05 and 0.3.",
+    "reward": "`--rewards.{name}.weight` is its weight in the loss, and `--rewards.{name}.frames` the number of frames "
+    "that it receives. Captions longer than `max_tokens` are not scored by the default routes.",
+    "route": "`--routes` replaces the routes of the profile. The example keeps `short-caption`, which sends a reward "
+    "only captions that it can read.",
+    "teacher": "`fingerprint()` identifies the weights; stores and adapters of another fingerprint are not used.",
+    "dataset": "`guidedcd data inspect --data {name}:FOLDER` shows which clips a run would use, and why it skips the "
+    "others.",
+    "metric": "`better` decides the arrows and verdicts of the report, `headline` the value in summaries.",
+}
+"""The README's paragraph on use."""
+
+OPTIONS = {
+    "teacher": '''
+    seed: int = 0
+    """Seed of the random weights; replace it with the path of pretrained ones."""
+''',
+    "dataset": '''
+    path: str = attrs.field(default="", metadata={"positional": True})
+    """Folder of the videos, which is written as NAME:FOLDER on the command line."""
+''',
+}
+"""Options that the template of a kind needs."""
+
+FILES = {
+    "pyproject.toml": "pyproject.toml",
+    "README.md": "README.md",
+    "LICENSE": "LICENSE",
+    ".github/workflows/ci.yml": "ci.yml",
+    ".github/workflows/publish.yml": "publish.yml",
+}
+"""Templates by path in the package, the same for all kinds."""
 
 
 def render(kind: str, name: str) -> dict[str, str]:
     """The files of a new package, by path within it.
 
     Args:
-        kind: "energy", "reward" or "route".
+        kind: "energy", "reward", "route", "teacher", "dataset" or "metric".
         name: Name of the component: lower-case words joined by "-".
 
     Raises:
@@ -29,23 +71,26 @@ def render(kind: str, name: str) -> dict[str, str]:
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise GuidedCDError(f"a component's name must be lower-case words joined by '-' (got '{name}').")
     module = f"guidedcd_{name.replace('-', '_')}"
+    flag, selection = SELECTION[kind]
     words = {
         "name": name,
         "module": module,
         "Name": "".join(word.capitalize() for word in name.split("-")),
         "kind": kind,
         "Kind": kind.capitalize(),
-        "kinds": PLURAL[kind],
-        "flag": PLURAL[kind],
-        "selection": SELECTION[kind].format(name=name),
+        "hook": HOOKS[kind],
+        "key": name.replace("-", "_"),
+        "flag": flag,
+        "options": OPTIONS.get(kind, ""),
+        "selection": selection.format(name=name),
+        "advice": textwrap.fill(ADVICE[kind].format(name=name), 100),
     }
     return {
-        "pyproject.toml": _filled("pyproject.toml", words),
-        "README.md": _filled("README.md", words),
+        **{path: _filled(file, words) for path, file in FILES.items()},
         f"{module}/__init__.py": _filled("__init__.py", words),
         f"{module}/{kind}.py": _filled(f"{kind}.py", words),
         f"{module}/py.typed": "",
-        f"tests/test_{module}.py": _filled("test.py", words),
+        f"tests/test_{module}.py": _filled("dataset_test.py" if kind == "dataset" else "test.py", words),
     }
 
 
