@@ -13,6 +13,9 @@ from guidedcd.documents import check_form, is_number, parse_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import append_text, replacing
 
+SHARE = "share/"
+"""Beginning of the names of energies' shares of the prediction; a step without guided samples has none."""
+
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a log in order, each with its finite numbers by name; a torn last line is left out."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guidedcd.config.sections import Solver
 from guidedcd.diffusion.consistency import Network, distance, gap
-from guidedcd.diffusion.guidance import Rule, TeacherStep, guidance_term, guided_step, lambda_input
+from guidedcd.diffusion.guidance import Rule, TeacherStep, guidance_term, guided_share, guided_step, lambda_input
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.training.batches import Batch
@@ -54,6 +54,8 @@ class NoisyBatch:
         self.lambdas = torch.stack(inputs, dim=1) if inputs else None
         """Energy inputs of the student (B, E), or None for a student without energies."""
         self._prediction: Tensor | None = None
+        self.shares: dict[str, Tensor] = {}
+        """By energy, its guided term as a share of the prediction: the mean over guided samples, NaN without any."""
 
     @property
     def prediction(self) -> Tensor:
@@ -71,6 +73,8 @@ class NoisyBatch:
         for (name, config), strength in zip(self.energies.items(), self.batch.strengths.unbind(dim=1), strict=True):
             score, relative = self.batch.scores[name].to(self.z.dtype), config.is_relative
             terms.append(guidance_term(self.schedule, self._step, score, strength, relative, rule))
+            share = guided_share(self.schedule, self._step, terms[-1], rule)
+            self.shares[name] = torch.where(strength > 0, share, torch.nan).nanmean()
         z_next = guided_step(self.schedule, self._step, t_next, terms, rule)
         batch = self.batch
         loss, self._prediction = distance(

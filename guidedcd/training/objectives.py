@@ -26,6 +26,7 @@ from guidedcd.diffusion.randomness import reward_generator
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training.batches import Batch
+from guidedcd.training.log import SHARE
 from guidedcd.training.losses import NoisyBatch
 from guidedcd.training.rollouts import Rollouts
 
@@ -89,7 +90,8 @@ class Consistency:
         """The consistency loss."""
         with blame_memory("the student's forward pass", step.advice), step.accelerator.autocast():
             loss = step.noisy.consistency_loss(target=self.target, **self.distance)
-        return [loss], {"cd_loss": loss.detach()}
+        shares = {f"{SHARE}{name}": share for name, share in step.noisy.shares.items()}
+        return [loss], {"cd_loss": loss.detach()} | shares
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -15,6 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from guidedcd.training.log import SHARE
+
 
 @attrs.frozen(kw_only=True)
 class StepResult:
@@ -49,7 +51,7 @@ class StepMetrics:
 
     def share(self, accelerator: Accelerator, keys: Sequence[str]) -> None:
         """Compute the means over processes as well; to be called in all of them with the same keys."""
-        means = [_mean(self._listed.get(key, [math.nan])) for key in keys]
+        means = [_combined(key, self._listed.get(key, [math.nan])) for key in keys]
         host = torch.tensor([math.nan if isinstance(mean, Tensor) else mean for mean in means])
         if self._device.type == "cuda":
             host = host.pin_memory()  # a copy from pageable memory would wait for the device
@@ -71,7 +73,8 @@ class StepMetrics:
             keys, values = self._means
             means = zip(keys, values.wait(), strict=True)
             everywhere = {key: mean for key, mean in means if not math.isnan(mean)}
-        line = {key: _mean(values) for key, values in listed.items()}
+        line = {key: _combined(key, values) for key, values in listed.items()}
+        line = {key: value for key, value in line.items() if not (key.startswith(SHARE) and math.isnan(value))}
         return StepResult(line=line, losses=listed["loss"], everywhere=everywhere)
 
 
@@ -89,6 +92,16 @@ class _HostCopy:
         if self._done is not None:
             self._done.synchronize()
         return self._copied.tolist()
+
+
+def _combined(key: str, values: Sequence[Any]) -> Any:
+    """The mean of a number over batches; of a share, over the batches with guided samples."""
+    if not key.startswith(SHARE):
+        return _mean(values)
+    if all(isinstance(value, Tensor) for value in values):
+        return torch.stack(list(values)).nanmean()
+    numbers = [value for value in values if not math.isnan(value)]
+    return _mean(numbers) if numbers else math.nan
 
 
 def _mean(values: Sequence[Any]) -> Any:

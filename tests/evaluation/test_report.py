@@ -158,6 +158,7 @@ def test_the_page_is_valid_and_complete(folder):
     assert page.of("html") == [{"lang": "en"}]
     assert len(ids) == len(set(ids))
     assert {a["aria-labelledby"] for a in page.of("section")} <= set(ids)
+    assert "energies pta (30 % of the prediction)" in page.text
     for title in ("Videos", "Evaluation", "Training", "Model card of the teacher", "Configuration", "Environment"):
         assert title in page.text
 
@@ -227,6 +228,7 @@ def test_curves_are_drawn_and_said(folder):
     assert any(label.startswith("Reward hps") and "0.21 at step 1, 0.4 at step 20" in label for label in labels)
     assert any(label.startswith("Reward clip") and "0.3 at step 1, 0.3 at step 19" in label for label in labels)
     assert any(label.startswith("Norm of the gradient") for label in labels)
+    assert any(label.startswith("Energy's guided term relative to the prediction: 0.3 at") for label in labels)
     assert any(label.startswith("Share of samples") and "hps: 0.75" in label for label in labels)
 
 

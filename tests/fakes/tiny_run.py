@@ -125,6 +125,7 @@ def log(folder: Path, steps: int = 20) -> None:
     for step in range(1, steps + 1):
         line = {"step": step, "loss": 1 / step - 0.2, "cd_loss": 1 / step, "grad_norm": 2 / step, "lr": 1e-4}
         line |= {"seconds": step * 0.5, "samples_per_second": 8.0, "reward/hps": 0.2 + step / 100, "routed/hps": 0.75}
+        line |= {"share/pta": 0.3} if step % 2 else {}
         line |= {"routed/clip": 0.5 * (step % 2)} | ({"reward/clip": 0.3} if step % 2 else {})
         lines.append(json.dumps(line))
     (folder / "log.jsonl").write_text("\n".join(lines) + "\n")

@@ -61,3 +61,14 @@ def test_numbers_are_those_of_the_launch():
     loss += 1
 
     assert outcome.wait().line == {"loss": 1.0, "grad_norm": 2.0}
+
+
+def test_a_share_is_the_mean_of_the_batches_with_guided_samples():
+    """Batches without guided samples have NaN, which is left out; without any, the line has no share."""
+    batches = [{"loss": torch.tensor(1.0), "share/a": torch.tensor(share)} for share in (0.2, math.nan, 0.4)]
+    assert StepMetrics(batches, torch.tensor(1.0)).wait().line["share/a"] == pytest.approx(0.3)
+    assert "share/a" not in StepMetrics(batches[1:2], torch.tensor(1.0)).wait().line
+
+    outcome = StepMetrics(batches[:2], torch.tensor(1.0))
+    outcome.share(Others([1.0, 0.6]), ("loss", "share/a"))
+    assert outcome.wait().everywhere == pytest.approx({"loss": 1.0, "share/a": 0.4})

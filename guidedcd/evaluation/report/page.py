@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
+import statistics
 from collections.abc import Mapping, Sequence
 from importlib import metadata, resources
 from pathlib import Path
@@ -24,7 +25,7 @@ from guidedcd.evaluation.report.charts import Chart, line_chart
 from guidedcd.evaluation.report.score_tables import choice, model_card, scores
 from guidedcd.evaluation.report.videos import clock, shots, validated
 from guidedcd.files import replacing
-from guidedcd.training.log import read_log
+from guidedcd.training.log import SHARE, read_log
 from guidedcd.version import __version__
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "open_clip_torch", "peft")
@@ -110,12 +111,19 @@ def _facts(run: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> list[str
     facts = [f"teacher {teacher}", f"data {data}"]
     for key in ("energies", "rewards", "routes"):
         names = run.get(key) or (run.get("energy") if key == "energies" else None)  # older runs
-        facts.append(f"{key} {', '.join(names or {}) or 'none'}")
+        texts = [name + (_share(name, log) if key == "energies" else "") for name in names or {}]
+        facts.append(f"{key} {', '.join(texts) or 'none'}")
     if log:
         facts.append(f"{log[-1]['step']:,} training steps")
         if "seconds" in log[-1]:
             facts.append(f"{duration(log[-1]['seconds'])} of training")
     return facts
+
+
+def _share(name: str, log: Sequence[Mapping[str, Any]]) -> str:
+    """An energy's median share of the prediction in the log, in brackets, or ""."""
+    values = [line[f"{SHARE}{name}"] for line in log if isinstance(line.get(f"{SHARE}{name}"), int | float)]
+    return f" ({100 * statistics.median(values):.2g} % of the prediction)" if values else ""
 
 
 def command(folder: Path, run: Mapping[str, Any]) -> str:
@@ -140,12 +148,14 @@ def _charts(log: Sequence[Mapping[str, Any]]) -> list[Chart]:
 
     rewards = {key.removeprefix("reward/"): key for line in log for key in line if key.startswith("reward/")}
     routed = {key.removeprefix("routed/"): key for line in log for key in line if key.startswith("routed/")}
+    shares = {key.removeprefix(SHARE): key for line in log for key in line if key.startswith(SHARE)}
     losses = series({"total": "loss", "consistency": "cd_loss"})
     if losses.get("total") == losses.get("consistency"):
         losses.pop("total", None)
     charts = [
         line_chart("Loss", losses),
         *(line_chart(f"Reward {name} (higher is better)", series({name: key})) for name, key in rewards.items()),
+        line_chart("Energy's guided term relative to the prediction", series(shares)),
         line_chart("Norm of the gradient", series({"norm": "grad_norm"})),
         line_chart("Share of samples that each reward scored", series(routed)),
         line_chart("Samples per second", series({"speed": "samples_per_second"})),
