@@ -198,6 +198,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def duration_range(low: float, high: float) -> str:
+    """The limits of a time: "4 min to 9 min", or one time where both are written alike."""
+    first, last = duration(low), duration(high)
+    return first if first == last else f"{first} to {last}"
+
+
 def file_size(count: float) -> str:
     """Bytes in the unit that is easiest to read: "999 B", "1.3 GB"."""
     if count < 1000:

@@ -11,6 +11,7 @@ from cyclopts.validators import Number
 from guidedcd.cli.number_types import NUMBER, WHOLE
 from guidedcd.cli.run_flags import read_run
 from guidedcd.cli.train import usable
+from guidedcd.console import console
 from guidedcd.plugins.registry import Registry
 
 
@@ -29,11 +30,11 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         json: bool = False,
         store: Path | None = None,
     ) -> None:
-        """Predict the device-hours, memory and disk that `train` with the same flags takes. Nothing is written.
+        """Predict the time, memory and disk that `train` with the same flags takes. Nothing is written.
 
         Operations, bytes moved and bytes alive are counted by running the same code on tensors without memory; no
         weights are needed for teachers and rewards whose architecture is published. The plan also
-        lists what other settings would save. It leaves out the evaluation and the reading of videos.
+        lists what other settings would save. It leaves out the loading of models and videos, and metrics.
 
         Parameters
         ----------
@@ -42,7 +43,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         device_tflops
             Peak 16-bit TFLOP/s of the device, in place of the built-in figure.
         device_memory
-            Memory of the device in GB, in place of the built-in figure.
+            Memory of the device in GiB, in place of the built-in figure.
         processes
             How many devices share the work; by default as many as this command was launched on.
         probe
@@ -57,6 +58,8 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         run = read_run(flags, registry, needs_data=probe)
         if on is None:
             usable(run.device)
+        if not json:
+            console.print("plan     counting the operations of the run, up to a minute")
         from guidedcd.planning.plan import Question, print_plan
 
         print_plan(

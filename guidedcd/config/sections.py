@@ -244,3 +244,34 @@ class EvaluateConfig:
     def each_seed(self) -> tuple[int, ...]:
         """The seeds of every prompt."""
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def few_steps(self) -> tuple[int, ...]:
+        """Steps of the few-step teachers: those of the student, and those with its number of network calls."""
+        return tuple(dict.fromkeys((self.steps, max(1, self.steps // 2))))
+
+    def work(self, prompts: int, *, shown: int, choosing: int, solvers: int) -> tuple[int, int]:
+        """Numbers of network calls and of videos of a whole evaluation.
+
+        Args:
+            prompts: Number of prompts.
+            shown: Number of prompts whose videos the report shows.
+            choosing: Number of other prompts on which the settings of the few-step teachers are chosen.
+            solvers: Number of solvers that are tried.
+        """
+
+        def calls_of(steps: int, omega: float) -> int:
+            return steps * (2 if omega else 1)  # with and without the caption
+
+        measured = prompts * len(self.each_seed)
+        calls, videos = measured * self.steps, measured
+        for steps in self.few_steps:
+            calls += measured * calls_of(steps, self.teacher_omega[0])
+            videos += measured
+            if choosing and solvers * len(self.teacher_omega) > 1:
+                calls += choosing * solvers * sum(calls_of(steps, omega) for omega in self.teacher_omega)
+                videos += choosing * solvers * len(self.teacher_omega)
+        if self.teacher_steps not in self.few_steps:
+            calls += shown * calls_of(self.teacher_steps, self.omega)
+            videos += shown
+        return calls, videos

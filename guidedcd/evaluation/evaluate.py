@@ -87,7 +87,7 @@ def evaluate(
     ):
         console.print(_start(protocol))
         protocol.warm_up(student)
-        arms = [student, *(protocol.choose(n, advance) for n in protocol.few_steps())]
+        arms = [student, *(protocol.choose(n, advance) for n in config.few_steps)]
         measured = {arm.name: protocol.measure(arm, advance) for arm in arms}
         slow = protocol.slow_teacher()
         panes = [*([] if slow.name in measured else [slow]), arms[1], student]

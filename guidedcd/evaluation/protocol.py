@@ -19,7 +19,7 @@ from guidedcd.evaluation.arms import Arm, ArmScores, Metric, best, build_metrics
 from guidedcd.evaluation.bootstrap import estimate
 from guidedcd.evaluation.finished import BatchResult, FinishedBatches
 from guidedcd.files import file_digest
-from guidedcd.inference.pipeline import StudentPipeline, batch_size, teacher_videos
+from guidedcd.inference.pipeline import StudentPipeline, batch_size, solvers, teacher_videos
 from guidedcd.plugins.registry import load_plugins
 from guidedcd.version import __version__
 
@@ -78,22 +78,10 @@ class EvaluationProtocol:
             finished=FinishedBatches(trained.results, _settings(trained, config, metrics, batch)),
         )
 
-    def few_steps(self) -> list[int]:
-        """Steps of the few-step teachers: those of the student, and those with its number of network calls."""
-        return list(dict.fromkeys((self.config.steps, max(1, self.config.steps // 2))))
-
     def work(self) -> int:
         """The number of network calls of the whole evaluation, which is proportional to its time."""
-        videos = sum(map(len, self.splits.values())) * len(self.config.each_seed)
-        calls = videos * self.config.steps
-        for steps in self.few_steps():
-            candidates = self._candidates(steps)
-            calls += videos * candidates[0].evaluations
-            if self._chooses(candidates):
-                calls += len(self.choosing) * sum(arm.evaluations for arm in candidates)
-        if self.config.teacher_steps not in self.few_steps():
-            calls += sum(map(len, self.in_report.values())) * self.slow_teacher().evaluations
-        return calls
+        prompts_, shown = (sum(map(len, by_split.values())) for by_split in (self.splits, self.in_report))
+        return self.config.work(prompts_, shown=shown, choosing=len(self.choosing), solvers=len(self._solvers()))[0]
 
     def warm_up(self, arm: Arm) -> None:
         """Sample one batch that is not measured, in which a GPU prepares its kernels."""
@@ -119,17 +107,15 @@ class EvaluationProtocol:
         return self.teacher(self.config.teacher_steps, self.config.omega, "ddim")
 
     def _candidates(self, steps: int) -> list[Arm]:
-        solvers = ("ddim",) if self.trained.teacher.schedule.prediction == "flow" else ("ddim", "dpm++")
-        return [self.teacher(steps, omega, solver) for solver in solvers for omega in self.config.teacher_omega]
+        return [self.teacher(steps, omega, solver) for solver in self._solvers() for omega in self.config.teacher_omega]
 
-    def _chooses(self, candidates: Sequence[Arm]) -> bool:
-        """Whether the candidates are measured on other prompts to choose one."""
-        return len(candidates) > 1 and bool(self.choosing)
+    def _solvers(self) -> tuple[str, ...]:
+        return solvers(self.trained.teacher.schedule.prediction)
 
     def choose(self, steps: int, advance: Any) -> Arm:
         """The few-step teacher with the best headline score on the prompts for choosing; the first without them."""
         candidates = self._candidates(steps)
-        if not self._chooses(candidates):
+        if len(candidates) == 1 or not self.choosing:
             return candidates[0]
         results = [
             self._scores(arm, self.choosing, (CHOOSING_SEED,), CHOOSING_SPLIT, (), advance) for arm in candidates

@@ -242,6 +242,11 @@ def batch_size(teacher: Teacher) -> int:
     return max(1, min(128, largest // (channels * frames * height * width)))
 
 
+def solvers(prediction: str) -> tuple[str, ...]:
+    """The solvers that an evaluation tries for a teacher with this kind of prediction."""
+    return ("ddim",) if prediction == "flow" else ("ddim", "dpm++")
+
+
 def prompts_and_seeds(prompts: str | Sequence[str], seeds: int | Sequence[int] | None) -> tuple[list[str], list[int]]:
     """The texts and the seeds of B videos; without seeds they are 0, 1, 2, ...
 

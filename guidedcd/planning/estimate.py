@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 
+from guidedcd.config.kinds import Chosen
 from guidedcd.config.run import Run
 from guidedcd.config.sections import OptimizerConfig
 from guidedcd.errors import GuidedCDError
-from guidedcd.planning.gpus import GB, Machine
+from guidedcd.planning.calibration import calibrated
+from guidedcd.planning.evaluation_cost import EvaluationCost, evaluation
+from guidedcd.planning.gpus import GIB, Machine
 from guidedcd.planning.preprocess_cost import Teaching, teaching
 from guidedcd.planning.skeletons import outline
 from guidedcd.planning.training_cost import Training, others, scoring, training
@@ -21,7 +25,7 @@ CHECKPOINTS = 3
 """Checkpoints on disk at once: two, and the next one while it is written."""
 SPARE = 0.06
 """Share of the device's memory that is lost between allocations."""
-CONTEXT = 0.6 * GB
+CONTEXT = 0.6 * GIB
 """Bytes that the driver and its libraries occupy."""
 
 
@@ -35,14 +39,16 @@ class Stage:
     """Sum of all processes."""
     hours: float
     """Duration."""
+    hours_range: tuple[float, float]
+    """The shortest and the longest duration to be expected."""
     each_seconds: float
     """Seconds of one video, or of one step."""
-    peak_gb: float
-    """Memory of one process, in units of 2^30 bytes."""
-    disk_gb: float
-    """In units of 2^30 bytes."""
-    largest_batch: int
-    """The largest batch size that fits; 0 where none does."""
+    peak_gib: float | None = None
+    """Memory of one process, in units of 2^30 bytes; None where it is not predicted."""
+    disk_gb: float = 0.0
+    """In units of 1e9 bytes."""
+    largest_batch: int | None = None
+    """The largest batch size that fits; 0 where none does, None where it is not predicted."""
 
 
 class Estimator:
@@ -59,42 +65,64 @@ class Estimator:
         """Components that cannot be counted, and why."""
         self._cache: dict[Any, Any] = {}
 
-    def preprocess(self, run: Run) -> Stage:
-        """The cost of computing the store of a run."""
+    def calibrate(self, run: Run) -> None:
+        """Measure a pass of the run's teacher on this machine, if it has no data sheet and the pass is short."""
+        self.machine = calibrated(self.machine, run, self.teaching(run).forward)
+
+    def preprocess(self, run: Run, *, largest: bool = True) -> Stage:
+        """The cost of computing the store of a run; `largest` also predicts the largest batch."""
         counted, videos = self.teaching(run), run.preprocess.videos
         seconds = counted.seconds(self._on(run.preprocess.fast))
         cond = sum(math.prod(shape) * width for shape, width in counted.cond.values())
         return Stage(
             tflop=counted.flops() * videos / 1e12,
-            device_hours=seconds * videos / 3600,
-            hours=seconds * videos / 3600 / self.processes,
+            **self._times(seconds * videos / self.processes, self.processes),
             each_seconds=seconds,
-            peak_gb=counted.peak / GB,
-            disk_gb=store_bytes(run, counted.latent, cond) / GB,
-            largest_batch=self._largest(run, "preprocess", self.teaching),
+            peak_gib=counted.peak / GIB,
+            disk_gb=store_bytes(run, counted.latent, cond) / 1e9,
+            largest_batch=self._largest(run, "preprocess", self.teaching) if largest else None,
         )
 
-    def train(self, run: Run) -> Stage:
-        """The cost of training the student of a run, without its evaluation."""
+    def train(self, run: Run, *, largest: bool = True) -> Stage:
+        """The cost of training the student of a run; `largest` also predicts the largest batch."""
         counted, settings = self.training(run), run.train
         seconds = counted.seconds(self._on(settings.fast))
         per_step = settings.accumulate * self.processes
         return Stage(
             tflop=counted.flops * per_step * settings.steps / 1e12,
-            device_hours=seconds * settings.steps * self.processes / 3600,
-            hours=seconds * settings.steps / 3600,
+            **self._times(seconds * settings.steps, self.processes),
             each_seconds=seconds,
-            peak_gb=counted.peak / GB,
-            disk_gb=run_bytes(run, counted) / GB,
-            largest_batch=self._largest(run, "train", self.training),
+            peak_gib=counted.peak / GIB,
+            disk_gb=run_bytes(run, counted) / 1e9,
+            largest_batch=self._largest(run, "train", self.training) if largest else None,
         )
+
+    def evaluate(self, run: Run) -> Stage:
+        """The cost of the evaluation at the end of a run, which one process computes; without metrics."""
+        settings = run.evaluate
+        counted: EvaluationCost = self._once(
+            ("evaluate", settings), lambda: evaluation(settings, self._outline(run.teacher))
+        )
+        seconds = counted.seconds(self._on(settings.fast))
+        return Stage(
+            tflop=counted.flops / 1e12, **self._times(seconds, 1), each_seconds=seconds / max(counted.videos, 1)
+        )
+
+    def _times(self, seconds: float, processes: int) -> dict[str, Any]:
+        """The times of a stage that lasts so many seconds."""
+        low, high = self.machine.range_of(seconds)
+        return {
+            "device_hours": seconds * processes / 3600,
+            "hours": seconds / 3600,
+            "hours_range": (low / 3600, high / 3600),
+        }
 
     def teaching(self, run: Run) -> Teaching:
         """The costs of the teacher's passes for a run."""
         kinds = tuple(sorted({config.reference for config in run.energies.values()}))
         settings = run.preprocess
         key = ("teach", settings.batch_size, settings.precision, settings.recompute, len(kinds), tuple(run.energies))
-        costs = self._once(key, lambda: teaching(run, outline(run.teacher)))
+        costs = self._once(key, lambda: teaching(run, self._outline(run.teacher)))
         if costs.left_out:
             self.left_out["the computation of the energies"] = costs.left_out
         return attrs.evolve(costs, run=run)
@@ -106,7 +134,7 @@ class Estimator:
         cond = {name: shape for name, (shape, _) in self.teaching(run).cond.items()}
         step = self._once(
             ("train", run.student, scaled, tuple(run.energies), bool(run.rewards)),
-            lambda: training(run, outline(run.teacher), cond),
+            lambda: training(run, self._outline(run.teacher), cond),
         )
         rewards, beside = None, 0
         if run.rewards:
@@ -120,10 +148,10 @@ class Estimator:
         modules: dict[str, Any] = {}
         for chosen in run.chosen("reward"):
             try:
-                modules[chosen.name] = outline(chosen)
+                modules[chosen.name] = self._outline(chosen)
             except GuidedCDError as error:
                 self.left_out[f"reward {chosen.name}"] = str(error)
-        teacher = outline(run.teacher)
+        teacher = self._outline(run.teacher)
         beside = others(run, teacher, modules)
         try:
             return scoring(run, teacher, modules) if modules else None, beside
@@ -140,6 +168,14 @@ class Estimator:
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
+
+    def _outline(self, chosen: Chosen) -> Any:
+        """A component on the meta device, which the caller may change. Building one reads files, copying does not."""
+        original = self._once(("outline", chosen.name, repr(chosen.config)), lambda: outline(chosen))
+        try:
+            return copy.deepcopy(original)
+        except Exception:  # a plugin's object need not be one that can be copied
+            return outline(chosen)
 
     def _on(self, fast: str) -> Machine:
         return self.machine.with_layers(fast)

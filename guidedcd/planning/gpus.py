@@ -15,7 +15,8 @@ from guidedcd.acceleration.options import resolved
 from guidedcd.errors import GuidedCDError
 from guidedcd.planning.meter import Cost
 
-GB = 2**30
+GIB = 2**30
+"""Memory is stated in these units, as the makers of GPUs do; disk in units of 1e9 bytes."""
 
 DATA_SHEETS = {
     # name in lower case: dense 16-bit TFLOP/s, 32-bit TFLOP/s, memory TB/s, memory GB, from the makers' data sheets
@@ -50,6 +51,10 @@ LAUNCH = 5e-5
 """Seconds that the host needs to launch one kernel from Python."""
 CPU_SHARE = 0.3
 """Share of the measured speed of a matrix product that these networks reach on a CPU."""
+WITHIN = 1.25
+"""Factor by which times of known and of measured devices may be wrong, in either direction."""
+WITHIN_UNMEASURED = 3.0
+"""The same factor where a matrix product alone was measured."""
 CPU_BANDWIDTH = 1e10
 """Bytes per second that a CPU moves, before multiplication with `CPU_SHARE`."""
 
@@ -71,6 +76,10 @@ class Machine:
     """Bytes."""
     share: float
     """Share of the peaks that these networks reach."""
+    within: float = WITHIN
+    """Factor by which a predicted time may be wrong, in either direction."""
+    slowdown: float = 1.0
+    """Mean time of a measured pass in units of the fastest one; other work on the machine makes it larger."""
     launch: float = LAUNCH
     """Seconds that the host needs to launch one kernel."""
     source: str = ""
@@ -86,7 +95,11 @@ class Machine:
         """Seconds that a computation takes."""
         peaks = (self.single, self.half)
         busy = sum(max(k.flops / peaks[k.half], k.moved / self.bandwidth) for k in cost.kernels) / self.share
-        return max(busy, len(cost.kernels) * self.launch)
+        return max(busy, len(cost.kernels) * self.launch) * self.slowdown
+
+    def range_of(self, seconds: float) -> tuple[float, float]:
+        """The shortest and the longest time that is to be expected where `seconds` is predicted."""
+        return seconds / self.slowdown / self.within, seconds * self.within
 
 
 def machine(
@@ -123,7 +136,7 @@ def machine(
     if tflops is not None:
         half, single = tflops * 1e12, tflops * 1e12 * result.single / result.half
         result = attrs.evolve(result, half=half, single=single, source="--device-tflops")
-    return result if memory is None else attrs.evolve(result, memory=memory * GB)
+    return result if memory is None else attrs.evolve(result, memory=memory * GIB)
 
 
 def _data_sheet(name: str) -> tuple[float, float, float, float] | None:
@@ -140,7 +153,7 @@ def _gpu(name: str, figures: tuple[float, float, float, float]) -> Machine:
         half=half * 1e12,
         single=single * 1e12,
         bandwidth=bandwidth * 1e12,
-        memory=memory * GB,
+        memory=memory * GIB,
         share=SHARES["no"],
         source="data sheet",
     )
@@ -168,6 +181,7 @@ def _measured(name: str, device: torch.device) -> Machine:
         bandwidth=single / 200 if gpu else CPU_BANDWIDTH,
         memory=float(_host_memory()),
         share=SHARES["no"] if gpu else CPU_SHARE,
+        within=WITHIN_UNMEASURED,
         source="a matrix product, measured now",
     )
 
@@ -178,4 +192,4 @@ def _host_memory() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        return 16 * GB
+        return 16 * GIB

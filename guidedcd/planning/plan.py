@@ -15,14 +15,14 @@ from typing import Any
 import attrs
 
 from guidedcd.config.run import Run
-from guidedcd.console import console
+from guidedcd.console import console, file_size
 from guidedcd.devices import device as find_device
 from guidedcd.devices import process
 from guidedcd.files import nearest_folder
 from guidedcd.planning import tables
 from guidedcd.planning.alternatives import choices
 from guidedcd.planning.estimate import Estimator, Stage, usable
-from guidedcd.planning.gpus import GB, Machine, machine
+from guidedcd.planning.gpus import GIB, Machine, machine
 from guidedcd.planning.skeletons import outline
 
 
@@ -35,7 +35,7 @@ class Question:
     tflops: float | None = None
     """Peak 16-bit TFLOP/s of the device."""
     memory: float | None = None
-    """Its memory in GB."""
+    """Its memory in GiB."""
     processes: int | None = None
     """Number of devices; None for the number of this launch."""
     probe: bool = False
@@ -58,7 +58,8 @@ def print_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
         question: Device, extent and output; the defaults if None.
 
     Returns:
-        JSON values: machine, preprocess, train, cheaper, probe, warnings, and the assumption without a dataset.
+        JSON values: machine, preprocess, train, evaluate, cheaper, probe, warnings, and the assumption without a
+        dataset.
 
     Raises:
         GuidedCDError: The device is unknown, or the teacher cannot be built.
@@ -74,7 +75,13 @@ def print_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)  # it warns of every cast
     estimator, as_table = Estimator(where, processes), not question.as_json
     with redirect_stdout(sys.stderr):  # what components print is no part of the JSON object
+        estimator.calibrate(run)
+        where = estimator.machine
         stages = {"preprocess": estimator.preprocess(run), "train": estimator.train(run)}
+        try:
+            stages["evaluate"] = estimator.evaluate(run)
+        except Exception as error:  # a plugin's decoder or prompts; the rest of the plan stands without them
+            estimator.left_out["the evaluation"] = str(error)
     figures: dict[str, Any] = {
         "machine": {**attrs.asdict(where), "processes": processes},
         **{name: attrs.asdict(stage) for name, stage in stages.items()},
@@ -97,7 +104,7 @@ def print_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
     if question.cheaper:
         figures["cheaper"] = []
         for choice in choices(run, where.kind):
-            after = getattr(estimator, choice.stage)(choice.run)
+            after = getattr(estimator, choice.stage)(choice.run, largest=False)
             saved = savings(stages[choice.stage], after)
             if saved:
                 figures["cheaper"].append({"stage": choice.stage, "flags": choice.flags, "note": choice.note, **saved})
@@ -118,7 +125,7 @@ class Plan:
     """The predicted cost of a run; `str(plan)` is the table that `guidedcd plan` prints."""
 
     figures: dict[str, Any]
-    """JSON values: machine, preprocess, train, cheaper, probe, warnings."""
+    """JSON values: machine, preprocess, train, evaluate, cheaper, probe, warnings."""
     text: str = attrs.field(repr=False)
 
     def __str__(self) -> str:
@@ -142,7 +149,7 @@ def plan(
         run: The run.
         on: Plan for this GPU instead of the present device: "h200", "h100", "a100", "4090", ...
         tflops: Peak 16-bit TFLOP/s of the device, in place of its data sheet.
-        memory: Memory of the device in GB, in place of its data sheet.
+        memory: Memory of the device in GiB, in place of its data sheet.
         processes: Number of devices that share the work, by default that of this launch.
         probe: Also measure a small piece of the run on the present device, in at most 60 seconds.
         cheaper: Also predict what other settings would save.
@@ -163,8 +170,8 @@ def plan(
 def savings(before: Stage, after: Stage) -> dict[str, list[float]]:
     """[before, after] of the figures that change by more than 2 %, by name; {} where none becomes smaller."""
     changes = {}
-    for name in ("device_hours", "peak_gb", "disk_gb"):
-        old, new = getattr(before, name), getattr(after, name)
+    for name in ("device_hours", "peak_gib", "disk_gb"):
+        old, new = getattr(before, name) or 0.0, getattr(after, name) or 0.0
         if abs(old - new) > 0.02 * max(old, new):
             changes[name] = [old, new]
     return changes if any(new < old for old, new in changes.values()) else {}
@@ -175,16 +182,16 @@ def warnings(
 ) -> list[str]:
     """Sentences about missing memory and disk space, and about components that could not be counted."""
     sentences = [f"the prediction leaves out {name}: {reason}" for name, reason in left_out.items()]
-    room = usable(where) / GB
+    room = usable(where) / GIB
     for name, stage in stages.items():
-        if stage.peak_gb > room:
+        if stage.peak_gib is not None and stage.peak_gib > room:
             batch = stage.largest_batch
             advice = f"--{name}.batch-size {batch} fits" if batch else "no batch size fits: see the cheaper settings"
             sentences.append(
-                f"{name} needs {stage.peak_gb:.1f} GB per process, {where.name} has {room:.1f} to spare; {advice}"
+                f"{name} needs {stage.peak_gib:.1f} GiB per process, {where.name} has {room:.1f} to spare; {advice}"
             )
     folder = nearest_folder(store or Path("runs"))
-    free, needed = shutil.disk_usage(folder).free / GB, sum(stage.disk_gb for stage in stages.values())
+    free, needed = shutil.disk_usage(folder).free, 1e9 * sum(stage.disk_gb for stage in stages.values())
     if needed > free:
-        sentences.append(f"{needed:.1f} GB of disk are needed, {folder} has {free:.1f} free")
+        sentences.append(f"{file_size(needed)} of disk are needed, {folder} has {file_size(free)} free")
     return sentences

@@ -82,7 +82,7 @@ def teaching(run: Run, teacher: Teacher) -> Teaching:
             teacher.encode(empty(batch, *geometry.pixel_shape))
         with metered() as embed:
             cond = teacher.embed(["a"] * batch)
-        z, t, text = _inputs(teacher, ROWS * batch)
+        z, t, text = inputs(teacher, ROWS * batch)
         with metered() as forward:
             teacher.net(z, t, text)
     scores, left_out = guided(run, teacher) if run.energies else (None, "")
@@ -106,7 +106,7 @@ def guided(run: Run, teacher: Teacher) -> tuple[Cost, str]:
     """
     from guidedcd.energies.gradients import EnergyGradients
 
-    z, t, text = _inputs(teacher, run.preprocess.batch_size)
+    z, t, text = inputs(teacher, run.preprocess.batch_size)
     at = {config.reference: (z, t) for config in run.energies.values()}
     try:
         with metered() as cost:
@@ -122,7 +122,7 @@ def guided(run: Run, teacher: Teacher) -> tuple[Cost, str]:
         return cost, f"they do not run on the meta device ({(str(error).splitlines() or [''])[0][:200]})"
 
 
-def _inputs(teacher: Teacher, rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def inputs(teacher: Teacher, rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Latents, timesteps and conditioning of `rows` samples on the meta device."""
     text = {key: value[:1].expand(rows, *value.shape[1:]) for key, value in teacher.embed(["a"]).items()}
     return empty(rows, *teacher.geometry.latent_shape), torch.zeros(rows, dtype=torch.long, device="meta"), text

@@ -23,7 +23,7 @@ from guidedcd.config.structure import changed
 from guidedcd.devices import blame_memory, device
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.planning.estimate import Estimator, Stage
-from guidedcd.planning.gpus import GB
+from guidedcd.planning.gpus import GIB
 from guidedcd.planning.preprocess_cost import ROWS
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
@@ -70,7 +70,7 @@ def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any
             peak=predicted,
         ):
             size = sum(file.stat().st_size for file in store.glob("shard-*"))
-            rows.add("store, per video", predicted.disk_gb * GB / videos / 1e6, size / videos / 1e6, "MB")
+            rows.add("store, per video", predicted.disk_gb * 1e3 / videos, size / videos / 1e6, "MB")
             step = estimator.train(small)
             run_folder = Path(folder, "run")
             run_folder.mkdir()
@@ -127,7 +127,7 @@ class _Rows:
         more: dict[str, Any] = {} if whole is None else {"device_hours": whole.device_hours * self.ratio}
         self.add(what, predicted, measured, "s", **more)
         if peak is not None and self.where.type == "cuda":
-            self.add("  its peak", peak.peak_gb, torch.cuda.max_memory_allocated(self.where) / GB, "GB")
+            self.add("  its peak", peak.peak_gib or 0.0, torch.cuda.max_memory_allocated(self.where) / GIB, "GiB")
         return self.ratio
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from guidedcd.config.run import Run
-from guidedcd.console import console, latency, print_table
+from guidedcd.console import console, duration, duration_range, file_size, latency, print_table
 from guidedcd.planning.estimate import Estimator, Stage, usable
-from guidedcd.planning.gpus import GB, Machine
+from guidedcd.planning.gpus import GIB, Machine
 from guidedcd.preprocessing.estimates import passes
+
+BUSY = 1.2
+"""Slowdown by other work from which it is printed."""
 
 
 def stages(run: Run, where: Machine, processes: int, costs: dict[str, Stage], estimator: Estimator) -> None:
@@ -16,7 +20,7 @@ def stages(run: Run, where: Machine, processes: int, costs: dict[str, Stage], es
     many = f", {processes} of them" if processes > 1 else ""
     console.print(
         f"device   {where.name}{many}: {where.half / 1e12:.3g} TFLOP/s in 16 bits, {where.single / 1e12:.3g} in 32, "
-        f"{where.bandwidth / 1e12:.3g} TB/s ({where.source}); {usable(where) / GB:.1f} GB usable"
+        f"{where.bandwidth / 1e12:.3g} TB/s ({where.source}); {usable(where) / GIB:.1f} GiB usable"
     )
     counted, one, settings = passes(run), estimator.teaching(run), run.preprocess
     console.print(
@@ -30,20 +34,40 @@ def stages(run: Run, where: Machine, processes: int, costs: dict[str, Stage], es
         f"{run.student.kind}, {step.trained / 1e6:,.4g} M weights: a batch takes {step.step.flops / 1e12:.4g} TFLOP"
         + (f", and {step.rewards.flops / 1e12:.4g} for rewards" if step.rewards else "")
     )
-    rows = [["", "each", "device-hours", "hours", "peak GB", "disk GB", "largest batch"]]
+    shared = processes > 1
+    rows = [["", "each", "time", *(["device time"] if shared else []), "peak GiB", "disk", "largest batch"]]
     for name, stage in costs.items():
-        numbers = (stage.device_hours, stage.hours, stage.peak_gb, stage.disk_gb, stage.largest_batch)
-        each = latency(stage.each_seconds, 3) + (" a video" if name == "preprocess" else " a step")
-        rows.append([name, each, *map(_number, numbers)])
+        rows.append(
+            [
+                name,
+                latency(stage.each_seconds, 3) + (" a step" if name == "train" else " a video"),
+                _hours(stage.hours_range),
+                *([duration(3600 * stage.device_hours)] if shared else []),
+                "" if stage.peak_gib is None else _number(stage.peak_gib),
+                file_size(1e9 * stage.disk_gb) if stage.disk_gb else "",
+                "" if stage.largest_batch is None else _number(stage.largest_batch),
+            ]
+        )
+    low, high = (sum(stage.hours_range[end] for stage in costs.values()) for end in (0, 1))
+    whole = duration(3600 * sum(stage.device_hours for stage in costs.values()))
+    rows.append(["together", "", _hours((low, high)), *([whole] if shared else [])])
     _table(rows)
+    if where.slowdown > BUSY:
+        console.print(f"time     other work on this machine makes a pass {where.slowdown:.1f} times slower now")
+    console.print("time     without loading models and videos, metrics, validation and compilation")
 
 
 def cheaper(changes: list[dict[str, Any]]) -> None:
     """Print the savings of other settings."""
-    rows = [["cheaper", "device-hours", "peak GB", "disk GB", ""]]
+    rows = [["cheaper", "device time", "peak GiB", "disk", ""]]
+    forms: dict[str, Callable[[float], str]] = {
+        "device_hours": lambda hours: duration(3600 * hours),
+        "peak_gib": _number,
+        "disk_gb": lambda count: file_size(1e9 * count),
+    }
     for one in changes:
-        figures = (one.get(name) for name in ("device_hours", "peak_gb", "disk_gb"))
-        rows.append([one["flags"], *(" -> ".join(map(_number, c)) if c else "" for c in figures), one["note"]])
+        cells = (" -> ".join(map(form, one[name])) if name in one else "" for name, form in forms.items())
+        rows.append([one["flags"], *cells, one["note"]])
     if changes:
         _table(rows)
 
@@ -56,7 +80,7 @@ def probed(probe: dict[str, Any]) -> None:
         if one["measured"] is None:
             rows.append([*row, "-", "", one["why"]])
             continue
-        whole = f"{_number(one['device_hours'])} device-hours" if "device_hours" in one else ""
+        whole = duration(3600 * one["device_hours"]) if "device_hours" in one else ""
         ratio = f"{one['measured'] / one['predicted']:.2f}"
         rows.append([*row, _figure(one["measured"], one["unit"]), ratio, whole])
     _table(rows)
@@ -76,6 +100,11 @@ def _table(rows: list[list[str]]) -> None:
 
 def _figure(value: float, unit: str) -> str:
     return latency(value, 3) if unit == "s" else f"{_number(value)} {unit}"
+
+
+def _hours(limits: tuple[float, float]) -> str:
+    low, high = limits
+    return duration_range(3600 * low, 3600 * high)
 
 
 def _number(value: float) -> str:

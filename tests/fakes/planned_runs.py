@@ -6,7 +6,7 @@ from typing import Any
 
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Run
-from guidedcd.planning.gpus import GB, Machine
+from guidedcd.planning.gpus import GIB, Machine
 
 
 def shipped_run(**sections: Any) -> Run:
@@ -16,5 +16,5 @@ def shipped_run(**sections: Any) -> Run:
 
 def gpu(**changes: Any) -> Machine:
     """A device with round figures."""
-    figures = {"half": 1e12, "single": 1e11, "bandwidth": 1e9, "memory": 24.0 * GB, "share": 0.5, "launch": 1e-6}
+    figures = {"half": 1e12, "single": 1e11, "bandwidth": 1e9, "memory": 24.0 * GIB, "share": 0.5, "launch": 1e-6}
     return Machine(**{"name": "test GPU", "kind": "cuda", **figures, **changes})

@@ -11,21 +11,24 @@ from planned_runs import gpu, shipped_run
 from toy_plugin import make
 
 from guidedcd.config.resolve import run_from_dict
+from guidedcd.config.sections import EvaluateConfig
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
+from guidedcd.planning import calibration
 from guidedcd.planning.alternatives import choices
 from guidedcd.planning.estimate import Estimator
-from guidedcd.planning.gpus import DATA_SHEETS, GB, machine
+from guidedcd.planning.gpus import DATA_SHEETS, GIB, machine
 from guidedcd.planning.plan import Question, print_plan
+from guidedcd.planning.preprocess_cost import ROWS
 
 
 def test_devices_are_found_by_name():
     """Words of a GPU's name suffice, flags precede the data sheet, and the error of an unknown name lists all."""
     cpu = torch.device("cpu")
     assert machine(cpu, like="h200").half == DATA_SHEETS["h200"][0] * 1e12
-    assert machine(cpu, like="NVIDIA A100-SXM4-40GB").memory == 40 * GB
+    assert machine(cpu, like="NVIDIA A100-SXM4-40GB").memory == 40 * GIB
     assert machine(cpu, like="h100", tflops=500, memory=10).half == 5e14
-    assert machine(cpu).memory > GB and machine(cpu).single > 1e8
+    assert machine(cpu).memory > GIB and machine(cpu).single > 1e8
     with pytest.raises(GuidedCDError, match="no such GPU is known.*h200"):
         machine(cpu, like="abacus")
 
@@ -33,7 +36,7 @@ def test_devices_are_found_by_name():
 @pytest.mark.slow
 def test_largest_batch_fits_and_the_next_does_not(toy):
     """A run with the predicted largest batch fits; with a tenth more it does not."""
-    device = gpu(memory=0.7 * GB)
+    device = gpu(memory=0.7 * GIB)
     run = make()
     run = attrs.evolve(run, rewards={})
     for stage in ("preprocess", "train"):
@@ -43,9 +46,9 @@ def test_largest_batch_fits_and_the_next_does_not(toy):
             return getattr(Estimator(device), stage)(attrs.evolve(run, **{stage: section}))
 
         batch = planned(2).largest_batch
-        room = (device.memory * 0.94 - 0.6 * GB) / GB
+        room = (device.memory * 0.94 - 0.6 * GIB) / GIB
         assert batch > 2
-        assert planned(batch).peak_gb <= room * 1.01 < planned(int(batch * 1.1) + 1).peak_gb * 1.02
+        assert planned(batch).peak_gib <= room * 1.01 < planned(int(batch * 1.1) + 1).peak_gib * 1.02
 
 
 @pytest.mark.slow
@@ -62,7 +65,7 @@ def test_cheaper_settings_are_cheaper(toy):
     before, after = flags["--preprocess.dtype bfloat16"]["disk_gb"]
     assert after < 0.75 * before
     before, after = (
-        flags["--student.kind lora"]["peak_gb"] if "peak_gb" in flags.get("--student.kind lora", {}) else (1, 0)
+        flags["--student.kind lora"]["peak_gib"] if "peak_gib" in flags.get("--student.kind lora", {}) else (1, 0)
     )
     assert after < before
 
@@ -83,7 +86,7 @@ def test_plan_prints_json_and_writes_nothing(toy, tmp_path, capsys, monkeypatch)
     print_plan(make(), Question(as_json=True, cheaper=False))
     figures = json.loads(capsys.readouterr().out)
 
-    assert figures["train"]["peak_gb"] > 0 and figures["preprocess"]["disk_gb"] > 0
+    assert figures["train"]["peak_gib"] > 0 and figures["preprocess"]["disk_gb"] > 0
     assert list((tmp_path / "work").iterdir()) == []
 
 
@@ -168,9 +171,36 @@ def test_shapes_run_json_is_planned(tmp_path):
 
 
 def test_a_plan_needs_no_dataset(toy, capsys):
-    """Without a dataset a plan has its figures, and states which videos it assumes."""
+    """Without a dataset a plan has its figures, a range of times, and states which videos it assumes."""
     plan = print_plan(attrs.evolve(make(), data=()), Question(on="h200", cheaper=False))
+    for stage in ("preprocess", "train", "evaluate"):
+        low, high = plan[stage]["hours_range"]
+        assert 0 < low < plan[stage]["hours"] < high
 
     assert "5 videos of 3 frames, 8 x 8 pixels" in plan["assumed"]
     assert plan["preprocess"]["disk_gb"] > 0 and plan["train"]["tflop"] > 0
-    assert "no dataset is selected" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no dataset is selected" in printed and "together" in printed
+
+
+def test_work_of_an_evaluation():
+    """Two prompts and seeds: student and teachers with 4 and 2 steps, two strengths on 3 prompts, one slow video."""
+    config = EvaluateConfig(seeds=2, steps=4, omega=2.0, teacher_omega=(1.0, 0.0), teacher_steps=50)
+    calls = 4 * (4 + 8 + 4) + 3 * 2 * (8 + 4 + 4 + 2) + 1 * 100
+
+    assert config.work(2, shown=1, choosing=3, solvers=2) == (calls, 4 * 3 + 3 * 2 * 2 * 2 + 1)
+
+
+def test_a_busy_machine_is_measured(toy, monkeypatch):
+    """A machine without a data sheet gets the speed of a pass; other work makes the longest time longer."""
+    slow = calibration._passes
+    monkeypatch.setattr(calibration, "_passes", lambda run, rows: (1e-3, 3e-3))
+    estimator = Estimator(machine(torch.device("cpu")))
+    run = make()
+    estimator.calibrate(run)
+    counted, rows = estimator.teaching(run).forward, ROWS * run.preprocess.batch_size
+
+    assert estimator.machine.seconds(counted) == pytest.approx(3e-3 * rows, rel=0.01)
+    assert estimator.machine.range_of(3.0) == (1.0 / 1.25, 3.0 * 1.25)
+    fastest, mean = slow(run, 1)
+    assert 0 < fastest <= mean * 1.01
