@@ -8,7 +8,7 @@ from attrs.validators import ge, gt, in_, le, optional
 from guidedcd.devices import SHORT_DTYPES
 from guidedcd.docstrings import documented
 
-DEFAULT_RELATIVE = 0.3
+DEFAULT_RELATIVE = 0.1
 """The relative strength of an energy that states none; docs/decisions/0015-relative-default.md has measurements."""
 
 
@@ -36,7 +36,7 @@ class EnergyConfig(ComponentConfig):
     scale: float | None = attrs.field(default=None, validator=optional(ge(0)))
     """Factor of the gradient of the mean energy (lambda in the paper), at least 0; suits one energy and teacher."""
     relative: float | None = attrs.field(default=None, validator=optional(ge(0)))
-    """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.3 without a `scale`."""
+    """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.1 without a `scale`."""
     scale_range: tuple[float, float] | None = attrs.field(default=None, validator=_ascending)
     """Draw `scale` or `relative` from [low, high] per sample, 0 with probability 0.1; the student takes it as input."""
     fraction: float = attrs.field(default=0.5, validator=_between(0, 1))
