@@ -36,7 +36,8 @@ from guidedcd.config.kinds import DEFAULT_PROFILE
 from guidedcd.config.moved import check_flags
 from guidedcd.config.sources import profiles
 from guidedcd.console import harmless
-from guidedcd.errors import GuidedCDError, Terminated, on_command_line
+from guidedcd.errors import GuidedCDError, PluginError, Terminated, on_command_line
+from guidedcd.plugins import one_file
 from guidedcd.plugins.registry import Registry, load_plugins
 from guidedcd.version import __version__
 
@@ -75,7 +76,8 @@ def build(registry: Registry, command: str = "", profile: str = DEFAULT_PROFILE)
     app = App(
         name="guidedcd",
         version=__version__,
-        help="Distil a text-to-video model into a few-step student, guided by energies and trained on rewards.",
+        help="Distil a text-to-video model into a few-step student, guided by energies and trained on rewards.\n\n"
+        "Every command takes --plugin FILE.py, a plugin that is one file and need not be installed.",
         help_format="plaintext",
         result_action="return_value",
         exit_on_error=False,
@@ -105,13 +107,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     _prepare_process()
     command_line.note(argv)
     with on_command_line():
-        sys.exit(_run(same_words(argv)))
+        sys.exit(_run(argv))
 
 
-def _run(tokens: Sequence[str]) -> Any:
+def _run(argv: Sequence[str]) -> Any:
     """Run the command and return its exit status; a bug keeps its traceback."""
-    registry = Registry()
+    registry, tokens = Registry(), same_words(argv)
     try:
+        tokens = one_file.use_files(tokens)
         registry = _load_plugins(tokens)
         check_flags(tokens)
         if tokens and tokens[0] in (*WITH_RUN, *WITH_COMPONENTS):
@@ -128,7 +131,12 @@ def _run(tokens: Sequence[str]) -> Any:
 def _load_plugins(tokens: Sequence[str]) -> Registry:
     """The installed components; commands that check plugins survive those that end or block a process."""
     if list(tokens[:2]) not in (["plugins", "doctor"], ["plugins", "check"]):
-        return load_plugins()
+        registry = load_plugins()
+        for failure in registry.failures:
+            if failure.plugin.startswith(f"{one_file.DISTRIBUTION}/"):
+                name, error = failure.plugin.partition("/")[2], failure.error
+                raise PluginError(f"--plugin {name} cannot be loaded: {type(error).__name__}: {error}") from error
+        return registry
     from guidedcd.plugins.probe import fatal_plugins
 
     fatal = fatal_plugins()

@@ -26,6 +26,7 @@ EXAMPLES = {
     ("plugins", "list"): "guidedcd plugins list",
     ("plugins", "show"): "guidedcd plugins show pta",
     ("plugins", "doctor"): "guidedcd plugins doctor pta",
+    ("plugins", "check"): "guidedcd plugins check pta --json",
     ("plugins", "new"): "guidedcd plugins new energy my-energy",
 }
 """By the words of a command."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import traceback
 from pathlib import Path
@@ -67,6 +68,19 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         return _doctor(name, registry, verbose)
 
     @plugins.command
+    def check(name: str, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> int:
+        """Print each conformance check of one component and its result; exit with 1 if one failed.
+
+        Parameters
+        ----------
+        name
+            Name of the component, such as `pta`.
+        json
+            Print one JSON list instead of a table.
+        """
+        return _check(name, registry, json)
+
+    @plugins.command
     def new(
         kind: Literal["energy", "reward", "route", "teacher", "dataset", "metric"],
         name: str,
@@ -122,6 +136,34 @@ def _doctor(name: str | None, registry: Registry, verbose: bool) -> int:
     return int(wrong > 0)
 
 
+def _check(name: str, registry: Registry, as_json: bool) -> int:
+    """Print the conformance table of the components called `name`; returns 1 if a check failed, else 0."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from guidedcd.testing import checks_of, run_checks
+
+    rows = [
+        {
+            "kind": component.kind,
+            "name": component.name,
+            "plugin": component.plugin,
+            "check": result.check.rule.__name__,
+            "description": result.check.description,
+            "status": result.status,
+            "reason": result.reason,
+        }
+        for component in _named(name, registry)
+        for result in run_checks(checks_of(component))
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        table = _table("status", "kind", "check", "meaning", "reason")
+        for row in rows:
+            table.add_row(*(escape(row[key]) for key in ("status", "kind", "check", "description", "reason")))
+        print_table(table)
+    return int(any(row["status"] == "failed" for row in rows))
+
+
 def _installation_faults(registry: Registry, plugins: set[str], *, everything: bool, verbose: bool) -> int:
     """Print what is wrong with how plugins load and what they require; returns the number of faults."""
     from guidedcd.plugins.probe import probe
@@ -139,6 +181,7 @@ def _installation_faults(registry: Registry, plugins: set[str], *, everything: b
     for plugin in sorted(plugins):
         texts = probe(modules[plugin]).complaints(modules[plugin]) if plugin in modules else []
         faults += [_report(plugin, text) for text in texts]
+    faults += [_report(n.plugin, n.text) for n in registry.notes if n.plugin in plugins and n.plugin not in modules]
     for note in registry.notes:
         if note.plugin == BLOCK and everything:
             console.print(f"note     {note.plugin}: {note.text}", markup=False)

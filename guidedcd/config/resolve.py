@@ -11,6 +11,7 @@ from guidedcd.config.run import Run
 from guidedcd.config.sources import Layer
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import one_file
 from guidedcd.plugins.registry import Registry, load_plugins
 
 
@@ -49,4 +50,7 @@ def read_run(path: Path) -> Run:
         return run_from_dict(described)
     except GuidedCDError as error:
         # Of several runs it must be clear whose options these are.
-        raise type(error)(str(error).replace(" in run.json", f" in {path}")) from error
+        text = str(error).replace(" in run.json", f" in {path}")
+        used = set(described.get("plugin_files") or ()) - set(one_file.hashes())
+        hint = "".join(f" The run used the plugin file {name}: set {one_file.FILES}={name}." for name in sorted(used))
+        raise type(error)(text + hint) from error

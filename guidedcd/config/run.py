@@ -18,6 +18,7 @@ from guidedcd.config.sections import EvaluateConfig, Preprocess, Solver, Student
 from guidedcd.config.structure import unstructure
 from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError
+from guidedcd.plugins import one_file
 from guidedcd.plugins.registry import Component, Registry, load_plugins
 from guidedcd.version import __version__
 
@@ -109,6 +110,7 @@ class Run(Basic):
                 for key in ("energies", "rewards", "routes", "metrics")
             },
             **{section: unstructure(getattr(self, section)) for section in SECTIONS},
+            **({"plugin_files": hashes} if (hashes := one_file.hashes()) else {}),
         }
 
     @classmethod

@@ -78,7 +78,7 @@ class Layer:
                     if not isinstance(names, str | list):
                         raise GuidedCDError(f"select.{kind} in {source} must be a list of names (got {shown(names)})")
                     select[ALIASES.get(kind, kind)] = _names(names, f"select.{kind} in {source}")
-            elif key not in ("guidedcd", "command", "summary"):
+            elif key not in ("guidedcd", "command", "summary", "plugin_files"):
                 keys = [*SCALARS, *SECTIONS, *KINDS, *([] if python else ["select"])]
                 raise GuidedCDError(
                     f"{source}: unknown key '{written}'.{suggest(written, keys)} Known: {', '.join(keys)}."

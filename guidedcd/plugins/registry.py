@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -16,9 +16,10 @@ import attrs
 import pluggy
 
 from guidedcd.errors import GuidedCDError, PluginError, suggest
-from guidedcd.plugins import hookspecs
+from guidedcd.plugins import hookspecs, one_file
 from guidedcd.plugins.configs import DatasetConfig, EnergyConfig, MetricConfig, RewardConfig, RouteConfig, TeacherConfig
 from guidedcd.plugins.isolation import isolated
+from guidedcd.plugins.mistakes import check_hooks, config_faults
 
 GROUP = "guidedcd"
 """The group of entry points."""
@@ -178,7 +179,7 @@ def blame(whose: str) -> Iterator[None]:
 
 
 def load_plugins(blocked: Iterable[str] = ()) -> Registry:
-    """Load the components of all installed plugins; a plugin that fails is recorded and skipped.
+    """Load the components of all installed plugins and plugin files; a plugin that fails is recorded and skipped.
 
     Args:
         blocked: Ids ("distribution/entry-point") or distributions to leave out, in addition to GUIDEDCD_BLOCK.
@@ -189,13 +190,20 @@ def load_plugins(blocked: Iterable[str] = ()) -> Registry:
     manager.add_hookspecs(hookspecs)
     registry = Registry()
     names: set[str] = set()
-    for id_, version, entry in entry_points(registry.failures):
+    sources: list[tuple[str, str, Callable[[], Any]]] = [
+        (id_, version, partial(_load, entry)) for id_, version, entry in entry_points(registry.failures)
+    ]
+    sources += [
+        (one_file.plugin_id(path), one_file.file_hash(path), partial(one_file.load, path))
+        for path in one_file.plugin_files()
+    ]
+    for id_, version, load in sources:
         names |= _names(id_)
         if blocked & _names(id_):
             continue
         try:
             with isolated(id_, BLOCK) as imported:
-                components = _components_of(manager, id_, version, entry)
+                components = _components_of(manager, id_, version, load)
         except (Exception, SystemExit) as error:
             if manager.has_plugin(id_):  # pluggy keeps a plugin whose registration failed
                 manager.unregister(name=id_)
@@ -256,14 +264,16 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower() + slash + entry
 
 
-def _components_of(
-    manager: pluggy.PluginManager, id_: str, version: str, entry: metadata.EntryPoint
-) -> list[Component]:
-    """The components that one plugin registers."""
+def _load(entry: metadata.EntryPoint) -> Any:
     if not entry.pattern.match(entry.value):
         raise PluginError(f"malformed entry point: {entry.name} = {entry.value!r}")
-    plugin = entry.load()
-    _check_hooks(plugin)
+    return entry.load()
+
+
+def _components_of(manager: pluggy.PluginManager, id_: str, version: str, load: Callable[[], Any]) -> list[Component]:
+    """The components that one plugin registers."""
+    plugin = load()
+    check_hooks(plugin, HOOKS.values(), GROUP)
     manager.register(plugin, name=id_)
     manager.check_pending()  # raises on a hook that this guidedcd does not have
     others = [p for p in manager.get_plugins() if p is not plugin]
@@ -271,48 +281,6 @@ def _components_of(
     for kind, hook in HOOKS.items():
         manager.subset_hook_caller(hook, others)(register=_registrar(components, kind, id_, version))
     return components
-
-
-def _check_hooks(plugin: Any) -> None:
-    """Check that functions with names of hooks are marked, and marked functions have names of hooks.
-
-    Raises:
-        PluginError: A hook lacks `@hookimpl`, a hook is unknown, or there is none.
-    """
-    hooks = ", ".join(HOOKS.values())
-    members = {name: getattr(plugin, name, None) for name in dir(plugin) if not name.startswith("__")}
-    marked = [name for name, member in members.items() if hasattr(member, f"{GROUP}_impl")]
-    for name, member in members.items():
-        if name in marked or not callable(member) or hasattr(member, f"{GROUP}_spec"):
-            continue
-        if name in HOOKS.values() or (name.startswith("register_") and suggest(name, HOOKS.values())):
-            raise PluginError(f"{name} lacks the decorator @hookimpl, so that guidedcd does not call it")
-    for name in marked:
-        if name not in HOOKS.values():
-            raise PluginError(f"unknown hook '{name}'.{suggest(name, HOOKS.values())} Hooks: {hooks}")
-    if not marked:
-        raise PluginError(f"it implements no hook; define one of {hooks} with @hookimpl")
-
-
-def config_faults(config: type) -> list[str]:
-    """A sentence for each name in a config class that looks like an option and is none."""
-    values = {
-        name
-        for name, value in vars(config).items()
-        if not name.startswith("_") and isinstance(value, bool | int | float | str | tuple | list | type(None))
-    }
-    types = inspect.get_annotations(config)
-    class_variables = {name for name, type_ in types.items() if "ClassVar" in str(type_)}
-    annotations = set(types) - class_variables
-    if "__attrs_attrs__" not in vars(config):
-        if names := sorted((values | annotations) - class_variables):
-            return [f"{config.__name__} lacks @attrs.frozen(kw_only=True), so that '{names[0]}' is no option"]
-        return []
-    options = {field.name for field in attrs.fields(config)}
-    return [
-        f"{config.__name__}.{name} has no type, so that it is no option: write '{name}: float = ...'"
-        for name in sorted(values - options - class_variables)
-    ]
 
 
 def _registrar(components: list[Component], kind: str, plugin: str, version: str) -> Callable[..., None]:

@@ -18,9 +18,10 @@ from unittest import SkipTest
 import attrs
 
 from guidedcd.docstrings import docs_of
+from guidedcd.plugins.mistakes import config_faults
 from guidedcd.plugins.optional import misspelt_attributes, misspelt_options
 from guidedcd.plugins.probe import probe
-from guidedcd.plugins.registry import Component, config_faults, entry_points, load_plugins
+from guidedcd.plugins.registry import Component, entry_points, load_plugins
 from guidedcd.testing.subject import Subject
 
 Rule = Callable[[Subject], None]

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
+
+from guidedcd.config.resolve import read_run, run_from_dict
+from guidedcd.errors import GuidedCDError
+from guidedcd.files import file_digest, write_json
+from guidedcd.plugins.probe import Probe
 
 
 def test_list_shows_what_loaded_and_what_did_not(command, toys):
@@ -122,3 +129,84 @@ def test_a_new_plugin_needs_a_proper_name(command):
 
     assert done.status == 2
     assert not list(Path().iterdir())
+
+
+ONE_FILE = '''
+import attrs
+from guidedcd import EnergyConfig, hookimpl
+
+
+@attrs.frozen(kw_only=True)
+class Config(EnergyConfig):
+    """Options."""
+
+    gain: float = 1.0
+    """Factor."""
+
+
+class Still:
+    reference_free = True
+
+    def __init__(self, config): self.gain = config.gain
+    def __call__(self, seen, reference): return self.gain * seen.x0.diff(dim=2).square().flatten(1).mean(1)
+
+
+@hookimpl
+def register_energies(register): register("still", f"{__name__}:Still", config=Config)
+'''
+
+
+@pytest.fixture
+def plugin_file(tmp_path, monkeypatch):
+    """A plugin that is one file; the files of this process are forgotten afterwards."""
+    monkeypatch.setenv("GUIDEDCD_PLUGINS", "")
+    path = tmp_path / "still_energy.py"
+    path.write_text(ONE_FILE)
+    yield path
+    sys.modules.pop("still_energy", None)
+
+
+def test_a_plugin_may_be_one_file(command, plugin_file):
+    """`--plugin FILE.py` offers its components and flags, and the run records the file's hash."""
+    argv = ("train", "--plugin", "still_energy.py", "--energies", "still", "--energies.still.gain", "2")
+    run = command(*argv).run
+
+    assert run.energies["still"].gain == 2
+    assert run.to_dict()["plugin_files"] == {"still_energy.py": file_digest(plugin_file)[:16]}
+    assert run_from_dict(run.to_dict()) == run
+
+
+def test_a_wrong_plugin_file_is_one_sentence(command, plugin_file):
+    """A missing file, a file that fails, and a name that is taken are explained."""
+    assert "--plugin takes a Python file" in command("plugins", "list", "--plugin", "absent.py").err
+    plugin_file.with_name("broken_energy.py").write_text("1 / 0")
+    assert (
+        "--plugin broken_energy.py cannot be loaded: ZeroDivisionError"
+        in command("plugins", "list", "--plugin=broken_energy.py").err
+    )
+
+
+def test_a_run_of_a_plugin_file_names_it(command, plugin_file, monkeypatch):
+    """Without the file, the error about the missing component states which one the run used."""
+    run = command("train", "--plugin", "still_energy.py", "--energies", "still").run
+    write_json(plugin_file.with_name("run.json"), run.to_dict())
+    monkeypatch.setenv("GUIDEDCD_PLUGINS", "")
+
+    with pytest.raises(GuidedCDError, match="no energy named 'still'.*set GUIDEDCD_PLUGINS=still_energy.py"):
+        read_run(plugin_file.with_name("run.json"))
+
+
+def test_check_prints_the_conformance_table(command, plugin_file, monkeypatch):
+    """Each rule is a row, or an object with --json; the status tells whether one failed."""
+    monkeypatch.setenv("GUIDEDCD_BLOCK", "guidedcd")
+    monkeypatch.setattr("guidedcd.testing.probe", lambda module: Probe())
+
+    done = command("plugins", "check", "still", "--json", "--plugin", "still_energy.py")
+    rows = json.loads(done.out)
+
+    assert done.status == 0 and {row["status"] for row in rows} == {"passed"}, done.out
+    assert "energy_has_a_gradient" in [row["check"] for row in rows]
+    plugin_file.write_text(ONE_FILE.replace(".mean(1)", ".mean()"))
+    sys.modules.pop("still_energy")
+    done = command("plugins", "check", "still", "--plugin", "still_energy.py")
+    assert done.status == 1 and "returned shape () for 2 samples" in done.out

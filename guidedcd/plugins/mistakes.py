@@ -1,0 +1,58 @@
+"""Mistakes of plugins that Python does not report: decorators and types that were forgotten. No torch here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection
+from typing import Any
+
+import attrs
+
+from guidedcd.errors import PluginError, suggest
+
+
+def check_hooks(plugin: Any, known: Collection[str], project: str) -> None:
+    """Check that functions with names of hooks are marked, and marked functions have names of hooks.
+
+    Args:
+        plugin: A module or an object.
+        known: The names of all hooks.
+        project: Name of the project, which marks implementations of its hooks.
+
+    Raises:
+        PluginError: A hook lacks `@hookimpl`, a hook is unknown, or there is none.
+    """
+    hooks = ", ".join(known)
+    members = {name: getattr(plugin, name, None) for name in dir(plugin) if not name.startswith("__")}
+    marked = [name for name, member in members.items() if hasattr(member, f"{project}_impl")]
+    for name, member in members.items():
+        if name in marked or not callable(member) or hasattr(member, f"{project}_spec"):
+            continue
+        if name in known or (name.startswith("register_") and suggest(name, known)):
+            raise PluginError(f"{name} lacks the decorator @hookimpl, so that guidedcd does not call it")
+    for name in marked:
+        if name not in known:
+            raise PluginError(f"unknown hook '{name}'.{suggest(name, known)} Hooks: {hooks}")
+    if not marked:
+        raise PluginError(f"it implements no hook; define one of {hooks} with @hookimpl")
+
+
+def config_faults(config: type) -> list[str]:
+    """A sentence for each name in a config class that looks like an option and is none."""
+    values = {
+        name
+        for name, value in vars(config).items()
+        if not name.startswith("_") and isinstance(value, bool | int | float | str | tuple | list | type(None))
+    }
+    types = inspect.get_annotations(config)
+    class_variables = {name for name, type_ in types.items() if "ClassVar" in str(type_)}
+    annotations = set(types) - class_variables
+    if "__attrs_attrs__" not in vars(config):
+        if names := sorted((values | annotations) - class_variables):
+            return [f"{config.__name__} lacks @attrs.frozen(kw_only=True), so that '{names[0]}' is no option"]
+        return []
+    options = {field.name for field in attrs.fields(config)}
+    return [
+        f"{config.__name__}.{name} has no type, so that it is no option: write '{name}: float = ...'"
+        for name in sorted(values - options - class_variables)
+    ]
