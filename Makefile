@@ -5,14 +5,17 @@
 #
 # The first call makes .venv and installs guidedcd into it; later calls start at once, until pyproject.toml changes.
 # ARGS adds flags to train or options to pytest; PIP_ARGS adds options to pip, such as an index of CPU-only wheels.
+# Tests run in one process for each logical CPU, at most eight; WORKERS=0 runs them in a single process.
 
 PYTHON   ?= python3
 VENV     ?= .venv
 ARGS     ?=
 PIP_ARGS ?= -q
+WORKERS  ?= logical
 
 # Programs are started as modules of Python: their own scripts fail in a folder whose path has a space.
 PY := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 .PHONY: train test slow lint clean
 
@@ -20,10 +23,10 @@ train: $(VENV)/.installed
 	$(PY) -m guidedcd train --energy pta --rewards hps,clip,internv2 $(ARGS)
 
 test: $(VENV)/.installed
-	$(PY) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 slow: $(VENV)/.installed
-	$(PY) -m pytest -m "slow and not gpu" $(ARGS)
+	$(PYTEST) -m "slow and not gpu" $(ARGS)
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .

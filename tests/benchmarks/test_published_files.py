@@ -18,6 +18,7 @@ def benchmark(repository, monkeypatch):
     return published_files
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_on_tiny_files(benchmark, tmp_path):
     """Files in the published formats are written, read strictly and run, with finite numbers; none is left behind."""
     out, scratch = tmp_path / "out" / "published_files.json", tmp_path / "scratch"

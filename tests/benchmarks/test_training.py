@@ -23,6 +23,7 @@ def run(repository, folder, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_rows_are_measured_one_by_one_and_a_failure_stops_no_other(repository, tmp_path):
     """Steps, rewards and sampling give seconds and finite losses; 8-bit AdamW without its package is an error."""
     out = tmp_path / "training.json"

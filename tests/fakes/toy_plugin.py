@@ -53,6 +53,7 @@ CONFIG = {
         "optimizer": {"lr": 1e-3},
         "checkpoint": {"every": 2},
     },
+    "evaluate": {"prompts": 8, "teacher_steps": 4},
     "device": "cpu",
 }
 

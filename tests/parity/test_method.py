@@ -56,6 +56,7 @@ def test_the_tables_agree(shared, family):
     agrees(shared("method", family))
 
 
+@pytest.mark.slow
 def test_the_networks_agree(shared, tmp_path):
     """Forward passes, Algorithm 1, training steps with every gradient, and sampling equal the published numbers.
 

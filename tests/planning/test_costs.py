@@ -122,6 +122,7 @@ def test_store_has_the_predicted_bytes(toy, tmp_path):
         assert store_bytes(run, latent, 4 * 6, caption=8) == pytest.approx(written, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "student"),
     [

@@ -23,6 +23,7 @@ from guidedcd.preprocessing.store import LatentStore
 make = partial(toy_run, replace=("energy",))
 
 
+@pytest.mark.slow
 def test_parts_equal_a_whole(toy, tmp_path):
     """--shard 0/2 and 1/2, in one folder or in two put together, give the files of one run, byte for byte."""
     run = make(solver={"steps": 4}, preprocess={"shard_size": 1, "videos": 4, "draws_per_video": 2})

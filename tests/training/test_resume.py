@@ -30,6 +30,7 @@ def test_resumed_run_equals_an_uninterrupted_one(toy, tmp_path, monkeypatch):
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.slow
 def test_lora_and_average_resume(toy, tmp_path, monkeypatch):
     """Adapters and an averaged target network survive an interruption, too."""
     run, store = make(student={"kind": "lora", "rank": 2, "ema": 0.9}), tmp_path / "s"
@@ -40,6 +41,7 @@ def test_lora_and_average_resume(toy, tmp_path, monkeypatch):
     assert trained(run, tmp_path / "b", store) == straight
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_as_float32_does_and_resumes_exactly(toy, tmp_path, monkeypatch):
     """Losses agree to bfloat16's accuracy, weights are saved in float32, and a resumed run repeats every number."""
     options = {"steps": 2, "accumulate": 2, "average": 0.5, "checkpoint": {"every": 1}}

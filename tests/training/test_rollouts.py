@@ -147,6 +147,7 @@ def test_the_proving_ground_has_prompts_of_its_own():
     assert prompts.training(object()) == []
 
 
+@pytest.mark.slow
 def test_training_with_rollouts_resumes_exactly(toy, tmp_path, monkeypatch):
     """Own videos raise the reward's share of samples, change the student, and a resumed run repeats every number."""
     plain, own = make(), make(train={"rollouts": {"videos": 3, "steps": 2}})

@@ -55,8 +55,7 @@ def test_the_learning_rate_warms_up_and_cools_down(toy, tmp_path):
     run = make(
         train={"steps": 6, "log_every": 1, "optimizer": {"lr": 0.012}, "lr_schedule": {"warmup": 2, "cooldown": 3}}
     )
-    distil(run, out=tmp_path / "r", store=tmp_path / "s")
-    lines = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
+    lines = trained(run, tmp_path / "r", tmp_path / "s")
 
     assert [line["lr"] for line in lines] == pytest.approx([0.006, 0.012, 0.012, 0.012, 0.008, 0.004])
 
@@ -72,6 +71,7 @@ def log_late(monkeypatch) -> None:
     monkeypatch.setattr(Trainer, "__init__", __init__)
 
 
+@pytest.mark.slow
 def test_steps_that_are_logged_late_are_the_same(toy, tmp_path, monkeypatch):
     """Log, checkpoints, and a run that was interrupted and continued, do not depend on when steps are logged."""
     run, store = make(), tmp_path / "s"
@@ -99,6 +99,7 @@ def test_infinite_loss_names_step_samples_and_checkpoint(toy, tmp_path, monkeypa
     assert [path.name for path in checkpoint.paths(tmp_path / "a" / "checkpoints")] == ["step-000002"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_late_step_that_is_not_finite_stops_the_run_before_its_weights_are_saved(toy, tmp_path, monkeypatch, fails):
     """The error names it and not the next step, even where that one fails because of it; no checkpoint has it."""
@@ -195,6 +196,7 @@ def test_a_tracker_receives_every_logged_step(toy, tmp_path, monkeypatch):
     assert [one for one in Heard.said if one != "start"] == [3, *((x["step"], x["cd_loss"]) for x in lines), "finish"]
 
 
+@pytest.mark.slow
 def test_validation_videos_do_not_disturb_the_training(toy, tmp_path):
     """Videos of the same prompts appear at intervals and in the report, and every number of the log stays the same."""
     train = {"steps": 4, "average": 0.5}

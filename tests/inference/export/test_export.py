@@ -113,6 +113,7 @@ def test_the_turbo_layout_restores_the_frame_rate_mlp(teacher, tmp_path):
     assert state["init_attn.0.proj_in.weight"].ndim == 3
 
 
+@pytest.mark.slow
 def test_a_trained_adapter_is_exported_as_it_is(teacher, tmp_path):
     """PEFT reads it on the base and gives the student."""
     result = peft_lora.write_lora(trained(teacher, "lora"), tmp_path, None)
