@@ -75,7 +75,7 @@ def flags(*command: str) -> frozenset[str]:
 
 def subcommands() -> Iterator[tuple[str, ...]]:
     """Every command, with the commands inside groups."""
-    groups = {"data": ("inspect",), "store": ("show", "verify"), "plugins": ("list", "show", "doctor", "new")}
+    groups = {"data": ("inspect",), "store": ("show", "verify"), "plugins": ("list", "show", "doctor", "check", "new")}
     for name in COMMANDS:
         yield from ((name, inner) for inner in groups[name]) if name in groups else ((name,),)
 
@@ -111,7 +111,7 @@ def test_commands_parse(page):
         command = tuple(words[: 2 if words[0] in GROUPS else 1])
         for word in words:
             if re.match(r"--?[a-z]", word):
-                known = flags(*command) | {"--help"}
+                known = flags(*command) | {"--help", "--plugin"}
                 assert known & set(installed(word)), f"guidedcd {' '.join(words)}: {word} is not a flag"
         assert command in set(subcommands()), f"guidedcd {' '.join(words)}: no such command"
 
@@ -123,7 +123,7 @@ def test_options_in_text_exist(page):
         flag = span.split()[0].replace(".FIELD", ".scale")
         if "." in flag or page.parent.name == "how-to":
             known = frozenset().union(*(flags(*command) for command in subcommands()))
-            others = {"--no-build-isolation", "--manifests", "--tiny", "--compare"}
+            others = {"--plugin", "--no-build-isolation", "--manifests", "--tiny", "--compare"}
             assert known & set(installed(flag)) or flag in others, f"{flag} is not a flag"
 
 
