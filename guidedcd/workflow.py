@@ -9,12 +9,13 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
+from guidedcd.config.proportions import unscaled
 from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.data.routing import Reader, Sample, route
 from guidedcd.devices import blame_memory, device, process
-from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
+from guidedcd.evaluation import tables
 from guidedcd.files import file_digest
 from guidedcd.plugins.registry import CONFIGS, load_plugins
 from guidedcd.plugins.requirements import unmet
@@ -65,6 +66,8 @@ def distil(
     console.quiet = not main
     if main:
         run_folder(run, out, new=new)
+        if note := unscaled(run):
+            console.print(f"note     {note}")
         _check_components(run)
     with blame_memory("the teacher"):
         teacher = run.teacher.build().to(where)
@@ -88,10 +91,10 @@ def distil(
 
 def _is_evaluated(folder: Path) -> bool:
     """Whether a run's evaluation belongs to its present student."""
-    path = folder / "evaluation.json"
-    if not path.exists():
+    evaluation = tables.read_if_there(folder)
+    if evaluation is None:
         return False
-    return read_json(path, {}).get("student") == file_digest(folder / "student" / "model.safetensors")[:16]
+    return evaluation.get("student") == file_digest(folder / "student" / "model.safetensors")[:16]
 
 
 def _check_components(run: Run) -> None:

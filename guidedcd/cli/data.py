@@ -17,18 +17,19 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     data = App(name="data", help="Inspect the datasets of a run.")
     app.command(data)
 
-    def inspect(*, flags: Any = None, sample: int = 32, out: Path = Path("data.png")) -> None:
+    def inspect(*, flags: Any = None, sample: int = 32, out: Path | None = None) -> None:
         """Read a sample of every dataset, as `train` with the same flags does, and show the clips and their captions.
 
         A table: clips, what can be read, captions in each reward's own tokens, and where the routes send them. The
-        reason of every clip that cannot be used. A contact sheet of the others, in the size of the teacher's videos.
+        reason of every clip that cannot be used. With --out also a contact sheet of the others, in the size of the
+        teacher's videos.
 
         Parameters
         ----------
         sample
             Clips to read of each dataset, spread over those that the run would use; 0 reads all of them.
         out
-            PNG file of the contact sheet.
+            PNG file of a contact sheet; without it nothing is written.
         """
         run = read_run(flags, registry)
         from guidedcd.data.inspection import inspect_data
@@ -36,5 +37,5 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         inspect_data(run, sample=sample, sheet=out)
 
     inspect.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
-    inspect.__annotations__ |= {"sample": Annotated[int, Parameter(validator=Number(gte=0))], "out": Path}
+    inspect.__annotations__ |= {"sample": Annotated[int, Parameter(validator=Number(gte=0))], "out": Path | None}
     data.command(inspect)

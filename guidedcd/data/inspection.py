@@ -51,22 +51,23 @@ class Inspected:
         return len(self.samples) + len(self.skipped)
 
 
-def inspect_data(run: Run, *, sample: int = 32, sheet: Path = Path("data.png")) -> list[Inspected]:
-    """Read a sample of every data set as the run would, print tables, and draw a contact sheet.
+def inspect_data(run: Run, *, sample: int = 32, sheet: Path | None = None) -> list[Inspected]:
+    """Read a sample of every data set as the run would, print tables, and draw a contact sheet where `sheet` is given.
 
     Weights of the teacher and of rewards are loaded only where their classes need them.
 
     Args:
         run: The run.
         sample: Number of clips to read of each data set, evenly spaced over those of the run; 0 reads all of them.
-        sheet: The PNG file for the contact sheet, with clips as the teacher's input.
+        sheet: The PNG file for a contact sheet, with clips as the teacher's input.
 
     Raises:
         GuidedCDError: A data set cannot be opened, or none of the clips can be read.
     """
-    if sheet.suffix != ".png":
-        raise GuidedCDError(f"{sheet}: the contact sheet is a PNG image; choose a name that ends in .png.")
-    check_writable(sheet.parent)
+    if sheet is not None:
+        if sheet.suffix != ".png":
+            raise GuidedCDError(f"{sheet}: the contact sheet is a PNG image; choose a name that ends in .png.")
+        check_writable(sheet.parent)
     geometry = geometry_of(run.teacher)
     opened = [(chosen, chosen.build().open(geometry)) for chosen in run.data]
     tokenizers, rules = readers(run), run.described("route")
@@ -95,8 +96,9 @@ def inspect_data(run: Run, *, sample: int = 32, sheet: Path = Path("data.png")) 
     if not drawn:
         reason = next((reason for result in results for reason in result.skipped), "there is none")
         raise GuidedCDError(f"none of the clips of the sample can be used (the first: {reason}).")
-    contact_sheet(sheet, [video for _, video in drawn], [caption for caption, _ in drawn])
-    console.print(f"sheet    {sheet}: {len(drawn)} clips in the size of the teacher's videos")
+    if sheet is not None:
+        contact_sheet(sheet, [video for _, video in drawn], [caption for caption, _ in drawn])
+        console.print(f"sheet    {sheet}: {len(drawn)} clips in the size of the teacher's videos")
     return results
 
 

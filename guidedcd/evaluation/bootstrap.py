@@ -15,6 +15,8 @@ import numpy as np
 
 RESAMPLES = 4000
 LEVEL = 0.95
+FEWEST = 8
+"""Estimates from fewer prompts are written without an interval, as resamples of few values are too similar."""
 
 
 @attrs.frozen
@@ -27,9 +29,10 @@ class Estimate:
     n: int
 
     def to_dict(self) -> dict[str, float | int | None]:
-        """JSON values, with None in place of NaN."""
-        rounded = {k: None if math.isnan(v) else round(v, 6) for k, v in attrs.asdict(self).items() if k != "n"}
-        return {**rounded, "n": self.n}
+        """JSON values, with None in place of NaN and of the limits for fewer than `FEWEST` prompts."""
+        limits = (self.low, self.high) if self.n >= FEWEST else (math.nan, math.nan)
+        numbers = dict(zip(("mean", "low", "high"), (self.mean, *limits), strict=True))
+        return {**{k: None if math.isnan(v) else round(v, 6) for k, v in numbers.items()}, "n": self.n}
 
     @property
     def certain(self) -> bool:

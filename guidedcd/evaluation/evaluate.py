@@ -22,7 +22,7 @@ from guidedcd.console import console, counted, progress
 from guidedcd.data import media, prompts
 from guidedcd.evaluation import model_card, tables
 from guidedcd.evaluation.arms import Arm, ArmScores, headline, video_seed
-from guidedcd.evaluation.bootstrap import estimate, paired
+from guidedcd.evaluation.bootstrap import FEWEST, estimate, paired
 from guidedcd.evaluation.protocol import Baselines, EvaluationProtocol, steps_of
 from guidedcd.files import file_digest, write_json
 from guidedcd.inference.pipeline import StudentPipeline, strengths
@@ -100,7 +100,10 @@ def evaluate(
     if not quiet:
         for table in tables.tables(evaluation):
             console.print(table)
-        console.print("95 % intervals by the bootstrap over prompts; differences are paired by prompt and noise.")
+        console.print(
+            f"95 % intervals by the bootstrap over prompts, from {FEWEST} prompts on; differences are paired by prompt "
+            "and noise."
+        )
     console.print(f"evaluate {evaluation['summary']}")
     return evaluation
 

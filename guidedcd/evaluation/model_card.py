@@ -1,4 +1,4 @@
-"""Figures of a teacher's model card, as further rows of an evaluation."""
+"""Figures of a teacher's model card, as further rows of an evaluation; they were measured on other prompts."""
 
 from __future__ import annotations
 
@@ -25,5 +25,6 @@ def rows(teacher: Teacher, keys: Collection[str]) -> list[dict[str, Any]]:
         }
         if any(scores.values()):
             common: dict[str, Any] = {"source": "model card", "seconds": None, "scales": {}}
-            card_rows.append({"name": f"card-{row['steps']}", **common, **row, "scores": scores})
+            label = f"{row['label']}, published, other prompts"
+            card_rows.append({"name": f"card-{row['steps']}", **common, **row, "label": label, "scores": scores})
     return card_rows

@@ -12,7 +12,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from guidedcd.console import latency
+from guidedcd.console import counted, latency
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError, shortened
 
@@ -244,8 +244,9 @@ def _against(evaluation: Evaluation, rows: Mapping[str, Mapping[str, Any]], spli
     name = evaluation["metrics"].get(key, {}).get("title", key)
     count = ours["scores"][split][key]["n"]
     sentence = (
-        f"{name[:1].upper()}{name[1:]}, on {count} prompts: {figure(ours['scores'][split][key]['mean'])} for the "
-        f"{_called(ours)}, {figure(few['scores'][split][key]['mean'])} for the {_called(few)}"
+        f"{name[:1].upper()}{name[1:]}, on {counted(count, 'prompt')}: "
+        f"{figure(ours['scores'][split][key]['mean'])} for the {_called(ours)}, "
+        f"{figure(few['scores'][split][key]['mean'])} for the {_called(few)}"
     )
     paired = difference(evaluation, few["name"], split, key)
     if paired is None or paired["mean"] is None:
@@ -263,6 +264,8 @@ def _called(row: Mapping[str, Any]) -> str:
 def _in_words(paired: Mapping[str, Any], digits: int = 3) -> str:
     """A difference in a sentence."""
     mean, low, high = (signed(paired[key], digits) for key in ("mean", "low", "high"))
+    if paired["low"] is None:
+        return f"{mean}, on too few prompts for an interval"
     return f"{mean}, 95 % interval {low} to {high}"
 
 

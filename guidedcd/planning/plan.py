@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 
+from guidedcd.config.proportions import unscaled
 from guidedcd.config.run import Run
 from guidedcd.console import console, file_size
 from guidedcd.devices import device as find_device
@@ -182,6 +183,7 @@ def warnings(
 ) -> list[str]:
     """Sentences about missing memory and disk space, and about components that could not be counted."""
     sentences = [f"the prediction leaves out {name}: {reason}" for name, reason in left_out.items()]
+    sentences += filter(None, [unscaled(run)])
     room = usable(where) / GIB
     for name, stage in stages.items():
         if stage.peak_gib is not None and stage.peak_gib > room:

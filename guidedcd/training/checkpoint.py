@@ -14,7 +14,7 @@ from torch import Tensor
 
 from guidedcd.devices import is_out_of_memory
 from guidedcd.documents import read_json
-from guidedcd.errors import GuidedCDError, NoPermissionError, unreadable
+from guidedcd.errors import GuidedCDError, NoPermissionError, shortened, unreadable
 from guidedcd.files import file_digest, replacing, write_json
 from guidedcd.models.student import Student
 from guidedcd.training.master_weights import MasterWeights
@@ -103,13 +103,30 @@ def paths(folder: Path) -> list[Path]:
     return sorted(numbered, key=lambda path: int(path.name[5:]))
 
 
-def load(path: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer, scaler: Any = None) -> int:
+def load(
+    path: Path,
+    weights: MasterWeights,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any = None,
+    *,
+    energies: Sequence[str] | None = None,
+) -> int:
     """Restore weights, optimiser and scaler in place; returns the number of the checkpoint's step.
 
+    Args:
+        path: The checkpoint's folder.
+        weights: The weights of the student.
+        optimizer: Its optimiser.
+        scaler: The gradient scaler of float16, if there is one.
+        energies: Names of the student's energies, in their order; None compares none.
+
     Raises:
-        GuidedCDError: A file is missing, is damaged or belongs to another checkpoint, or may not be read.
+        GuidedCDError: A file is missing, is damaged or belongs to another checkpoint, or may not be read; or the
+            checkpoint is one of a student with other energies.
     """
     verify(path)
+    if energies is not None:
+        _check_energies(path, energies)
     try:
         online = path / "online.safetensors"
         average = load_file(path / "model.safetensors") if weights.average is not None else None
@@ -127,6 +144,24 @@ def load(path: Path, weights: MasterWeights, optimizer: torch.optim.Optimizer, s
         if is_out_of_memory(error):
             raise
         raise damaged(path, error) from error
+
+
+def _check_energies(path: Path, energies: Sequence[str]) -> None:
+    """Compare the energies of a checkpoint's student with those of the run.
+
+    Raises:
+        GuidedCDError: They differ.
+    """
+    trained = read_json(path / "student.json", {"energies": [str]})["energies"]
+    if list(trained) != list(energies):
+        raise GuidedCDError(
+            f"checkpoint {path} is of a student with {_listed(trained)}, but the run has {_listed(energies)}. "
+            "Move it away, or choose another --out."
+        )
+
+
+def _listed(energies: Sequence[str]) -> str:
+    return f"the energies {shortened(', '.join(energies))}" if energies else "no energy"
 
 
 def verify(path: Path) -> None:

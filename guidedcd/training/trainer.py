@@ -145,7 +145,13 @@ class Trainer:
         """Load the newest checkpoint, if there is one; returns the number of its step."""
         done = 0
         if saved := checkpoint.paths(self.checkpoints):
-            done = checkpoint.load(saved[-1], self.step.weights, self.step.optimizer, self.accelerator.scaler)
+            done = checkpoint.load(
+                saved[-1],
+                self.step.weights,
+                self.step.optimizer,
+                self.accelerator.scaler,
+                energies=self.step.student.energies,
+            )
             console.print(f"train    continuing after step {done} ({saved[-1]})")
         if self.accelerator.is_main_process:
             leftovers(self.folder)

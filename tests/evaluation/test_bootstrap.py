@@ -72,3 +72,9 @@ def test_seeds_are_repetitions_not_prompts():
 
     assert interval[:2] == [0.5, 1.0]
     assert math.isnan(interval[2])
+
+
+def test_few_prompts_have_no_interval():
+    """Below eight prompts the file has a mean alone; from eight on it has the limits too."""
+    assert estimate([1.0] * 7).to_dict() == {"mean": 1.0, "low": None, "high": None, "n": 7}
+    assert estimate([1.0] * 8).to_dict() == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 8}

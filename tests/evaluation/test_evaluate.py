@@ -79,7 +79,7 @@ def test_an_evaluation_pairs_student_and_teacher(run, capsys):
     ours, few = (row["scores"]["motion"]["brightness"]["values"] for row in evaluation["rows"][:2])
     apart = tables.difference(evaluation, "teacher-2", "motion", "brightness")
     assert apart["mean"] == pytest.approx(np.mean(np.subtract(ours, few)), abs=1e-5)
-    assert apart["low"] <= apart["mean"] <= apart["high"]
+    assert apart["low"] is None and apart["high"] is None  # two prompts are too few for an interval
     printed = capsys.readouterr().out
     assert "prompts without motion words" in printed
     assert evaluation["summary"] in printed.replace("\n", " ")
@@ -219,7 +219,7 @@ def test_the_embedded_teacher_has_a_card(monkeypatch):
     (row,) = model_card.rows(teacher, {"all", "color"})
 
     assert (row["label"], row["evaluations"], row["omega"], row["source"]) == (
-        "teacher, 50 steps",
+        "teacher, 50 steps, published, other prompts",
         100,
         2.0,
         "model card",

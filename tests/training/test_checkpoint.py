@@ -51,6 +51,16 @@ def test_a_file_in_the_place_of_the_checkpoints_is_an_error(tmp_path):
         checkpoint.paths(tmp_path / "checkpoints")
 
 
+def test_a_checkpoint_of_other_energies_is_refused(tmp_path):
+    """Weights fit a student with as many other energies, so their names are compared before anything is loaded."""
+    folder = tmp_path / "step-000002"
+    folder.mkdir()
+    write_json(folder / "student.json", {"energies": ["calm", "pta"]})
+    write_json(folder / "checksums.json", {"step": 2, "sha256": {}})
+    with pytest.raises(GuidedCDError, match="the energies calm, pta, but the run has no energy.*another"):
+        checkpoint.load(folder, None, None, energies=())
+
+
 def test_moments_of_another_shape_are_damage(toy, tmp_path, monkeypatch):
     """A state whose checksum is right, but whose moments belong to other weights, is refused before the next step."""
     run, store = make(), tmp_path / "s"

@@ -148,7 +148,7 @@ def choice(evaluation: Mapping[str, Any]) -> Table | None:
 
 
 def model_card(evaluation: Mapping[str, Any]) -> Table | None:
-    """Figures of the teacher's model card, measured by its authors from other noise."""
+    """Figures of the teacher's model card, measured by its authors on other prompts."""
     rows = [row for row in evaluation["rows"] if row.get("source") == "model card"]
     keys = list(dict.fromkeys(k for row in rows for scores in row["scores"].values() for k in scores))
     if not rows or not keys:
@@ -162,4 +162,6 @@ def model_card(evaluation: Mapping[str, Any]) -> Table | None:
         for split, scores in row["scores"].items()
     ]
     head = [Cell("teacher"), *(Cell(title(evaluation, key)) for key in keys)]
-    return Table("From the model card of the teacher: other noise, therefore no paired differences", head, body)
+    return Table(
+        "From the model card of the teacher: other prompts and noise, therefore no paired differences", head, body
+    )
