@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from guidedcd.testing import energies, other_kinds, rewards, routes
+from guidedcd.testing import energies, other_kinds, rewards, routes, teachers
 from guidedcd.testing.subject import Subject
 
 Rule = Callable[[Subject], None]
@@ -13,7 +13,7 @@ RULES: dict[str, Sequence[Rule]] = {
     "energy": energies.RULES,
     "reward": rewards.RULES,
     "route": routes.RULES,
-    "teacher": [other_kinds.teacher_keeps_its_shapes, other_kinds.teacher_has_one_fingerprint],
+    "teacher": teachers.RULES,
     "dataset": [other_kinds.dataset_yields_clips],
     "metric": [other_kinds.metric_scores_each_video],
 }
