@@ -155,7 +155,7 @@ def run_flags(
     for name, text in {
         "profile": f"Source of the defaults: {', '.join(sorted(profiles()))}. Help shows those of this one.",
         "config": "A TOML file or the run.json of another run, with keys named as the flags; flags take precedence.",
-        "seed": "Seed of everything random.",
+        "seed": "Seed of all random numbers.",
         "device": "Device of the networks: auto, cpu, cuda, cuda:N or mps.",
         "name": "Part of the name of the run's folder; by default the profile's name.",
     }.items():

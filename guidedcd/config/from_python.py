@@ -10,8 +10,9 @@ import attrs
 
 from guidedcd.config.kinds import KINDS, Chosen
 from guidedcd.config.merge import components_of
-from guidedcd.config.sources import ALIASES, Layer, read_profile
-from guidedcd.config.structure import unstructure
+from guidedcd.config.sections import EvaluateConfig
+from guidedcd.config.sources import ALIASES, Layer, profiles, read_profile
+from guidedcd.config.structure import structure, unstructure
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import objects
 from guidedcd.plugins.configs import ComponentConfig
@@ -26,6 +27,15 @@ def layers_of(profile: str, options: Mapping[str, Any], registry: Registry) -> l
     """
     content = {key: value for key, value in options.items() if value is not None}
     return [read_profile(profile), layer({**content, "profile": profile}, "Run.from_profile", registry)]
+
+
+def evaluation_of(teacher: str) -> EvaluateConfig:
+    """The options of an evaluation in the first shipped profile that selects `teacher`; the defaults if none does."""
+    for name in sorted(profiles()):
+        layer = read_profile(name)
+        if teacher in [selected for selected, _, _ in layer.select.get("teacher", [])]:
+            return structure(EvaluateConfig, layer.sections.get("evaluate", {}), "[evaluate]")
+    return EvaluateConfig()
 
 
 def components(key: str, value: Any, where: str, registry: Registry | None = None) -> list[Chosen]:

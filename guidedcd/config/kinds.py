@@ -40,7 +40,7 @@ class Basic:
     name: str = attrs.field(default="run", validator=is_name)
     """Part of the run folder's name."""
     seed: int = attrs.field(default=0, validator=is_seed)
-    """Seed of everything random, 0 to 2^63 - 1."""
+    """Seed of all random numbers, 0 to 2^63 - 1."""
     device: str = attrs.field(default="auto", validator=is_device)
     """Where tensors live: auto, cpu, cuda, cuda:N or mps."""
 

@@ -142,7 +142,7 @@ class Run(Basic):
             rewards: In the same forms.
             routes: In the same forms.
             metrics: In the same forms.
-            seed: Seed of everything random.
+            seed: Seed of all random numbers.
             device: "auto", "cpu", "cuda", "cuda:N" or "mps".
             name: Part of the run folder's name.
             **sections: Options of `solver`, `preprocess`, `student`, `train` and `evaluate`:

@@ -22,7 +22,7 @@ class SampleConfig:
     steps: int | None = attrs.field(default=None, validator=optional(_between(1, 200)))
     """Sampling steps, one network call each; by default as in the run's evaluation."""
     omega: float | None = attrs.field(default=None, validator=optional(ge(0)))
-    """Guidance strength of the student; by default as in the run's evaluation. guidance_scale is omega + 1."""
+    """Guidance strength of the student; by default as in the run's evaluation. diffusers has omega + 1."""
     scale: float | dict[str, float] | None = None
     """Strength of the student's energy, within the range of its training; NAME=NUMBER where it has several."""
     frames: int | None = None
@@ -44,7 +44,7 @@ class SampleConfig:
     vbench_names: bool = False
     """Name files "PROMPT-N.mp4", at true size, as VBench reads them."""
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
-    """What the networks compute in."""
+    """Data type in which the networks compute."""
     fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks")))
     """Faster paths through 3D UNets: layers (exact), graphs, blocks (compiled); auto is layers on GPUs, else no."""
 
@@ -61,9 +61,9 @@ class PublishedConfig:
     """A student that others published, in place of a run."""
 
     student: Path | None = None
-    """Its file: T2V-Turbo's unet_mg.pt, unet_no_mg.pt or unet_lora.pt."""
+    """File of the published student: T2V-Turbo's unet_mg.pt, unet_no_mg.pt or unet_lora.pt."""
     teacher: str | None = None
-    """The model that it was distilled from, such as videocrafter2:model.ckpt."""
+    """The model that the published student was distilled from, such as videocrafter2:model.ckpt."""
     arch: Path | None = None
     """JSON or YAML file with the teacher's architecture, for a student of another size."""
     fps: int | None = None

@@ -21,12 +21,13 @@ class Solver:
     """The teacher's ODE grid, and how a step on it is guided."""
 
     steps: int = attrs.field(default=50, validator=_between(2, 1000))
-    """Points N of the DDIM grid, t_i = (i + 1) * (1000 // N) - 1; a training pair spans one step of it."""
+    """Number N of points of the DDIM grid, t_i = (i + 1) * (1000 // N) - 1; a training pair spans one step of it."""
     rule: str = attrs.field(default="official", validator=in_(("official", "eps", "paper-literal")))
     """Where the energy's gradient is added: to the DDIM direction term (official), to eps (Eq. 2, eps), or to z (Eq. 8,
     paper-literal)."""
     noise_factor: str = attrs.field(default="official", validator=in_(("official", "sqrt-one-minus")))
-    """Its noise factor: sqrt(1 - sqrt(alphas_cumprod)), as in the released code, or sqrt(1 - alphas_cumprod)."""
+    """Factor of the energy's gradient by noise level: sqrt(1 - sqrt(alphas_cumprod)), as in the released code
+    (official), or sqrt(1 - alphas_cumprod) (sqrt-one-minus)."""
     omega: tuple[float, float] = attrs.field(default=(5.0, 15.0), validator=_ascending)
     """Range of the guidance strength omega in c + omega (c - u); the guidance_scale of diffusers is omega + 1."""
 
@@ -41,17 +42,18 @@ class Preprocess:
     draws_per_video: int = attrs.field(default=8, validator=ge(1))
     """Noise draws (step index and noise) per video; all share one inversion trajectory."""
     noise_range: tuple[float, float] = attrs.field(default=(0.0, 1.0), validator=is_subrange)
-    """Range of the grid that draws come from: 0 is its cleanest end, 1 its noisiest. Near pure noise, neither a solver
-    step nor a reward carries information about the clip."""
+    """Part of the DDIM grid from which noise levels are drawn: 0 is its cleanest end, 1 its noisiest. Near pure noise,
+    neither a solver step nor a reward carries information about the clip."""
     fraction: float = attrs.field(default=0.5, validator=_between(0, 1))
-    """Energy gradients are computed for this noisiest fraction of the grid; no energy's `fraction` may exceed it."""
+    """Noisiest fraction of the DDIM grid for which energy gradients are computed; no energy's `fraction` may exceed
+    it."""
     batch_size: int = attrs.field(default=4, validator=ge(1))
     """Samples per forward pass with gradient; passes without gradient have twice as many."""
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16")))
     """Precision of the network: bf16 for GPUs; latents, tables and the grid's arithmetic stay float32."""
     fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "blocks", "blocks-tuned")))
-    """Faster paths through a 3D UNet: exact layers (auto: on GPUs); blocks: also compiled; blocks-tuned: also tuned,
-    which takes minutes."""
+    """Faster paths through a 3D UNet: layers are exact; blocks are also compiled; blocks-tuned is also tuned, which
+    takes minutes. auto is layers on GPUs, else no."""
     recompute: str = attrs.field(default="nothing", validator=in_(("nothing", "cheap", "most")))
     """Activations that are recomputed for energy gradients: cheap needs a third of the memory and takes a third of a
     forward pass longer."""
@@ -74,11 +76,12 @@ class Student:
     kind: str = attrs.field(default="full", validator=in_(("full", "lora")))
     """Train every weight, or low-rank adapters through peft."""
     rank: int = attrs.field(default=64, validator=ge(1))
-    """Rank of the adapters (lora only)."""
+    """Rank of the adapters; only where `kind` is lora."""
     dropout: float = attrs.field(default=0.0, validator=_between(0, 0.99))
     """Dropout of the temporal convolutions while training; the official run has 0.1."""
     ema: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
-    """Decay of an averaged target network, saved as the student; by default the target is the student itself."""
+    """Decay of an averaged target network, which is saved as the student; by default the target is the student
+    itself."""
 
 
 @documented
@@ -102,9 +105,9 @@ class LrScheduleConfig:
     """How the learning rate changes during training."""
 
     warmup: int = attrs.field(default=0, validator=ge(0))
-    """First steps, over which the learning rate rises linearly to its full value."""
+    """Number of first steps, over which the learning rate rises linearly to its full value."""
     cooldown: int = attrs.field(default=0, validator=ge(0))
-    """Last steps, over which the learning rate falls linearly to 0."""
+    """Number of last steps, over which the learning rate falls linearly to 0."""
 
 
 @documented
@@ -150,7 +153,7 @@ class ValidationConfig:
     every: int | None = attrs.field(default=None, validator=optional(ge(1)))
     """Steps between validations; none, the default, samples no videos."""
     prompts: int = attrs.field(default=2, validator=ge(1))
-    """How many of the evaluation's prompts are used, from the first on; each gives one video."""
+    """Number of prompts of a validation, the first of the evaluation's; each gives one video."""
 
 
 @documented
@@ -159,12 +162,14 @@ class RolloutsConfig:
     """Videos that the student samples from noise while it trains, for the rewards."""
 
     videos: int = attrs.field(default=0, validator=ge(0))
-    """Such videos per step and process; their prompts need no clips."""
+    """Number of videos that the student samples from noise in each step and process, for the rewards to score; their
+    prompts need no clips."""
     steps: int = attrs.field(default=4, validator=_between(1, 50))
-    """Sampling steps of such a video; it ends after a random number of them, and only the last has a gradient."""
+    """Sampling steps of a video that the student samples for the rewards; it ends after a random number of them,
+    and only the last has a gradient."""
     prompts: str | None = None
-    """File of their prompts, one a line. By default the teacher's own prompts, or the store's captions if the teacher
-    has none."""
+    """File of prompts for the videos that the student samples for the rewards, one a line. By default the teacher's own
+    prompts, or the store's captions if the teacher has none."""
 
 
 @documented
@@ -173,7 +178,7 @@ class Train:
     """The optimisation."""
 
     steps: int = attrs.field(default=100, validator=ge(1))
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     batch_size: int = attrs.field(default=4, validator=ge(1))
     """Samples per step and process."""
     accumulate: int = attrs.field(default=1, validator=ge(1))
@@ -181,21 +186,23 @@ class Train:
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))
     """Precision of the networks: bf16 keeps float32 masters in the optimiser; fp16 autocasts and scales the loss."""
     fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks", "blocks-tuned")))
-    """Faster paths through a 3D UNet: exact layers (auto: on GPUs); graphs: passes without gradient, and rewards, are
-    also replayed as CUDA graphs, which need some memory; blocks: layers are also compiled; blocks-tuned: also tuned,
-    which takes minutes."""
+    """Faster paths through a 3D UNet: layers are exact; with graphs, passes without gradient and rewards are also
+    replayed as CUDA graphs, which need some memory; blocks are layers that are also compiled; blocks-tuned is also
+    tuned, which takes minutes. auto is layers on GPUs, else no."""
     loss: str = attrs.field(default="huber", validator=in_(("huber", "l2")))
     """Distance of the consistency loss: pseudo-Huber or squared."""
     huber_c: float = attrs.field(default=0.001, validator=gt(0))
-    """The pseudo-Huber constant."""
+    """Constant c of the pseudo-Huber distance; only where `loss` is huber."""
     guided_steps: int = attrs.field(default=0, validator=ge(0))
-    """First steps, which also train on the teacher's guided prediction, with a weight falling from 1 to 0."""
+    """Number of first steps, which also train on the teacher's guided prediction, with a weight that falls from 1
+    to 0."""
     reward_batch: int | None = attrs.field(default=None, validator=optional(ge(1)))
-    """At most this many samples of a batch are decoded for rewards; by default all that are routed to one."""
+    """Largest number of samples of a batch that are decoded for rewards; by default all that are routed to one."""
     average: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
-    """Decay of averaged weights, saved as the student; unlike with student.ema, the target stays the student."""
+    """Decay of averaged weights, which are saved as the student; unlike with `student.ema`, the target of the
+    consistency loss stays the student itself."""
     tracker: str = attrs.field(default="none", validator=in_(("none", "tensorboard", "wandb")))
-    """Tracker that receives the log too; log.jsonl is always written."""
+    """Where the log also goes; log.jsonl is always written."""
     log_every: int = attrs.field(default=5, validator=ge(1))
     """Steps between lines of the log."""
     optimizer: OptimizerConfig = attrs.field(factory=OptimizerConfig)
@@ -228,7 +235,7 @@ class EvaluateConfig:
     teacher_omega: tuple[float, ...] = attrs.field(default=(2.0,), validator=[min_len(1), deep_iterable(ge(0))])
     """Guidance strengths tried for the few-step teacher; the one that is best on other prompts is reported."""
     teacher_steps: int = attrs.field(default=50, validator=_between(1, 1000))
-    """Steps of the slow teacher in the report."""
+    """Sampling steps of the slow teacher, whose videos the report shows."""
     scale: float | dict[str, float] | None = None
     """Strength of the student's energy, within the range of its training; NAME=NUMBER where it has several."""
     videos: int = attrs.field(default=6, validator=ge(0))
@@ -236,7 +243,7 @@ class EvaluateConfig:
     batch: int | None = attrs.field(default=None, validator=optional(ge(1)))
     """Videos per forward pass; by default as many as fit."""
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
-    """What the networks compute in."""
+    """Data type in which the networks compute."""
     fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks")))
     """Faster paths through 3D UNets: layers (exact), graphs, blocks (compiled); auto is layers on GPUs, else no."""
 

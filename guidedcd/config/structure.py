@@ -62,6 +62,9 @@ def structure(cls: type, options: Mapping[str, Value | Options], what: str) -> A
 def _readable(error: Exception, options: Mapping[str, Value | Options], what: str) -> str:
     """A validator's message, with the field's name replaced by the place where its value was written."""
     text = str(error.args[0] if error.args else error)
+    if len(error.args) == 4 and " must be in " in text:  # of attrs' validator `in_`, with attribute, options and value
+        _, attribute, choices, value = error.args
+        text = f"'{attribute.name}' must be one of {', '.join(map(str, choices))} (got {shown(value)})"
     for key, one in options.items():
         quoted = f"'{key.replace('-', '_')}'"
         if isinstance(one, Value) and text.startswith(quoted):

@@ -30,7 +30,7 @@ def multistep_timesteps(steps: int, origin: int = 200, timesteps: int = 1000) ->
         GuidedCDError: More steps than grid points.
     """
     if not 1 <= steps <= origin <= timesteps:
-        raise GuidedCDError(f"a grid of {origin} points out of {timesteps} allows 1 to {origin} steps, not {steps}.")
+        raise GuidedCDError(f"steps must be 1 to {origin}, as the sampling grid has {origin} points (got {steps}).")
     grid = [(i + 1) * (timesteps // origin) - 1 for i in range(origin)]
     return grid[:: -(origin // steps)][:steps]
 

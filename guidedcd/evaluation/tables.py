@@ -244,14 +244,15 @@ def _against(evaluation: Evaluation, rows: Mapping[str, Mapping[str, Any]], spli
     name = evaluation["metrics"].get(key, {}).get("title", key)
     count = ours["scores"][split][key]["n"]
     sentence = (
-        f"{name[:1].upper()}{name[1:]}, on {counted(count, 'prompt')}: "
+        f"{name[:1].upper()}{name[1:]} ({counted(count, 'prompt')}): "
         f"{figure(ours['scores'][split][key]['mean'])} for the {_called(ours)}, "
         f"{figure(few['scores'][split][key]['mean'])} for the {_called(few)}"
     )
     paired = difference(evaluation, few["name"], split, key)
     if paired is None or paired["mean"] is None:
         return sentence + "."
-    meaning = {"good": "better", "bad": "worse"}.get(verdict(evaluation, paired, key), "no certain difference")
+    verdicts = {"good": "better", "bad": "worse"}
+    meaning = verdicts.get(verdict(evaluation, paired, key), "no significant difference at the 95 % level")
     return f"{sentence}: {meaning} ({_in_words(paired)})."
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guidedcd.config.from_python import evaluation_of
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.merge import choose
 from guidedcd.devices import blame_memory, dtype_of
@@ -90,7 +91,7 @@ def load_teacher(
     where = find_device(device)
     with blame_memory("the teacher"):
         teacher = chosen.build().to(where, weights_dtype if dtype != "float32" else None)
-    return TeacherPipeline(teacher)
+    return TeacherPipeline(teacher, evaluation_of(chosen.name).omega)
 
 
 def _teacher(teacher: str | Chosen) -> Chosen:

@@ -58,9 +58,10 @@ class GuidedVideos:
 class TeacherPipeline:
     """Samples videos with a teacher; `teacher` is the teacher itself."""
 
-    def __init__(self, teacher: Teacher) -> None:
-        """Use a teacher on its device."""
+    def __init__(self, teacher: Teacher, omega: float = 7.5) -> None:
+        """Use a teacher on its device; `omega` is its usual guidance strength, as in `sample_guided`."""
         self.teacher = teacher
+        self.omega = omega
 
     def sample(
         self,
@@ -88,7 +89,7 @@ class TeacherPipeline:
         steps: int = 50,
         seeds: int | Sequence[int] | None = None,
         *,
-        omega: float = 7.5,
+        omega: float | None = None,
         reference_prompts: str | Sequence[str] | None = None,
         solver: str = "ddim",
         rule: str = "official",
@@ -108,7 +109,8 @@ class TeacherPipeline:
                 brought to the teacher's size and frame rate. Energies that are `reference_free` need none.
             steps: Points of the solver's grid.
             seeds: One seed per prompt (B); by default 0, 1, 2, ...
-            omega: Guidance strength, which is diffusers' guidance_scale - 1; 0 is off.
+            omega: Guidance strength, which is diffusers' guidance_scale - 1; 0 is off. The default is that of the
+                evaluations in the profile of this teacher, 7.5 if it has none.
             reference_prompts: Captions of the reference (1 or B); by default the prompt in the file's metadata, else
                 `prompts`.
             solver: "ddim" or "dpm++"; energies need "ddim".
@@ -128,7 +130,7 @@ class TeacherPipeline:
         sampler = _GuidedSampler(
             teacher=teacher,
             steps=steps,
-            omega=omega,
+            omega=self.omega if omega is None else omega,
             solver=solver,
             rule=Rule(rule, noise_factor),
             watch=watch,

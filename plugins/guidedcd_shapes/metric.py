@@ -19,7 +19,7 @@ class ShapesOracle:
     """Values `all` (every named attribute is right), one per attribute, `speed`, `direction` and `misfit`."""
 
     titles: ClassVar = {
-        "all": "every attribute that the prompt names is right",
+        "all": "videos with every named attribute correct",
         "color": "colour of the object",
         "shape": "shape of the object",
         "size": "size of the object",

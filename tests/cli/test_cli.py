@@ -28,7 +28,7 @@ MISTAKES = {
     "section": (["--trian.steps", "1"], "Unknown option: --trian.steps. Did you mean --train.steps?"),
     "below": (["--energies.shake.scale", "-1"], "--energies.shake.scale must be >= 0: -1.0"),
     "above": (["--energies.shake.fraction=1.5"], "--energies.shake.fraction must be <= 1: 1.5"),
-    "choice": (["--student.kind", "loraa"], "--student.kind must be in ('full', 'lora') (got 'loraa')"),
+    "choice": (["--student.kind", "loraa"], "--student.kind must be one of full, lora (got 'loraa')"),
     "number": (["--train.optimizer.lr", "fast"], "--train.optimizer.lr must be a number (got 'fast')"),
     "whole": (["--train.steps", "1.5"], "--train.steps must be a whole number (got '1.5')"),
     "nan": (["--train.optimizer.lr", "nan"], "--train.optimizer.lr must be a finite number"),

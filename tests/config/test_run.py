@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from guidedcd.config.from_python import evaluation_of
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.moved import MOVED, check_flags
 from guidedcd.config.resolve import resolve, run_from_dict
@@ -165,6 +166,13 @@ def test_a_group_of_options_is_merged_option_by_option(registry):
     run = of(registry, {"train": {"optimizer": {"lr": 1.0, "max_grad_norm": 2}}}, {"train": {"optimizer": {"lr": 3}}})
 
     assert (run.train.optimizer.lr, run.train.optimizer.max_grad_norm) == (3.0, 2.0)
+
+
+def test_a_teacher_is_evaluated_as_its_profile_says():
+    """The guidance strength of a loaded teacher is that of the profile which selects it, or the default."""
+    assert evaluation_of("shapes").omega == Run.from_profile("shapes").evaluate.omega == 2.0
+    assert evaluation_of("videocrafter2").omega == 7.5
+    assert evaluation_of("another") == EvaluateConfig()
 
 
 def test_changed_keeps_what_it_does_not_name(registry):

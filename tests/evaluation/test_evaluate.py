@@ -284,9 +284,9 @@ def test_the_summary_says_what_is_certain():
 
     assert "better (+0.200, 95 % interval +0.100 to +0.300)" in tables.summary(evaluation(0.1, 0.3))
     assert "worse" in tables.summary(evaluation(-0.3, -0.1))
-    assert "no certain difference" in tables.summary(evaluation(-0.1, 0.3))
+    assert "no significant difference" in tables.summary(evaluation(-0.1, 0.3))
     assert "worse" in tables.summary(evaluation(0.1, 0.3, "lower"))
-    assert "no certain difference" in tables.summary(evaluation(0.1, 0.3, n=4))
+    assert "no significant difference" in tables.summary(evaluation(0.1, 0.3, n=4))
 
 
 def test_the_command_evaluates_and_compares(run, tmp_path, capsys):

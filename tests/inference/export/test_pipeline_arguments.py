@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +68,16 @@ def test_the_example_of_the_card_runs(example):
 
     assert video.shape == (FRAMES, SIZE, SIZE, 3)
     assert 0 <= video.min() <= video.max() <= 1
+
+
+def test_the_code_of_the_how_to_guide_runs(folder, tmp_path, monkeypatch):
+    """The page about sampling loads an exported folder with diffusers alone, and writes a gif."""
+    page = Path(__file__).parents[3] / "docs" / "how-to" / "sample.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace('"out/"', repr(str(folder))), {})
+
+    assert (tmp_path / "circle.gif").stat().st_size > 0
 
 
 def test_the_example_samples_as_the_run_was_evaluated(student, monkeypatch):
