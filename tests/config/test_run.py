@@ -240,7 +240,7 @@ WRONG = {
     "unknown-component": ({"energy": {"shakee": {}}}, "no energy named 'shakee'. Did you mean 'shake'"),
     "option-of-component": ({"energy": {"shake": {"topp": 1}}}, "energy.shake.topp in file1: .*Did you mean 'top'"),
     "out-of-range": ({"energy": {"shake": {"fraction": 1.5}}}, "energy.shake.fraction in file1 must be <= 1: 1.5"),
-    "not-a-choice": ({"student": {"kind": "big"}}, "student.kind in file1 must be in"),
+    "not-a-choice": ({"student": {"kind": "big"}}, "student.kind in file1 must be one of"),
     "not-a-number": (
         {"train": {"optimizer": {"lr": "fast"}}},
         "train.optimizer.lr in file1 must be a number .got 'fast'",

@@ -70,7 +70,7 @@ def test_a_call_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert prompts == [[PROMPTS[1]]]
     assert {path.name: path.read_bytes() for path in paths} == before
     assert "1 of 2 videos are finished already" in capsys.readouterr().out
-    with pytest.raises(GuidedCDError, match=r"with steps 1 instead of 2.*--out"):
+    with pytest.raises(GuidedCDError, match=r"with steps 1 instead of 2.*`out`"):
         generate_teacher("toy", PROMPTS, steps=2, out=tmp_path / "out", device="cpu")
 
 
