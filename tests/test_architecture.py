@@ -14,7 +14,7 @@ ENGINE = ROOT / "guidedcd"
 FLOORS = (
     "cli parity",
     "testing",  # `guidedcd plugins doctor` runs its checks
-    "workflow",
+    "workflow trials",
     "evaluation planning",
     "training",
     "inference preprocessing",

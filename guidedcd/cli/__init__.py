@@ -28,6 +28,7 @@ from guidedcd.cli import (
     sample,
     store,
     train,
+    try_,
 )
 from guidedcd.cli.errors import explain
 from guidedcd.cli.examples import add_examples
@@ -47,6 +48,7 @@ COMMANDS = {
     "preprocess": preprocess,
     "store": store,
     "plan": plan,
+    "try": try_,
     "sample": sample,
     "evaluate": evaluate,
     "report": report,
@@ -61,6 +63,7 @@ WITH_RUN = ("train", "preprocess", "plan", "data")
 
 WITH_COMPONENTS: dict[str, tuple[str, ...]] = {
     "sample": ("energies",),
+    "try": ("teacher",),
 }
 """Commands that take the flags of some kinds of components."""
 

@@ -29,17 +29,20 @@ class Selection:
     """Its `teacher_steps` and `omega` are the defaults of sampling."""
     registry: Registry = attrs.field(repr=False)
 
-    def with_options(self, kind: str, name: str) -> Chosen:
-        """The component `name`, with its options if it is among the chosen ones, else with the defaults.
+    def chosen(self, kind: str) -> tuple[Chosen, ...]:
+        """The components of one kind, such as "energy", but the teacher."""
+        return getattr(self, next(key for key, value in KINDS.items() if value == kind))
+
+    def one(self, kind: str) -> Chosen:
+        """The component that is tried: the only one of its kind.
 
         Raises:
-            GuidedCDError: There is none.
+            GuidedCDError: There are several or none.
         """
-        key = next(key for key, value in KINDS.items() if value == kind)
-        for one in getattr(self, key):
-            if one.name == name:
-                return one
-        return Chosen(name, self.registry.get(kind, name).config())
+        components = self.chosen(kind)
+        if len(components) != 1:
+            raise GuidedCDError(f"one {kind} is tried at a time, not {len(components)}.")
+        return components[0]
 
 
 def select(layers: Sequence[Layer], registry: Registry, profile: str | None = None) -> Selection:

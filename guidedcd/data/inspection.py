@@ -70,7 +70,7 @@ def inspect_data(run: Run, *, sample: int = 32, sheet: Path | None = None) -> li
         check_writable(sheet.parent)
     geometry = geometry_of(run.teacher)
     opened = [(chosen, chosen.build().open(geometry)) for chosen in run.data]
-    tokenizers, rules = readers(run), run.described("route")
+    tokenizers, rules = readers(run.chosen("reward")), run.described("route")
     # The components of the kind dataset have configs that derive from DatasetConfig.
     weights = [cast(DatasetConfig, chosen.config).weight for chosen in run.data]
     rows = -(-SHEET_ROWS // len(opened))
@@ -111,10 +111,10 @@ def geometry_of(teacher: Chosen) -> Geometry:
         return teacher.build().geometry
 
 
-def readers(run: Run) -> dict[str, Reader]:
-    """Tokenizer and context length of the run's rewards, by name."""
+def readers(rewards: Sequence[Chosen]) -> dict[str, Reader]:
+    """Tokenizer and context length of rewards, by name."""
     result = {}
-    for chosen in run.chosen("reward"):
+    for chosen in rewards:
         make = getattr(chosen.component().load(), "tokens", None)
         if make is not None:
             tokens = make(chosen.config)

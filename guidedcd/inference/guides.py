@@ -6,6 +6,7 @@ Legend: B batch, C channels, F frames, H/W latent size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import torch
@@ -111,9 +112,19 @@ class References:
                 z, at = inversion.single_step(schedule, guide.z0, guide.noise, t)
             case _:
                 z, at = inversion.clean(guide.z0, t)
-        needs = needs_of(one.energy for one in guides)
         with torch.no_grad():
-            return self.teacher.seen(z, at, guide.cond, needs, guide.captions)
+            return observed(self.teacher, z, at, guide.cond, [one.energy for one in guides], guide.captions)
+
+
+def observed(
+    teacher: Teacher, z: Tensor, t: Tensor, cond: Cond, energies: Sequence[Energy], captions: Sequence[str]
+) -> Seen:
+    """A forward pass for energies of which no gradient is taken; it ends at the last record if they read no more."""
+    needs = needs_of(energies)
+    short = getattr(teacher, "tails", False) and all(getattr(one, "records_only", False) for one in energies)
+    options: dict[str, Any] = {"tail": "none"} if short and needs else {}
+    forward: Any = teacher.seen  # `options` of a teacher with `tails` go beyond the protocol
+    return forward(z, t, cond, needs, captions, **options)
 
 
 def _pass_of(guide: Guide) -> tuple[str, int] | None:

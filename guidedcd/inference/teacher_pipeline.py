@@ -6,7 +6,7 @@ Legend: B videos, S steps, F frames, H/W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,6 +97,7 @@ class TeacherPipeline:
         batch: int | None = None,
         watch: bool = False,
         guided: bool = True,
+        advance: Callable[[int], None] = lambda _: None,
     ) -> GuidedVideos:
         """Sample one video per prompt with energies, and return the energies and their shares at every step.
 
@@ -119,6 +120,7 @@ class TeacherPipeline:
             batch: Videos per forward pass; by default a number that fits into the memory of common devices.
             watch: Evaluate the energies at every step, also where they do not guide.
             guided: False only watches the energies: the videos are those of the teacher without them.
+            advance: Called after each step with the number of videos that it advanced.
 
         Raises:
             GuidedCDError: An energy has no reference or does not exist, or an argument has the wrong shape or range.
@@ -135,6 +137,7 @@ class TeacherPipeline:
             rule=Rule(rule, noise_factor),
             watch=watch,
             guided=guided,
+            advance=advance,
         )
         guiding = _Guiding.build(teacher, energies, reference, reference_prompts, prompts)
         size = batch or batch_size(teacher)
@@ -230,6 +233,7 @@ class _GuidedSampler:
     rule: Rule
     watch: bool
     guided: bool
+    advance: Callable[[int], None]
 
     @torch.no_grad()  # gradients of energies switch it on for themselves
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int], guiding: _Guiding) -> GuidedVideos:
@@ -247,6 +251,7 @@ class _GuidedSampler:
                 for step in teacher_steps(*arguments, captions=tuple(prompts), rule=self.rule, **options):
                     latents = step.latents
                     records.append(attrs.evolve(step, latents=latents.new_empty(0)))
+                    self.advance(count)
             videos = teacher.decode(latents).float()
         names = [guide.name for guide in guides]
         unknown, nothing = torch.full((count,), float("nan")), torch.zeros(count)

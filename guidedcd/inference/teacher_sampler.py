@@ -15,7 +15,7 @@ from guidedcd.diffusion.guidance import OFFICIAL, Rule, TeacherStep, combine, gu
 from guidedcd.diffusion.seen import Seen
 from guidedcd.energies.gradients import Energy, EnergyTerm, Reference, energy_gradients, needs_of
 from guidedcd.errors import GuidedCDError
-from guidedcd.inference.guides import Guide, References
+from guidedcd.inference.guides import Guide, References, observed
 from guidedcd.models.teachers.protocol import Cond, Teacher
 
 
@@ -164,7 +164,7 @@ def _watched(
     teacher: Teacher, z: Tensor, t: Tensor, cond: Cond, terms: Sequence[EnergyTerm], captions: Sequence[str]
 ) -> dict[str, Tensor]:
     """The energies (B,) by name, of a forward pass of their own."""
-    seen = teacher.seen(z, t, cond, needs_of(term.energy for term in terms), captions)
+    seen = observed(teacher, z, t, cond, [term.energy for term in terms], captions)
     return {term.name: term.energy(seen, term.reference) for term in terms}
 
 

@@ -22,7 +22,7 @@ PAGES = [
 CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md" and page.parent.name not in ("notes", "decisions")]
 """Pages that describe the present; notes and decisions keep the commands of their time."""
 
-GROUPS = ("data", "store", "plugins")
+GROUPS = ("data", "store", "plugins", "try")
 """Commands that have commands of their own."""
 
 
@@ -75,7 +75,12 @@ def flags(*command: str) -> frozenset[str]:
 
 def subcommands() -> Iterator[tuple[str, ...]]:
     """Every command, with the commands inside groups."""
-    groups = {"data": ("inspect",), "store": ("show", "verify"), "plugins": ("list", "show", "doctor", "check", "new")}
+    groups = {
+        "data": ("inspect",),
+        "store": ("show", "verify"),
+        "try": ("energy", "reward", "route"),
+        "plugins": ("list", "show", "doctor", "check", "new"),
+    }
     for name in COMMANDS:
         yield from ((name, inner) for inner in groups[name]) if name in groups else ((name,),)
 

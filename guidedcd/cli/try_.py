@@ -1,0 +1,135 @@
+"""`guidedcd try`: one component on a few videos or captions, without a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from guidedcd.cli.number_types import WHOLE
+from guidedcd.cli.run_flags import flags_of, read_flags, read_selection, run_flags
+from guidedcd.config.kinds import DEFAULT_PROFILE
+from guidedcd.config.sources import Layer, split_names
+from guidedcd.config.trials import EnergyTrialConfig, TrialConfig
+from guidedcd.plugins.registry import Registry
+
+Texts = Annotated[list[str] | None, Parameter(negative="")]
+
+
+def add(app: App, registry: Registry, flags_class: Any) -> None:
+    """Add the commands to `app`."""
+    group = App(name="try", help="Try an energy, a reward or a route within seconds, without training.")
+    app.command(group)
+
+    def components(*kinds: str) -> Any:
+        """The flags of some kinds of components, where this command runs."""
+        if flags_class is Any:
+            return Any
+        class_ = run_flags(registry, DEFAULT_PROFILE, kinds=kinds, scalars=("profile",), sections=())
+        return Annotated[class_, Parameter(name="*")]
+
+    _add_energy(group, registry, components("teacher", "energies", "metrics"))
+    _add_reward(group, registry, components("teacher", "rewards"))
+    _add_route(group, registry, components("rewards", "routes", "data"))
+
+
+def _add_energy(group: App, registry: Registry, components: Any) -> None:
+    def energy(
+        name: str, /, *, prompt: Texts = None, out: Path | None = None, flags: Any = None, config: Any = None
+    ) -> None:
+        """Sample a teacher with and without an energy from the same noise, side by side.
+
+        Prints the energy and its share of the prediction at every step, and the metrics of both. Writes
+        side_by_side.mp4, contact_sheet.png and energy.json.
+
+        Parameters
+        ----------
+        name
+            Name of the energy, such as `pta`.
+        prompt
+            What to show; @FILE reads a file of prompts. May be repeated. By default prompts of the teacher's own.
+        out
+            Folder of the files; the default is trials/NAME.
+        """
+        options = read_flags(EnergyTrialConfig, config, "a trial")
+        selection = read_selection(flags, registry, _tried("energies", name))
+        from guidedcd.trials.energy import try_energy
+
+        try_energy(selection, prompts=prompt, out=out, config=EnergyTrialConfig(**options))
+
+    energy.__annotations__ |= {
+        "prompt": Texts,
+        "out": Path | None,
+        "flags": components,
+        "config": flags_of(EnergyTrialConfig, "Trial"),
+    }
+    group.command(energy)
+
+
+def _add_reward(group: App, registry: Registry, components: Any) -> None:
+    def reward(
+        name: str,
+        /,
+        *videos: Path,
+        prompt: Texts = None,
+        out: Path | None = None,
+        flags: Any = None,
+        config: Any = None,
+    ) -> None:
+        """Score videos with a reward, and draw the size of its gradient over their pixels.
+
+        Prints the scores. Writes contact_sheet.png, with each video's frames above their gradients, and reward.json.
+
+        Parameters
+        ----------
+        name
+            Name of the reward, such as `clip`.
+        videos
+            Video files; by default the teacher samples some.
+        prompt
+            Caption of the videos, one for all or one for each; by default the prompt in their metadata.
+        out
+            Folder of the files; the default is trials/NAME.
+        """
+        options = read_flags(TrialConfig, config, "a trial")
+        selection = read_selection(flags, registry, _tried("rewards", name))
+        from guidedcd.trials.reward import try_reward
+
+        try_reward(selection, videos, prompts=prompt, out=out, config=TrialConfig(**options))
+
+    reward.__annotations__ |= {
+        "videos": Path,
+        "prompt": Texts,
+        "out": Path | None,
+        "flags": components,
+        "config": flags_of(TrialConfig, "Trial"),
+    }
+    group.command(reward)
+
+
+def _add_route(group: App, registry: Registry, components: Any) -> None:
+    def route(name: str, /, *captions: str, clips: Annotated[int, WHOLE] = 12, flags: Any = None) -> None:
+        """Print what a route decides for captions: which rewards score a clip, with which caption, and energies.
+
+        Parameters
+        ----------
+        name
+            Name of the route, such as `short-caption`.
+        captions
+            Captions, or @FILE with one a line or a JSON list; by default those of the profile's data set.
+        clips
+            How many clips of the data set are shown where no caption is given.
+        """
+        selection = read_selection(flags, registry, _tried("routes", name))
+        from guidedcd.trials.route import try_route
+
+        try_route(selection, captions, clips=clips)
+
+    route.__annotations__ |= {"clips": Annotated[int, WHOLE], "flags": components}
+    group.command(route)
+
+
+def _tried(key: str, name: str) -> Layer:
+    """The choice of one component."""
+    return Layer(select={key: split_names([name], "NAME")})

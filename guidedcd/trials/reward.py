@@ -1,0 +1,183 @@
+"""A reward tried on videos: its scores, and the size of its gradient over the pixels.
+
+Legend: k chosen frames, H/W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import attrs
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from guidedcd.config.kinds import Chosen
+from guidedcd.config.selection import Selection
+from guidedcd.config.structure import unstructure
+from guidedcd.config.trials import TrialConfig
+from guidedcd.console import console, print_table
+from guidedcd.data.media import contact_sheet, read_metadata, read_video, sidecar
+from guidedcd.data.panels import heat
+from guidedcd.data.prompts import as_prompts
+from guidedcd.devices import blame_memory
+from guidedcd.devices import device as find_device
+from guidedcd.diffusion.randomness import reward_generator
+from guidedcd.errors import GuidedCDError, shortened
+from guidedcd.files import check_writable, write_json
+from guidedcd.locks import locked
+from guidedcd.plugins.configs import RewardConfig
+from guidedcd.plugins.registry import blame
+from guidedcd.rewards.contract import check_members
+from guidedcd.rewards.scorer import frame_indices
+from guidedcd.trials.teacher import omega_of, prompts_of, seeds_of, teacher_of
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ScoredVideo:
+    """One video with its score and the gradient of the score."""
+
+    name: str
+    caption: str
+    frames: Tensor
+    """The frames that the reward received (k, 3, H, W)."""
+    tokens: int
+    """Tokens of the caption; a reward cannot read more than its `max_tokens`."""
+    score: float
+    gradient: Tensor
+    """Norm over colours of the gradient of the score with respect to each pixel (k, H, W)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the pixels, as JSON values."""
+        return {
+            "video": self.name,
+            "caption": self.caption,
+            "tokens": self.tokens,
+            "score": self.score,
+            "gradient": float(self.gradient.square().mean().sqrt()),
+        }
+
+
+def try_reward(
+    selection: Selection,
+    videos: Sequence[Path] = (),
+    *,
+    prompts: Sequence[str] | Path | None = None,
+    out: Path | None = None,
+    config: TrialConfig | None = None,
+) -> list[ScoredVideo]:
+    """Score videos with a reward, print the scores, and draw the size of the gradient over the pixels.
+
+    Args:
+        selection: One reward with its options, and the teacher that samples where no video is given.
+        videos: Video files.
+        prompts: Their captions, one for all or one for each; by default the prompts in their metadata. Without videos,
+            what the teacher samples.
+        out: The folder for reward.json and contact_sheet.png; by default trials/NAME.
+        config: Steps and seeds of the sampling, and the device.
+
+    Raises:
+        GuidedCDError: A file or caption is missing, or the reward gives no score or no gradient.
+    """
+    config = config or TrialConfig()
+    chosen = selection.one("reward")
+    out = Path("trials") / chosen.name if out is None else Path(out)
+    check_writable(out)
+    where = find_device(config.device)
+    reward = _built(chosen).to(where)
+    scored = [
+        _scored(chosen, reward, name, caption, video.to(where), config.seed)
+        for name, caption, video in _videos(selection, videos, prompts, config)
+    ]
+    with locked(out, "the folder"):
+        largest = max(float(one.gradient.max()) for one in scored)
+        rows = [image for one in scored for image in (one.frames, heat(one.gradient, largest))]
+        captions = [text for one in scored for text in (_title(one), "gradient over the pixels above")]
+        contact_sheet(out / "contact_sheet.png", rows, captions, size=128)
+        described = {chosen.name: unstructure(chosen.config)}
+        write_json(out / "reward.json", {"reward": described, "videos": [one.to_dict() for one in scored]})
+    _print(chosen, reward, scored, out)
+    return scored
+
+
+def _built(chosen: Chosen) -> Any:
+    """The reward in eval mode."""
+    with blame_memory(f"reward '{chosen.name}'"):
+        reward = chosen.build()
+    check_members(reward, str(chosen.component()))
+    if isinstance(reward, nn.Module):
+        reward.eval().requires_grad_(False)
+    return reward
+
+
+def _videos(
+    selection: Selection, videos: Sequence[Path], prompts: Sequence[str] | Path | None, config: TrialConfig
+) -> list[tuple[str, str, Tensor]]:
+    """Name, caption and pixels (F, 3, H, W) of every video."""
+    if not videos:
+        pipeline = teacher_of(selection, config)
+        texts = [prompt.text for prompt in prompts_of(pipeline, prompts, config.videos)]
+        seeds = seeds_of(config, len(texts))
+        sampled = pipeline.sample(texts, steps=config.steps, seeds=seeds, omega=omega_of(selection, config))
+        return [(f"seed {seed}", text, video) for seed, text, video in zip(seeds, texts, sampled, strict=True)]
+    captions = [prompt.text for prompt in as_prompts(prompts)] if prompts else []
+    if len(captions) not in (0, 1, len(videos)):
+        raise GuidedCDError(f"{len(captions)} prompts for {len(videos)} videos: give one --prompt, or one for each.")
+    captions = captions * len(videos) if len(captions) == 1 else captions
+    result = []
+    for number, path in enumerate(videos):
+        video, _ = read_video(path)
+        metadata = read_metadata(path) if path.suffix == ".mp4" and sidecar(path).is_file() else {}
+        caption = captions[number] if captions else metadata.get("prompt")
+        if caption is None:
+            raise GuidedCDError(f"{path} has no prompt in its metadata: give its caption with --prompt.")
+        result.append((str(path), caption, video))
+    return result
+
+
+def _scored(chosen: Chosen, reward: Any, name: str, caption: str, video: Tensor, seed: int) -> ScoredVideo:
+    """One video's score and gradient."""
+    # The components of the kind reward have configs that derive from RewardConfig.
+    config, whose, generator = cast(RewardConfig, chosen.config), str(chosen.component()), reward_generator(seed, 0)
+    frames = video[frame_indices(config, len(video), generator)][None].detach().requires_grad_(True)
+    if hasattr(reward, "generator"):
+        reward.generator = generator
+    with blame_memory(whose), blame(whose), torch.enable_grad():
+        scores = reward(frames, [caption])
+    if not isinstance(scores, Tensor) or scores.shape != (1,):
+        actual = f"a tensor of shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise GuidedCDError(f"{whose} returned {actual} for one video; it must return one score each.")
+    if not scores.requires_grad:
+        raise GuidedCDError(f"{whose} gives scores without a gradient: something detached them from the frames.")
+    (gradient,) = torch.autograd.grad(scores.sum(), frames)
+    return ScoredVideo(
+        name=name,
+        caption=caption,
+        frames=frames[0].detach().cpu(),
+        tokens=int(reward.count_tokens(caption)),
+        score=float(scores.detach()),
+        gradient=gradient[0].norm(dim=1).cpu(),
+    )
+
+
+def _title(one: ScoredVideo) -> str:
+    return f"{one.score:.4g}: {one.caption}"
+
+
+def _print(chosen: Chosen, reward: Any, scored: Sequence[ScoredVideo], out: Path) -> None:
+    config = cast(RewardConfig, chosen.config)
+    console.print(f"reward   {chosen.name}: {config.frames} frames of each video", markup=False)
+    table: Any = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("video", "score", "gradient (rms)", "tokens", "caption"):
+        table.add_column(column, justify="left" if column in ("video", "caption") else "right")
+    for one in scored:
+        gradient = float(one.gradient.square().mean().sqrt())
+        table.add_row(one.name, f"{one.score:.4g}", f"{gradient:.3g}", str(one.tokens), shortened(one.caption, 80))
+    print_table(table)
+    if long := sum(one.tokens > reward.max_tokens for one in scored):
+        console.print(
+            f"note     {long} of {len(scored)} captions have more than the {reward.max_tokens} tokens that it reads"
+        )
+    console.print(f"wrote    {out}: contact_sheet.png, reward.json", markup=False)

@@ -1,0 +1,88 @@
+"""A route tried on captions: which rewards score a clip, with which caption, and whether energies apply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+from rich.table import Table
+
+from guidedcd.config.selection import Selection
+from guidedcd.console import console, print_table
+from guidedcd.data.clips import ClipError, sample_of
+from guidedcd.data.inspection import geometry_of, readers
+from guidedcd.data.prompts import as_prompts
+from guidedcd.data.routing import Route, Sample, route
+from guidedcd.errors import GuidedCDError, shortened
+
+
+def try_route(selection: Selection, captions: Sequence[str] = (), *, clips: int = 12) -> list[tuple[Sample, Route]]:
+    """Apply a route to captions and print its decisions.
+
+    Args:
+        selection: One route, the rewards to choose from, and the data sets whose clips are used without captions.
+        captions: Texts, or "@FILE".
+        clips: The number of clips of the data sets.
+
+    Returns:
+        Each sample with its route.
+
+    Raises:
+        GuidedCDError: There are no rewards and no captions, or the route returned something else than a route.
+    """
+    chosen = selection.one("route")
+    rule = {str(chosen.component()): chosen.build()}
+    tokenizers = readers(selection.rewards)
+    decisions = [
+        (sample, route(sample, rule))
+        for sample in (attrs.evolve(one, readers=tokenizers) for one in _samples(selection, captions, clips))
+    ]
+    _print(chosen.name, decisions, list(tokenizers))
+    return decisions
+
+
+def _samples(selection: Selection, captions: Sequence[str], clips: int) -> list[Sample]:
+    """The metadata of captions, or of the first clips of the data sets."""
+    if captions:
+        texts = [prompt.text for prompt in as_prompts(captions)]
+        return [Sample(id=f"caption {i}", dataset="captions", caption=text) for i, text in enumerate(texts, 1)]
+    samples = []
+    for chosen in selection.data:
+        listed = chosen.build().open(geometry_of(selection.teacher))
+        for number in range(min(clips, len(listed))):
+            try:
+                samples.append(sample_of(listed[number]))
+            except ClipError as error:
+                console.print(f"skipped  {error}", markup=False)
+    if not samples:
+        raise GuidedCDError("no captions: give some, a file of them (@captions.txt), or a data set (--data).")
+    return samples
+
+
+def _print(name: str, decisions: Sequence[tuple[Sample, Route]], rewards: Sequence[str]) -> None:
+    """One row per caption: each reward with its tokens, and a second row where rewards read another caption."""
+    table: Any = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("energies", *rewards, "caption"):
+        table.add_column(column, overflow="fold")
+    for sample, decision in decisions:
+        marks = [_mark(sample, decision, reward) for reward in rewards]
+        table.add_row("yes" if decision.guided else "no", *marks, shortened(sample.caption, 100))
+        if decision.caption != sample.caption:
+            table.add_row("", *[""] * len(rewards), f"rewards read: {shortened(decision.caption, 86)}")
+    print_table(table)
+    counts = [f"{reward} {sum(reward in one.rewards for _, one in decisions)}" for reward in rewards]
+    total = len(decisions)
+    unguided = sum(not one.guided for _, one in decisions)
+    console.print(
+        f"route    {name}: {total} captions, scored by {', '.join(counts) or 'no reward'}; {unguided} without energies",
+        markup=False,
+    )
+    if not rewards:
+        console.print("note     no rewards are chosen, so none can score: add --rewards NAME[,NAME]")
+
+
+def _mark(sample: Sample, decision: Route, reward: str) -> str:
+    reader = sample.readers[reward]
+    tokens = f"{reader.count(decision.caption)} of {reader.max_tokens} tokens"
+    return f"yes, {tokens}" if reward in decision.rewards else f"no, {tokens}"
