@@ -79,6 +79,7 @@ def process() -> tuple[int, int]:
         GuidedCDError: A variable is no whole number, or the rank is not below the number of processes.
     """
     rank, world = _whole("RANK", 0), _whole("WORLD_SIZE", 1)
+    _whole("LOCAL_RANK", 0)
     if not rank < world:
         raise GuidedCDError(
             f"the environment variable RANK is {rank}, which must be less than WORLD_SIZE ({world}). "

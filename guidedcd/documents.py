@@ -23,7 +23,7 @@ from guidedcd.errors import GuidedCDError, shortened, shown, unreadable
 LARGEST = 64 * 2**20
 """Bytes of the largest document that is read."""
 
-_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -82,7 +82,7 @@ def parse_json(text: str, where: object) -> Any:
     except RecursionError:
         raise GuidedCDError(f"{where} is damaged: its JSON is nested too deeply.") from None
     except ValueError as error:
-        raise GuidedCDError(f"{where} is damaged and cannot be read as JSON: {error}.") from None
+        raise GuidedCDError(f"{where} is damaged and cannot be read as JSON: {_cause(error)}.") from None
 
 
 def read_json(path: Path, form: Any = Any, *, largest: int = LARGEST) -> Any:
@@ -108,19 +108,29 @@ def read_toml(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise GuidedCDError(f"{path} is malformed: it is nested too deeply.") from None
     except ValueError as error:  # names line and column
-        raise GuidedCDError(f"{path} is malformed: {error}.") from None
+        raise GuidedCDError(f"{path} is malformed: {_cause(error)}.") from None
+
+
+def _cause(error: ValueError) -> str:
+    """A parser's words, but for Python's own about numbers of more than 4,300 digits."""
+    text = str(error)
+    return "it has a number of too many digits" if "integer string conversion" in text else text
 
 
 def check_form(value: Any, form: Any, where: object) -> None:
     """Compare a value with a form, see the module's docstring.
 
     Raises:
-        GuidedCDError: It differs; names the place, e.g. "run.json: train.optimizer.lr must be a number (got 'x')".
+        GuidedCDError: It differs; names the place, e.g. "run.json: train.optimizer.lr is 'x'; it must be a number".
     """
     if mistake := _mistake(value, form, ""):
         place, expected, actual = mistake
-        inside = f": {place} must be" if place else " must hold"
-        raise GuidedCDError(f"{where}{inside} {expected} (got {_shown(actual)}). The file is damaged.")
+        inside = f": {place}" if place else ""
+        if actual is _ABSENT:
+            raise GuidedCDError(f"{where}{inside} is missing. The file is damaged.")
+        verb = "is" if place else "contains"
+        must = "be" if place else "contain"
+        raise GuidedCDError(f"{where}{inside} {verb} {_shown(actual)}; it must {must} {expected}. The file is damaged.")
 
 
 def _mistake(value: Any, form: Any, place: str) -> tuple[str, str, Any] | None:
@@ -143,7 +153,7 @@ def _mistake(value: Any, form: Any, place: str) -> tuple[str, str, Any] | None:
             name = key.removesuffix("?")
             if name not in value:
                 if key == name:
-                    return _joined(place, name), "there", _ABSENT
+                    return _joined(place, name), "", _ABSENT
             elif mistake := _mistake(value[name], one, _joined(place, name)):
                 return mistake
         return None

@@ -90,8 +90,13 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived, which batch systems and containers send before they kill: handled exactly as Ctrl-C is."""
 
 
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.part")
+"""The name of a temporary folder (`guidedcd.files.replacing`); errors name the final path."""
+
+
 def unwritable(error: OSError, path: Path) -> GuidedCDError:
     """The user's sentence for a failed write; other operating system errors keep their own text."""
+    path = Path(*(part for part in path.parts if not _TEMPORARY.fullmatch(part)))
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             return GuidedCDError(
@@ -99,15 +104,15 @@ def unwritable(error: OSError, path: Path) -> GuidedCDError:
                 "what was finished before is kept, and the same command continues there."
             )
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return GuidedCDError(f"no permission to write {path}. Choose another folder with --out or --store.")
+            return GuidedCDError(f"no permission to write {path}. Change its permissions, or write to another folder.")
         case errno.ENOTDIR | errno.EEXIST | errno.ENOTEMPTY | errno.EISDIR:
             obstacle = "folder" if error.errno in (errno.ENOTEMPTY, errno.EISDIR) else "file"
-            return GuidedCDError(f"{path} cannot be written because a {obstacle} is in the way. Choose another one.")
+            return GuidedCDError(f"{path} cannot be written because a {obstacle} is in the way. Choose another name.")
         case errno.ENAMETOOLONG:
             return GuidedCDError(f"the name {shortened(path)} is too long for this file system. Choose a shorter one.")
         case errno.ELOOP:
             return GuidedCDError(f"{path} is a symbolic link, which is not written through. Remove the link.")
-    return GuidedCDError(f"{path} could not be written: {error.strerror or error}.")
+    return GuidedCDError(f"{path} could not be written: {error.strerror or error}. Choose another place.")
 
 
 def unreadable(error: OSError, path: Path) -> GuidedCDError:
@@ -130,6 +135,11 @@ def shown(value: object) -> str:
         return shortened(repr(value), 60)
     except ValueError:  # a number of more than 4,300 digits
         return "a number that is too large"
+
+
+def refusal(where: str, value: object, requirement: str) -> str:
+    """The sentence for a value that is not accepted: "--train.steps is 0; it must be at least 1."."""
+    return f"{where} is {shown(value)}; it must be {requirement}."
 
 
 def shortened(value: object, length: int = 80) -> str:

@@ -72,10 +72,13 @@ def locked(folder: Path, what: str, name: str = ".lock", *, shared: bool = False
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(error, folder) from error
+    try:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         descriptor = os.open(folder / name, flags, 0o666)
     except OSError as error:
-        raise unwritable(error, folder / name if error.errno == errno.ELOOP else folder) from error
+        raise unwritable(error, folder / name if os.path.lexists(folder / name) else folder) from error
     with open(descriptor, "r+b", buffering=0) as handle:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):

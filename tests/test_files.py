@@ -67,6 +67,17 @@ def test_a_full_disk_is_told_whoever_writes(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_error_names_the_final_path(tmp_path):
+    """The name of the temporary folder is of no use to the user."""
+    with pytest.raises(GuidedCDError, match="disk is full") as caught, replacing(tmp_path / "student") as folder:
+        folder.mkdir()
+        with replacing(folder / "model.safetensors"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert str(tmp_path / "student" / "model.safetensors") in str(caught.value)
+    assert ".part" not in str(caught.value)
+
+
 def test_others_may_read_what_is_written(tmp_path):
     """Files have the permissions of any new file, although safetensors gives them to their owner alone."""
     with replacing(tmp_path / "a.safetensors") as part:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
-from cyclopts.validators import Number
 
+from guidedcd.cli.number_types import COUNT
 from guidedcd.cli.run_flags import read_run
 from guidedcd.plugins.registry import Registry
 
@@ -37,5 +37,5 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         inspect_data(run, sample=sample, sheet=out)
 
     inspect.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
-    inspect.__annotations__ |= {"sample": Annotated[int, Parameter(validator=Number(gte=0))], "out": Path | None}
+    inspect.__annotations__ |= {"sample": Annotated[int, COUNT], "out": Path | None}
     data.command(inspect)

@@ -8,10 +8,31 @@ from typing import Any
 from cyclopts import Parameter, Token
 
 from guidedcd.config.structure import convert
+from guidedcd.errors import GuidedCDError, refusal
 
 
 def _whole(type_: Any, tokens: Sequence[Token]) -> int:
     return convert(tokens[0].value, int, tokens[0].keyword or "the argument")
+
+
+def _count(type_: Any, tokens: Sequence[Token]) -> int:
+    return _above(_whole(type_, tokens), tokens, at_least=0)
+
+
+def _positive_whole(type_: Any, tokens: Sequence[Token]) -> int:
+    return _above(_whole(type_, tokens), tokens, at_least=1)
+
+
+def _positive(type_: Any, tokens: Sequence[Token]) -> float:
+    if (number := _number(type_, tokens)) <= 0:
+        raise GuidedCDError(refusal(tokens[0].keyword or "the argument", number, "more than 0"))
+    return number
+
+
+def _above(number: int, tokens: Sequence[Token], at_least: int) -> int:
+    if number < at_least:
+        raise GuidedCDError(refusal(tokens[0].keyword or "the argument", number, f"at least {at_least}"))
+    return number
 
 
 def _number(type_: Any, tokens: Sequence[Token]) -> float:
@@ -22,3 +43,9 @@ WHOLE = Parameter(converter=_whole, n_tokens=1)
 """For a flag that takes a whole number: Annotated[int, WHOLE]."""
 NUMBER = Parameter(converter=_number, n_tokens=1)
 """For a flag that takes a finite number: Annotated[float, NUMBER]."""
+COUNT = Parameter(converter=_count, n_tokens=1)
+"""For a flag that takes a whole number of at least 0."""
+POSITIVE_WHOLE = Parameter(converter=_positive_whole, n_tokens=1)
+"""For a flag that takes a whole number of at least 1."""
+POSITIVE = Parameter(converter=_positive, n_tokens=1)
+"""For a flag that takes a finite number above 0."""

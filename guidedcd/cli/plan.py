@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
-from cyclopts.validators import Number
 
-from guidedcd.cli.number_types import NUMBER, WHOLE
+from guidedcd.cli.number_types import POSITIVE, POSITIVE_WHOLE
 from guidedcd.cli.run_flags import read_run
 from guidedcd.cli.train import usable
 from guidedcd.console import console
@@ -76,13 +75,13 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             ),
         )
 
-    positive, plain = Parameter(validator=Number(gt=0)), Parameter(negative="")
+    plain = Parameter(negative="")
     plan.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
     plan.__annotations__ |= {
         "on": str | None,
-        "device_tflops": Annotated[float | None, NUMBER, positive],
-        "device_memory": Annotated[float | None, NUMBER, positive],
-        "processes": Annotated[int | None, WHOLE, positive],
+        "device_tflops": Annotated[float | None, POSITIVE],
+        "device_memory": Annotated[float | None, POSITIVE],
+        "processes": Annotated[int | None, POSITIVE_WHOLE],
         "probe": Annotated[bool, plain],
         "cheaper": bool,
         "json": Annotated[bool, plain],

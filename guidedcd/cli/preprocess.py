@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 
 from guidedcd.cli.run_flags import read_run
 from guidedcd.cli.train import usable
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.plugins.registry import Registry
 
 
@@ -49,7 +49,7 @@ def parse_shard(text: str | None) -> tuple[int, int]:
     """
     if text is None:
         return 0, 1
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if not match or not int(match[1]) < int(match[2]):
-        raise GuidedCDError(f"--shard must be I/N with 0 <= I < N, such as 0/4, not '{text}'.")
+        raise GuidedCDError(f"--shard must be I/N with 0 <= I < N, such as 0/4, not '{shortened(text, 40)}'.")
     return int(match[1]), int(match[2])

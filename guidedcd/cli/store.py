@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import App
 
-from guidedcd.cli.number_types import WHOLE
-from guidedcd.errors import GuidedCDError
+from guidedcd.cli.number_types import COUNT
 from guidedcd.plugins.registry import Registry
 
 
@@ -31,7 +30,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         show_store(folder)
 
     @store.command
-    def verify(folder: Path, /, *, samples: Annotated[int, WHOLE] = 2, device: str | None = None) -> None:
+    def verify(folder: Path, /, *, samples: Annotated[int, COUNT] = 2, device: str | None = None) -> None:
         """Check every shard's checksum, and compute some videos again; exits with 2 and names a damaged shard.
 
         Parameters
@@ -43,8 +42,6 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         device
             auto, cpu, cuda, cuda:N or mps; by default as in the run that began the store.
         """
-        if samples < 0:
-            raise GuidedCDError(f"--samples must be 0 or more, not {samples}.")
         from guidedcd.console import console
         from guidedcd.preprocessing.verify import verify_store
 

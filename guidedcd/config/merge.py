@@ -25,8 +25,9 @@ def fields_of(layers: Sequence[Layer], registry: Registry, *, needs_data: bool =
     chosen = {key: components_of(key, layers, registry) for key in KINDS}
     profile = scalars.get("profile", Value(DEFAULT_PROFILE, "")).value
     if len(chosen["teacher"]) != 1:
-        named = " and ".join(one.name for one in chosen["teacher"]) or "none"
-        raise GuidedCDError(f"a run has one teacher, but {named} is selected. Use --teacher NAME.")
+        names = [one.name for one in chosen["teacher"]]
+        selected = f"{' and '.join(names)} are selected" if names else "none is selected"
+        raise GuidedCDError(f"a run has one teacher, but {selected}. Use --teacher NAME.")
     if needs_data and not chosen["data"]:
         raise GuidedCDError(f"profile '{profile}' selects no dataset. Use --data NAME[:VALUE].")
     for key, components in chosen.items():

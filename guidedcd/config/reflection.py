@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -31,21 +32,28 @@ def groups_of(cls: type) -> dict[str, type]:
 
 
 def limits(field: attrs.Attribute) -> str:
-    """The values that a field accepts, read from attrs' own validators: "one of a, b", ">= 0", or ""."""
-    return ", ".join(_limits(field.validator))
+    """The values that a field accepts, read from attrs' own validators: "one of a, b", "from 1 to 50", or ""."""
+    bounds = dict(_bounds(field.validator))
+    if bounds.keys() == {"at least", "at most"}:
+        return f"from {bounds['at least']} to {bounds['at most']}"
+    return " and ".join(f"{relation} {bound}" for relation, bound in bounds.items())
 
 
-def _limits(validator: Any) -> list[str]:
+def _bounds(validator: Any) -> Iterator[tuple[str, str]]:
+    """A relation and its bound for each of attrs' own validators in `validator`: ("at least", "0")."""
     match type(validator).__name__:
         case "_OptionalValidator":
-            return _limits(validator.validator)
+            yield from _bounds(validator.validator)
         case "_AndValidator":
-            return [text for one in validator._validators for text in _limits(one)]
+            for one in validator._validators:
+                yield from _bounds(one)
         case "_InValidator":
-            return [f"one of {', '.join(map(str, validator.options))}"]
+            yield "one of", ", ".join(map(str, validator.options))
         case "_NumberValidator":
-            return [f"{validator.compare_op} {validator.bound}"]
-    return []
+            yield _RELATIONS[validator.compare_op], str(validator.bound)
+
+
+_RELATIONS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
 
 
 def positional(cls: type) -> attrs.Attribute | None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from attrs.validators import deep_iterable, ge, gt, in_, min_len, optional
+from attrs.validators import ge, gt, in_, optional
 
-from guidedcd.config.validators import are_seeds, is_count_or_prompts, is_subrange
+from guidedcd.config.validators import are_seeds, are_strengths, is_count_or_prompts, is_subrange
 from guidedcd.devices import DTYPES
 from guidedcd.docstrings import documented
 from guidedcd.plugins.configs import _ascending, _between
@@ -232,7 +232,7 @@ class EvaluateConfig:
     """Sampling steps of the student and of the few-step teacher."""
     omega: float = attrs.field(default=7.5, validator=ge(0))
     """Guidance strength of the student."""
-    teacher_omega: tuple[float, ...] = attrs.field(default=(2.0,), validator=[min_len(1), deep_iterable(ge(0))])
+    teacher_omega: tuple[float, ...] = attrs.field(default=(2.0,), validator=are_strengths)
     """Guidance strengths tried for the few-step teacher; the one that is best on other prompts is reported."""
     teacher_steps: int = attrs.field(default=50, validator=_between(1, 1000))
     """Sampling steps of the slow teacher, whose videos the report shows."""

@@ -16,7 +16,7 @@ from guidedcd.config.moved import check_key
 from guidedcd.config.reflection import groups_of
 from guidedcd.config.structure import Options, Value
 from guidedcd.documents import read_json, read_toml
-from guidedcd.errors import GuidedCDError, shown, suggest
+from guidedcd.errors import GuidedCDError, refusal, suggest
 
 ALIASES = {"energy": "energies", "reward": "rewards", "route": "routes", "metric": "metrics", "dataset": "data"}
 """Singular and plural of the same word; both are accepted everywhere."""
@@ -76,7 +76,7 @@ class Layer:
                     if ALIASES.get(kind, kind) not in KINDS:
                         raise GuidedCDError(f"{source}: no kind '{kind}' to select.{suggest(kind, KINDS)}")
                     if not isinstance(names, str | list):
-                        raise GuidedCDError(f"select.{kind} in {source} must be a list of names (got {shown(names)})")
+                        raise GuidedCDError(refusal(f"select.{kind} in {source}", names, "a list of names"))
                     select[ALIASES.get(kind, kind)] = _names(names, f"select.{kind} in {source}")
             elif key not in ("guidedcd", "command", "summary", "plugin_files"):
                 keys = [*SCALARS, *SECTIONS, *KINDS, *([] if python else ["select"])]
@@ -88,7 +88,7 @@ class Layer:
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise GuidedCDError(f"{where} must be a table (got {shown(value)})")
+        raise GuidedCDError(refusal(where, value, "a table of options"))
     return value
 
 
@@ -166,7 +166,7 @@ def read_config(path: Path) -> Layer:
     try:
         content = read_json(path) if path.suffix == ".json" else read_toml(path)
     except GuidedCDError as error:
-        raise type(error)(f"--config {error}") from None
+        raise type(error)(f"--config: {error}") from None
     if not isinstance(content, dict):
-        raise GuidedCDError(f"--config {path} must contain a table of options.")
+        raise GuidedCDError(f"--config: {path} must contain a table of options.")
     return Layer.of_file(content, str(path))

@@ -11,8 +11,8 @@ from typing import Any
 
 import attrs
 
-from guidedcd.config.reflection import flag, groups_of, types_of
-from guidedcd.errors import GuidedCDError, option_name, shown, suggest
+from guidedcd.config.reflection import flag, groups_of, limits, types_of
+from guidedcd.errors import GuidedCDError, option_name, refusal, shown, suggest
 
 
 @attrs.frozen
@@ -56,19 +56,19 @@ def structure(cls: type, options: Mapping[str, Value | Options], what: str) -> A
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:
-        raise GuidedCDError(_readable(error, options, what)) from error
+        raise GuidedCDError(_readable(error, cls, options, values, what)) from error
 
 
-def _readable(error: Exception, options: Mapping[str, Value | Options], what: str) -> str:
+def _readable(
+    error: Exception, cls: type, options: Mapping[str, Value | Options], values: Mapping[str, Any], what: str
+) -> str:
     """A validator's message, with the field's name replaced by the place where its value was written."""
     text = str(error.args[0] if error.args else error)
-    if len(error.args) == 4 and " must be in " in text:  # of attrs' validator `in_`, with attribute, options and value
-        _, attribute, choices, value = error.args
-        text = f"'{attribute.name}' must be one of {', '.join(map(str, choices))} (got {shown(value)})"
     for key, one in options.items():
-        quoted = f"'{key.replace('-', '_')}'"
-        if isinstance(one, Value) and text.startswith(quoted):
-            return one.where + text.removeprefix(quoted)
+        name = key.replace("-", "_")
+        if isinstance(one, Value) and text.startswith(f"'{name}'"):
+            accepted = limits(getattr(attrs.fields(cls), name))
+            return refusal(one.where, values[name], accepted) if accepted else one.where + text[len(name) + 2 :]
     return f"{what}: {text}"
 
 
@@ -87,7 +87,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         return _union(value, args, where)
     if origin is typing.Literal:
         if value not in args:
-            raise GuidedCDError(f"{where} must be one of {', '.join(map(str, args))} (got {shown(value)})")
+            raise GuidedCDError(refusal(where, value, f"one of {', '.join(map(str, args))}"))
         return value
     if origin in (tuple, list, frozenset, set):
         return _many(value, origin, args, where)
@@ -114,10 +114,12 @@ def _many(value: Any, origin: type, args: tuple[Any, ...], where: str) -> Any:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")] if value.strip() else []
     if not isinstance(value, list | tuple | set | frozenset):
-        raise GuidedCDError(f"{where} must be a list, such as 5,15 (got {shown(value)})")
+        raise GuidedCDError(refusal(where, value, "a list, such as 5,15"))
     fixed = origin is tuple and args and args[-1] is not Ellipsis
     if fixed and len(value) != len(args):
-        raise GuidedCDError(f"{where} must be {len(args)} values separated by a comma (got {len(value)})")
+        listed = shown(value if isinstance(value, list) else list(value))
+        count = f"{len(value)} value{'s' * (len(value) != 1)}"
+        raise GuidedCDError(f"{where} has {count}, {listed}; it must have {len(args)}, such as 5,15.")
     element = args[0] if args else Any
     hints = args if fixed else [element] * len(value)
     return origin(convert(one, hint, where) for one, hint in zip(value, hints, strict=True))
@@ -129,7 +131,7 @@ def _by_name(value: Any, hint: Any, where: str) -> dict[str, Any]:
         pairs = [part.rpartition("=") for part in value.split(",")]
         numbers = {name.strip(): text for name, _, text in pairs}
     if not isinstance(numbers, Mapping) or "" in numbers:
-        raise GuidedCDError(f"{where} must be a finite number, or numbers by name such as pta=0.3 (got {shown(value)})")
+        raise GuidedCDError(refusal(where, value, "a finite number, or numbers by name such as pta=0.3"))
     return {name: convert(one, hint, f"{where} {name}") for name, one in numbers.items()}
 
 
@@ -139,9 +141,9 @@ def _float(value: Any, where: str) -> float:
             raise ValueError
         number = float(value)
     except (TypeError, ValueError):
-        raise GuidedCDError(f"{where} must be a number (got {shown(value)})") from None
+        raise GuidedCDError(refusal(where, value, "a number")) from None
     if not math.isfinite(number):
-        raise GuidedCDError(f"{where} must be a finite number (got {shown(value)})")
+        raise GuidedCDError(refusal(where, value, "a finite number"))
     return number
 
 
@@ -151,25 +153,27 @@ def _int(value: Any, where: str) -> int:
             raise ValueError
         return int(value.replace("_", "")) if isinstance(value, str) else int(value)
     except (TypeError, ValueError, OverflowError):
-        raise GuidedCDError(f"{where} must be a whole number (got {shown(value)})") from None
+        raise GuidedCDError(refusal(where, value, "a whole number")) from None
 
 
 def _bool(value: Any, where: str) -> bool:
     if isinstance(value, str) and value.lower() in _TRUTH:
         return _TRUTH[value.lower()]
     if not isinstance(value, bool):
-        raise GuidedCDError(f"{where} must be true or false (got {shown(value)})")
+        raise GuidedCDError(refusal(where, value, "true or false"))
     return value
 
 
 def _str(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise GuidedCDError(f"{where} must be text (got {shown(value)})")
+        raise GuidedCDError(refusal(where, value, "text"))
     return value
 
 
 def _path(value: Any, where: str) -> Path:
-    return Path(_str(value, where)).expanduser()
+    if not (text := _str(value, where)):
+        raise GuidedCDError(f"{where} is empty; it must be the path of a file or folder.")
+    return Path(text).expanduser()
 
 
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

@@ -25,6 +25,8 @@ def locate(path: Path) -> tuple[Path, Path]:
     if not (weights / "student.json").is_file():
         if folder is None:
             raise GuidedCDError(f"{path} is neither a run's folder (run.json) nor a student's (student.json).")
+        if (folder / "store.json").is_file():
+            raise GuidedCDError(f"{folder} is a latent store and has no student. Give the folder of a run.")
         raise GuidedCDError(f"{folder} has no student yet. `guidedcd train --out {folder}` finishes it.")
     if folder is None:
         raise GuidedCDError(

@@ -12,7 +12,7 @@ import attrs
 import torch
 
 from guidedcd.acceleration.options import resolved
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, shown
 from guidedcd.planning.meter import Cost
 
 GIB = 2**30
@@ -122,7 +122,8 @@ def machine(
             if tflops is None:
                 names = ", ".join(DATA_SHEETS)
                 raise GuidedCDError(
-                    f"--on {like}: no such GPU is known ({names}). Give --device-tflops and --device-memory."
+                    f"--on is {shown(like)}, which names no known GPU. Known: {names}. For another one, give "
+                    "--device-tflops and --device-memory."
                 )
             figures = (tflops, tflops / 10, tflops / 200, memory or 24)
         result = _gpu(like, figures)

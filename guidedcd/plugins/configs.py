@@ -7,6 +7,7 @@ from attrs.validators import ge, gt, in_, le, optional
 
 from guidedcd.devices import SHORT_DTYPES
 from guidedcd.docstrings import documented
+from guidedcd.errors import refusal
 
 DEFAULT_RELATIVE = 0.1
 """The relative strength of an energy that states none; docs/decisions/0015-relative-default.md has measurements."""
@@ -19,7 +20,7 @@ def _between(low: float, high: float):
 
 def _ascending(instance: object, attribute: attrs.Attribute, value: tuple[float, float] | None) -> None:
     if value is not None and not 0 <= value[0] <= value[1]:
-        raise ValueError(f"'{attribute.name}' must be two numbers, 0 <= low <= high: {value}")
+        raise ValueError(refusal(f"'{attribute.name}'", value, "two numbers of at least 0, the lower one first"))
 
 
 @documented

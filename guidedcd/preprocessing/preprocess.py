@@ -17,6 +17,7 @@ from guidedcd.acceleration.apply import accelerated
 from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.devices import blame_memory, device, process
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, leftovers, write_json
 from guidedcd.locks import locked
@@ -98,7 +99,8 @@ def _compute(
 ) -> None:
     """Compute the missing shards of a part, and the scores that its other shards lack."""
     rank, world = process()
-    absent, extended = _missing(folder, identity, shard), _without_scores(folder, identity, scores, shard)
+    absent = {*_missing(folder, identity, shard)}
+    extended = _without_scores(folder, identity, scores, shard)
     options = run.preprocess
     with accelerated(teacher, fast=options.fast, precision=options.precision, in_place=in_place) as fast_teacher:
         # Errors in the data and the energies are raised before anything is written.
@@ -117,13 +119,25 @@ def _compute(
             shard_files.begin(folder, identity, run.to_dict())
             score_sets.begin_all(scores, run)
             # By number, not by position in the list: a process that starts later lists fewer missing shards.
-            if writer and (own := [n for n in _missing(folder, identity, shard) if n // shard[1] % world == rank]):
+            own = [n for n in _missing(folder, identity, shard) if n // shard[1] % world == rank]
+            if writer and own:
                 writer.fill(folder, own, scores)
-            lacking = _without_scores(folder, identity, scores, shard)
-            if extender and (own := [n for n in lacking if n // shard[1] % world == rank]):
-                extender.fill(folder, own)
-            while _missing(folder, identity, shard) or _without_scores(folder, identity, scores, shard):
-                time.sleep(0.1)
+            lacking = [n for n in _without_scores(folder, identity, scores, shard) if n // shard[1] % world == rank]
+            if extender and lacking:
+                extender.fill(folder, lacking)
+            written = {*own, *lacking}
+            while absent := {*_missing(folder, identity, shard), *_without_scores(folder, identity, scores, shard)}:
+                if vanished := written & absent:
+                    raise _vanished(folder, len(vanished))
+                time.sleep(0.1)  # for the shards of the other processes
+
+
+def _vanished(folder: Path, count: int) -> GuidedCDError:
+    """The error for shards that were written and are not there any more."""
+    return GuidedCDError(
+        f"shards of the store {folder} have vanished while it was being written ({count} of them). Something else "
+        "deletes files there: stop it, then run the same command again."
+    )
 
 
 def report(latents: store.LatentStore) -> dict[str, Any]:
@@ -188,6 +202,14 @@ SHOWN = 10
 """Number of skipped clips that are printed; report.json lists all of them."""
 
 
+def _write_report(path: Path, content: dict[str, Any]) -> None:
+    """Write report.json where it differs; a complete store can be read-only, for several users."""
+    with contextlib.suppress(GuidedCDError):
+        if read_json(path) == content:
+            return
+    write_json(path, content)
+
+
 def _checked(run: Run, folder: Path, scores: score_sets.ScoreFolders) -> None:
     """Write the report of the complete store in `folder`, and print a summary.
 
@@ -196,7 +218,7 @@ def _checked(run: Run, folder: Path, scores: score_sets.ScoreFolders) -> None:
     """
     latents = store.LatentStore(folder, scores)
     skipped, used = len(latents.skipped), len(latents.samples)
-    write_json(folder / "report.json", report(latents))
+    _write_report(folder / "report.json", report(latents))
     for entry in latents.skipped[:SHOWN]:
         console.print(f"skipped  {entry['id']}: {entry['reason']}", markup=False)
     if skipped > SHOWN:

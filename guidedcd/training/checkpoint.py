@@ -95,11 +95,16 @@ def paths(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, oldest first.
 
     Raises:
-        GuidedCDError: Something else has the folder's name, so that no checkpoint could be written.
+        GuidedCDError: Something else has the folder's name, so that no checkpoint could be written, or the folder may
+            not be read.
     """
     if folder.exists() and not folder.is_dir():
         raise GuidedCDError(f"{folder} is not a folder, but the checkpoints of the run belong there. Move it away.")
-    numbered = (path for path in folder.glob("step-*") if re.fullmatch("[0-9]+", path.name[5:]))
+    try:  # glob() finds nothing where it may not look, and a run would begin again
+        listed = list(folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise unreadable(error, folder) from error
+    numbered = (path for path in listed if re.fullmatch("step-[0-9]+", path.name))
     return sorted(numbered, key=lambda path: int(path.name[5:]))
 
 

@@ -6,6 +6,7 @@ the tests run on CPUs.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from guidedcd.config.run import Run
-from guidedcd.devices import dtype_of_precision
+from guidedcd.devices import dtype_of_precision, process
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
 from guidedcd.training.master_weights import MasterWeights
@@ -37,8 +38,14 @@ def accelerator_for(run: Run, where: torch.device) -> Accelerator:
     """An accelerator for the run's precision on a device.
 
     Raises:
-        GuidedCDError: The device or the parallel mode cannot train in that precision.
+        GuidedCDError: The device or the parallel mode cannot train in that precision, or the variables of a launch of
+            several processes are incomplete.
     """
+    if process()[1] > 1 and not os.environ.get("MASTER_ADDR"):
+        raise GuidedCDError(
+            "the environment variable WORLD_SIZE asks for several processes, but MASTER_ADDR is missing. Start them "
+            "with torchrun or `accelerate launch`, or unset WORLD_SIZE."
+        )
     precision = run.train.precision
     if precision == "fp16" and where.type != "cuda":
         raise GuidedCDError("--train.precision fp16 needs an NVIDIA GPU. Use bf16 or no.")

@@ -220,7 +220,10 @@ def test_strengths_are_one_number_or_several_by_name():
     assert options_of(SampleConfig, {"scale": "0.3"}, "sampling") == {"scale": 0.3}
     for scale in ("pta=0.3,calm=0", {"pta": 0.3, "calm": 0}):
         assert options_of(SampleConfig, {"scale": scale}, "sampling") == {"scale": {"pta": 0.3, "calm": 0.0}}
-    for scale, message in (("x", "numbers by name such as pta=0.3"), ("pta=x", "`scale` pta must be a number")):
+    for scale, message in (
+        ("x", "numbers by name such as pta=0.3"),
+        ("pta=x", "`scale` pta is 'x'; it must be a number"),
+    ):
         with pytest.raises(GuidedCDError, match=f"^`scale`.*{message}|^{message}"):
             options_of(SampleConfig, {"scale": scale}, "sampling", mark="--")
 
@@ -239,33 +242,39 @@ WRONG = {
     "unknown-option": ({"train": {"stepz": 1}}, "train.stepz in file1: .*Did you mean 'steps'"),
     "unknown-component": ({"energy": {"shakee": {}}}, "no energy named 'shakee'. Did you mean 'shake'"),
     "option-of-component": ({"energy": {"shake": {"topp": 1}}}, "energy.shake.topp in file1: .*Did you mean 'top'"),
-    "out-of-range": ({"energy": {"shake": {"fraction": 1.5}}}, "energy.shake.fraction in file1 must be <= 1: 1.5"),
-    "not-a-choice": ({"student": {"kind": "big"}}, "student.kind in file1 must be one of"),
+    "out-of-range": (
+        {"energy": {"shake": {"fraction": 1.5}}},
+        "energy.shake.fraction in file1 is 1.5; it must be from 0 to 1",
+    ),
+    "not-a-choice": ({"student": {"kind": "big"}}, "student.kind in file1 is 'big'; it must be one of full, lora"),
     "not-a-number": (
         {"train": {"optimizer": {"lr": "fast"}}},
-        "train.optimizer.lr in file1 must be a number .got 'fast'",
+        "train.optimizer.lr in file1 is 'fast'; it must be a number",
     ),
     "not-finite": (
         {"train": {"optimizer": {"lr": float("nan")}}},
-        "train.optimizer.lr in file1 must be a finite number",
+        "train.optimizer.lr in file1 is nan; it must be a finite number",
     ),
-    "not-whole": ({"train": {"steps": 1.5}}, "train.steps in file1 must be a whole number"),
-    "a-boolean-is-no-number": ({"train": {"steps": True}}, "train.steps in file1 must be a whole number"),
-    "not-a-boolean": ({"train": {"activation_checkpoint": {"decoder": 3}}}, "must be true or false"),
-    "not-text": ({"name": 3}, "name in file1 must be text"),
-    "too-many": ({"solver": {"omega": [1, 2, 3]}}, "solver.omega in file1 must be 2 values"),
-    "descending": ({"solver": {"omega": [5, 1]}}, "solver.omega in file1 must be two numbers, 0 <= low <= high"),
-    "not-a-table": ({"train": 3}, "train in file1 must be a table"),
-    "group-is-no-table": ({"train": {"checkpoint": 3}}, "train.checkpoint in file1 must be a table"),
+    "not-whole": ({"train": {"steps": 1.5}}, "train.steps in file1 is 1.5; it must be a whole number"),
+    "a-boolean-is-no-number": ({"train": {"steps": True}}, "train.steps in file1 is True; it must be a whole number"),
+    "not-a-boolean": ({"train": {"activation_checkpoint": {"decoder": 3}}}, "is 3; it must be true or false"),
+    "not-text": ({"name": 3}, "name in file1 is 3; it must be text"),
+    "too-many": ({"solver": {"omega": [1, 2, 3]}}, r"solver.omega in file1 has 3 values, \[1, 2, 3\]; it must have 2"),
+    "descending": ({"solver": {"omega": [5, 1]}}, "it must be two numbers of at least 0, the lower one first"),
+    "not-a-table": ({"train": 3}, "train in file1 is 3; it must be a table"),
+    "group-is-no-table": ({"train": {"checkpoint": 3}}, "train.checkpoint in file1 is 3; it must be a table"),
     "option-of-group": (
         {"train": {"optimizer": {"lrr": 1}}},
         r"train.optimizer.lrr in file1: \[train.optimizer\] has no option 'lrr'. Did you mean 'lr'",
     ),
-    "group-out-of-range": ({"train": {"optimizer": {"lr": -1}}}, "train.optimizer.lr in file1 must be > 0: -1"),
+    "group-out-of-range": (
+        {"train": {"optimizer": {"lr": -1}}},
+        "train.optimizer.lr in file1 is -1.0; it must be more than 0",
+    ),
     "of-a-plugin": ({"energy": {"shake": {"top": 13}}}, "energy 'shake': an unlucky number"),
-    "negative-seed": ({"seed": -1}, "seed in file1 must be a whole number from 0 to 2.63 - 1"),
-    "name-with-a-slash": ({"name": "../x"}, "name in file1 must be letters"),
-    "device": ({"device": "gpu"}, "device in file1 must be auto, cpu, cuda"),
+    "negative-seed": ({"seed": -1}, "seed in file1 is -1; it must be a whole number from 0 to 2.63 - 1"),
+    "name-with-a-slash": ({"name": "../x"}, "name in file1 is '../x'; it names a folder"),
+    "device": ({"device": "gpu"}, "device in file1 is 'gpu'; it must be auto, cpu, cuda"),
     "no-value-taken": ({"routes": ["keep:x"]}, "route 'keep' takes no value after ':'"),
     "twice": ({"energy": ["shake", "shake"]}, "energy 'shake' is named twice"),
     "window": ({"energy": {"shake": {"fraction": 0.9}}}, "Set `preprocess.fraction=0.9`"),

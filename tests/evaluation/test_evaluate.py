@@ -330,17 +330,17 @@ def test_an_evaluation_of_a_checkpoint_leaves_the_runs_own(run):
 def test_numbers_that_mean_nothing_are_refused(run, options):
     """Guidance strengths are finite, and a student has at most 50 steps."""
     (name,) = options
-    with pytest.raises(GuidedCDError, match=f"^`{name}` must be"):
+    with pytest.raises(GuidedCDError, match=f"^`{name}` is .*; it must be"):
         evaluate(run, quiet=True, **options)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda v: v.pop("rows"), "rows must be there"),
+        (lambda v: v.pop("rows"), "rows is missing"),
         (lambda v: v.update(against="nobody"), "has no row 'nobody'"),
-        (lambda v: v["rows"][0].update(omega="<script>"), r"rows\[0\]\.omega must be a number"),
-        (lambda v: v.update(seeds=3), "seeds must be a list"),
+        (lambda v: v["rows"][0].update(omega="<script>"), r"rows\[0\]\.omega is '<script>'; it must be a number"),
+        (lambda v: v.update(seeds=3), "seeds is 3; it must be a list"),
     ],
 )
 def test_an_evaluation_of_another_form_is_one_sentence(run, change, words):

@@ -265,7 +265,7 @@ def test_names_and_seeds_have_limits(run):
     with pytest.raises(GuidedCDError, match="no UTF-8 text"):
         generate(run, ["a \udcff"])
     for options in ({"seed": 2**63}, {"seed": -1}, {"seed": 2**63 - 2}, {"per_prompt": 10**14}):
-        with pytest.raises(GuidedCDError, match="seed`? must be a whole number from 0 to"):
+        with pytest.raises(GuidedCDError, match="must be a whole number from 0 to"):
             generate(run, PROMPTS, **options)
 
 

@@ -129,7 +129,10 @@ def test_strength_and_fraction_are_free_as_in_the_released_sampler(command, base
         about = json.loads((out / "0000-a-cat.json").read_text())
         assert (about["scale"], about["fraction"]) == ({"pta": scale}, {"pta": fraction})
 
-    for flags, message in ((("--scale=-1",), "not at -1"), (("--fraction", 1.5), "--fraction must be <= 1")):
+    for flags, message in (
+        (("--scale=-1",), "not at -1"),
+        (("--fraction", 1.5), "--fraction is 1.5; it must be from 0 to 1"),
+    ):
         status, said = command("--student", student, *base, *flags, "a cat", "--out", "other")
         assert (status, said.count("\n")) == (2, 1) and message in said
 
@@ -166,9 +169,9 @@ def test_mistakes_are_one_line_and_leave_nothing(command, base, student, tmp_pat
         (alone, "needs its base model"),
         ([*alone, "--teacher", "videocrafter"], "Did you mean 'videocrafter2'"),
         ([*alone, "--teacher", "shapes", "--arch", "x.json"], "no option 'arch'"),
-        ([*alone, *base, "--fps", "0"], "--fps must be >= 1"),
-        ([*alone, *base, "--fps", "8.5"], "--fps must be a whole number"),
-        ([*alone, *base, "--steps", "201"], "--steps must be <= 200"),
+        ([*alone, *base, "--fps", "0"], "--fps is 0; it must be at least 1"),
+        ([*alone, *base, "--fps", "8.5"], "--fps is '8.5'; it must be a whole number"),
+        ([*alone, *base, "--steps", "201"], "--steps is 201; it must be from 1 to 200"),
         ([*alone[:2], *base], "no prompts"),
         ([student, "a cat"], "--student"),
         ([], "give a run's folder"),
@@ -204,7 +207,7 @@ def test_a_student_makes_videos_of_another_size(run, tmp_path):
     assert (about["frames"], about["height"] // about["enlarge"], about["width"] // about["enlarge"]) == (3, 8, 8)
     with pytest.raises(GuidedCDError, match=r"frames 3 instead of 2"):
         generate(run, "a cat", steps=1, height=8, out=tmp_path / "s")
-    with pytest.raises(GuidedCDError, match="`frames` must be >= 1"):
+    with pytest.raises(GuidedCDError, match="`frames` is .*; it must be at least 1"):
         generate(run, "a cat", frames=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import attrs
 import pytest
@@ -15,6 +16,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.shards import shard_name
 from guidedcd.preprocessing.store import LatentStore
+from guidedcd.preprocessing.writer import StoreWriter
 
 
 def test_store_is_the_same_however_it_was_interrupted(toy, tmp_path, monkeypatch):
@@ -78,6 +80,29 @@ def test_foreign_store_is_refused(toy, tmp_path):
     assert sorted((p.name, p.stat().st_mtime_ns) for p in folder.iterdir()) == before
 
 
+def test_a_complete_store_is_not_written_to(toy, tmp_path, monkeypatch):
+    """Several users can train from one store that they may only read."""
+    folder = preprocess(make(), store_folder=tmp_path / "s")
+    monkeypatch.setattr(
+        "guidedcd.preprocessing.preprocess.write_json", lambda path, value: pytest.fail(f"wrote {path}")
+    )
+
+    assert preprocess(make(), store_folder=folder) == folder
+
+
+def test_a_store_that_vanishes_is_an_error(toy, tmp_path, monkeypatch):
+    """Shards that something else deletes are not waited for."""
+    fill = StoreWriter.fill
+
+    def fill_and_delete(writer: StoreWriter, folder: Path, *more: object) -> None:
+        fill(writer, folder, *more)
+        (folder / f"{shard_name(0)}.json").unlink()
+
+    monkeypatch.setattr(StoreWriter, "fill", fill_and_delete)
+    with pytest.raises(GuidedCDError, match="have vanished while it was being written .1 of them"):
+        preprocess(make(), store_folder=tmp_path / "s")
+
+
 def test_a_damaged_shard_is_named_and_computed_again(toy, tmp_path):
     """The error names a truncated shard and the file to delete; then the same command repairs the store."""
     run = make()
@@ -105,12 +130,16 @@ def test_a_damaged_shard_is_named_and_computed_again(toy, tmp_path):
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("shard-00001.json", lambda v: v.pop("samples"), r"shard-00001.*samples must be there"),
+        ("shard-00001.json", lambda v: v.pop("samples"), r"shard-00001.*samples is missing"),
         ("shard-00001.json", lambda v: v["samples"].append(v["samples"][0]), "noise_seed has shape|z0 has shape"),
-        ("shard-00001.json", lambda v: v["samples"][0].update(caption=3), r"samples\[0\]\.caption must be a text"),
+        (
+            "shard-00001.json",
+            lambda v: v["samples"][0].update(caption=3),
+            r"samples\[0\]\.caption is 3; it must be text",
+        ),
         ("store.json", lambda v: v.update(shards=10**12), "10{12} shards of 2 videos cannot hold 5"),
-        ("store.json", lambda v: v.update(shards="x"), "shards must be a whole number"),
-        ("store.json", lambda v: v.pop("geometry"), "geometry must be there"),
+        ("store.json", lambda v: v.update(shards="x"), "shards is 'x'; it must be a whole number"),
+        ("store.json", lambda v: v.pop("geometry"), "geometry is missing"),
     ],
 )
 def test_a_store_of_another_form_is_one_sentence(toy, tmp_path, name, change, words):

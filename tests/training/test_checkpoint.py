@@ -61,6 +61,17 @@ def test_a_checkpoint_of_other_energies_is_refused(tmp_path):
         checkpoint.load(folder, None, None, energies=())
 
 
+def test_checkpoints_that_may_not_be_listed_are_an_error(tmp_path, monkeypatch):
+    """A run whose checkpoints may not be read does not begin again, which would lose its log."""
+
+    def denied(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(GuidedCDError, match="no permission to read"):
+        checkpoint.paths(tmp_path)
+
+
 def test_moments_of_another_shape_are_damage(toy, tmp_path, monkeypatch):
     """A state whose checksum is right, but whose moments belong to other weights, is refused before the next step."""
     run, store = make(), tmp_path / "s"
@@ -91,7 +102,10 @@ def damage_bit(folder: Path) -> None:
         (lambda folder: shutil.copy(folder / "model.safetensors", folder / "state.pt"), "checksum of state.pt differs"),
         (lambda folder: (folder / "state.pt").unlink(), "state.pt is missing"),
         (lambda folder: (folder / "checksums.json").unlink(), r"checksums.json is missing"),
-        (lambda folder: (folder / "checksums.json").write_text("[1]"), "must hold an object"),
+        (
+            lambda folder: (folder / "checksums.json").write_text("[1]"),
+            "contains a list of 1; it must contain an object",
+        ),
         (lambda folder: folder.rename(folder.with_name("step-000009")), "its files, which are of step 4"),
     ],
     ids=["bit", "foreign", "missing", "unsigned", "form", "renamed"],

@@ -6,12 +6,15 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from short_training import TWO_PROCESSES, launch, trained
 from toy_plugin import make
 
 from guidedcd import devices
 from guidedcd.config.structure import changed
+from guidedcd.errors import GuidedCDError
+from guidedcd.training.distributed import accelerator_for
 
 
 def test_every_process_has_its_gpu(monkeypatch):
@@ -23,6 +26,23 @@ def test_every_process_has_its_gpu(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
 
     assert (str(alone), str(devices.device("auto"))) == ("cuda", "cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"LOCAL_RANK": "abc"}, "LOCAL_RANK must be a whole number"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is missing"),
+    ],
+)
+def test_variables_of_a_broken_launch_are_an_error(monkeypatch, variables, words):
+    """They are one sentence, before anything is computed, not an error of a library."""
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(GuidedCDError, match=words):
+        devices.process()
+        accelerator_for(make(), torch.device("cpu"))
 
 
 @pytest.mark.slow

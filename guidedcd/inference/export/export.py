@@ -7,7 +7,7 @@ from pathlib import Path
 import attrs
 
 from guidedcd.console import console
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, refusal
 from guidedcd.files import replacing
 from guidedcd.inference.export import diffusers_folder, peft_lora, t2v_turbo
 from guidedcd.inference.export.model_card import write_card
@@ -16,6 +16,8 @@ from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.version import __version__
 
 FORMATS = ("diffusers", "t2v-turbo-v2", "lora")
+HIGHEST_RANK = 4096
+"""Of an extracted adapter: more than any layer of a supported teacher has channels."""
 
 
 def export(run: str | Path, out: str | Path, *, format: str = "diffusers", rank: int | None = None) -> Path:
@@ -36,9 +38,11 @@ def export(run: str | Path, out: str | Path, *, format: str = "diffusers", rank:
         GuidedCDError: There is no student, the format does not support it, `out` exists, or the self-test fails.
     """
     if format not in FORMATS:
-        raise GuidedCDError(f"--format must be {', '.join(FORMATS)}: {format}")
-    if rank is not None and (format != "lora" or rank < 1):
-        raise GuidedCDError(f"--rank is a number of at least 1 and belongs to --format lora: {rank}")
+        raise GuidedCDError(refusal("--format", format, f"one of {', '.join(FORMATS)}"))
+    if rank is not None and format != "lora":
+        raise GuidedCDError(f"--rank belongs to --format lora, not to {format}. Leave it out.")
+    if rank is not None and not 1 <= rank <= HIGHEST_RANK:
+        raise GuidedCDError(refusal("--rank", rank, f"from 1 to {HIGHEST_RANK:,}"))
     out = Path(out).expanduser()
     check_free(out)
     trained = StudentPipeline.from_run(run, device="cpu")

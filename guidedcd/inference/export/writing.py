@@ -24,7 +24,7 @@ def check_free(out: Path) -> None:
         GuidedCDError: `out` is a file or a folder with files.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise GuidedCDError(f"{out} exists already; choose another folder, or delete it")
+        raise GuidedCDError(f"{out} exists already. Choose another folder, or delete it.")
 
 
 def save_model(model: ModelMixin, folder: Path) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from guidedcd.errors import GuidedCDError, suggest
+from guidedcd.documents import parse_json, read_text
+from guidedcd.errors import GuidedCDError, refusal, suggest
 from guidedcd.models.checkpoints.lvdm_unet import PUBLISHED, unet_arguments, unet_config
 from guidedcd.models.checkpoints.lvdm_vae_text import text_arguments, vae_arguments
 
@@ -92,22 +92,22 @@ class Architecture:
         if path is None:
             return cls()
         path = Path(path).expanduser()
+        text = read_text(path, missing=f"the architecture file {path} does not exist. Give --arch another file.")
         try:
-            text = path.read_text(encoding="utf-8")
             if path.suffix in {".yaml", ".yml"}:
                 import yaml
 
                 config = yaml.safe_load(text)
             else:
-                config = json.loads(text)
-        except FileNotFoundError:
-            raise GuidedCDError(f"the architecture file {path} does not exist") from None
-        except (OSError, ValueError) as error:
-            raise GuidedCDError(f"the architecture file {path} cannot be read: {str(error).splitlines()[0]}") from None
+                config = parse_json(text, f"the architecture file {path}")
+        except RecursionError:
+            raise GuidedCDError(f"the architecture file {path} is nested too deeply.") from None
+        except GuidedCDError:
+            raise
         except Exception as error:  # yaml's own errors are no ValueErrors
-            raise GuidedCDError(f"the architecture file {path} is no YAML: {str(error).splitlines()[0]}") from None
+            raise GuidedCDError(f"the architecture file {path} is no YAML: {str(error).splitlines()[0]}.") from None
         if not isinstance(config, Mapping):
-            raise GuidedCDError(f"the architecture file {path} must hold an object")
+            raise GuidedCDError(f"the architecture file {path} must contain an object with the networks' sizes.")
         try:
             architecture = cls.from_config(config)
             architecture.check_names()
@@ -184,7 +184,7 @@ def check_fps(fps: Any) -> int:
     """
     number = not isinstance(fps, bool) and isinstance(fps, (int, float))
     if not number or not float(fps).is_integer() or not 1 <= fps <= 1000:
-        raise GuidedCDError(f"fps must be a whole number from 1 to 1000: {fps}")
+        raise GuidedCDError(refusal("fps", fps, "a whole number from 1 to 1000"))
     return int(fps)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from guidedcd.documents import parse_json, read_text
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.checkpoints.detection import wrong_keys
 from guidedcd.models.checkpoints.reading import SafetensorsState, read_object
@@ -42,6 +42,19 @@ def assign(module: nn.Module, name: str, value: Tensor) -> None:
         owner._parameters[leaf] = nn.Parameter(value, requires_grad=value.is_floating_point())
     else:
         owner._buffers[leaf] = value
+
+
+def check_floats(value: Tensor, target: Tensor, where: str) -> None:
+    """Refuse whole numbers in the place of weights: a file that was quantised or damaged has them.
+
+    Raises:
+        GuidedCDError: `target` is floating point and `value` is not.
+    """
+    if target.is_floating_point() and not value.is_floating_point():
+        raise GuidedCDError(
+            f"{where} has values of type {str(value.dtype).removeprefix('torch.')}, where the network has floating "
+            "point numbers. The file is quantised or damaged: use the file as it was published."
+        )
 
 
 def fill_renamed(
@@ -88,6 +101,7 @@ def fill_renamed(
                 f"{what}: {key} has shape {list(value.shape)}, the architecture needs {list(expected)}; "
                 "give the architecture that the file was made with (--arch config.json)"
             )
+        check_floats(value, targets[names[0]], f"{what}: {key}")
         for name, tensor in zip(names, fitted.chunk(len(names)), strict=True):
             assign(module, name, tensor.to(device=device, dtype=dtype, copy=copy or len(names) > 1).contiguous())
     finish(module, device)
@@ -129,10 +143,8 @@ def architecture(
     path = Path(arch).expanduser()
     if not path.is_file() and (library := named(arch)) is not None:
         return dict(library)
-    try:
-        sizes = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise GuidedCDError(f"{what}: the architecture {arch} cannot be read as JSON: {error}.") from error
+    text = read_text(path, missing=f"{what}: there is no architecture {arch}, neither a file nor a known name.")
+    sizes = parse_json(text, f"{what}: the architecture {arch}")
     if not isinstance(sizes, dict):
         raise GuidedCDError(f"{what}: the architecture {arch} must be a JSON object with the network's sizes.")
     return sizes
@@ -209,6 +221,7 @@ def fill(
                 f"{what}: {key} has shape {list(value.shape)}, the network has {list(target.shape)}; "
                 "give the sizes of the file's network with the option arch."
             )
+        check_floats(value, target, f"{what}: {key}")
         assign(module, key, value.to(target.dtype))
     module.requires_grad_(False).eval()
     left = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, unreadable
 
 _PREFIX = len("_forward_module.")
 """The length of DeepSpeed's key prefix; the reference loader drops that many characters of any key."""
@@ -109,8 +109,8 @@ def read_object(path: str | Path) -> Any:
         raise GuidedCDError(_refused(path, str(error))) from None
     except FileNotFoundError:
         raise GuidedCDError(f"{path} does not exist") from None
-    except PermissionError:
-        raise GuidedCDError(f"{path} may not be read by this user") from None
+    except PermissionError as error:
+        raise unreadable(error, path) from None
     except Exception as error:
         size = path.stat().st_size if path.is_file() else 0
         reason = re.split(r"[.:]\s", str(error).strip())[0][:120] or type(error).__name__

@@ -150,9 +150,10 @@ def test_teachers_without_a_clip_text_model_say_what_else_works(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "onnx"}, "`format` must be"),
-        ({"format": "diffusers", "rank": 4}, 'belongs to `format="lora"`'),
-        ({"format": "lora", "rank": 0}, "at least 1"),
+        ({"format": "onnx"}, "`format` is 'onnx'; it must be one of"),
+        ({"format": "diffusers", "rank": 4}, '`rank` belongs to `format="lora"`'),
+        ({"format": "lora", "rank": 0}, "`rank` is 0; it must be from 1 to"),
+        ({"format": "lora", "rank": 10**9}, "it must be from 1 to"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_loaded(tmp_path, options, message):

@@ -180,6 +180,15 @@ def test_missing_and_unexpected_keys_are_named(tmp_path):
         vc2.load_unet(LVDM_UNET, state, fps=8)
 
 
+def test_whole_numbers_are_no_weights(tmp_path):
+    """A file with integers in the place of weights, as a quantised one has them, is refused."""
+    state = unet_state()
+    state["out.2.bias"] = state["out.2.bias"].to(torch.int32)
+
+    with pytest.raises(GuidedCDError, match=r"out\.2\.bias has values of type int32.*as it was published"):
+        vc2.load_unet(LVDM_UNET, state, fps=8)
+
+
 def test_another_size_asks_for_the_architecture(tmp_path):
     """A file of another size names the option that helps."""
     path, _ = write(tmp_path)
@@ -235,7 +244,7 @@ def test_layers_that_stock_classes_lack_are_refused(change, message):
 @pytest.mark.parametrize("fps", [0, -1, 7.5, 1001, True, "8", float("nan")])
 def test_frame_rates_are_whole_and_positive(fps):
     """Anything else is one clear line."""
-    with pytest.raises(GuidedCDError, match="fps must be a whole number"):
+    with pytest.raises(GuidedCDError, match="fps is .*; it must be a whole number"):
         check_fps(fps)
 
 
