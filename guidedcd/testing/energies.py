@@ -10,7 +10,7 @@ from torch import Tensor
 from guidedcd.diffusion.guidance import TeacherStep, guided_step
 from guidedcd.diffusion.seen import Seen
 from guidedcd.energies.gradients import is_reference_free
-from guidedcd.testing.helpers import CAPTIONS, T, is_batch, random, unchanged
+from guidedcd.testing.helpers import CAPTIONS, T, is_batch, random, same_in_threads, unchanged
 
 if TYPE_CHECKING:
     from guidedcd.testing.subject import Subject
@@ -114,10 +114,78 @@ def energy_treats_samples_alone(subject: Subject) -> None:
     assert torch.allclose(both[:1], first, rtol=1e-3, atol=1e-7), f"{both[0].item()} in a batch, {first.item()} alone"
 
 
+def energy_has_the_right_gradient(subject: Subject) -> None:
+    """In float64, its gradient equals the difference of energies a small step apart."""
+    teacher = subject.teacher64
+    z = latents(subject, 2, 1).double()
+    needs = tuple(getattr(subject.built, "needs", ()))
+
+    def seen(values: Tensor) -> Seen:
+        cond = {key: value.double() for key, value in teacher.embed(CAPTIONS[:1]).items()}
+        return teacher.seen(values, torch.full((1,), T), cond, needs=needs, captions=CAPTIONS[:1])
+
+    other = None
+    if not is_reference_free(subject.built):
+        with torch.no_grad():
+            other = _kept(subject, seen(latents(subject, 1)[:1].double()))
+    inputs = z.clone().requires_grad_()
+    (score,) = torch.autograd.grad(subject.built(seen(inputs), other).sum(), inputs)
+    if not score.abs().max() > 0:
+        return  # another rule reports it
+    step = 1e-3 * z.norm() * score / score.norm()
+    with torch.no_grad():
+        difference = (subject.built(seen(z + step), other) - subject.built(seen(z - step), other)).sum() / 2
+    slope = (score * step).sum()
+    assert abs(slope - difference) <= 0.05 * abs(difference) + 1e-12, (
+        f"autograd gives {slope.item():.4g} along a step, the energies differ by {difference.item():.4g}: a detached "
+        "term or a custom backward is wrong"
+    )
+
+
+def energy_follows_the_device(subject: Subject) -> None:
+    """It creates its tensors on the device of its arguments; it is tried on the meta device, as in a plan."""
+    teacher = subject.meta_teacher
+    z = torch.empty(2, *teacher.geometry.latent_shape, device="meta")
+    needs = tuple(getattr(subject.built, "needs", ()))
+
+    def seen() -> Seen:
+        t = torch.full((2,), T, device="meta")
+        return teacher.seen(z, t, teacher.embed(CAPTIONS), needs=needs, captions=CAPTIONS)
+
+    try:
+        with torch.no_grad():
+            other = None if is_reference_free(subject.built) else _kept(subject, seen())
+            value = subject.built(seen(), other)
+    except RuntimeError as error:
+        if "device" in str(error) and "item" not in str(error):
+            raise AssertionError(f"it mixes devices: create tensors on seen.z.device ({error})") from error
+        return  # it reads values of tensors, which have none on this device
+    except NotImplementedError:
+        return
+    assert value.device == z.device, f"the energies are on {value.device}, the latents on another device"
+
+
+def energy_is_safe_in_threads(subject: Subject) -> None:
+    """Calls from several threads do not disturb each other."""
+    passes = []
+    with torch.no_grad():
+        other = reference(subject, 1)
+        passes = [look(subject, latents(subject, seed, 1)) for seed in range(4)]
+
+    def energy(seen: Seen) -> Tensor:
+        with torch.no_grad():
+            return subject.built(seen, other)
+
+    assert same_in_threads(energy, passes), "calls from several threads disturb each other: keep no state in self"
+
+
 RULES = [
     energy_is_one_number_per_sample,
     energy_has_a_gradient,
     energy_falls_along_its_score,
     energy_is_least_at_its_reference,
     energy_treats_samples_alone,
+    energy_has_the_right_gradient,
+    energy_follows_the_device,
+    energy_is_safe_in_threads,
 ]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 CAPTIONS = ("a red ball rolls to the left", "two boats drift under a bridge")
 T = 700
 """A training timestep in the noisier half of the schedule, where energies act."""
@@ -21,9 +25,10 @@ def random(shape: Sequence[int], seed: int) -> Tensor:
 
 @contextmanager
 def unchanged(what: str) -> Iterator[None]:
-    """Fail if the block changes torch's random state or gradient mode."""
+    """Fail if the block changes torch's random state or gradient mode, or opens a network connection."""
     state, grad = torch.random.get_rng_state(), torch.is_grad_enabled()
-    yield
+    with _offline(what):
+        yield
     assert torch.equal(state, torch.random.get_rng_state()), f"{what} drew from torch's global random generator"
     assert grad == torch.is_grad_enabled(), f"{what} turned gradients {'off' if grad else 'on'}"
 
@@ -33,3 +38,34 @@ def is_batch(values: Any, batch: int, what: str) -> None:
     assert isinstance(values, Tensor), f"{what} returned {type(values).__name__}, not a tensor"
     assert values.shape == (batch,), f"{what} returned shape {tuple(values.shape)} for {batch} samples, not ({batch},)"
     assert torch.isfinite(values).all(), f"{what} is not finite: {values.tolist()}"
+
+
+@contextmanager
+def _offline(what: str) -> Iterator[None]:
+    """Fail if the block opens a network connection: a run may have no network."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        if self.family == getattr(socket, "AF_UNIX", None):
+            return connect(self, address)
+        raise AssertionError(f"{what} opened a network connection to {address}")
+
+    socket.socket.connect = refuse  # type: ignore[method-assign, assignment]  # restored below
+    try:
+        yield
+    finally:
+        socket.socket.connect = connect  # type: ignore[method-assign]
+
+
+def same_in_threads(call: Callable[[Item], Result], items: Sequence[Item]) -> bool:
+    """Whether calls from several threads at once give what the same calls give one after another."""
+    expected = [call(item) for item in items]
+    with ThreadPoolExecutor(len(items)) as pool:
+        results = list(pool.map(call, items))
+    pairs = zip(expected, results, strict=True)
+    return all(
+        torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+        if isinstance(one, Tensor) and isinstance(other, Tensor)
+        else one == other
+        for one, other in pairs
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guidedcd.testing.helpers import CAPTIONS, is_batch, random, unchanged
+from guidedcd.testing.helpers import CAPTIONS, is_batch, random, same_in_threads, unchanged
 
 if TYPE_CHECKING:
     from guidedcd.testing.subject import Subject
@@ -47,10 +47,12 @@ def reward_treats_samples_alone(subject: Subject) -> None:
 
 
 def reward_is_frozen(subject: Subject) -> None:
-    """It is an nn.Module in eval mode without trainable parameters."""
+    """It is an nn.Module without trainable parameters, and without layers that behave as in training."""
     module = subject.built
     assert isinstance(module, torch.nn.Module), f"a reward is an nn.Module, not {type(module).__name__}"
-    assert not module.training, "call .eval(): dropout would make the reward random"
+    random_layers = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._NormBase)
+    trains = [name for name, layer in module.named_modules() if layer.training and isinstance(layer, random_layers)]
+    assert not trains, f"call .eval(): {trains[0]} makes the reward random"
     trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     assert not trained, f"call .requires_grad_(False): gradients would accumulate in {trained[:3]}"
 
@@ -63,10 +65,59 @@ def reward_reads_text(subject: Subject) -> None:
     assert isinstance(limit, int) and limit > 0, f"max_tokens is {limit!r}"
 
 
+def reward_leaves_its_frames(subject: Subject) -> None:
+    """It does not change its frames, which other rewards read too."""
+    frames = video(subject)
+    before = frames.clone()
+    with torch.no_grad():
+        subject.built(frames, CAPTIONS)
+    assert torch.equal(frames, before), "it changed its frames in place: work on a copy"
+
+
+def reward_reads_up_to_its_limit(subject: Subject) -> None:
+    """A reward that reads captions reads all words of one that has at most `max_tokens` tokens."""
+    reward, limit = subject.built, subject.built.max_tokens
+    if limit > LONGEST:
+        return  # a function that reads no text in a context
+    words = [word for word in range(1, limit + 1) if reward.count_tokens(" ".join(["ball"] * word)) <= limit]
+    if not words or words[-1] < 2:
+        return
+    captions = [" ".join([*["ball"] * (words[-1] - 1), last]) for last in ("ball", "boat")]
+    if max(reward.count_tokens(caption) for caption in captions) > limit:
+        return
+    frames = video(subject, 1)
+    with torch.no_grad():
+        first, second = (reward(frames, [caption]) for caption in CAPTIONS)
+        if torch.equal(first, second):
+            return  # it does not depend on captions
+        one, other = (reward(frames, [caption]) for caption in captions)
+    assert not torch.equal(one, other), (
+        f"max_tokens is {limit}, but the last word of a caption of {reward.count_tokens(captions[0])} tokens has no "
+        "effect: state the length that it reads"
+    )
+
+
+def reward_is_safe_in_threads(subject: Subject) -> None:
+    """Calls from several threads do not disturb each other."""
+    frames = video(subject, 4)
+
+    def reward(row: int) -> Tensor:
+        with torch.no_grad():
+            return subject.built(frames[row : row + 1], CAPTIONS[:1])
+
+    assert same_in_threads(reward, range(4)), "calls from several threads disturb each other: keep no state in self"
+
+
+LONGEST = 4096
+"""Context lengths above this are not filled in a check."""
+
 RULES = [
     reward_is_one_number_per_sample,
     reward_has_a_gradient,
     reward_treats_samples_alone,
     reward_is_frozen,
     reward_reads_text,
+    reward_leaves_its_frames,
+    reward_reads_up_to_its_limit,
+    reward_is_safe_in_threads,
 ]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from guidedcd.data.routing import Reader, Route, Sample
+from guidedcd.testing.helpers import same_in_threads
 
 if TYPE_CHECKING:
     from guidedcd.testing.subject import Subject
@@ -55,4 +56,13 @@ def route_invents_no_caption(subject: Subject) -> None:
         assert after.caption in captions, f"sample {sample.id} got a caption that is not its own: {after.caption!r}"
 
 
-RULES = [route_is_total, route_is_pure, route_invents_no_caption]
+def route_is_safe_in_threads(subject: Subject) -> None:
+    """Calls from several threads do not disturb each other: a thread reads batches ahead."""
+
+    def routed(sample: Sample) -> Route:
+        return subject.built(sample, Route(caption=sample.caption, rewards=frozenset(sample.readers)))
+
+    assert same_in_threads(routed, samples()), "calls from several threads disturb each other: keep no state in self"
+
+
+RULES = [route_is_total, route_is_pure, route_invents_no_caption, route_is_safe_in_threads]

@@ -37,17 +37,46 @@ ENERGIES = {
         "torch.rand(1); return (seen.x0 - reference.x0).square().flatten(1).mean(1)",
         "energy_is_one_number_per_sample",
     ),
+    "half-detached": (
+        "x = seen.x0 - reference.x0; return (x.detach() * x).flatten(1).mean(1)",
+        "energy_has_the_right_gradient",
+    ),
+    "device": (
+        "return ((seen.x0 - reference.x0) * torch.ones(seen.x0.shape)).square().flatten(1).mean(1)",
+        "energy_follows_the_device",
+    ),
+    "threads": (
+        "import time; self.x = seen.x0; time.sleep(0.02); return (self.x - reference.x0).square().flatten(1).mean(1)",
+        "energy_is_safe_in_threads",
+    ),
+    "network": (
+        "import socket; socket.create_connection(('127.0.0.1', 9), 0.1); return seen.x0.flatten(1).mean(1)",
+        "energy_is_one_number_per_sample",
+    ),
     "not-finite": ("return (seen.x0 / 0).flatten(1).sum(1)", "energy_is_one_number_per_sample"),
 }
 REWARDS = {
     "detached": ("return video.detach().flatten(1).mean(1)", "reward_has_a_gradient"),
     "mixes": ("return video.flatten(1).mean(1) - video.mean()", "reward_treats_samples_alone"),
     "scalar": ("return video.mean()", "reward_is_one_number_per_sample"),
+    "changes": ("return video.mul_(2).flatten(1).mean(1)", "reward_leaves_its_frames"),
+    "limit": (
+        "return video.flatten(1).mean(1) * torch.tensor([float(sum(map(ord, c.split()[0]))) for c in captions])",
+        "reward_reads_up_to_its_limit",
+    ),
+    "threads": (
+        "import time; self.v = video; time.sleep(0.02); return self.v.flatten(1).mean(1)",
+        "reward_is_safe_in_threads",
+    ),
 }
 ROUTES = {
     "nothing": ("return None", "route_is_total"),
     "unknown-reward": ("return attrs.evolve(route, rewards=frozenset({'zzz'}))", "route_is_total"),
     "invents": ("return attrs.evolve(route, caption='a masterpiece')", "route_invents_no_caption"),
+    "threads": (
+        "import time; self.c = sample.caption; time.sleep(0.02); return attrs.evolve(route, caption=self.c)",
+        "route_is_safe_in_threads",
+    ),
     "remembers": (
         "self.n = getattr(self, 'n', 0) + 1; return attrs.evolve(route, guided=self.n % 2 == 0)",
         "route_is_pure",
