@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ def distil(
         if note := unscaled(run):
             console.print(f"note     {note}")
         _check_components(run)
+    console.print(f"train    building the teacher {run.teacher.name}" + _listed("the rewards", run.rewards))
     with blame_memory("the teacher"):
         teacher = run.teacher.build().to(where)
     if main:
@@ -87,6 +88,11 @@ def distil(
                 evaluate(folder)
             console.print(f"report   {write_report(folder)}")
     return folder
+
+
+def _listed(what: str, names: Iterable[str]) -> str:
+    """E.g. " and the rewards hps, clip"; "" without names."""
+    return f" and {what} {text}" if (text := ", ".join(names)) else ""
 
 
 def _is_evaluated(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from cyclopts import App
 
 from guidedcd.cli.arguments import trained
+from guidedcd.cli.command_line import starting
 from guidedcd.cli.run_flags import flags_of, read_flags
 from guidedcd.config.sections import EvaluateConfig
 from guidedcd.plugins.registry import Registry
@@ -34,6 +35,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         """
         folders = [trained(one) for one in (run, *more)]
         options = read_flags(EvaluateConfig, flags, "an evaluation")
+        starting("evaluate loading PyTorch, the student and its teacher")
         if more:
             from guidedcd.evaluation.compare import compare
 

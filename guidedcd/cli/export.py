@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import App
 
+from guidedcd.cli.command_line import starting
 from guidedcd.cli.number_types import WHOLE
 from guidedcd.plugins.registry import Registry
 
@@ -31,6 +32,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         rank
             For lora only: extract an adapter of this rank; by default the trained adapter, or rank 64.
         """
+        starting("export   loading PyTorch and the student")
         from guidedcd.inference.export.export import export
 
         export(run, out, format=format, rank=rank)

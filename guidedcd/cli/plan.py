@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from guidedcd.cli.command_line import starting
 from guidedcd.cli.number_types import POSITIVE, POSITIVE_WHOLE
 from guidedcd.cli.run_flags import read_run
 from guidedcd.cli.train import usable
-from guidedcd.console import console
 from guidedcd.plugins.registry import Registry
 
 
@@ -58,7 +58,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         if on is None:
             usable(run.device)
         if not json:
-            console.print("plan     counting the operations of the run, up to a minute")
+            starting("plan     counting the operations of the run, up to a minute")
         from guidedcd.planning.plan import Question, print_plan
 
         print_plan(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from guidedcd.cli.command_line import starting
 from guidedcd.cli.run_flags import read_run
 from guidedcd.cli.train import usable
 from guidedcd.errors import GuidedCDError, shortened
@@ -32,6 +33,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         chosen = parse_shard(shard)
         run = read_run(flags, registry)
         usable(run.device)
+        starting("store    loading PyTorch and the teacher")
         from guidedcd.preprocessing.preprocess import preprocess
 
         preprocess(run, store_folder=store, shard=chosen)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from guidedcd.cli.arguments import trained
+from guidedcd.cli.command_line import starting
 from guidedcd.cli.run_flags import flags_of, read_flags, read_selection, selected
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.merge import choose
@@ -86,6 +87,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             if run in registry.of_kind("teacher") and not is_run:
                 raise GuidedCDError(f"'{run}' is a teacher and no run folder: sample it with --teacher {run}.")
             source, teacher, texts, fraction = trained(Path(run)), None, list(prompts), None
+        starting("sample   loading PyTorch and the student")
         from guidedcd.inference.generate import generate
 
         generate(source, texts, out=out, device=device, teacher=teacher, fraction=fraction, **options)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from guidedcd.cli.command_line import command
+from guidedcd.cli.command_line import command, starting
 from guidedcd.cli.run_flags import read_run
 from guidedcd.plugins.registry import Registry
 
@@ -31,6 +31,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         """
         run = read_run(flags, registry)
         usable(run.device)
+        starting("train    loading PyTorch and the components of the run")
         from guidedcd.workflow import distil
 
         distil(run, out=out, store=store, new=new, command=command())

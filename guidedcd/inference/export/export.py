@@ -46,6 +46,7 @@ def export(run: str | Path, out: str | Path, *, format: str = "diffusers", rank:
     out = Path(out).expanduser()
     check_free(out)
     trained = StudentPipeline.from_run(run, device="cpu")
+    console.print(f"export   writing {out}, then a fresh process reads it and compares its results")
     with replacing(out) as folder:
         folder.mkdir()
         if format == "diffusers":

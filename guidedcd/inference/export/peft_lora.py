@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from guidedcd.console import progress
 from guidedcd.files import write_json
 from guidedcd.inference.export import few_step_pipeline, merged_student
 from guidedcd.inference.export.diffusers_folder import write_schedule
@@ -146,21 +147,23 @@ def _extracted(base: nn.Module, tuned: nn.Module, rank: int) -> tuple[dict[str, 
     layers = {f"{name}.weight" for name, module in base.named_modules() if type(module) in KINDS}
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     lost = total = 0.0
-    for key, value in tuned.named_parameters():
-        if key not in before:
-            continue  # the guidance inputs, which are stored whole
-        delta = value.detach().float() - before[key].detach().float()
-        change = float(delta.square().sum())
-        total += change
-        if key not in layers:
-            lost += change
-            continue
-        up, down, error = factorise(delta, rank)
-        if up.shape[1] < rank:  # PEFT has one rank for all layers
-            up = torch.cat([up, up.new_zeros(up.shape[0], rank - up.shape[1])], dim=1)
-            down = torch.cat([down, down.new_zeros(rank - down.shape[0], *down.shape[1:])])
-        pairs[key.removesuffix(".weight")] = (up.reshape(*up.shape, *[1] * (delta.ndim - 2)), down)
-        lost += error
+    with progress("extract", len(layers), unit="layers") as advance:
+        for key, value in tuned.named_parameters():
+            if key not in before:
+                continue  # the guidance inputs, which are stored whole
+            delta = value.detach().float() - before[key].detach().float()
+            change = float(delta.square().sum())
+            total += change
+            if key not in layers:
+                lost += change
+                continue
+            up, down, error = factorise(delta, rank)
+            if up.shape[1] < rank:  # PEFT has one rank for all layers
+                up = torch.cat([up, up.new_zeros(up.shape[0], rank - up.shape[1])], dim=1)
+                down = torch.cat([down, down.new_zeros(rank - down.shape[0], *down.shape[1:])])
+            pairs[key.removesuffix(".weight")] = (up.reshape(*up.shape, *[1] * (delta.ndim - 2)), down)
+            lost += error
+            advance()
     return pairs, (lost / total) ** 0.5 if total else 0.0
 
 
