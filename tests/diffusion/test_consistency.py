@@ -52,7 +52,7 @@ def loss_of(b: types.SimpleNamespace, energies: dict, student=stub, **options):
 def test_the_loss_is_the_distance_to_the_guided_step():
     """The batch is noised, stepped with its strengths and compared, as by hand."""
     schedule, b = NoiseSchedule.scaled_linear(), batch(torch.tensor([[500.0, 0.2], [0.0, 0.0]]))
-    energies = {"pta": EnergyConfig(), "jerk": EnergyConfig(relative=0.2)}
+    energies = {"pta": EnergyConfig(scale=500.0), "jerk": EnergyConfig(relative=0.2)}
     t = torch.tensor([619, 919])
     z = schedule.add_noise(b.z0, b.noise, t)
     step = (schedule, TeacherStep(z, t, b.cond_output.float(), b.uncond_output.float(), b.omega))
