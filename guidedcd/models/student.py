@@ -251,4 +251,15 @@ def _with_adapters(network: nn.Module, rank: int) -> nn.Module:
     # alpha = rank, so the adapter's output is not scaled. lora_dropout 0, since `set_dropout` sets all dropout.
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets)
     network.requires_grad_(False)
-    return inject_adapter_in_model(config, network)
+    adapted = inject_adapter_in_model(config, network)
+    for module in adapted.modules():
+        if type(module).__name__ == "AnimateDiffTransformer3D":  # it calls these layers with the keyword `input`
+            for layer in (module.proj_in, module.proj_out):
+                layer.register_forward_pre_hook(_positional, with_kwargs=True)
+    return adapted
+
+
+def _positional(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Pass the keyword `input` of a layer as its first argument, whose name in peft's layers is `x`."""
+    others = {name: value for name, value in kwargs.items() if name != "input"}
+    return (kwargs["input"], *args) if "input" in kwargs else args, others
