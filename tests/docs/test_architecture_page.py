@@ -38,7 +38,7 @@ def test_questions_are_answered_with_files_that_exist():
     """Each row of the table names folders of guidedcd/, and files and folders inside the one before."""
     rows = re.findall(r"^\| (Where .*?\?) \| (.*) \|$", PAGE, re.M)
 
-    assert len(rows) == 10
+    assert len(rows) >= 10
     for question, answer in rows:
         named = re.findall(r"`([\w/]+(?:\.py)?)`", answer)
         assert named, question
