@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from rich.markup import escape
 
 from guidedcd.config.kinds import KINDS
 from guidedcd.config.reflection import flag, limits, positional
+from guidedcd.config.sources import profiles, read_profile
 from guidedcd.console import console, print_table
 from guidedcd.docstrings import docs_of
 from guidedcd.errors import GuidedCDError, PluginError, suggest
@@ -245,6 +247,14 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _values_of_profiles(key: str, name: str) -> Iterator[tuple[str, str]]:
+    """Each profile with own values of a component's options, and these values."""
+    for profile in sorted(profiles()):
+        for component, options in read_profile(profile).options.get(key, []):
+            if component == name and options:
+                yield profile, ", ".join(f"{flag(option)} {value.value}" for option, value in options.items())
+
+
 def _show(component: Component) -> None:
     key = next(key for key, kind in KINDS.items() if kind == component.kind)
     value = positional(component.config)
@@ -265,4 +275,6 @@ def _show(component: Component) -> None:
         meaning = docs.get(field.name, "") + range_
         table.add_row(f"  --{key}.{component.name}.{flag(field.name)}", escape(shown), escape(meaning))
     print_table(table)
+    for profile, values in _values_of_profiles(key, component.name):
+        console.print(f"  profile   {profile} has {values} instead", markup=False)
     console.print()

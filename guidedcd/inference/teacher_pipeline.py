@@ -190,6 +190,11 @@ class _Guiding:
                 raise GuidedCDError(
                     f"the reference must be (1 or {count}, {', '.join(map(str, shape))}), not {tuple(video.shape)}."
                 )
+            if not (video.min() >= -0.01 and video.max() <= 1.01):
+                raise GuidedCDError(
+                    f"the reference must have values in [0, 1], not from {video.min():g} to {video.max():g}: divide "
+                    "8-bit frames by 255."
+                )
             video = video.expand(count, *shape)
         if len(captions) not in (0, 1, count):
             raise GuidedCDError(f"{len(captions)} reference prompts, but {count} prompts: give one, or one for each.")

@@ -39,6 +39,13 @@ def test_show_lists_every_option(command, toys):
     assert "Did you mean 'shake'?" in error and "Not loaded: acme-broken/acme_broken." in error
 
 
+def test_show_states_what_profiles_have_instead(command):
+    """The default run has other values than the plugin's own defaults."""
+    out = command("plugins", "show", "pta").out
+
+    assert "profile   shapes has relative 1.6, fraction 0.5 instead" in out
+
+
 def test_doctor_tells_each_failure_and_fails(command, toys, monkeypatch):
     """Status 1 if anything is wrong, so that it can be used in CI."""
     monkeypatch.setenv("GUIDEDCD_BLOCK", "guidedcd")  # checking all the shipped ones takes long
