@@ -31,7 +31,7 @@ def test_show_lists_every_option(command, toys):
     out = command("plugins", "show", "shake").out
 
     assert "acme-toys/acme_toys" in out
-    assert "--energies.shake.top" in out and "How many. [>= 1]" in out
+    assert "--energies.shake.top" in out and "How many. [at least 1]" in out
     assert "[one of inversion, single-step, clean]" in out
     assert "--energies.shake.fraction" in out
     toys("acme-broken", "import no_such_module")
