@@ -22,6 +22,7 @@ from guidedcd.inference.loading import load_teacher
 from guidedcd.inference.pipeline import batch_size
 from guidedcd.inference.teacher_pipeline import GuidedVideos, TeacherPipeline
 from guidedcd.inference.video_jobs import VideoSource, check_seeds, enlargement, size_settings, write_videos
+from guidedcd.plugins.sources import origin
 from guidedcd.version import __version__
 
 
@@ -133,9 +134,8 @@ def _source(
 
 
 def _source_of(energy: Chosen) -> str:
-    """The version of an energy's plugin: the videos of another one are other videos."""
-    component = energy.component()
-    return digest([component.plugin, component.version, component.target])
+    """A digest of an energy's version and source: another one makes other videos."""
+    return digest(origin(energy.component()))
 
 
 def _details(result: GuidedVideos, row: int) -> dict[str, Any]:
