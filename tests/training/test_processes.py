@@ -35,7 +35,7 @@ def test_every_process_has_its_gpu(monkeypatch):
         ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is missing"),
     ],
 )
-def test_variables_of_a_broken_launch_are_an_error(monkeypatch, variables, words):
+def test_variables_of_a_broken_launch_are_an_error(toy, monkeypatch, variables, words):
     """They are one sentence, before anything is computed, not an error of a library."""
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     for name, value in variables.items():
