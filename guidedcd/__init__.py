@@ -15,6 +15,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+__version__ = "0.1.0"
+
 
 def _leave_current_folder() -> None:
     """Take the current folder off the path for modules, which `python -m guidedcd` searches first.
@@ -31,8 +33,6 @@ def _leave_current_folder() -> None:
 
 
 _leave_current_folder()
-
-from guidedcd.version import __version__ as __version__  # noqa: E402
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not read the table below
     from guidedcd.acceleration.cuda_graphs_backward import GradientReplay as GradientReplay

@@ -15,6 +15,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 import guidedcd
+from guidedcd import __version__
 from guidedcd.cli import (
     command_line,
     convert,
@@ -40,7 +41,6 @@ from guidedcd.console import harmless
 from guidedcd.errors import GuidedCDError, PluginError, Terminated, on_command_line
 from guidedcd.plugins import one_file
 from guidedcd.plugins.registry import Registry, load_plugins
-from guidedcd.version import __version__
 
 COMMANDS = {
     "train": train,

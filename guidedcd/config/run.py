@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from guidedcd import __version__
 from guidedcd.config.from_python import layers_of
 from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SECTIONS, Basic, Chosen
 from guidedcd.config.merge import fields_of
@@ -20,7 +21,6 @@ from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import one_file
 from guidedcd.plugins.registry import Component, Registry, load_plugins
-from guidedcd.version import __version__
 
 
 @documented

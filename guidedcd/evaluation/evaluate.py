@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from guidedcd import __version__
 from guidedcd.config.resolve import read_run
 from guidedcd.config.sections import EvaluateConfig
 from guidedcd.config.structure import changed, options_of
@@ -28,7 +29,6 @@ from guidedcd.files import file_digest, write_json
 from guidedcd.inference.pipeline import StudentPipeline, strengths
 from guidedcd.inference.student_folders import locate
 from guidedcd.locks import locked
-from guidedcd.version import __version__
 
 
 def evaluate(

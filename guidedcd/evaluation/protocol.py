@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from guidedcd import __version__
 from guidedcd.config.sections import EvaluateConfig
 from guidedcd.console import counted
 from guidedcd.data import prompts
@@ -21,7 +22,6 @@ from guidedcd.evaluation.finished import BatchResult, FinishedBatches
 from guidedcd.files import file_digest
 from guidedcd.inference.pipeline import StudentPipeline, batch_size, solvers, teacher_videos
 from guidedcd.plugins.registry import load_plugins
-from guidedcd.version import __version__
 
 CHOOSING_SEED, CHOOSING_SPLIT = 99, 9
 """Seed and split of the noise for choosing settings."""

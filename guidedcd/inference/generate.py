@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
+from guidedcd import __version__
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.sampling import SampleConfig
 from guidedcd.config.structure import options_of
@@ -17,7 +18,6 @@ from guidedcd.files import file_digest
 from guidedcd.inference.loading import load_student
 from guidedcd.inference.pipeline import StudentPipeline, batch_size, strengths
 from guidedcd.inference.video_jobs import VideoSource, check_seeds, enlargement, size_settings, write_videos
-from guidedcd.version import __version__
 
 if TYPE_CHECKING:
     from guidedcd.models.teachers.videocrafter2 import VideoCrafter2Teacher

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from guidedcd import __version__
 from guidedcd.acceleration.apply import accelerated
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.sampling import GuidedConfig, SampleConfig
@@ -23,7 +24,6 @@ from guidedcd.inference.pipeline import batch_size
 from guidedcd.inference.teacher_pipeline import GuidedVideos, TeacherPipeline
 from guidedcd.inference.video_jobs import VideoSource, check_seeds, enlargement, size_settings, write_videos
 from guidedcd.plugins.sources import origin
-from guidedcd.version import __version__
 
 
 def generate_teacher(

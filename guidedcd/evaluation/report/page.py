@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from guidedcd import __version__
 from guidedcd.console import duration
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
@@ -26,7 +27,6 @@ from guidedcd.evaluation.report.score_tables import choice, model_card, scores
 from guidedcd.evaluation.report.videos import clock, shots, validated
 from guidedcd.files import replacing
 from guidedcd.training.log import SHARE, read_log
-from guidedcd.version import __version__
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "open_clip_torch", "peft")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from guidedcd import __version__
 from guidedcd.console import console
 from guidedcd.devices import dtype_of
 from guidedcd.errors import GuidedCDError, suggest
@@ -20,7 +21,6 @@ from guidedcd.models.checkpoints.architecture import Architecture, check_fps
 from guidedcd.models.checkpoints.open_clip_tokens import clean, possible, tokenizer, write_tokenizer
 from guidedcd.models.checkpoints.reading import exists, open_state
 from guidedcd.models.teachers.videocrafter2 import VideoCrafter2Teacher
-from guidedcd.version import __version__
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import attrs
 
+from guidedcd import __version__
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError, refusal
 from guidedcd.files import replacing
@@ -13,7 +14,6 @@ from guidedcd.inference.export import diffusers_folder, peft_lora, t2v_turbo
 from guidedcd.inference.export.model_card import write_card
 from guidedcd.inference.export.writing import check_free
 from guidedcd.inference.pipeline import StudentPipeline
-from guidedcd.version import __version__
 
 FORMATS = ("diffusers", "t2v-turbo-v2", "lora")
 HIGHEST_RANK = 4096
