@@ -109,7 +109,7 @@ def test_a_run_is_described_in_python_as_in_a_file():
         ({"train": {"steps": 0}}, "train.steps in Run.from_profile"),
         ({"energies": {"pta": pull}}, "an installed energy is called 'pta' already"),
         ({"energies": {"mine": 3}}, "energy 'mine' must be a name, a table of options, or callable"),
-        ({"energies": 3}, "energy: expected a name, a list of names, or a table"),
+        ({"energies": 3}, "energy: expected a name, an object, a list of these, or a table"),
     ],
 )
 def test_mistakes_in_a_description_are_one_sentence(options, message):
