@@ -11,7 +11,7 @@ EXAMPLES = {
     (): "guidedcd train --energies pta --rewards hps,clip",
     ("train",): "guidedcd train --energies pta --rewards hps,clip",
     ("data",): "guidedcd data inspect",
-    ("data", "inspect"): "guidedcd data inspect --data videos:my-clips --sample 16",
+    ("data", "inspect"): "guidedcd data inspect --data folder:my-clips --sample 16",
     ("preprocess",): "guidedcd preprocess --energies pta",
     ("store",): "guidedcd store verify runs/stores/3f2a",
     ("store", "show"): "guidedcd store show runs/stores/3f2a",
