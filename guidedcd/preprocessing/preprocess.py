@@ -74,12 +74,12 @@ def preprocess(
         console.print(f"store    {folder}: {sentence}", markup=False)
     absent, extended = _missing(folder, identity, shard), _without_scores(folder, identity, scores, shard)
     if absent or extended:
-        if not fill_parts and any(folder.glob(".part-*")):
-            raise shards.incomplete(folder, identity, absent or extended)
+        # Lock files of parts remain in a complete store, which may lack the scores of a new energy.
+        if absent and not fill_parts and any(folder.glob(".part-*")):
+            raise shards.incomplete(folder, identity, absent)
         _compute(run, teacher, folder, identity, scores, shard, in_place=is_own)
-    if shard != WHOLE and (absent := shards.missing(folder, identity)):
-        done = f"part {shard[0]}/{shard[1]} is done"
-        console.print(f"store    {folder}: {done}, {len(absent)} shards of other parts are missing")
+    if shard != WHOLE and (rest := _unfinished(folder, identity, scores)):
+        console.print(f"store    {folder}: part {shard[0]}/{shard[1]} is done, {rest}")
         return folder
     _checked(run, folder, scores)
     if process()[0] == 0:
@@ -166,6 +166,14 @@ def _without_scores(
     absent = set(_missing(folder, identity, shard))
     own = [n for n in range(identity["shards"]) if n % shard[1] == shard[0]]
     return [number for number in own if number not in absent and score_sets.without(scores, number)]
+
+
+def _unfinished(folder: Path, identity: dict[str, Any], scores: score_sets.ScoreFolders) -> str:
+    """What other parts have yet to compute, for a message; "" if the store is complete."""
+    if absent := shards.missing(folder, identity):
+        return f"{len(absent)} shards of other parts are missing"
+    lacking = _without_scores(folder, identity, scores, WHOLE)
+    return f"{len(lacking)} shards of other parts lack scores" if lacking else ""
 
 
 def find_store(identity: dict[str, Any], run: Run) -> Path:

@@ -44,7 +44,9 @@ def begin(folder: Path, identity: dict[str, Any], run: dict[str, Any] | None = N
     """
     path = folder / "store.json"
     if not path.exists():
-        if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        # Another process that starts the same store may have written run.json, and store.json not yet.
+        names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
+        if any(not name.startswith(".") and name != "run.json" for name in names):
             raise GuidedCDError(f"{folder} is not empty and is no latent store. Choose another folder with --store.")
         if run is not None:
             write_json(folder / "run.json", run)

@@ -15,10 +15,12 @@ from toy_plugin import make as toy_run
 
 from guidedcd.cli.preprocess import parse_shard
 from guidedcd.console import console
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.preprocessing.preprocess import preprocess
+from guidedcd.preprocessing.shard_files import begin
 from guidedcd.preprocessing.shards import shard_name
-from guidedcd.preprocessing.store import LatentStore
+from guidedcd.preprocessing.store import LatentStore, open_store
 
 make = partial(toy_run, replace=("energy",))
 
@@ -51,6 +53,31 @@ def test_an_incomplete_store_names_its_missing_shards(toy, tmp_path):
     assert len(LatentStore(preprocess(run, store_folder=folder))) == 15
 
 
+def test_a_new_energy_is_scored_in_parts(toy, tmp_path, capsys):
+    """A complete store can be given the scores of a new energy in parts, of which the first leaves it unfinished."""
+    preprocessing = {"videos": 2, "draws_per_video": 1, "shard_size": 1}
+    folder = preprocess(make(energy={}, preprocess=preprocessing), store_folder=tmp_path / "s")
+    run = make(preprocess=preprocessing)
+    capsys.readouterr()
+    preprocess(run, store_folder=folder, shard=(0, 2))
+    printed = " ".join(capsys.readouterr().out.split())
+    preprocess(run, store_folder=folder, shard=(1, 2))
+
+    assert "part 0/2 is done, 1 shards of other parts lack scores" in printed
+    assert len(open_store(run, folder)) == 2
+
+
+def test_training_scores_a_new_energy_of_a_store_filled_in_parts(toy, tmp_path):
+    """Training computes the scores of a new energy in a store that parts have completed."""
+    preprocessing = {"videos": 2, "draws_per_video": 1, "shard_size": 1}
+    for number in (0, 1):
+        folder = preprocess(make(energy={}, preprocess=preprocessing), store_folder=tmp_path / "s", shard=(number, 2))
+    run = make(preprocess=preprocessing)
+
+    assert list(folder.glob(".part-*"))
+    assert len(open_store(run, preprocess(run, store_folder=folder, fill_parts=False))) == 2
+
+
 def test_parts_may_be_written_together(toy, tmp_path, monkeypatch):
     """While one part is written another may be; the same part, or the whole, may not."""
     from guidedcd.preprocessing import shard_files as store
@@ -72,6 +99,18 @@ def test_parts_may_be_written_together(toy, tmp_path, monkeypatch):
 
     assert refused == [((0, 2), True), ((0, 1), True)]
     assert len(LatentStore(tmp_path / "s")) == 4
+
+
+def test_a_store_with_run_json_alone_is_begun(tmp_path):
+    """A folder with run.json, which another part has just written, becomes the store; other files are refused."""
+    identity = {"format": 2, "shards": 1}
+    (tmp_path / "run.json").write_text("{}")
+    begin(tmp_path, identity)
+    assert read_json(tmp_path / "store.json") == identity
+
+    (tmp_path / "store.json").rename(tmp_path / "other.json")
+    with pytest.raises(GuidedCDError, match="is not empty and is no latent store"):
+        begin(tmp_path, identity)
 
 
 def test_a_part_is_given_as_a_fraction():
