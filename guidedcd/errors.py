@@ -56,6 +56,8 @@ def _in_python(match: re.Match[str]) -> str:
     kept = 1 if parts[0] in _BY_NAME else None
     name = ".".join(part if index == kept else part.replace("-", "_") for index, part in enumerate(parts))
     value = {"true": "True", "false": "False"}.get(match["value"] or "", match["value"])
+    if name == "plugin":  # a Python program has no such argument, but the environment variable
+        return f"`GUIDEDCD_PLUGINS={match['value']}`" if match["value"] else "`GUIDEDCD_PLUGINS`"
     if name == "new":
         value = value or "True"
     if value is None:

@@ -139,6 +139,7 @@ def test_messages_spell_options_as_python_does(options, message):
         ("Use --student.kind lora.", 'Use `student.kind="lora"`.'),
         ("It needs less with --train.batch-size 2 --train.fast no", 'less with `train.batch_size=2` `train.fast="no"`'),
         ("Raise --energies.my-own.scale-range or --out.", "Raise `energies.my-own.scale_range` or `out`."),
+        ("Use --plugin mine.py.", "Use `GUIDEDCD_PLUGINS=mine.py`."),
         ("--fast must be one of a, b (got '--c-d')", "`fast` must be one of a, b (got '--c-d')"),
         (
             "`guidedcd train --out x` finishes it; --new starts another",

@@ -49,6 +49,10 @@ def _checked(text: str) -> Path:
         raise GuidedCDError(f"--plugin takes a Python file, such as energy.py (got '{text}').")
     if not path.stem.isidentifier():
         raise GuidedCDError(f"--plugin {text}: the file's name must be that of a module, such as my_energy.py.")
+    if os.pathsep in str(path):
+        raise GuidedCDError(
+            f"--plugin {text}: the path {path} contains '{os.pathsep}'. Move the file to another folder."
+        )
     return path
 
 
@@ -67,6 +71,11 @@ def hashes() -> dict[str, str]:
     return {path.name: file_hash(path) for path in plugin_files()}
 
 
+def _is(path: Path, file: str | None) -> bool:
+    """Whether `file` is the file at `path`, perhaps through links."""
+    return file is not None and os.path.realpath(file) == os.path.realpath(path)
+
+
 def load(path: Path) -> ModuleType:
     """The module of a file, whose name is the file's; it is executed once in a process.
 
@@ -75,9 +84,11 @@ def load(path: Path) -> ModuleType:
     """
     name = path.stem
     module = sys.modules.get(name)
-    if module is not None and getattr(module, "__file__", None) == str(path):
+    if module is not None and _is(path, getattr(module, "__file__", None)):
         return module
-    if module is not None or importlib.util.find_spec(name) is not None:
+    other = None if module is not None else importlib.util.find_spec(name)
+    # The file itself is found where its folder is in sys.path, as with `python -m guidedcd` beside it.
+    if module is not None or (other is not None and not _is(path, other.origin)):
         raise PluginError(f"there is another module named '{name}'; rename {path.name}")
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -5,7 +5,11 @@ Legend: k chosen frames, H/W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,6 +18,7 @@ from torch import Tensor, nn
 from guidedcd.config.run import Run
 from guidedcd.data.geometry import Geometry
 from guidedcd.devices import blame_memory
+from guidedcd.diffusion.randomness import reward_generator
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import objects
 from guidedcd.plugins.registry import blame
@@ -52,23 +57,33 @@ def check_members(reward: Any, whose: str, *, is_object: bool = False) -> None:
     limit = getattr(reward, "max_tokens", None)
     if limit is None:
         raise GuidedCDError(f"{whose} has no `max_tokens`, its context length in tokens, which routes read.")
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+    if isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1:
         raise GuidedCDError(f"{whose} has `max_tokens` {limit!r}; it must be a whole number of tokens, at least 1.")
     if not callable(getattr(reward, "count_tokens", None)):
         raise GuidedCDError(f"{whose} has no method `count_tokens(text)`, which routes call.")
     with blame(whose):
         count = reward.count_tokens(CAPTION)
-    if isinstance(count, bool) or not isinstance(count, int):
+    if isinstance(count, bool) or not isinstance(count, Integral):
         raise GuidedCDError(f"{whose}: count_tokens returned {count!r}; it must return a whole number.")
 
 
 def call(reward: Any, frames: Tensor, captions: list[str], whose: str) -> Tensor:
     """The rewards (B,) of frames (B, k, 3, H, W).
 
+    A result without gradient, although the frames have one, is a warning, once per reward: `rehearse` refuses a reward
+    that never depends on its frames, but one that detects objects may return a constant where it detects none.
+
     Raises:
-        GuidedCDError: The reward returned something else than one number per video, changed the frames in place, or
-            cannot train because its result has no gradient although the frames have one.
+        GuidedCDError: The reward returned something else than one number per video, or changed the frames in place.
     """
+    rewards = _checked(reward, frames, captions, whose)
+    if _is_detached(rewards, frames):
+        _warn_detached(whose)
+    return rewards
+
+
+def _checked(reward: Any, frames: Tensor, captions: list[str], whose: str) -> Tensor:
+    """The rewards (B,), with or without a gradient; raises the errors of `call`."""
     version = None if frames.is_inference() else frames._version
     with blame(whose):
         rewards = reward(frames, captions)
@@ -77,12 +92,40 @@ def call(reward: Any, frames: Tensor, captions: list[str], whose: str) -> Tensor
     if not isinstance(rewards, Tensor) or rewards.shape != (len(captions),):
         result = f"a tensor of shape {list(rewards.shape)}" if isinstance(rewards, Tensor) else type(rewards).__name__
         raise GuidedCDError(f"{whose} returned {result} for {len(captions)} videos; it must return one score each")
-    if torch.is_grad_enabled() and frames.requires_grad and not rewards.requires_grad:
-        raise GuidedCDError(
-            f"{whose} does not depend on its frames, so that it trains nothing: something detached it. "
-            "A reward of weight 0 is only logged and needs no gradient."
-        )
     return rewards
+
+
+def _is_detached(rewards: Tensor, frames: Tensor) -> bool:
+    return torch.is_grad_enabled() and frames.requires_grad and not rewards.requires_grad
+
+
+@cache
+def _warn_detached(whose: str) -> None:
+    warnings.warn(
+        f"{whose} returned a score that does not depend on its frames: it trains nothing in such a step.", stacklevel=3
+    )
+
+
+@contextmanager
+def drawing(module: Any, generator: torch.Generator | None) -> Iterator[None]:
+    """Set the step's generator as the attribute `generator` of a reward that has one, for random preparation."""
+    if not hasattr(module, "generator"):
+        yield
+        return
+    before, module.generator = module.generator, generator
+    try:
+        yield
+    finally:
+        module.generator = before
+
+
+def _caption(reward: Any, whose: str) -> str:
+    """The first words of `CAPTION` that the reward can read, at least one."""
+    words = CAPTION.split()
+    with blame(whose):
+        while len(words) > 1 and reward.count_tokens(" ".join(words)) > reward.max_tokens:
+            words.pop()
+    return " ".join(words)
 
 
 def rehearse(rewards: Mapping[str, Any], run: Run, geometry: Geometry, device: torch.device) -> None:
@@ -106,11 +149,18 @@ def rehearse(rewards: Mapping[str, Any], run: Run, geometry: Geometry, device: t
         pixels = torch.rand(shape, generator=generator).to(device)
         frames = pixels.clone().requires_grad_(config.weight > 0) * 1  # no leaf, so that a change in place is found
         with blame_memory(whose, "Use fewer --rewards"), torch.set_grad_enabled(config.weight > 0):
-            value = call(module.to(device), frames, [CAPTION], whose)
+            with drawing(module, reward_generator(run.seed, 0)):
+                value = _checked(module.to(device), frames, [_caption(module, whose)], whose)
             if not torch.equal(frames, pixels):
                 raise GuidedCDError(f"{whose} changed its frames, which other rewards read too; it must copy them.")
             if not value.isfinite().all():
                 raise GuidedCDError(f"{whose} gave {value.tolist()[0]} for random frames; a reward must be finite.")
+            if _is_detached(value, frames):
+                raise GuidedCDError(
+                    f"{whose} does not depend on its frames, so that it trains nothing: something detached it. "
+                    "If it returns a constant where it detects nothing, add `+ 0 * frames.sum()` to it. "
+                    "A reward of weight 0 is only logged and needs no gradient."
+                )
             if config.weight > 0:
                 (gradient,) = torch.autograd.grad(value.sum(), frames, allow_unused=True)
                 if gradient is None:

@@ -5,8 +5,7 @@ Legend: B samples, C channels, F frames, h/w latent size, k chosen frames, b sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -197,19 +196,6 @@ class RewardScorer:
         frames = video if len(rows) == len(decoded) else video[rows]
         advice = "Use --train.reward-batch 1, or the reward's options dtype and gradient_checkpointing."
         captions = [routes[sample].caption for sample in samples]
-        with blame_memory(whose, advice), torch.set_grad_enabled(grad), _drawing(module, generator):
+        with blame_memory(whose, advice), torch.set_grad_enabled(grad), contract.drawing(module, generator):
             scores = contract.call(module, frames if grad else frames.detach(), captions, whose)
         return RewardScores(scores, samples)
-
-
-@contextmanager
-def _drawing(module: Any, generator: torch.Generator | None) -> Iterator[None]:
-    """Set the step's generator as the attribute `generator` of a reward that has one, for random preparation."""
-    if not hasattr(module, "generator"):
-        yield
-        return
-    before, module.generator = module.generator, generator
-    try:
-        yield
-    finally:
-        module.generator = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,7 +63,7 @@ def reward_reads_text(subject: Subject) -> None:
     short, long = (subject.built.count_tokens(text) for text in ("a ball", "a ball " * 200))
     assert 0 < short < long, f"count_tokens returned {short} for two words and {long} for four hundred"
     limit = subject.built.max_tokens
-    assert isinstance(limit, int) and limit > 0, f"max_tokens is {limit!r}"
+    assert isinstance(limit, Integral) and int(limit) > 0, f"max_tokens is {limit!r}"
 
 
 def reward_leaves_its_frames(subject: Subject) -> None:

@@ -193,6 +193,22 @@ def test_a_wrong_plugin_file_is_one_sentence(command, plugin_file):
     )
 
 
+def test_a_plugin_file_may_be_importable(command, plugin_file, monkeypatch):
+    """Where the folder of the file is in sys.path, Python finds the file itself under its name, also through a link."""
+    monkeypatch.syspath_prepend(str(plugin_file.parent))
+    link = plugin_file.parent / "links"
+    link.symlink_to(plugin_file.parent, target_is_directory=True)
+
+    for path in ("still_energy.py", "links/still_energy.py"):
+        monkeypatch.setenv("GUIDEDCD_PLUGINS", "")
+        assert "still" in command("plugins", "list", "--plugin", path).out
+
+    folder = plugin_file.parent / "a:b"
+    folder.mkdir()
+    (folder / "still_energy.py").write_text(ONE_FILE)
+    assert "contains ':'. Move it" in command("plugins", "list", "--plugin", "a:b/still_energy.py").err
+
+
 def test_a_run_of_a_plugin_file_names_it(command, plugin_file, monkeypatch):
     """Without the file, the error about the missing component states which one the run used."""
     run = command("train", "--plugin", "still_energy.py", "--energies", "still").run

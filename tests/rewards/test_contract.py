@@ -31,6 +31,7 @@ GEOMETRY = Geometry(frames=3, height=8, width=8, fps=8, compression=2)
 WRONG = {
     "changes": ("video.mul_(2); return video.flatten(1).mean(1)", "changed its frames"),
     "changes-unseen": ("video.data.mul_(2); return video.flatten(1).mean(1)", "changed its frames"),
+    "constant": ("return torch.zeros(1)", r"add `\+ 0 \* frames.sum\(\)`"),
     "detached": ("return video.detach().flatten(1).mean(1)", "does not depend on its frames"),
     "parameter-only": ("return self.weight.expand(1)", "does not depend on its frames"),
     "unrelated": ("return torch.zeros(1, requires_grad=True) + 1", "no gradient with respect to its frames"),
@@ -60,6 +61,33 @@ def test_a_reward_is_frozen_by_the_engine(toy, install):
     rehearse({"odd": reward}, run, GEOMETRY, torch.device("cpu"))
 
     assert not reward.training and not reward.weight.requires_grad
+
+
+def test_the_rehearsal_keeps_the_promises_of_training(toy, install):
+    """`generator` is set, and no caption has more than `max_tokens` tokens; both counts may be NumPy integers."""
+    body = "assert len(captions[0].split()) == 3; noise = torch.rand(1, generator=self.generator)"
+    code = PLUGIN.format(body=f"{body}; assert self.generator; return video.flatten(1).mean(1) + noise")
+    code = code.replace("max_tokens = 8", "max_tokens, generator = numpy.int64(3), None").replace(
+        "return len(text.split())", "return numpy.int64(len(text.split()))"
+    )
+    install("acme-odd", "import numpy\n" + code)
+    run = make(replace=["rewards"], rewards={"odd": {"frames": 2}})
+
+    (reward,) = build_rewards(run).values()
+    rehearse({"odd": reward}, run, GEOMETRY, torch.device("cpu"))
+
+    assert reward.generator is None
+
+
+def test_a_constant_score_in_training_is_one_warning():
+    """A reward that detects nothing in one batch does not end the run."""
+    frames = torch.rand(1, 1, 3, 4, 4, requires_grad=True)
+
+    with pytest.warns(UserWarning, match="reward 'constant' returned a score that does not depend") as caught:
+        for _ in range(2):
+            call(lambda video, captions: torch.zeros(1), frames, ["a"], "reward 'constant'")
+
+    assert len(caught) == 1
 
 
 class Reader(nn.Module):
