@@ -121,7 +121,7 @@ def _run(argv: Sequence[str]) -> Any:
         registry = _load_plugins(tokens)
         check_flags(tokens)
         if tokens and tokens[0] in (*WITH_RUN, *WITH_COMPONENTS):
-            check_groups(tokens, registry)
+            check_groups(tokens, registry, sections=tokens[0] in WITH_RUN)
         with _plain_warnings():
             return build(registry, tokens[0] if tokens else "", _profile(tokens))(tokens)
     except (GuidedCDError, CycloptsError, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:

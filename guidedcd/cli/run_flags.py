@@ -196,17 +196,18 @@ def run_flags(
     return attrs.make_class("RunFlags", fields, frozen=True, kw_only=True)
 
 
-def check_groups(words: Sequence[str], registry: Registry) -> None:
+def check_groups(words: Sequence[str], registry: Registry, *, sections: bool) -> None:
     """Refuse a group of options that is given a value, such as `--student lora`.
 
     Args:
         words: The command line.
         registry: The installed plugins.
+        sections: Whether the command takes the sections of a run; without them its own flags may have their names.
 
     Raises:
         GuidedCDError: There is one; names an option of the group.
     """
-    groups = dict(_groups(SECTIONS, "--"))
+    groups = dict(_groups(SECTIONS, "--")) if sections else {}
     for key, kind in KINDS.items():
         groups |= _groups({one.name: one.config for one in registry.of_kind(kind).values()}, f"--{key}.")
     for word in words:

@@ -21,6 +21,7 @@ from guidedcd.devices import blame_memory
 from guidedcd.evaluation.bootstrap import over_seeds
 from guidedcd.evaluation.finished import BatchResult, FinishedBatches
 from guidedcd.plugins.registry import Registry, blame
+from guidedcd.plugins.sources import origin
 
 SEED_STEP, SPLIT_STEP = 1_000_000, 100_000
 """Distance between the seeds of videos, for two seeds and for two splits of an evaluation."""
@@ -118,14 +119,12 @@ def build_metrics(chosen: Mapping[str, Any], registry: Registry, fps: float) -> 
         n: available[n].config() for n in ("flicker", "dynamic-degree") if n in available and n not in chosen
     }
     added = {n: attrs.evolve(c, fps=fps) if hasattr(c, "fps") else c for n, c in added.items()}
-    return [
-        Metric(
-            name,
-            Chosen(name, config).build(registry),
-            settings={"component": f"{available[name]} {available[name].version}", "options": unstructure(config)},
-        )
-        for name, config in {**chosen, **added}.items()
-    ]
+    metrics = []
+    for name, config in {**chosen, **added}.items():
+        one = Chosen(name, config)
+        settings = {"metric": name, **origin(one.component(registry)), "options": unstructure(config)}
+        metrics.append(Metric(name, one.build(registry), settings=settings))
+    return metrics
 
 
 def measure(

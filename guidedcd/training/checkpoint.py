@@ -185,6 +185,10 @@ def verify(path: Path) -> None:
                 raise damaged(path, f"{name} is missing")
             if file_digest(path / name) != checksum:
                 raise damaged(path, f"the checksum of {name} differs")
+        # Hidden files are those of file managers.
+        unlisted = sorted(name for name in names - set(manifest["sha256"]) if not name.startswith("."))
+        if unlisted:
+            raise damaged(path, f"{CHECKSUMS} has no checksum of {unlisted[0]}")
     except NoPermissionError:
         raise
     except GuidedCDError as error:

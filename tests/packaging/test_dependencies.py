@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 OPTIONAL = {"bitsandbytes", "triton"}
 """Imported where they are installed; the package works without them."""
-ELSEWHERE = {"build", "hatchling", "mypy", "ruff"}
+ELSEWHERE = {"build", "hatchling", "mypy", "pytest-xdist", "ruff"}
 """Programs that are run and not imported."""
 
 

@@ -100,6 +100,10 @@ def damage_bit(folder: Path) -> None:
     [
         (damage_bit, "the checksum of model.safetensors differs"),
         (lambda folder: shutil.copy(folder / "model.safetensors", folder / "state.pt"), "checksum of state.pt differs"),
+        (
+            lambda folder: write_json(folder / "checksums.json", {"step": 4, "sha256": {}}),
+            "checksums.json has no checksum of ",
+        ),
         (lambda folder: (folder / "state.pt").unlink(), "state.pt is missing"),
         (lambda folder: (folder / "checksums.json").unlink(), r"checksums.json is missing"),
         (
@@ -108,7 +112,7 @@ def damage_bit(folder: Path) -> None:
         ),
         (lambda folder: folder.rename(folder.with_name("step-000009")), "its files, which are of step 4"),
     ],
-    ids=["bit", "foreign", "missing", "unsigned", "form", "renamed"],
+    ids=["bit", "foreign", "unlisted", "missing", "unsigned", "form", "renamed"],
 )
 def test_a_checkpoint_is_what_was_written(tmp_path, damage, words):
     """Files that changed, are gone or are another step's are found before the run continues from them."""

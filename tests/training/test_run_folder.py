@@ -24,6 +24,7 @@ def unmeasured(monkeypatch):
         (folder / "report.html").write_text("done")
         return folder / "report.html"
 
+    monkeypatch.setattr("guidedcd.workflow._is_evaluated", lambda folder: (folder / "evaluation.json").is_file())
     monkeypatch.setattr(
         "guidedcd.evaluation.evaluate.evaluate", lambda folder: (folder / "evaluation.json").write_text("{}")
     )

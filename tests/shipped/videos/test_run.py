@@ -161,7 +161,7 @@ def test_tokens_are_counted_without_loading_networks(tmp_path, monkeypatch):
     for module in ("guidedcd.rewards.image_text", "guidedcd_internv2.reward"):
         monkeypatch.setattr(f"{module}.open_weights", None)
 
-    reader_by_name = readers(run)
+    reader_by_name = readers(run.chosen("reward"))
     for name, reward in built.items():
         assert reader_by_name[name].max_tokens == reward.max_tokens
         assert [reader_by_name[name].count(text) for text in texts] == [reward.count_tokens(text) for text in texts]
@@ -174,7 +174,7 @@ def test_the_published_tokenizers_need_no_weights():
         "data": [{"shapes": {}}],
         "rewards": {"hps": {"path": "auto"}, "pickscore": {}},
     }
-    reader_by_name = readers(run_from_dict(described))
+    reader_by_name = readers(run_from_dict(described).chosen("reward"))
 
     assert {name: (one.max_tokens, one.count("a red ball")) for name, one in reader_by_name.items()} == {
         "hps": (77, 5),
