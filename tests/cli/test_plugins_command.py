@@ -206,7 +206,7 @@ def test_a_plugin_file_may_be_importable(command, plugin_file, monkeypatch):
     folder = plugin_file.parent / "a:b"
     folder.mkdir()
     (folder / "still_energy.py").write_text(ONE_FILE)
-    assert "contains ':'. Move it" in command("plugins", "list", "--plugin", "a:b/still_energy.py").err
+    assert "contains ':'. Move the file" in command("plugins", "list", "--plugin", "a:b/still_energy.py").err
 
 
 def test_a_run_of_a_plugin_file_names_it(command, plugin_file, monkeypatch):
