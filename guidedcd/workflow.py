@@ -19,6 +19,7 @@ from guidedcd.evaluation import tables
 from guidedcd.files import file_digest
 from guidedcd.plugins.registry import CONFIGS, load_plugins
 from guidedcd.plugins.requirements import unmet
+from guidedcd.plugins.sources import origin
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import open_store
 from guidedcd.rewards import contract
@@ -110,10 +111,13 @@ def _check_components(run: Run) -> None:
         GuidedCDError: A component cannot be loaded, lacks a member, or a routing rule returns a wrong route.
     """
     registry = load_plugins()
-    plugins = {chosen.component(registry).plugin for kind in CONFIGS for chosen in run.chosen(kind)}
+    components = [chosen.component(registry) for kind in CONFIGS for chosen in run.chosen(kind)]
+    plugins = {component.plugin for component in components}
     notes = [f"{note.plugin}: {note.text}." for note in registry.notes if note.plugin in plugins]
     for line in (*unmet(sorted(plugins)), *notes):
         console.print(f"warning  {line}", markup=False)
+    for component in components:
+        origin(component)  # the process keeps the digest of the source, which may be edited once it is imported
     for kind in ("energy", "metric"):
         for chosen in run.chosen(kind):
             chosen.component().load()

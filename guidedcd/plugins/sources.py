@@ -35,7 +35,7 @@ def changed(what: str, before: Mapping[str, str], now: Mapping[str, str]) -> str
 def source_digest(target: str) -> str:
     """A digest of the modules of the package of "module:attribute", which is not imported; "" if there are no files.
 
-    A process keeps the first digest: a later edit does not change the code that it has imported.
+    A process keeps the first digest: a later edit, or a new file, does not change the code that it has imported.
     """
     return _digest(*_files(target.partition(":")[0]))
 
@@ -53,8 +53,12 @@ def _digest(*files: Path) -> str:
     return content.hexdigest()[:16]
 
 
-def _files(module: str) -> list[Path]:
-    """The source files of the top-level package of a module, or of a module without a package."""
+@cache
+def _files(module: str) -> tuple[Path, ...]:
+    """The source files of the top-level package of a module, or of a module without a package.
+
+    Hidden files are left out, such as the lock of a file that is open in an editor.
+    """
     top = module.partition(".")[0]
     try:
         spec = importlib.util.find_spec(top)
@@ -64,8 +68,9 @@ def _files(module: str) -> list[Path]:
     except (ImportError, ValueError, AttributeError):  # such as __main__, which has no spec
         path = getattr(sys.modules.get(top), "__file__", None)
     if path is None or not path.endswith(".py") or not Path(path).is_file():
-        return []
+        return ()
     file = Path(path)
     if file.name != "__init__.py":
-        return [file]
-    return [file, *sorted(other for other in file.parent.rglob("*.py") if other != file)]
+        return (file,)
+    visible = (other for other in file.parent.rglob("*.py") if not other.name.startswith(".") and other.is_file())
+    return (file, *sorted(other for other in visible if other != file))

@@ -127,16 +127,17 @@ def claimed(run: Run, out: Path | None, *, new: bool, command: str | None = None
             if other == folder:
                 if exists and not finished(folder):
                     console.print(f"run      continuing {folder} (--new starts another)")
-                _record_sources(run, folder)
-                if not exists:
+                if not exists:  # first of all files, by which the folder is known as this run's
                     write_json(folder / "run.json", ({"command": command} if command else {}) | run.to_dict())
+                if not (folder / "student" / "student.json").exists():
+                    _record_sources(run, folder)
                 yield folder
                 return
         folder = other
 
 
 SOURCES = "sources.json"
-"""The versions and sources of a run's components, as of its last start."""
+"""The versions and sources of a run's components, as of the last start of its training."""
 
 
 def _record_sources(run: Run, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,7 +75,7 @@ class Dataset:
 
 def _described(file: Path, root: Path) -> tuple[str, int, int]:
     """Name below the data set's folder, size, and time of modification in seconds, which every file system keeps."""
-    status = file.stat()
+    status = file.stat() if file.exists() else file.lstat()  # of a link whose file is missing, the link itself
     name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
     return name, status.st_size, int(status.st_mtime)
 
@@ -186,12 +185,13 @@ class Folder(ListedDataset):
         return path.is_file() or bool(self.config.metadata) or any((path / name).is_file() for name in self.patterns)
 
     def listing_files(self, path: Path) -> Sequence[Path]:
-        """The table; without one, all files of the folder, videos and captions."""
+        """The table; without one, the videos below the folder and the captions beside them."""
         if self.has_list(path):
             return super().listing_files(path)
         root = path if self.config.videos is None else path / self.config.videos
-        walked = sorted(os.walk(root, followlinks=True))
-        return [Path(folder) / name for folder, _, names in walked for name in sorted(names) if name[:1] != "."]
+        videos = [root / name for name in video_files(root)]
+        captions = {video.with_suffix(ending) for video in videos for ending in (".json", ".txt")}
+        return [*videos, *sorted(file for file in captions if file.is_file())]
 
     def listing(self, path: Path) -> Listing:
         """The rows of the metadata, or the videos below the folder."""

@@ -10,11 +10,13 @@ from safetensors.torch import load_file, save_file
 from stores import shard_files
 from toy_plugin import make as toy_run
 
+from guidedcd import workflow
 from guidedcd.documents import read_json
 from guidedcd.energies import inversion
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest, write_json
 from guidedcd.plugins import sources
+from guidedcd.plugins.registry import Component
 from guidedcd.preprocessing import score_sets, writer
 from guidedcd.preprocessing import shard_files as writing
 from guidedcd.preprocessing.identity import identify, is_same
@@ -109,6 +111,22 @@ def test_an_edited_energy_is_scored_again(store, monkeypatch, capsys):
     assert LatentStore(store).scores["toy"] != old
 
 
+def forget_digests():
+    """What a new process knows of sources: nothing."""
+    sources._files.cache_clear()
+    sources._digest.cache_clear()
+
+
+def test_sources_are_read_before_they_are_imported(toy, monkeypatch):
+    """The check of a run's components takes the digest of every source before the first of them is loaded."""
+    seen, load = [], Component.load
+    monkeypatch.setattr(workflow, "origin", lambda component: seen.append(component.kind))
+    monkeypatch.setattr(Component, "load", lambda component: (seen.append("load"), load(component))[1])
+    workflow._check_components(toy_run())
+
+    assert {"energy", "reward", "teacher", "dataset"} <= set(seen[: seen.index("load")])
+
+
 def test_the_digest_follows_every_module_of_the_package(tmp_path, monkeypatch):
     """An edit anywhere in the target's package changes the digest, nothing is imported, and no source has none."""
     package = tmp_path / "acme_motion"
@@ -120,9 +138,15 @@ def test_the_digest_follows_every_module_of_the_package(tmp_path, monkeypatch):
 
     first = sources.source_digest("acme_motion.energy:Energy")
     (package / "energy.py").write_text("power = 1")
+    (package / "new.py").touch()
     assert sources.source_digest("acme_motion.energy:Energy") == first != ""
-    sources._digest.cache_clear()
-    assert sources.source_digest("acme_motion.energy:Energy") not in (first, "")
+    forget_digests()
+    edited = sources.source_digest("acme_motion.energy:Energy")
+    assert edited not in (first, "")
+    (package / ".#energy.py").symlink_to("user@host.1234:5678")  # the lock of an editor
+    (package / "gone.py").symlink_to(package / "nothing.py")
+    forget_digests()
+    assert sources.source_digest("acme_motion.energy:Energy") == edited
     assert sources.source_digest("itertools:count") == sources.source_digest("no_such_module:x") == ""
 
 

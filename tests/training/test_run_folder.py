@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,28 @@ def test_run_json_reads_back(toy, tmp_path):
     assert run_from_dict(read_json(tmp_path / "run.json")) == run
 
 
+@pytest.mark.parametrize("name", ["run.json", run_folder.SOURCES])
+def test_a_run_that_is_killed_at_its_start_can_be_continued(toy, tmp_path, monkeypatch, name):
+    """run.json is the first file of a run, so that its folder is never one with other files only."""
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(run_folder, "write_json", _killed_at(name))
+        with run_folder.claimed(make(), tmp_path / "r", new=False):
+            pass
+    with run_folder.claimed(make(), tmp_path / "r", new=False) as folder:
+        assert (folder / run_folder.SOURCES).exists()
+
+
+def _killed_at(name: str) -> Callable[..., None]:
+    """A `write_json` that is interrupted before it writes the file `name`, which leaves the others."""
+
+    def write(path: Path, content: object) -> None:
+        if path.name == name:
+            raise KeyboardInterrupt
+        write_json(path, content)
+
+    return write
+
+
 def test_changed_components_are_stated_before_a_run_continues(toy, tmp_path, monkeypatch, capsys):
     """A component with another source or version than at the last start is named once; the run continues."""
     run, origin, folder = make(), run_folder.origin, tmp_path / "r"
@@ -147,7 +170,12 @@ def test_changed_components_are_stated_before_a_run_continues(toy, tmp_path, mon
         return origin(component) | change
 
     assert "since" not in claim()
+    recorded = read_json(folder / run_folder.SOURCES)
     monkeypatch.setattr(run_folder, "origin", edited)
+    (folder / "student").mkdir()
+    (folder / "student" / "student.json").touch()
+    assert "since" not in claim() and read_json(folder / run_folder.SOURCES) == recorded  # training is finished
+    (folder / "student" / "student.json").unlink()
     text = claim()
     assert "since its last step, energy 'toy' (" in text and "has another source than before and reward 'toy'" in text
     assert "has version 2 instead of" in text and "continues with the present code" in text

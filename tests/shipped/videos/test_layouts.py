@@ -414,3 +414,18 @@ def test_a_fingerprint_follows_the_files_that_list_the_clips(name, roots, tmp_pa
     assert fingerprint(root) != fingerprint(roots[name])
     with pytest.raises(GuidedCDError, match="there is no folder"):
         fingerprint(tmp_path / "none")
+
+
+def test_files_beside_the_clips_do_not_change_the_fingerprint(tmp_path):
+    """Hidden folders and other files do not count; captions do, and a link whose file is missing is no error."""
+    for name in ("a.mp4", "a.txt", "sub/b.mp4"):
+        video_files.write(tmp_path / name, b"x")
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nothing.mp4")
+    dataset = load_plugins().get("dataset", "folder").build(FolderConfig(path=tmp_path))
+    first = dataset.fingerprint()
+    for name in (".cache/c.mp4", "runs/stores/1/store.json", "notes.txt"):
+        video_files.write(tmp_path / name, b"x")
+
+    assert dataset.fingerprint() == first
+    video_files.write(tmp_path / "sub/b.json", b"{}")
+    assert dataset.fingerprint() != first
