@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import attrs
 import torch
 
+from guidedcd.acceleration.apply import accelerated
 from guidedcd.config.run import Run
 from guidedcd.devices import device as find_device
-from guidedcd.errors import GuidedCDError
 from guidedcd.planning.gpus import WITHIN, WITHIN_UNMEASURED, Machine
 from guidedcd.planning.meter import Cost
 from guidedcd.planning.preprocess_cost import ROWS
@@ -34,7 +35,7 @@ def calibrated(machine: Machine, run: Run, counted: Cost) -> Machine:
         return machine
     try:
         fastest, mean = _passes(run, max(1, min(rows, int(LIMIT / PASSES / predicted))))
-    except GuidedCDError:  # weights that a plan does without
+    except Exception:  # missing weights, a teacher that does not fit, a plugin's error: a plan does without the pass
         return machine
     operations = attrs.evolve(machine, launch=0.0).seconds(counted) / rows
     return attrs.evolve(
@@ -50,13 +51,14 @@ def calibrated(machine: Machine, run: Run, counted: Cost) -> Machine:
 def _passes(run: Run, rows: int) -> tuple[float, float]:
     """Seconds per sample of a pass on an idle machine, and the mean of several passes now.
 
-    On a CPU the first is the time for which its processors worked, if that is less than the time of the fastest pass.
+    The network has the precision of the run's preprocessing.
     """
     teacher = run.teacher.build().to(find_device(run.device))
     z = torch.zeros(rows, *teacher.geometry.latent_shape, device=teacher.device)
     t, text = torch.full((rows,), 500, device=teacher.device), teacher.null(rows)
     seconds: list[float] = []
-    with torch.no_grad():
+    precision = run.preprocess.precision
+    with torch.no_grad(), accelerated(teacher, fast="no", precision=precision, in_place=True) as teacher:
         teacher.net(z, t, text)
         worked, began = time.process_time(), time.perf_counter()
         while len(seconds) < PASSES and time.perf_counter() - began < LIMIT:
@@ -66,5 +68,20 @@ def _passes(run: Run, rows: int) -> tuple[float, float]:
         worked = time.process_time() - worked
     fastest = min(seconds)
     if teacher.device.type == "cpu":
-        fastest = min(fastest, worked / len(seconds) / rows / torch.get_num_threads())
+        fastest = _undisturbed(fastest, worked / len(seconds) / rows)
     return fastest, sum(seconds) / len(seconds)
+
+
+def _undisturbed(fastest: float, worked: float) -> float:
+    """Seconds of a pass on an idle CPU, from those of the fastest pass and the mean CPU time of a pass.
+
+    Threads that wait for each other, or for a container's quota of CPU time, look like threads that other work
+    displaced. The result is therefore at most as short as the load average explains.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(torch.get_num_threads(), cpus)
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):  # unknown on this system
+        load = 0.0
+    return min(fastest, max(worked / threads, fastest / max(1.0, (load + threads) / cpus)))

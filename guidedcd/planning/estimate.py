@@ -63,7 +63,7 @@ class Estimator:
         self.machine, self.processes = machine, processes
         self.left_out: dict[str, str] = {}
         """Components that cannot be counted, and why."""
-        self._cache: dict[Any, Any] = {}
+        self._cache: dict[str, Any] = {}
 
     def calibrate(self, run: Run) -> None:
         """Measure a pass of the run's teacher on this machine, if it has no data sheet and the pass is short."""
@@ -165,6 +165,7 @@ class Estimator:
             return scoring(run, teacher, modules) if modules else None, beside
 
     def _once(self, key: Any, make: Any) -> Any:
+        key = repr(key)  # options may be lists and dicts, which have no hash
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]

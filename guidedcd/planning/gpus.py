@@ -75,7 +75,7 @@ class Machine:
     memory: float
     """Bytes."""
     share: float
-    """Share of the peaks that these networks reach."""
+    """Share of the peaks that these networks reach with stock kernels."""
     within: float = WITHIN
     """Factor by which a predicted time may be wrong, in either direction."""
     slowdown: float = 1.0
@@ -86,10 +86,13 @@ class Machine:
     """Origin of the figures, e.g. "data sheet"."""
 
     def with_layers(self, fast: str) -> Machine:
-        """The machine with the share of the path `fast`, an option of `preprocess` and `train`."""
+        """The machine with the share of the path `fast`, an option of `preprocess` and `train`.
+
+        `share` is that of stock kernels, from `SHARES` or measured; other paths are faster by the ratio of `SHARES`.
+        """
         if self.kind != "cuda":
             return self
-        return attrs.evolve(self, share=SHARES[resolved(fast, self.kind)])
+        return attrs.evolve(self, share=self.share * SHARES[resolved(fast, self.kind)] / SHARES["no"])
 
     def seconds(self, cost: Cost) -> float:
         """Seconds that a computation takes."""
@@ -136,7 +139,7 @@ def machine(
         result = _measured(f"{device.type}, {torch.get_num_threads()} threads", device)
     if tflops is not None:
         half, single = tflops * 1e12, tflops * 1e12 * result.single / result.half
-        result = attrs.evolve(result, half=half, single=single, source="--device-tflops")
+        result = attrs.evolve(result, half=half, single=single, within=WITHIN, source="--device-tflops")
     return result if memory is None else attrs.evolve(result, memory=memory * GIB)
 
 

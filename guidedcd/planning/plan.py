@@ -52,7 +52,8 @@ class Question:
 def print_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
     """Predict the cost of `guidedcd train` with this run, print it, and return it.
 
-    Teachers and rewards that take `weights=False` are built without reading weights, and nothing is written.
+    Costs are counted on teachers and rewards without weights, where they take `weights=False`. On a device without a
+    data sheet the teacher is also loaded, to measure a pass of a few seconds at most. Nothing is written.
 
     Args:
         run: The run.

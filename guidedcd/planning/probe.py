@@ -69,7 +69,7 @@ def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any
             whole=whole,
             peak=predicted,
         ):
-            size = sum(file.stat().st_size for file in store.glob("shard-*"))
+            size = sum(file.stat().st_size for file in store.rglob("shard-*"))
             rows.add("store, per video", predicted.disk_gb * 1e3 / videos, size / videos / 1e6, "MB")
             step = estimator.train(small)
             run_folder = Path(folder, "run")

@@ -12,12 +12,13 @@ from toy_plugin import make
 
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.sections import EvaluateConfig
+from guidedcd.config.structure import changed
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.planning import calibration
 from guidedcd.planning.alternatives import choices
 from guidedcd.planning.estimate import Estimator
-from guidedcd.planning.gpus import DATA_SHEETS, GIB, machine
+from guidedcd.planning.gpus import DATA_SHEETS, GIB, SHARES, WITHIN, WITHIN_UNMEASURED, machine
 from guidedcd.planning.plan import Question, print_plan
 from guidedcd.planning.preprocess_cost import ROWS
 
@@ -29,7 +30,7 @@ def test_devices_are_found_by_name():
     assert machine(cpu, like="NVIDIA A100-SXM4-40GB").memory == 40 * GIB
     assert machine(cpu, like="h100", tflops=500, memory=10).half == 5e14
     assert machine(cpu).memory > GIB and machine(cpu).single > 1e8
-    with pytest.raises(GuidedCDError, match="no such GPU is known.*h200"):
+    with pytest.raises(GuidedCDError, match="'abacus', which names no known GPU. Known: .*h200"):
         machine(cpu, like="abacus")
 
 
@@ -189,6 +190,78 @@ def test_work_of_an_evaluation():
     calls = 4 * (4 + 8 + 4) + 3 * 2 * (8 + 4 + 4 + 2) + 1 * 100
 
     assert config.work(2, shown=1, choosing=3, solvers=2) == (calls, 4 * 3 + 3 * 2 * 2 * 2 + 1)
+
+
+@pytest.mark.parametrize("options", [{"scale": {"pta": 0.3}}, {"prompts": ["a ball", "a cat"]}], ids=str)
+def test_an_evaluation_with_lists_and_dicts_is_planned(toy, options):
+    """Options of an evaluation without a hash are counted, and counted once."""
+    run, estimator = make(), Estimator(gpu())
+    run = attrs.evolve(run, evaluate=changed(run.evaluate, **options))
+
+    assert estimator.evaluate(run).hours > 0
+    assert estimator.evaluate(run) == estimator.evaluate(run)
+
+
+def test_a_stated_speed_is_not_measured(toy, monkeypatch):
+    """With --device-tflops a machine has the range of a known one, and no pass of the teacher replaces the figure."""
+    monkeypatch.setattr(calibration, "_passes", lambda run, rows: pytest.fail("a pass was measured"))
+    stated = machine(torch.device("cpu"), tflops=2)
+    estimator = Estimator(stated)
+    estimator.calibrate(make())
+
+    assert stated.within == WITHIN and stated.half == 2e12
+    assert estimator.machine == stated
+
+
+def test_a_measured_share_is_kept_by_faster_paths():
+    """Layers raise the share of a GPU, measured or not, by the same factor."""
+    measured = gpu(share=0.2)
+
+    assert measured.with_layers("no").share == pytest.approx(0.2)
+    assert measured.with_layers("layers").share == pytest.approx(0.2 * SHARES["layers"] / SHARES["no"])
+
+
+def test_a_teacher_that_does_not_fit_is_not_measured(toy, monkeypatch):
+    """Any error of the measured pass leaves the speed of the matrix product."""
+
+    def fail(run, rows):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(calibration, "_passes", fail)
+    estimator = Estimator(machine(torch.device("cpu")))
+    before = estimator.machine
+    estimator.calibrate(make())
+
+    assert estimator.machine == before and before.within == WITHIN_UNMEASURED
+
+
+def test_a_pass_is_measured_in_the_precision_of_the_run(toy, monkeypatch):
+    """With bf16 preprocessing the network of the measured pass has bfloat16 weights, like that of the count."""
+    from guidedcd.models.teachers import latent
+
+    dtypes, net = set(), latent.LatentTeacher.net
+
+    def recorded(teacher, *args, **options):
+        dtypes.add(next(teacher.network.parameters()).dtype)
+        return net(teacher, *args, **options)
+
+    monkeypatch.setattr(latent.LatentTeacher, "net", recorded)
+    calibration._passes(make(preprocess={"precision": "bf16"}), 1)
+
+    assert dtypes == {torch.bfloat16}
+
+
+def test_threads_beyond_the_granted_cpus_are_no_other_work(monkeypatch):
+    """Idle threads, and a quota of CPU time, make no pass look delayed; a load average of other programs does."""
+    monkeypatch.setattr(calibration.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(calibration.torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(calibration.os, "getloadavg", lambda: (0.0, 0.0, 0.0), raising=False)
+    assert calibration._undisturbed(1.0, 2.0) == 1.0
+    assert calibration._undisturbed(1.0, 0.2) == 1.0
+
+    monkeypatch.setattr(calibration.os, "getloadavg", lambda: (4.0, 0.0, 0.0), raising=False)
+    assert calibration._undisturbed(1.0, 0.2) == pytest.approx(1 / 3)
+    assert calibration._undisturbed(1.0, 1.0) == pytest.approx(0.5)
 
 
 def test_a_busy_machine_is_measured(toy, monkeypatch):
