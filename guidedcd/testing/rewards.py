@@ -88,9 +88,9 @@ def reward_reads_up_to_its_limit(subject: Subject) -> None:
         return
     frames = video(subject, 1)
     with torch.no_grad():
-        first, second = (reward(frames, [caption]) for caption in CAPTIONS)
+        first, second = (reward(frames, [caption]) for caption in ("ball", "boat"))
         if torch.equal(first, second):
-            return  # it does not depend on captions
+            return  # it does not depend on captions, or its tokenizer knows neither word
         one, other = (reward(frames, [caption]) for caption in captions)
     assert not torch.equal(one, other), (
         f"max_tokens is {limit}, but the last word of a caption of {reward.count_tokens(captions[0])} tokens has no "
