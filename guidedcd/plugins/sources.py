@@ -26,7 +26,7 @@ def origin(component: Component) -> dict[str, str]:
 
 
 def changed(what: str, before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """What changed in the code of a component: "energy 'jerk' (acme/jerk) has another source than before"."""
+    """What changed in the code of a component: "energy 'smooth' (acme/smooth) has another source than before"."""
     version = f"version {now['version']} instead of {before.get('version')}"
     how = version if before.get("version") != now["version"] else "another source than before"
     return f"{what} ({now['plugin']}) has {how}"

@@ -197,7 +197,7 @@ def test_inspect_works_for_any_plugin(toy, tmp_path):
     ("argv", "message"),
     [
         (["--data", "toy", "--out", "sheet.jpg"], "sheet.jpg: the contact sheet is a PNG image"),
-        (["--data", "toy", "--sample", "-1"], "Must be >= 0"),
+        (["--data", "toy", "--sample", "-1"], "--sample is -1; it must be at least 0."),
         (
             ["--data", "folder:broken"],
             "none of the clips of the sample can be used (the first: x: the file is empty).",
