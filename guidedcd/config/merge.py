@@ -129,6 +129,11 @@ def _built(component: Component, value: str | None, merged: Options, where: str)
         merged[field.name] = Value(value, f"{where} {name}:{value}")
     config = structure(component.config, merged, f"{kind} '{name}'")
     if isinstance(config, EnergyConfig) and config.relative is None and config.scale is None:
+        if config.scale_range is not None:
+            raise GuidedCDError(
+                f"energy '{name}' has a {option_name('scale_range')}, but neither scale nor relative: "
+                "state the one whose unit the range has."
+            )
         config = attrs.evolve(config, relative=config.strength)  # recorded in run.json, whatever later defaults are
     return Chosen(name, config)
 

@@ -39,7 +39,8 @@ class EnergyConfig(ComponentConfig):
     relative: float | None = attrs.field(default=None, validator=optional(ge(0)))
     """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.1 without a `scale`."""
     scale_range: tuple[float, float] | None = attrs.field(default=None, validator=_ascending)
-    """Draw `scale` or `relative` from [low, high] per sample, 0 with probability 0.1; the student takes it as input."""
+    """Draw `scale` or `relative`, one of which must be stated, from [low, high] for each sample, and 0 with probability
+    0.1; the student takes it as input."""
     fraction: float = attrs.field(default=0.5, validator=_between(0, 1))
     """Fraction of the solver steps that are guided, the noisiest ones (tau in the paper), in [0, 1]."""
     reference: str = attrs.field(default="inversion", validator=in_(("inversion", "single-step", "clean")))

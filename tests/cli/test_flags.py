@@ -17,9 +17,8 @@ TOYS = ["--teacher", "toy", "--data", "toy", "--routes", "none", "--metrics", "n
 
 def test_an_option_of_a_plugin_is_a_flag(command, toys):
     """Naming an option of a plugin selects the plugin, and its value arrives with its type."""
-    run = command(
-        "train", *TOYS, "--energies.shake.top", "3", "--rewards", "smile", "--energies.shake.scale-range", "1,2"
-    ).run
+    strength = ("--energies.shake.scale", "1", "--energies.shake.scale-range", "1,2")
+    run = command("train", *TOYS, "--energies.shake.top", "3", "--rewards", "smile", *strength).run
 
     assert run.energies["shake"].top == 3
     assert run.energies["shake"].scale_range == (1.0, 2.0)

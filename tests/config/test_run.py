@@ -41,7 +41,7 @@ def test_a_run_survives_json(registry):
         {
             "teacher": {"toy": {"path": "weights.ckpt"}},
             "data": [{"toy": {"path": "a", "captions": ["x", "y"], "mirror": True}}, {"toy": {"path": "b"}}],
-            "energy": {"shake": {"scale_range": [1, 2], "top": 3}},
+            "energy": {"shake": {"scale": 1, "scale_range": [1, 2], "top": 3}},
             "rewards": {"smile": {"weight": 0.5}},
             "routes": {"keep": {}},
             "metrics": {"count": {}},
@@ -125,6 +125,16 @@ def test_a_scale_replaces_a_relative_scale_below(registry):
     assert of(registry, {"energy": {"shake": {"scale": 9}}}, relative).energies["shake"].relative == 0.3
     both = of(registry, {"energy": {"shake": {"scale": 9, "relative": 0.2}}}).energies["shake"]
     assert (both.scale, both.relative) == (9, 0.2)
+
+
+def test_a_range_of_strengths_has_a_unit(registry):
+    """A `scale_range` needs a `scale` or a `relative`, because the default `relative` would change its meaning."""
+    with pytest.raises(GuidedCDError, match="energy 'shake' has a scale_range, but neither scale nor relative"):
+        of(registry, {"energy": {"shake": {"scale_range": [100, 1000]}}})
+
+    for unit in ("scale", "relative"):
+        config = of(registry, {"energy": {"shake": {"scale_range": [1, 2], unit: 1}}}).energies["shake"]
+        assert config.scale_range == (1, 2) and config.is_relative == (unit == "relative")
 
 
 def test_an_energy_that_states_no_strength_is_relative(registry):

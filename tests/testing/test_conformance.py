@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from guidedcd.plugins.requirements import requirements
-from guidedcd.testing import checks
+from guidedcd.testing import checks, run_checks
 
 HEAD = """
 import attrs
@@ -129,6 +129,30 @@ def test_a_reference_free_energy_passes(install):
     install("acme-odd", HEAD + OFFER.format(kind="Energy", hook="energies") + code)
 
     assert failing("energy") == set()
+
+
+def test_an_energy_with_a_float32_network_passes(install):
+    """The rule in float64 is skipped; the rule about devices leaves the network on its own for the rules after it."""
+    code = """
+class Odd:
+    reference_free = True
+
+    def __init__(self, config):
+        torch.manual_seed(0)
+        self.net = torch.nn.Conv3d(4, 1, 1).requires_grad_(False)
+
+    def __call__(self, seen, reference):
+        values = self.net.to(seen.x0.device)(seen.x0).square().flatten(1).mean(1)
+        values.detach().numpy()  # a TypeError on the meta device
+        return values
+"""
+    install("acme-odd", HEAD + OFFER.format(kind="Energy", hook="energies") + code)
+
+    results = {r.check.rule.__name__: r for r in run_checks(checks("energy", "odd")[1:])}
+
+    skipped = results.pop("energy_has_the_right_gradient")
+    assert (skipped.status, skipped.reason) == ("skipped", "it computes in float32 only")
+    assert {name: r.reason for name, r in results.items() if r.status != "passed"} == {}
 
 
 REWARD = """
