@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,9 +56,10 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         of_student = read_flags(PublishedConfig, published, "a published student")
         of_energies = read_flags(GuidedConfig, guided, "sampling")
         texts = list(prompts if run is None else (run, *prompts))
-        is_run = run is not None and Path(run).is_dir()
+        is_run = run is not None and os.path.isdir(run)  # False for a text too long to be a path
         if "teacher" in of_student and "student" not in of_student and not is_run:
             selection = _teacher(of_student, components, registry)
+            starting("sample   loading PyTorch and the teacher")
             from guidedcd.inference.generate_teacher import generate_teacher
 
             generate_teacher(

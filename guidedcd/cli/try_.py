@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from guidedcd.cli.number_types import WHOLE
+from guidedcd.cli.command_line import starting
+from guidedcd.cli.number_types import POSITIVE_WHOLE
 from guidedcd.cli.run_flags import flags_of, read_flags, read_selection, run_flags
 from guidedcd.config.kinds import DEFAULT_PROFILE
 from guidedcd.config.sources import Layer, split_names
@@ -54,6 +55,7 @@ def _add_energy(group: App, registry: Registry, components: Any) -> None:
         """
         options = read_flags(EnergyTrialConfig, config, "a trial")
         selection = read_selection(flags, registry, _tried("energies", name))
+        starting("energy   loading PyTorch and the teacher")
         from guidedcd.trials.energy import try_energy
 
         try_energy(selection, prompts=prompt, out=out, config=EnergyTrialConfig(**options))
@@ -94,6 +96,7 @@ def _add_reward(group: App, registry: Registry, components: Any) -> None:
         """
         options = read_flags(TrialConfig, config, "a trial")
         selection = read_selection(flags, registry, _tried("rewards", name))
+        starting("reward   loading PyTorch and the reward")
         from guidedcd.trials.reward import try_reward
 
         try_reward(selection, videos, prompts=prompt, out=out, config=TrialConfig(**options))
@@ -109,7 +112,7 @@ def _add_reward(group: App, registry: Registry, components: Any) -> None:
 
 
 def _add_route(group: App, registry: Registry, components: Any) -> None:
-    def route(name: str, /, *captions: str, clips: Annotated[int, WHOLE] = 12, flags: Any = None) -> None:
+    def route(name: str, /, *captions: str, clips: Annotated[int, POSITIVE_WHOLE] = 12, flags: Any = None) -> None:
         """Print what a route decides for captions: which rewards score a clip, with which caption, and energies.
 
         Parameters
@@ -122,11 +125,12 @@ def _add_route(group: App, registry: Registry, components: Any) -> None:
             How many clips of the data set are shown where no caption is given.
         """
         selection = read_selection(flags, registry, _tried("routes", name))
+        starting("route    loading PyTorch and the route")
         from guidedcd.trials.route import try_route
 
         try_route(selection, captions, clips=clips)
 
-    route.__annotations__ |= {"clips": Annotated[int, WHOLE], "flags": components}
+    route.__annotations__ |= {"clips": Annotated[int, POSITIVE_WHOLE], "flags": components}
     group.command(route)
 
 

@@ -63,7 +63,7 @@ class PublishedConfig:
     student: Path | None = None
     """File of the published student: T2V-Turbo's unet_mg.pt, unet_no_mg.pt or unet_lora.pt."""
     teacher: str | None = None
-    """The model that the published student was distilled from, such as videocrafter2:model.ckpt."""
+    """The teacher that samples, such as videocrafter2:model.ckpt; with --student, its base model."""
     arch: Path | None = None
     """JSON or YAML file with the teacher's architecture, for a student of another size."""
     fps: int | None = None

@@ -54,8 +54,8 @@ def generate_teacher(
         energies and their shares at every step.
 
     Raises:
-        GuidedCDError: An option is unknown or out of range, an energy lacks its reference, there is no such teacher,
-            or a video of other settings has the name of one of these.
+        GuidedCDError: An option is unknown or out of range, an energy lacks its reference or the solver ddim,
+            there is no such teacher, or a video of other settings has the name of one of these.
     """
     config = SampleConfig(**options_of(SampleConfig, options, "sampling", mark="--"))
     guided, evaluate = guided or GuidedConfig(), evaluate or EvaluateConfig()
@@ -63,7 +63,7 @@ def generate_teacher(
         raise GuidedCDError("--scale belongs to a student; a teacher's energies have --energies.NAME.scale.")
     if guided.reference is not None and not energies:
         raise GuidedCDError("--reference is what energies compare with: choose some with --energies.")
-    check_reference(energies, guided)
+    check_guided(energies, guided)
     listed = as_prompts(prompts)
     check_seeds(config, len(listed))
     pipeline = load_teacher(teacher, device=device or "auto", dtype=config.dtype, size=config.size)
@@ -73,12 +73,14 @@ def generate_teacher(
         return write_videos(source, listed, config, Path("samples") if out is None else Path(out))
 
 
-def check_reference(energies: Sequence[Chosen], guided: GuidedConfig) -> None:
-    """Find out before a teacher is loaded whether every energy has its reference.
+def check_guided(energies: Sequence[Chosen], guided: GuidedConfig) -> None:
+    """Check before a teacher is loaded that energies can guide its solver, and that each has its reference.
 
     Raises:
-        GuidedCDError: One has none, or the file is missing.
+        GuidedCDError: The solver allows no energies, an energy has no reference, or the file is missing.
     """
+    if energies and guided.solver != "ddim":
+        raise GuidedCDError("energies guide the ddim solver only. Use --solver ddim.")
     if guided.reference is not None:
         guided.checked_reference()
         return

@@ -72,7 +72,7 @@ def teacher_sample(
     """
     if solver == "dpm++":
         if energies:
-            raise GuidedCDError("energies steer the ddim solver only; use solver ddim.")
+            raise GuidedCDError("energies guide the ddim solver only. Use --solver ddim.")
         return _dpm(teacher, cond, null, latents, steps, _batched(omega, latents))
     if solver != "ddim":
         raise GuidedCDError(f"no solver named '{solver}'. Use ddim or dpm++.")

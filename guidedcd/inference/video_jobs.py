@@ -184,7 +184,8 @@ def _finished(job: _Job, settings: Mapping[str, Any], gif: bool) -> bool:
         return False
     metadata = read_json(sidecar, {})
     metadata.setdefault("fraction", metadata.get("window"))  # its name in older files
-    for key, value in {"prompt": job.prompt, "seed": job.seed, **settings}.items():
+    # Settings without energies have no such key, but a guided video is another one.
+    for key, value in {"prompt": job.prompt, "seed": job.seed, "energies": None, **settings}.items():
         if metadata.get(key) != value:
             raise GuidedCDError(
                 f"{job.path} exists, with {key} {shortened(metadata.get(key))} instead of {shortened(value)}. "

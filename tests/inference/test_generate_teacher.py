@@ -10,6 +10,7 @@ import toy_plugin
 
 from guidedcd.cli import main
 from guidedcd.config.kinds import Chosen
+from guidedcd.config.sampling import GuidedConfig
 from guidedcd.data import media
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.generate_teacher import generate_teacher
@@ -55,6 +56,23 @@ def test_energies_guide_and_are_recorded(tmp_path, clip):
     assert about["timesteps"] == [999, 499]
 
 
+def test_a_guided_video_is_not_an_unguided_one(tmp_path, clip):
+    """A call without energies refuses the folder of guided videos of the same names."""
+    energy = Chosen("toy", toy_plugin.ToyEnergy(relative=0.5, reference="clean"))
+    options = {"steps": 1, "out": tmp_path / "out", "device": "cpu"}
+    generate_teacher("toy", PROMPTS[0], energies=[energy], guided=GuidedConfig(reference=clip), **options)
+
+    with pytest.raises(GuidedCDError, match="exists, with energies .* instead of None"):
+        generate_teacher("toy", PROMPTS[0], **options)
+
+
+def test_a_long_prompt_is_no_run_folder(tmp_path, capsys):
+    """A prompt that is too long for a file name is sampled; its file has a shortened name."""
+    assert sample("--teacher", "toy", "a red circle " * 24) == 0
+    assert len(list((tmp_path / "samples").glob("*.mp4"))) == 1
+    assert capsys.readouterr().out.startswith("sample   loading PyTorch and the teacher\n")
+
+
 def test_a_call_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
     """Only the missing video is sampled again, and other settings in the folder are refused."""
     paths = generate_teacher("toy", PROMPTS, steps=1, out=tmp_path / "out", device="cpu")
@@ -76,12 +94,14 @@ def test_a_call_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
 
 def test_mistakes_are_one_sentence(tmp_path, clip, capsys):
     """Each wrong call exits 2 with one line that states the remedy."""
+    guided = ("--teacher", "toy", "--energy", "toy", "--reference", str(clip))
     cases = {
         ("toy", "a prompt"): "'toy' is a teacher and no run folder: sample it with --teacher toy",
         ("--teacher", "toi", "a prompt"): "Did you mean 'toy'?",
         ("--teacher", "toy"): "no prompts: give some",
         ("--teacher", "toy", "--energy", "toy", "a prompt"): "energy 'toy' compares with a reference video",
         ("--teacher", "toy", "--energy", "toy", "--reference", "no.mp4", "x"): "there is no reference video no.mp4",
+        (*guided, "--solver", "dpm++", "x"): "energies guide the ddim solver only. Use --solver ddim.",
         ("--teacher", "toy", "--reference", str(clip), "a prompt"): "choose some with --energies",
         ("--teacher", "toy", "--scale", "3", "a prompt"): "--energies.NAME.scale",
         ("--teacher", "toy", "--fraction", "0.3", "a prompt"): "--fraction belongs to a published student",
@@ -96,8 +116,6 @@ def test_mistakes_are_one_sentence(tmp_path, clip, capsys):
 
 def test_energies_of_a_program_guide_to_files(tmp_path, clip):
     """`generate_teacher` takes chosen components, as a Selection has them."""
-    from guidedcd.config.sampling import GuidedConfig
-
     energy = Chosen("toy", toy_plugin.ToyEnergy(relative=0.5, reference="single-step"))
     guided = GuidedConfig(reference=clip, reference_prompt="a ring", rule="eps")
     (path,) = generate_teacher(

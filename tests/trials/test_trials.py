@@ -140,6 +140,7 @@ def test_a_route_is_printed_for_each_caption(capsys):
     assert try_("route", "short", "a red ring", "a still life of pears", "--rewards", "corner,toy") == 0
     out = capsys.readouterr().out
 
+    assert out.startswith("route    loading PyTorch and the route\n")
     assert "yes, 3 of 3 tokens" in out and "no, 5 of 3 tokens" in out
     assert "rewards read: A RED RING" in out
     assert "2 captions, scored by corner 1, toy 0; 1 without energies" in out
@@ -157,6 +158,7 @@ def test_mistakes_are_one_sentence(clip, tmp_path, capsys):
         ("reward", "corner", str(clip), "--prompt", "a", "--prompt", "b", "--device", "cpu"): "2 prompts for 1 videos",
         ("route", "shor", "a"): "Did you mean 'short'?",
         ("route", "short", "@none.txt"): "no prompts file",
+        ("route", "short", "--clips", "-1"): "--clips is -1; it must be at least 1",
     }
     for arguments, sentence in cases.items():
         assert try_(*arguments) == 2, arguments
