@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,14 +21,13 @@ from guidedcd.config.sources import profiles, read_profile
 from guidedcd.console import console, print_table
 from guidedcd.docstrings import docs_of
 from guidedcd.errors import GuidedCDError, PluginError, suggest
-from guidedcd.plugins.registry import BLOCK, Component, Registry, entry_points, how_to_block
+from guidedcd.plugins.registry import BLOCK, OUTPUT, Component, Registry, entry_points, how_to_block
 from guidedcd.plugins.requirements import requirements
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-
-Kind = Literal["energy", "reward", "route", "teacher", "dataset", "metric"]
+    from guidedcd.testing import CheckResult
 
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:
@@ -141,8 +142,6 @@ def _doctor(name: str | None, registry: Registry, verbose: bool) -> int:
 def _check(name: str, registry: Registry, as_json: bool) -> int:
     """Print the conformance table of the components called `name`; returns 1 if a check failed, else 0."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from guidedcd.testing import checks_of, run_checks
-
     rows = [
         {
             "kind": component.kind,
@@ -154,7 +153,7 @@ def _check(name: str, registry: Registry, as_json: bool) -> int:
             "reason": result.reason,
         }
         for component in _named(name, registry)
-        for result in run_checks(checks_of(component))
+        for result in _results(component)
     ]
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -164,6 +163,14 @@ def _check(name: str, registry: Registry, as_json: bool) -> int:
             table.add_row(*(escape(row[key]) for key in ("status", "kind", "check", "description", "reason")))
         print_table(table)
     return int(any(row["status"] == "failed" for row in rows))
+
+
+def _results(component: Component) -> list[CheckResult]:
+    """The results of all checks of a component, which may print."""
+    from guidedcd.testing import checks_of, run_checks
+
+    with redirect_stdout(sys.stderr):
+        return run_checks(checks_of(component))
 
 
 def _installation_faults(registry: Registry, plugins: set[str], *, everything: bool, verbose: bool) -> int:
@@ -233,7 +240,8 @@ def _wrong(what: str, error: BaseException, verbose: bool) -> None:
         text = str(error) if cause is None else f"{type(cause).__name__}: {cause}"
     else:
         text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-    console.print(f"[red]wrong[/] {escape(what)}: {escape(' '.join(text.split()) or 'no message')}")
+    printed = "".join(f"; {note}" for note in getattr(error, "__notes__", ()) if note.startswith(OUTPUT))
+    console.print(f"[red]wrong[/] {escape(what)}: {escape(' '.join(text.split()) or 'no message')}{escape(printed)}")
     if verbose:
         console.print("".join(traceback.format_exception(error)), markup=False, style="dim")
 

@@ -18,6 +18,12 @@ SLOW = 1.5
 PATIENCE = 5.0
 """Seconds after which a command names the plugin that it is waiting for."""
 
+_PATCHES = threading.RLock()
+"""Held while `os._exit`, `sys.stdout` or `sys.stderr` is replaced, so that threads restore them in the right order."""
+
+_REPLACED: list[Any] = []
+"""Streams that plugins put in the place of ours: the destructor of one over the same buffer would close the buffer."""
+
 
 @attrs.define
 class Import:
@@ -66,6 +72,27 @@ class _Recorder:
 
 
 @contextmanager
+def printing_to_stderr() -> Iterator[None]:
+    """Within this block `print` writes to standard error, because results such as JSON are on standard output."""
+    with _PATCHES:
+        before, sys.stdout = sys.stdout, sys.stderr
+        try:
+            yield
+        finally:
+            _restore(before, sys.stderr)
+
+
+def _restore(stdout: TextIO, stderr: TextIO) -> None:
+    """Set the streams, and keep those that they replace."""
+    _REPLACED.extend(
+        stream
+        for stream in (sys.stdout, sys.stderr)
+        if stream not in (stdout, stderr, *_REPLACED) and not isinstance(stream, _Recorder)
+    )
+    sys.stdout, sys.stderr = stdout, stderr
+
+
+@contextmanager
 def isolated(plugin: str, block: str) -> Iterator[Import]:
     """Import a plugin's code in this block: its output is recorded, its time measured, and `os._exit` is an error.
 
@@ -78,12 +105,18 @@ def isolated(plugin: str, block: str) -> Iterator[Import]:
     Raises:
         SystemExit: The code called `os._exit`.
     """
+    with _PATCHES:
+        yield from _isolated(plugin, block)
+
+
+def _isolated(plugin: str, block: str) -> Iterator[Import]:
     texts: list[str] = []
+    active = True
     record, began, exit_, parent = Import(), time.perf_counter(), os._exit, os.getpid()
     streams, recorders = (sys.stdout, sys.stderr), [_Recorder(sys.stdout, texts), _Recorder(sys.stderr, texts)]
 
     def refused(status: int) -> NoReturn:
-        if os.getpid() != parent:  # a process that the code forked
+        if not active or os.getpid() != parent:  # the code kept this function, or forked a process
             exit_(status)
         raise SystemExit(f"it called os._exit({status}) while it was imported")
 
@@ -103,8 +136,8 @@ def isolated(plugin: str, block: str) -> Iterator[Import]:
         raise
     finally:
         timer.cancel()
-        os._exit = exit_
-        sys.stdout, sys.stderr = streams
+        os._exit, active = exit_, False
+        _restore(*streams)
         for recorder in recorders:
             recorder.stop()
         record.seconds, record.output = time.perf_counter() - began, "".join(texts)

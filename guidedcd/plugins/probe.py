@@ -81,13 +81,19 @@ def _probe(module: str, limit: float, path: str) -> Probe:
             try:
                 status = subprocess.run(command, timeout=limit, check=False, **options).returncode  # type: ignore[call-overload]
             except subprocess.TimeoutExpired:
-                return Probe(death=f"importing it takes longer than {limit:.0f} s")
+                return Probe(death=f"importing it takes longer than {limit:.0f} s{_end_of(output)}")
         if not result.exists() or not result.read_text(encoding="utf-8"):
             end = f"signal {-status}" if status < 0 else f"status {status}"
-            return Probe(death=f"importing it ended the process with {end}")
+            return Probe(death=f"importing it ended the process with {end}{_end_of(output)}")
         values = json.loads(result.read_text(encoding="utf-8"))
         text = "" if status else output.read_text(encoding="utf-8", errors="replace")
     return Probe(heavy=tuple(values["heavy"]), record=Import(seconds=values["seconds"], output=text))
+
+
+def _end_of(output: Path) -> str:
+    """The last 200 characters of a process's output, as a part of a sentence; "" without output."""
+    text = " ".join(output.read_text(encoding="utf-8", errors="replace").split())
+    return f"; the last that it printed is {text[-200:]!r}" if text else ""
 
 
 def fatal_plugins() -> list[Failure]:

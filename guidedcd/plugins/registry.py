@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -18,7 +17,7 @@ import pluggy
 from guidedcd.errors import GuidedCDError, PluginError, suggest
 from guidedcd.plugins import hookspecs, one_file
 from guidedcd.plugins.configs import DatasetConfig, EnergyConfig, MetricConfig, RewardConfig, RouteConfig, TeacherConfig
-from guidedcd.plugins.isolation import isolated
+from guidedcd.plugins.isolation import Import, isolated, printing_to_stderr
 from guidedcd.plugins.mistakes import check_hooks, config_faults
 
 GROUP = "guidedcd"
@@ -46,6 +45,9 @@ CONFIGS = {
     "metric": MetricConfig,
 }
 """The base class of the config of each kind, whose fields the engine reads."""
+
+OUTPUT = "before it failed, it printed: "
+"""The begin of the note on an error with the last 200 characters that a plugin printed."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -77,7 +79,7 @@ class Component:
         """
         module, _, attribute = self.target.partition(":")
         try:
-            with redirect_stdout(sys.stderr):  # results such as JSON are on standard output
+            with printing_to_stderr():
                 return getattr(importlib.import_module(module), attribute)
         except (Exception, SystemExit) as error:
             raise PluginError(
@@ -88,7 +90,7 @@ class Component:
     def build(self, config: object | None = None) -> object:
         """Import the target and call it with `config`, or with the default options."""
         target = self.load()
-        with blame(str(self)), redirect_stdout(sys.stderr):
+        with blame(str(self)), printing_to_stderr():
             return target(self.config() if config is None else config)
 
 
@@ -201,12 +203,15 @@ def load_plugins(blocked: Iterable[str] = ()) -> Registry:
         names |= _names(id_)
         if blocked & _names(id_):
             continue
+        imported = Import()
         try:
             with isolated(id_, BLOCK) as imported:
                 components = _components_of(manager, id_, version, load)
         except (Exception, SystemExit) as error:
             if manager.has_plugin(id_):  # pluggy keeps a plugin whose registration failed
                 manager.unregister(name=id_)
+            if text := " ".join(imported.output.split()):
+                error.add_note(f"{OUTPUT}{text[-200:]}")
             registry.failures.append(Failure(id_, version, error))
             continue
         registry.components += components

@@ -19,6 +19,7 @@ import attrs
 
 from guidedcd.docstrings import docs_of
 from guidedcd.plugins.mistakes import config_faults
+from guidedcd.plugins.one_file import DISTRIBUTION
 from guidedcd.plugins.optional import misspelt_attributes, misspelt_options
 from guidedcd.plugins.probe import probe
 from guidedcd.plugins.registry import Component, entry_points, load_plugins
@@ -127,6 +128,8 @@ def run_checks(checks: Iterable[Check]) -> list[CheckResult]:
 def offering_is_light(subject: Subject) -> None:
     """Importing its plugin is quick, prints nothing and imports no large package."""
     component = subject.component
+    if component.plugin.startswith(f"{DISTRIBUTION}/"):
+        raise SkipTest("only commands that name a plugin file import it")
     module = next(
         (entry.module for id_, _, entry in entry_points() if id_ == component.plugin), component.config.__module__
     )

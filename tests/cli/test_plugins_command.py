@@ -12,7 +12,6 @@ from guidedcd.config.resolve import read_run, run_from_dict
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest, write_json
 from guidedcd.plugins import isolation
-from guidedcd.plugins.probe import Probe
 
 
 def test_list_shows_what_loaded_and_what_did_not(command, toys):
@@ -51,11 +50,12 @@ def test_doctor_tells_each_failure_and_fails(command, toys, monkeypatch):
     """Status 1 if anything is wrong, so that it can be used in CI."""
     monkeypatch.setenv("GUIDEDCD_BLOCK", "guidedcd")  # checking all the shipped ones takes long
     assert command("plugins", "doctor", "keep").status == 1  # the toys do not behave
-    toys("acme-broken", "import no_such_module")
+    toys("acme-broken", "print('no licence'); import no_such_module")
     done = command("plugins", "doctor", "-v")
 
     assert done.status == 1
-    assert "acme-broken/acme_broken 1.0: ModuleNotFoundError: No module named 'no_such_module'" in done.out
+    message = "ModuleNotFoundError: No module named 'no_such_module'; before it failed, it printed: no licence"
+    assert f"acme-broken/acme_broken 1.0: {message}" in done.out
     assert "Traceback" in done.out
 
 
@@ -76,7 +76,7 @@ def test_doctor_survives_plugins_that_exit_or_print_and_names_contested_names(co
     monkeypatch.setenv("GUIDEDCD_BLOCK", "guidedcd")
     monkeypatch.delenv("PYTHONWARNINGS", raising=False)  # it may hide the warning of acme-two
     monkeypatch.setattr(isolation, "SLOW", float("inf"))  # a busy machine is no fault of a plugin
-    install("acme-exit", "import os; os._exit(3)")
+    install("acme-exit", "print('no licence', flush=True); import os; os._exit(3)")
     install("acme-one", BROKEN.format(name="same", module="one", top="print('hello')"))
     install("acme-two", BROKEN.format(name="same", module="two", top="import warnings; warnings.warn('old numpy')"))
 
@@ -84,7 +84,8 @@ def test_doctor_survives_plugins_that_exit_or_print_and_names_contested_names(co
 
     lines = [line for line in done.out.splitlines() if line.startswith("wrong")]
     assert done.status == 1 and len(lines) == 4, done.out
-    assert "wrong acme-exit/acme_exit 1.0: importing it ended the process with status 3" in lines
+    death = "importing it ended the process with status 3; the last that it printed is 'no licence'"
+    assert f"wrong acme-exit/acme_exit 1.0: {death}" in lines
     assert any("energy 'same': acme-one/acme_one and acme-two/acme_two offer it." in line for line in lines)
     assert any("acme-one/acme_one: importing it prints 'hello'" in line for line in lines)
     assert any("acme-two/acme_two: importing it prints" in line and "old numpy" in line for line in lines)
@@ -225,12 +226,14 @@ def test_a_run_of_a_plugin_file_names_it(command, plugin_file, monkeypatch):
 def test_check_prints_the_conformance_table(command, plugin_file, monkeypatch):
     """Each rule is a row, or an object with --json; the status tells whether one failed."""
     monkeypatch.setenv("GUIDEDCD_BLOCK", "guidedcd")
-    monkeypatch.setattr("guidedcd.testing.probe", lambda module: Probe())
+    plugin_file.write_text(ONE_FILE.replace("reference): return", "reference): print('called'); return"))
 
     done = command("plugins", "check", "still", "--json", "--plugin", "still_energy.py")
     rows = json.loads(done.out)
 
-    assert done.status == 0 and {row["status"] for row in rows} == {"passed"}, done.out
+    assert done.status == 0 and {row["status"] for row in rows[1:]} == {"passed"}, done.out
+    assert (rows[0]["check"], rows[0]["status"]) == ("offering_is_light", "skipped")
+    assert "called" in done.err
     assert "energy_has_a_gradient" in [row["check"] for row in rows]
     plugin_file.write_text(ONE_FILE.replace(".mean(1)", ".mean()"))
     sys.modules.pop("still_energy")

@@ -98,6 +98,15 @@ def test_what_did_not_load_is_named_when_something_is_missed(install):
         load_plugins().get("energy", "lost")
 
 
+def test_what_a_failed_plugin_printed_is_a_note(install):
+    """The last text before the exception often states its cause."""
+    install("acme-odd", "print('no licence'); 1 / 0")
+
+    (failure,) = load_plugins().failures
+
+    assert failure.error.__notes__ == ["before it failed, it printed: no licence"]
+
+
 def test_an_empty_registry_knows_nothing():
     """Without plugins every name is unknown, and the message still reads well."""
     with pytest.raises(PluginError, match="Known: none"):
