@@ -24,25 +24,29 @@ def check_hooks(plugin: Any, known: Collection[str], project: str) -> None:
     """
     hooks = ", ".join(known)
     members = {name: getattr(plugin, name, None) for name in dir(plugin) if not name.startswith("__")}
-    marked = [name for name, member in members.items() if hasattr(member, f"{project}_impl")]
-    for name, member in members.items():
-        if name in marked or not callable(member) or hasattr(member, f"{project}_spec"):
+    # Any attribute of an object that imports or connects on first use would make it do so; hooks are functions.
+    routines = {name: member for name, member in members.items() if inspect.isroutine(member)}
+    marked = {name: getattr(member, f"{project}_impl", None) for name, member in routines.items()}
+    for name, member in routines.items():
+        if marked[name] is not None or hasattr(member, f"{project}_spec"):
             continue
         if name in known or (name.startswith("register_") and suggest(name, known)):
             raise PluginError(f"{name} lacks the decorator @hookimpl, so that guidedcd does not call it")
-    for name in marked:
-        if name not in known:
+    implemented = {options.get("specname") or name: options for name, options in marked.items() if options is not None}
+    for name, options in implemented.items():
+        if name not in known and not options.get("optionalhook"):
             raise PluginError(f"unknown hook '{name}'.{suggest(name, known)} Hooks: {hooks}")
-    if not marked:
+    if not implemented:
         raise PluginError(f"it implements no hook; define one of {hooks} with @hookimpl")
 
 
 def config_faults(config: type) -> list[str]:
-    """A sentence for each name in a config class that looks like an option and is none."""
+    """A sentence for each name in a config class that looks like an option and is none; one in capitals is a constant."""
     values = {
         name
         for name, value in vars(config).items()
-        if not name.startswith("_") and isinstance(value, bool | int | float | str | tuple | list | type(None))
+        if not (name.startswith("_") or name.isupper())
+        and isinstance(value, bool | int | float | str | tuple | list | type(None))
     }
     types = inspect.get_annotations(config)
     class_variables = {name for name, type_ in types.items() if "ClassVar" in str(type_)}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import json
 import os
 import re
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -62,6 +66,49 @@ def test_os_exit_at_import_costs_the_plugin_alone(install):
     assert [failure.plugin for failure in registry.failures] == ["acme-exit/acme_exit"]
     assert "os._exit(3)" in str(registry.failures[0].error) and "odd" in registry.of_kind("energy")
     assert os._exit.__name__ == "_exit"
+
+
+def test_os_exit_that_a_plugin_kept_ends_the_process_later(install, monkeypatch):
+    """`from os import _exit` at import is refused during the import only."""
+
+    def end(status):
+        raise LookupError(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+    install("acme-odd", offer("from os import _exit"))
+    load_plugins()
+
+    with pytest.raises(LookupError, match="3"):
+        sys.modules["acme_odd"]._exit(3)
+
+
+def test_a_stream_that_a_plugin_replaced_leaves_ours_open(install, monkeypatch):
+    """The destructor of a `TextIOWrapper` over the buffer of standard output would close it."""
+    ours = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr(sys, "stdout", ours)
+    replace = "import io, sys; sys.stdout = io.TextIOWrapper(sys.stdout.buffer)"
+    install("acme-odd", offer(replace) + f"\nclass Odd:\n    def __init__(self, config): {replace}")
+
+    load_plugins().get("energy", "odd").build()
+    gc.collect()
+
+    assert sys.stdout is ours and not ours.buffer.closed and not sys.stderr.closed
+
+
+def test_imports_in_threads_restore_the_streams():
+    """The imports of two threads follow one another, so that no stream of one remains after the other."""
+    before = (os._exit, sys.stdout, sys.stderr)
+
+    def load(name):
+        with isolation.isolated(name, "BLOCK"):
+            time.sleep(0.02 if name == "one" else 0.05)
+        with isolation.printing_to_stderr():
+            time.sleep(0.02)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(load, ["one", "two"]))
+
+    assert (os._exit, sys.stdout, sys.stderr) == before
 
 
 def test_a_slow_import_is_timed(install, monkeypatch):
@@ -121,6 +168,28 @@ def test_a_mistake_of_beginners_is_a_plugin_that_did_not_load(install, code, mes
     assert message in str(failure.error)
     with pytest.raises(PluginError, match="Not loaded: acme-odd/acme_odd"):
         registry.get("energy", "odd")
+
+
+def test_options_of_hookimpl_and_lazy_objects_are_no_mistakes(install):
+    """`specname` names the hook, `optionalhook` may be one of a later version, and no lazy object is touched."""
+    install(
+        "acme-odd",
+        offer(
+            "class Lazy:\n    def __getattr__(self, name): raise RuntimeError(name)\nlazy = Lazy()\n"
+            "@hookimpl(optionalhook=True)\ndef register_later(register): ..."
+        ).replace("@hookimpl\ndef register_energies", "@hookimpl(specname='register_energies')\ndef offer"),
+    )
+
+    registry = load_plugins()
+
+    assert not registry.failures and "odd" in registry.of_kind("energy")
+
+
+def test_a_constant_in_capitals_is_no_option(install):
+    """A config may contain constants."""
+    install("acme-odd", offer(option="LIMIT = 3"))
+
+    assert not [note for note in load_plugins().notes if note.plugin == "acme-odd/acme_odd"]
 
 
 OPTIONS = {
