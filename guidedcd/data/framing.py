@@ -6,6 +6,7 @@ Legend: F frames, H, W of the teacher; h, w of the source, in pixels.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -57,6 +58,23 @@ def moments(frames: int, source_fps: float, geometry: Geometry) -> Tensor:
     return (torch.arange(count, dtype=torch.float64) * step + 1e-3).floor().long().clamp(max=frames - 1)
 
 
+def read_unenlarged(path: Path) -> tuple[Tensor, float, dict[str, Any]]:
+    """A video file, reduced to its own pixels if `guidedcd sample` enlarged it.
+
+    Returns:
+        (pixels (F, 3, h, w) in [0, 1], frames per second, the metadata beside the file)
+
+    Raises:
+        GuidedCDError: The file is missing, or it or its metadata is damaged; names the file.
+    """
+    video, fps = read_video(path)
+    metadata = read_metadata(path) if path.suffix == ".mp4" and sidecar(path).is_file() else {}
+    factor = int(metadata.get("enlarge", 1))
+    if factor > 1:
+        video = video[..., factor // 2 :: factor, factor // 2 :: factor]
+    return video, fps, metadata
+
+
 def read_framed(path: Path, geometry: Geometry) -> tuple[Tensor, str | None]:
     """A video file in the size and frame rate of a teacher, from its beginning, and the prompt in its metadata.
 
@@ -72,11 +90,7 @@ def read_framed(path: Path, geometry: Geometry) -> tuple[Tensor, str | None]:
     Raises:
         GuidedCDError: The file is missing, damaged, too short or far too narrow; names the file.
     """
-    video, fps = read_video(path)
-    metadata = read_metadata(path) if path.suffix == ".mp4" and sidecar(path).is_file() else {}
-    factor = int(metadata.get("enlarge", 1))
-    if factor > 1:
-        video = video[..., factor // 2 :: factor, factor // 2 :: factor]
+    video, fps, metadata = read_unenlarged(path)
     try:
         video = video[moments(len(video), fps, geometry)]
         return cover(video, geometry.height, geometry.width).contiguous(), metadata.get("prompt")

@@ -21,7 +21,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, file_digest
 from guidedcd.inference.loading import load_teacher
 from guidedcd.inference.pipeline import batch_size
-from guidedcd.inference.teacher_pipeline import GuidedVideos, TeacherPipeline
+from guidedcd.inference.teacher_pipeline import GuidedVideos, Guiding, TeacherPipeline
 from guidedcd.inference.video_jobs import VideoSource, check_seeds, enlargement, size_settings, write_videos
 from guidedcd.plugins.sources import origin
 
@@ -111,15 +111,15 @@ def _source(
         settings["reference_prompt"] = guided.reference_prompt
         settings["reference"] = guided.reference and file_digest(guided.checked_reference())[:16]
 
+    guiding = Guiding.build(pipeline.teacher, energies, guided.reference, guided.reference_prompt)
+
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[Tensor, list[Mapping[str, Any]]]:
         result = pipeline.sample_guided(
             prompts,
-            energies,
-            guided.reference,
-            steps,
-            seeds,
+            guiding,
+            steps=steps,
+            seeds=seeds,
             omega=omega,
-            reference_prompts=guided.reference_prompt,
             batch=batch,
             **how,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Union, cast
 
 import attrs
 import torch
@@ -30,8 +30,8 @@ from guidedcd.plugins.configs import EnergyConfig
 REFERENCE_DRAW = 2**20
 """Number of the draw for single-step references, larger than that of any sampling step."""
 
-Energies = str | Sequence[Any] | Mapping[str, Any] | None
-"""Energies as `Run.from_profile` takes them, or chosen components."""
+Energies = Union[str, Sequence[Any], Mapping[str, Any], "Guiding", None]
+"""Energies as `Run.from_profile` takes them, chosen components, or energies that are built with their reference."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -98,6 +98,7 @@ class TeacherPipeline:
         watch: bool = False,
         guided: bool = True,
         advance: Callable[[int], None] = lambda _: None,
+        advice: str | None = None,
     ) -> GuidedVideos:
         """Sample one video per prompt with energies, and return the energies and their shares at every step.
 
@@ -121,6 +122,7 @@ class TeacherPipeline:
             watch: Evaluate the energies at every step, also where they do not guide.
             guided: False only watches the energies: the videos are those of the teacher without them.
             advance: Called after each step with the number of videos that it advanced.
+            advice: What the error of full memory recommends; by default a smaller batch.
 
         Raises:
             GuidedCDError: An energy has no reference or does not exist, or an argument has the wrong shape or range.
@@ -138,8 +140,11 @@ class TeacherPipeline:
             watch=watch,
             guided=guided,
             advance=advance,
+            advice=advice,
         )
-        guiding = _Guiding.build(teacher, energies, reference, reference_prompts, prompts)
+        if not isinstance(energies, Guiding):
+            energies = Guiding.build(teacher, energies, reference, reference_prompts)
+        guiding = energies.of(prompts)
         size = batch or batch_size(teacher)
         batches = [
             sampler(prompts[start : start + size], seeds[start : start + size], guiding.rows(start, start + size))
@@ -149,15 +154,15 @@ class TeacherPipeline:
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class _Guiding:
-    """The energies of a call, and the reference of each video."""
+class Guiding:
+    """Built energies with their reference, for one call or several."""
 
     energies: Sequence[Chosen]
     built: Sequence[Any]
     reference: Tensor | None
-    """Pixels (B, F, 3, H, W)."""
+    """Pixels (1 or B, F, 3, H, W)."""
     captions: Sequence[str]
-    """The references' captions (B)."""
+    """The references' captions (0, 1 or B); without one, the prompts take their place."""
 
     @classmethod
     def build(
@@ -166,9 +171,8 @@ class _Guiding:
         energies: Energies,
         reference: Tensor | str | Path | None,
         reference_prompts: str | Sequence[str] | None,
-        prompts: Sequence[str],
-    ) -> _Guiding:
-        """Build the energies, and read and check the reference."""
+    ) -> Guiding:
+        """Build the energies and read the reference; the arguments and errors are those of `sample_guided`."""
         chosen = _chosen(energies)
         built = [one.build() for one in chosen]
         captions = [reference_prompts] if isinstance(reference_prompts, str) else list(reference_prompts or ())
@@ -184,26 +188,37 @@ class _Guiding:
                 raise GuidedCDError(
                     f"energy '{one.name}' needs a reference: a video file, or (1 or B, F, 3, H, W) in [0, 1]."
                 )
-        count, shape = len(prompts), teacher.geometry.pixel_shape
+        shape = teacher.geometry.pixel_shape
         if video is not None:
-            if video.dim() != 5 or tuple(video.shape[1:]) != shape or len(video) not in (1, count):
+            if video.dim() != 5 or tuple(video.shape[1:]) != shape:
                 raise GuidedCDError(
-                    f"the reference must be (1 or {count}, {', '.join(map(str, shape))}), not {tuple(video.shape)}."
+                    f"the reference must be (1 or B, {', '.join(map(str, shape))}), not {tuple(video.shape)}."
                 )
             if not (video.min() >= -0.01 and video.max() <= 1.01):
                 raise GuidedCDError(
                     f"the reference must have values in [0, 1], not from {video.min():g} to {video.max():g}: divide "
                     "8-bit frames by 255."
                 )
-            video = video.expand(count, *shape)
-        if len(captions) not in (0, 1, count):
-            raise GuidedCDError(f"{len(captions)} reference prompts, but {count} prompts: give one, or one for each.")
-        captions = captions * count if len(captions) == 1 else captions or list(prompts)
         return cls(energies=chosen, built=built, reference=video if chosen else None, captions=captions)
 
-    def rows(self, start: int, stop: int) -> _Guiding:
-        """The same energies with the references of some videos."""
-        reference = self.reference if self.reference is None else self.reference[start:stop]
+    def of(self, prompts: Sequence[str]) -> Guiding:
+        """The same energies with a caption for each of B prompts.
+
+        Raises:
+            GuidedCDError: The number of references or captions is neither 1 nor that of the prompts.
+        """
+        count, captions = len(prompts), list(self.captions)
+        if self.reference is not None and len(self.reference) not in (1, count):
+            raise GuidedCDError(f"{len(self.reference)} references, but {count} prompts: give one, or one for each.")
+        if len(captions) not in (0, 1, count):
+            raise GuidedCDError(f"{len(captions)} reference prompts, but {count} prompts: give one, or one for each.")
+        return attrs.evolve(self, captions=captions * count if len(captions) == 1 else captions or list(prompts))
+
+    def rows(self, start: int, stop: int) -> Guiding:
+        """The same energies with the references of some videos; one reference of all stays one."""
+        reference = self.reference
+        if reference is not None and len(reference) > 1:
+            reference = reference[start:stop]
         return attrs.evolve(self, reference=reference, captions=self.captions[start:stop])
 
     def guides(self, teacher: Teacher, seeds: Sequence[int]) -> list[Guide]:
@@ -212,6 +227,7 @@ class _Guiding:
         if self.reference is not None:
             with torch.no_grad():
                 z0 = teacher.encode(self.reference.to(teacher.device, torch.float32))
+            z0 = z0.repeat(len(seeds) // len(z0), 1, 1, 1, 1)  # a reference of all is encoded once
             cond, noise = teacher.embed(self.captions), initial(teacher, seeds, REFERENCE_DRAW)
             references = {"z0": z0, "cond": cond, "noise": noise, "captions": tuple(self.captions)}
         # The components of the kind energy have configs that derive from EnergyConfig.
@@ -239,15 +255,16 @@ class _GuidedSampler:
     watch: bool
     guided: bool
     advance: Callable[[int], None]
+    advice: str | None
 
     @torch.no_grad()  # gradients of energies switch it on for themselves
-    def __call__(self, prompts: Sequence[str], seeds: Sequence[int], guiding: _Guiding) -> GuidedVideos:
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int], guiding: Guiding) -> GuidedVideos:
         """One batch of videos."""
         teacher, count = self.teacher, len(prompts)
         cond, null, latents = teacher.embed(prompts), teacher.null(count), initial(teacher, seeds)
         records: list[SamplingStep] = []
-        guides = guiding.guides(teacher, seeds)
-        with blame_memory("sampling", f"It needs less with --batch {max(1, count // 2)}."):
+        with blame_memory("sampling", self.advice or f"It needs less with --batch {max(1, count // 2)}."):
+            guides = guiding.guides(teacher, seeds)
             if self.solver != "ddim":
                 latents = teacher_sample(teacher, cond, null, latents, self.steps, self.omega, self.solver, guides)
             else:

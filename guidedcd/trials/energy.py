@@ -30,7 +30,7 @@ from guidedcd.files import check_writable, write_json
 from guidedcd.inference.teacher_pipeline import GuidedVideos, TeacherPipeline
 from guidedcd.locks import locked
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.trials.teacher import omega_of, prompts_of, seeds_of, teacher_of
+from guidedcd.trials.teacher import ADVICE, omega_of, prompts_of, seeds_of, teacher_of
 
 LINES = 13
 """At most this many steps are printed; energy.json has all."""
@@ -104,6 +104,7 @@ def try_energy(
         "rule": config.rule,
         "noise_factor": config.noise_factor,
         "watch": True,
+        "advice": ADVICE,
     }
     arguments = (texts, [energy], None if video is None else video[None], config.steps, seeds)
     with progress("sample", 2 * config.steps * len(listed), unit="steps") as advance:

@@ -19,7 +19,8 @@ from guidedcd.config.selection import Selection
 from guidedcd.config.structure import unstructure
 from guidedcd.config.trials import TrialConfig
 from guidedcd.console import console, print_table
-from guidedcd.data.media import contact_sheet, read_metadata, read_video, sidecar
+from guidedcd.data.framing import read_unenlarged
+from guidedcd.data.media import contact_sheet
 from guidedcd.data.panels import heat
 from guidedcd.data.prompts import as_prompts
 from guidedcd.devices import blame_memory
@@ -29,10 +30,9 @@ from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.files import check_writable, write_json
 from guidedcd.locks import locked
 from guidedcd.plugins.configs import RewardConfig
-from guidedcd.plugins.registry import blame
-from guidedcd.rewards.contract import check_members
+from guidedcd.rewards.contract import call, check_members
 from guidedcd.rewards.scorer import frame_indices
-from guidedcd.trials.teacher import omega_of, prompts_of, seeds_of, teacher_of
+from guidedcd.trials.teacher import ADVICE, omega_of, prompts_of, seeds_of, teacher_of
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -120,7 +120,9 @@ def _videos(
         pipeline = teacher_of(selection, config)
         texts = [prompt.text for prompt in prompts_of(pipeline, prompts, config.videos)]
         seeds = seeds_of(config, len(texts))
-        sampled = pipeline.sample(texts, steps=config.steps, seeds=seeds, omega=omega_of(selection, config))
+        sampled = pipeline.sample(
+            texts, steps=config.steps, seeds=seeds, omega=omega_of(selection, config), advice=ADVICE
+        )
         return [(f"seed {seed}", text, video) for seed, text, video in zip(seeds, texts, sampled, strict=True)]
     captions = [prompt.text for prompt in as_prompts(prompts)] if prompts else []
     if len(captions) not in (0, 1, len(videos)):
@@ -128,8 +130,7 @@ def _videos(
     captions = captions * len(videos) if len(captions) == 1 else captions
     result = []
     for number, path in enumerate(videos):
-        video, _ = read_video(path)
-        metadata = read_metadata(path) if path.suffix == ".mp4" and sidecar(path).is_file() else {}
+        video, _, metadata = read_unenlarged(path)
         caption = captions[number] if captions else metadata.get("prompt")
         if caption is None:
             raise GuidedCDError(f"{path} has no prompt in its metadata: give its caption with --prompt.")
@@ -141,17 +142,17 @@ def _scored(chosen: Chosen, reward: Any, name: str, caption: str, video: Tensor,
     """One video's score and gradient."""
     # The components of the kind reward have configs that derive from RewardConfig.
     config, whose, generator = cast(RewardConfig, chosen.config), str(chosen.component()), reward_generator(seed, 0)
-    frames = video[frame_indices(config, len(video), generator)][None].detach().requires_grad_(True)
+    pixels = video[frame_indices(config, len(video), generator)][None].detach()
+    frames = pixels.requires_grad_(True) * 1  # no leaf, so that a change in place is found
     if hasattr(reward, "generator"):
         reward.generator = generator
-    with blame_memory(whose), blame(whose), torch.enable_grad():
-        scores = reward(frames, [caption])
-    if not isinstance(scores, Tensor) or scores.shape != (1,):
-        actual = f"a tensor of shape {list(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise GuidedCDError(f"{whose} returned {actual} for one video; it must return one score each.")
-    if not scores.requires_grad:
-        raise GuidedCDError(f"{whose} gives scores without a gradient: something detached them from the frames.")
-    (gradient,) = torch.autograd.grad(scores.sum(), frames)
+    with blame_memory(whose, f"Use fewer --rewards.{chosen.name}.frames."), torch.enable_grad():
+        scores = call(reward, frames, [caption], whose)
+        if not scores.requires_grad:
+            raise GuidedCDError(f"{whose} gives scores without a gradient: something detached them from the frames.")
+        (gradient,) = torch.autograd.grad(scores.sum(), frames)
+    if not (scores.isfinite().all() and gradient.isfinite().all()):
+        raise GuidedCDError(f"{whose} gave {float(scores.detach()):g} for {name}; score and gradient must be finite.")
     return ScoredVideo(
         name=name,
         caption=caption,

@@ -12,6 +12,9 @@ from guidedcd.data.prompts import as_prompts, general
 from guidedcd.inference.loading import load_teacher
 from guidedcd.inference.teacher_pipeline import TeacherPipeline
 
+ADVICE = "Use fewer --videos or --dtype float16."
+"""What the error of full memory recommends."""
+
 
 def teacher_of(selection: Selection, config: TrialConfig) -> TeacherPipeline:
     """The teacher on its device.

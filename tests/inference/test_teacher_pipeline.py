@@ -15,6 +15,7 @@ from guidedcd.inference.teacher_pipeline import TeacherPipeline
 from guidedcd.inference.teacher_sampler import teacher_steps
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.testing.tiny_teacher import tiny_teacher
+from guidedcd.trials.teacher import ADVICE
 
 PROMPTS = ["a red circle", "a blue square"]
 
@@ -195,15 +196,40 @@ def test_a_reference_may_be_a_file(pipeline, reference, tmp_path):
     torch.testing.assert_close(by_file, by_pixels, atol=0.1, rtol=0)
 
 
+def test_one_reference_of_all_is_encoded_once(pipeline, reference, monkeypatch):
+    """The encoder receives a single video for two prompts, with the results of one reference for each."""
+    sizes, encode = [], pipeline.teacher.encode
+    monkeypatch.setattr(pipeline.teacher, "encode", lambda video: sizes.append(len(video)) or encode(video))
+    energies = {"near": (distance, {"relative": 0.3, "fraction": 1.0, "reference": "clean"})}
+    one, two = (pipeline.sample(PROMPTS, energies, reference.repeat(n, 1, 1, 1, 1), steps=1) for n in (1, 2))
+
+    assert sizes == [1, 2]
+    torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+
+
+def test_full_memory_has_the_advice_of_the_caller(pipeline, monkeypatch):
+    """By default a smaller batch; a command without that flag gives its own advice."""
+
+    def full(latents):
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline.teacher, "decode", full)
+    with pytest.raises(GuidedCDError, match="`batch="):
+        pipeline.sample(PROMPTS, steps=1)
+    with pytest.raises(GuidedCDError, match=r"Use fewer `videos` or"):
+        pipeline.sample(PROMPTS, steps=1, advice=ADVICE)
+
+
 def test_mistakes_are_sentences(pipeline, reference, tmp_path):
     """A missing reference, one of another size, too short a file and a wrong number of captions."""
     wrong = {"near": (distance, {"reference": "clean"})}
     short = media.write_video(tmp_path / "short.mp4", reference[0, :2], fps=8)
     cases = [
         (r"energy 'near' needs a reference: a video file, or \(1 or B", {}),
-        (r"must be \(1 or 2, 3, 3, 16, 12\), not \(1, 3, 3, 8, 12\)", {"reference": reference[..., :8, :]}),
+        (r"must be \(1 or B, 3, 3, 16, 12\), not \(1, 3, 3, 8, 12\)", {"reference": reference[..., :8, :]}),
         (r"short\.mp4 has 2 frames, but a video of this teacher has 3", {"reference": short}),
         (r"missing\.mp4 is missing", {"reference": tmp_path / "missing.mp4"}),
+        ("3 references, but 2 prompts", {"reference": reference.repeat(3, 1, 1, 1, 1)}),
         ("3 reference prompts, but 2 prompts", {"reference": reference, "reference_prompts": ["a", "b", "c"]}),
     ]
     for match, options in cases:

@@ -41,6 +41,11 @@ class Corner(torch.nn.Module):
         return frames[..., :2, :2].flatten(1).mean(1)
 
 
+class Broken(Corner):
+    def forward(self, frames, captions):
+        return super().forward(frames, captions) * float("nan")
+
+
 class Short:
     def __init__(self, config):
         pass
@@ -58,6 +63,7 @@ def register_energies(register):
 @hookimpl
 def register_rewards(register):
     register("corner", "acme_trial:Corner", config=RewardConfig)
+    register("broken", "acme_trial:Broken", config=RewardConfig)
 
 
 @hookimpl
@@ -127,6 +133,24 @@ def test_a_reward_is_drawn_over_the_pixels(tmp_path, clip, capsys):
     assert json.loads((tmp_path / "r" / "reward.json").read_text())["videos"][0]["tokens"] == 3
     assert try_("reward", "corner", str(clip), "--prompt", "a b c d", "--device", "cpu") == 0
     assert "1 of 1 captions have more than the 3 tokens" in capsys.readouterr().out
+
+
+def test_a_reward_sees_the_pixels_that_were_sampled(tmp_path, clip):
+    """An enlarged video is reduced to its own size first."""
+    from guidedcd.trials.reward import _videos
+
+    video, _ = media.read_video(clip)
+    large = media.write_video(tmp_path / "large.mp4", video, fps=8, enlarge=4, quality=1, metadata={"enlarge": 4})
+    ((_, _, pixels),) = _videos(None, [large], ["a ring"], None)
+
+    torch.testing.assert_close(pixels, video, atol=0.1, rtol=0)
+
+
+def test_a_reward_that_is_not_finite_is_an_error(clip, capsys):
+    """Nothing is written, as JSON has no NaN."""
+    assert try_("reward", "broken", str(clip), "--device", "cpu", "--out", "b") == 2
+    assert "gave nan for" in capsys.readouterr().err
+    assert not list(clip.parent.glob("b/*.json"))
 
 
 def test_a_reward_is_tried_on_sampled_videos(capsys):
