@@ -41,7 +41,7 @@ def check_hooks(plugin: Any, known: Collection[str], project: str) -> None:
 
 
 def config_faults(config: type) -> list[str]:
-    """A sentence for each name in a config class that looks like an option and is none; one in capitals is a constant."""
+    """A sentence for each name in a config class that looks like an option and is none; capitals are constants."""
     values = {
         name
         for name, value in vars(config).items()
