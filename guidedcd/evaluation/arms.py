@@ -159,7 +159,10 @@ def measure(
             batch_prompts = prompts[start : start + batch]
             numbers = [video_seed(seed, split, start + i) for i in range(len(batch_prompts))]
             indices = [i for i in keep if start <= i < start + len(batch_prompts)] if repetition == 0 else []
-            about = arm.batch([prompt.text for prompt in batch_prompts], numbers) | {"keep": indices}
+            about = arm.batch([prompt.text for prompt in batch_prompts], numbers) | {
+                "keep": indices,
+                "scenes": [attrs.asdict(prompt) for prompt in batch_prompts],
+            }
             result = finished.read(about) if finished is not None else None
             reused = result is not None
             if result is None:
@@ -169,8 +172,9 @@ def measure(
             scores.seconds += result.seconds
             scores.videos |= result.videos
             for metric in metrics:
-                metric.names.update(result.scores[metric.name])
-                for key, values in result.scores[metric.name].items():
+                own = result.scores.get(metric.name, {})  # a kept batch has no entry of a metric without scores
+                metric.names.update(own)
+                for key, values in own.items():
                     rows.setdefault(key, []).extend(values)
             scores.count += len(batch_prompts)
             advance(len(batch_prompts) * arm.evaluations, reused=reused)

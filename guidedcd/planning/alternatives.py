@@ -10,6 +10,7 @@ import attrs
 from guidedcd.config.reflection import flag
 from guidedcd.config.run import Run
 from guidedcd.config.structure import changed
+from guidedcd.preprocessing.estimates import reference_kinds
 
 
 @attrs.frozen(kw_only=True)
@@ -39,7 +40,7 @@ def choices(run: Run, kind: str) -> Iterator[Choice]:
 def _preprocess(run: Run, kind: str) -> Iterator[Choice]:
     settings = run.preprocess
     choice = _changer(run, "preprocess")
-    inverting = [name for name, config in run.energies.items() if config.reference == "inversion"]
+    inverting = [name for name, kind in reference_kinds(run).items() if kind == "inversion"]
     if inverting:
         cheap = {name: attrs.evolve(run.energies[name], reference="single-step") for name in inverting}
         yield Choice(

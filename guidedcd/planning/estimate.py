@@ -19,7 +19,7 @@ from guidedcd.planning.gpus import GIB, Machine
 from guidedcd.planning.preprocess_cost import Teaching, teaching
 from guidedcd.planning.skeletons import outline
 from guidedcd.planning.training_cost import Training, others, scoring, training
-from guidedcd.preprocessing.estimates import store_bytes
+from guidedcd.preprocessing.estimates import reference_kinds, store_bytes
 
 CHECKPOINTS = 3
 """Checkpoints on disk at once: two, and the next one while it is written."""
@@ -119,9 +119,8 @@ class Estimator:
 
     def teaching(self, run: Run) -> Teaching:
         """The costs of the teacher's passes for a run."""
-        kinds = tuple(sorted({config.reference for config in run.energies.values()}))
-        settings = run.preprocess
-        key = ("teach", settings.batch_size, settings.precision, settings.recompute, len(kinds), tuple(run.energies))
+        settings, kinds = run.preprocess, len({*reference_kinds(run).values()})
+        key = ("teach", settings.batch_size, settings.precision, settings.recompute, kinds, tuple(run.energies))
         costs = self._once(key, lambda: teaching(run, self._outline(run.teacher)))
         if costs.left_out:
             self.left_out["the computation of the energies"] = costs.left_out

@@ -15,7 +15,7 @@ from guidedcd.config.run import Run
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.planning.gpus import Machine
 from guidedcd.planning.meter import Cost, metered, size
-from guidedcd.preprocessing.estimates import Passes, passes
+from guidedcd.preprocessing.estimates import Passes, passes, reference_kinds
 
 ROWS = 2
 """Rows of a pass without gradient, per sample of a pass with gradient."""
@@ -107,7 +107,7 @@ def guided(run: Run, teacher: Teacher) -> tuple[Cost, str]:
     from guidedcd.energies.gradients import EnergyGradients
 
     z, t, text = inputs(teacher, run.preprocess.batch_size)
-    at = {config.reference: (z, t) for config in run.energies.values()}
+    at = {kind: (z, t) for kind in reference_kinds(run).values()}
     try:
         with metered() as cost:
             for _ in EnergyGradients(run, teacher)(z, t, text, ["a"] * len(z), at, len(z)):

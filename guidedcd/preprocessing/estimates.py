@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import shutil
 from pathlib import Path
@@ -13,9 +14,11 @@ from guidedcd.config.run import Run
 from guidedcd.console import console, file_size
 from guidedcd.devices import dtype_of
 from guidedcd.diffusion.guidance import draw_index, guided_from
+from guidedcd.energies.gradients import is_reference_free
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import nearest_folder
 from guidedcd.models.teachers.protocol import Teacher
+from guidedcd.plugins.objects import ObjectComponent
 
 ABOUT = 150
 """Bytes of JSON per video without its caption."""
@@ -42,6 +45,22 @@ class Size:
         return self.video * self.videos
 
 
+def reference_kinds(run: Run) -> dict[str, str]:
+    """The kind of reference by energy of a run, without those that are `reference_free`.
+
+    No energy is built, as that may load weights, except an object of the calling program, which exists.
+    """
+    kinds = {}
+    for name, config in run.energies.items():
+        component = run.component("energy", name)
+        energy = component.load()
+        if isinstance(component, ObjectComponent) and not inspect.isclass(energy):
+            energy = energy(config)
+        if not is_reference_free(energy):
+            kinds[name] = config.reference
+    return kinds
+
+
 def store_size(run: Run, teacher: Teacher) -> Size:
     """The size of a run's store: latents and conditioning per video, two predictions and the scores per draw."""
     text = sum(value.numel() * value.element_size() for value in teacher.null(1).values())
@@ -63,7 +82,7 @@ def video_bytes(run: Run, latent: int, cond: int, scored: float, *, dtype: str |
     draws, energies = run.preprocess.draws_per_video, len(run.energies)
     indices = 8 + 8 * draws + 20 * draws  # the seed, the indices of draws, the moments of their predictions
     inversions = 0.0
-    if run.preprocess.keep_inversions and any(config.reference == "inversion" for config in run.energies.values()):
+    if run.preprocess.keep_inversions and "inversion" in reference_kinds(run).values():
         inversions = scored * (latent * min(itemsize, 4) + 16)
     scores = energies * (8 * draws + scored * (latent * itemsize + 4))
     return 4 * latent + cond + indices + 2 * draws * latent * itemsize + scores + inversions
@@ -136,7 +155,7 @@ def passes(run: Run) -> Passes:
     position = (numpy.arange(draws)[:, None] + u) * steps / draws
     index = draw_index(position, steps, run.preprocess.noise_range)
     scored = index >= first
-    inverts = any(config.reference == "inversion" for config in run.energies.values())
+    inverts = "inversion" in reference_kinds(run).values()
     return Passes(
         inversion=float(((index[-1] + 1) * scored[-1]).mean()) if inverts else 0.0,
         scored=float(scored.mean(1).sum()),

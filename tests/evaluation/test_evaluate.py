@@ -25,6 +25,8 @@ from guidedcd.evaluation.compare import compare
 from guidedcd.evaluation.evaluate import evaluate
 from guidedcd.evaluation.finished import BatchResult, FinishedBatches
 from guidedcd.inference.pipeline import StudentPipeline
+from guidedcd.plugins.registry import load_plugins
+from guidedcd.plugins.sources import source_digest
 
 
 @pytest.fixture
@@ -179,6 +181,36 @@ def test_a_damaged_batch_is_sampled_again(tmp_path):
     (file,) = batches.folder.iterdir()
     file.write_bytes(file.read_bytes()[:40])
     assert batches.read({"prompts": ["a"]}) is None
+
+
+def test_finished_batches_are_those_of_the_same_scenes(tmp_path):
+    """A batch of prompts with another ground truth is scored again; a metric without scores is no error."""
+
+    def size(videos: torch.Tensor, prompts: list[Prompt]) -> dict[str, list[float]]:
+        return {"size": [float((prompt.scene or {})["size"]) for prompt in prompts]}
+
+    def make(texts: list[str], seeds: list[int]) -> torch.Tensor:
+        sampled.append(texts)
+        return torch.zeros(len(texts), 2, 3, 4, 4)
+
+    def measured(size: int) -> float:
+        prompts = [Prompt(text="a ball", scene={"size": size})]
+        return arms.measure(arm, prompts, [0], metrics, split=0, batch=1, finished=batches).values["size"][0][0]
+
+    sampled: list[list[str]] = []
+    arm = arms.Arm(name="a", label="a", steps=1, evaluations=1, omega=0.0, solver="ddim", make=make)
+    metrics = [arms.Metric("size", size), arms.Metric("none", lambda videos, prompts: {})]
+    batches = FinishedBatches(tmp_path, {})
+
+    assert [measured(1), measured(1), measured(2)] == [1.0, 1.0, 2.0] and len(sampled) == 2
+
+
+def test_the_source_of_a_metric_is_among_its_settings():
+    """Kept batches depend on the source of every metric, also where its version stays."""
+    metrics = arms.build_metrics({}, load_plugins(), 8.0)
+
+    assert [metric.settings["source"] for metric in metrics] == [source_digest("guidedcd_metrics.flicker:x")] * 2
+    assert metrics[0].settings["source"]
 
 
 def test_own_prompts_are_one_split(run):

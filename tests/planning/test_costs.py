@@ -9,13 +9,14 @@ from planned_runs import gpu, shipped_run
 from safetensors.torch import load_file
 from toy_plugin import make
 
+import guidedcd
 from guidedcd.config.structure import changed
 from guidedcd.planning.estimate import Estimator, run_bytes
 from guidedcd.planning.meter import metered
 from guidedcd.planning.preprocess_cost import empty
 from guidedcd.planning.skeletons import outline
 from guidedcd.planning.training_cost import resident
-from guidedcd.preprocessing.estimates import passes, store_bytes
+from guidedcd.preprocessing.estimates import passes, reference_kinds, store_bytes
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.training import checkpoint
@@ -108,6 +109,36 @@ def test_passes_are_those_of_a_real_store(toy, tmp_path, monkeypatch):
     assert counted.scored + counted.plain == pytest.approx(3)
     expected = counted.inversion + 3 * counted.scored + 2 * counted.plain
     assert sum(rows) / 24 == pytest.approx(expected, rel=0.05)
+
+
+def test_an_energy_without_a_reference_needs_no_inversion(toy, monkeypatch):
+    """A `reference_free` energy has no reference, so that neither passes nor bytes of an inversion are counted."""
+    import toy_plugin
+
+    run = make()
+    before, bytes_before, cost = passes(run), store_bytes(run, 96, 24), Estimator(gpu()).teaching(run).guided
+    monkeypatch.setattr(toy_plugin.Energy, "reference_free", True, raising=False)
+    monkeypatch.setattr(toy_plugin.Energy, "__call__", lambda energy, seen, none: seen.x0.flatten(1).mean(1))
+    costs = Estimator(gpu()).teaching(run)
+
+    assert reference_kinds(run) == {} and passes(run) == attrs.evolve(before, inversion=0.0) != before
+    assert store_bytes(run, 96, 24) < bytes_before
+    assert costs.guided.flops < cost.flops and not costs.left_out
+
+
+def still(seen, reference):
+    """An energy (B,) of the calling program, which compares with nothing."""
+    return seen.x0.flatten(1).mean(1)
+
+
+still.reference_free = True
+
+
+def test_an_object_without_a_reference_needs_no_inversion(toy):
+    """The attribute of an object of the calling program counts as that of an installed class."""
+    run = guidedcd.Run.from_profile(teacher="toy", data="toy", energies={"still": still})
+
+    assert reference_kinds(run) == {} and passes(run).inversion == 0
 
 
 def test_store_has_the_predicted_bytes(toy, tmp_path):
