@@ -16,11 +16,11 @@ from guidedcd.plugins.configs import _between
 class TrialConfig:
     """How the teacher samples videos to try a component on."""
 
-    steps: int = attrs.field(default=20, validator=_between(1, 1000))
+    steps: int = attrs.field(default=8, validator=_between(1, 1000))
     """Points of the solver's grid."""
     omega: float | None = attrs.field(default=None, validator=optional(ge(0)))
     """Guidance strength; by default that of the profile's evaluation. guidance_scale is omega + 1."""
-    videos: int = attrs.field(default=2, validator=ge(1))
+    videos: int = attrs.field(default=1, validator=ge(1))
     """How many of the teacher's own prompts are sampled where none is given."""
     seed: int = attrs.field(default=0, validator=is_seed)
     """Seed of the first prompt; the seed of each further prompt is higher by one."""
