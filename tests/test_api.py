@@ -247,6 +247,7 @@ def test_an_unguided_teacher_samples_as_the_evaluation_does():
     assert torch.equal(videos, teacher_videos(teacher.teacher, prompts, [4, 5], steps=3, omega=2.0))
 
 
+@pytest.mark.slow
 def test_an_energy_steers_the_teacher_towards_the_reference():
     """With the distance to a reference as energy, the sampled latents come closer to the reference's."""
     teacher = guidedcd.load_teacher("shapes", device="cpu")

@@ -146,6 +146,7 @@ def test_another_program_refuses_to_build_it(key, tmp_path):
     assert re.search(f"{kind} 'mine' is the Python object .* start from the program", done.stdout), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", OBJECTS)
 def test_a_run_with_an_object_resumes_unless_its_source_changed(key, toy, tmp_path):
     """`distil` trains and evaluates with the object, continues with it, and refuses a changed one in one sentence."""

@@ -15,6 +15,9 @@ import attrs
 SLOW = 1.5
 """Seconds above which the import of a plugin is reported: every command waits for it."""
 
+LONGEST = 300
+"""Characters of a plugin's output that are repeated: a warning begins with the path of its file."""
+
 PATIENCE = 5.0
 """Seconds after which a command names the plugin that it is waiting for."""
 
@@ -42,7 +45,7 @@ class Import:
                 "named in the target"
             )
         if text := " ".join(self.output.split()):
-            shown = text if len(text) <= 120 else f"{text[:120]}..."
+            shown = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
             sentences.append(f"importing it prints {shown!r}; results such as JSON must not be mixed with it")
         return sentences
 

@@ -19,6 +19,7 @@ def scripts(repository, monkeypatch):
     return repository / "benchmarks"
 
 
+@pytest.mark.slow
 def test_kernels_are_measured_one_by_one(scripts, device):
     """Every case runs, moves bytes or computes, and what is offered instead of a layer computes the same."""
     pytest.importorskip("triton")

@@ -289,6 +289,7 @@ def test_runs_are_compared_in_one_table(run, tmp_path, capsys, monkeypatch):
     assert measured == []
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_prompts_are_not_paired(run, tmp_path):
     """Runs evaluated on other prompts are an error that states how to measure both alike."""
     other = tiny_run.run_folder(tmp_path / "other", evaluate={"prompts": 4}, name="other")

@@ -120,6 +120,7 @@ def test_our_warnings_are_one_line():
     assert "x.py:1: UserWarning" in theirs and "UserWarning" in warnings.formatwarning("a", UserWarning, "y", 1)
 
 
+@pytest.mark.slow
 def test_strength_and_fraction_are_free_as_in_the_released_sampler(command, base, student, tmp_path):
     """Any scale and fraction reach the network and the metadata; negative scales and fractions beyond 1 do not."""
     for scale, fraction in ((0, 1), (1000, 0.3), (200, 0)):

@@ -80,6 +80,7 @@ def test_the_networks_agree(shared, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_only_inputs_are_read(tmp_path):
     """Wrong outputs in a golden file change no result, and the command finds them."""
     good = DATA / "pta" / "ties.safetensors"

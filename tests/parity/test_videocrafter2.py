@@ -15,6 +15,7 @@ from guidedcd.parity import reference_samplers
 from guidedcd.parity import videocrafter2 as family
 
 
+@pytest.mark.slow
 def test_every_number_agrees(shared, tmp_path):
     """The command passes on the whole tree, each value within the tolerance of its description."""
     done = subprocess.run(

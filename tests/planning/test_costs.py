@@ -50,6 +50,7 @@ def test_a_training_step_of_videocrafter2_has_its_measured_cost():
     assert tflop[True] == pytest.approx(188, rel=0.03)
 
 
+@pytest.mark.slow
 def test_rollouts_are_counted(toy):
     """A rollout of one step costs 3/4 of a clip, one of four steps 5/4; without rewards rollouts cost nothing."""
 
@@ -87,6 +88,7 @@ def test_rewards_are_planned_without_their_files(name):
     assert reward.count_tokens("a cat") > 0
 
 
+@pytest.mark.slow
 def test_a_cuda_graph_adds_the_memory_of_its_pass(toy):
     """`--train.fast graphs` adds the peak of a pass without gradient, and nothing else."""
     estimator = Estimator(gpu())
@@ -96,6 +98,7 @@ def test_a_cuda_graph_adds_the_memory_of_its_pass(toy):
     assert replayed.peak - plain.peak == replayed.replayed
 
 
+@pytest.mark.slow
 def test_passes_are_those_of_a_real_store(toy, tmp_path, monkeypatch):
     """The number of samples of the teacher's passes is the predicted one, on average over the noise seeds."""
     from guidedcd.models.teachers import latent
@@ -141,6 +144,7 @@ def test_an_object_without_a_reference_needs_no_inversion(toy):
     assert reference_kinds(run) == {} and passes(run).inversion == 0
 
 
+@pytest.mark.slow
 def test_store_has_the_predicted_bytes(toy, tmp_path):
     """A written store is within two per cent of the prediction, for every dtype of a store."""
     for dtype in ("float32", "float16"):

@@ -114,6 +114,7 @@ def test_a_reward_that_cannot_be_built_is_left_out(toy, capsys):
     assert any("leaves out reward hps: no file" in line for line in sentences)
 
 
+@pytest.mark.slow
 def test_probe_measures_beside_the_prediction(toy, tmp_path, monkeypatch):
     """A probe measures a pass, a batch of preprocessing and training steps, and leaves no file."""
     (tmp_path / "work").mkdir()

@@ -198,6 +198,7 @@ def test_a_wrong_route_is_caught(install, body, rule):
     assert rule in failing("route")
 
 
+@pytest.mark.slow
 def test_an_offer_that_imports_torch_is_caught(install):
     """Help must not wait for a plugin."""
     install("acme-odd", HEAD + OFFER.format(kind="Route", hook="routes") + "class Odd: ...")

@@ -26,6 +26,7 @@ def test_checkpoints_are_ordered_by_step(tmp_path):
     assert [path.name for path in checkpoint.paths(tmp_path)] == ["step-999999", "step-1000000"]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_can_be_left_out(toy, tmp_path, monkeypatch):
     """The message names the checkpoint; without it the run continues from the one before, to the same result."""
     run, store = make(), tmp_path / "s"
@@ -56,7 +57,8 @@ def test_a_checkpoint_of_other_energies_is_refused(tmp_path):
     folder = tmp_path / "step-000002"
     folder.mkdir()
     write_json(folder / "student.json", {"energies": ["calm", "pta"]})
-    write_json(folder / "checksums.json", {"step": 2, "sha256": {}})
+    checksum = file_digest(folder / "student.json")
+    write_json(folder / "checksums.json", {"step": 2, "sha256": {"student.json": checksum}})
     with pytest.raises(GuidedCDError, match="the energies calm, pta, but the run has no energy.*another"):
         checkpoint.load(folder, None, None, energies=())
 
@@ -72,6 +74,7 @@ def test_checkpoints_that_may_not_be_listed_are_an_error(tmp_path, monkeypatch):
         checkpoint.paths(tmp_path)
 
 
+@pytest.mark.slow
 def test_moments_of_another_shape_are_damage(toy, tmp_path, monkeypatch):
     """A state whose checksum is right, but whose moments belong to other weights, is refused before the next step."""
     run, store = make(), tmp_path / "s"

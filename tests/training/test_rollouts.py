@@ -160,6 +160,7 @@ def test_training_with_rollouts_resumes_exactly(toy, tmp_path, monkeypatch):
     assert trained(own, tmp_path / "b", store) == lines
 
 
+@pytest.mark.slow
 def test_without_rewards_there_are_no_rollouts(toy, tmp_path):
     """A run of energies alone, with the same settings, needs no prompts and trains as before."""
     one = trained(

@@ -44,6 +44,7 @@ def test_an_unfinished_run_of_an_older_version_is_continued(toy, tmp_path, monke
     assert run_folder.run_folder(make(seed=1), None, new=False) != Path("runs/older")
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_command_that_made_it(toy, unmeasured, tmp_path):
     """run.json has the command line of the first call; another command line continues the same run."""
     run = make()
@@ -86,6 +87,7 @@ def test_runs_that_start_together_do_not_share_a_folder(toy, tmp_path, monkeypat
     assert [read_json(folder / "run.json")["seed"] for folder in (first, second, fourth)] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_report_does_not_finish_a_run(toy, unmeasured, tmp_path):
     """A run whose report was written before its time is continued; one with all its results is not."""
     run = make()

@@ -154,12 +154,14 @@ def test_half_precision_folders_hold_half_precision(checkpoint, tmp_path, monkey
     assert {value.dtype for value in weights.values()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_the_fresh_process_cannot_import_this_package(tmp_path):
     """A self-test that needs guidedcd would prove nothing; its failure is one line."""
     with pytest.raises(GuidedCDError, match=r"does not load in a fresh process \(.*guidedcd"):
         run_clean("import guidedcd", tmp_path, {"x": torch.zeros(1)}, {})
 
 
+@pytest.mark.slow
 def test_one_fresh_process_repeats_several_things(tmp_path):
     """It is given work while it does other work; results of all of it come together, and a failure names its part."""
     with CleanProcess() as process:

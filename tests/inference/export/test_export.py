@@ -90,6 +90,7 @@ def test_adapters_are_merged_into_plain_layers(teacher):
     assert any("lora" in name for name in student.network.state_dict())
 
 
+@pytest.mark.slow
 def test_a_diffusers_folder_samples_without_this_package(teacher, tmp_path):
     """A fresh process makes the same latents; pipeline.py is the file that was tested."""
     one = trained(teacher)
@@ -101,6 +102,7 @@ def test_a_diffusers_folder_samples_without_this_package(teacher, tmp_path):
     assert (tmp_path / "pipeline.py").read_text() == Path(few_step_pipeline.__file__).read_text()
 
 
+@pytest.mark.slow
 def test_the_turbo_layout_restores_the_frame_rate_mlp(teacher, tmp_path):
     """unet_mg.pt has the original keys, and the frame-rate MLP of the base that was folded."""
     one = trained(teacher, "lora")
