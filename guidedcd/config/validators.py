@@ -33,7 +33,9 @@ def is_name(instance: object, attribute: attrs.Attribute, value: str) -> None:
             "digit and have only letters, digits, '-', '_', '+' and '.'."
         )
     if (size := len(value.encode())) > LONGEST_NAME:
-        raise ValueError(f"'{attribute.name}' has {size} bytes; it names a folder, so it has at most {LONGEST_NAME}.")
+        raise ValueError(
+            f"'{attribute.name}' has {size} bytes; it names a folder, so it may have at most {LONGEST_NAME} bytes."
+        )
 
 
 def is_subrange(instance: object, attribute: attrs.Attribute, value: tuple[float, float]) -> None:
