@@ -69,13 +69,13 @@ def distil(
         run_folder(run, out, new=new)
         if note := unscaled(run):
             console.print(f"note     {note}")
-        _check_components(run)
+        rewards = _check_components(run)
     console.print(f"train    building the teacher {run.teacher.name}" + _listed("the rewards", run.rewards))
     with blame_memory("the teacher"):
         teacher = run.teacher.build().to(where)
     if main:
-        with blame_memory("the rewards", "Use fewer --rewards"):
-            rehearse(build_rewards(run), run, teacher.geometry, where)
+        rehearse(rewards, run, teacher.geometry, where)
+        del rewards  # they take memory, and training builds its own
     latents = open_store(run, preprocess(run, store_folder=store, teacher=teacher, fill_parts=False))
     with claimed(run, out, new=new, command=command) if main else nullcontext() as folder:
         (folder,) = broadcast_object_list([folder])
@@ -104,8 +104,11 @@ def _is_evaluated(folder: Path) -> bool:
     return evaluation.get("student") == file_digest(folder / "student" / "model.safetensors")[:16]
 
 
-def _check_components(run: Run) -> None:
+def _check_components(run: Run) -> dict[str, Any]:
     """Load all plugins and rewards before the preprocessing, so that a missing package or file stops the run early.
+
+    Returns:
+        The rewards by name.
 
     Raises:
         GuidedCDError: A component cannot be loaded, lacks a member, or a routing rule returns a wrong route.
@@ -127,6 +130,7 @@ def _check_components(run: Run) -> None:
         rewards = build_rewards(run)
     _check_routes(run, rewards)
     rollouts.listed(run)
+    return rewards
 
 
 def _check_routes(run: Run, rewards: Mapping[str, Any]) -> None:

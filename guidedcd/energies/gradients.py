@@ -59,6 +59,23 @@ def is_reference_free(energy: Energy) -> bool:
     return bool(getattr(energy, "reference_free", False))
 
 
+def kept(energy: Energy, reference: Seen) -> Reference:
+    """What an energy takes as its reference: the forward pass, or what its own `keep` makes of it."""
+    keep = getattr(energy, "keep", None)
+    return reference if keep is None else keep(reference)
+
+
+def observed(
+    teacher: Teacher, z: Tensor, t: Tensor, cond: Cond, energies: Sequence[Energy], captions: Sequence[str]
+) -> Seen:
+    """A forward pass for energies of which no gradient is taken; it ends at the last record if they read no more."""
+    needs = needs_of(energies)
+    is_short = getattr(teacher, "tails", False) and all(getattr(one, "records_only", False) for one in energies)
+    options: dict[str, Any] = {"tail": "none"} if is_short and needs else {}
+    forward: Any = teacher.seen  # `options` of a teacher with `tails` go beyond the protocol
+    return forward(z, t, cond, needs=needs, captions=captions, **options)
+
+
 def check_needs(energy: Energy, whose: str) -> None:
     """Check the form of an energy's `needs`.
 
@@ -244,20 +261,16 @@ class EnergyGradients:
         self, references: Mapping[str, tuple[Tensor, Tensor]], cond: Cond, captions: Sequence[str], batch_size: int
     ) -> dict[str, list[Reference]]:
         """By energy with a reference, its reference for each group of `batch_size` samples."""
-        kept: dict[str, list[Reference]] = {name: [] for name in self.kind_of}
-        forward: Any = self.teacher.seen  # `options` of a teacher with `tails` go beyond the protocol
+        by_energy: dict[str, list[Reference]] = {name: [] for name in self.kind_of}
         for kind, (latents, t) in references.items():
             names = [name for name, own in self.kind_of.items() if own == kind]
-            needs = needs_of(self.energies[name] for name in names)
-            options = {"tail": "none"} if self._records_only(names) and needs else {}
             with torch.no_grad():
-                seen = forward(latents, t, cond, needs=needs, captions=captions, **options)
+                seen = observed(self.teacher, latents, t, cond, [self.energies[name] for name in names], captions)
                 for start in range(0, len(latents), batch_size):
                     rows = seen.rows(start, start + batch_size)
                     for name in names:
-                        keep = getattr(self.energies[name], "keep", None)
-                        kept[name].append(rows if keep is None else keep(rows))
-        return kept
+                        by_energy[name].append(kept(self.energies[name], rows))
+        return by_energy
 
     def _recomputing(self) -> AbstractContextManager[None]:
         """The context in which gradients are taken: fewer activations are kept, see `preprocess.recompute`."""

@@ -198,7 +198,7 @@ def _sampled(
     seconds = now() - began
     videos = videos.cpu()
     scores = {metric.name: metric.scores(videos, prompts) for metric in metrics}
-    return BatchResult(seconds=seconds, scores=scores, videos={i: videos[place] for i, place in positions.items()})
+    return BatchResult(seconds=seconds, scores=scores, videos={i: videos[row] for i, row in positions.items()})
 
 
 def video_seed(seed: int, split: int, number: int) -> int:

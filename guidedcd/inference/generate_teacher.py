@@ -63,18 +63,19 @@ def generate_teacher(
         raise GuidedCDError("--scale belongs to a student; a teacher's energies have --energies.NAME.scale.")
     if guided.reference is not None and not energies:
         raise GuidedCDError("--reference is what energies compare with: choose some with --energies.")
-    check_guided(energies, guided)
+    built = build_guided(energies, guided)
     listed = as_prompts(prompts)
     check_seeds(config, len(listed))
     pipeline = load_teacher(teacher, device=device or "auto", dtype=config.dtype, size=config.size)
     # The teacher was loaded for this call alone, so its network may change in place.
     with accelerated(pipeline.teacher, fast=config.fast, precision="no", in_place=True):
-        source = _source(pipeline, energies, guided, config, evaluate)
+        guiding = Guiding.build(pipeline.teacher, energies, guided.reference, guided.reference_prompt, built)
+        source = _source(pipeline, guiding, guided, config, evaluate)
         return write_videos(source, listed, config, Path("samples") if out is None else Path(out))
 
 
-def check_guided(energies: Sequence[Chosen], guided: GuidedConfig) -> None:
-    """Check before a teacher is loaded that energies can guide its solver, and that each has its reference.
+def build_guided(energies: Sequence[Chosen], guided: GuidedConfig) -> list[Any]:
+    """Build the energies, before a teacher is loaded: they can guide its solver, and each has its reference.
 
     Raises:
         GuidedCDError: The solver allows no energies, an energy has no reference, or the file is missing.
@@ -83,20 +84,22 @@ def check_guided(energies: Sequence[Chosen], guided: GuidedConfig) -> None:
         raise GuidedCDError("energies guide the ddim solver only. Use --solver ddim.")
     if guided.reference is not None:
         guided.checked_reference()
-        return
-    for one in energies:
-        if not is_reference_free(one.build()):
+    built = [one.build() for one in energies]
+    for one, energy in zip(energies, built, strict=True):
+        if guided.reference is None and not is_reference_free(energy):
             raise GuidedCDError(f"energy '{one.name}' compares with a reference video: give --reference clip.mp4.")
+    return built
 
 
 def _source(
     pipeline: TeacherPipeline,
-    energies: Sequence[Chosen],
+    guiding: Guiding,
     guided: GuidedConfig,
     config: SampleConfig,
     evaluate: EvaluateConfig,
 ) -> VideoSource:
     """The teacher with the options of a call."""
+    energies = guiding.energies
     geometry = pipeline.teacher.geometry
     enlarge, batch = enlargement(config, geometry), config.batch or batch_size(pipeline.teacher)
     steps = evaluate.teacher_steps if config.steps is None else config.steps
@@ -110,8 +113,6 @@ def _source(
         settings["energies"] = {one.name: {**unstructure(one.config), "source": _source_of(one)} for one in energies}
         settings["reference_prompt"] = guided.reference_prompt
         settings["reference"] = guided.reference and file_digest(guided.checked_reference())[:16]
-
-    guiding = Guiding.build(pipeline.teacher, energies, guided.reference, guided.reference_prompt)
 
     def sample(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[Tensor, list[Mapping[str, Any]]]:
         result = pipeline.sample_guided(

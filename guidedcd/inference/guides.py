@@ -6,7 +6,6 @@ Legend: B batch, C channels, F frames, H/W latent size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from guidedcd.diffusion.guidance import guided_from
 from guidedcd.diffusion.seen import Seen
 from guidedcd.energies import inversion
-from guidedcd.energies.gradients import Energy, EnergyTerm, is_reference_free, needs_of
+from guidedcd.energies.gradients import Energy, EnergyTerm, is_reference_free, kept, observed
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Cond, Teacher
 from guidedcd.plugins.configs import EnergyConfig
@@ -95,8 +94,7 @@ class References:
                 if key not in passes:
                     sharing = [one for one in guides if _pass_of(one) == key]
                     passes[key] = self._seen(sharing, t, index)
-                keep = getattr(guide.energy, "keep", None)
-                reference = passes[key] if keep is None else keep(passes[key])
+                reference = kept(guide.energy, passes[key])
             terms.append(EnergyTerm(name=guide.name, energy=guide.energy, reference=reference, plugin=guide.plugin))
         return terms
 
@@ -114,17 +112,6 @@ class References:
                 z, at = inversion.clean(guide.z0, t)
         with torch.no_grad():
             return observed(self.teacher, z, at, guide.cond, [one.energy for one in guides], guide.captions)
-
-
-def observed(
-    teacher: Teacher, z: Tensor, t: Tensor, cond: Cond, energies: Sequence[Energy], captions: Sequence[str]
-) -> Seen:
-    """A forward pass for energies of which no gradient is taken; it ends at the last record if they read no more."""
-    needs = needs_of(energies)
-    short = getattr(teacher, "tails", False) and all(getattr(one, "records_only", False) for one in energies)
-    options: dict[str, Any] = {"tail": "none"} if short and needs else {}
-    forward: Any = teacher.seen  # `options` of a teacher with `tails` go beyond the protocol
-    return forward(z, t, cond, needs, captions, **options)
 
 
 def _pass_of(guide: Guide) -> tuple[str, int] | None:

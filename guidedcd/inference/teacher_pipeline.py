@@ -171,10 +171,11 @@ class Guiding:
         energies: Energies,
         reference: Tensor | str | Path | None,
         reference_prompts: str | Sequence[str] | None,
+        built: Sequence[Any] | None = None,
     ) -> Guiding:
-        """Build the energies and read the reference; the arguments and errors are those of `sample_guided`."""
+        """Build the energies, unless they are `built`, and read the reference; see `sample_guided`."""
         chosen = _chosen(energies)
-        built = [one.build() for one in chosen]
+        built = [one.build() for one in chosen] if built is None else built
         captions = [reference_prompts] if isinstance(reference_prompts, str) else list(reference_prompts or ())
         video: Tensor | None = None
         if isinstance(reference, str | Path):

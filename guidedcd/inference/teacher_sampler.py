@@ -13,9 +13,9 @@ from torch import Tensor
 
 from guidedcd.diffusion.guidance import OFFICIAL, Rule, TeacherStep, combine, guidance_term, guided_share, guided_step
 from guidedcd.diffusion.seen import Seen
-from guidedcd.energies.gradients import Energy, EnergyTerm, Reference, energy_gradients, needs_of
+from guidedcd.energies.gradients import Energy, EnergyTerm, Reference, energy_gradients, needs_of, observed
 from guidedcd.errors import GuidedCDError
-from guidedcd.inference.guides import Guide, References, observed
+from guidedcd.inference.guides import Guide, References
 from guidedcd.models.teachers.protocol import Cond, Teacher
 
 

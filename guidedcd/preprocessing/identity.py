@@ -66,12 +66,12 @@ def _fingerprint(chosen: Chosen) -> dict[str, str | None]:
 
 def is_same(stored: dict[str, Any], identity: dict[str, Any]) -> bool:
     """Whether a store has the identity of a run, as far as both are known."""
-    return digest(_known(stored, identity)) == digest(_known(identity, stored))
+    return digest(_comparable(stored, identity)) == digest(_comparable(identity, stored))
 
 
 def foreign(stored: dict[str, Any], identity: dict[str, Any]) -> str:
     """How the identity of a store differs from that of a run."""
-    one, other = _known(stored, identity), _known(identity, stored)
+    one, other = _comparable(stored, identity), _comparable(identity, stored)
     for first, second in zip(one.get("data") or (), other["data"], strict=False):
         others = [{**entry, FINGERPRINT: ""} for entry in (first, second) if isinstance(entry, dict)]
         if len(others) == 2 and digest(others[0]) == digest(others[1]) and digest(first) != digest(second):
@@ -79,13 +79,13 @@ def foreign(stored: dict[str, Any], identity: dict[str, Any]) -> str:
     return difference(one, other)
 
 
-def _known(identity: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def _comparable(identity: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """An identity without what the other one lacks: stores of format 1 contain scores, and no fingerprints of data."""
-    known = {key: value for key, value in identity.items() if key not in ("format", "energies", "window")}
+    comparable = {key: value for key, value in identity.items() if key not in ("format", "energies", "window")}
     data, others = identity.get("data"), other.get("data")
     if isinstance(data, list) and isinstance(others, list) and len(data) == len(others):
-        known["data"] = [_without_unknown(one, two) for one, two in zip(data, others, strict=True)]
-    return known
+        comparable["data"] = [_without_unknown(one, two) for one, two in zip(data, others, strict=True)]
+    return comparable
 
 
 def _without_unknown(one: Any, other: Any) -> Any:

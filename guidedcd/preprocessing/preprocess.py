@@ -70,7 +70,7 @@ def preprocess(
         stored = shards.read_identity(folder)
     console.quiet = process()[0] > 0
     scores = score_sets.folders(folder, run, stored)
-    for sentence in score_sets.notes(folder, run, stored):
+    for sentence in score_sets.notes(folder, run, scores):
         console.print(f"store    {folder}: {sentence}", markup=False)
     absent, extended = _missing(folder, identity, shard), _without_scores(folder, identity, scores, shard)
     if absent or extended:

@@ -141,10 +141,10 @@ def without(folders: ScoreFolders, number: int) -> list[str]:
     return [energy for energy, folder in folders.items() if folder is not None and not (folder / name).exists()]
 
 
-def notes(store: Path, run: Run, identity: Mapping[str, Any]) -> list[str]:
+def notes(store: Path, run: Run, folders: ScoreFolders) -> list[str]:
     """One sentence for each energy whose code has changed since it was last scored here, or is unknown."""
     sentences = []
-    for name, folder in folders(store, run, identity).items():
+    for name, folder in folders.items():
         if folder is None:
             sentences.append(
                 f"the scores of '{name}' were computed before sources were recorded, so that a change of its code "

@@ -85,9 +85,9 @@ def _check(
     for key, error in errors.items():
         allowed = factor * (SCORES if key.startswith("score") else PREDICTIONS)
         if not error <= allowed:
-            part = scores.get(key.removeprefix("score.")) or folder
+            owner = scores.get(key.removeprefix("score.")) or folder  # of the file
             raise GuidedCDError(
-                f"shard {part / shards.shard_name(number)}.safetensors differs from the teacher's predictions for "
+                f"shard {owner / shards.shard_name(number)}.safetensors differs from the teacher's predictions for "
                 f"'{clip.id}': {key} differs by {error:.2g} of its size, {allowed:.2g} is allowed. "
                 f"Delete {shards.shard_name(number)}.json and preprocess again."
             )

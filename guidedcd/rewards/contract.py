@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guidedcd.config.kinds import Chosen
 from guidedcd.config.run import Run
 from guidedcd.data.geometry import Geometry
 from guidedcd.devices import blame_memory
@@ -32,13 +33,20 @@ def build_rewards(run: Run) -> dict[str, Any]:
     Raises:
         GuidedCDError: One lacks a member that the engine reads; names its plugin.
     """
-    modules = run.build("reward")
-    for name, module in modules.items():
-        is_object = hasattr(run.rewards[name], objects.MARK)
-        check_members(module, str(run.component("reward", name)), is_object=is_object)
-        if isinstance(module, nn.Module):
-            module.eval().requires_grad_(False)
-    return modules
+    return {chosen.name: build_reward(chosen) for chosen in run.chosen("reward")}
+
+
+def build_reward(chosen: Chosen) -> Any:
+    """A reward, frozen and in eval mode.
+
+    Raises:
+        GuidedCDError: It lacks a member that the engine reads; names its plugin.
+    """
+    reward = chosen.build()
+    check_members(reward, str(chosen.component()), is_object=hasattr(chosen.config, objects.MARK))
+    if isinstance(reward, nn.Module):
+        reward.eval().requires_grad_(False)
+    return reward
 
 
 def check_members(reward: Any, whose: str, *, is_object: bool = False) -> None:

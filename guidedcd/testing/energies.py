@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guidedcd.diffusion.guidance import TeacherStep, guided_step
 from guidedcd.diffusion.seen import Seen
-from guidedcd.energies.gradients import is_reference_free
+from guidedcd.energies.gradients import is_reference_free, kept
 from guidedcd.testing.helpers import CAPTIONS, T, is_batch, random, same_in_threads, unchanged
 
 if TYPE_CHECKING:
@@ -40,12 +40,7 @@ def reference(subject: Subject, batch: int = 2) -> Any:
     if is_reference_free(subject.built):
         return None
     with torch.no_grad():
-        return _kept(subject.built, look(subject, latents(subject, 1)[:batch]))
-
-
-def _kept(energy: Any, seen: Seen) -> Any:
-    keep = getattr(energy, "keep", None)
-    return seen if keep is None else keep(seen)
+        return kept(subject.built, look(subject, latents(subject, 1)[:batch]))
 
 
 def energy_is_one_number_per_sample(subject: Subject) -> None:
@@ -104,7 +99,7 @@ def energy_is_least_at_its_reference(subject: Subject) -> None:
         return
     with torch.no_grad():
         own = look(subject, latents(subject, 1))
-        other = _kept(subject.built, own)
+        other = kept(subject.built, own)
         same, different = subject.built(own, other), subject.built(look(subject, latents(subject, 2)), other)
     assert (same <= different + 1e-6).all(), (
         f"energy {same.tolist()} at the reference, {different.tolist()} elsewhere; if it compares with nothing, set "
@@ -136,7 +131,7 @@ def energy_has_the_right_gradient(subject: Subject) -> None:
     try:
         if not is_reference_free(subject.built):
             with torch.no_grad():
-                other = _kept(subject.built, seen(latents(subject, 1)[:1].double()))
+                other = kept(subject.built, seen(latents(subject, 1)[:1].double()))
         (score,) = torch.autograd.grad(subject.built(seen(inputs), other).sum(), inputs)
     except RuntimeError as error:
         if _OTHER_DTYPE.search(str(error)):
@@ -167,7 +162,7 @@ def energy_follows_the_device(subject: Subject) -> None:
     try:
         energy = deepcopy(subject.built)  # it may keep tensors, which have no values on this device
         with torch.no_grad():
-            other = None if is_reference_free(energy) else _kept(energy, seen())
+            other = None if is_reference_free(energy) else kept(energy, seen())
             value = energy(seen(), other)
     except RuntimeError as error:
         if "device" in str(error) and "item" not in str(error):

@@ -46,9 +46,11 @@ class Subject:
     @cached_property
     def teacher64(self) -> Any:
         """The tiny teacher in float64."""
+        import torch
+
         from guidedcd.testing.tiny_teacher import tiny_teacher
 
-        return tiny_teacher().to("cpu", torch_dtype("float64"))
+        return tiny_teacher().to("cpu", torch.float64)
 
     @cached_property
     def meta_teacher(self) -> Any:
@@ -56,10 +58,3 @@ class Subject:
         from guidedcd.testing.tiny_teacher import tiny_teacher
 
         return tiny_teacher().to("meta")
-
-
-def torch_dtype(name: str) -> Any:
-    """A dtype of torch by name, so that this module does not import torch."""
-    import torch
-
-    return getattr(torch, name)

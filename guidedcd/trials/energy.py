@@ -27,7 +27,7 @@ from guidedcd.energies.gradients import is_reference_free
 from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.evaluation.arms import build_metrics
 from guidedcd.files import check_writable, write_json
-from guidedcd.inference.teacher_pipeline import GuidedVideos, TeacherPipeline
+from guidedcd.inference.teacher_pipeline import GuidedVideos, Guiding, TeacherPipeline
 from guidedcd.locks import locked
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.trials.teacher import ADVICE, omega_of, prompts_of, seeds_of, teacher_of
@@ -89,7 +89,8 @@ def try_energy(
     config = config or EnergyTrialConfig()
     energy = selection.one("energy")
     name = energy.name
-    needs_reference = not is_reference_free(energy.build())
+    built = energy.build()
+    needs_reference = not is_reference_free(built)
     if needs_reference and config.reference is None and not selection.data:
         raise GuidedCDError(f"energy '{name}' compares with a reference video: give --reference clip.mp4.")
     out = Path("trials") / name if out is None else Path(out)
@@ -100,16 +101,18 @@ def try_energy(
     texts, seeds = [prompt.text for prompt in listed], seeds_of(config, len(listed))
     options: dict[str, Any] = {
         "omega": omega_of(selection, config),
-        "reference_prompts": caption,
         "rule": config.rule,
         "noise_factor": config.noise_factor,
         "watch": True,
         "advice": ADVICE,
     }
-    arguments = (texts, [energy], None if video is None else video[None], config.steps, seeds)
+    guiding = Guiding.build(pipeline.teacher, [energy], None if video is None else video[None], caption, [built])
     with progress("sample", 2 * config.steps * len(listed), unit="steps") as advance:
         options["advance"] = advance
-        without, with_energy = (pipeline.sample_guided(*arguments, guided=on, **options) for on in (False, True))
+        without, with_energy = (
+            pipeline.sample_guided(texts, guiding, steps=config.steps, seeds=seeds, guided=on, **options)
+            for on in (False, True)
+        )
     trial = EnergyTrial(
         energy=energy,
         prompts=listed,

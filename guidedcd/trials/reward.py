@@ -12,7 +12,7 @@ from typing import Any, cast
 import attrs
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.selection import Selection
@@ -30,7 +30,7 @@ from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.files import check_writable, write_json
 from guidedcd.locks import locked
 from guidedcd.plugins.configs import RewardConfig
-from guidedcd.rewards.contract import call, check_members
+from guidedcd.rewards.contract import build_reward, call, drawing
 from guidedcd.rewards.scorer import frame_indices
 from guidedcd.trials.teacher import ADVICE, omega_of, prompts_of, seeds_of, teacher_of
 
@@ -86,7 +86,8 @@ def try_reward(
     out = Path("trials") / chosen.name if out is None else Path(out)
     check_writable(out)
     where = find_device(config.device)
-    reward = _built(chosen).to(where)
+    with blame_memory(f"reward '{chosen.name}'"):
+        reward = build_reward(chosen).to(where)
     scored = [
         _scored(chosen, reward, name, caption, video.to(where), config.seed)
         for name, caption, video in _videos(selection, videos, prompts, config)
@@ -100,16 +101,6 @@ def try_reward(
         write_json(out / "reward.json", {"reward": described, "videos": [one.to_dict() for one in scored]})
     _print(chosen, reward, scored, out)
     return scored
-
-
-def _built(chosen: Chosen) -> Any:
-    """The reward in eval mode."""
-    with blame_memory(f"reward '{chosen.name}'"):
-        reward = chosen.build()
-    check_members(reward, str(chosen.component()))
-    if isinstance(reward, nn.Module):
-        reward.eval().requires_grad_(False)
-    return reward
 
 
 def _videos(
@@ -144,10 +135,9 @@ def _scored(chosen: Chosen, reward: Any, name: str, caption: str, video: Tensor,
     config, whose, generator = cast(RewardConfig, chosen.config), str(chosen.component()), reward_generator(seed, 0)
     pixels = video[frame_indices(config, len(video), generator)][None].detach()
     frames = pixels.requires_grad_(True) * 1  # no leaf, so that a change in place is found
-    if hasattr(reward, "generator"):
-        reward.generator = generator
     with blame_memory(whose, f"Use fewer --rewards.{chosen.name}.frames."), torch.enable_grad():
-        scores = call(reward, frames, [caption], whose)
+        with drawing(reward, generator):
+            scores = call(reward, frames, [caption], whose)
         if not scores.requires_grad:
             raise GuidedCDError(f"{whose} gives scores without a gradient: something detached them from the frames.")
         (gradient,) = torch.autograd.grad(scores.sum(), frames)

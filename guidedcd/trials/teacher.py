@@ -30,14 +30,14 @@ def omega_of(selection: Selection, config: TrialConfig) -> float:
     return selection.evaluate.omega if config.omega is None else config.omega
 
 
-def prompts_of(pipeline: TeacherPipeline, given: Sequence[str] | Path | None, count: int) -> list[Prompt]:
-    """The given prompts, or the first `count` of the teacher's own that name a motion.
+def prompts_of(pipeline: TeacherPipeline, texts: Sequence[str] | Path | None, count: int) -> list[Prompt]:
+    """Prompts from texts or a file, or the first `count` of the teacher's own that name a motion.
 
     Raises:
         GuidedCDError: A file of prompts cannot be read.
     """
-    if given:
-        return as_prompts(given)
+    if texts:
+        return as_prompts(texts)
     own = getattr(pipeline.teacher, "prompts", general)
     return list(own("motion", count))
 

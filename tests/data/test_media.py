@@ -114,7 +114,7 @@ def test_another_suffix_is_refused(tmp_path):
 
 
 def test_a_damaged_file_is_a_clear_error(tmp_path):
-    """What is no video says so, with its path."""
+    """What is no video is an error with its path."""
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     with pytest.raises(GuidedCDError, match=r"bad\.mp4"):
         media.read_video(tmp_path / "bad.mp4")

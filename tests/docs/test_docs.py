@@ -116,8 +116,8 @@ def test_commands_parse(page):
         command = tuple(words[: 2 if words[0] in GROUPS else 1])
         for word in words:
             if re.match(r"--?[a-z]", word):
-                known = flags(*command) | {"--help", "--plugin"}
-                assert known & set(installed(word)), f"guidedcd {' '.join(words)}: {word} is not a flag"
+                accepted = flags(*command) | {"--help", "--plugin"}
+                assert accepted & set(installed(word)), f"guidedcd {' '.join(words)}: {word} is not a flag"
         assert command in set(subcommands()), f"guidedcd {' '.join(words)}: no such command"
 
 
@@ -127,9 +127,9 @@ def test_options_in_text_exist(page):
     for span in re.findall(r"`(--[a-z][^`\n]*)`", page.read_text(encoding="utf-8")):
         flag = span.split()[0].replace(".FIELD", ".scale")
         if "." in flag or page.parent.name == "how-to":
-            known = frozenset().union(*(flags(*command) for command in subcommands()))
+            accepted = frozenset().union(*(flags(*command) for command in subcommands()))
             others = {"--plugin", "--no-build-isolation", "--manifests", "--tiny", "--compare"}
-            assert known & set(installed(flag)) or flag in others, f"{flag} is not a flag"
+            assert accepted & set(installed(flag)) or flag in others, f"{flag} is not a flag"
 
 
 def test_every_hook_is_a_heading():

@@ -69,7 +69,7 @@ def test_weights_are_small(repository):
 
 
 def test_every_package_is_typed(names, repository):
-    """Type checkers read a package's annotations only if it says so."""
+    """Type checkers read a package's annotations only if it contains py.typed."""
     packages = {name.split("/")[0] for name in names if name.endswith("/__init__.py") and name.count("/") == 1}
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
 

@@ -48,8 +48,8 @@ def test_verify_compares_with_the_teacher(toy, tmp_path, key):
     """Values that differ from the teacher's predictions are an error that names the shard, despite right checksums."""
     run = make(energy={"pta": {}}, preprocess={"videos": 2})
     folder = preprocess(run, store_folder=tmp_path / "s")
-    part = next((folder / "scores").iterdir()) if key.startswith("score") else folder
-    path, about = (part / f"{shard_name(0)}.{ending}" for ending in ("safetensors", "json"))
+    owner = next((folder / "scores").iterdir()) if key.startswith("score") else folder
+    path, about = (owner / f"{shard_name(0)}.{ending}" for ending in ("safetensors", "json"))
     tensors, name = load_file(path), key.partition(".")[0]
     tensors[name] = tensors[name] * 1.2
     save_file(tensors, path)

@@ -97,7 +97,7 @@ def test_a_missing_file_says_how_to_get_it(name, config, publisher, file, path, 
 
 
 def test_a_missing_vocabulary_says_how_to_get_it(files, tmp_path, monkeypatch):
-    """InternVideo2 also needs BERT's vocabulary, and says so separately."""
+    """InternVideo2 also needs BERT's vocabulary, which has an error of its own."""
     _offline(tmp_path, monkeypatch)
     with pytest.raises(GuidedCDError, match=r"vocabulary: .*hf download google-bert/bert-large-uncased vocab\.txt"):
         InternV2(InternV2Config(path=str(files / "video.pt"), arch=str(files / "video.json")))

@@ -120,7 +120,7 @@ def test_an_energy_on_latents_passes(install):
 
 
 def test_a_reference_free_energy_passes(install):
-    """An energy that compares with nothing says so, and is checked without a reference."""
+    """A `reference_free` energy, which compares with nothing, is checked without a reference."""
     body = "assert reference is None; return (seen.x0.diff(dim=2).abs().flatten(1).mean(1) - 0.5).square()"
     code = (
         "class Odd:\n    reference_free = True\n    def __init__(self, config): ...\n"

@@ -215,7 +215,7 @@ def test_validation_videos_do_not_disturb_the_training(toy, tmp_path):
 
 
 def test_a_reward_that_scored_nothing_is_named_at_the_end(toy, tmp_path, capsys):
-    """A run whose captions are too long for a reward says so; a reward that scored a sample is not named."""
+    """A reward that reads none of a run's captions is named at the end; one that scored a sample is not."""
     run = make(routes={"short-caption": {}}, train={"steps": 2})
     trained(make(train={"steps": 2}), tmp_path / "a", tmp_path / "s")
     assert "scored no sample" not in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A machine without a network says so at once."""
+"""Without a network the error comes at once."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_a_list_of_full_rank_gives_the_student_back(base, tmp_path):
 
 
 def test_a_low_rank_list_needs_its_base_and_its_size(base, tmp_path):
-    """Without a base, and with one of another size, the message says so."""
+    """The message states that the base is missing, or has another size."""
     factors, _ = turbo.lora_list(LVDM_UNET, base, {**base, turbo.OMEGA: torch.zeros(32, 256)}, rank=2)
     torch.save(factors, tmp_path / "unet_lora.pt")
 

@@ -219,7 +219,7 @@ def test_other_formats_are_recognised(tmp_path, keys, hint):
 
 
 def test_other_schedules_are_refused(tmp_path):
-    """A file whose noise table is not the architecture's says so."""
+    """A file whose noise table is not the architecture's is an error."""
     state = {"alphas_cumprod": torch.linspace(1, 0.01, 1000)}
 
     with pytest.raises(GuidedCDError, match="alphas_cumprod"):
