@@ -18,7 +18,7 @@ from guidedcd.config.kinds import Chosen
 from guidedcd.config.selection import Selection
 from guidedcd.config.structure import unstructure
 from guidedcd.config.trials import EnergyTrialConfig
-from guidedcd.console import console, print_table, progress
+from guidedcd.console import console, counted, print_table, progress
 from guidedcd.data import media
 from guidedcd.data.clips import Prompt
 from guidedcd.data.framing import read_framed
@@ -180,7 +180,7 @@ def _print(trial: EnergyTrial, out: Path) -> None:
     steps = len(trial.without.timesteps)
     console.print(
         f"energy   {name}, {unit} {config.strength:g}, on the noisiest {config.fraction:.0%} of {steps} steps; "
-        f"means of {len(trial.prompts)} videos",
+        f"means of {counted(len(trial.prompts), 'video')}",
         markup=False,
     )
     if trial.reference is not None:
