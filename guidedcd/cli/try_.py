@@ -20,7 +20,7 @@ Texts = Annotated[list[str] | None, Parameter(negative="")]
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the commands to `app`."""
-    group = App(name="try", help="Try an energy, a reward or a route within seconds, without training.")
+    group = App(name="try", help="Try an energy, a reward or a route without training.")
     app.command(group)
 
     def components(*kinds: str) -> Any:
