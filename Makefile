@@ -2,9 +2,11 @@
 # make test    the tests
 # make slow    the tests that train, and those that install packages
 # make lint    style and types
+# make docs    the documentation as a website, in build/docs/
 #
 # The first call makes .venv and installs guidedcd into it; later calls start at once, until pyproject.toml changes.
-# ARGS adds flags to train or options to pytest; PIP_ARGS adds options to pip, such as an index of CPU-only wheels.
+# ARGS adds flags to train, or options to pytest or sphinx. PIP_ARGS adds options to pip, such as an index of CPU-only
+# wheels.
 # Tests run in one process for each logical CPU, at most eight; WORKERS=0 runs them in a single process.
 
 PYTHON   ?= python3
@@ -17,7 +19,7 @@ WORKERS  ?= logical
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
-.PHONY: train test slow lint clean
+.PHONY: train test slow lint docs clean
 
 train: $(VENV)/.installed
 	$(PY) -m guidedcd train --energy pta --rewards hps,clip,internv2 $(ARGS)
@@ -32,6 +34,10 @@ lint: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs: $(VENV)/.installed
+	$(PY) -m sphinx -q -W --keep-going -b html $(ARGS) docs build/docs
+	@echo "site     build/docs/index.html"
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

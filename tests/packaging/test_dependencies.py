@@ -15,8 +15,8 @@ from packaging.utils import canonicalize_name
 
 OPTIONAL = {"bitsandbytes", "triton"}
 """Imported where they are installed; the package works without them."""
-ELSEWHERE = {"build", "hatchling", "mypy", "pytest-xdist", "ruff"}
-"""Programs that are run and not imported."""
+ELSEWHERE = {"build", "guidedcd", "hatchling", "mypy", "pytest-xdist", "ruff"}
+"""Programs that are run and not imported, and this package with its extra `docs`."""
 
 
 def imported(folders: Iterable[Path]) -> set[str]:
