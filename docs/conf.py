@@ -27,6 +27,8 @@ html_title = f"guidedcd {version}"
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 copybutton_prompt_text = "$ "
 copybutton_line_continuation_character = "\\"
 

@@ -45,7 +45,7 @@ def site(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_every_page_is_in_the_navigation(site):
-    """The first page of the site links to every Markdown page of docs/ except the records, which their lists link to."""
+    """The first page links to every page of docs/ except the single records, to which their own lists link."""
     front = {unquote(link) for link in Page(site / "index.html").links}
     pages = {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in DOCS.rglob("*.md")}
     records = {page for page in pages if page.startswith(("decisions/0", "notes/2"))}
