@@ -166,6 +166,11 @@ def _age(path: Path) -> float:
     return abs(time.time() - path.stat().st_mtime)
 
 
+def path_name(name: str) -> str:
+    """A component's name as a part of a path, on Windows too: `energy:dynamics` becomes `energy_dynamics`."""
+    return re.sub(r"[^\w.-]+", "_", name)[:60]
+
+
 def check_name(path: Path) -> None:
     """Refuse names that the usual file systems cannot store.
 

@@ -17,6 +17,11 @@ def note(words: Sequence[str]) -> None:
     _WORDS.set(tuple(words))
 
 
+def words() -> tuple[str, ...]:
+    """The words after `guidedcd`."""
+    return _WORDS.get()
+
+
 def starting(text: str) -> None:
     """Print a line before PyTorch is imported, which takes many seconds on a busy machine; in one process of a launch.
 

@@ -16,7 +16,7 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 
 from guidedcd.config.kinds import KINDS
-from guidedcd.config.reflection import flag, limits, positional
+from guidedcd.config.reflection import flag, limits, naming, positional
 from guidedcd.config.sources import profiles, read_profile
 from guidedcd.console import console, print_table
 from guidedcd.docstrings import docs_of
@@ -270,6 +270,8 @@ def _show(component: Component) -> None:
     console.print(f"  plugin    {component.plugin} {component.version}")
     console.print(f"  target    {component.target}")
     spelling = f"{component.name}[:{value.name.upper()}]" if value else component.name
+    if naming(component.config):
+        spelling = spelling.replace("[:", ":").rstrip("]")
     console.print(f"  select    --{key} {spelling}   or   [{key}.{component.name}] in a --config file", markup=False)
     if not attrs.fields(component.config):
         console.print("  options   none\n")

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import attrs
 from cyclopts import Group, Parameter, Token
 
+from guidedcd.cli import command_line
 from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SECTIONS
 from guidedcd.config.reflection import flag, groups_of, limits, types_of
 from guidedcd.config.resolve import resolve
 from guidedcd.config.run import Run
 from guidedcd.config.selection import Selection, select
-from guidedcd.config.sources import ALIASES, Layer, profiles, read_config, read_profile, split_names
+from guidedcd.config.sources import ALIASES, Layer, name_of, profiles, read_config, read_profile, split_names
 from guidedcd.config.structure import Options, Value, convert, options_of
 from guidedcd.docstrings import docs_of
 from guidedcd.errors import GuidedCDError
@@ -25,9 +26,9 @@ from guidedcd.plugins.registry import Registry
 SELECTORS = {
     "teacher": "The pretrained model as NAME[:VALUE].",
     "data": "A dataset as NAME[:VALUE]; repeat the flag to mix several.",
-    "energies": "Energies that guide the teacher, NAME[,NAME]; `none` for none.",
-    "rewards": "Rewards that train the student, NAME[,NAME]; `none` for none.",
-    "routes": "Rules that choose each sample's rewards and caption, NAME[,NAME]; `none` for none.",
+    "energies": "Energies that guide the teacher, NAME[:VALUE][,NAME]; `none` for none.",
+    "rewards": "Rewards that train the student, NAME[:VALUE][,NAME]; `none` for none.",
+    "routes": "Rules that choose each sample's rewards and caption, NAME[:VALUE][,NAME]; `none` for none.",
     "metrics": "Metrics of the evaluation, NAME[,NAME]; `none` for none.",
 }
 
@@ -184,6 +185,9 @@ def run_flags(
             group = Group(f"{kind.capitalize()} {component.name}", sort_key=100 * (10 + order))
             cls = _options(component.config, component.name.replace("-", "_"), defaults, group)
             components[component.name.replace("-", "_")] = _field(cls)
+            for value in _values_in(command_line.words(), key, component.name):
+                hidden = Parameter(name=name_of(component.name, value), show=False)
+                components[_encoded(component.name, value)] = _field(Annotated[cls, hidden])
         if components:
             cls = attrs.make_class(key, components, frozen=True, kw_only=True)
             fields[f"{key}_options"] = _field(Annotated[cls, Parameter(name=f"--{key}")])
@@ -194,6 +198,25 @@ def run_flags(
         section = _options(cls, key, layer.sections.get(key, {}), group)
         fields[key] = _field(Annotated[section, Parameter(name=f"--{key}")])
     return attrs.make_class("RunFlags", fields, frozen=True, kw_only=True)
+
+
+def _values_in(words: Sequence[str], key: str, name: str) -> list[str]:
+    """The values in flags of one kind and component such as --rewards.NAME:VALUE.weight, which may contain dots."""
+    path = f"--{key}.{name}:"
+    flags = [word.partition("=")[0] for word in same_words(words)]
+    values = [flag.removeprefix(path).rpartition(".")[0] for flag in flags if flag.startswith(path)]
+    return list(dict.fromkeys(value for value in values if value))
+
+
+def _encoded(name: str, value: str) -> str:
+    """NAME:VALUE as the name of an attribute."""
+    return f"{name.replace('-', '_')}__{value.encode().hex()}"
+
+
+def _decoded(attribute: str) -> str:
+    """NAME or NAME:VALUE of a component, from the name of its attribute."""
+    name, with_value, value = attribute.partition("__")
+    return name_of(name.replace("_", "-"), bytes.fromhex(value).decode() if with_value else None)
 
 
 def check_groups(words: Sequence[str], registry: Registry, *, sections: bool) -> None:
@@ -268,7 +291,7 @@ def _layer(written: Mapping[str, Any]) -> Layer:
     options: dict[str, list[tuple[str, dict[str, Value]]]] = {}
     for key in KINDS:
         for component, options_written in written.get(f"{key}_options", {}).items():
-            name = component.replace("_", "-")
+            name = _decoded(component)
             values = {n: Value(v, f"--{key}.{name}.{flag(n)}") for n, v in options_written.items()}
             options.setdefault(key, []).append((name, values))
     return Layer(

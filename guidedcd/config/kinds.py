@@ -55,6 +55,7 @@ class Chosen:
     """A component by name, with its options."""
 
     name: str
+    """NAME, or NAME:VALUE where the run tells several of one component apart by their values."""
     config: ComponentConfig
 
     @property
@@ -66,7 +67,7 @@ class Chosen:
         """What a plugin offers under this name, or the Python object that the run was given."""
         if hasattr(self.config, objects.MARK):
             return objects.component(self.kind, self.name, self.config)
-        return (registry or load_plugins()).get(self.kind, self.name)
+        return (registry or load_plugins()).get(self.kind, self.name.partition(":")[0])
 
     def build(self, registry: Registry | None = None) -> Any:
         """Import the component and call it with its options; an exception of its own names the plugin."""

@@ -8,8 +8,8 @@ from typing import Any
 import attrs
 
 from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SCALARS, SECTIONS, Basic, Chosen
-from guidedcd.config.reflection import positional
-from guidedcd.config.sources import Layer, Names
+from guidedcd.config.reflection import naming, positional
+from guidedcd.config.sources import Layer, Names, name_of
 from guidedcd.config.structure import Options, Value, structure
 from guidedcd.errors import GuidedCDError, option_name, shown
 from guidedcd.plugins import objects
@@ -64,36 +64,54 @@ def _merged(tables: Iterable[Mapping[str, Value | Options]]) -> Options:
 
 
 def components_of(key: str, layers: Sequence[Layer], registry: Registry) -> list[Chosen]:
-    """The selected components of one kind; the options of a selected one are those of all layers together."""
+    """The selected components of one kind; the options of a selected one are those of all layers together.
+
+    Options of NAME hold for all components of that name, those of NAME:VALUE only for the one with that value. The name
+    of a component in the run is NAME:VALUE where the value names it (see `naming`), or where NAME is selected twice.
+    """
     kind = KINDS[key]
     selected: Names = []
     for layer in layers:
         options = layer.options.get(key, [])
         if not layer.optional:
             for name, _ in options:
-                _component(kind, name, layers, registry)
+                _component(kind, name.partition(":")[0], layers, registry)
         if key in layer.select:
             selected = list(layer.select[key])
         if layer.adds:
-            named = {name for name, _, _ in selected}
-            selected += [(name, None, f"--{key}.{name}") for name, _ in options if name not in named]
+            selected += _added(options, selected, f"--{key}")
     components = []
     seen: dict[str, int] = {}
     for name, value, where in selected:
-        component = _component(kind, name, layers, registry)
+        component, written = _component(kind, name, layers, registry), name_of(name, value)
         index = seen[name] = seen.get(name, -1) + 1
         tables = []
         for layer in layers:
             tables_of_name = [options for n, options in layer.options.get(key, []) if n == name]
             # A file may list a dataset several times, each with its own options; one table serves all of that name.
             tables += tables_of_name[index : index + 1] if len(tables_of_name) > 1 else tables_of_name
+            if value is not None:
+                tables += [options for n, options in layer.options.get(key, []) if n == written]
         merged = _merged(tables)
         if kind == "energy" and "scale" in merged and "relative" in merged:
             _drop_older(merged, tables)
         if kind == "energy" and "scale" in merged and "relative" not in merged:
             merged["relative"] = Value(None, "")  # a relative strength of the energy's own config
-        components.append(_built(component, value, merged, where))
+        chosen = _built(component, value, merged, where)
+        repeated = key in REPEATABLE and value is not None and sum(n == name for n, _, _ in selected) > 1
+        components.append(attrs.evolve(chosen, name=written) if repeated else chosen)
     return components
+
+
+REPEATABLE = ("energies", "rewards", "routes")
+"""Kinds of which a run may have one component with several values; the values of a metric have names of their own."""
+
+
+def _added(options: Sequence[tuple[str, Any]], selected: Names, path: str) -> Names:
+    """The components that have options and are not selected yet."""
+    written = {name for name, _, _ in selected} | {name_of(name, value) for name, value, _ in selected}
+    names = [name.partition(":") for name, _ in options if name not in written]
+    return [(name, value if colon else None, f"{path}.{name}") for name, colon, value in names]
 
 
 def _component(kind: str, name: str, layers: Sequence[Layer], registry: Registry) -> Component:
@@ -128,6 +146,10 @@ def _built(component: Component, value: str | None, merged: Options, where: str)
             )
         merged[field.name] = Value(value, f"{where} {name}:{value}")
     config = structure(component.config, merged, f"{kind} '{name}'")
+    if kind not in ("teacher", "dataset") and (field := naming(component.config)):
+        if not (value := str(getattr(config, field.name) or "")):
+            raise GuidedCDError(f"{where}: {kind} '{name}' needs its {option_name(field.name)}: write {name}:VALUE.")
+        name = name_of(name, value)
     if isinstance(config, EnergyConfig) and config.relative is None and config.scale is None:
         if config.scale_range is not None:
             raise GuidedCDError(

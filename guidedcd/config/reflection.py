@@ -59,3 +59,9 @@ _RELATIONS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less th
 def positional(cls: type) -> attrs.Attribute | None:
     """The field that the VALUE in NAME:VALUE fills, marked with metadata={"positional": True}."""
     return next((field for field in attrs.fields(cls) if field.metadata.get("positional")), None)
+
+
+def naming(cls: type) -> attrs.Attribute | None:
+    """The positional field whose value belongs to the component's name, marked with metadata={"positional": "name"}."""
+    field = positional(cls)
+    return field if field is not None and field.metadata["positional"] == "name" else None

@@ -70,7 +70,8 @@ class Layer:
                 if selects is not None:
                     select[key] = selects
                 elif not profile:
-                    select.setdefault(key, [(name, None, f"{written}.{name} in {source}") for name, _ in components])
+                    names = (_name(name, f"{written}.{name} in {source}") for name, _ in components)
+                    select.setdefault(key, [one for selected in names for one in selected])
             elif key == "select" and not python:
                 for kind, names in _table(value, where).items():
                     if ALIASES.get(kind, kind) not in KINDS:
@@ -121,6 +122,11 @@ def _names(value: str | list[str], where: str) -> Names:
     if isinstance(value, str):
         return split_names([value], where)
     return [one for text in value for one in _name(str(text), where)]
+
+
+def name_of(name: str, value: str | None) -> str:
+    """A component as it is written: NAME, or NAME:VALUE."""
+    return name if value is None else f"{name}:{value}"
 
 
 def split_names(texts: Iterable[str], where: str) -> Names:

@@ -7,14 +7,13 @@ format 1 contain the scores in their shards, without the source of the energy.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from guidedcd.config.run import Run
 from guidedcd.documents import read_json
-from guidedcd.files import digest, write_json
+from guidedcd.files import digest, path_name, write_json
 from guidedcd.plugins.sources import changed
 from guidedcd.preprocessing import shards
 from guidedcd.preprocessing.identity import identify_scores
@@ -48,8 +47,7 @@ ScoreFolders = Mapping[str, Path | None]
 
 def folder_of(store: Path, scores: Mapping[str, Any]) -> Path:
     """The folder of the scores with this identity."""
-    name = re.sub(r"[^\w.-]+", "_", scores["energy"])[:60]
-    return store / SCORES / f"{name}-{digest(dict(scores))}"
+    return store / SCORES / f"{path_name(scores['energy'])}-{digest(dict(scores))}"
 
 
 def folders(store: Path, run: Run, identity: Mapping[str, Any]) -> dict[str, Path | None]:

@@ -26,7 +26,7 @@ from guidedcd.data.panels import side_by_side
 from guidedcd.energies.gradients import is_reference_free
 from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.evaluation.arms import build_metrics
-from guidedcd.files import check_writable, write_json
+from guidedcd.files import check_writable, path_name, write_json
 from guidedcd.inference.teacher_pipeline import GuidedVideos, Guiding, TeacherPipeline
 from guidedcd.locks import locked
 from guidedcd.plugins.configs import EnergyConfig
@@ -93,7 +93,7 @@ def try_energy(
     needs_reference = not is_reference_free(built)
     if needs_reference and config.reference is None and not selection.data:
         raise GuidedCDError(f"energy '{name}' compares with a reference video: give --reference clip.mp4.")
-    out = Path("trials") / name if out is None else Path(out)
+    out = Path("trials") / path_name(name) if out is None else Path(out)
     check_writable(out)
     pipeline = teacher_of(selection, config)
     listed = prompts_of(pipeline, prompts, config.videos)

@@ -27,7 +27,7 @@ from guidedcd.devices import blame_memory
 from guidedcd.devices import device as find_device
 from guidedcd.diffusion.randomness import reward_generator
 from guidedcd.errors import GuidedCDError, shortened
-from guidedcd.files import check_writable, write_json
+from guidedcd.files import check_writable, path_name, write_json
 from guidedcd.locks import locked
 from guidedcd.plugins.configs import RewardConfig
 from guidedcd.rewards.contract import build_reward, call, drawing
@@ -83,7 +83,7 @@ def try_reward(
     """
     config = config or TrialConfig()
     chosen = selection.one("reward")
-    out = Path("trials") / chosen.name if out is None else Path(out)
+    out = Path("trials") / path_name(chosen.name) if out is None else Path(out)
     check_writable(out)
     where = find_device(config.device)
     with blame_memory(f"reward '{chosen.name}'"):

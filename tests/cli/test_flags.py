@@ -61,6 +61,21 @@ def test_lists_by_comma_and_data_by_repetition(command, toys):
     assert str(run.teacher.config.path) == "w.ckpt"
 
 
+def test_options_of_one_of_two_values(command, toys):
+    """--rewards.NAME:VALUE.weight sets the option of one, --rewards.NAME.weight that of all."""
+    both = "--rewards", "wrap:x,sized:a.b/c.pt,sized:d", "--reward.sized.frames", "1"
+    run = command("train", *TOYS, *both, "--reward.sized:a.b/c.pt.weight=2", "--rewards.sized:d.frames", "3").run
+
+    assert {name: (one.weight, one.frames) for name, one in run.rewards.items()} == {
+        "wrap:x": (1, 2),
+        "sized:a.b/c.pt": (2, 1),
+        "sized:d": (1, 3),
+    }
+    alone = command("train", *TOYS, "--rewards.wrap:y.frames", "4").run
+    assert {name: one.frames for name, one in alone.rewards.items()} == {"wrap:y": 4}
+    assert "Did you mean --rewards.wrap:y.frames?" in command("train", *TOYS, "--rewards.wrap:y.frame", "4").err
+
+
 def test_booleans_and_none(command, toys):
     """A boolean is a switch with a negative, and an optional number can be none."""
     off = "--train.average", "none"

@@ -157,6 +157,34 @@ def test_value_after_a_colon_fills_the_positional_field(registry):
     assert [chosen.config.path for chosen in run.data] == ["s3://bucket/a,b", "c"]
 
 
+def test_a_value_belongs_to_the_name_where_the_option_says_so(registry):
+    """`wrap:x` keeps its value in the run, in whatever form it is selected; `sized:x` is called `sized`."""
+    forms = ["wrap:x", ["wrap:x"], {"wrap:x": {}}, {"wrap": {"of": "x"}}]
+    runs = [of(registry, {"rewards": form}) for form in forms]
+
+    assert all(run == runs[0] for run in runs)
+    assert list(runs[0].rewards) == ["wrap:x"]
+    assert run_from_dict(json.loads(json.dumps(runs[0].to_dict())), registry) == runs[0]
+    assert runs[0].component("reward", "wrap:x", registry).name == "wrap"
+    assert list(of(registry, {"rewards": "sized:x"}).rewards) == ["sized"]
+    with pytest.raises(GuidedCDError, match="reward 'wrap' needs its of: write wrap:VALUE."):
+        of(registry, {"rewards": "wrap"})
+
+
+def test_one_component_with_two_values(registry):
+    """Each has a name and options of its own, beside those of both; the same value twice is refused."""
+    options = {"wrap": {"weight": 3, "frames": 5}, "wrap:y": {"weight": 4}}
+    profile = Layer.of_file({"rewards": options}, "profile", profile=True)
+    run = resolve([profile, Layer.of_file(BASE | {"rewards": "wrap:x,wrap:y,sized:a.pt,sized:b.pt"}, "file")], registry)
+
+    assert list(run.rewards) == ["wrap:x", "wrap:y", "sized:a.pt", "sized:b.pt"]
+    assert [(one.weight, one.frames) for one in run.rewards.values()] == [(3, 5), (4, 5), (1, 2), (1, 2)]
+    assert run.rewards["sized:b.pt"].path == "b.pt"
+    assert run_from_dict(json.loads(json.dumps(run.to_dict())), registry) == run
+    with pytest.raises(GuidedCDError, match="reward 'wrap:x' is named twice"):
+        of(registry, {"rewards": "wrap:x,wrap:x"})
+
+
 def test_names_are_split_where_a_name_can_begin():
     """Commas separate names, but may occur in values."""
     names = [(name, value) for name, value, _ in split_names(["pta, jerk", "reward:hps,x:/a,b/c,y"], "flag")]

@@ -37,6 +37,18 @@ class Shake(EnergyConfig):
             raise ValueError("an unlucky number")
 
 
+@attrs.frozen(kw_only=True)
+class Wrap(RewardConfig):
+    of: str = attrs.field(default="", metadata={"positional": "name"})
+    """What is wrapped."""
+
+
+@attrs.frozen(kw_only=True)
+class Sized(RewardConfig):
+    path: str = attrs.field(default="auto", metadata={"positional": True})
+    """Where the weights are."""
+
+
 @hookimpl
 def register_teachers(register):
     register("toy", "acme_toys:Thing", config=ToyTeacher, summary="a toy")
@@ -57,6 +69,8 @@ def register_energies(register):
 @hookimpl
 def register_rewards(register):
     register("smile", "acme_toys:Thing", config=RewardConfig)
+    register("wrap", "acme_toys:Thing", config=Wrap)
+    register("sized", "acme_toys:Thing", config=Sized)
 
 
 @hookimpl
