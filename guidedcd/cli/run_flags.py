@@ -299,7 +299,6 @@ def _layer(written: Mapping[str, Any]) -> Layer:
         sections={key: _values(written[key], f"--{key}") for key in SECTIONS if key in written},
         options=options,
         select={key: split_names(written[key], f"--{key}") for key in KINDS if written.get(key) is not None},
-        adds=True,
     )
 
 

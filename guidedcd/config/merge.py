@@ -68,18 +68,19 @@ def components_of(key: str, layers: Sequence[Layer], registry: Registry) -> list
 
     Options of NAME hold for all components of that name, those of NAME:VALUE only for the one with that value. The name
     of a component in the run is NAME:VALUE where the value names it (see `naming`), or where NAME is selected twice.
+
+    Raises:
+        GuidedCDError: A name, option or value that does not exist, or an option of a component that is not selected.
     """
     kind = KINDS[key]
     selected: Names = []
     for layer in layers:
-        options = layer.options.get(key, [])
         if not layer.optional:
-            for name, _ in options:
+            for name, _ in layer.options.get(key, []):
                 _component(kind, name.partition(":")[0], layers, registry)
-        if key in layer.select:
-            selected = list(layer.select[key])
-        if layer.adds:
-            selected += _added(options, selected, f"--{key}")
+        selected = list(layer.select.get(key, selected))
+    for layer in layers:
+        _check_selected(key, layer, selected)
     components = []
     seen: dict[str, int] = {}
     for name, value, where in selected:
@@ -107,11 +108,28 @@ REPEATABLE = ("energies", "rewards", "routes")
 """Kinds of which a run may have one component with several values; the values of a metric have names of their own."""
 
 
-def _added(options: Sequence[tuple[str, Any]], selected: Names, path: str) -> Names:
-    """The components that have options and are not selected yet."""
-    written = {name for name, _, _ in selected} | {name_of(name, value) for name, value, _ in selected}
-    names = [name.partition(":") for name, _ in options if name not in written]
-    return [(name, value if colon else None, f"{path}.{name}") for name, colon, value in names]
+def _check_selected(key: str, layer: Layer, selected: Names) -> None:
+    """Refuse options of a component that neither `layer` itself nor the run selects.
+
+    A profile has options for components that a run may select. A file that selects a component may be used by runs
+    whose flags select another.
+
+    Raises:
+        GuidedCDError: There are such options; says how the component is selected.
+    """
+    own = (*selected, *layer.select.get(key, []))
+    names = {name for name, _, _ in own} | {name_of(name, value) for name, value, _ in own}
+    for name, options in layer.options.get(key, []):
+        if layer.optional or name in names:
+            continue
+        where = next(iter(options.values())).where if options else f"[{key}.{name}]"
+        present = [name_of(one, value) for one, value, _ in selected]
+        listed = f"selected: {', '.join(present)}" if present else "none is"
+        both = ",".join([*present, name]) if key not in ("teacher", "data") else name
+        raise GuidedCDError(
+            f"{where} is an option of {KINDS[key]} '{name}', which is not selected ({listed}). Select it with "
+            f"--{key} {both}, or leave the option out."
+        )
 
 
 def _component(kind: str, name: str, layers: Sequence[Layer], registry: Registry) -> Component:

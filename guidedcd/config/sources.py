@@ -36,10 +36,8 @@ class Layer:
     """By kind's key, (component's name, its options); only `data` may repeat a name."""
     select: dict[str, Names] = attrs.field(factory=dict)
     """By kind's key, what is selected; a missing key leaves the selection of the layers below."""
-    adds: bool = False
-    """Whether a component that only has options is added to the selection (flags)."""
     optional: bool = False
-    """Whether options of unknown components are passed over (profiles)."""
+    """Whether options of unknown or unselected components are passed over (profiles)."""
 
     @classmethod
     def of_file(cls, content: Mapping[str, Any], source: str, *, profile: bool = False, python: bool = False) -> Layer:

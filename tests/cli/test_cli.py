@@ -26,8 +26,14 @@ MISTAKES = {
         "Unknown option: --energies.shake.topp. Did you mean --energies.shake.top?",
     ),
     "section": (["--trian.steps", "1"], "Unknown option: --trian.steps. Did you mean --train.steps?"),
-    "below": (["--energies.shake.scale", "-1"], "--energies.shake.scale is -1.0; it must be at least 0"),
-    "above": (["--energies.shake.fraction=1.5"], "--energies.shake.fraction is 1.5; it must be from 0 to 1"),
+    "below": (
+        ["--energy=shake", "--energies.shake.scale", "-1"],
+        "--energies.shake.scale is -1.0; it must be at least 0",
+    ),
+    "above": (
+        ["--energy=shake", "--energies.shake.fraction=1.5"],
+        "--energies.shake.fraction is 1.5; it must be from 0 to 1",
+    ),
     "choice": (["--student.kind", "loraa"], "--student.kind is 'loraa'; it must be one of full, lora"),
     "number": (["--train.optimizer.lr", "fast"], "--train.optimizer.lr is 'fast'; it must be a number"),
     "whole": (["--train.steps", "1.5"], "--train.steps is '1.5'; it must be a whole number"),
@@ -41,7 +47,7 @@ MISTAKES = {
     "no-file": (["--config", "none.toml"], "--config: none.toml is missing."),
     "device": (["--device", "gpu"], "--device is 'gpu'; it must be auto, cpu, cuda, cuda:N or mps"),
     "value": (["--energy", "shake:x"], "energy 'shake' takes no value after ':' (got 'x')"),
-    "of-a-plugin": (["--energies.shake.top", "13"], "energy 'shake': an unlucky number"),
+    "of-a-plugin": (["--energy=shake", "--energies.shake.top", "13"], "energy 'shake': an unlucky number"),
     "old-name": (["--train.lr", "1"], "error: --train.lr is now --train.optimizer.lr."),
     "old-switch": (["--train.gradient-checkpointing"], "is now --train.activation-checkpoint.layers all."),
     "old-name-of-a-group": (["--train.rollouts", "2"], "--train.rollouts is now --train.rollouts.videos."),
@@ -54,6 +60,15 @@ MISTAKES = {
     "in-a-group": (
         ["--train.optimizer.lrr", "1"],
         "Unknown option: --train.optimizer.lrr. Did you mean --train.optimizer.lr?",
+    ),
+    "unselected": (
+        ["--energy", "rattle", "--energies.shake.top", "2"],
+        "--energies.shake.top is an option of energy 'shake', which is not selected (selected: rattle). Select it with "
+        "--energies rattle,shake, or leave the option out.",
+    ),
+    "unselected-teacher": (
+        ["--teacher.unet3d.path", "x"],
+        "which is not selected (selected: toy). Select it with --teacher unet3d, or",
     ),
     "twice": (["--train.optimizer.lr", "1", "--train.optimizer.lr", "2"], "specified multiple times"),
 }

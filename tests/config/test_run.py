@@ -15,7 +15,7 @@ from guidedcd.config.run import Run
 from guidedcd.config.sampling import SampleConfig
 from guidedcd.config.sections import EvaluateConfig
 from guidedcd.config.sources import Layer, profiles, read_config, read_profile, split_names
-from guidedcd.config.structure import changed, options_of
+from guidedcd.config.structure import Value, changed, options_of
 from guidedcd.errors import GuidedCDError, on_command_line
 from guidedcd.plugins.configs import DEFAULT_RELATIVE, EnergyConfig
 from guidedcd.plugins.registry import load_plugins
@@ -97,24 +97,58 @@ def test_options_in_a_profile_wait_for_selection(registry):
     assert shaken.energies["shake"].top == 5
 
 
-def test_flags_add_to_a_selection_or_replace_it(registry):
-    """An option alone adds its component; naming components replaces the selection."""
-    from guidedcd.config.structure import Value
+def flags(name: str | None, *components: str) -> Layer:
+    """The layer of flags that select `name`, if any, and set an option of each of `components`."""
+    select = {} if name is None else {"rewards": split_names([name], "--rewards")}
+    options = [(one, {"weight": Value("2", f"--rewards.{one}.weight")}) for one in components]
+    return Layer(select=select, options={"rewards": options})
 
-    below = Layer.of_file(BASE | {"energy": {"rattle": {"fraction": 0.25}}}, "file")
-    option = [("shake", {"top": Value("4", "--energies.shake.top")})]
-    added = resolve([below, Layer(options={"energies": option}, adds=True)], registry)
-    named = resolve([below, Layer(select={"energies": split_names(["shake"], "--energies")}, adds=True)], registry)
-    none = resolve([below, Layer(select={"energies": split_names(["none"], "--energies")}, adds=True)], registry)
 
-    assert {name: type(config).__name__ for name, config in added.energies.items()} == {
-        "rattle": "EnergyConfig",
-        "shake": "Shake",
+def test_flags_replace_a_selection_and_their_options_change_it(registry):
+    """Naming components replaces what was selected below; an option alone changes a component that is selected."""
+    below = Layer.of_file(BASE | {"rewards": {"clip": {"frames": 3}}}, "file")
+
+    changed_ = resolve([below, flags(None, "clip")], registry)
+    named = resolve([below, flags("smile")], registry)
+    none = resolve([below, flags("none")], registry)
+
+    assert (changed_.rewards["clip"].weight, changed_.rewards["clip"].frames) == (2, 3)
+    assert list(named.rewards) == ["smile"]
+    assert none.rewards == {}
+
+
+@pytest.mark.parametrize("selected", ["clip", "none", None])
+def test_an_option_of_an_unselected_component_is_an_error(registry, selected):
+    """A flag of a component that the run does not select is refused; the error states how it is selected."""
+    both = {"clip": "clip,smile", "none": "smile", None: "smile"}[selected]
+    with (
+        on_command_line(),
+        pytest.raises(GuidedCDError, match=rf"--rewards.smile.weight is an option of .*--rewards {both},"),
+    ):
+        resolve(
+            [Layer.of_file(BASE, "file"), flags(selected, *(["clip"] if selected == "clip" else []), "smile")], registry
+        )
+
+
+def test_a_file_that_selects_a_component_is_shared_by_runs_that_deselect_it(registry):
+    """Options wait where the file or a profile has them; a file that itself leaves the component out is refused."""
+    shared = Layer.of_file(BASE | {"rewards": {"clip": {"weight": 2}, "smile": {"weight": 3}}}, "file")
+    wrong = BASE | {"select": {"rewards": ["clip"]}, "rewards": {"smile": {"weight": 3}}}
+
+    assert {name: one.weight for name, one in resolve([shared, flags("smile")], registry).rewards.items()} == {
+        "smile": 3
     }
-    assert added.energies["shake"].top == 4
-    assert added.energies["rattle"].fraction == 0.25
-    assert list(named.energies) == ["shake"]
-    assert none.energies == {}
+    assert list(resolve([Layer.of_file(wrong, "profile", profile=True)], registry).rewards) == ["clip"]
+    assert resolve([Layer.of_file(wrong, "file"), flags("smile")], registry).rewards["smile"].weight == 3
+    with pytest.raises(GuidedCDError, match="rewards.smile.weight in file is an option of reward 'smile'"):
+        resolve([Layer.of_file(wrong, "file")], registry)
+
+
+def test_a_program_selects_what_it_gives_options(registry):
+    """In Python, options are given with the component, so that they never lack it."""
+    run = Run.from_profile(teacher="toy", data="toy", rewards=["clip", {"smile": {"weight": 2}}])
+
+    assert (list(run.rewards), run.rewards["smile"].weight) == (["clip", "smile"], 2)
 
 
 def test_a_scale_replaces_a_relative_scale_below(registry):
