@@ -58,12 +58,19 @@ def options(cls: type, path: str) -> Iterator[tuple[str, Any, str, str]]:
         yield f"--{name}", default, limits(field), docs_of(cls).get(field.name, "")
 
 
+def spelled(value: Any) -> str:
+    """A default as one types it, as a code span; nothing for a value that stands for none."""
+    if isinstance(value, tuple | list):
+        value = ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value)
+    text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return f"`{text}`" if text else ""
+
+
 def table(cls: type, path: str) -> list[str]:
     """The options of a class as a Markdown table."""
     lines = ["| option | default | accepts | meaning |", "|---|---|---|---|"]
     for name, default, accepted, meaning in options(cls, path):
-        shown = "" if default is None else f"`{default}`"
-        lines.append(f"| `{name}` | {shown} | {accepted} | {meaning.replace('|', chr(92) + '|')} |")
+        lines.append(f"| `{name}` | {spelled(default)} | {accepted} | {meaning.replace('|', chr(92) + '|')} |")
     return [*lines, ""]
 
 

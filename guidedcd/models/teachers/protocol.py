@@ -26,7 +26,9 @@ class Teacher(Protocol):
     network: nn.Module
     """The denoiser; a student starts as a copy of it."""
     schedule: NoiseSchedule
+    """Its noise levels by training timestep."""
     geometry: Geometry
+    """The size of its videos and of their latents."""
 
     @property
     def device(self) -> torch.device:
