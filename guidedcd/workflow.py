@@ -12,12 +12,12 @@ from accelerate.utils import broadcast_object_list
 from guidedcd.config.proportions import unscaled
 from guidedcd.config.run import Run
 from guidedcd.console import console
-from guidedcd.data.routing import Reader, Sample, route
+from guidedcd.data.routing import Reader, Sample, route, rules_of
 from guidedcd.devices import blame_memory, device, process
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
 from guidedcd.files import file_digest
-from guidedcd.plugins.registry import CONFIGS, load_plugins
+from guidedcd.plugins.registry import CONFIGS, blame, load_plugins
 from guidedcd.plugins.requirements import unmet
 from guidedcd.plugins.sources import origin
 from guidedcd.preprocessing.preprocess import preprocess
@@ -128,9 +128,18 @@ def _check_components(run: Run) -> dict[str, Any]:
     trackers.check(run.train.tracker)
     with blame_memory("the rewards", "Use fewer --rewards"):
         rewards = build_rewards(run)
+    _check_run(run, {str(run.component("reward", name, registry)): reward for name, reward in rewards.items()})
     _check_routes(run, rewards)
     rollouts.listed(run)
     return rewards
+
+
+def _check_run(run: Run, components: Mapping[str, Any]) -> None:
+    """Let each component that has `check_run` object to the run; `components` are by description for errors."""
+    for whose, component in components.items():
+        if (check := getattr(component, "check_run", None)) is not None:
+            with blame(whose):
+                check(run)
 
 
 def _check_routes(run: Run, rewards: Mapping[str, Any]) -> None:
@@ -139,8 +148,15 @@ def _check_routes(run: Run, rewards: Mapping[str, Any]) -> None:
     A rule may need metadata that the datasets of the run have and this sample has not.
     """
     readers = {name: Reader(max_tokens=one.max_tokens, count=one.count_tokens) for name, one in rewards.items()}
-    sample = Sample(id="example", dataset=run.data[0].name, caption=contract.CAPTION, readers=readers)
-    rules = run.described("route")
+    sample = Sample(
+        id="example",
+        dataset=run.data[0].name,
+        caption=contract.CAPTION,
+        readers=readers,
+        energies=frozenset(run.energies),
+    )
+    rules = rules_of(run)
+    _check_run(run, rules)
     try:
         route(sample, rules)
     except GuidedCDError:

@@ -64,10 +64,11 @@ class Chosen:
         return next(kind for kind, base in CONFIGS.items() if isinstance(self.config, base))
 
     def component(self, registry: Registry | None = None) -> Component:
-        """What a plugin offers under this name, or the Python object that the run was given."""
+        """What a plugin offers under this name, or the Python object that the run was given; its name has the value."""
         if hasattr(self.config, objects.MARK):
             return objects.component(self.kind, self.name, self.config)
-        return (registry or load_plugins()).get(self.kind, self.name.partition(":")[0])
+        component = (registry or load_plugins()).get(self.kind, self.name.partition(":")[0])
+        return component if component.name == self.name else attrs.evolve(component, name=self.name)
 
     def build(self, registry: Registry | None = None) -> Any:
         """Import the component and call it with its options; an exception of its own names the plugin."""

@@ -16,7 +16,7 @@ from guidedcd.console import console, print_table, progress
 from guidedcd.data.clips import Clip, ClipError, sample_of
 from guidedcd.data.geometry import Geometry
 from guidedcd.data.media import contact_sheet
-from guidedcd.data.routing import Reader, Route, Sample, route
+from guidedcd.data.routing import Reader, Route, Sample, route, rules_of
 from guidedcd.devices import blame_memory
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import check_writable
@@ -70,7 +70,7 @@ def inspect_data(run: Run, *, sample: int = 32, sheet: Path | None = None) -> li
         check_writable(sheet.parent)
     geometry = geometry_of(run.teacher)
     opened = [(chosen, chosen.build().open(geometry)) for chosen in run.data]
-    tokenizers, rules = readers(run.chosen("reward")), run.described("route")
+    tokenizers, rules = readers(run.chosen("reward")), rules_of(run)
     # The components of the kind dataset have configs that derive from DatasetConfig.
     weights = [cast(DatasetConfig, chosen.config).weight for chosen in run.data]
     rows = -(-SHEET_ROWS // len(opened))
@@ -86,7 +86,7 @@ def inspect_data(run: Run, *, sample: int = 32, sheet: Path | None = None) -> li
             skipped=[],
         )
         for clip in _read(clips, min(result.share, result.listed), sample, result):
-            metadata = attrs.evolve(sample_of(clip), readers=tokenizers)
+            metadata = attrs.evolve(sample_of(clip), readers=tokenizers, energies=frozenset(run.energies))
             result.samples.append(metadata)
             result.routes.append(route(metadata, rules))
             if len(result.samples) <= rows:

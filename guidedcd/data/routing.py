@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
 from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError, suggest
 from guidedcd.plugins.registry import blame
+
+if TYPE_CHECKING:
+    from guidedcd.config.run import Run
 
 
 @documented
@@ -42,6 +45,8 @@ class Sample:
     """Amount of motion, in a unit of the dataset; None where it is unknown."""
     readers: Mapping[str, Reader] = attrs.field(factory=dict, eq=False)
     """Tokenizer and context length of the run's rewards, by name."""
+    energies: frozenset[str] = attrs.field(default=frozenset(), eq=False)
+    """Names of the run's energies."""
 
     def fits(self, reward: str, text: str) -> bool:
         """Whether `text` fits into the context of `reward`."""
@@ -56,10 +61,22 @@ class Route:
 
     caption: str
     """The text that the rewards read; the distillation loss always uses the sample's own caption."""
+    captions: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+    """By reward, a text that it reads in place of `caption`."""
     rewards: frozenset[str]
     """Names of the rewards that score this sample; empty means distillation only."""
     guided: bool = True
     """Whether energies apply to this sample."""
+    without_energies: frozenset[str] = frozenset()
+    """Names of energies that do not apply to this sample, even if it is guided."""
+
+    def caption_of(self, reward: str) -> str:
+        """The text that a reward reads."""
+        return self.captions.get(reward, self.caption)
+
+    def is_guided_by(self, energy: str) -> bool:
+        """Whether an energy applies to this sample."""
+        return self.guided and energy not in self.without_energies
 
 
 class RoutingRule(Protocol):
@@ -88,6 +105,25 @@ def route(sample: Sample, rules: Mapping[str, RoutingRule] | Iterable[RoutingRul
     return result
 
 
+PROMPTS = "prompts"
+"""The `dataset` of samples that are no clips: prompts of the videos that the student samples itself."""
+
+
+def rules_of(run: Run) -> dict[str, RoutingRule]:
+    """The run's routing rules by their description for errors, built.
+
+    Rules of one class that has a static method `together(rules)` become one rule, at the place of the first.
+    """
+    groups: dict[Any, dict[str, Any]] = {}
+    for whose, rule in run.described("route").items():
+        groups.setdefault(type(rule) if hasattr(rule, "together") else whose, {})[whose] = rule
+    rules: dict[str, RoutingRule] = {}
+    for group in groups.values():
+        first = next(iter(group.values()))
+        rules[" and ".join(group)] = first if len(group) == 1 else first.together(list(group.values()))
+    return rules
+
+
 def _name_of(rule: RoutingRule) -> str:
     return f"the routing rule {getattr(rule, '__qualname__', type(rule).__qualname__)}"
 
@@ -98,6 +134,13 @@ def _check(result: Any, sample: Sample, whose: str) -> None:
         raise GuidedCDError(f"{whose} returned {type(result).__name__}; it must return a Route.")
     if not isinstance(result.caption, str) or not isinstance(result.guided, bool):
         raise GuidedCDError(f"{whose} returned a route whose caption is no text or whose `guided` is no truth value.")
+    if not isinstance(result.captions, Mapping) or not all(isinstance(text, str) for text in result.captions.values()):
+        raise GuidedCDError(f"{whose} returned a route whose `captions` are no texts by reward.")
+    if not isinstance(result.without_energies, frozenset | set):
+        kind = type(result.without_energies).__name__
+        raise GuidedCDError(
+            f"{whose} returned a route whose `without_energies` are a {kind}; they must be a frozenset."
+        )
     if not isinstance(result.rewards, frozenset | set):
         kind = type(result.rewards).__name__
         raise GuidedCDError(f"{whose} returned a route whose rewards are a {kind}; they must be a frozenset of names.")
@@ -106,4 +149,10 @@ def _check(result: Any, sample: Sample, whose: str) -> None:
         raise GuidedCDError(
             f"{whose} sends sample '{sample.id}' to reward '{unknown[0]}', which the run does not have."
             f"{suggest(unknown[0], sample.readers)} Rewards of the run: {names}."
+        )
+    if unknown := sorted(str(name) for name in result.without_energies if name not in sample.energies):
+        names = ", ".join(sorted(sample.energies)) or "none"
+        raise GuidedCDError(
+            f"{whose} excludes energy '{unknown[0]}' from sample '{sample.id}', which the run does not have."
+            f"{suggest(unknown[0], sample.energies)} Energies of the run: {names}."
         )

@@ -79,6 +79,20 @@ class OptionalReward(Protocol):
     def use_graphs(self) -> None:
         """Replay the reward's network as a CUDA graph from now on."""
 
+    def check_run(self, run: Any) -> None:
+        """Raise GuidedCDError if the component does not fit the `guidedcd.Run`; called before the store is computed."""
+
+
+class OptionalRoute(Protocol):
+    """Optional attributes of a route."""
+
+    @staticmethod
+    def together(rules: Sequence[Any]) -> Any:
+        """One rule in place of several of this class, which a run has under several values: `dataset:a,dataset:b`."""
+
+    def check_run(self, run: Any) -> None:
+        """As that of a reward."""
+
 
 class OptionalDataset(Protocol):
     """Optional attributes of a dataset."""
@@ -120,6 +134,7 @@ class OptionalMetricConfig(Protocol):
 ATTRIBUTES: dict[str, type] = {
     "energy": OptionalEnergy,
     "reward": OptionalReward,
+    "route": OptionalRoute,
     "teacher": OptionalTeacher,
     "text encoder": OptionalTextEncoder,
     "dataset": OptionalDataset,

@@ -98,9 +98,12 @@ def save_shard(
     checksum = file_digest(path)
     save_parts(folder, number, checksum, parts, scores)
     _delete_parts_of_others(folder, number, checksum)
-    fields = [attrs.asdict(sample, filter=lambda attribute, _: attribute.name != "readers") for sample in samples]
+    fields = [attrs.asdict(sample, filter=lambda attribute, _: attribute.name not in OF_RUN) for sample in samples]
     write_json(folder / f"{shard_name(number)}.json", {"samples": fields, "skipped": list(skipped), "sha256": checksum})
 
+
+OF_RUN = ("readers", "energies")
+"""Fields of a sample that depend on the run and not on the clip."""
 
 PARTS = ("row.", "score.", "rms.", "inversion.")
 """Beginnings of the names of tensors outside of a shard's own file."""

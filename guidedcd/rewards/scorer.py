@@ -195,7 +195,7 @@ class RewardScorer:
         grad = torch.is_grad_enabled() and self.configs[name].weight > 0
         frames = video if len(rows) == len(decoded) else video[rows]
         advice = "Use --train.reward-batch 1, or the reward's options dtype and gradient_checkpointing."
-        captions = [routes[sample].caption for sample in samples]
+        captions = [routes[sample].caption_of(name) for sample in samples]
         with blame_memory(whose, advice), torch.set_grad_enabled(grad), contract.drawing(module, generator):
             scores = contract.call(module, frames if grad else frames.detach(), captions, whose)
         return RewardScores(scores, samples)

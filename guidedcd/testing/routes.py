@@ -37,8 +37,10 @@ def _routed(subject: Subject) -> Iterator[tuple[Sample, Route, Route]]:
 
 
 def route_is_total(subject: Subject) -> None:
-    """It returns a route to rewards of the run for every sample."""
+    """It returns a route to rewards of the run for every sample, with texts for rewards of the run alone."""
     for sample, _, after in _routed(subject):
+        strange = set(after.captions) - set(sample.readers)
+        assert not strange, f"sample {sample.id} has captions for {sorted(strange)}, which the run does not have"
         unknown = after.rewards - set(sample.readers)
         assert not unknown, f"sample {sample.id} is routed to {sorted(unknown)}, which the run does not have"
 
@@ -50,10 +52,11 @@ def route_is_pure(subject: Subject) -> None:
 
 
 def route_invents_no_caption(subject: Subject) -> None:
-    """It chooses one of the sample's captions."""
+    """It chooses captions of the sample, or parts of them."""
     for sample, before, after in _routed(subject):
-        captions = {sample.caption, sample.short_caption, before.caption}
-        assert after.caption in captions, f"sample {sample.id} got a caption that is not its own: {after.caption!r}"
+        own = [text for text in (sample.caption, sample.short_caption, before.caption) if text is not None]
+        for text in (after.caption, *after.captions.values()):
+            assert any(text in one for one in own), f"sample {sample.id} got a caption that is not its own: {text!r}"
 
 
 def route_is_safe_in_threads(subject: Subject) -> None:

@@ -149,7 +149,7 @@ class Batches:
         active = torch.from_numpy(scales).float()
         for column, config in enumerate(self.energies.values()):
             active[:, column] *= index >= guided_from(config.fraction, self.store.identity["steps"])
-        active *= torch.tensor([[float(chosen.guided)] for _, chosen in routed])
+        active *= torch.tensor([[float(one.is_guided_by(name)) for name in self.energies] for _, one in routed])
         z0 = torch.stack([draw.z0 for draw in draws])
         blank = torch.zeros_like(z0[0])
         return Batch(
@@ -172,6 +172,6 @@ class Batches:
         # Two datasets may use the same ids.
         key = (sample.dataset, sample.id, sample.caption, sample.short_caption)
         if key not in self._routes:
-            readable = attrs.evolve(sample, readers=self.readers)
+            readable = attrs.evolve(sample, readers=self.readers, energies=frozenset(self.energies))
             self._routes[key] = (readable, route(readable, self.rules))
         return self._routes[key]

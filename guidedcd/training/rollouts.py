@@ -18,16 +18,13 @@ from torch import Tensor
 from guidedcd.config.run import Run
 from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
-from guidedcd.data.routing import Route, Sample
+from guidedcd.data.routing import PROMPTS, Route, Sample
 from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import Stream, noise, random_stream
 from guidedcd.diffusion.sampler import lambdas_at, multistep_consistency_sampling, multistep_timesteps
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.training.batches import strengths
-
-DATASET = "prompts"
-"""The dataset of these samples, as routes see it."""
 
 
 def listed(run: Run) -> list[Prompt]:
@@ -75,7 +72,7 @@ class Rollouts:
         """The videos of this process among them."""
         self.timesteps = multistep_timesteps(settings.steps, timesteps=len(teacher.schedule))
         texts = [prompt.text for prompt in listed(run) or prompts.training(teacher)]
-        own = [Sample(id=f"prompt-{number}", dataset=DATASET, caption=text) for number, text in enumerate(texts)]
+        own = [Sample(id=f"prompt-{number}", dataset=PROMPTS, caption=text) for number, text in enumerate(texts)]
         samples = own or list(clips)
         self.prompts = [one for one in map(routed, samples) if one[1].rewards]
         if not self.prompts:

@@ -13,7 +13,7 @@ from torch import nn
 from guidedcd.acceleration.garbage import settled
 from guidedcd.config.run import Run
 from guidedcd.console import console, progress
-from guidedcd.data.routing import Sample
+from guidedcd.data.routing import Sample, rules_of
 from guidedcd.devices import blame_memory
 from guidedcd.files import leftovers, replacing
 from guidedcd.models.teachers.protocol import Teacher
@@ -54,7 +54,7 @@ class Trainer:
         batches = Batches(
             store,
             readers=rewards.readers,
-            rules=run.described("route"),
+            rules=rules_of(run),
             energies=run.energies,
             size=run.train.batch_size,
             omega=run.solver.omega,

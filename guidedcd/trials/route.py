@@ -33,10 +33,12 @@ def try_route(selection: Selection, captions: Sequence[str] = (), *, clips: int 
     """
     chosen = selection.one("route")
     rule = {str(chosen.component()): chosen.build()}
-    tokenizers = readers(selection.rewards)
+    tokenizers, energies = readers(selection.rewards), frozenset(one.name for one in selection.energies)
     decisions = [
         (sample, route(sample, rule))
-        for sample in (attrs.evolve(one, readers=tokenizers) for one in _samples(selection, captions, clips))
+        for sample in (
+            attrs.evolve(one, readers=tokenizers, energies=energies) for one in _samples(selection, captions, clips)
+        )
     ]
     _print(chosen.name, decisions, list(tokenizers))
     return decisions
@@ -67,13 +69,18 @@ def _print(name: str, decisions: Sequence[tuple[Sample, Route]], rewards: Sequen
         table.add_column(column, overflow="fold")
     for sample, decision in decisions:
         marks = [_mark(sample, decision, reward) for reward in rewards]
-        table.add_row("yes" if decision.guided else "no", *marks, shortened(sample.caption, 100))
-        if decision.caption != sample.caption:
-            table.add_row("", *[""] * len(rewards), f"rewards read: {shortened(decision.caption, 86)}")
+        table.add_row(_guided(decision), *marks, shortened(sample.caption, 100))
+        texts: dict[str, list[str]] = {}
+        for reward in rewards:
+            texts.setdefault(decision.caption_of(reward), []).append(reward)
+        for text, names in texts.items():
+            if text != sample.caption:
+                who = "rewards" if len(texts) == 1 else f"rewards {', '.join(names)}"
+                table.add_row("", *[""] * len(rewards), f"{who} read: {shortened(text, 86)}")
     print_table(table)
     counts = [f"{reward} {sum(reward in one.rewards for _, one in decisions)}" for reward in rewards]
     total = len(decisions)
-    unguided = sum(not one.guided for _, one in decisions)
+    unguided = sum(_guided(one) != "yes" for _, one in decisions)
     console.print(
         f"route    {name}: {total} captions, scored by {', '.join(counts) or 'no reward'}; {unguided} without energies",
         markup=False,
@@ -82,7 +89,14 @@ def _print(name: str, decisions: Sequence[tuple[Sample, Route]], rewards: Sequen
         console.print("note     no rewards are chosen, so none can score: add --rewards NAME[,NAME]")
 
 
+def _guided(decision: Route) -> str:
+    """Whether energies apply: yes, no, or which do not."""
+    if not decision.guided:
+        return "no"
+    return f"not {', '.join(sorted(decision.without_energies))}" if decision.without_energies else "yes"
+
+
 def _mark(sample: Sample, decision: Route, reward: str) -> str:
     reader = sample.readers[reward]
-    tokens = f"{reader.count(decision.caption)} of {reader.max_tokens} tokens"
+    tokens = f"{reader.count(decision.caption_of(reward))} of {reader.max_tokens} tokens"
     return f"yes, {tokens}" if reward in decision.rewards else f"no, {tokens}"

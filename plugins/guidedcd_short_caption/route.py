@@ -9,7 +9,10 @@ from guidedcd_short_caption import AllConfig, ShortCaptionConfig
 
 
 class ShortCaption:
-    """Rewards read the short caption if there is one; only rewards that can read all of it score the sample."""
+    """Rewards read the short caption if there is one; only rewards that can read all of it score the sample.
+
+    A reward for which an earlier rule chose a text of its own reads that.
+    """
 
     def __init__(self, config: ShortCaptionConfig) -> None:
         self.config = config
@@ -17,7 +20,9 @@ class ShortCaption:
     def __call__(self, sample: Sample, route: Route) -> Route:
         """The route with that caption, without the rewards that would truncate it."""
         caption = sample.short_caption or sample.caption
-        fitting = frozenset(reward for reward in route.rewards if sample.fits(reward, caption))
+        fitting = frozenset(
+            reward for reward in route.rewards if sample.fits(reward, route.captions.get(reward, caption))
+        )
         return attrs.evolve(route, caption=caption, rewards=fitting)
 
 

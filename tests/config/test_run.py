@@ -199,7 +199,7 @@ def test_a_value_belongs_to_the_name_where_the_option_says_so(registry):
     assert all(run == runs[0] for run in runs)
     assert list(runs[0].rewards) == ["wrap:x"]
     assert run_from_dict(json.loads(json.dumps(runs[0].to_dict())), registry) == runs[0]
-    assert runs[0].component("reward", "wrap:x", registry).name == "wrap"
+    assert str(runs[0].component("reward", "wrap:x", registry)).startswith("reward 'wrap:x' of ")
     assert list(of(registry, {"rewards": "sized:x"}).rewards) == ["sized"]
     with pytest.raises(GuidedCDError, match="reward 'wrap' needs its of: write wrap:VALUE."):
         of(registry, {"rewards": "wrap"})

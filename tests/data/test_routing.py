@@ -25,6 +25,12 @@ WRONG = {
     "rewards": ({"rewards": ("clip",)}, "rewards are a tuple; they must be a frozenset"),
     "caption": ({"caption": None}, "whose caption is no text"),
     "guided": ({"guided": "yes"}, "`guided` is no truth value"),
+    "captions": ({"captions": {"clip": None}}, "whose `captions` are no texts by reward"),
+    "energies": ({"without_energies": ["pta"]}, "`without_energies` are a list; they must be a frozenset"),
+    "energy": (
+        {"without_energies": frozenset({"ptaa"})},
+        r"excludes energy 'ptaa' from sample 'a/1'.*Did you mean 'pta'",
+    ),
 }
 
 
@@ -34,7 +40,7 @@ def test_a_wrong_route_is_an_error_of_its_rule(change, message):
     rules = {"route 'odd' of acme/odd": lambda sample, one: attrs.evolve(one, **change)}
 
     with pytest.raises(GuidedCDError, match=f"route 'odd' of acme/odd .*{message}"):
-        route(Sample(id="a/1", dataset="a", caption="a ball", readers=READERS), rules)
+        route(Sample(id="a/1", dataset="a", caption="a ball", readers=READERS, energies=frozenset({"pta"})), rules)
 
 
 def test_an_exception_of_a_rule_names_the_rule():

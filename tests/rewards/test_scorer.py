@@ -106,6 +106,14 @@ def test_too_many_frames_name_the_reward():
         rewards(latents(), routes("a", "a", "a", "a"), seeded())
 
 
+def test_a_route_may_give_a_reward_a_text_of_its_own():
+    """The rewards of one sample read different texts where its route has `captions`."""
+    rewards, _ = engine(a=RewardConfig(), b=RewardConfig())
+    rewards(latents(1), [Route(caption="whole", captions={"b": "part"}, rewards=frozenset("ab"))], seeded())
+
+    assert [rewards.modules[name].seen[0][1] for name in "ab"] == [["whole"], ["part"]]
+
+
 def test_equal_choices_share_one_decode():
     """Rewards with equal frames and pick see the same frames from one decode; another choice is another decode."""
     rewards, teacher = engine(
