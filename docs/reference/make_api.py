@@ -75,7 +75,7 @@ def classes() -> str:
         parts.append(wrapped(documented[""]))
         if "Attributes" in documented:
             parts.append(bullets(f"`{field}`: {text}" for field, text in items(documented["Attributes"]).items()))
-        parts += methods(cls, name.lower() if name == "StudentPipeline" else name)
+        parts += methods(cls, name)
     return "\n\n".join(parts)
 
 

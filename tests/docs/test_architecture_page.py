@@ -13,7 +13,7 @@ PAGE = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="u
 
 def test_the_tree_has_every_room():
     """The tree lists each folder and each module of guidedcd/, and no other."""
-    (tree,) = re.findall(r"^```\nguidedcd/\n(.*?)^plugins/", PAGE, re.M | re.S)
+    (tree,) = re.findall(r"^```text\nguidedcd/\n(.*?)^plugins/", PAGE, re.M | re.S)
     folders = set(re.findall(r"^  (\w+)/  ", tree, re.M))
     modules = {name for line in tree.splitlines() for name in re.findall(r"(?<!\S)(\w+\.py)", line)}
 
@@ -29,7 +29,7 @@ def test_the_levels_are_those_of_the_import_test():
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLOORS"
     ]
-    (block,) = re.findall(r"## The import rule.*?^```\n(.*?)^```", PAGE, re.M | re.S)
+    (block,) = re.findall(r"## The import rule.*?^```text\n(.*?)^```", PAGE, re.M | re.S)
 
     assert [line.split() for line in block.splitlines()] == [rooms.split() for rooms in floors]
 
