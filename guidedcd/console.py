@@ -9,7 +9,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,27 @@ console = SafeConsole(highlight=False, soft_wrap=True)
 
 errors = SafeConsole(highlight=False, soft_wrap=True, stderr=True)
 """Mistakes: standard error."""
+
+
+def plain_table(*columns: str, numbers: Iterable[str] = (), unbroken: Iterable[str] = ()) -> Table:
+    """A table without lines.
+
+    Args:
+        columns: The titles.
+        numbers: Titles of the columns that are aligned on the right.
+        unbroken: Titles of the columns whose texts stay on one line, cut where they are too long.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(
+            column,
+            justify="right" if column in numbers else "left",
+            overflow="fold",
+            no_wrap=column in unbroken,
+        )
+    return table
 
 
 def print_table(table: Table) -> None:

@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -22,6 +23,12 @@ from guidedcd.errors import GuidedCDError, shortened, shown, unreadable
 
 LARGEST = 64 * 2**20
 """Bytes of the largest document that is read."""
+
+MOST_PARTS = 64
+"""Parts of a dotted TOML key; the time of the parser grows with their square."""
+
+_PART = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*"""
+_LONG_KEY = re.compile(rf"""(?<![\w."'-])(?:{_PART}){{{MOST_PARTS}}}""")
 
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
 
@@ -103,6 +110,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         GuidedCDError: The file is missing, unreadable or malformed.
     """
     text = read_text(path)
+    if long := _LONG_KEY.search(text):
+        line = text.count("\n", 0, long.start()) + 1
+        raise GuidedCDError(f"{path} is malformed: the key in line {line} has more than {MOST_PARTS} parts.")
     try:
         return tomllib.loads(text)
     except RecursionError:

@@ -31,7 +31,16 @@ def test_damaged_json_is_one_sentence(tmp_path, content, words):
         read_json(tmp_path / "run.json")
 
 
-@pytest.mark.parametrize(("content", "words"), [("a = = 1", "line 1"), ("a = " + DEEP, "nested too deeply")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a = = 1", "line 1"),
+        ("a = " + DEEP, "nested too deeply"),
+        ("b = 1\n" + "a." * 20_000 + "a = 1", "the key in line 2 has more than 64 parts"),
+        ("['a'" + ".'a'" * 20_000 + "]", "the key in line 1 has more than 64 parts"),
+    ],
+    ids=["operator", "deep", "dotted", "dotted-table"],
+)
 def test_damaged_toml_is_one_sentence(tmp_path, content, words):
     """The same holds for TOML, with the line where the parser knows it."""
     (tmp_path / "run.toml").write_text(content)

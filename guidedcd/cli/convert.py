@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App
 
-from guidedcd.cli.number_types import NUMBER
+from guidedcd.cli.flag_types import NUMBER, PathArgument, PathFlag
 from guidedcd.plugins.registry import Registry
 
 
@@ -17,12 +16,12 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     @app.command
     def convert(
         kind: str,
-        file: Path,
-        out: Path,
+        file: PathArgument,
+        out: PathArgument,
         /,
         *,
         fps: Annotated[float, NUMBER] = 8,
-        arch: Path | None = None,
+        arch: PathFlag = None,
         dtype: str = "float32",
     ) -> None:
         """Write a published checkpoint as a folder that diffusers reads, and test it in a fresh process.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from guidedcd.cli.number_types import COUNT
+from guidedcd.cli.flag_types import COUNT, PathFlag
 from guidedcd.cli.run_flags import read_run
 from guidedcd.plugins.registry import Registry
 
@@ -17,7 +16,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     data = App(name="data", help="Inspect the datasets of a run.")
     app.command(data)
 
-    def inspect(*, flags: Any = None, sample: int = 32, out: Path | None = None) -> None:
+    def inspect(*, flags: Any = None, sample: int = 32, out: PathFlag = None) -> None:
         """Read a sample of every dataset, as `train` with the same flags does, and show the clips and their captions.
 
         A table: clips, what can be read, captions in each reward's own tokens, and where the routes send them. The
@@ -37,5 +36,5 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         inspect_data(run, sample=sample, sheet=out)
 
     inspect.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
-    inspect.__annotations__ |= {"sample": Annotated[int, COUNT], "out": Path | None}
+    inspect.__annotations__ |= {"sample": Annotated[int, COUNT], "out": PathFlag}
     data.command(inspect)

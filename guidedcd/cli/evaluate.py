@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from cyclopts import App
 
 from guidedcd.cli.arguments import trained
 from guidedcd.cli.command_line import starting
+from guidedcd.cli.flag_types import PathArgument
 from guidedcd.cli.run_flags import flags_of, read_flags
 from guidedcd.config.sections import EvaluateConfig
 from guidedcd.plugins.registry import Registry
@@ -17,7 +17,7 @@ from guidedcd.plugins.registry import Registry
 def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the command to `app`."""
 
-    def evaluate(run: Path, /, *more: Path, device: str | None = None, flags: Any = None) -> None:
+    def evaluate(run: PathArgument, /, *more: PathArgument, device: str | None = None, flags: Any = None) -> None:
         """Measure a student against its teacher on the same prompts and initial noise; several runs: compare them.
 
         Options that are left out are as in the run's section `evaluate`. For one run, the command writes
@@ -50,6 +50,6 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         folder, weights = locate(folders[0])
         console.print(f"report   {write_report(folder, results=results_of(folder, weights))}")
 
-    evaluate.__annotations__ |= {"run": Path, "more": Path}
+    evaluate.__annotations__ |= {"run": PathArgument, "more": PathArgument}
     evaluate.__annotations__["flags"] = flags_of(EvaluateConfig, "Evaluation", defaults=False)
     app.command(evaluate)

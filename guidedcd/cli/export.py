@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App
 
 from guidedcd.cli.command_line import starting
-from guidedcd.cli.number_types import WHOLE
+from guidedcd.cli.flag_types import WHOLE, PathArgument
 from guidedcd.plugins.registry import Registry
 
 
@@ -17,7 +16,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
 
     @app.command
     def export(
-        run: Path, out: Path, /, *, format: str = "diffusers", rank: Annotated[int | None, WHOLE] = None
+        run: PathArgument, out: PathArgument, /, *, format: str = "diffusers", rank: Annotated[int | None, WHOLE] = None
     ) -> None:
         """Write a trained student in another format, and test it in a fresh process.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from guidedcd.cli.command_line import starting
-from guidedcd.cli.number_types import POSITIVE, POSITIVE_WHOLE
+from guidedcd.cli.flag_types import POSITIVE, POSITIVE_WHOLE, PathFlag
 from guidedcd.cli.run_flags import read_run
 from guidedcd.cli.train import usable
 from guidedcd.plugins.registry import Registry
@@ -27,7 +26,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         probe: bool = False,
         cheaper: bool = True,
         json: bool = False,
-        store: Path | None = None,
+        store: PathFlag = None,
     ) -> None:
         """Predict the time, memory and disk that `train` with the same flags takes. Nothing is written.
 
@@ -85,6 +84,6 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         "probe": Annotated[bool, plain],
         "cheaper": bool,
         "json": Annotated[bool, plain],
-        "store": Path | None,
+        "store": PathFlag,
     }
     app.command(plan)

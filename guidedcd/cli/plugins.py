@@ -8,17 +8,17 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import attrs
 from cyclopts import App, Parameter
 from rich.markup import escape
 
+from guidedcd.cli.flag_types import PathFlag
 from guidedcd.config.kinds import KINDS
 from guidedcd.config.reflection import flag, limits, naming, positional
 from guidedcd.config.sources import profiles, read_profile
-from guidedcd.console import console, print_table
+from guidedcd.console import console, plain_table, print_table
 from guidedcd.docstrings import docs_of
 from guidedcd.errors import GuidedCDError, PluginError, suggest
 from guidedcd.plugins.registry import BLOCK, OUTPUT, Component, Registry, entry_points, how_to_block
@@ -89,7 +89,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         name: str,
         /,
         *,
-        out: Path | None = None,
+        out: PathFlag = None,
     ) -> None:
         """Write a new package with one component and a test that checks it.
 
@@ -247,12 +247,7 @@ def _wrong(what: str, error: BaseException, verbose: bool) -> None:
 
 
 def _table(*columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=column not in ("summary", "meaning"))
-    return table
+    return plain_table(*columns, unbroken=set(columns) - {"summary", "meaning"})
 
 
 def _values_of_profiles(key: str, name: str) -> Iterator[tuple[str, str]]:

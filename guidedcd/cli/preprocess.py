@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from guidedcd.cli.command_line import starting
+from guidedcd.cli.flag_types import PathFlag
 from guidedcd.cli.run_flags import read_run
 from guidedcd.cli.train import usable
 from guidedcd.errors import GuidedCDError, shortened
@@ -18,7 +18,7 @@ from guidedcd.plugins.registry import Registry
 def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the command to `app`."""
 
-    def preprocess(*, flags: Any = None, store: Path | None = None, shard: str | None = None) -> None:
+    def preprocess(*, flags: Any = None, store: PathFlag = None, shard: str | None = None) -> None:
         """Compute the latent store that `train` with the same flags needs: predictions and energy gradients.
 
         Finished shards are kept, and the same command continues after them.
@@ -39,7 +39,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         preprocess(run, store_folder=store, shard=chosen)
 
     preprocess.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
-    preprocess.__annotations__ |= {"store": Path | None, "shard": str | None}
+    preprocess.__annotations__ |= {"store": PathFlag, "shard": str | None}
     app.command(preprocess)
 
 

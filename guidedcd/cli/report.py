@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from cyclopts import App
 
 from guidedcd.cli.arguments import existing
+from guidedcd.cli.flag_types import PathArgument, PathFlag
 from guidedcd.plugins.registry import Registry
 
 
@@ -15,7 +15,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the command to `app`."""
 
     @app.command
-    def report(run: Path, /, *, out: Path | None = None) -> None:
+    def report(run: PathArgument, /, *, out: PathFlag = None) -> None:
         """Write a run's report: one HTML file with curves, scores and videos, readable without a network.
 
         Parameters

@@ -257,7 +257,7 @@ def read_run(flags: Any, registry: Registry, *, needs_data: bool = True) -> Run:
     written = _written(flags) if flags is not None else {}
     layers = []
     if "config" in written:
-        layers.append(read_config(Path(written["config"]).expanduser()))
+        layers.append(read_config(convert(written["config"], Path, "--config")))
     profile = Value(written["profile"], "--profile") if "profile" in written else None
     for layer in layers:
         profile = profile or layer.scalars.get("profile")

@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from guidedcd.cli.arguments import trained
 from guidedcd.cli.command_line import starting
+from guidedcd.cli.flag_types import PathFlag
 from guidedcd.cli.run_flags import flags_of, read_flags, read_selection, selected
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.merge import choose
@@ -29,7 +30,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         run: str | None = None,
         /,
         *prompts: str,
-        out: Path | None = None,
+        out: PathFlag = None,
         device: str | None = None,
         flags: Any = None,
         published: Any = None,
@@ -95,7 +96,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         generate(source, texts, out=out, device=device, teacher=teacher, fraction=fraction, **options)
 
     sample.__annotations__ |= {
-        "out": Path | None,
+        "out": PathFlag,
         "flags": flags_of(SampleConfig, "Videos"),
         "published": flags_of(PublishedConfig, "Published students"),
         "guided": flags_of(GuidedConfig, "Energies of a teacher"),

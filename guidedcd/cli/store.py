@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App
 
-from guidedcd.cli.number_types import COUNT
+from guidedcd.cli.flag_types import COUNT, PathArgument
 from guidedcd.plugins.registry import Registry
 
 
@@ -17,7 +16,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     app.command(store)
 
     @store.command
-    def show(folder: Path, /) -> None:
+    def show(folder: PathArgument, /) -> None:
         """Show what a latent store was computed from and what it contains.
 
         Parameters
@@ -30,7 +29,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         show_store(folder)
 
     @store.command
-    def verify(folder: Path, /, *, samples: Annotated[int, COUNT] = 2, device: str | None = None) -> None:
+    def verify(folder: PathArgument, /, *, samples: Annotated[int, COUNT] = 2, device: str | None = None) -> None:
         """Check every shard's checksum, and compute some videos again; exits with 2 and names a damaged shard.
 
         Parameters

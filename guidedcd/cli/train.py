@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from guidedcd.cli.command_line import command, starting
+from guidedcd.cli.flag_types import PathFlag
 from guidedcd.cli.run_flags import read_run
 from guidedcd.plugins.registry import Registry
 
@@ -15,7 +15,7 @@ from guidedcd.plugins.registry import Registry
 def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the command to `app`."""
 
-    def train(*, flags: Any = None, out: Path | None = None, store: Path | None = None, new: bool = False) -> None:
+    def train(*, flags: Any = None, out: PathFlag = None, store: PathFlag = None, new: bool = False) -> None:
         """Distil a teacher: compute the latent store, train the student, evaluate it, write the report.
 
         It may be interrupted at any time; the same command continues where it stopped.
@@ -38,7 +38,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
 
     train.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
     plain = Parameter(negative="")
-    train.__annotations__ |= {"new": Annotated[bool, plain], "out": Path | None, "store": Path | None}
+    train.__annotations__ |= {"new": Annotated[bool, plain], "out": PathFlag, "store": PathFlag}
     app.command(train)
 
 

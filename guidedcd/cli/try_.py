@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from guidedcd.cli.command_line import starting
-from guidedcd.cli.number_types import POSITIVE_WHOLE
+from guidedcd.cli.flag_types import POSITIVE_WHOLE, PathArgument, PathFlag
 from guidedcd.cli.run_flags import flags_of, read_flags, read_selection, run_flags
 from guidedcd.config.kinds import DEFAULT_PROFILE
 from guidedcd.config.sources import Layer, split_names
@@ -37,7 +36,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
 
 def _add_energy(group: App, registry: Registry, components: Any) -> None:
     def energy(
-        name: str, /, *, prompt: Texts = None, out: Path | None = None, flags: Any = None, config: Any = None
+        name: str, /, *, prompt: Texts = None, out: PathFlag = None, flags: Any = None, config: Any = None
     ) -> None:
         """Sample a teacher with and without an energy from the same noise, side by side.
 
@@ -62,7 +61,7 @@ def _add_energy(group: App, registry: Registry, components: Any) -> None:
 
     energy.__annotations__ |= {
         "prompt": Texts,
-        "out": Path | None,
+        "out": PathFlag,
         "flags": components,
         "config": flags_of(EnergyTrialConfig, "Trial"),
     }
@@ -73,9 +72,9 @@ def _add_reward(group: App, registry: Registry, components: Any) -> None:
     def reward(
         name: str,
         /,
-        *videos: Path,
+        *videos: PathArgument,
         prompt: Texts = None,
-        out: Path | None = None,
+        out: PathFlag = None,
         flags: Any = None,
         config: Any = None,
     ) -> None:
@@ -102,9 +101,9 @@ def _add_reward(group: App, registry: Registry, components: Any) -> None:
         try_reward(selection, videos, prompts=prompt, out=out, config=TrialConfig(**options))
 
     reward.__annotations__ |= {
-        "videos": Path,
+        "videos": PathArgument,
         "prompt": Texts,
-        "out": Path | None,
+        "out": PathFlag,
         "flags": components,
         "config": flags_of(TrialConfig, "Trial"),
     }

@@ -50,7 +50,12 @@ def _bounds(validator: Any) -> Iterator[tuple[str, str]]:
         case "_InValidator":
             yield "one of", ", ".join(map(str, validator.options))
         case "_NumberValidator":
-            yield _RELATIONS[validator.compare_op], str(validator.bound)
+            bound = validator.bound
+            yield _RELATIONS[validator.compare_op], f"{bound:,}" if _is_long(bound) else str(bound)
+
+
+def _is_long(number: Any) -> bool:
+    return isinstance(number, int) and number >= 10_000
 
 
 _RELATIONS = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}

@@ -7,7 +7,8 @@ from pathlib import Path
 import attrs
 from attrs.validators import ge, in_, optional
 
-from guidedcd.config.validators import is_seed
+from guidedcd.config.sections import GuidanceRule
+from guidedcd.config.validators import LARGEST_BATCH, MOST_PROMPTS, is_seed
 from guidedcd.devices import DTYPES
 from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError
@@ -25,21 +26,21 @@ class SampleConfig:
     """Guidance strength of the student; by default as in the run's evaluation. diffusers has omega + 1."""
     scale: float | dict[str, float] | None = None
     """Strength of the student's energy, within the range of its training; NAME=NUMBER where it has several."""
-    frames: int | None = None
+    frames: int | None = attrs.field(default=None, validator=optional(_between(1, 10_000)))
     """Frames per video; by default, as for height and width, the teacher's."""
-    height: int | None = None
+    height: int | None = attrs.field(default=None, validator=optional(_between(1, 100_000)))
     """Height in pixels."""
-    width: int | None = None
+    width: int | None = attrs.field(default=None, validator=optional(_between(1, 100_000)))
     """Width in pixels."""
     seed: int = attrs.field(default=0, validator=is_seed)
     """Seed of the first prompt; the seed of each further prompt is higher by one."""
-    per_prompt: int = attrs.field(default=1, validator=ge(1))
+    per_prompt: int = attrs.field(default=1, validator=_between(1, MOST_PROMPTS))
     """Videos of each prompt, from different seeds."""
-    batch: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    batch: int | None = attrs.field(default=None, validator=optional(_between(1, LARGEST_BATCH)))
     """Videos per forward pass; by default as many as fit."""
     gif: bool = False
     """Also write a gif of each video."""
-    enlarge: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    enlarge: int | None = attrs.field(default=None, validator=optional(_between(1, 64)))
     """Repeat every pixel this often in both directions; by default small videos are shown at about 256 pixels."""
     vbench_names: bool = False
     """Name files "PROMPT-N.mp4", at true size, as VBench reads them."""
@@ -73,7 +74,7 @@ class PublishedConfig:
 
 
 @attrs.frozen(kw_only=True)
-class GuidedConfig:
+class GuidedConfig(GuidanceRule):
     """How energies guide a teacher's own samples, in place of a student."""
 
     reference: Path | None = None
@@ -82,10 +83,6 @@ class GuidedConfig:
     """Caption of the reference; by default the prompt in its metadata, else the prompt of each video."""
     solver: str = attrs.field(default="ddim", validator=in_(("ddim", "dpm++")))
     """The teacher's solver; energies need ddim."""
-    rule: str = attrs.field(default="official", validator=in_(("official", "eps", "paper-literal")))
-    """How the gradient of an energy enters a step: as in the released code, as in the paper's Equation 2, or 8."""
-    noise_factor: str = attrs.field(default="official", validator=in_(("official", "sqrt-one-minus")))
-    """Factor of the gradient: sqrt(1 - sqrt(abar)) as in the released code, or sqrt(1 - abar)."""
 
     def checked_reference(self) -> Path:
         """The file of the reference.

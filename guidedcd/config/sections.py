@@ -9,25 +9,44 @@ from typing import Any
 import attrs
 from attrs.validators import ge, gt, in_, optional
 
-from guidedcd.config.validators import are_seeds, are_strengths, is_count_or_prompts, is_subrange
+from guidedcd.config.validators import (
+    LARGEST_BATCH,
+    MOST_PROMPTS,
+    MOST_STEPS,
+    are_seeds,
+    are_strengths,
+    is_count_or_prompts,
+    is_subrange,
+)
 from guidedcd.devices import DTYPES
 from guidedcd.docstrings import documented
+from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.configs import _ascending, _between
+
+MOST_SHARDS = 10**6
+"""Shards of a store, two files each in one folder."""
 
 
 @documented
-@attrs.frozen(kw_only=True)
-class Solver:
-    """The teacher's ODE grid, and how a step on it is guided."""
+@attrs.frozen(kw_only=True, slots=False)  # without slots it can be one of several base classes
+class GuidanceRule:
+    """How the gradient of an energy enters a solver step."""
 
-    steps: int = attrs.field(default=50, validator=_between(2, 1000))
-    """Number N of points of the DDIM grid, t_i = (i + 1) * (1000 // N) - 1; a training pair spans one step of it."""
     rule: str = attrs.field(default="official", validator=in_(("official", "eps", "paper-literal")))
     """Where the energy's gradient is added: to the DDIM direction term (official), to eps (Eq. 2, eps), or to z (Eq. 8,
     paper-literal)."""
     noise_factor: str = attrs.field(default="official", validator=in_(("official", "sqrt-one-minus")))
     """Factor of the energy's gradient by noise level: sqrt(1 - sqrt(alphas_cumprod)), as in the released code
     (official), or sqrt(1 - alphas_cumprod) (sqrt-one-minus)."""
+
+
+@documented
+@attrs.frozen(kw_only=True)
+class Solver(GuidanceRule):
+    """The teacher's ODE grid, and how a step on it is guided."""
+
+    steps: int = attrs.field(default=50, validator=_between(2, 1000))
+    """Number N of points of the DDIM grid, t_i = (i + 1) * (1000 // N) - 1; a training pair spans one step of it."""
     omega: tuple[float, float] = attrs.field(default=(5.0, 15.0), validator=_ascending)
     """Range of the guidance strength omega in c + omega (c - u); the guidance_scale of diffusers is omega + 1."""
 
@@ -37,9 +56,9 @@ class Solver:
 class Preprocess:
     """The latent store, which is computed once with the frozen teacher."""
 
-    videos: int = attrs.field(default=32, validator=ge(1))
+    videos: int = attrs.field(default=32, validator=_between(1, 10**9))
     """Number of videos drawn from the mixture of datasets."""
-    draws_per_video: int = attrs.field(default=8, validator=ge(1))
+    draws_per_video: int = attrs.field(default=8, validator=_between(1, 10_000))
     """Noise draws (step index and noise) per video; all share one inversion trajectory."""
     noise_range: tuple[float, float] = attrs.field(default=(0.0, 1.0), validator=is_subrange)
     """Part of the DDIM grid from which noise levels are drawn: 0 is its cleanest end, 1 its noisiest. Near pure noise,
@@ -47,7 +66,7 @@ class Preprocess:
     fraction: float = attrs.field(default=0.5, validator=_between(0, 1))
     """Noisiest fraction of the DDIM grid for which energy gradients are computed; no energy's `fraction` may exceed
     it."""
-    batch_size: int = attrs.field(default=4, validator=ge(1))
+    batch_size: int = attrs.field(default=4, validator=_between(1, LARGEST_BATCH))
     """Samples per forward pass with gradient; passes without gradient have twice as many."""
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16")))
     """Precision of the network: bf16 for GPUs; latents, tables and the grid's arithmetic stay float32."""
@@ -57,7 +76,7 @@ class Preprocess:
     recompute: str = attrs.field(default="nothing", validator=in_(("nothing", "cheap", "most")))
     """Activations that are recomputed for energy gradients: cheap needs a third of the memory and takes a third of a
     forward pass longer."""
-    shard_size: int = attrs.field(default=8, validator=ge(1))
+    shard_size: int = attrs.field(default=8, validator=_between(1, 10**6))
     """Videos per shard; a finished shard is never computed again."""
     max_skipped: float = attrs.field(default=0.1, validator=_between(0, 1))
     """Stop when more than this fraction of the clips cannot be read; skipped clips are listed with the reason."""
@@ -67,6 +86,13 @@ class Preprocess:
     """Store the DDIM inversions, so that a new or edited energy takes the passes of its own scores only. They take as
     much space as one energy's scores."""
 
+    def __attrs_post_init__(self) -> None:
+        if (shards := -(-self.videos // self.shard_size)) > MOST_SHARDS:
+            raise GuidedCDError(
+                f"--preprocess.videos {self.videos} with --preprocess.shard-size {self.shard_size} gives {shards:,} "
+                f"shards; a store has at most {MOST_SHARDS:,}. Raise --preprocess.shard-size."
+            )
+
 
 @documented
 @attrs.frozen(kw_only=True)
@@ -75,7 +101,7 @@ class Student:
 
     kind: str = attrs.field(default="full", validator=in_(("full", "lora")))
     """Train every weight, or low-rank adapters through peft."""
-    rank: int = attrs.field(default=64, validator=ge(1))
+    rank: int = attrs.field(default=64, validator=_between(1, 100_000))
     """Rank of the adapters; only where `kind` is lora."""
     dropout: float = attrs.field(default=0.0, validator=_between(0, 0.99))
     """Dropout of the temporal convolutions while training; the official run has 0.1."""
@@ -104,9 +130,9 @@ class OptimizerConfig:
 class LrScheduleConfig:
     """How the learning rate changes during training."""
 
-    warmup: int = attrs.field(default=0, validator=ge(0))
+    warmup: int = attrs.field(default=0, validator=_between(0, MOST_STEPS))
     """Number of first steps, over which the learning rate rises linearly to its full value."""
-    cooldown: int = attrs.field(default=0, validator=ge(0))
+    cooldown: int = attrs.field(default=0, validator=_between(0, MOST_STEPS))
     """Number of last steps, over which the learning rate falls linearly to 0."""
 
 
@@ -141,7 +167,7 @@ class ParallelConfig:
 class CheckpointConfig:
     """Checkpoints, from which an interrupted run continues."""
 
-    every: int = attrs.field(default=25, validator=ge(1))
+    every: int = attrs.field(default=25, validator=_between(1, MOST_STEPS))
     """Steps between checkpoints."""
 
 
@@ -150,9 +176,9 @@ class CheckpointConfig:
 class ValidationConfig:
     """Videos sampled during training, in the run's folder `validation`."""
 
-    every: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    every: int | None = attrs.field(default=None, validator=optional(_between(1, MOST_STEPS)))
     """Steps between validations; none, the default, samples no videos."""
-    prompts: int = attrs.field(default=2, validator=ge(1))
+    prompts: int = attrs.field(default=2, validator=_between(1, MOST_PROMPTS))
     """Number of prompts of a validation, the first of the evaluation's; each gives one video."""
 
 
@@ -161,7 +187,7 @@ class ValidationConfig:
 class RolloutsConfig:
     """Videos that the student samples from noise while it trains, for the rewards."""
 
-    videos: int = attrs.field(default=0, validator=ge(0))
+    videos: int = attrs.field(default=0, validator=_between(0, LARGEST_BATCH))
     """Number of videos that the student samples from noise in each step and process, for the rewards to score; their
     prompts need no clips."""
     steps: int = attrs.field(default=4, validator=_between(1, 50))
@@ -177,11 +203,11 @@ class RolloutsConfig:
 class Train:
     """The optimisation."""
 
-    steps: int = attrs.field(default=100, validator=ge(1))
+    steps: int = attrs.field(default=100, validator=_between(1, MOST_STEPS))
     """Number of optimiser steps."""
-    batch_size: int = attrs.field(default=4, validator=ge(1))
+    batch_size: int = attrs.field(default=4, validator=_between(1, LARGEST_BATCH))
     """Samples per step and process."""
-    accumulate: int = attrs.field(default=1, validator=ge(1))
+    accumulate: int = attrs.field(default=1, validator=_between(1, 10_000))
     """Batches per optimiser step."""
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))
     """Precision of the networks: bf16 keeps float32 masters in the optimiser; fp16 autocasts and scales the loss."""
@@ -193,17 +219,17 @@ class Train:
     """Distance of the consistency loss: pseudo-Huber or squared."""
     huber_c: float = attrs.field(default=0.001, validator=gt(0))
     """Constant c of the pseudo-Huber distance; only where `loss` is huber."""
-    guided_steps: int = attrs.field(default=0, validator=ge(0))
+    guided_steps: int = attrs.field(default=0, validator=_between(0, MOST_STEPS))
     """Number of first steps, which also train on the teacher's guided prediction, with a weight that falls from 1
     to 0."""
-    reward_batch: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    reward_batch: int | None = attrs.field(default=None, validator=optional(_between(1, LARGEST_BATCH)))
     """Largest number of samples of a batch that are decoded for rewards; by default all that are routed to one."""
     average: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
     """Decay of averaged weights, which are saved as the student; unlike with `student.ema`, the target of the
     consistency loss stays the student itself."""
     tracker: str = attrs.field(default="none", validator=in_(("none", "tensorboard", "wandb")))
     """Where the log also goes; log.jsonl is always written."""
-    log_every: int = attrs.field(default=5, validator=ge(1))
+    log_every: int = attrs.field(default=5, validator=_between(1, MOST_STEPS))
     """Steps between lines of the log."""
     optimizer: OptimizerConfig = attrs.field(factory=OptimizerConfig)
     lr_schedule: LrScheduleConfig = attrs.field(factory=LrScheduleConfig)
@@ -238,9 +264,9 @@ class EvaluateConfig:
     """Sampling steps of the slow teacher, whose videos the report shows."""
     scale: float | dict[str, float] | None = None
     """Strength of the student's energy, within the range of its training; NAME=NUMBER where it has several."""
-    videos: int = attrs.field(default=6, validator=ge(0))
+    videos: int = attrs.field(default=6, validator=_between(0, MOST_PROMPTS))
     """Videos shown in the report, also sampled with the teacher at `teacher_steps`; 0 shows none."""
-    batch: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    batch: int | None = attrs.field(default=None, validator=optional(_between(1, LARGEST_BATCH)))
     """Videos per forward pass; by default as many as fit."""
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
     """Data type in which the networks compute."""

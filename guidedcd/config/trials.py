@@ -7,7 +7,8 @@ from pathlib import Path
 import attrs
 from attrs.validators import ge, in_, optional
 
-from guidedcd.config.validators import is_device, is_seed
+from guidedcd.config.sections import GuidanceRule
+from guidedcd.config.validators import MOST_PROMPTS, is_device, is_seed
 from guidedcd.devices import DTYPES
 from guidedcd.plugins.configs import _between
 
@@ -20,7 +21,7 @@ class TrialConfig:
     """Points of the solver's grid."""
     omega: float | None = attrs.field(default=None, validator=optional(ge(0)))
     """Guidance strength; by default that of the profile's evaluation. guidance_scale is omega + 1."""
-    videos: int = attrs.field(default=1, validator=ge(1))
+    videos: int = attrs.field(default=1, validator=_between(1, MOST_PROMPTS))
     """How many of the teacher's own prompts are sampled where none is given."""
     seed: int = attrs.field(default=0, validator=is_seed)
     """Seed of the first prompt; the seed of each further prompt is higher by one."""
@@ -31,14 +32,10 @@ class TrialConfig:
 
 
 @attrs.frozen(kw_only=True)
-class EnergyTrialConfig(TrialConfig):
+class EnergyTrialConfig(TrialConfig, GuidanceRule):
     """How an energy is tried."""
 
     reference: Path | None = None
     """Video that the energy compares with; by default the first clip of the profile's data set."""
     reference_prompt: str | None = None
     """Caption of the reference; by default the prompt in its metadata, else the prompt of each video."""
-    rule: str = attrs.field(default="official", validator=in_(("official", "eps", "paper-literal")))
-    """How the gradient enters a step: as in the released code, as in the paper's Equation 2, or 8."""
-    noise_factor: str = attrs.field(default="official", validator=in_(("official", "sqrt-one-minus")))
-    """Factor of the gradient: sqrt(1 - sqrt(abar)) as in the released code, or sqrt(1 - abar)."""

@@ -9,6 +9,15 @@ import attrs
 
 from guidedcd.errors import refusal, shortened
 
+MOST_STEPS = 10**9
+"""Optimiser steps of a run."""
+MOST_PROMPTS = 100_000
+"""Prompts of one command."""
+LARGEST_BATCH = 100_000
+"""Samples of one forward pass."""
+LARGEST_SEED_OF_PROMPTS = 10**12
+"""The seed of a video is this seed times 10^6 plus the prompt's number, and fits into 64 bits."""
+
 LONGEST_NAME = 200
 """Bytes of the longest name of a run; its folder's name has the date and a number as well."""
 
@@ -54,8 +63,10 @@ def are_seeds(instance: object, attribute: attrs.Attribute, value: int | tuple[i
     """How many seeds, or the seeds."""
     if isinstance(value, int) and not 1 <= value <= MOST_SEEDS:
         raise ValueError(refusal(f"'{attribute.name}'", value, f"a whole number from 1 to {MOST_SEEDS:,}"))
-    if not isinstance(value, int) and (not value or len(set(value)) < len(value) or min(value) < 0):
-        raise ValueError(refusal(f"'{attribute.name}'", value, "one or more different numbers of at least 0"))
+    if isinstance(value, int):
+        return
+    if not value or len(set(value)) < len(value) or min(value) < 0 or max(value) > LARGEST_SEED_OF_PROMPTS:
+        raise ValueError(refusal(f"'{attribute.name}'", value, "one or more different numbers from 0 to 10^12"))
 
 
 def are_strengths(instance: object, attribute: attrs.Attribute, value: tuple[float, ...]) -> None:
@@ -65,6 +76,6 @@ def are_strengths(instance: object, attribute: attrs.Attribute, value: tuple[flo
 
 
 def is_count_or_prompts(instance: object, attribute: attrs.Attribute, value: Any) -> None:
-    """A count of at least 1, or anything else, which is read as prompts."""
-    if isinstance(value, int) and value < 1:
-        raise ValueError(refusal(f"'{attribute.name}'", value, "at least 1"))
+    """A count from 1 to `MOST_PROMPTS`, or anything else, which is read as prompts."""
+    if isinstance(value, int) and not 1 <= value <= MOST_PROMPTS:
+        raise ValueError(refusal(f"'{attribute.name}'", value, f"from 1 to {MOST_PROMPTS:,}, or a file of prompts"))

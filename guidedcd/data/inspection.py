@@ -12,7 +12,7 @@ from rich.table import Table
 
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.run import Run
-from guidedcd.console import console, print_table, progress
+from guidedcd.console import console, plain_table, print_table, progress
 from guidedcd.data.clips import Clip, ClipError, sample_of
 from guidedcd.data.geometry import Geometry
 from guidedcd.data.media import contact_sheet
@@ -217,7 +217,4 @@ def _share(count: int, total: int) -> str:
 
 
 def _table(*columns: str) -> Table:
-    table: Any = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 or column == "reader" else "right", overflow="fold")
-    return table
+    return plain_table(*columns, numbers=set(columns[1:]) - {"reader"})

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from guidedcd.config.sections import MOST_SHARDS
 from guidedcd.documents import check_form, read_json
 from guidedcd.errors import GuidedCDError, NoPermissionError, shortened, unreadable
 from guidedcd.files import file_digest
@@ -40,8 +41,6 @@ PART_FORM = {"sha256": str, "base": str}
 """Form of the JSON file of a shard's scores or inversions; `base` is the checksum of the shard's own tensors."""
 SCORES, INVERSIONS = "scores", "inversions"
 """Folders in a store: one with a folder of scores for each energy, one with inverted latents."""
-MOST_SHARDS = 10**6
-"""More shards are an error in store.json."""
 
 
 def shard_name(number: int) -> str:

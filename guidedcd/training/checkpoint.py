@@ -219,12 +219,15 @@ def _mapped(states: dict[int, Any], like: Sequence[Tensor], change: Callable[[in
 
 
 def _check_moments(states: dict[int, Any], like: Sequence[Tensor]) -> None:
-    """AdamW accepts moments of any shape and fails at its next step.
+    """AdamW accepts moments of any shape and value, and fails at its next step or gives weights that are not finite.
 
     Raises:
-        ValueError: A moment has not the shape of its weight.
+        ValueError: A moment has not the shape of its weight, or a value is not finite.
     """
     for number, values in states.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+                raise ValueError(f"the optimiser's {name} of weight {number} is not finite")
         for name in ("exp_avg", "exp_avg_sq"):
             if name in values and not (like[number].dim() == 0 or _like(values[name], like[number].shape)):
                 raise ValueError(f"the optimiser's {name} of weight {number} has another shape than the weight")

@@ -18,7 +18,7 @@ from guidedcd.config.kinds import Chosen
 from guidedcd.config.selection import Selection
 from guidedcd.config.structure import unstructure
 from guidedcd.config.trials import EnergyTrialConfig
-from guidedcd.console import console, counted, print_table, progress
+from guidedcd.console import console, counted, plain_table, print_table, progress
 from guidedcd.data import media
 from guidedcd.data.clips import Prompt
 from guidedcd.data.framing import read_framed
@@ -185,9 +185,8 @@ def _print(trial: EnergyTrial, out: Path) -> None:
     )
     if trial.reference is not None:
         console.print(f"compared {shortened(trial.reference_prompt or 'the reference', 100)}", markup=False)
-    table: Any = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("step", "timestep", "without", "with", "change", "share of the prediction"):
-        table.add_column(column, justify="right")
+    columns = ("step", "timestep", "without", "with", "change", "share of the prediction")
+    table = plain_table(*columns, numbers=columns)
     plain, guided = (one.energies[name].mean(1).tolist() for one in (trial.without, trial.with_energy))
     shares = trial.with_energy.shares[name].mean(1).tolist()
     for step in sorted({round(i * (steps - 1) / max(1, LINES - 1)) for i in range(LINES)}):
@@ -206,9 +205,7 @@ def _change(before: float, after: float) -> str:
 
 
 def _metric_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("metric", "without", "with", "meaning"):
-        table.add_column(column, justify="left" if column in ("metric", "meaning") else "right")
+    table = plain_table("metric", "without", "with", "meaning", numbers=("without", "with"))
     for key, values in metrics.items():
         table.add_row(key, *(_mean(values[arm]) for arm in ("without", "with")), values["title"])
     return table

@@ -11,14 +11,13 @@ from typing import Any, cast
 
 import attrs
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.selection import Selection
 from guidedcd.config.structure import unstructure
 from guidedcd.config.trials import TrialConfig
-from guidedcd.console import console, print_table
+from guidedcd.console import console, plain_table, print_table
 from guidedcd.data.framing import read_unenlarged
 from guidedcd.data.media import contact_sheet
 from guidedcd.data.panels import heat
@@ -160,9 +159,8 @@ def _title(one: ScoredVideo) -> str:
 def _print(chosen: Chosen, reward: Any, scored: Sequence[ScoredVideo], out: Path) -> None:
     config = cast(RewardConfig, chosen.config)
     console.print(f"reward   {chosen.name}: {config.frames} frames of each video", markup=False)
-    table: Any = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("video", "score", "gradient (rms)", "tokens", "caption"):
-        table.add_column(column, justify="left" if column in ("video", "caption") else "right")
+    numbers = ("score", "gradient (rms)", "tokens")
+    table = plain_table("video", *numbers, "caption", numbers=numbers)
     for one in scored:
         gradient = float(one.gradient.square().mean().sqrt())
         table.add_row(one.name, f"{one.score:.4g}", f"{gradient:.3g}", str(one.tokens), shortened(one.caption, 80))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
-from rich.table import Table
 
 from guidedcd.config.selection import Selection
-from guidedcd.console import console, print_table
+from guidedcd.console import console, plain_table, print_table
 from guidedcd.data.clips import ClipError, sample_of
 from guidedcd.data.inspection import geometry_of, readers
 from guidedcd.data.prompts import as_prompts
@@ -64,9 +62,7 @@ def _samples(selection: Selection, captions: Sequence[str], clips: int) -> list[
 
 def _print(name: str, decisions: Sequence[tuple[Sample, Route]], rewards: Sequence[str]) -> None:
     """One row per caption: each reward with its tokens, and a second row where rewards read another caption."""
-    table: Any = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("energies", *rewards, "caption"):
-        table.add_column(column, overflow="fold")
+    table = plain_table("energies", *rewards, "caption")
     for sample, decision in decisions:
         marks = [_mark(sample, decision, reward) for reward in rewards]
         table.add_row(_guided(decision), *marks, shortened(sample.caption, 100))

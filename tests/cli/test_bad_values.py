@@ -37,7 +37,7 @@ def test_devices_that_torch_knows_but_guidedcd_does_not_use(name):
 def test_more_videos_than_a_call_makes():
     """A number of videos that no disk holds is refused at once, before anything is loaded."""
     with pytest.raises(GuidedCDError, match=r"are more than 100,000 videos"):
-        generate(Path("missing"), ["a circle"], per_prompt=10**12)
+        generate(Path("missing"), ["a circle", "a star"], per_prompt=60_000)
 
 
 def test_a_file_in_a_closed_folder_is_unreadable(tmp_path, monkeypatch, capsys):
@@ -48,3 +48,68 @@ def test_a_file_in_a_closed_folder_is_unreadable(tmp_path, monkeypatch, capsys):
 
     assert explain(PermissionError(errno.EACCES, "Permission denied", str(path)), ["sample"], Registry()) == 2
     assert f"no permission to read {path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "--out="],
+        ["train", "--config", ""],
+        ["preprocess", "--store="],
+        ["data", "inspect", "--out="],
+        ["sample", "run", "a circle", "--out="],
+        ["try", "energy", "pta", "--out="],
+        ["report", ""],
+        ["evaluate", ""],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_an_error(capsys, argv):
+    """An empty text is no path; it does not stand for the present folder."""
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert "is empty; it must be the path of a file or folder." in error and error.count("\n") == 1
+
+
+HUGE = {
+    ("evaluate", "run", "--prompts"): "from 1 to 100,000, or a file of prompts",
+    ("evaluate", "run", "--videos"): "from 0 to 100,000",
+    ("evaluate", "run", "--seeds"): "from 1 to 10,000",
+    ("evaluate", "run", "--seeds=0,1"): "from 0 to 10^12",
+    ("evaluate", "run", "--batch"): "from 1 to 100,000",
+    ("sample", "run", "a circle", "--per-prompt"): "from 1 to 100,000",
+    ("sample", "run", "a circle", "--frames"): "from 1 to 10,000",
+    ("plan", "--evaluate.prompts"): "from 1 to 100,000, or a file of prompts",
+    ("plan", "--train.batch-size"): "from 1 to 100,000",
+    ("plan", "--train.accumulate"): "from 1 to 10,000",
+    ("plan", "--preprocess.draws-per-video"): "from 1 to 10,000",
+    ("plan", "--preprocess.videos"): "from 1 to 1,000,000,000",
+    ("plan", "--student.rank"): "from 1 to 100,000",
+    ("plan", "--processes"): "at most 1,000,000,000",
+    ("try", "energy", "pta", "--videos"): "from 1 to 100,000",
+}
+
+
+@pytest.mark.parametrize(("argv", "words"), HUGE.items(), ids=[" ".join(argv) for argv in HUGE])
+def test_a_count_that_no_machine_reaches_is_refused_at_once(capsys, tmp_path, monkeypatch, argv, words):
+    """10^30 of anything is one sentence with the limit, before anything is loaded."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    option, _, first = argv[-1].partition("=")
+    with pytest.raises(SystemExit) as exit_:
+        main([*argv[:-1], option, f"{first}{',' * bool(first)}{10**30}"])
+
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert words in error and option in error and error.count("\n") == 1
+
+
+def test_a_store_has_a_limited_number_of_shards(capsys):
+    """More shards than a folder can list are refused with the option that makes them fewer."""
+    with pytest.raises(SystemExit):
+        main(["plan", "--preprocess.videos", "900000000"])
+
+    assert "shards; a store has at most 1,000,000. Raise --preprocess.shard-size." in capsys.readouterr().err

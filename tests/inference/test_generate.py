@@ -264,7 +264,7 @@ def test_names_and_seeds_have_limits(run):
         generate(run, ["a " * 200], vbench_names=True)
     with pytest.raises(GuidedCDError, match="no UTF-8 text"):
         generate(run, ["a \udcff"])
-    for options in ({"seed": 2**63}, {"seed": -1}, {"seed": 2**63 - 2}, {"per_prompt": 10**14}):
+    for options in ({"seed": 2**63}, {"seed": -1}, {"seed": 2**63 - 2}):
         with pytest.raises(GuidedCDError, match="must be a whole number from 0 to"):
             generate(run, PROMPTS, **options)
 

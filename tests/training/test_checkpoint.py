@@ -75,20 +75,30 @@ def test_checkpoints_that_may_not_be_listed_are_an_error(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_moments_of_another_shape_are_damage(toy, tmp_path, monkeypatch):
-    """A state whose checksum is right, but whose moments belong to other weights, is refused before the next step."""
+@pytest.mark.parametrize(
+    ("moment", "words"),
+    [
+        (lambda moment: torch.zeros(7), "exp_avg of weight 0 has another shape"),
+        (lambda moment: torch.full_like(moment, float("nan")), "exp_avg of weight 0 is not finite"),
+    ],
+    ids=["shape", "nan"],
+)
+def test_wrong_moments_are_damage(toy, tmp_path, monkeypatch, moment, words):
+    """A state whose checksum is right, but whose moments are not, is refused before the next step."""
     run, store = make(), tmp_path / "s"
     monkeypatch.setattr(Trainer, "write_student", lambda self, target: None)
     trained(run, tmp_path / "run", store)
     newest = checkpoint.paths(tmp_path / "run" / "checkpoints")[-1]
     state = torch.load(newest / "state.pt", weights_only=True)
-    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(7)
+    state["optimizer"]["state"][0]["exp_avg"] = moment(state["optimizer"]["state"][0]["exp_avg"])
     torch.save(state, newest / "state.pt")
     sums = {path.name: file_digest(path) for path in newest.iterdir() if path.name != "checksums.json"}
     write_json(newest / "checksums.json", {"step": state["step"], "sha256": sums})
 
-    with pytest.raises(GuidedCDError, match=r"is damaged \(the optimiser's exp_avg of weight 0 has another shape"):
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    with pytest.raises(GuidedCDError, match=rf"is damaged \(the optimiser's {words}"):
         trained(run, tmp_path / "run", store)
+    assert (tmp_path / "run" / "log.jsonl").read_text() == log
 
 
 def damage_bit(folder: Path) -> None:
