@@ -22,6 +22,7 @@ FLOORS = (
     "models",
     "data",
     "config",
+    "environments",
     "plugins diffusion acceleration",
     "files console devices",
     "documents docstrings locks",
