@@ -144,6 +144,15 @@ def refusal(where: str, value: object, requirement: str) -> str:
     return f"{where} is {shown(value)}; it must be {requirement}."
 
 
+def described(error: BaseException) -> str:
+    """The type of an exception and its text, "ValueError: no licence", cut where it is long."""
+    try:
+        text = str(error)
+    except Exception:  # a plugin's own exception may be faulty too
+        text = "its text cannot be read"
+    return f"{type(error).__name__}: {shortened(text, 1000)}" if text else type(error).__name__
+
+
 def shortened(value: object, length: int = 80) -> str:
     """The text of a value for a message, cut in the middle of a long one."""
     text = str(value)

@@ -38,9 +38,10 @@ from guidedcd.config.kinds import DEFAULT_PROFILE
 from guidedcd.config.moved import check_flags
 from guidedcd.config.sources import profiles
 from guidedcd.console import harmless
-from guidedcd.errors import GuidedCDError, PluginError, Terminated, on_command_line
+from guidedcd.errors import GuidedCDError, PluginError, Terminated, described, on_command_line
 from guidedcd.plugins import one_file
 from guidedcd.plugins.registry import Registry, load_plugins
+from guidedcd.plugins.watcher import watched
 
 COMMANDS = {
     "train": train,
@@ -134,16 +135,18 @@ def _run(argv: Sequence[str]) -> Any:
 def _load_plugins(tokens: Sequence[str]) -> Registry:
     """The installed components; commands that check plugins survive those that end or block a process."""
     if list(tokens[:2]) not in (["plugins", "doctor"], ["plugins", "check"]):
-        registry = load_plugins()
+        with watched():
+            registry = load_plugins()
         for failure in registry.failures:
             if failure.plugin.startswith(f"{one_file.DISTRIBUTION}/"):
                 name, error = failure.plugin.partition("/")[2], failure.error
-                raise PluginError(f"--plugin {name} cannot be loaded: {type(error).__name__}: {error}") from error
+                raise PluginError(f"--plugin {name} cannot be loaded: {described(error)}") from error
         return registry
     from guidedcd.plugins.probe import fatal_plugins
 
     fatal = fatal_plugins()
-    registry = load_plugins(blocked=[failure.plugin for failure in fatal])
+    with watched():
+        registry = load_plugins(blocked=[failure.plugin for failure in fatal])
     registry.failures += fatal
     return registry
 

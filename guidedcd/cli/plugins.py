@@ -20,7 +20,7 @@ from guidedcd.config.reflection import flag, limits, naming, positional
 from guidedcd.config.sources import profiles, read_profile
 from guidedcd.console import console, plain_table, print_table
 from guidedcd.docstrings import docs_of
-from guidedcd.errors import GuidedCDError, PluginError, suggest
+from guidedcd.errors import GuidedCDError, PluginError, described, suggest
 from guidedcd.plugins.registry import BLOCK, OUTPUT, Component, Registry, entry_points, how_to_block
 from guidedcd.plugins.requirements import requirements
 
@@ -237,9 +237,9 @@ def _named(name: str, registry: Registry) -> list[Component]:
 def _wrong(what: str, error: BaseException, verbose: bool) -> None:
     if isinstance(error, PluginError):  # its own sentence names the plugin again
         cause = error.__cause__
-        text = str(error) if cause is None else f"{type(cause).__name__}: {cause}"
+        text = str(error) if cause is None else described(cause)
     else:
-        text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, AssertionError) else described(error)
     printed = "".join(f"; {note}" for note in getattr(error, "__notes__", ()) if note.startswith(OUTPUT))
     console.print(f"[red]wrong[/] {escape(what)}: {escape(' '.join(text.split()) or 'no message')}{escape(printed)}")
     if verbose:

@@ -20,6 +20,7 @@ from guidedcd.diffusion.seen import Seen
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.attention_probes import recorded_layers, temporal_layers
 from guidedcd.models.teachers.protocol import Cond, Teacher
+from guidedcd.plugins import process_state
 
 Reference = Any
 """What an energy compares against: a `Seen`, what the energy's own `keep` made of one, or None if it is
@@ -92,9 +93,15 @@ def check_needs(energy: Energy, whose: str) -> None:
 def _versions(*passes: Any) -> list[int]:
     """Counts of the changes in place of the tensors of forward passes."""
     seen = [one for one in passes if isinstance(one, Seen)]
-    tensors = [tensor for one in seen for tensor in (one.z, one.output)]
+    tensors = [tensor for one in seen for tensor in (one.z, one.t, one.alpha, one.sigma, one.output)]
     tensors += [tensor for one in seen for layers in one.records.values() for tensor in layers.values()]
     return [tensor._version for tensor in tensors if not tensor.is_inference()]
+
+
+def _is_changed(*passes: Any) -> bool:
+    """Whether `x0` or `eps` of a pass, which are computed when they are first read, were changed in place."""
+    computed = [(one, tensor) for one in passes if isinstance(one, Seen) for tensor in vars(one).get("_converted", ())]
+    return any(tensor is not one.output and not tensor.is_inference() and tensor._version for one, tensor in computed)
 
 
 def _energy(term: EnergyTerm, seen: Seen) -> Tensor:
@@ -103,8 +110,11 @@ def _energy(term: EnergyTerm, seen: Seen) -> Tensor:
     A single number for a whole batch would have a gradient too, but one that depends on the size of the batch.
     """
     rows, versions = len(seen.z), _versions(seen, term.reference)
-    value: Any = term.energy(seen, term.reference)
-    if versions != _versions(seen, term.reference):
+    with process_state.restored(process_state.NUMERIC) as changes:
+        value: Any = term.energy(seen, term.reference)
+    if changes:
+        raise GuidedCDError(f"energy '{term.name}' changed {', '.join(changes)}, which all code shares.")
+    if versions != _versions(seen, term.reference) or _is_changed(seen, term.reference):
         raise GuidedCDError(
             f"energy '{term.name}' changed a tensor of its arguments in place, which other energies read too; "
             "it must work on a copy."
@@ -114,6 +124,8 @@ def _energy(term: EnergyTerm, seen: Seen) -> Tensor:
         raise GuidedCDError(
             f"energy '{term.name}' returned {actual} for {rows} samples; it must return one number each, ({rows},)."
         )
+    if value.is_complex():
+        raise GuidedCDError(f"energy '{term.name}' returned complex numbers; it must return real ones.")
     if not value.requires_grad:
         raise GuidedCDError(f"energy '{term.name}' does not depend on its first argument, so that it has no gradient.")
     return value

@@ -22,20 +22,37 @@ from guidedcd.plugins.registry import Failure, entry_points, is_blocked
 HEAVY = ("torch", "diffusers", "transformers", "open_clip")
 """Packages that registering a component must not import, because `guidedcd --help` waits for every plugin."""
 
-LIMIT = 60.0
+LIMIT = 30.0
 """Seconds after which the import of a plugin is stopped."""
 
 CODE = """
-import importlib, json, sys, time
+import importlib, json, os, sys, threading, time
 import guidedcd, guidedcd.plugins.registry
+from guidedcd.plugins.process_state import WHOLE, restored
 module, path, heavy = sys.argv[1], sys.argv[2], sys.argv[3].split(",")
+text, result, before, failure = sys.stdout, open(path, "w"), threading.enumerate(), None
+process = os.getpid()
 began = time.perf_counter()
+with restored(WHOLE) as changes:
+    try:
+        importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        failure = error
+if os.getpid() != process:  # the module forked
+    os._exit(0)
+seconds = time.perf_counter() - began
+threads = [repr(one.name) for one in threading.enumerate() if one not in before]
+heavy = [name for name in heavy if name in sys.modules]
+failed = failure is not None
+with result:
+    json.dump(dict(seconds=seconds, heavy=heavy, changes=changes, threads=threads, failed=failed), result)
 try:
-    importlib.import_module(module)
+    text.flush()
+    sys.stderr.flush()
 finally:
-    result = {"seconds": time.perf_counter() - began, "heavy": [name for name in heavy if name in sys.modules]}
-    open(path, "w").write(json.dumps(result))
+    os._exit(0)
 """
+"""Imports a module and writes what it did to a file; it does not wait for threads of the module."""
 
 
 @attrs.frozen(kw_only=True)
@@ -86,8 +103,9 @@ def _probe(module: str, limit: float, path: str) -> Probe:
             end = f"signal {-status}" if status < 0 else f"status {status}"
             return Probe(death=f"importing it ended the process with {end}{_end_of(output)}")
         values = json.loads(result.read_text(encoding="utf-8"))
-        text = "" if status else output.read_text(encoding="utf-8", errors="replace")
-    return Probe(heavy=tuple(values["heavy"]), record=Import(seconds=values["seconds"], output=text))
+        text = "" if values["failed"] else output.read_text(encoding="utf-8", errors="replace")
+    record = Import(seconds=values["seconds"], output=text, changes=values["changes"], threads=values["threads"])
+    return Probe(heavy=tuple(values["heavy"]), record=record)
 
 
 def _end_of(output: Path) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 import attrs
 import pluggy
 
-from guidedcd.errors import GuidedCDError, PluginError, suggest
+from guidedcd.errors import GuidedCDError, PluginError, described, suggest
 from guidedcd.plugins import hookspecs, one_file
 from guidedcd.plugins.configs import DatasetConfig, EnergyConfig, MetricConfig, RewardConfig, RouteConfig, TeacherConfig
-from guidedcd.plugins.isolation import Import, isolated, printing_to_stderr
+from guidedcd.plugins.isolation import Import, guarded, isolated
 from guidedcd.plugins.mistakes import check_hooks, config_faults
 
 GROUP = "guidedcd"
@@ -79,19 +79,26 @@ class Component:
         """
         module, _, attribute = self.target.partition(":")
         try:
-            with printing_to_stderr():
+            with guarded(str(self)):
                 return getattr(importlib.import_module(module), attribute)
         except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.kind} '{self.name}' of plugin '{self.plugin}' could not be imported from {self.target}: "
-                f"{type(error).__name__}: {error}. See `guidedcd plugins doctor -v`."
+                f"{described(error)}. See `guidedcd plugins doctor -v`."
             ) from error
 
     def build(self, config: object | None = None) -> object:
-        """Import the target and call it with `config`, or with the default options."""
+        """Import the target and call it with `config`, or with the default options.
+
+        Raises:
+            PluginError: The import fails, or the target ends the program.
+        """
         target = self.load()
-        with blame(str(self)), printing_to_stderr():
-            return target(self.config() if config is None else config)
+        try:
+            with blame(str(self)), guarded(str(self)):
+                return target(self.config() if config is None else config)
+        except SystemExit as error:
+            raise PluginError(f"{self} ended the program when it was built: {described(error)}.") from error
 
 
 @attrs.frozen
@@ -207,7 +214,9 @@ def load_plugins(blocked: Iterable[str] = ()) -> Registry:
         try:
             with isolated(id_, BLOCK) as imported:
                 components = _components_of(manager, id_, version, load)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if manager.has_plugin(id_):  # pluggy keeps a plugin whose registration failed
                 manager.unregister(name=id_)
             if text := " ".join(imported.output.split()):

@@ -21,7 +21,7 @@ from guidedcd.data.geometry import Geometry
 from guidedcd.devices import blame_memory
 from guidedcd.diffusion.randomness import reward_generator
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins import objects
+from guidedcd.plugins import objects, process_state
 from guidedcd.plugins.registry import blame
 
 CAPTION = "a ball rolls to the left"
@@ -93,8 +93,10 @@ def call(reward: Any, frames: Tensor, captions: list[str], whose: str) -> Tensor
 def _checked(reward: Any, frames: Tensor, captions: list[str], whose: str) -> Tensor:
     """The rewards (B,), with or without a gradient; raises the errors of `call`."""
     version = None if frames.is_inference() else frames._version
-    with blame(whose):
+    with blame(whose), process_state.restored(process_state.NUMERIC) as changes:
         rewards = reward(frames, captions)
+    if changes:
+        raise GuidedCDError(f"{whose} changed {', '.join(changes)}, which all code shares.")
     if version is not None and frames._version != version:
         raise GuidedCDError(f"{whose} changed its frames in place, which other rewards read too; it must copy them.")
     if not isinstance(rewards, Tensor) or rewards.shape != (len(captions),):

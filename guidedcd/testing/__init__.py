@@ -11,6 +11,7 @@ In: a component's kind and name. Out: a list of `Check`s, functions without argu
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 from unittest import SkipTest
@@ -18,6 +19,8 @@ from unittest import SkipTest
 import attrs
 
 from guidedcd.docstrings import docs_of
+from guidedcd.errors import described
+from guidedcd.plugins.isolation import PluginWarning
 from guidedcd.plugins.mistakes import config_faults
 from guidedcd.plugins.one_file import DISTRIBUTION
 from guidedcd.plugins.optional import misspelt_attributes, misspelt_options
@@ -118,7 +121,8 @@ def run_checks(checks: Iterable[Check]) -> list[CheckResult]:
         except SkipTest as skip:
             results.append(CheckResult(check, "skipped", str(skip)))
         except (Exception, SystemExit) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            text = str(error) if isinstance(error, AssertionError) else described(error)
+            reason = " ".join(text.split()) or type(error).__name__
             results.append(CheckResult(check, "failed", reason, error))
             if check.is_basic:
                 stopped = check.description
@@ -156,8 +160,12 @@ def config_is_sound(subject: Subject) -> None:
 
 
 def component_can_be_built(subject: Subject) -> None:
-    """It can be built from its options."""
-    assert subject.built is not None, f"{subject.component.target} returned None"
+    """It can be built from its options, and leaves the working directory and torch's defaults alone."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PluginWarning)
+        assert subject.built is not None, f"{subject.component.target} returned None"
+    for one in caught:
+        assert not isinstance(one.message, PluginWarning), str(one.message)
 
 
 def options_are_spelt_right(subject: Subject) -> None:
@@ -178,5 +186,7 @@ def attributes_are_spelt_right(subject: Subject) -> None:
 
 def target_is_importable(subject: Subject) -> None:
     """Its target can be imported and called."""
-    target = subject.component.load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PluginWarning)
+        target = subject.component.load()
     assert callable(target), f"{subject.component.target} is neither a class nor a function"
