@@ -87,6 +87,9 @@ FIRST_SECONDS = 2.0
 END_SECONDS = 90.0
 """A remaining time of at least this many seconds is followed by the time of day at which the work ends."""
 
+LATEST_SECONDS = 86_400.0
+"""A remaining time of more seconds is not: a time of day names no day."""
+
 
 @contextmanager
 def progress(description: str, total: int, *, start: int = 0, unit: str = "") -> Iterator[Callable[..., None]]:
@@ -142,7 +145,8 @@ class _Pace:
         if count <= 0 or not (rate := _rate(count, seconds, self.unit)):
             return ""
         left = (self.total - self.done) * seconds / count
-        end = f", until {time.strftime('%H:%M', time.localtime(time.time() + left))}" if left >= END_SECONDS else ""
+        known = END_SECONDS <= left <= LATEST_SECONDS
+        end = f", until {time.strftime('%H:%M', time.localtime(time.time() + left))}" if known else ""
         return f"{rate}, about {duration(left)} left{end}"
 
 

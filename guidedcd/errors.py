@@ -49,6 +49,11 @@ def with_option_names(message: str) -> str:
     return message if _on_command_line else _OPTION.sub(_in_python, message)
 
 
+def written(flags: str) -> str:
+    """Flags with their values, "--train.steps 2 --seed 1", as they are written here: in Python separated by commas."""
+    return flags if _on_command_line else ", ".join(map(with_option_names, re.split(r" (?=--)", flags)))
+
+
 def _in_python(match: re.Match[str]) -> str:
     if match["as_it_is"] is not None:
         return match[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 from cyclopts import CycloptsError, UnknownOptionError, UnusedCliTokensError
 
 from guidedcd.console import harmless
-from guidedcd.errors import GuidedCDError, Terminated, unreadable, unwritable
+from guidedcd.errors import GuidedCDError, Terminated, shortened, unreadable, unwritable
 from guidedcd.plugins.registry import Registry
 
 SMALLER = {
@@ -26,6 +26,9 @@ SMALLER = {
 
 CONTINUE = ("train", "preprocess", "sample", "evaluate")
 """Commands that continue where they were stopped."""
+
+LONGEST = 900
+"""Characters of the longest error; a longer one is cut in its middle."""
 
 
 def explain(error: BaseException, tokens: Sequence[str], registry: Registry) -> int | None:
@@ -76,7 +79,7 @@ def _is_out_of_reach(path: Path) -> bool:
 def _say(text: str, prefix: str = "error: ") -> None:
     """One line on standard error, however the text was broken."""
     sys.stdout.flush()
-    print(prefix + harmless(" ".join(text.split())), file=sys.stderr, flush=True)
+    print(prefix + shortened(harmless(" ".join(text.split())), LONGEST), file=sys.stderr, flush=True)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from guidedcd.config.reflection import flag
 from guidedcd.config.run import Run
 from guidedcd.config.sources import profiles, read_profile
 from guidedcd.config.structure import Options, Value
+from guidedcd.errors import written
 
 
 def unscaled(run: Run) -> str:
@@ -33,7 +34,7 @@ def unscaled(run: Run) -> str:
     return (
         f"profile {run.profile} has {', '.join(f'train.{name} {value}' for name, value in kept.items())} for {steps} "
         f"steps, and this run has {run.train.steps}. "
-        f"In proportion: {' '.join(flags)}"
+        f"In proportion: {written(' '.join(flags))}"
     )
 
 

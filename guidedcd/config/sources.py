@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def _names(value: str | list[str], where: str) -> Names:
     """Names in a file: a list has one in each place, a text is split as a flag's."""
     if isinstance(value, str):
         return split_names([value], where)
-    return [one for text in value for one in _name(str(text), where)]
+    return _names_of([str(text) for text in value], where)
 
 
 def name_of(name: str, value: str | None) -> str:
@@ -130,7 +130,14 @@ def name_of(name: str, value: str | None) -> str:
 def split_names(texts: Iterable[str], where: str) -> Names:
     """NAME[:VALUE] lists, split at commas; a comma inside a VALUE stays if no new name can begin after it."""
     parts = [part for text in texts for part in re.split(r",(?=\s*[a-z][a-z0-9-]*\s*(?:[:,]|$))", text)]
-    return [one for part in parts for one in _name(part, where)]
+    return _names_of(parts, where)
+
+
+def _names_of(parts: Sequence[str], where: str) -> Names:
+    names = [one for part in parts for one in _name(part, where)]
+    if names and "none" in map(str.strip, parts):
+        raise GuidedCDError(f"{where} has `none` beside {names[0][0]}. Give either `none` or names.")
+    return names
 
 
 def _name(text: str, where: str) -> Names:

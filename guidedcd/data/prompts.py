@@ -71,6 +71,8 @@ def _prompt(text: Any, where: str) -> Prompt:
     if not isinstance(text, str) or not text.strip():
         raise GuidedCDError(f"a prompt in {where} is no text: {shortened(ascii(text))}.")
     text = text.strip()
+    if "\0" in text:
+        raise GuidedCDError(f"a prompt in {where} has a null byte: {shortened(ascii(text))}.")
     try:
         size = len(text.encode())
     except UnicodeEncodeError:

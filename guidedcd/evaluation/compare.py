@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from guidedcd.console import console
+from guidedcd.console import print_table
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
 from guidedcd.evaluation.bootstrap import paired
@@ -33,6 +33,9 @@ def compare(folders: Sequence[str | Path], *, device: str | None = None, **optio
         GuidedCDError: As `evaluate`; or runs that cannot be paired, because their prompts, seeds or steps differ.
     """
     paths = [Path(folder) for folder in folders]
+    for number, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:number]]:
+            raise GuidedCDError(f"{path} is given twice. Give different runs to compare.")
     baselines: Baselines = {}
     evaluations = []
     for folder in paths:
@@ -57,7 +60,7 @@ def compare(folders: Sequence[str | Path], *, device: str | None = None, **optio
                 if values is not None:
                     differences[name, split, key] = paired(values, first_values).to_dict()
     for table in tables.comparison(list(zip(names, evaluations, strict=True)), differences):
-        console.print(table)
+        print_table(table)
     return evaluations
 
 

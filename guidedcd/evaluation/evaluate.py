@@ -19,7 +19,7 @@ from guidedcd import __version__
 from guidedcd.config.resolve import read_run
 from guidedcd.config.sections import EvaluateConfig
 from guidedcd.config.structure import changed, options_of
-from guidedcd.console import console, counted, progress
+from guidedcd.console import console, counted, print_table, progress
 from guidedcd.data import media, prompts
 from guidedcd.evaluation import model_card, tables
 from guidedcd.evaluation.arms import Arm, ArmScores, headline, video_seed
@@ -99,7 +99,7 @@ def evaluate(
         protocol.finished.remove()
     if not quiet:
         for table in tables.tables(evaluation):
-            console.print(table)
+            print_table(table)
         console.print(
             f"95 % intervals by the bootstrap over prompts, from {FEWEST} prompts on; differences are paired by prompt "
             "and noise."

@@ -6,6 +6,7 @@ of its kernels, or by the host that launches them.
 
 from __future__ import annotations
 
+import re
 import time
 
 import attrs
@@ -145,8 +146,13 @@ def machine(
 
 def _data_sheet(name: str) -> tuple[float, float, float, float] | None:
     """(16-bit TFLOP/s, 32-bit TFLOP/s, memory TB/s, memory GB) of a GPU; None without a data sheet."""
-    matches = [words for words in DATA_SHEETS if all(word in name.lower() for word in words.split())]
+    matches = [words for words in DATA_SHEETS if all(_is_in(word, name.lower()) for word in words.split())]
     return DATA_SHEETS[max(matches, key=len)] if matches else None
+
+
+def _is_in(word: str, name: str) -> bool:
+    """Whether a name contains a word that no digit precedes or follows: an L40 is no L4."""
+    return re.search(rf"(?<!\d){re.escape(word)}(?!\d)", name) is not None
 
 
 def _gpu(name: str, figures: tuple[float, float, float, float]) -> Machine:

@@ -19,6 +19,7 @@ from guidedcd.config.run import Run
 from guidedcd.console import console, file_size
 from guidedcd.devices import device as find_device
 from guidedcd.devices import process
+from guidedcd.errors import with_option_names
 from guidedcd.files import nearest_folder
 from guidedcd.planning import tables
 from guidedcd.planning.alternatives import choices
@@ -116,7 +117,7 @@ def print_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
         if "assumed" in figures:
             console.print(f"data     {figures['assumed']}", highlight=False)
         for warning in figures["warnings"]:
-            console.print(f"warning  {warning}")
+            console.print(f"warning  {with_option_names(warning)}")
     else:
         print(json.dumps(figures, indent=1))
     return figures

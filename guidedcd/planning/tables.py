@@ -7,6 +7,7 @@ from typing import Any
 
 from guidedcd.config.run import Run
 from guidedcd.console import console, duration, duration_range, file_size, latency, print_table
+from guidedcd.errors import written
 from guidedcd.planning.estimate import Estimator, Stage, usable
 from guidedcd.planning.gpus import GIB, Machine
 from guidedcd.preprocessing.estimates import passes
@@ -67,7 +68,7 @@ def cheaper(changes: list[dict[str, Any]]) -> None:
     }
     for one in changes:
         cells = (" -> ".join(map(form, one[name])) if name in one else "" for name, form in forms.items())
-        rows.append([one["flags"], *cells, one["note"]])
+        rows.append([written(one["flags"]), *cells, one["note"]])
     if changes:
         _table(rows)
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from guidedcd.config.run import Run
 from guidedcd.console import console
+from guidedcd.errors import with_option_names
 from guidedcd.preprocessing import score_sets, shards
 from guidedcd.preprocessing.score_sets import ScoreFolders
 
@@ -50,11 +51,15 @@ class Share:
         """Sentences for the console: the share, the equal scale, and a warning where the share is out of range."""
         low, median, high = self.quantiles
         levels = ", ".join(f"{percent(share)} at {bottom:.2f}-{top:.2f}" for bottom, top, share in self.by_level)
-        lines = [
-            f"{self.energy}: {percent(median)} of the prediction ({percent(low)} to {percent(high)} for 5 to 95 % of "
-            f"{self.draws:,} guided draws; by noise level {levels}); --energies.{self.energy}.relative {EXAMPLE} is "
-            f"about scale {number(self.example_scale)}"
-        ]
+        text = f"{self.energy}: {percent(median)} of the prediction"
+        if percent(low) == percent(high):  # as with `relative`, which fixes the share
+            text += f" on {self.draws:,} guided draws"
+        else:
+            text += f" ({percent(low)} to {percent(high)} for 5 to 95 % of {self.draws:,} guided draws; "
+            text += f"by noise level {levels})"
+        if numpy.isfinite(self.example_scale):
+            text += f"; --energies.{self.energy}.relative {EXAMPLE} is about scale {number(self.example_scale)}"
+        lines = [text]
         if warning := self.warning():
             lines.append(warning)
         return lines
@@ -149,7 +154,7 @@ def print_shares(folder: Path, run: Run, identity: Mapping[str, Any], scores: Sc
         share = None if part is None else shares(folder, identity, part, name, score_sets.strength_of(run, name))
         text = [f"{name}: unknown, the store has no moments of its predictions"] if share is None else share.lines()
         for line in text:
-            console.print(f"share    {line}", markup=False, highlight=False)
+            console.print(f"share    {with_option_names(line)}", markup=False, highlight=False)
 
 
 def _exists(folder: Path, scores: Path, number: int) -> bool:

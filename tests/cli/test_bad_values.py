@@ -11,6 +11,8 @@ import pytest
 from guidedcd import devices
 from guidedcd.cli import main
 from guidedcd.cli.errors import explain
+from guidedcd.config.sources import Layer, split_names
+from guidedcd.data.prompts import as_prompts
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.generate import generate
 from guidedcd.plugins.registry import Registry
@@ -23,6 +25,30 @@ def test_a_value_of_thousands_of_characters_is_shortened(capsys):
 
     assert exit_.value.code == 2
     assert len(capsys.readouterr().err) < 200
+
+
+def test_an_unknown_command_of_any_length_is_a_line(capsys):
+    """An error that a library writes is cut in its middle as well."""
+    with pytest.raises(SystemExit):
+        main(["x" * 100_000])
+
+    assert len(capsys.readouterr().err) < 1000
+
+
+def test_none_beside_names_is_refused():
+    """`none` selects no component, so that nothing can be selected beside it; in a list of a file as well."""
+    with pytest.raises(GuidedCDError, match="energies` has `none` beside pta"):
+        split_names(["none,pta"], "--energies")
+    with pytest.raises(GuidedCDError, match="`none` beside pta"):
+        Layer.of_file({"energies": ["pta", "none"]}, "run.toml")
+
+    assert split_names(["none"], "--energies") == []
+
+
+def test_a_prompt_with_a_null_byte_is_refused():
+    """No tokenizer reads such a prompt, and no file can have its name."""
+    with pytest.raises(GuidedCDError, match="has a null byte"):
+        as_prompts("a\0b")
 
 
 @pytest.mark.parametrize("name", ["xpu", "meta", "cuda:-1", "cuda:x", "", "cpu:0", "d" * 5000])

@@ -14,12 +14,12 @@ from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.sections import EvaluateConfig
 from guidedcd.config.structure import changed
 from guidedcd.documents import read_json
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, on_command_line
 from guidedcd.planning import calibration
 from guidedcd.planning.alternatives import choices
 from guidedcd.planning.estimate import Estimator
 from guidedcd.planning.gpus import DATA_SHEETS, GIB, SHARES, WITHIN, WITHIN_UNMEASURED, machine
-from guidedcd.planning.plan import Question, print_plan
+from guidedcd.planning.plan import Question, plan, print_plan
 from guidedcd.planning.preprocess_cost import ROWS
 
 
@@ -30,8 +30,9 @@ def test_devices_are_found_by_name():
     assert machine(cpu, like="NVIDIA A100-SXM4-40GB").memory == 40 * GIB
     assert machine(cpu, like="h100", tflops=500, memory=10).half == 5e14
     assert machine(cpu).memory > GIB and machine(cpu).single > 1e8
-    with pytest.raises(GuidedCDError, match="'abacus', which names no known GPU. Known: .*h200"):
-        machine(cpu, like="abacus")
+    for name in ("abacus", "h1000", "NVIDIA L40"):
+        with pytest.raises(GuidedCDError, match=f"'{name}', which names no known GPU. Known: .*h200"):
+            machine(cpu, like=name)
 
 
 @pytest.mark.slow
@@ -50,6 +51,19 @@ def test_largest_batch_fits_and_the_next_does_not(toy):
         room = (device.memory * 0.94 - 0.6 * GIB) / GIB
         assert batch > 2
         assert planned(batch).peak_gib <= room * 1.01 < planned(int(batch * 1.1) + 1).peak_gib * 1.02
+
+
+@pytest.mark.slow
+def test_a_plan_in_python_names_the_options_of_python(toy):
+    """The table that `guidedcd.plan` returns has no flags; the command's table has them."""
+    run = make(preprocess={"draws_per_video": 2, "videos": 64}, solver={"steps": 50}, train={"batch_size": 3})
+    text = str(plan(run, on="4090", memory=0.6))
+
+    assert "--" not in text.replace("---", "")
+    assert '`energies.toy.reference="single-step"`' in text
+    assert "`train.batch_size=" in text or "no batch size fits" in text
+    with on_command_line():
+        assert "--energies.toy.reference single-step" in str(plan(run, on="4090"))
 
 
 @pytest.mark.slow

@@ -51,8 +51,11 @@ def test_shares_out_of_range_are_warned_of():
     assert "warning: energy 'toy' is above 200% of the prediction" in lines(5)[1]
     assert "has no gradient" in lines(0.3, rms * 0, is_relative=True)[1]
     (line,) = lines(0.5)
-    assert line.startswith("toy: 25 % of the prediction (25 % to 25 % for 5 to 95 % of 20 guided draws; by noise level")
+    assert line.startswith("toy: 25 % of the prediction on 20 guided draws; ")
     assert line.endswith("--energies.toy.relative 0.3 is about scale 0.60")
+    (line,) = lines(0.5, levels)
+    assert line.startswith("toy: 18 % of the prediction (13 % to 24 % for 5 to 95 % of 20 guided draws; by noise level")
+    assert "about scale" not in lines(0.3, rms * 0)[0]
     assert len(share_of("toy", levels, rms, table, HOW).by_level) == 4
     assert share_of("toy", levels[:0], rms[:0], table[:0], HOW) is None
 
