@@ -7,7 +7,7 @@ from pathlib import Path
 import attrs
 from attrs.validators import ge, in_, optional
 
-from guidedcd.config.sections import GuidanceRule
+from guidedcd.config.sections import GuidanceRule, GuiderConfig
 from guidedcd.config.validators import LARGEST_BATCH, MOST_PROMPTS, is_seed
 from guidedcd.devices import DTYPES
 from guidedcd.docstrings import documented
@@ -74,7 +74,7 @@ class PublishedConfig:
 
 
 @attrs.frozen(kw_only=True)
-class GuidedConfig(GuidanceRule):
+class GuidedConfig(GuidanceRule, GuiderConfig):
     """How energies guide a teacher's own samples, in place of a student."""
 
     reference: Path | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs.validators import ge, gt, in_, optional
@@ -23,8 +23,32 @@ from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.configs import _ascending, _between
 
+if TYPE_CHECKING:
+    from guidedcd.diffusion.guiders import Guider
+
 MOST_SHARDS = 10**6
 """Shards of a store, two files each in one folder."""
+
+
+@documented
+@attrs.frozen(kw_only=True, slots=False)
+class GuiderConfig:
+    """How the teacher's predictions with and without the caption become one."""
+
+    cfg: str = attrs.field(default="plain", validator=in_(("plain", "apg", "cfg-zero")))
+    """Classifier-free guidance: `plain`, or diffusers' adaptive projected guidance (apg) or CFG-Zero* (cfg-zero)."""
+    apg_eta: float = attrs.field(default=0.0, validator=ge(0))
+    """Factor of the part of the guidance that is parallel to the prediction; only where `cfg` is apg. 1 keeps it."""
+    apg_rescale: float = attrs.field(default=0.0, validator=ge(0))
+    """Largest norm of the difference of both predictions, over all latents of a video; only where `cfg` is apg. 0 for
+    no limit."""
+
+    @property
+    def guider(self) -> Guider:
+        """The function of both predictions."""
+        from guidedcd.diffusion.guiders import Guider
+
+        return Guider(self.cfg, self.apg_eta, self.apg_rescale)
 
 
 @documented
@@ -42,7 +66,7 @@ class GuidanceRule:
 
 @documented
 @attrs.frozen(kw_only=True)
-class Solver(GuidanceRule):
+class Solver(GuidanceRule, GuiderConfig):
     """The teacher's ODE grid, and how a step on it is guided."""
 
     steps: int = attrs.field(default=50, validator=_between(2, 1000))

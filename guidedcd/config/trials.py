@@ -7,14 +7,14 @@ from pathlib import Path
 import attrs
 from attrs.validators import ge, in_, optional
 
-from guidedcd.config.sections import GuidanceRule
+from guidedcd.config.sections import GuidanceRule, GuiderConfig
 from guidedcd.config.validators import MOST_PROMPTS, is_device, is_seed
 from guidedcd.devices import DTYPES
 from guidedcd.plugins.configs import _between
 
 
 @attrs.frozen(kw_only=True)
-class TrialConfig:
+class TrialConfig(GuiderConfig):
     """How the teacher samples videos to try a component on."""
 
     steps: int = attrs.field(default=8, validator=_between(1, 1000))

@@ -14,6 +14,7 @@ With s = strength and k = the noise factor at t, one solver step from t to t' is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import attrs
@@ -21,6 +22,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from guidedcd.diffusion.guiders import PLAIN, Guider
 from guidedcd.diffusion.schedule import NoiseSchedule, expand
 
 Term = tuple[Tensor, Tensor]
@@ -41,11 +43,13 @@ class TeacherStep:
     """The network's output without the caption, like `z`."""
     omega: Tensor
     """Guidance strength (B,), diffusers' guidance_scale - 1."""
+    guider: Guider = PLAIN
+    """How both outputs become one."""
 
-    @property
+    @cached_property
     def output(self) -> Tensor:
         """The prediction under classifier-free guidance, like `z`."""
-        return combine(self.o_c, self.o_u, self.omega)
+        return self.guider(self.o_c, self.o_u, self.omega)
 
 
 @attrs.frozen
@@ -63,11 +67,6 @@ OFFICIAL = Rule()
 
 SMALLEST_ALPHA = 1e-3
 """The smallest signal level at which eps determines x0; only zero-terminal-SNR schedules go below."""
-
-
-def combine(o_c: Tensor, o_u: Tensor, omega: Tensor) -> Tensor:
-    """Classifier-free guidance, o_c + omega (o_c - o_u), like `o_c`; omega (B,) is diffusers' guidance_scale - 1."""
-    return o_c + expand(omega, o_c) * (o_c - o_u)
 
 
 def window(index: Tensor, steps: int, fraction: float) -> Tensor:

@@ -19,6 +19,7 @@ from guidedcd.config.kinds import Chosen
 from guidedcd.data.framing import read_framed
 from guidedcd.devices import blame_memory
 from guidedcd.diffusion.guidance import Rule
+from guidedcd.diffusion.guiders import PLAIN, Guider
 from guidedcd.energies.gradients import check_needs, is_reference_free
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.guides import Guide
@@ -94,6 +95,7 @@ class TeacherPipeline:
         solver: str = "ddim",
         rule: str = "official",
         noise_factor: str = "official",
+        guider: Guider | str = PLAIN,
         batch: int | None = None,
         watch: bool = False,
         guided: bool = True,
@@ -118,6 +120,8 @@ class TeacherPipeline:
             solver: "ddim" or "dpm++"; energies need "ddim".
             rule: How the gradient of an energy enters a step, see `guidedcd.diffusion.guidance`.
             noise_factor: "official" or "sqrt-one-minus".
+            guider: How the predictions with and without the caption become one: "plain", "apg", "cfg-zero" or a
+                `Guider`.
             batch: Videos per forward pass; by default a number that fits into the memory of common devices.
             watch: Evaluate the energies at every step, also where they do not guide.
             guided: False only watches the energies: the videos are those of the teacher without them.
@@ -137,6 +141,7 @@ class TeacherPipeline:
             omega=self.omega if omega is None else omega,
             solver=solver,
             rule=Rule(rule, noise_factor),
+            guider=Guider(guider) if isinstance(guider, str) else guider,
             watch=watch,
             guided=guided,
             advance=advance,
@@ -253,6 +258,7 @@ class _GuidedSampler:
     omega: float
     solver: str
     rule: Rule
+    guider: Guider
     watch: bool
     guided: bool
     advance: Callable[[int], None]
@@ -267,11 +273,12 @@ class _GuidedSampler:
         with blame_memory("sampling", self.advice or f"It needs less with --batch {max(1, count // 2)}."):
             guides = guiding.guides(teacher, seeds)
             if self.solver != "ddim":
-                latents = teacher_sample(teacher, cond, null, latents, self.steps, self.omega, self.solver, guides)
+                arguments = (teacher, cond, null, latents, self.steps, self.omega, self.solver, guides)
+                latents = teacher_sample(*arguments, guider=self.guider)
             else:
-                options: dict[str, Any] = {"watch": self.watch, "guided": self.guided}
-                arguments = (teacher, cond, null, latents, self.steps, self.omega, guides)
-                for step in teacher_steps(*arguments, captions=tuple(prompts), rule=self.rule, **options):
+                options: dict[str, Any] = {"watch": self.watch, "guided": self.guided, "guider": self.guider}
+                start = (teacher, cond, null, latents, self.steps, self.omega, guides)
+                for step in teacher_steps(*start, captions=tuple(prompts), rule=self.rule, **options):
                     latents = step.latents
                     records.append(attrs.evolve(step, latents=latents.new_empty(0)))
                     self.advance(count)

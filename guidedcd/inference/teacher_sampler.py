@@ -6,12 +6,14 @@ Legend: B batch, C channels, F frames, H/W latent size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from guidedcd.diffusion.guidance import OFFICIAL, Rule, TeacherStep, combine, guidance_term, guided_share, guided_step
+from guidedcd.diffusion.guidance import OFFICIAL, Rule, TeacherStep, guidance_term, guided_share, guided_step
+from guidedcd.diffusion.guiders import PLAIN, Guider
 from guidedcd.diffusion.seen import Seen
 from guidedcd.energies.gradients import Energy, EnergyTerm, Reference, energy_gradients, needs_of, observed
 from guidedcd.errors import GuidedCDError
@@ -48,6 +50,7 @@ def teacher_sample(
     captions: Sequence[str] = (),
     rule: str = "official",
     factor: str = "official",
+    guider: Guider = PLAIN,
 ) -> Tensor:
     """Sample with the teacher and classifier-free guidance, optionally guided by energies.
 
@@ -63,6 +66,7 @@ def teacher_sample(
         captions: B texts that the energies receive.
         rule: How a gradient enters a step, see `guidance`.
         factor: The noise factor, see `guidance`.
+        guider: How the predictions with and without the caption become one.
 
     Returns:
         Latents like `latents` at timestep 0 ("ddim") or clean ("dpm++").
@@ -73,13 +77,12 @@ def teacher_sample(
     if solver == "dpm++":
         if energies:
             raise GuidedCDError("energies guide the ddim solver only. Use --solver ddim.")
-        return _dpm(teacher, cond, null, latents, steps, _batched(omega, latents))
+        return _dpm(teacher, cond, null, latents, steps, _batched(omega, latents), guider)
     if solver != "ddim":
         raise GuidedCDError(f"no solver named '{solver}'. Use ddim or dpm++.")
     guides = energies or ()
-    for step in teacher_steps(
-        teacher, cond, null, latents, steps, omega, guides, captions=captions, rule=Rule(rule, factor)
-    ):
+    options: dict[str, Any] = {"captions": captions, "rule": Rule(rule, factor), "guider": guider}
+    for step in teacher_steps(teacher, cond, null, latents, steps, omega, guides, **options):
         latents = step.latents
     return latents
 
@@ -95,6 +98,7 @@ def teacher_steps(
     *,
     captions: Sequence[str] = (),
     rule: Rule = OFFICIAL,
+    guider: Guider = PLAIN,
     watch: bool = False,
     guided: bool = True,
 ) -> Iterator[SamplingStep]:
@@ -110,6 +114,7 @@ def teacher_steps(
         guides: The energies with their references. Each acts on the noisiest fraction of the steps that its config has.
         captions: B texts that the energies receive.
         rule: How a gradient enters a step.
+        guider: How the predictions with and without the caption become one.
         watch: Evaluate every energy at every step, also where it does not act; the latents stay the same.
         guided: Whether energies act at all; without, they can only be watched.
 
@@ -132,7 +137,7 @@ def teacher_steps(
         values = {one.term.name: one.value for one in measured}
         if watch and (passive := [guide for guide in guides if guide not in active]):
             values |= _watched(teacher, z, t, cond, references.terms(passive, t, index), captions)
-        step = TeacherStep(z, t, o_c, o_u, strengths)
+        step = TeacherStep(z, t, o_c, o_u, strengths, guider)
         terms, shares = [], {}
         for guide, score in zip(active, gradients, strict=True):
             config = guide.config
@@ -185,7 +190,9 @@ def _both(teacher: Teacher, z: Tensor, t: Tensor, cond: Cond, null: Cond, omega:
 
 
 @torch.no_grad()
-def _dpm(teacher: Teacher, cond: Cond, null: Cond, latents: Tensor, steps: int, omega: Tensor) -> Tensor:
+def _dpm(
+    teacher: Teacher, cond: Cond, null: Cond, latents: Tensor, steps: int, omega: Tensor, guider: Guider
+) -> Tensor:
     from diffusers import DPMSolverMultistepScheduler
 
     schedule = teacher.schedule
@@ -206,5 +213,5 @@ def _dpm(teacher: Teacher, cond: Cond, null: Cond, latents: Tensor, steps: int, 
     for at in scheduler.timesteps:
         t = at.long().expand(z.shape[0])
         o_c, o_u = _both(teacher, z, t, cond, null, omega)
-        z = scheduler.step(combine(o_c, o_u, omega), at, z, return_dict=False)[0]
+        z = scheduler.step(guider(o_c, o_u, omega), at, z, return_dict=False)[0]
     return z

@@ -46,7 +46,7 @@ class NoisyBatch:
         self.z = schedule.add_noise(batch.z0, batch.noise, self.t)
         # The store may keep half precision; the step is computed in the dtype of the latents.
         cond, uncond = batch.cond_output.to(self.z.dtype), batch.uncond_output.to(self.z.dtype)
-        self._step = TeacherStep(self.z, self.t, cond, uncond, batch.omega)
+        self._step = TeacherStep(self.z, self.t, cond, uncond, batch.omega, solver.guider)
         inputs = [
             lambda_input(strength, config.is_relative)
             for config, strength in zip(energies.values(), batch.strengths.unbind(dim=1), strict=True)

@@ -103,6 +103,7 @@ def try_energy(
         "omega": omega_of(selection, config),
         "rule": config.rule,
         "noise_factor": config.noise_factor,
+        "guider": config.guider,
         "watch": True,
         "advice": ADVICE,
     }

@@ -111,7 +111,12 @@ def _videos(
         texts = [prompt.text for prompt in prompts_of(pipeline, prompts, config.videos)]
         seeds = seeds_of(config, len(texts))
         sampled = pipeline.sample(
-            texts, steps=config.steps, seeds=seeds, omega=omega_of(selection, config), advice=ADVICE
+            texts,
+            steps=config.steps,
+            seeds=seeds,
+            omega=omega_of(selection, config),
+            guider=config.guider,
+            advice=ADVICE,
         )
         return [(f"seed {seed}", text, video) for seed, text, video in zip(seeds, texts, sampled, strict=True)]
     captions = [prompt.text for prompt in as_prompts(prompts)] if prompts else []

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from guidedcd.diffusion.guidance import (
     Rule,
     TeacherStep,
-    combine,
     guided_from,
     guided_prediction,
     guided_step,
@@ -20,6 +19,7 @@ from guidedcd.diffusion.guidance import (
     strength_from_relative,
     window,
 )
+from guidedcd.diffusion.guiders import combine
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.schedule import NoiseSchedule, expand
 
