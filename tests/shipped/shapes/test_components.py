@@ -128,3 +128,21 @@ def test_the_metric_judges_only_what_is_named():
     assert scores["motion"][6:].isnan().all() and not scores["motion"][:6].isnan().any()
     assert all(value[12].isnan() for value in scores.values())
     assert metric.applies(chosen[0]) and not metric.applies(chosen[-1])
+
+
+def test_motion_is_also_measured_on_intact_videos_alone():
+    """A torn object counts as fast, so that its video is not intact and adds nothing to the speed of intact ones."""
+    slow = prompts.evaluation_prompts(24, 5, "full", 0.0)
+    video = drawing.render(prompts.truth(slow), generator=torch.Generator().manual_seed(0))
+    torn = video.clone()
+    for frame in range(0, 8, 2):  # every second frame has its left and right halves exchanged
+        torn[:, frame] = torn[:, frame].roll(24, dims=-1)
+    scores = component("metric", "shapes-oracle")(torch.cat([video, torn]), slow + slow)
+
+    whole, broken = scores["intact"].chunk(2)
+    assert whole.mean() > 0.9 > 0.6 > broken.mean()
+    assert scores["speed"][24:].mean() > 2 * scores["speed"][:24].mean()
+    assert torch.equal(scores["intact-speed"].isnan(), scores["intact"] == 0)
+    counted = scores["intact"] == 1
+    assert torch.equal(scores["intact-speed"][counted], scores["speed"][counted])
+    assert torch.equal(scores["intact-dynamic"][counted] == 1, scores["speed"][counted] > 1.125)
