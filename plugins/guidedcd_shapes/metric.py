@@ -14,7 +14,6 @@ from guidedcd_shapes import ShapesOracleConfig, world
 from guidedcd_shapes import prompts as shapes_prompts
 from guidedcd_shapes.oracle import ATTRIBUTES, Oracle
 
-
 INTACT = 0.1
 """Largest misfit of an intact object: 19 of 20 drawn clips stay below it after encoding and decoding."""
 DYNAMIC = 6 / 256 * world.SIZE
