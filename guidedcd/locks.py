@@ -54,6 +54,27 @@ def _lock_bytes(msvcrt: Any, descriptor: int, shared: bool) -> None:
     raise BlockingIOError(errno.EACCES, os.strerror(errno.EACCES))
 
 
+def holder(folder: Path, name: str = ".lock") -> str | None:
+    """The process that holds `folder` with `locked`, such as "pid 123", or None where none does.
+
+    Args:
+        folder: The folder.
+        name: The file in it that is locked.
+    """
+    try:
+        descriptor = os.open(folder / name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return None
+    with open(descriptor, "rb", buffering=0) as handle:
+        try:
+            lock(descriptor, shared=True)
+        except BlockingIOError:
+            return handle.read(40).decode(errors="replace").strip() or "unknown"
+        except OSError:
+            return None
+    return None
+
+
 @contextlib.contextmanager
 def locked(folder: Path, what: str, name: str = ".lock", *, shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold `folder` as its only writer.

@@ -36,6 +36,7 @@ def distil(
     out: str | Path | None = None,
     store: str | Path | None = None,
     new: bool = False,
+    evaluation: bool = True,
     command: str | None = None,
 ) -> Path:
     """Distil `run`'s teacher: preprocess what is missing, train or continue, evaluate, and write the report.
@@ -45,6 +46,8 @@ def distil(
         out: The run's folder; by default the newest unfinished run with the same configuration, or a new folder.
         store: The latent store's folder; by default the one of the run's fingerprint.
         new: Start a new run even where an unfinished one could be continued.
+        evaluation: Whether to evaluate the student. Without it the run counts as unfinished, and the same run with it,
+            or `guidedcd.evaluate`, evaluates the student later.
         command: The command line, which a new run keeps in its run.json.
 
     Returns:
@@ -85,7 +88,9 @@ def distil(
         accelerator.free_memory()
         del teacher, latents
         if main:
-            if not _is_evaluated(folder):
+            if not evaluation:
+                console.print(f"evaluate skipped; `guidedcd evaluate {folder}` measures the student", markup=False)
+            elif not _is_evaluated(folder):
                 evaluate(folder)
             console.print(f"report   {write_report(folder)}")
     return folder

@@ -64,6 +64,7 @@ WITH_RUN = ("train", "preprocess", "plan", "data")
 
 WITH_COMPONENTS: dict[str, tuple[str, ...]] = {
     "sample": ("energies",),
+    "evaluate": ("metrics",),
     "try": ("teacher",),
 }
 """Commands that take the flags of some kinds of components."""
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(argv: Sequence[str]) -> Any:
     """Run the command and return its exit status; a bug keeps its traceback."""
-    registry, tokens = Registry(), same_words(argv)
+    registry, tokens = Registry(), train.without_evaluation(same_words(argv))
     try:
         tokens = one_file.use_files(tokens)
         registry = _load_plugins(tokens)

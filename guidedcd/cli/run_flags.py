@@ -12,7 +12,8 @@ import attrs
 from cyclopts import Group, Parameter, Token
 
 from guidedcd.cli import command_line
-from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SECTIONS
+from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SECTIONS, Chosen
+from guidedcd.config.merge import components_of
 from guidedcd.config.reflection import flag, groups_of, limits, types_of
 from guidedcd.config.resolve import resolve
 from guidedcd.config.run import Run
@@ -278,6 +279,15 @@ def read_selection(flags: Any, registry: Registry, *more: Layer) -> Selection:
     """
     written = _written(flags) if flags is not None else {}
     return select([_layer(written), *more], registry, written.get("profile"))
+
+
+def read_components(key: str, flags: Any, registry: Registry) -> list[Chosen]:
+    """The components of one kind that flags of `run_flags` choose.
+
+    Raises:
+        GuidedCDError: A name, option or value that does not exist.
+    """
+    return components_of(key, [_layer(_written(flags))], registry) if flags is not None else []
 
 
 def selected(flags: Any) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from guidedcd.config import recorded
 from guidedcd.config.merge import fields_of
 from guidedcd.config.run import Run
 from guidedcd.config.sources import Layer
@@ -29,17 +30,24 @@ def resolve(layers: Sequence[Layer], registry: Registry, *, needs_data: bool = T
     return Run(**fields_of(layers, registry, needs_data=needs_data))
 
 
-def run_from_dict(described: Mapping[str, Any], registry: Registry | None = None) -> Run:
+def run_from_dict(described: Mapping[str, Any], registry: Registry | None = None, *, for_sampling: bool = False) -> Run:
     """The run that `Run.to_dict` described.
+
+    Args:
+        described: The content of a run.json.
+        registry: The installed plugins.
+        for_sampling: Whether components other than the teacher need not be installed. They then have the recorded
+            options, and cannot be built.
 
     Raises:
         GuidedCDError: A component is not installed, or an option is unknown or out of range.
     """
-    return resolve([Layer.of_file(described, "run.json")], registry or load_plugins())
+    registry, layer = registry or load_plugins(), Layer.of_file(described, "run.json")
+    return resolve([layer], recorded.completed(registry, layer) if for_sampling else registry)
 
 
-def read_run(path: Path) -> Run:
-    """The run that a run.json describes.
+def read_run(path: Path, *, for_sampling: bool = False) -> Run:
+    """The run that a run.json describes; see `run_from_dict`.
 
     Raises:
         GuidedCDError: It is missing or damaged, names a component that is not installed, or an option that is unknown
@@ -47,7 +55,7 @@ def read_run(path: Path) -> Run:
     """
     described = read_json(path, {"teacher": {}, "data": [{}]})
     try:
-        return run_from_dict(described)
+        return run_from_dict(described, for_sampling=for_sampling)
     except GuidedCDError as error:
         # Of several runs it must be clear whose options these are.
         text = str(error).replace(" in run.json", f" in {path}")

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.structure import unstructure
+from guidedcd.console import console
 from guidedcd.data.clips import Prompt
 from guidedcd.devices import blame_memory
 from guidedcd.evaluation.bootstrap import over_seeds
 from guidedcd.evaluation.finished import BatchResult, FinishedBatches
+from guidedcd.evaluation.sampled import SampledVideos
+from guidedcd.plugins import objects
 from guidedcd.plugins.registry import Registry, blame
 from guidedcd.plugins.sources import origin
 
@@ -106,22 +109,30 @@ class Metric:
         return {"metric": self.name, "title": titles.get(key, key), "better": better.get(key, "")}
 
 
-def build_metrics(chosen: Mapping[str, Any], registry: Registry, fps: float) -> list[Metric]:
+def build_metrics(chosen: Mapping[str, Any], registry: Registry, fps: float, *, alone: bool = False) -> list[Metric]:
     """The run's metrics, followed by `flicker` and `dynamic-degree`, which need no weights.
+
+    A metric that is not installed is left out, with a line that says so.
 
     Args:
         chosen: Configs of the run's metrics by name.
         registry: The registry of components.
         fps: Frames per second of the videos, for the option of this name of the two added metrics.
+        alone: Whether to add no metrics.
     """
     available = registry.of_kind("metric")
     added: dict[str, Any] = {
-        n: available[n].config() for n in ("flicker", "dynamic-degree") if n in available and n not in chosen
+        n: available[n].config()
+        for n in ("flicker", "dynamic-degree")
+        if n in available and n not in chosen and not alone
     }
     added = {n: attrs.evolve(c, fps=fps) if hasattr(c, "fps") else c for n, c in added.items()}
     metrics = []
     for name, config in {**chosen, **added}.items():
         one = Chosen(name, config)
+        if name.partition(":")[0] not in available and not hasattr(config, objects.MARK):
+            console.print(f"warning  metric '{name}' is not installed, so that it measures nothing", markup=False)
+            continue
         settings = {"metric": name, **origin(one.component(registry)), "options": unstructure(config)}
         metrics.append(Metric(name, one.build(registry), settings=settings))
     return metrics
@@ -137,6 +148,7 @@ def measure(
     batch: int,
     keep: Sequence[int] = (),
     finished: FinishedBatches | None = None,
+    sampled: SampledVideos | None = None,
     advance: Callable[..., None] = lambda *_, **__: None,
 ) -> ArmScores:
     """Sample the arm's videos of every prompt and seed, and score them.
@@ -150,6 +162,7 @@ def measure(
         batch: Videos per batch.
         keep: Indices of prompts whose videos of the first seed are returned.
         finished: Batches that are read instead of being sampled again; new ones are added.
+        sampled: Where the videos are kept.
         advance: Called with the number of network calls of finished videos.
     """
     scores, metrics = ArmScores(), list(metrics)
@@ -159,14 +172,16 @@ def measure(
             batch_prompts = prompts[start : start + batch]
             numbers = [video_seed(seed, split, start + i) for i in range(len(batch_prompts))]
             indices = [i for i in keep if start <= i < start + len(batch_prompts)] if repetition == 0 else []
-            about = arm.batch([prompt.text for prompt in batch_prompts], numbers) | {
-                "keep": indices,
-                "scenes": [attrs.asdict(prompt) for prompt in batch_prompts],
-            }
+            of_videos = arm.batch([prompt.text for prompt in batch_prompts], numbers)
+            scenes = [attrs.asdict(prompt) for prompt in batch_prompts]
+            about = of_videos | {"keep": indices, "scenes": scenes}
+            if sampled is not None:
+                sampled.note(of_videos)
             result = finished.read(about) if finished is not None else None
             reused = result is not None
             if result is None:
-                result = _sampled(arm, batch_prompts, numbers, metrics, batch, {i: i - start for i in indices})
+                positions = {i: i - start for i in indices}
+                result = _scored(arm, batch_prompts, numbers, metrics, batch, positions, sampled)
                 if finished is not None:
                     finished.write(about, result)
             scores.seconds += result.seconds
@@ -183,20 +198,26 @@ def measure(
     return scores
 
 
-def _sampled(
+def _scored(
     arm: Arm,
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     metrics: Iterable[Metric],
     batch: int,
     positions: Mapping[int, int],
+    sampled: SampledVideos | None,
 ) -> BatchResult:
     """Sample and score one batch; `positions` are those of the videos to keep, by index of their prompt."""
-    began = now()
-    with blame_memory(arm.label, f"It needs less with --batch {max(1, batch // 2)}."):
-        videos = arm.make([prompt.text for prompt in prompts], seeds)
-    seconds = now() - began
-    videos = videos.cpu()
+    about = arm.batch([prompt.text for prompt in prompts], seeds)
+    videos, seconds = None if sampled is None else sampled.read(about), 0.0
+    if videos is None:
+        began = now()
+        with blame_memory(arm.label, f"It needs less with --batch {max(1, batch // 2)}."):
+            videos = arm.make(about["prompts"], seeds)
+        seconds = now() - began
+        videos = videos.cpu()
+        if sampled is not None:
+            sampled.write(about, videos)
     scores = {metric.name: metric.scores(videos, prompts) for metric in metrics}
     return BatchResult(seconds=seconds, scores=scores, videos={i: videos[row] for i, row in positions.items()})
 

@@ -10,13 +10,16 @@ from typing import Any
 from guidedcd.console import print_table
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
+from guidedcd.evaluation.added_metrics import chosen_metrics, has_metrics, is_current
 from guidedcd.evaluation.bootstrap import paired
 from guidedcd.evaluation.evaluate import evaluate
 from guidedcd.evaluation.protocol import Baselines
-from guidedcd.files import file_digest
+from guidedcd.plugins.registry import load_plugins
 
 
-def compare(folders: Sequence[str | Path], *, device: str | None = None, **options: Any) -> list[dict[str, Any]]:
+def compare(
+    folders: Sequence[str | Path], *, device: str | None = None, metrics: Any = None, **options: Any
+) -> list[dict[str, Any]]:
     """Print a table of several runs' students with differences from the first, paired by prompt and noise.
 
     Evaluations with the same settings are read from their files. A teacher of several runs is measured once.
@@ -24,6 +27,7 @@ def compare(folders: Sequence[str | Path], *, device: str | None = None, **optio
     Args:
         folders: Run folders; the others are compared with the first.
         device: Where tensors live; by default as in each run.
+        metrics: Metrics to measure besides those of the runs, in the forms of `Run.from_profile`.
         **options: The fields of `EvaluateConfig`; those that are left out are as in each run.
 
     Returns:
@@ -37,11 +41,15 @@ def compare(folders: Sequence[str | Path], *, device: str | None = None, **optio
         if path.resolve() in [other.resolve() for other in paths[:number]]:
             raise GuidedCDError(f"{path} is given twice. Give different runs to compare.")
     baselines: Baselines = {}
+    added = [] if metrics is None else chosen_metrics(metrics, load_plugins())
     evaluations = []
     for folder in paths:
         evaluation = tables.read_if_there(folder)
-        if evaluation is None or not _current(evaluation, folder, options):
-            evaluation = evaluate(folder, device=device, baselines=baselines, quiet=True, **options)
+        current = evaluation is not None and is_current(evaluation, folder / "student", options)
+        if evaluation is None or not current or not has_metrics(evaluation, added):
+            evaluation = evaluate(
+                folder, device=device, baselines=baselines, quiet=True, metrics=added or None, **options
+            )
         evaluations.append(evaluation)
     names = _distinct([e["run"] for e in evaluations], paths)
     first = evaluations[0]
@@ -62,17 +70,6 @@ def compare(folders: Sequence[str | Path], *, device: str | None = None, **optio
     for table in tables.comparison(list(zip(names, evaluations, strict=True)), differences):
         print_table(table)
     return evaluations
-
-
-def _current(evaluation: Mapping[str, Any], folder: Path, options: Mapping[str, Any]) -> bool:
-    """Whether an evaluation was made of the run's present student with these settings."""
-    student = folder / "student" / "model.safetensors"
-    chosen = {key: value for key, value in options.items() if key != "batch"}
-    if isinstance(seeds := chosen.get("seeds"), int):
-        chosen["seeds"] = list(range(seeds))
-    previous = {key: evaluation.get("asked", {}).get(key) for key in chosen}
-    listed = {key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()}
-    return student.is_file() and evaluation.get("student") == file_digest(student)[:16] and previous == listed
 
 
 def _distinct(names: Sequence[str], folders: Sequence[Path]) -> list[str]:

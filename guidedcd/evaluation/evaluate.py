@@ -7,7 +7,6 @@ steps and with its number of network calls.
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,16 +18,27 @@ from guidedcd import __version__
 from guidedcd.config.resolve import read_run
 from guidedcd.config.sections import EvaluateConfig
 from guidedcd.config.structure import changed, options_of
-from guidedcd.console import console, counted, print_table, progress
+from guidedcd.console import console, counted, progress
 from guidedcd.data import media, prompts
 from guidedcd.evaluation import model_card, tables
+from guidedcd.evaluation.added_metrics import (
+    about_scores,
+    add_metrics,
+    chosen_metrics,
+    differences,
+    is_current,
+    print_evaluation,
+    recorded_metrics,
+    scores_of,
+    student_arm,
+)
 from guidedcd.evaluation.arms import Arm, ArmScores, headline, video_seed
-from guidedcd.evaluation.bootstrap import FEWEST, estimate, paired
-from guidedcd.evaluation.protocol import Baselines, EvaluationProtocol, steps_of
+from guidedcd.evaluation.protocol import Baselines, EvaluationProtocol
 from guidedcd.files import file_digest, write_json
-from guidedcd.inference.pipeline import StudentPipeline, strengths
-from guidedcd.inference.student_folders import locate
+from guidedcd.inference.pipeline import StudentPipeline
+from guidedcd.inference.student_folders import locate, results_of
 from guidedcd.locks import locked
+from guidedcd.plugins.registry import load_plugins
 
 
 def evaluate(
@@ -37,6 +47,7 @@ def evaluate(
     device: str | None = None,
     baselines: Baselines | None = None,
     quiet: bool = False,
+    metrics: str | Sequence[Any] | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> dict:
     """Measure a student, print tables, and write `evaluation.json` and `videos/`.
@@ -44,11 +55,15 @@ def evaluate(
     An evaluation that was interrupted continues after its last finished batch of videos. The files lie in the run's
     folder, those of a checkpoint in its folder `evaluations/step-NNNNNN/`.
 
+    With `metrics`, an evaluation of the present student is kept, and these metrics are added to it. They score the
+    videos that it sampled, in the folder `evaluation_videos`; those that are missing are sampled again.
+
     Args:
         folder: The folder of a run, or of a student or checkpoint in it.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps"; by default as in the run.
         baselines: Scores of teachers that are read and extended, so that several runs measure a teacher once.
         quiet: Do not print the tables.
+        metrics: Metrics to measure besides those of the run, in the forms of `Run.from_profile`.
         **options: The fields of `EvaluateConfig`, by default as in the run's section `evaluate`.
 
     Returns:
@@ -60,27 +75,21 @@ def evaluate(
     if isinstance(texts := options.get("prompts"), str):
         options["prompts"] = [texts]
     options = options_of(EvaluateConfig, options, "an evaluation", mark="--")
-    run = read_run(locate(Path(folder))[0] / "run.json")
+    registry = load_plugins()
+    added = {} if metrics is None else {one.name: one.config for one in chosen_metrics(metrics, registry)}
+    run_folder, weights = locate(Path(folder))
+    results = results_of(run_folder, weights)
+    previous = tables.read_if_there(results)
+    if added and previous is not None and is_current(previous, weights, options):
+        return add_metrics(folder, previous, added, device=device, quiet=quiet)
+    run = read_run(run_folder / "run.json", for_sampling=True)
     config: EvaluateConfig = changed(run.evaluate, **options)
     trained = StudentPipeline.from_run(folder, device=device, dtype=config.dtype)
     trained.accelerate(config.fast)
-    protocol = EvaluationProtocol.build(trained, config, {} if baselines is None else baselines)
-    scales = strengths(trained, config.scale)
-    steps = config.steps
-
-    def make(texts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
-        return trained(texts, steps, seeds, omega=config.omega, scale=scales or None, batch=protocol.batch)
-
-    student = Arm(
-        name=tables.OURS,
-        label=f"student, {steps_of(steps)}",
-        steps=steps,
-        evaluations=steps,
-        omega=config.omega,
-        solver="",
-        make=make,
-        scales=scales,
-    )
+    measured_before = recorded_metrics(previous, run, registry) if previous is not None else {}
+    chosen = {**run.metrics, **measured_before, **added}
+    protocol = EvaluationProtocol.build(trained, config, {} if baselines is None else baselines, chosen)
+    student = student_arm(protocol)
     with (
         locked(trained.results, "the evaluation in", ".evaluation.lock"),
         progress("evaluate", protocol.work(), unit="network calls") as advance,
@@ -97,14 +106,8 @@ def evaluate(
         evaluation["summary"] = tables.summary(evaluation)
         write_json(trained.results / "evaluation.json", evaluation)
         protocol.finished.remove()
-    if not quiet:
-        for table in tables.tables(evaluation):
-            print_table(table)
-        console.print(
-            f"95 % intervals by the bootstrap over prompts, from {FEWEST} prompts on; differences are paired by prompt "
-            "and noise."
-        )
-    console.print(f"evaluate {evaluation['summary']}")
+        protocol.sampled.tidy()
+    print_evaluation(evaluation, quiet=quiet)
     return evaluation
 
 
@@ -127,7 +130,7 @@ def _to_dict(
     """The evaluation as JSON values, without videos and summary."""
     by_prompt = {name: {split: m.by_prompt() for split, m in splits.items()} for name, splits in measured.items()}
     keys = {key: None for split in by_prompt[arms[0].name].values() for key in split}
-    about = {key: metric.about(key) for metric in protocol.metrics for key in keys if key in metric.names}
+    about = about_scores(protocol.metrics, keys)
     first = headline(protocol.metrics, keys)
     return {
         "guidedcd": __version__,
@@ -147,6 +150,8 @@ def _to_dict(
             "videos": config.videos,
             "dtype": config.dtype,
             "batch": protocol.batch,
+            "fast": config.fast,
+            "teacher_steps": config.teacher_steps,
         },
         "splits": {
             name: {"title": prompts.SPLITS.get(name, name), "prompts": [prompt.text for prompt in split]}
@@ -154,17 +159,12 @@ def _to_dict(
         },
         "choice": {"prompts": len(protocol.choosing), "tried": protocol.tried},
         "metrics": about,
+        "metric_settings": {metric.name: dict(metric.settings) for metric in protocol.metrics},
         "headline": first[0] if first else None,
         "against": arms[1].name,
         "rows": [_row(arm, measured[arm.name], by_prompt[arm.name]) for arm in arms]
         + model_card.rows(trained.teacher, keys),
-        "differences": [
-            {"row": arms[0].name, "against": arm.name, "split": split, "score": key, **paired(values, others).to_dict()}
-            for arm in arms[1:]
-            for split, scores in by_prompt[arms[0].name].items()
-            for key, values in scores.items()
-            for others in [by_prompt[arm.name][split][key]]
-        ],
+        "differences": differences(by_prompt),
     }
 
 
@@ -174,16 +174,7 @@ def _row(arm: Arm, measured: Mapping[str, ArmScores], by_prompt: Mapping[str, Ma
         **arm.about(),
         "source": "measured",
         "seconds": round(sum(m.seconds for m in measured.values()) / count, 5) if count else None,
-        "scores": {
-            split: {
-                key: {
-                    **estimate(values).to_dict(),
-                    "values": [None if math.isnan(v) else round(v, 6) for v in values],
-                }
-                for key, values in scores.items()
-            }
-            for split, scores in by_prompt.items()
-        },
+        "scores": {split: scores_of(scores) for split, scores in by_prompt.items()},
     }
 
 

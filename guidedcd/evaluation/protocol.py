@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from guidedcd.evaluation import tables
 from guidedcd.evaluation.arms import Arm, ArmScores, Metric, best, build_metrics, headline, measure
 from guidedcd.evaluation.bootstrap import estimate
 from guidedcd.evaluation.finished import BatchResult, FinishedBatches
+from guidedcd.evaluation.sampled import SampledVideos
 from guidedcd.files import file_digest
 from guidedcd.inference.pipeline import StudentPipeline, batch_size, solvers, teacher_videos
 from guidedcd.plugins.registry import load_plugins
@@ -46,36 +48,61 @@ class EvaluationProtocol:
     """Indices of the prompts whose videos appear in the report, by split."""
     finished: FinishedBatches
     """Batches of this evaluation that are finished, perhaps by an interrupted process."""
+    sampled: SampledVideos
+    """The videos of this evaluation."""
     tried: list[dict[str, Any]] = attrs.field(factory=list)
     """Settings of the few-step teacher with their scores, in the order of measurement."""
 
     @classmethod
-    def build(cls, trained: StudentPipeline, config: EvaluateConfig, baselines: Baselines) -> EvaluationProtocol:
-        """Choose the prompts, and build the run's metrics."""
-        registry = load_plugins()
-        if isinstance(config.prompts, int):
-            splits, choosing = prompts.evaluation(trained.teacher, config.prompts)
-        else:
-            splits, choosing = {"prompts": prompts.as_prompts(config.prompts)}, []
-        metrics = build_metrics(trained.run.metrics, registry, trained.teacher.geometry.fps)
+    def build(
+        cls,
+        trained: StudentPipeline,
+        config: EvaluateConfig,
+        baselines: Baselines,
+        metrics: Mapping[str, Any],
+        splits: dict[str, list[Prompt]] | None = None,
+    ) -> EvaluationProtocol:
+        """Choose the prompts, and build the metrics.
+
+        Args:
+            trained: The student.
+            config: The options of the evaluation.
+            baselines: Scores of teachers, which are read and extended.
+            metrics: Configs of the metrics by name.
+            splits: The prompts of an earlier evaluation, to which only these metrics are added.
+        """
+        adds, geometry = splits is not None, trained.teacher.geometry
+        choosing: list[Prompt] = []
+        if splits is None:
+            if isinstance(config.prompts, int):
+                splits, choosing = prompts.evaluation(trained.teacher, config.prompts)
+            else:
+                splits = {"prompts": prompts.as_prompts(config.prompts)}
+        built = build_metrics(metrics, load_plugins(), geometry.fps, alone=adds)
         names = list(splits)
         in_report: dict[str, list[int]] = {name: [] for name in names}
-        for number in range(config.videos):  # two of the first split, then one of the second, and so on
+        for number in range(0 if adds else config.videos):  # two of the first split, then one of the second, and so on
             name = names[1] if len(names) > 1 and number % 3 == 2 else names[0]
             if len(in_report[name]) < len(splits[name]):
                 in_report[name].append(len(in_report[name]))
-        metrics = [m for m in metrics if all(m.applies(split) for split in splits.values())]
+        built = [m for m in built if all(m.applies(split) for split in splits.values())]
         batch = config.batch or batch_size(trained.teacher)
+        count = sum(map(len, splits.values())) * len(config.each_seed) * (1 + len(config.few_steps))
+        settings = _settings(trained, config, built, batch)
+        of_videos = {key: settings[key] for key in ("student", "teacher", "dtype", "fast")}
         return cls(
             trained=trained,
             config=config,
             batch=batch,
             splits=splits,
             choosing=choosing,
-            metrics=metrics,
+            metrics=built,
             baselines=baselines,
             in_report=in_report,
-            finished=FinishedBatches(trained.results, _settings(trained, config, metrics, batch)),
+            finished=FinishedBatches(trained.results, settings),
+            sampled=SampledVideos(
+                trained.results, of_videos, size=4 * count * math.prod(geometry.pixel_shape), reads=adds
+            ),
         )
 
     def work(self) -> int:
@@ -133,7 +160,9 @@ class EvaluationProtocol:
     def measure(self, arm: Arm, advance: Any) -> dict[str, ArmScores]:
         """The scores of an arm by split."""
         return {
-            name: self._scores(arm, split, self.config.each_seed, number, self.in_report[name], advance)
+            name: self._scores(
+                arm, split, self.config.each_seed, number, self.in_report[name], advance, sampled=self.sampled
+            )
             for number, (name, split) in enumerate(self.splits.items())
         }
 
@@ -154,7 +183,15 @@ class EvaluationProtocol:
         return videos
 
     def _scores(
-        self, arm: Arm, chosen: Sequence[Prompt], seeds: Sequence[int], split: int, keep: Sequence[int], advance: Any
+        self,
+        arm: Arm,
+        chosen: Sequence[Prompt],
+        seeds: Sequence[int],
+        split: int,
+        keep: Sequence[int],
+        advance: Any,
+        *,
+        sampled: SampledVideos | None = None,
     ) -> ArmScores:
         """The scores of an arm on some prompts, from `baselines` where a teacher has been measured before."""
         key = (
@@ -173,6 +210,7 @@ class EvaluationProtocol:
             batch=self.batch,
             keep=keep,
             finished=self.finished,
+            sampled=sampled,
             advance=advance,
         )
         if arm.name != tables.OURS:

@@ -86,7 +86,7 @@ class StudentPipeline:
         """
         folder, weights = locate(Path(path))
         weights_dtype = dtype_of(dtype)
-        run = read_run(folder / "run.json")
+        run = read_run(folder / "run.json", for_sampling=True)
         where = find_device(run.device if device is None else device)
         with blame_memory("the teacher"):
             teacher = with_options(run.teacher, size or {}).build().to(where)

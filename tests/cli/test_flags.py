@@ -5,6 +5,8 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import guidedcd
 
 OF_PROFILE = tomllib.loads((Path(guidedcd.__file__).parent / "config" / "profiles" / "shapes.toml").read_text())[
@@ -94,6 +96,16 @@ def test_where_and_whether_anew_reach_the_training(command, toys):
 
     assert done.out.count("Path") == 2
     assert "('new', True)" in done.out
+
+
+@pytest.mark.parametrize("words", [["--evaluate", "none"], ["--evaluate=none"], ["--skip-evaluation"]])
+def test_an_evaluation_can_be_skipped(command, toys, words):
+    """`--evaluate none` is no part of the run; any other value of the group is refused."""
+    done = command("train", *TOYS, *words)
+
+    assert "('evaluation', False)" in done.out
+    assert done.run == command("train", *TOYS).run
+    assert "--evaluate is a group of options" in command("train", *TOYS, "--evaluate", "5").err
 
 
 def test_the_command_is_told_as_it_was_typed(command, toys):

@@ -32,6 +32,14 @@ def register_energies(register):
 @hookimpl
 def register_metrics(register):
     register("brightness", "tiny_run:Brightness", config=MetricConfig)
+
+    @attrs.frozen(kw_only=True)
+    class ContrastConfig(MetricConfig):
+        gain: float = 1.0
+        """Factor."""
+
+    register("contrast", "tiny_run:Contrast", config=ContrastConfig)
+    register("impostor", "tiny_run:Brightness", config=MetricConfig)
 '''
 """What pip would install: a teacher, a dataset, an energy and a metric of `tests/fakes/tiny_run.py`."""
 
@@ -54,6 +62,20 @@ class Brightness:
             "brightness": videos.mean((1, 2, 3, 4)).cpu(),
             "red": torch.where(is_red, redness, torch.full_like(redness, float("nan"))),
         }
+
+
+class Contrast:
+    """A metric: the standard deviation of a video's pixels times `gain`."""
+
+    better = {"contrast": "higher"}  # noqa: RUF012
+
+    def __init__(self, config: object) -> None:
+        """Take the config."""
+        self.config = config
+
+    def __call__(self, videos: torch.Tensor, prompts: list) -> dict[str, torch.Tensor]:
+        """Scores (B,)."""
+        return {"contrast": self.config.gain * videos.flatten(1).std(dim=1).cpu()}
 
 
 def teacher(config: object = None) -> object:
