@@ -10,6 +10,7 @@ import torch
 from guidedcd_clip import CLIPConfig
 from guidedcd_hps import HPSConfig
 from guidedcd_internv2 import InternV2Config
+from guidedcd_output_energies import X0MotionConfig
 from guidedcd_pta import PTAConfig
 from torch import Tensor
 
@@ -23,8 +24,13 @@ from guidedcd.training.batches import Batch
 CAPTION = "a red panda eats bamboo in a snowy forest"
 
 
-def paper_run(train: Train, rewards: Sequence[str] = (), student: Student | None = None) -> Run:
-    """200 solver steps, the energy `pta`, and the paper's weights of the rewards."""
+def paper_run(
+    train: Train,
+    rewards: Sequence[str] = (),
+    student: Student | None = None,
+    energies: Sequence[str] = ("pta",),
+) -> Run:
+    """200 solver steps, the energies, and the paper's weights of the rewards."""
     configs = {
         "hps": HPSConfig(weight=0.2, frames=networks.FRAMES["hps"], pick="random"),
         "clip": CLIPConfig(weight=0.2, frames=networks.FRAMES["clip"], pick="random"),
@@ -33,7 +39,7 @@ def paper_run(train: Train, rewards: Sequence[str] = (), student: Student | None
     return Run(
         teacher=Chosen("videocrafter2", TeacherConfig()),
         data=(),
-        energies={"pta": PTAConfig()},
+        energies={name: {"pta": PTAConfig(), "x0-motion": X0MotionConfig()}[name] for name in energies},
         rewards={name: configs[name] for name in rewards},
         solver=Solver(steps=200),
         student=student or Student(),
@@ -48,6 +54,8 @@ class RandomBatches:
     size: int
     rewards: tuple[str, ...]
     tiny: bool
+    energies: int = 1
+    """`pta`, and energies of the output."""
 
     def __call__(self, number: int) -> Batch:
         """Batch `number`; the same number gives the same batch."""
@@ -70,5 +78,5 @@ class RandomBatches:
             uncond_output=normal(*shape),
             scores={"pta": 1e-4 * normal(*shape)},
             omega=5 + 10 * torch.rand(self.size, generator=generator),
-            strengths=torch.full((self.size, 1), 500.0),
+            strengths=torch.full((self.size, self.energies), 500.0),
         )

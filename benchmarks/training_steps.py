@@ -28,6 +28,7 @@ CHECKPOINTED, MOST, TEMPORAL = (
 )
 STEPS: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
     "cd": ({}, (), {}),
+    "cd-x0-motion": ({}, (), {}),
     "cd-checkpointed": (CHECKPOINTED, (), {}),
     "all": ({}, REWARDS, {}),
     "all-checkpointed": (CHECKPOINTED, REWARDS, {}),
@@ -42,6 +43,8 @@ STEPS: dict[str, tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = {
     "cd-float32-masters-only": ({**CHECKPOINTED, "precision": "no"}, (), {}),
 }
 """By name: options of training, rewards, options of the student."""
+ENERGIES = {"cd-x0-motion": ("pta", "x0-motion")}
+"""Energies of a row, where they are not `pta` alone."""
 CHECKPOINTED_REWARDS = {"all-most-internv2": ("internv2",)}
 """Rewards whose blocks are recomputed."""
 
@@ -52,7 +55,8 @@ def build_step(name: str, options: argparse.Namespace, parallel: str = "ddp") ->
     changes, rewards, student = STEPS[what]
     settings = Train(**{**BASE, **changes}, fast=fast or "no", parallel=ParallelConfig(mode=parallel))
     device = torch.device(options.device)
-    run = paper_run(settings, rewards, Student(**student))
+    energies = ENERGIES.get(what, ("pta",))
+    run = paper_run(settings, rewards, Student(**student), energies)
     accelerator = accelerator_for(run, device)
     if accelerator.num_processes > 1:
         device = accelerator.device
@@ -63,7 +67,7 @@ def build_step(name: str, options: argparse.Namespace, parallel: str = "ddp") ->
         for reward in rewards
     }
     scorer = RewardScorer(modules, teacher, low_memory=settings.activation_checkpoint.recomputes_decoder)
-    batches = RandomBatches(settings.batch_size, tuple(rewards), options.tiny)
+    batches = RandomBatches(settings.batch_size, tuple(rewards), options.tiny, len(energies))
     return TrainStep(run, teacher, accelerator, rewards=scorer, batches=batches)
 
 

@@ -64,6 +64,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not read the table 
     from guidedcd.plugins.configs import DatasetConfig as DatasetConfig
     from guidedcd.plugins.configs import EnergyConfig as EnergyConfig
     from guidedcd.plugins.configs import MetricConfig as MetricConfig
+    from guidedcd.plugins.configs import OutputEnergyConfig as OutputEnergyConfig
     from guidedcd.plugins.configs import RewardConfig as RewardConfig
     from guidedcd.plugins.configs import RouteConfig as RouteConfig
     from guidedcd.plugins.configs import TeacherConfig as TeacherConfig
@@ -94,6 +95,7 @@ _PLACES = {
     "Register": "guidedcd.plugins.hookspecs",
     "ComponentConfig": "guidedcd.plugins.configs",
     "EnergyConfig": "guidedcd.plugins.configs",
+    "OutputEnergyConfig": "guidedcd.plugins.configs",
     "RewardConfig": "guidedcd.plugins.configs",
     "RouteConfig": "guidedcd.plugins.configs",
     "TeacherConfig": "guidedcd.plugins.configs",

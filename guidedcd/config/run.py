@@ -20,6 +20,7 @@ from guidedcd.config.structure import unstructure
 from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins import one_file
+from guidedcd.plugins.configs import OutputEnergyConfig
 from guidedcd.plugins.registry import Component, Registry, load_plugins
 
 
@@ -53,7 +54,7 @@ class Run(Basic):
 
     def __attrs_post_init__(self) -> None:
         for name, config in self.energies.items():
-            if config.fraction > self.preprocess.fraction:
+            if config.fraction > self.preprocess.fraction and not isinstance(config, OutputEnergyConfig):
                 raise GuidedCDError(
                     f"energies.{name}.fraction is {config.fraction}, but gradients are computed only for the noisiest "
                     f"{self.preprocess.fraction} of the grid. Set --preprocess.fraction {config.fraction} or lower it."

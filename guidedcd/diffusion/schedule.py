@@ -56,6 +56,16 @@ def to_x0_eps(z: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor, predictio
     raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}: {prediction!r}")
 
 
+def clean_slope(alpha: Tensor, prediction: str) -> Tensor:
+    """dx0/dz, like `alpha`, for a constant output of the network: 1/alpha for eps, alpha for v, 1 for flow."""
+    match prediction:
+        case "eps":
+            return 1 / alpha
+        case "v":
+            return alpha
+    return torch.ones_like(alpha)
+
+
 class NoiseSchedule:
     """Signal and noise levels of every training timestep, solver grids, and the consistency function.
 

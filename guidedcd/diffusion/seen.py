@@ -9,6 +9,7 @@ import attrs
 from torch import Tensor
 
 from guidedcd.docstrings import documented
+from guidedcd.errors import GuidedCDError
 
 
 @documented
@@ -16,7 +17,8 @@ from guidedcd.docstrings import documented
 class Seen:
     """One forward pass of a network, at one noise level per sample.
 
-    `x0` and `eps` are the predicted clean latents and the predicted noise, both like `z`.
+    `x0` and `eps` are the predicted clean latents and the predicted noise, both like `z`. For energies of the output,
+    `guided` are the clean latents after classifier-free guidance, like `z`.
     Legend: B batch, C channels, F frames, H height and W width of the latents, N heads and positions.
     """
 
@@ -38,6 +40,8 @@ class Seen:
     """Attention (B, N, F, F) by need (e.g. "temporal-attention:official") and by layer name; rows sum to 1."""
     decoder: Callable[[Tensor, Sequence[int] | None], Tensor] | None = None
     """Turns latents into pixels; called by `decode`."""
+    guided_output: Tensor | None = None
+    """The prediction under classifier-free guidance, like z; for energies of the output only."""
 
     @cached_property
     def x0(self) -> Tensor:
@@ -48,6 +52,19 @@ class Seen:
     def eps(self) -> Tensor:
         """Predicted noise, like z."""
         return self._converted[1]
+
+    @cached_property
+    def guided(self) -> Tensor:
+        """Predicted clean latents after classifier-free guidance, like z; those of a reference are its `x0`.
+
+        Raises:
+            GuidedCDError: The energy is not one of the output, so that the prediction without the caption is unknown.
+        """
+        from guidedcd.diffusion.schedule import to_x0_eps
+
+        if self.guided_output is None:
+            raise GuidedCDError('`Seen.guided` exists for energies of the output only: set `through = "output"`.')
+        return to_x0_eps(self.z, self.guided_output, self.alpha, self.sigma, self.prediction)[0]
 
     @cached_property
     def _converted(self) -> tuple[Tensor, Tensor]:
@@ -62,10 +79,18 @@ class Seen:
             self,
             **{name: getattr(self, name)[cut] for name in ("z", "t", "alpha", "sigma", "output", "captions")},
             records={need: {name: maps[cut] for name, maps in some.items()} for need, some in self.records.items()},
+            guided_output=None if self.guided_output is None else self.guided_output[cut],
         )
 
-    def decode(self, frames: Sequence[int] | None = None) -> Tensor:
-        """The predicted clean video (B, len(frames), 3, H, W) in [0, 1], differentiable in z."""
+    def with_leaves(self) -> Seen:
+        """A copy in which `x0` and `guided` are leaves, whose gradients the engine takes for energies of the output."""
+        copy = attrs.evolve(self)
+        for name in ("x0", "guided"):
+            vars(copy)[name] = getattr(self, name).detach().requires_grad_(True)  # where `cached_property` keeps it
+        return copy
+
+    def decode(self, frames: Sequence[int] | None = None, *, guided: bool = False) -> Tensor:
+        """The video (B, len(frames), 3, H, W) in [0, 1] of `x0`, or of `guided`; differentiable like these."""
         if self.decoder is None:
             raise RuntimeError("this teacher has no decoder")
-        return self.decoder(self.x0, frames)
+        return self.decoder(self.guided if guided else self.x0, frames)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import attrs
@@ -17,6 +17,7 @@ from torch import Tensor
 from guidedcd.acceleration.activation_checkpointing import recomputing
 from guidedcd.config.run import Run
 from guidedcd.diffusion.seen import Seen
+from guidedcd.energies.traits import check_traits, is_reference_free
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.attention_probes import recorded_layers, temporal_layers
 from guidedcd.models.teachers.protocol import Cond, Teacher
@@ -31,7 +32,7 @@ class Energy(Protocol):
     """A scalar function of what a network predicts and of a reference.
 
     Its attribute `needs`, a tuple such as ("temporal-attention:official",), names the activations to record. An energy
-    without it reads none.
+    without it reads none. `guidedcd.plugins.optional.OptionalEnergy` lists the other attributes that it may have.
     """
 
     def __call__(self, seen: Seen, reference: Reference) -> Tensor:
@@ -55,11 +56,6 @@ def needs_of(energies: Iterable[Energy]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(need for energy in energies for need in getattr(energy, "needs", ())))
 
 
-def is_reference_free(energy: Energy) -> bool:
-    """Whether an energy compares with nothing; it then receives None as its reference."""
-    return bool(getattr(energy, "reference_free", False))
-
-
 def kept(energy: Energy, reference: Seen) -> Reference:
     """What an energy takes as its reference: the forward pass, or what its own `keep` makes of it."""
     keep = getattr(energy, "keep", None)
@@ -77,44 +73,37 @@ def observed(
     return forward(z, t, cond, needs=needs, captions=captions, **options)
 
 
-def check_needs(energy: Energy, whose: str) -> None:
-    """Check the form of an energy's `needs`.
-
-    Raises:
-        GuidedCDError: It is no sequence of texts. A text alone would be read letter by letter.
-    """
-    needs = getattr(energy, "needs", ())
-    if isinstance(needs, str):
-        raise GuidedCDError(f"{whose}: `needs` is the text {needs!r}; it must be a tuple, ({needs!r},) with a comma.")
-    if not isinstance(needs, Sequence) or not all(isinstance(need, str) for need in needs):
-        raise GuidedCDError(f"{whose}: `needs` must be a tuple of texts (got {needs!r}).")
-
-
-def _versions(*passes: Any) -> list[int]:
-    """Counts of the changes in place of the tensors of forward passes."""
+def _versions(*passes: Any) -> list[tuple[Tensor, int]]:
+    """The tensors of forward passes, each with the count of its changes in place."""
     seen = [one for one in passes if isinstance(one, Seen)]
     tensors = [tensor for one in seen for tensor in (one.z, one.t, one.alpha, one.sigma, one.output)]
     tensors += [tensor for one in seen for layers in one.records.values() for tensor in layers.values()]
-    return [tensor._version for tensor in tensors if not tensor.is_inference()]
+    return [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
 
 
 def _is_changed(*passes: Any) -> bool:
-    """Whether `x0` or `eps` of a pass, which are computed when they are first read, were changed in place."""
-    computed = [(one, tensor) for one in passes if isinstance(one, Seen) for tensor in vars(one).get("_converted", ())]
+    """Whether latents of a pass that are computed when they are first read were changed in place."""
+    seen = [one for one in passes if isinstance(one, Seen)]
+    computed = [(one, tensor) for one in seen for tensor in vars(one).get("_converted", ())]
+    computed += [(one, vars(one)["guided"]) for one in seen if "guided" in vars(one)]
     return any(tensor is not one.output and not tensor.is_inference() and tensor._version for one, tensor in computed)
 
 
-def _energy(term: EnergyTerm, seen: Seen) -> Tensor:
+def energy_values(term: EnergyTerm, seen: Seen) -> Tensor:
     """The energies (B,) of a term, if a gradient can be taken of them.
 
     A single number for a whole batch would have a gradient too, but one that depends on the size of the batch.
+
+    Raises:
+        GuidedCDError: The energy returned something else, has no gradient, or changed its arguments.
     """
     rows, versions = len(seen.z), _versions(seen, term.reference)
     with process_state.restored(process_state.NUMERIC) as changes:
         value: Any = term.energy(seen, term.reference)
     if changes:
         raise GuidedCDError(f"energy '{term.name}' changed {', '.join(changes)}, which all code shares.")
-    if versions != _versions(seen, term.reference) or _is_changed(seen, term.reference):
+    is_changed = any(tensor._version != version for tensor, version in versions)
+    if is_changed or _is_changed(seen, term.reference):
         raise GuidedCDError(
             f"energy '{term.name}' changed a tensor of its arguments in place, which other energies read too; "
             "it must work on a copy."
@@ -129,6 +118,30 @@ def _energy(term: EnergyTerm, seen: Seen) -> Tensor:
     if not value.requires_grad:
         raise GuidedCDError(f"energy '{term.name}' does not depend on its first argument, so that it has no gradient.")
     return value
+
+
+@contextmanager
+def blamed(term: EnergyTerm) -> Iterator[None]:
+    """Add to an exception the energy and the plugin that raised it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in energy '{term.name}'" + (f" of {term.plugin}" if term.plugin else ""))
+        raise
+
+
+def check_finite(term: EnergyTerm, gradient: Tensor, captions: Sequence[str]) -> None:
+    """Check the gradient of an energy (B, ...).
+
+    Raises:
+        GuidedCDError: That of a sample is not finite.
+    """
+    # A plan runs this on the meta device, whose tensors have no values to check.
+    finite = [] if gradient.is_meta else gradient.isfinite().flatten(1).all(1).tolist()
+    if not all(finite):
+        rows = [row for row, is_finite in enumerate(finite) if not is_finite]
+        samples = ", ".join(repr(captions[row]) if captions else f"sample {row}" for row in rows)
+        raise GuidedCDError(f"energy '{term.name}' gave a gradient that is not finite for {samples}.")
 
 
 def energy_gradients(
@@ -168,24 +181,16 @@ def energy_gradients(
         z = z.detach().requires_grad_(True)
         seen = forward(z, t, cond, needs=needs, captions=captions, **options)
         for number, term in enumerate(terms, 1):
-            try:
-                value = _energy(term, seen)
+            with blamed(term):
+                value = energy_values(term, seen)
                 (gradient,) = torch.autograd.grad(value.sum(), z, retain_graph=number < len(terms))
-            except Exception as error:
-                error.add_note(f"in energy '{term.name}'" + (f" of {term.plugin}" if term.plugin else ""))
-                raise
-            # A plan runs this on the meta device, whose tensors have no values to check.
-            finite = [] if gradient.is_meta else gradient.isfinite().flatten(1).all(1).tolist()
-            if not all(finite):
-                rows = [row for row, is_finite in enumerate(finite) if not is_finite]
-                samples = ", ".join(repr(captions[row]) if captions else f"sample {row}" for row in rows)
-                raise GuidedCDError(f"energy '{term.name}' gave a gradient that is not finite for {samples}.")
+            check_finite(term, gradient, captions)
             gradients.append(gradient.detach())
     return seen.output.detach(), gradients
 
 
 class EnergyGradients:
-    """The gradients of a run's energies.
+    """The gradients of a run's energies through the network; those of the output are in `guidedcd.energies.output`.
 
     An energy that sets `records_only` reads nothing of a pass but its records: the passes of references then end at the
     last record, and the layers behind it have no gradient. An energy with `keep(reference)` receives as its reference
@@ -199,7 +204,7 @@ class EnergyGradients:
         self.energies: dict[str, Energy] = run.build("energy")
         self.plugins = {name: str(run.component("energy", name).plugin) for name in self.energies}
         for name, energy in self.energies.items():
-            check_needs(energy, f"energy '{name}' of {self.plugins[name]}")
+            check_traits(energy, run.energies[name], f"energy '{name}' of {self.plugins[name]}")
         self.needs = needs_of(self.energies.values())
         self.recompute = run.preprocess.recompute
         self.kind_of = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -16,13 +16,14 @@ from guidedcd.config.sections import EvaluateConfig
 from guidedcd.config.structure import options_of, unstructure
 from guidedcd.data.clips import Prompt
 from guidedcd.data.prompts import as_prompts
-from guidedcd.energies.gradients import is_reference_free
+from guidedcd.energies.traits import needs_video
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, file_digest
 from guidedcd.inference.loading import load_teacher
 from guidedcd.inference.pipeline import batch_size
 from guidedcd.inference.teacher_pipeline import GuidedVideos, Guiding, TeacherPipeline
 from guidedcd.inference.video_jobs import VideoSource, check_seeds, enlargement, size_settings, write_videos
+from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.plugins.sources import origin
 
 
@@ -86,7 +87,7 @@ def build_guided(energies: Sequence[Chosen], guided: GuidedConfig) -> list[Any]:
         guided.checked_reference()
     built = [one.build() for one in energies]
     for one, energy in zip(energies, built, strict=True):
-        if guided.reference is None and not is_reference_free(energy):
+        if guided.reference is None and needs_video(energy, cast(EnergyConfig, one.config)):
             raise GuidedCDError(f"energy '{one.name}' compares with a reference video: give --reference clip.mp4.")
     return built
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from guidedcd.diffusion.guidance import guided_from
 from guidedcd.diffusion.seen import Seen
 from guidedcd.energies import inversion
-from guidedcd.energies.gradients import Energy, EnergyTerm, is_reference_free, kept, observed
+from guidedcd.energies.gradients import Energy, EnergyTerm, kept, observed
+from guidedcd.energies.output import seen_of_latents
+from guidedcd.energies.traits import is_of_output, is_reference_free, needs_video
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Cond, Teacher
 from guidedcd.plugins.configs import EnergyConfig
@@ -29,13 +31,13 @@ class Guide:
     config: EnergyConfig
     """scale or relative, fraction, reference."""
     z0: Tensor | None = None
-    """Clean latents of the reference videos (B, C, F, H, W); None for an energy without a reference."""
+    """Clean latents of the reference videos (B, C, F, H, W); None for an energy that needs no video."""
     cond: Cond | None = None
     """Conditioning of the reference videos' captions."""
     captions: Sequence[str] = ()
     """The reference videos' captions (B), which the energy finds in its reference."""
     noise: Tensor | None = None
-    """For reference="single-step": noise like `z0`, other than the sample's."""
+    """For the references "single-step" and "prediction": noise like `z0`, other than the sample's."""
     plugin: str | None = None
     """The plugin that the energy comes from, for errors."""
     name: str = attrs.field()
@@ -67,10 +69,10 @@ class References:
         self.inverted: dict[int, dict[int, Tensor]] = {}
         """By the identity of clean latents, their latents at each needed point."""
         for guide in guides:
-            if is_reference_free(guide.energy):
+            if is_reference_free(guide.energy) or guide.z0 is None:
                 continue
-            if guide.config.reference == "single-step" and guide.noise is None:
-                raise GuidedCDError("a guide with reference 'single-step' needs noise of its own.")
+            if guide.config.reference in ("single-step", "prediction") and guide.noise is None:
+                raise GuidedCDError(f"a guide with reference '{guide.config.reference}' needs noise of its own.")
             if guide.config.reference == "inversion" and id(guide.z0) not in self.inverted:
                 assert guide.z0 is not None and guide.cond is not None  # its energy has a reference
                 sharing = [one for one in guides if _pass_of(one) == _pass_of(guide)]
@@ -83,8 +85,15 @@ class References:
         """Those of `guides` that act on the step from grid point `index`."""
         return [guide for guide in guides if index >= self.first[id(guide)]]
 
-    def terms(self, guides: Sequence[Guide], t: Tensor, index: int) -> list[EnergyTerm]:
-        """The energies with their references at grid point `index`, whose timestep is `t` (B,), in order."""
+    def terms(self, guides: Sequence[Guide], t: Tensor, index: int, own: Seen | None = None) -> list[EnergyTerm]:
+        """The energies with their references at grid point `index`, whose timestep is `t` (B,), in order.
+
+        Args:
+            guides: Energies through the network, or energies of the output.
+            t: Timesteps (B,).
+            index: The grid point.
+            own: The samples' own prediction without guidance, for energies of the output without a reference video.
+        """
         passes: dict[tuple[str, int] | None, Seen] = {}
         terms = []
         for guide in guides:
@@ -93,25 +102,31 @@ class References:
                 key = _pass_of(guide)
                 if key not in passes:
                     sharing = [one for one in guides if _pass_of(one) == key]
-                    passes[key] = self._seen(sharing, t, index)
+                    passes[key] = self._seen(sharing, t, index, own)
                 reference = kept(guide.energy, passes[key])
             terms.append(EnergyTerm(name=guide.name, energy=guide.energy, reference=reference, plugin=guide.plugin))
         return terms
 
-    def _seen(self, guides: Sequence[Guide], t: Tensor, index: int) -> Seen:
-        """The forward pass of the reference that `guides` share."""
+    def _seen(self, guides: Sequence[Guide], t: Tensor, index: int, own: Seen | None) -> Seen:
+        """The reference that `guides` share: a forward pass, or known latents."""
         guide, schedule = guides[0], self.teacher.schedule
+        if guide.z0 is None and not needs_video(guide.energy, guide.config):
+            assert own is not None  # the sampler passes it to energies of the output
+            return own
         assert guide.z0 is not None and guide.cond is not None  # their energies have a reference
+        if guide.config.reference == "clean" and is_of_output(guide.energy):
+            return seen_of_latents(guide.z0, t, guide.captions, self.teacher.decode)
         match guide.config.reference:
             case "inversion":
                 z, at = self.inverted[id(guide.z0)][index], t
-            case "single-step":
+            case "single-step" | "prediction":
                 assert guide.noise is not None  # see the constructor
                 z, at = inversion.single_step(schedule, guide.z0, guide.noise, t)
             case _:
                 z, at = inversion.clean(guide.z0, t)
         with torch.no_grad():
-            return observed(self.teacher, z, at, guide.cond, [one.energy for one in guides], guide.captions)
+            seen = observed(self.teacher, z, at, guide.cond, [one.energy for one in guides], guide.captions)
+        return attrs.evolve(seen, guided_output=seen.output) if is_of_output(guide.energy) else seen
 
 
 def _pass_of(guide: Guide) -> tuple[str, int] | None:

@@ -20,7 +20,7 @@ from guidedcd.data.framing import read_framed
 from guidedcd.devices import blame_memory
 from guidedcd.diffusion.guidance import Rule
 from guidedcd.diffusion.guiders import PLAIN, Guider
-from guidedcd.energies.gradients import check_needs, is_reference_free
+from guidedcd.energies.traits import check_traits, needs_video
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.guides import Guide
 from guidedcd.inference.pipeline import batch_size, initial, prompts_and_seeds
@@ -110,7 +110,9 @@ class TeacherPipeline:
                 options of each energy are its strength (`scale` or `relative`), the `fraction` of steps that it guides,
                 the noisiest ones, and the kind of its `reference`.
             reference: The video that energies compare with: a file, or pixels (1 or B, F, 3, H, W) in [0, 1]. A file is
-                brought to the teacher's size and frame rate. Energies that are `reference_free` need none.
+                brought to the teacher's size and frame rate. Energies that are `reference_free` need none. Without one,
+                energies of the output with the reference `prediction` compare with the sample's own prediction without
+                guidance, as in training.
             steps: Points of the solver's grid.
             seeds: One seed per prompt (B); by default 0, 1, 2, ...
             omega: Guidance strength, which is diffusers' guidance_scale - 1; 0 is off. The default is that of the
@@ -189,8 +191,9 @@ class Guiding:
         elif reference is not None:
             video = reference
         for one, energy in zip(chosen, built, strict=True):
-            check_needs(energy, f"energy '{one.name}'")
-            if video is None and not is_reference_free(energy):
+            config = cast(EnergyConfig, one.config)
+            check_traits(energy, config, f"energy '{one.name}'")
+            if video is None and needs_video(energy, config):
                 raise GuidedCDError(
                     f"energy '{one.name}' needs a reference: a video file, or (1 or B, F, 3, H, W) in [0, 1]."
                 )

@@ -16,6 +16,8 @@ from guidedcd.diffusion.guidance import OFFICIAL, Rule, TeacherStep, guidance_te
 from guidedcd.diffusion.guiders import PLAIN, Guider
 from guidedcd.diffusion.seen import Seen
 from guidedcd.energies.gradients import Energy, EnergyTerm, Reference, energy_gradients, needs_of, observed
+from guidedcd.energies.output import output_gradients, seen_of_step
+from guidedcd.energies.traits import is_of_output
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.guides import Guide, References
 from guidedcd.models.teachers.protocol import Cond, Teacher
@@ -126,26 +128,45 @@ def teacher_steps(
     for index, timestep in reversed(list(enumerate(schedule.grid(steps).tolist()))):
         t = torch.full((z.shape[0],), timestep, device=z.device)
         active = references.guides_at(guides, index) if guided else []
-        measured = [_Measured(term) for term in references.terms(active, t, index)]
+        passive = [guide for guide in guides if guide not in active] if watch else []
+        network, output = _by_path(active)
+        measured = [_Measured(term) for term in references.terms(network, t, index)]
         gradients: list[Tensor] = []
-        if active:
+        if network:
             with torch.no_grad():
                 o_u = teacher.net(z, t, null)
             o_c, gradients = energy_gradients(teacher, z, t, cond, [one.term for one in measured], captions)
         else:
             o_c, o_u = _both(teacher, z, t, cond, null, strengths)
         values = {one.term.name: one.value for one in measured}
-        if watch and (passive := [guide for guide in guides if guide not in active]):
-            values |= _watched(teacher, z, t, cond, references.terms(passive, t, index), captions)
+        scores = dict(zip(map(id, network), gradients, strict=True))
+        watched_network, watched_output = _by_path(passive)
+        if watched_network:
+            values |= _watched(teacher, z, t, cond, references.terms(watched_network, t, index), captions)
         step = TeacherStep(z, t, o_c, o_u, strengths, guider)
+        if output or watched_output:
+            seen, own = (seen_of_step(schedule, step, captions, teacher.decode, guided=cfg) for cfg in (True, False))
+            measured = [_Measured(term) for term in references.terms(output, t, index, own)]
+            gradients = output_gradients(seen, [one.term for one in measured])
+            scores |= zip(map(id, output), gradients, strict=True)
+            values |= {one.term.name: one.value for one in measured}
+            with torch.no_grad():
+                watched = references.terms(watched_output, t, index, own)
+                values |= {term.name: term.energy(seen, term.reference) for term in watched}
         terms, shares = [], {}
-        for guide, score in zip(active, gradients, strict=True):
+        for guide in active:
             config = guide.config
             strength = torch.full_like(strengths, config.strength)
-            terms.append(guidance_term(schedule, step, score, strength, config.is_relative, rule))
+            terms.append(guidance_term(schedule, step, scores[id(guide)], strength, config.is_relative, rule))
             shares[guide.name] = guided_share(schedule, step, terms[-1], rule)
         z = guided_step(schedule, step, schedule.previous(t, steps), terms, rule)
         yield SamplingStep(index=index, t=timestep, latents=z, energies=values, shares=shares)
+
+
+def _by_path(guides: Sequence[Guide]) -> tuple[list[Guide], list[Guide]]:
+    """The guides whose gradient passes through the network, and those of the output."""
+    of_output = [guide for guide in guides if is_of_output(guide.energy)]
+    return [guide for guide in guides if guide not in of_output], of_output
 
 
 class _Measured:

@@ -10,6 +10,7 @@ import attrs
 from guidedcd.config.reflection import flag
 from guidedcd.config.run import Run
 from guidedcd.config.structure import changed
+from guidedcd.energies.traits import stored_part
 from guidedcd.preprocessing.estimates import reference_kinds
 
 
@@ -64,7 +65,7 @@ def _preprocess(run: Run, kind: str) -> Iterator[Choice]:
             )
     if settings.precision == "no" and kind == "cuda":
         yield choice("", precision="bf16")
-    if settings.recompute == "nothing" and run.energies:
+    if settings.recompute == "nothing" and stored_part(run).energies:
         yield choice("", recompute="cheap")
     if settings.dtype == "float32":
         yield choice("", dtype="bfloat16")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from guidedcd.config.run import Run
+from guidedcd.energies.traits import stored_part
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.planning.gpus import Machine
 from guidedcd.planning.meter import Cost, metered, size
@@ -85,7 +86,7 @@ def teaching(run: Run, teacher: Teacher) -> Teaching:
         z, t, text = inputs(teacher, ROWS * batch)
         with metered() as forward:
             teacher.net(z, t, text)
-    scores, left_out = guided(run, teacher) if run.energies else (None, "")
+    scores, left_out = guided(run, teacher) if stored_part(run).energies else (None, "")
     return Teaching(
         run=run,
         encode=encode,
@@ -100,12 +101,13 @@ def teaching(run: Run, teacher: Teacher) -> Teaching:
 
 
 def guided(run: Run, teacher: Teacher) -> tuple[Cost, str]:
-    """Count one batch of references, predictions and scores.
+    """Count one batch of references, predictions and scores through the network.
 
     Energies that cannot run on the meta device are left out, and the reason is returned.
     """
     from guidedcd.energies.gradients import EnergyGradients
 
+    run = stored_part(run)
     z, t, text = inputs(teacher, run.preprocess.batch_size)
     at = {kind: (z, t) for kind in reference_kinds(run).values()}
     try:

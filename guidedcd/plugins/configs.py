@@ -13,6 +13,10 @@ DEFAULT_RELATIVE = 0.1
 """The relative strength of an energy that states none; docs/decisions/0015-relative-default.md has measurements."""
 
 
+REFERENCES = ("inversion", "single-step", "clean", "prediction")
+"""The kinds of reference of an energy."""
+
+
 def _between(low: float, high: float):
     """A validator for a number in [low, high]."""
     return [ge(low), le(high)]
@@ -43,8 +47,9 @@ class EnergyConfig(ComponentConfig):
     0.1; the student takes it as input."""
     fraction: float = attrs.field(default=0.5, validator=_between(0, 1))
     """Fraction of the solver steps that are guided, the noisiest ones (tau in the paper), in [0, 1]."""
-    reference: str = attrs.field(default="inversion", validator=in_(("inversion", "single-step", "clean")))
-    """Reference of the energy: DDIM `inversion` (the paper), `single-step` noising (30 times cheaper), or `clean`."""
+    reference: str = attrs.field(default="inversion", validator=in_(REFERENCES))
+    """Reference of the energy: DDIM `inversion` (the paper), `single-step` noising (30 times cheaper), or `clean`;
+    `prediction` for energies of the output."""
 
     @property
     def is_relative(self) -> bool:
@@ -57,6 +62,16 @@ class EnergyConfig(ComponentConfig):
         if self.relative is None and self.scale is not None:
             return self.scale
         return DEFAULT_RELATIVE if self.relative is None else self.relative
+
+
+@documented
+@attrs.frozen(kw_only=True)
+class OutputEnergyConfig(EnergyConfig):
+    """Options of every energy of the output, whose class states `through = "output"`."""
+
+    reference: str = attrs.field(default="prediction", validator=in_(REFERENCES))
+    """Reference of the energy: the `prediction` at the same noise level, without guidance; `clean` latents; or the
+    prediction at latents of a DDIM `inversion` or of `single-step` noising."""
 
 
 @documented

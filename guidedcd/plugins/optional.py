@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import attrs
 
@@ -61,6 +61,10 @@ class OptionalEnergy(Protocol):
     """Whether the energy reads recorded activations only, and no prediction."""
     reference_free: bool
     """Whether the energy compares with nothing; its second argument is None then, and no reference is computed."""
+
+    through: Literal["network", "output"]
+    """What the gradient passes through: the "network" (the default), or the "output" alone, whose energy reads the
+    predicted clean latents `x0` and `guided`. It is computed in the training step, and nothing of it is stored."""
 
     def keep(self, reference: Any) -> Any:
         """Reduce a reference to what the energy reads, which is then its second argument."""

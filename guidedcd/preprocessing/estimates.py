@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import shutil
 from pathlib import Path
@@ -14,11 +13,10 @@ from guidedcd.config.run import Run
 from guidedcd.console import console, file_size
 from guidedcd.devices import dtype_of
 from guidedcd.diffusion.guidance import draw_index, guided_from
-from guidedcd.energies.gradients import is_reference_free
+from guidedcd.energies.traits import stored_part, traits
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import nearest_folder
 from guidedcd.models.teachers.protocol import Teacher
-from guidedcd.plugins.objects import ObjectComponent
 
 ABOUT = 150
 """Bytes of JSON per video without its caption."""
@@ -46,19 +44,9 @@ class Size:
 
 
 def reference_kinds(run: Run) -> dict[str, str]:
-    """The kind of reference by energy of a run, without those that are `reference_free`.
-
-    No energy is built, as that may load weights, except an object of the calling program, which exists.
-    """
-    kinds = {}
-    for name, config in run.energies.items():
-        component = run.component("energy", name)
-        energy = component.load()
-        if isinstance(component, ObjectComponent) and not inspect.isclass(energy):
-            energy = energy(config)
-        if not is_reference_free(energy):
-            kinds[name] = config.reference
-    return kinds
+    """The kind of reference by energy through the network, without those that are `reference_free`."""
+    energies = stored_part(run).energies
+    return {name: one.reference for name, one in energies.items() if not traits(run, name).is_reference_free}
 
 
 def store_size(run: Run, teacher: Teacher) -> Size:
@@ -79,7 +67,7 @@ def video_bytes(run: Run, latent: int, cond: int, scored: float, *, dtype: str |
         dtype: Instead of the run's.
     """
     itemsize = dtype_of(dtype or run.preprocess.dtype).itemsize
-    draws, energies = run.preprocess.draws_per_video, len(run.energies)
+    draws, energies = run.preprocess.draws_per_video, len(stored_part(run).energies)
     indices = 8 + 8 * draws + 20 * draws  # the seed, the indices of draws, the moments of their predictions
     inversions = 0.0
     if run.preprocess.keep_inversions and "inversion" in reference_kinds(run).values():
@@ -150,7 +138,7 @@ def passes(run: Run) -> Passes:
     mapped to the noise range. One inversion, up to the last scored draw, serves all of them.
     """
     steps, draws = run.solver.steps, run.preprocess.draws_per_video
-    first = guided_from(run.preprocess.fraction, steps) if run.energies else steps
+    first = guided_from(run.preprocess.fraction, steps) if stored_part(run).energies else steps
     u = (numpy.arange(POINTS) + 0.5) / POINTS
     position = (numpy.arange(draws)[:, None] + u) * steps / draws
     index = draw_index(position, steps, run.preprocess.noise_range)

@@ -18,12 +18,14 @@ from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.devices import blame_memory, device, process
 from guidedcd.documents import read_json
+from guidedcd.energies.output import OutputGradients
+from guidedcd.energies.traits import stored_part
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, leftovers, write_json
 from guidedcd.locks import locked
 from guidedcd.models.student import time_embedding
 from guidedcd.models.teachers.protocol import Teacher
-from guidedcd.preprocessing import estimates, score_sets, shard_files, shards, shares, store
+from guidedcd.preprocessing import estimates, output_shares, score_sets, shard_files, shards, shares, store
 from guidedcd.preprocessing.identity import identify, is_same
 from guidedcd.preprocessing.writer import ScoreWriter, StoreWriter, too_many_skipped
 
@@ -57,11 +59,14 @@ def preprocess(
         GuidedCDError: The folder belongs to another run, another process writes it, the disk is full or too small, too
             many clips are unreadable, or parts of the store are missing.
     """
+    whole, run = run, stored_part(run)
     is_own = teacher is None
     if teacher is None:
         with blame_memory("the teacher"):
             teacher = run.teacher.build().to(device(run.device))
     time_embedding(teacher.network)  # no student can be made of a network without one
+    outputs = OutputGradients(whole, teacher)
+    outputs.rehearse(teacher.geometry.latent_shape, teacher.device, run.seed)
     identity = identify(run, teacher)
     folder = store_folder or find_store(identity, run)
     stored = identity
@@ -81,9 +86,10 @@ def preprocess(
     if shard != WHOLE and (rest := _unfinished(folder, identity, scores)):
         console.print(f"store    {folder}: part {shard[0]}/{shard[1]} is done, {rest}")
         return folder
-    _checked(run, folder, scores)
+    latents = _checked(run, folder, scores)
     if process()[0] == 0:
         shares.print_shares(folder, run, shards.read_identity(folder), scores)
+        output_shares.print_shares(latents, whole, teacher, outputs)
     return folder
 
 
@@ -218,8 +224,8 @@ def _write_report(path: Path, content: dict[str, Any]) -> None:
     write_json(path, content)
 
 
-def _checked(run: Run, folder: Path, scores: score_sets.ScoreFolders) -> None:
-    """Write the report of the complete store in `folder`, and print a summary.
+def _checked(run: Run, folder: Path, scores: score_sets.ScoreFolders) -> store.LatentStore:
+    """Write the report of the complete store in `folder`, print a summary, and return the store.
 
     Raises:
         GuidedCDError: Too many of its clips could not be used, or none.
@@ -237,3 +243,4 @@ def _checked(run: Run, folder: Path, scores: score_sets.ScoreFolders) -> None:
         raise GuidedCDError(f"none of {skipped} clips could be used (the first: {latents.skipped[0]['reason']}).")
     note = f", {skipped} clips skipped" if skipped else ""
     console.print(f"store    {folder}: {used} videos, {len(latents)} draws{note}")
+    return latents

@@ -19,16 +19,21 @@ from safetensors import SafetensorError, safe_open
 
 from guidedcd.config.run import Run
 from guidedcd.console import console
+from guidedcd.documents import read_json
 from guidedcd.errors import with_option_names
 from guidedcd.preprocessing import score_sets, shards
 from guidedcd.preprocessing.score_sets import ScoreFolders
 
 LOWEST, HIGHEST = 0.01, 2.0
 """Median shares outside of this range are reported."""
+FORM = {"energy": str, "draws": int, "quantiles": list, "by_level": list}
+"""Form of a share in JSON; an infinite `example_scale` is left out."""
 EXAMPLE = 0.3
 """The relative strength whose scale is printed."""
 BINS = 4
 """Number of bins of the noise level."""
+SHARES = "shares"
+"""The folder in a store with the measured shares of energies of the output."""
 FACTORS = {"official": 3, "sqrt-one-minus": 4}
 """Columns of the moments with the noise factors."""
 
@@ -155,6 +160,15 @@ def print_shares(folder: Path, run: Run, identity: Mapping[str, Any], scores: Sc
         text = [f"{name}: unknown, the store has no moments of its predictions"] if share is None else share.lines()
         for line in text:
             console.print(f"share    {with_option_names(line)}", markup=False, highlight=False)
+
+
+def read_measured(store: Path) -> list[tuple[dict[str, Any], Share]]:
+    """The measured shares of energies of the output in a store: the identity of each energy, and its share."""
+    measured = []
+    for path in sorted((store / SHARES).glob("*.json")):
+        content = read_json(path, {"scores": score_sets.FORM["scores"], "share": FORM})
+        measured.append((content["scores"], Share(**{"example_scale": float("inf"), **content["share"]})))
+    return measured
 
 
 def _exists(folder: Path, scores: Path, number: int) -> bool:

@@ -46,10 +46,16 @@ def show_store(folder: Path) -> None:
     for name, options in energies.items():
         text = f"{name} ({options['reference']}), in the shards, of a source that was not recorded"
         console.print(f"energy    {text}", markup=False, highlight=False)
-    if not parts and not energies:
+    measured = shares.read_measured(folder)
+    if not parts and not energies and not measured:
         console.print("energies  none")
     for part in parts:
         _show_scores(folder, identity, part)
+    for scores, share in measured:
+        text = f"{scores['energy']} ({scores['options']['reference']}) of the output, which training computes"
+        console.print(f"energy    {text}, {_code(scores)}", markup=False, highlight=False)
+        for line in share.lines():
+            console.print(f"share     {line}", markup=False, highlight=False)
 
 
 def _show_scores(folder: Path, identity: dict[str, Any], part: Path) -> None:
@@ -59,7 +65,7 @@ def _show_scores(folder: Path, identity: dict[str, Any], part: Path) -> None:
     size = sum(path.stat().st_size for path in part.glob("*.safetensors"))
     text = (
         f"{scores['energy']} ({scores['options']['reference']}) on the noisiest {scores['fraction']:.0%}, "
-        f"{scores['plugin']} {scores['version']}, source {scores['source'] or 'unknown'}, "
+        f"{_code(scores)}, "
         f"{file_size(size)} in {part.name}"
     )
     if missing:
@@ -68,6 +74,11 @@ def _show_scores(folder: Path, identity: dict[str, Any], part: Path) -> None:
     share = shares.shares(folder, identity, part, scores["energy"], content["strength"])
     for line in share.lines() if share else ():
         console.print(f"share     {line}", markup=False, highlight=False)
+
+
+def _code(scores: dict[str, Any]) -> str:
+    """The code of an energy in words."""
+    return f"{scores['plugin']} {scores['version']}, source {scores['source'] or 'unknown'}"
 
 
 def _bytes(folder: Path, number: int) -> int:

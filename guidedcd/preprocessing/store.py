@@ -18,6 +18,7 @@ from guidedcd.config.run import Run
 from guidedcd.data.routing import Sample
 from guidedcd.diffusion.randomness import noise
 from guidedcd.documents import open_regular, read_json
+from guidedcd.energies.traits import stored_part
 from guidedcd.errors import GuidedCDError, NoPermissionError, unreadable
 from guidedcd.preprocessing import score_sets
 from guidedcd.preprocessing.score_sets import ScoreFolders
@@ -236,9 +237,9 @@ def _row(tensors: Any, key: str, video: int, draw: int) -> Tensor:
 
 
 def open_store(run: Run, folder: Path) -> LatentStore:
-    """The complete store in `folder`, with the scores of a run's energies.
+    """The complete store in `folder`, with the scores of a run's energies; those of the output have none.
 
     Raises:
         GuidedCDError: As `LatentStore`.
     """
-    return LatentStore(folder, score_sets.folders(folder, run, read_identity(folder)))
+    return LatentStore(folder, score_sets.folders(folder, stored_part(run), read_identity(folder)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
@@ -11,23 +12,48 @@ import torch
 from torch import Tensor
 
 from guidedcd.diffusion.guidance import TeacherStep, guided_step
+from guidedcd.diffusion.schedule import expand
 from guidedcd.diffusion.seen import Seen
-from guidedcd.energies.gradients import is_reference_free, kept
+from guidedcd.energies.gradients import kept
+from guidedcd.energies.output import seen_of_step
+from guidedcd.energies.traits import IN_TRAINING, check_traits, is_of_output, is_reference_free
+from guidedcd.errors import GuidedCDError
 from guidedcd.testing.helpers import CAPTIONS, T, is_batch, random, same_in_threads, unchanged
 
 if TYPE_CHECKING:
     from guidedcd.testing.subject import Subject
 
 
+OMEGA = 2.0
+"""Guidance strength of the steps that energies of the output receive."""
+SCALES = (1.0, 0.25, 4.0)
+"""Sizes of the latents among which a one-sided energy has one with a gradient."""
 _OTHER_DTYPE = re.compile(r"dtype|scalar type|[Ii]nput type")
 """Errors of torch about float32 weights and float64 inputs."""
 
 
-def look(subject: Subject, z: Tensor, t: int = T) -> Seen:
-    """A forward pass of the tiny teacher on latents (B, C, F, H, W), with the records that the energy needs."""
-    teacher, captions = subject.teacher, CAPTIONS[: len(z)]
+def look(subject: Subject, z: Tensor, t: int = T, teacher: Any = None) -> Seen:
+    """What the energy receives for latents (B, C, F, H, W): a forward pass of a tiny teacher, or known outputs."""
+    teacher, captions = teacher or subject.teacher, CAPTIONS[: len(z)]
+    times = torch.full((len(z),), t, device=z.device)
+    if is_of_output(subject.built):
+        return output_pass(teacher, z, times, captions)
     needs = tuple(getattr(subject.built, "needs", ()))
-    return teacher.seen(z, torch.full((len(z),), t), teacher.embed(captions), needs=needs, captions=captions)
+    cond = {key: value.to(z.dtype) for key, value in teacher.embed(captions).items()}
+    return teacher.seen(z, times, cond, needs=needs, captions=captions)
+
+
+def output_pass(teacher: Any, z: Tensor, t: Tensor, captions: Sequence[str] = (), moved: float = 0.0) -> Seen:
+    """A step with small constant outputs, as energies of the output receive it.
+
+    With `moved`, the noisy latents and outputs are others, but the predicted clean latents are the same.
+    """
+    o_c, o_u, other = (0.1 * random((2, *z.shape[1:]), seed)[: len(z)].to(z.device, z.dtype) for seed in (11, 12, 13))
+    if moved:
+        _, sigma = teacher.schedule.alpha_sigma(t)  # eps: x0 = (z - sigma output) / alpha
+        z, o_c, o_u = z + moved * other, *(one + moved * other / expand(sigma, z) for one in (o_c, o_u))
+    omega = torch.full((len(z),), OMEGA, device=z.device)
+    return seen_of_step(teacher.schedule, TeacherStep(z, t, o_c, o_u, omega), captions, teacher.decode)
 
 
 def latents(subject: Subject, seed: int, batch: int = 2) -> Tensor:
@@ -35,24 +61,55 @@ def latents(subject: Subject, seed: int, batch: int = 2) -> Tensor:
     return random((batch, *subject.teacher.geometry.latent_shape), seed)
 
 
-def reference(subject: Subject, batch: int = 2) -> Any:
+def sample(subject: Subject, batch: int = 2) -> Tensor:
+    """Noisy latents of the sample in these checks, for which the energy has a gradient if it has one at all.
+
+    An energy of the output may be one-sided: it has none for samples that, say, move more than their reference.
+    """
+    z = latents(subject, 2)
+    if is_of_output(subject.built):
+        for scale in SCALES:
+            scaled = (scale * z).requires_grad_()
+            energy = subject.built(look(subject, scaled), reference(subject))
+            if isinstance(energy, Tensor) and energy.requires_grad:
+                (score,) = torch.autograd.grad(energy.sum(), scaled, allow_unused=True)
+                if score is not None and (score.flatten(1).abs().amax(1) > 0).all():
+                    return scale * z[:batch]
+    return z[:batch]
+
+
+def reference(subject: Subject, batch: int = 2, teacher: Any = None, dtype: torch.dtype = torch.float32) -> Any:
     """The reference in these checks: a forward pass, what `keep` makes of it, or None for a reference-free energy."""
     if is_reference_free(subject.built):
         return None
     with torch.no_grad():
-        return kept(subject.built, look(subject, latents(subject, 1)[:batch]))
+        return kept(subject.built, look(subject, latents(subject, 1)[:batch].to(dtype), teacher=teacher))
+
+
+def energy_states_what_it_is(subject: Subject) -> None:
+    """Its `needs`, `through` and options agree, and training has its reference."""
+    energy, config = subject.built, subject.options
+    try:
+        check_traits(energy, config, "the energy")
+    except GuidedCDError as error:
+        raise AssertionError(str(error)) from error
+    if is_of_output(energy) and not is_reference_free(energy):
+        assert config.reference in IN_TRAINING, (
+            f"the reference '{config.reference}' takes passes of the teacher, which training does not have: derive the "
+            "options from OutputEnergyConfig"
+        )
 
 
 def energy_is_one_number_per_sample(subject: Subject) -> None:
     """It returns finite energies (B,), and changes neither the global random state nor the gradient mode."""
-    seen, other = look(subject, latents(subject, 2)), reference(subject)
+    seen, other = look(subject, sample(subject)), reference(subject)
     with unchanged("the energy"):
         is_batch(subject.built(seen, other), 2, "the energy")
 
 
 def energy_has_a_gradient(subject: Subject) -> None:
     """Its gradient with respect to the latents is finite, not zero, and stays within the sample."""
-    z = latents(subject, 2).requires_grad_()
+    z = sample(subject).requires_grad_()
     energy = subject.built(look(subject, z), reference(subject))
     assert energy.requires_grad, "the energy does not depend on seen.z: something detached it"
     (score,) = torch.autograd.grad(energy[0], z, allow_unused=True)
@@ -65,7 +122,7 @@ def energy_has_a_gradient(subject: Subject) -> None:
 def energy_falls_along_its_score(subject: Subject) -> None:
     """A small guided step lowers it."""
     teacher = subject.teacher
-    z = latents(subject, 2).requires_grad_()
+    z = sample(subject).requires_grad_()
     other = reference(subject)
     seen = look(subject, z)
     before = subject.built(seen, other)
@@ -100,7 +157,7 @@ def energy_is_least_at_its_reference(subject: Subject) -> None:
     with torch.no_grad():
         own = look(subject, latents(subject, 1))
         other = kept(subject.built, own)
-        same, different = subject.built(own, other), subject.built(look(subject, latents(subject, 2)), other)
+        same, different = subject.built(own, other), subject.built(look(subject, sample(subject)), other)
     assert (same <= different + 1e-6).all(), (
         f"energy {same.tolist()} at the reference, {different.tolist()} elsewhere; if it compares with nothing, set "
         "`reference_free = True`"
@@ -109,7 +166,7 @@ def energy_is_least_at_its_reference(subject: Subject) -> None:
 
 def energy_treats_samples_alone(subject: Subject) -> None:
     """The energy of a sample does not depend on the rest of the batch."""
-    z = latents(subject, 2)
+    z = sample(subject)
     with torch.no_grad():
         both = subject.built(look(subject, z), reference(subject))
         first = subject.built(look(subject, z[:1]), reference(subject, 1))
@@ -118,34 +175,39 @@ def energy_treats_samples_alone(subject: Subject) -> None:
 
 def energy_has_the_right_gradient(subject: Subject) -> None:
     """In float64, its gradient equals the difference of energies a small step apart."""
-    teacher = subject.teacher64
-    z = latents(subject, 2, 1).double()
-    needs = tuple(getattr(subject.built, "needs", ()))
-
-    def seen(values: Tensor) -> Seen:
-        cond = {key: value.double() for key, value in teacher.embed(CAPTIONS[:1]).items()}
-        return teacher.seen(values, torch.full((1,), T), cond, needs=needs, captions=CAPTIONS[:1])
-
-    other = None
+    teacher, z = subject.teacher64, sample(subject, 1).double()
     inputs = z.clone().requires_grad_()
     try:
-        if not is_reference_free(subject.built):
-            with torch.no_grad():
-                other = kept(subject.built, seen(latents(subject, 1)[:1].double()))
-        (score,) = torch.autograd.grad(subject.built(seen(inputs), other).sum(), inputs)
+        other = reference(subject, 1, teacher, torch.float64)
+        (score,) = torch.autograd.grad(subject.built(look(subject, inputs, teacher=teacher), other).sum(), inputs)
     except RuntimeError as error:
         if _OTHER_DTYPE.search(str(error)):
             raise SkipTest("it computes in float32 only") from error
         raise
     if not score.abs().max() > 0:
         return  # another rule reports it
-    step = 1e-3 * z.norm() * score / score.norm()
+    # Through the output alone, the latents are affine in z, so that nothing but the energy itself is curved.
+    size, tolerance = (1e-5, 1e-3) if is_of_output(subject.built) else (1e-3, 0.05)
+    step = size * z.norm() * score / score.norm()
     with torch.no_grad():
-        difference = (subject.built(seen(z + step), other) - subject.built(seen(z - step), other)).sum() / 2
-    slope = (score * step).sum()
-    assert abs(slope - difference) <= 0.05 * abs(difference) + 1e-12, (
+        above, below = (subject.built(look(subject, at, teacher=teacher), other) for at in (z + step, z - step))
+    difference, slope = (above - below).sum() / 2, (score * step).sum()
+    assert abs(slope - difference) <= tolerance * abs(difference) + 1e-12, (
         f"autograd gives {slope.item():.4g} along a step, the energies differ by {difference.item():.4g}: a detached "
         "term or a custom backward is wrong"
+    )
+
+
+def energy_of_the_output_reads_the_prediction_alone(subject: Subject) -> None:
+    """With `through = "output"`, it depends on the predicted clean latents and the noise level, and on nothing else."""
+    if not is_of_output(subject.built):
+        return
+    z, t, other = sample(subject), torch.full((2,), T), reference(subject)
+    with torch.no_grad():
+        one, moved = (subject.built(output_pass(subject.teacher, z, t, CAPTIONS, by), other) for by in (0.0, 3.0))
+    assert torch.allclose(one, moved, rtol=1e-3, atol=1e-6), (
+        f"energy {one.tolist()}, but {moved.tolist()} for other noisy latents with the same prediction: read `x0` or "
+        "`guided`, for the engine takes no gradient with respect to anything else"
     )
 
 
@@ -153,17 +215,12 @@ def energy_follows_the_device(subject: Subject) -> None:
     """It creates its tensors on the device of its arguments; it is tried on the meta device, as in a plan."""
     teacher = subject.meta_teacher
     z = torch.empty(2, *teacher.geometry.latent_shape, device="meta")
-    needs = tuple(getattr(subject.built, "needs", ()))
-
-    def seen() -> Seen:
-        t = torch.full((2,), T, device="meta")
-        return teacher.seen(z, t, teacher.embed(CAPTIONS), needs=needs, captions=CAPTIONS)
 
     try:
         energy = deepcopy(subject.built)  # it may keep tensors, which have no values on this device
         with torch.no_grad():
-            other = None if is_reference_free(energy) else kept(energy, seen())
-            value = energy(seen(), other)
+            other = None if is_reference_free(energy) else kept(energy, look(subject, z, teacher=teacher))
+            value = energy(look(subject, z, teacher=teacher), other)
     except RuntimeError as error:
         if "device" in str(error) and "item" not in str(error):
             raise AssertionError(f"it mixes devices: create tensors on seen.z.device ({error})") from error
@@ -188,12 +245,14 @@ def energy_is_safe_in_threads(subject: Subject) -> None:
 
 
 RULES = [
+    energy_states_what_it_is,
     energy_is_one_number_per_sample,
     energy_has_a_gradient,
     energy_falls_along_its_score,
     energy_is_least_at_its_reference,
     energy_treats_samples_alone,
     energy_has_the_right_gradient,
+    energy_of_the_output_reads_the_prediction_alone,
     energy_follows_the_device,
     energy_is_safe_in_threads,
 ]

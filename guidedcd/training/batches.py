@@ -57,7 +57,7 @@ class Batch:
     uncond_output: Tensor
     """The teacher's prediction without a caption, like z0."""
     scores: dict[str, Tensor]
-    """By energy, its gradient at z_t like z0; zero where it was not computed."""
+    """By energy with scores in the store, its gradient at z_t like z0; zero where it was not computed."""
     omega: Tensor
     """Guidance strength (B,)."""
     strengths: Tensor
@@ -112,6 +112,7 @@ class Batches:
         processes: int = 1,
     ) -> None:
         self.store, self.readers, self.rules, self.energies = store, readers, rules, energies
+        self.stored = [name for name in energies if name in store.scores]
         self.size, self.omega, self.seed = size, omega, seed
         self.process, self.processes = process, processes
         self._routes: dict[tuple[str | None, ...], tuple[Sample, Route]] = {}
@@ -162,7 +163,7 @@ class Batches:
             cond={key: torch.stack([draw.cond[key] for draw in draws]) for key in draws[0].cond},
             cond_output=torch.stack([draw.cond_output for draw in draws]),
             uncond_output=torch.stack([draw.uncond_output for draw in draws]),
-            scores={name: torch.stack([d.scores.get(name, blank) for d in draws]) for name in self.energies},
+            scores={name: torch.stack([d.scores.get(name, blank) for d in draws]) for name in self.stored},
             omega=torch.from_numpy(omega).float(),
             strengths=active,
         )

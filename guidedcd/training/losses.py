@@ -12,6 +12,7 @@ from guidedcd.config.sections import Solver
 from guidedcd.diffusion.consistency import Network, distance, gap
 from guidedcd.diffusion.guidance import Rule, TeacherStep, guidance_term, guided_share, guided_step, lambda_input
 from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.energies.output import OutputGradients
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.training.batches import Batch
 
@@ -28,6 +29,7 @@ class NoisyBatch:
         grid: The solver's timesteps.
         solver: Options of the guided step.
         energies: In the order of the columns of `batch.strengths`.
+        outputs: Computes the gradients of the energies of the output, which are not in `batch.scores`.
     """
 
     def __init__(
@@ -39,9 +41,10 @@ class NoisyBatch:
         grid: Tensor,
         solver: Solver,
         energies: Mapping[str, EnergyConfig],
+        outputs: OutputGradients | None = None,
     ) -> None:
         self.student, self.schedule, self.batch = student, schedule, batch
-        self.solver, self.energies = solver, energies
+        self.solver, self.energies, self.outputs = solver, energies, outputs
         self.t = grid.to(batch.index.device)[batch.index]
         self.z = schedule.add_noise(batch.z0, batch.noise, self.t)
         # The store may keep half precision; the step is computed in the dtype of the latents.
@@ -55,7 +58,8 @@ class NoisyBatch:
         """Energy inputs of the student (B, E), or None for a student without energies."""
         self._prediction: Tensor | None = None
         self.shares: dict[str, Tensor] = {}
-        """By energy, its guided term as a share of the prediction: the mean over guided samples, NaN without any."""
+        """By energy, its guided term as a share of the prediction: the mean over guided samples, NaN without any, and
+        infinite where a gradient is not finite."""
 
     @property
     def prediction(self) -> Tensor:
@@ -69,11 +73,13 @@ class NoisyBatch:
         """Distance of the student's predictions at both ends of the teacher's guided step; options of `distance`."""
         t_next = self.schedule.previous(self.t, self.solver.steps)
         rule = Rule(self.solver.rule, self.solver.noise_factor)
-        terms = []
+        terms, scores = [], {**self.batch.scores, **self._output_scores()}
         for (name, config), strength in zip(self.energies.items(), self.batch.strengths.unbind(dim=1), strict=True):
-            score, relative = self.batch.scores[name].to(self.z.dtype), config.is_relative
+            score, relative = scores[name].to(self.z.dtype), config.is_relative
             terms.append(guidance_term(self.schedule, self._step, score, strength, relative, rule))
             share = guided_share(self.schedule, self._step, terms[-1], rule)
+            if name not in self.batch.scores:  # stored scores are finite
+                share = torch.where(score.flatten(1).isfinite().all(1), share, torch.inf)
             self.shares[name] = torch.where(strength > 0, share, torch.nan).nanmean()
         z_next = guided_step(self.schedule, self._step, t_next, terms, rule)
         batch = self.batch
@@ -91,6 +97,12 @@ class NoisyBatch:
         )
         return loss
 
+    def _output_scores(self) -> dict[str, Tensor]:
+        """By energy of the output, its gradient at z like z."""
+        if self.outputs is None:
+            return {}
+        return self.outputs(self._step, self.batch.z0, [sample.caption for sample in self.batch.samples])
+
     def guided_prediction_loss(self, *, loss: str = "huber", huber_c: float = 0.001) -> Tensor:
         """Distance of the student's prediction from the teacher's guided one, as clean latents; calls no network."""
         target = self.schedule.consistency(self.z, self._step.output, self.t)
@@ -107,6 +119,7 @@ def consistency(
     energies: Mapping[str, EnergyConfig],
     guided: float = 0.0,
     target: Network | None = None,
+    outputs: OutputGradients | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """The consistency loss of a batch, and `guided` times its guided-prediction loss.
@@ -120,12 +133,13 @@ def consistency(
         energies: In the order of the columns of `batch.strengths`.
         guided: Weight of the guided-prediction loss, at least 0.
         target: The network of the second side; None takes the student itself.
+        outputs: See `NoisyBatch`.
         options: `loss` and `huber_c`, see `distance`.
 
     Returns:
         (loss scalar, predicted clean latents (B, C, F, H, W)).
     """
-    noisy = NoisyBatch(student, schedule, batch, grid=grid, solver=solver, energies=energies)
+    noisy = NoisyBatch(student, schedule, batch, grid=grid, solver=solver, energies=energies, outputs=outputs)
     loss = noisy.consistency_loss(target=target, **options)
     if guided:
         loss = loss + guided * noisy.guided_prediction_loss(**options)

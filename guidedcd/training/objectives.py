@@ -24,6 +24,7 @@ from guidedcd.devices import blame_memory
 from guidedcd.diffusion.consistency import Network
 from guidedcd.diffusion.randomness import reward_generator
 from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.energies.output import OutputGradients
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training.batches import Batch
 from guidedcd.training.log import SHARE
@@ -50,6 +51,8 @@ class BatchStep:
     accelerator: Accelerator
     advice: str
     """Options that need less memory, for the error of a forward pass that runs out of it."""
+    outputs: OutputGradients | None = None
+    """Computes the gradients of the energies of the output; None for a run without any."""
 
     @cached_property
     def noisy(self) -> NoisyBatch:
@@ -61,6 +64,7 @@ class BatchStep:
             grid=self.grid,
             solver=self.run.solver,
             energies=self.run.energies,
+            outputs=self.outputs,
         )
 
     @property

@@ -22,6 +22,7 @@ from guidedcd.config.run import Run
 from guidedcd.devices import blame_memory
 from guidedcd.diffusion.consistency import Network
 from guidedcd.diffusion.randomness import dropout_seed
+from guidedcd.energies.output import OutputGradients
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
 from guidedcd.models.teachers.protocol import Teacher
@@ -81,6 +82,7 @@ class TrainStep:
                 if callable(getattr(module, "use_graphs", None)):
                     module.use_graphs()
         self.schedule = teacher.schedule
+        self.outputs = OutputGradients(run, teacher)
         self.grid = self.schedule.grid(run.solver.steps).to(self.device)
         with blame_memory("the student", "Use --student.kind lora"):
             torch.manual_seed(run.seed)
@@ -163,6 +165,10 @@ class TrainStep:
             GuidedCDError: The loss or the gradient is not finite, and so the weights are not.
         """
         result = metrics.wait()
+        for name in self.outputs.energies:
+            if result.line.get(f"{SHARE}{name}") == math.inf:
+                whose = f"energy '{name}' of {self.outputs.plugins[name]}"
+                raise GuidedCDError(self._not_finite(f"the gradient of {whose}", step, *samples[-1]))
         for loss, (ids, number) in zip(result.losses, samples, strict=True):
             if not math.isfinite(loss):
                 raise GuidedCDError(self._not_finite(self._loss(result.line), step, ids, number))
@@ -191,6 +197,7 @@ class TrainStep:
             grid=self.grid,
             accelerator=self.accelerator,
             advice=self._advice(),
+            outputs=self.outputs,
         )
         return total_loss(self.objectives, step)
 

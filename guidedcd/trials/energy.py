@@ -23,7 +23,7 @@ from guidedcd.data import media
 from guidedcd.data.clips import Prompt
 from guidedcd.data.framing import read_framed
 from guidedcd.data.panels import side_by_side
-from guidedcd.energies.gradients import is_reference_free
+from guidedcd.energies.traits import is_reference_free, needs_video
 from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.evaluation.arms import build_metrics
 from guidedcd.files import check_writable, path_name, write_json
@@ -90,14 +90,15 @@ def try_energy(
     energy = selection.one("energy")
     name = energy.name
     built = energy.build()
-    needs_reference = not is_reference_free(built)
+    needs_reference = needs_video(built, cast(EnergyConfig, energy.config))
     if needs_reference and config.reference is None and not selection.data:
         raise GuidedCDError(f"energy '{name}' compares with a reference video: give --reference clip.mp4.")
     out = Path("trials") / path_name(name) if out is None else Path(out)
     check_writable(out)
     pipeline = teacher_of(selection, config)
     listed = prompts_of(pipeline, prompts, config.videos)
-    video, caption = _reference(pipeline, selection, config) if needs_reference else (None, None)
+    compares = needs_reference or (config.reference is not None and not is_reference_free(built))
+    video, caption = _reference(pipeline, selection, config) if compares else (None, None)
     texts, seeds = [prompt.text for prompt in listed], seeds_of(config, len(listed))
     options: dict[str, Any] = {
         "omega": omega_of(selection, config),

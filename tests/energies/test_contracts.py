@@ -7,8 +7,10 @@ import types
 import pytest
 import torch
 
-from guidedcd.energies.gradients import EnergyTerm, check_needs, energy_gradients, is_reference_free
+from guidedcd.energies.gradients import EnergyTerm, energy_gradients
+from guidedcd.energies.traits import check_traits, is_reference_free
 from guidedcd.errors import GuidedCDError
+from guidedcd.plugins.configs import EnergyConfig
 
 
 def gradients(teacher, energy, reference=None):
@@ -23,9 +25,9 @@ def test_needs_that_are_a_text_lack_a_comma():
     energy = types.SimpleNamespace(needs="temporal-attention:official")
 
     with pytest.raises(GuidedCDError, match=r"energy 'x' of acme: .*\('temporal-attention:official',\) with a comma"):
-        check_needs(energy, "energy 'x' of acme")
+        check_traits(energy, EnergyConfig(), "energy 'x' of acme")
     with pytest.raises(GuidedCDError, match="a tuple of texts"):
-        check_needs(types.SimpleNamespace(needs=(3,)), "energy 'x'")
+        check_traits(types.SimpleNamespace(needs=(3,)), EnergyConfig(), "energy 'x'")
 
 
 def test_an_energy_that_changes_its_arguments_is_an_error(tiny_teacher):

@@ -13,7 +13,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.inference.guides import Guide
 from guidedcd.inference.teacher_pipeline import TeacherPipeline
 from guidedcd.inference.teacher_sampler import teacher_steps
-from guidedcd.plugins.configs import EnergyConfig
+from guidedcd.plugins.configs import EnergyConfig, OutputEnergyConfig
 from guidedcd.testing.tiny_teacher import tiny_teacher
 from guidedcd.trials.teacher import ADVICE
 
@@ -48,15 +48,10 @@ def reference(pipeline):
     return torch.rand((1, *pipeline.teacher.geometry.pixel_shape), generator=generator)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_guided_sampling_equals_a_loop_with_diffusers(prediction):
-    """Equation 2 written out with diffusers' DDIMScheduler gives the same latents, to float32 rounding."""
-    teacher, steps, omega, scale = tiny_teacher(frames=3, prediction=prediction), 4, 2.0, 300.0
-    cond, null = teacher.embed(PROMPTS), teacher.null(2)
-    generator = torch.Generator().manual_seed(0)
-    start, target = (torch.randn((2, *teacher.geometry.latent_shape), generator=generator) for _ in range(2))
+def ddim(teacher, steps):
+    """diffusers' DDIM for the tiny teacher."""
     scheduler = DDIMScheduler(
-        prediction_type={"eps": "epsilon", "v": "v_prediction"}[prediction],
+        prediction_type={"eps": "epsilon", "v": "v_prediction"}[teacher.schedule.prediction],
         clip_sample=False,
         set_alpha_to_one=False,
         timestep_spacing="trailing",
@@ -64,21 +59,31 @@ def test_guided_sampling_equals_a_loop_with_diffusers(prediction):
     scheduler.alphas_cumprod = teacher.schedule.alphas_cumprod
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
     scheduler.set_timesteps(steps)
+    return scheduler
 
-    def clean(z, output, abar):
-        return (
-            (z - (1 - abar).sqrt() * output) / abar.sqrt()
-            if prediction == "eps"
-            else (abar.sqrt() * z - (1 - abar).sqrt() * output)
-        )
 
+def clean(z, output, abar, prediction):
+    """Predicted clean latents."""
+    if prediction == "eps":
+        return (z - (1 - abar).sqrt() * output) / abar.sqrt()
+    return abar.sqrt() * z - (1 - abar).sqrt() * output
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_guided_sampling_equals_a_loop_with_diffusers(prediction):
+    """Equation 2 written out with diffusers' DDIMScheduler gives the same latents, to float32 rounding."""
+    teacher, steps, omega, scale = tiny_teacher(frames=3, prediction=prediction), 4, 2.0, 300.0
+    cond, null = teacher.embed(PROMPTS), teacher.null(2)
+    generator = torch.Generator().manual_seed(0)
+    start, target = (torch.randn((2, *teacher.geometry.latent_shape), generator=generator) for _ in range(2))
+    scheduler = ddim(teacher, steps)
     z, energies = start, []
     for number, t in enumerate(scheduler.timesteps):
         abar = scheduler.alphas_cumprod[t]
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
         z.requires_grad_(True)
         conditional = teacher.net(z, t[None], cond)
-        energy = (clean(z, conditional, abar) - target).square().flatten(1).mean(1)
+        energy = (clean(z, conditional, abar, prediction) - target).square().flatten(1).mean(1)
         (gradient,) = torch.autograd.grad(energy.sum(), z)
         z, conditional = z.detach(), conditional.detach()
         energies.append(energy.detach())
@@ -235,3 +240,62 @@ def test_mistakes_are_sentences(pipeline, reference, tmp_path):
     for match, options in cases:
         with pytest.raises(GuidedCDError, match=match):
             pipeline.sample(PROMPTS, wrong, steps=1, **options)
+
+
+def moving(seen, reference):
+    """The difference between the guided prediction's motion and the reference's."""
+    return (seen.guided.diff(dim=2).abs() - reference.guided.diff(dim=2).abs()).square().flatten(1).mean(1)
+
+
+moving.through, moving.config = "output", OutputEnergyConfig(relative=0.3)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_an_energy_of_the_output_takes_no_pass_with_a_gradient(prediction, monkeypatch):
+    """Sampling equals a loop with diffusers' scheduler, one call of twice the batch a step and nothing else."""
+    teacher, steps, omega, scale = tiny_teacher(frames=3, prediction=prediction), 4, 2.0, 3.0
+    cond, null, calls = teacher.embed(PROMPTS), teacher.null(2), []
+    net = teacher.net
+    monkeypatch.setattr(teacher, "net", lambda z, *rest: (calls.append((len(z), z.requires_grad)), net(z, *rest))[1])
+    start = torch.randn((2, *teacher.geometry.latent_shape), generator=torch.Generator().manual_seed(0))
+    guide = Guide(energy=moving, config=OutputEnergyConfig(scale=scale, fraction=1.0))
+    rule = Rule("eps", "sqrt-one-minus")
+    last = [*teacher_steps(teacher, cond, null, start, steps, omega, [guide], rule=rule)][-1].latents
+    assert calls == [(4, False)] * steps
+
+    scheduler, z = ddim(teacher, steps), start
+    for t in scheduler.timesteps:
+        abar = scheduler.alphas_cumprod[t]
+        alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+        conditional, unconditional = net(z, t[None], cond).detach(), net(z, t[None], null).detach()
+        output = conditional + omega * (conditional - unconditional)
+        z.requires_grad_(True)
+        own = clean(z, conditional, abar, prediction).detach().diff(dim=2).abs()
+        motion = clean(z, output, abar, prediction).diff(dim=2).abs()
+        (gradient,) = torch.autograd.grad((motion - own).square().flatten(1).mean(1).sum(), z)
+        z = z.detach()
+        eps = output if prediction == "eps" else alpha * output + sigma * z
+        eps = eps + scale * sigma * gradient
+        z = scheduler.step(eps if prediction == "eps" else (eps - sigma * z) / alpha, t, z).prev_sample
+    assert not torch.allclose(last, [*teacher_steps(teacher, cond, null, start, steps, omega)][-1].latents, atol=1e-2)
+    torch.testing.assert_close(last, z, rtol=1e-3, atol=1e-4)
+
+
+def test_energies_of_both_kinds_guide_together(pipeline, reference):
+    """Each guides with its own share; one of the output also compares with the video if there is one."""
+    both = {"far": (distance, {"relative": 0.2, "fraction": 1.0}), "moving": (moving, {"fraction": 0.5})}
+    guided = pipeline.sample_guided(PROMPTS, both, reference, steps=4, watch=True)
+    alone = pipeline.sample_guided(PROMPTS, {"moving": moving}, steps=4, watch=True)
+    video = pipeline.sample_guided(PROMPTS, {"moving": moving}, reference, steps=4)
+    clean = pipeline.sample_guided(PROMPTS, {"moving": (moving, {"reference": "clean"})}, reference, steps=4)
+
+    torch.testing.assert_close(guided.shares["far"], torch.full((4, 2), 0.2), rtol=1e-3, atol=0)
+    torch.testing.assert_close(guided.shares["moving"][:2], torch.full((2, 2), 0.1), rtol=1e-3, atol=0)
+    assert (guided.shares["moving"][2:] == 0).all() and guided.energies["moving"].isfinite().all()
+    assert not torch.equal(alone.videos, video.videos) and not torch.equal(video.videos, clean.videos)
+
+
+def test_an_energy_of_the_output_needs_a_video_for_other_references(pipeline):
+    """Clean latents and inversions are those of a video."""
+    with pytest.raises(GuidedCDError, match="energy 'moving' needs a reference"):
+        pipeline.sample(PROMPTS, {"moving": (moving, {"reference": "clean"})}, steps=2)

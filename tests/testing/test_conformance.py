@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from guidedcd import Run
+from guidedcd.energies.traits import Traits, stored_part, traits
 from guidedcd.plugins.requirements import requirements
+from guidedcd.preprocessing.estimates import reference_kinds
 from guidedcd.testing import checks, run_checks
 
 HEAD = """
@@ -54,6 +57,26 @@ ENERGIES = {
         "energy_is_one_number_per_sample",
     ),
     "not-finite": ("return (seen.x0 / 0).flatten(1).sum(1)", "energy_is_one_number_per_sample"),
+}
+OUTPUT = {
+    "reads-noise": (
+        "return (seen.guided * seen.z - reference.guided).square().flatten(1).mean(1)",
+        "energy_of_the_output_reads_the_prediction_alone",
+    ),
+    "half-detached": (
+        "x = seen.guided - reference.guided; return (x.detach() * x).flatten(1).mean(1)",
+        "energy_has_the_right_gradient",
+    ),
+    "ascends": (
+        "x = (seen.guided - reference.guided).square().flatten(1).mean(1); return 2 * x.detach() - x",
+        "energy_falls_along_its_score",
+    ),
+    "detached": ("return (seen.guided.detach() - 1).square().flatten(1).mean(1)", "energy_has_a_gradient"),
+    "mixes": ("return (seen.guided.mean(0, keepdim=True) - seen.x0).flatten(1).mean(1)", "energy_treats_samples_alone"),
+    "device": (
+        "return (seen.guided * torch.ones(seen.x0.shape)).square().flatten(1).mean(1)",
+        "energy_follows_the_device",
+    ),
 }
 REWARDS = {
     "detached": ("return video.detach().flatten(1).mean(1)", "reward_has_a_gradient"),
@@ -117,6 +140,65 @@ def test_an_energy_on_latents_passes(install):
     install("acme-odd", HEAD + OFFER.format(kind="Energy", hook="energies") + code)
 
     assert failing("energy") == set()
+
+
+def output_energy(body: str, through: str = "output") -> str:
+    """A plugin with an energy of the output."""
+    code = f"class Odd:\n    through = {through!r}\n    def __init__(self, config): ...\n"
+    code += f"    def __call__(self, seen, reference):\n        {body}\n"
+    return HEAD + OFFER.format(kind="OutputEnergy", hook="energies") + code
+
+
+@pytest.mark.parametrize(("body", "rule"), OUTPUT.values(), ids=OUTPUT)
+def test_a_wrong_energy_of_the_output_is_caught(install, body, rule):
+    """Each rule of energies finds its fault in one of the output, the rule for these energies among them."""
+    install("acme-odd", output_energy(body))
+
+    assert rule in failing("energy")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return (seen.guided - reference.guided).square().flatten(1).mean(1)",
+        "return (seen.guided.abs().flatten(1).mean(1) - reference.x0.abs().flatten(1).mean(1)).relu().square()",
+        "return (reference.x0.var(2).flatten(1).mean(1) - seen.x0.var(2).flatten(1).mean(1)).relu().square()",
+    ],
+)
+def test_an_energy_of_the_output_passes(install, body):
+    """Energies of the predicted clean latents, one-sided ones too, break no rule."""
+    install("acme-odd", output_energy(body))
+
+    assert failing("energy") == set()
+
+
+def test_a_misspelt_path_and_wrong_options_are_caught(install):
+    """`through` must be one of two words, and an energy of the output has the options of one."""
+    body = "return (seen.x0 - reference.x0).square().flatten(1).mean(1)"
+    install("acme-odd", output_energy(body, through="ouput"))
+    assert failing("energy") == {"energy_states_what_it_is"}
+
+
+def test_the_options_of_other_energies_are_caught(install):
+    """The default reference of an energy through the network takes passes, which training does not have."""
+    body = "return (seen.x0 - reference.x0).square().flatten(1).mean(1)"
+    install("acme-odd", output_energy(body).replace("OutputEnergyConfig", "EnergyConfig"))
+    assert failing("energy") == {"energy_states_what_it_is"}
+
+
+def test_attributes_that_the_constructor_sets_count(install):
+    """`through` and `reference_free` may be attributes of the object, which the checks and the estimates read."""
+    code = (
+        "class Odd:\n    def __init__(self, config):\n        self.through, self.reference_free = 'output', True\n"
+        "    def __call__(self, seen, reference):\n        assert reference is None\n"
+        "        return (seen.guided.diff(dim=2).square().flatten(1).mean(1) - 1).square()\n"
+    )
+    install("acme-odd", HEAD + OFFER.format(kind="OutputEnergy", hook="energies") + code)
+    run = Run.from_profile("shapes", energies=["odd"])
+
+    assert failing("energy") == set()
+    assert traits(run, "odd") == Traits(is_of_output=True, is_reference_free=True)
+    assert stored_part(run).energies == {} and reference_kinds(run) == {}
 
 
 def test_a_reference_free_energy_passes(install):

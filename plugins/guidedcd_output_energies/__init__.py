@@ -1,0 +1,71 @@
+"""Energies of the output: `x0-motion`, `dynamics` and `saturation`, functions of the predicted clean latents."""
+
+from __future__ import annotations
+
+import attrs
+from attrs.validators import ge, le, optional
+
+from guidedcd.plugins.configs import OutputEnergyConfig
+from guidedcd.plugins.hookspecs import hookimpl
+
+
+def _levels(instance: object, attribute: attrs.Attribute, value: tuple[float, float]) -> None:
+    if not 0 <= value[0] < value[1] <= 1:
+        raise ValueError(f"'{attribute.name}' must be two numbers in [0, 1], the lower one first (got {value!r})")
+
+
+@attrs.frozen(kw_only=True)
+class X0MotionConfig(OutputEnergyConfig):
+    """Options of `x0-motion`."""
+
+    span: int | None = attrs.field(default=None, validator=optional(ge(1)))
+    """The largest distance of two compared latent frames, at least 1; by default all pairs are compared."""
+    motion: float = attrs.field(default=5.0, validator=ge(0))
+    """Weight of the differences between frames (beta in FlowMotion)."""
+    content: float = attrs.field(default=0.0, validator=ge(0))
+    """Weight of the frames themselves (alpha in FlowMotion, which has 20): it also transfers appearance."""
+    signed: bool = False
+    """Compare differences with their sign, so that directions count, instead of their size."""
+
+
+@attrs.frozen(kw_only=True)
+class DynamicsConfig(OutputEnergyConfig):
+    """Options of `dynamics`."""
+
+    fraction: float = attrs.field(default=1.0, validator=[ge(0), le(1)])
+    """Fraction of the solver steps that are guided, the noisiest ones; `levels` narrows it."""
+    levels: tuple[float, float] = attrs.field(default=(0.5, 0.95), validator=_levels)
+    """The noise levels at which it acts, sigma / (alpha + sigma) in [0, 1], which is sigma for flow models."""
+    margin: float = attrs.field(default=0.0)
+    """How much larger than the reference's the logarithm of the variance over frames is to be."""
+
+
+@attrs.frozen(kw_only=True)
+class SaturationConfig(OutputEnergyConfig):
+    """Options of `saturation`."""
+
+    fraction: float = attrs.field(default=1.0, validator=[ge(0), le(1)])
+    """Fraction of the solver steps that are guided: all of them."""
+
+
+@hookimpl
+def register_energies(register):
+    """Offer `x0-motion`, `dynamics` and `saturation`."""
+    register(
+        "x0-motion",
+        "guidedcd_output_energies.energies:X0Motion",
+        config=X0MotionConfig,
+        summary="differences between the frames of the prediction, as in the reference",
+    )
+    register(
+        "dynamics",
+        "guidedcd_output_energies.energies:Dynamics",
+        config=DynamicsConfig,
+        summary="at least as much variance over frames as the reference: against a loss of motion",
+    )
+    register(
+        "saturation",
+        "guidedcd_output_energies.energies:Saturation",
+        config=SaturationConfig,
+        summary="channels that vary no more than the reference's: against oversaturation by guidance",
+    )
