@@ -32,18 +32,23 @@ _OTHER_DTYPE = re.compile(r"dtype|scalar type|[Ii]nput type")
 """Errors of torch about float32 weights and float64 inputs."""
 
 
-def look(subject: Subject, z: Tensor, t: int = T, teacher: Any = None) -> Seen:
-    """What the energy receives for latents (B, C, F, H, W): a forward pass of a tiny teacher, or known outputs."""
+def look(subject: Subject, z: Tensor, t: int = T, teacher: Any = None, guided: bool = True) -> Seen:
+    """What the energy receives for latents (B, C, F, H, W): a forward pass of a tiny teacher, or known outputs.
+
+    A reference of an energy of the output is not `guided`.
+    """
     teacher, captions = teacher or subject.teacher, CAPTIONS[: len(z)]
     times = torch.full((len(z),), t, device=z.device)
     if is_of_output(subject.built):
-        return output_pass(teacher, z, times, captions)
+        return output_pass(teacher, z, times, captions, guided=guided)
     needs = tuple(getattr(subject.built, "needs", ()))
     cond = {key: value.to(z.dtype) for key, value in teacher.embed(captions).items()}
     return teacher.seen(z, times, cond, needs=needs, captions=captions)
 
 
-def output_pass(teacher: Any, z: Tensor, t: Tensor, captions: Sequence[str] = (), moved: float = 0.0) -> Seen:
+def output_pass(
+    teacher: Any, z: Tensor, t: Tensor, captions: Sequence[str] = (), moved: float = 0.0, guided: bool = True
+) -> Seen:
     """A step with small constant outputs, as energies of the output receive it.
 
     With `moved`, the noisy latents and outputs are others, but the predicted clean latents are the same.
@@ -53,7 +58,7 @@ def output_pass(teacher: Any, z: Tensor, t: Tensor, captions: Sequence[str] = ()
         _, sigma = teacher.schedule.alpha_sigma(t)  # eps: x0 = (z - sigma output) / alpha
         z, o_c, o_u = z + moved * other, *(one + moved * other / expand(sigma, z) for one in (o_c, o_u))
     omega = torch.full((len(z),), OMEGA, device=z.device)
-    return seen_of_step(teacher.schedule, TeacherStep(z, t, o_c, o_u, omega), captions, teacher.decode)
+    return seen_of_step(teacher.schedule, TeacherStep(z, t, o_c, o_u, omega), captions, teacher.decode, guided=guided)
 
 
 def latents(subject: Subject, seed: int, batch: int = 2) -> Tensor:
@@ -83,7 +88,7 @@ def reference(subject: Subject, batch: int = 2, teacher: Any = None, dtype: torc
     if is_reference_free(subject.built):
         return None
     with torch.no_grad():
-        return kept(subject.built, look(subject, latents(subject, 1)[:batch].to(dtype), teacher=teacher))
+        return kept(subject.built, look(subject, latents(subject, 1)[:batch].to(dtype), teacher=teacher, guided=False))
 
 
 def energy_states_what_it_is(subject: Subject) -> None:
@@ -155,7 +160,7 @@ def energy_is_least_at_its_reference(subject: Subject) -> None:
     if is_reference_free(subject.built):
         return
     with torch.no_grad():
-        own = look(subject, latents(subject, 1))
+        own = look(subject, latents(subject, 1), guided=False)
         other = kept(subject.built, own)
         same, different = subject.built(own, other), subject.built(look(subject, sample(subject)), other)
     assert (same <= different + 1e-6).all(), (
@@ -219,7 +224,7 @@ def energy_follows_the_device(subject: Subject) -> None:
     try:
         energy = deepcopy(subject.built)  # it may keep tensors, which have no values on this device
         with torch.no_grad():
-            other = None if is_reference_free(energy) else kept(energy, look(subject, z, teacher=teacher))
+            other = None if is_reference_free(energy) else kept(energy, look(subject, z, teacher=teacher, guided=False))
             value = energy(look(subject, z, teacher=teacher), other)
     except RuntimeError as error:
         if "device" in str(error) and "item" not in str(error):
