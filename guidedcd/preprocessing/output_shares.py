@@ -92,4 +92,4 @@ def _step(draw: Draw, run: Run, teacher: Teacher) -> tuple[TeacherStep, torch.Te
     z0, noise, o_c, o_u = (one[None].to(device) for one in (draw.z0, draw.noise, draw.cond_output, draw.uncond_output))
     t = schedule.grid(run.solver.steps)[draw.index : draw.index + 1].to(device)
     omega = torch.full((1,), sum(run.solver.omega) / 2, device=device)
-    return TeacherStep(schedule.add_noise(z0, noise, t), t, o_c, o_u, omega), z0
+    return TeacherStep(schedule.add_noise(z0, noise, t), t, o_c, o_u, omega, run.solver.guider), z0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from guidedcd.diffusion.guidance import TeacherStep, combine
+from guidedcd.diffusion.guidance import TeacherStep
+from guidedcd.diffusion.guiders import combine
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.schedule import NoiseSchedule, to_x0_eps
 from guidedcd.diffusion.seen import Seen

@@ -9,7 +9,7 @@ from short_training import interrupted, trained
 from toy_plugin import make
 
 from guidedcd import OutputEnergyConfig, Run
-from guidedcd.diffusion.guidance import combine
+from guidedcd.diffusion.guiders import combine
 from guidedcd.diffusion.seen import Seen
 from guidedcd.energies.gradients import EnergyTerm, energy_gradients
 from guidedcd.energies.output import OutputGradients
