@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from guidedcd.config.kinds import KINDS, SECTIONS
-from guidedcd.config.reflection import flag, limits, types_of
+from guidedcd.config.option_types import flag, limits, types_of
 from guidedcd.config.sources import profiles
 from guidedcd.docstrings import docs_of
 from guidedcd.plugins.registry import CONFIGS

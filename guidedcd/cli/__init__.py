@@ -35,7 +35,7 @@ from guidedcd.cli.errors import explain
 from guidedcd.cli.examples import add_examples
 from guidedcd.cli.run_flags import check_groups, run_flags, same_words
 from guidedcd.config.kinds import DEFAULT_PROFILE
-from guidedcd.config.moved import check_flags
+from guidedcd.config.old_names import check_flags
 from guidedcd.config.sources import profiles
 from guidedcd.console import harmless
 from guidedcd.errors import GuidedCDError, PluginError, Terminated, described, on_command_line

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from guidedcd.cli.flag_types import PathFlag
 from guidedcd.config.kinds import KINDS
-from guidedcd.config.reflection import flag, limits, naming, positional
+from guidedcd.config.option_types import flag, limits, naming, positional
 from guidedcd.config.sources import profiles, read_profile
 from guidedcd.console import console, plain_table, print_table
 from guidedcd.docstrings import docs_of

@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter, Token
 from guidedcd.cli import command_line
 from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SECTIONS, Chosen
 from guidedcd.config.merge import components_of
-from guidedcd.config.reflection import flag, groups_of, limits, types_of
+from guidedcd.config.option_types import flag, groups_of, limits, types_of
 from guidedcd.config.resolve import resolve
 from guidedcd.config.run import Run
 from guidedcd.config.selection import Selection, select

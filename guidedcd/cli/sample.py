@@ -14,7 +14,7 @@ from guidedcd.cli.flag_types import PathFlag
 from guidedcd.cli.run_flags import flags_of, read_flags, read_selection, selected
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.merge import choose
-from guidedcd.config.reflection import flag
+from guidedcd.config.option_types import flag
 from guidedcd.config.sampling import GuidedConfig, PublishedConfig, SampleConfig
 from guidedcd.config.selection import Selection
 from guidedcd.config.sources import Layer, split_names

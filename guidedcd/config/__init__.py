@@ -2,6 +2,6 @@
 
 In: texts and tables of options. Out: a `Run` that contains every option of a distillation. `sources` reads one source,
 `merge` merges sources in order of precedence, `structure` converts values to types and names the option at fault,
-`reflection` reads types and limits of option classes, `sections` and `sampling` declare the engine's own
-options, `moved` has old names. Open `run` first.
+`option_types` reads types and limits of option classes, `sections` and `sampling` declare the engine's own
+options, `old_names` has earlier spellings. Open `run` first.
 """

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SCALARS, SECTIONS, Basic, Chosen
-from guidedcd.config.reflection import naming, positional
+from guidedcd.config.option_types import naming, positional
 from guidedcd.config.sources import Layer, Names, name_of
 from guidedcd.config.structure import Options, Value, structure
 from guidedcd.errors import GuidedCDError, option_name, shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from guidedcd.config.reflection import flag
+from guidedcd.config.option_types import flag
 from guidedcd.config.run import Run
 from guidedcd.config.sources import profiles, read_profile
 from guidedcd.config.structure import Options, Value

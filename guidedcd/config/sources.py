@@ -12,8 +12,8 @@ from typing import Any
 import attrs
 
 from guidedcd.config.kinds import KINDS, SCALARS, SECTIONS
-from guidedcd.config.moved import check_key
-from guidedcd.config.reflection import groups_of
+from guidedcd.config.old_names import check_key
+from guidedcd.config.option_types import groups_of
 from guidedcd.config.structure import Options, Value
 from guidedcd.documents import read_json, read_toml
 from guidedcd.errors import GuidedCDError, refusal, suggest

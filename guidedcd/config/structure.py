@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from guidedcd.config.reflection import flag, groups_of, limits, types_of
+from guidedcd.config.option_types import flag, groups_of, limits, types_of
 from guidedcd.errors import GuidedCDError, option_name, refusal, shown, suggest
 
 

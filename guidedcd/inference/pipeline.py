@@ -26,8 +26,8 @@ from guidedcd.diffusion.randomness import Stream, noise
 from guidedcd.diffusion.sampler import sample
 from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError, shortened
+from guidedcd.inference.solvers import teacher_sample
 from guidedcd.inference.student_folders import locate, results_of
-from guidedcd.inference.teacher_sampler import teacher_sample
 from guidedcd.models.student import Student
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import EnergyConfig

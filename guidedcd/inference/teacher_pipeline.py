@@ -24,7 +24,7 @@ from guidedcd.energies.traits import check_traits, needs_video
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.guides import Guide
 from guidedcd.inference.pipeline import batch_size, initial, prompts_and_seeds
-from guidedcd.inference.teacher_sampler import SamplingStep, teacher_sample, teacher_steps
+from guidedcd.inference.solvers import SamplingStep, teacher_sample, teacher_steps
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import EnergyConfig
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from guidedcd.config.reflection import flag
+from guidedcd.config.option_types import flag
 from guidedcd.config.run import Run
 from guidedcd.config.structure import changed
 from guidedcd.energies.traits import stored_part

@@ -1,7 +1,7 @@
 """Preprocessing: computes the missing shards of a run's latent store, in one process or several.
 
-`guidedcd.preprocessing.writer` computes the shards. A store may be filled in parts: part I of N consists of every N-th
-shard from shard I on. Several machines fill one folder, or each its own, whose shards are merged by copying.
+`guidedcd.preprocessing.store_writer` computes the shards. A store may be filled in parts: part I of N consists of
+every N-th shard from shard I on. Several machines fill one folder, or each its own, whose shards are merged by copying.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from guidedcd.models.student import time_embedding
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.preprocessing import estimates, output_shares, score_sets, shard_files, shards, shares, store
 from guidedcd.preprocessing.identity import identify, is_same
-from guidedcd.preprocessing.writer import ScoreWriter, StoreWriter, too_many_skipped
+from guidedcd.preprocessing.store_writer import ScoreWriter, StoreWriter, too_many_skipped
 
 STORES = Path("runs/stores")
 """The folder of all stores."""

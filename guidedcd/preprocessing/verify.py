@@ -23,7 +23,7 @@ from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.preprocessing import score_sets, shard_files, shards
 from guidedcd.preprocessing.identity import identify
 from guidedcd.preprocessing.score_sets import ScoreFolders
-from guidedcd.preprocessing.writer import StoreWriter
+from guidedcd.preprocessing.store_writer import StoreWriter
 
 PREDICTIONS, SCORES = 0.01, 0.05
 """Largest relative error |computed - stored| / |stored| of predictions and of scores in float32. Passes of another size

@@ -26,16 +26,16 @@ from guidedcd.plugins.one_file import DISTRIBUTION
 from guidedcd.plugins.optional import misspelt_attributes, misspelt_options
 from guidedcd.plugins.probe import probe
 from guidedcd.plugins.registry import Component, entry_points, load_plugins
-from guidedcd.testing.subject import Subject
+from guidedcd.testing.checked_component import CheckedComponent
 
-Rule = Callable[[Subject], None]
+Rule = Callable[[CheckedComponent], None]
 
 
 @attrs.frozen
 class Check:
     """One rule for one component; calling it raises AssertionError with an explanation if the rule is broken."""
 
-    subject: Subject
+    checked: CheckedComponent
     rule: Rule
     is_basic: bool = False
     """Whether the rules of behaviour cannot hold without this one."""
@@ -44,10 +44,10 @@ class Check:
 
     def __call__(self) -> None:
         """Check the rule."""
-        self.rule(self.subject)
+        self.rule(self.checked)
 
     def __str__(self) -> str:
-        return f"{self.subject.component.name}-{self.rule.__name__}"
+        return f"{self.checked.component.name}-{self.rule.__name__}"
 
     @property
     def description(self) -> str:
@@ -77,7 +77,7 @@ def checks_of(
         behaviour: Whether to include the rules that run the component.
         installation: Whether to include the rules about the import of its plugin, which take a new process.
     """
-    subject = Subject(component, config)
+    checked = CheckedComponent(component, config)
     rules: list[Rule] = [offering_is_light] if installation else []
     rules += [config_is_sound, options_are_spelt_right, target_is_importable]
     if behaviour:
@@ -86,8 +86,8 @@ def checks_of(
         rules += [component_can_be_built, attributes_are_spelt_right, *RULES[component.kind]]
         basic = (target_is_importable, component_can_be_built, RULES[component.kind][0])
         needing = (component_can_be_built, attributes_are_spelt_right, *RULES[component.kind])
-        return [Check(subject, rule, is_basic=rule in basic, needs_result=rule in needing) for rule in rules]
-    return [Check(subject, rule) for rule in rules]
+        return [Check(checked, rule, is_basic=rule in basic, needs_result=rule in needing) for rule in rules]
+    return [Check(checked, rule) for rule in rules]
 
 
 @attrs.frozen
@@ -129,9 +129,9 @@ def run_checks(checks: Iterable[Check]) -> list[CheckResult]:
     return results
 
 
-def offering_is_light(subject: Subject) -> None:
+def offering_is_light(checked: CheckedComponent) -> None:
     """Importing its plugin is quick, prints nothing and imports no large package."""
-    component = subject.component
+    component = checked.component
     if component.plugin.startswith(f"{DISTRIBUTION}/"):
         raise SkipTest("only commands that name a plugin file import it")
     module = next(
@@ -142,9 +142,9 @@ def offering_is_light(subject: Subject) -> None:
     assert not complaints, "; ".join(complaints)
 
 
-def config_is_sound(subject: Subject) -> None:
+def config_is_sound(checked: CheckedComponent) -> None:
     """Its config is a frozen attrs class, and every field has a default and a docstring."""
-    cls = subject.component.config
+    cls = checked.component.config
     for text in config_faults(cls):
         raise AssertionError(text)
     config = cls()
@@ -159,34 +159,34 @@ def config_is_sound(subject: Subject) -> None:
         assert docs.get(field.name), f"{cls.__name__}.{field.name} has no docstring, which `--help` shows"
 
 
-def component_can_be_built(subject: Subject) -> None:
+def component_can_be_built(checked: CheckedComponent) -> None:
     """It can be built from its options, and leaves the working directory and torch's defaults alone."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PluginWarning)
-        assert subject.built is not None, f"{subject.component.target} returned None"
+        assert checked.built is not None, f"{checked.component.target} returned None"
     for one in caught:
         assert not isinstance(one.message, PluginWarning), str(one.message)
 
 
-def options_are_spelt_right(subject: Subject) -> None:
+def options_are_spelt_right(checked: CheckedComponent) -> None:
     """No option nearly has the name of one that the engine reads."""
-    config = subject.component.config
-    for option, name in misspelt_options(subject.component.kind, config).items():
+    config = checked.component.config
+    for option, name in misspelt_options(checked.component.kind, config).items():
         raise AssertionError(f"the engine does not read {config.__name__}.{option}. Did you mean '{name}'?")
 
 
-def attributes_are_spelt_right(subject: Subject) -> None:
+def attributes_are_spelt_right(checked: CheckedComponent) -> None:
     """No attribute nearly has the name of an optional one that the engine reads."""
-    kind, component = subject.component.kind, subject.built
+    kind, component = checked.component.kind, checked.built
     texts = [("text encoder", component.text)] if kind == "teacher" and hasattr(component, "text") else []
     for what, owner in [(kind, component), *texts]:
         for attribute, name in misspelt_attributes(what, owner).items():
             raise AssertionError(f"the engine does not read {type(owner).__name__}.{attribute}. Did you mean '{name}'?")
 
 
-def target_is_importable(subject: Subject) -> None:
+def target_is_importable(checked: CheckedComponent) -> None:
     """Its target can be imported and called."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", PluginWarning)
-        target = subject.component.load()
-    assert callable(target), f"{subject.component.target} is neither a class nor a function"
+        target = checked.component.load()
+    assert callable(target), f"{checked.component.target} is neither a class nor a function"

@@ -21,7 +21,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.testing.helpers import CAPTIONS, T, is_batch, random, same_in_threads, unchanged
 
 if TYPE_CHECKING:
-    from guidedcd.testing.subject import Subject
+    from guidedcd.testing.checked_component import CheckedComponent
 
 
 OMEGA = 2.0
@@ -32,16 +32,16 @@ _OTHER_DTYPE = re.compile(r"dtype|scalar type|[Ii]nput type")
 """Errors of torch about float32 weights and float64 inputs."""
 
 
-def look(subject: Subject, z: Tensor, t: int = T, teacher: Any = None, guided: bool = True) -> Seen:
+def look(checked: CheckedComponent, z: Tensor, t: int = T, teacher: Any = None, guided: bool = True) -> Seen:
     """What the energy receives for latents (B, C, F, H, W): a forward pass of a tiny teacher, or known outputs.
 
     A reference of an energy of the output is not `guided`.
     """
-    teacher, captions = teacher or subject.teacher, CAPTIONS[: len(z)]
+    teacher, captions = teacher or checked.teacher, CAPTIONS[: len(z)]
     times = torch.full((len(z),), t, device=z.device)
-    if is_of_output(subject.built):
+    if is_of_output(checked.built):
         return output_pass(teacher, z, times, captions, guided=guided)
-    needs = tuple(getattr(subject.built, "needs", ()))
+    needs = tuple(getattr(checked.built, "needs", ()))
     cond = {key: value.to(z.dtype) for key, value in teacher.embed(captions).items()}
     return teacher.seen(z, times, cond, needs=needs, captions=captions)
 
@@ -61,21 +61,21 @@ def output_pass(
     return seen_of_step(teacher.schedule, TeacherStep(z, t, o_c, o_u, omega), captions, teacher.decode, guided=guided)
 
 
-def latents(subject: Subject, seed: int, batch: int = 2) -> Tensor:
+def latents(checked: CheckedComponent, seed: int, batch: int = 2) -> Tensor:
     """Noisy latents (batch, C, F, H, W) in the tiny teacher's size."""
-    return random((batch, *subject.teacher.geometry.latent_shape), seed)
+    return random((batch, *checked.teacher.geometry.latent_shape), seed)
 
 
-def sample(subject: Subject, batch: int = 2) -> Tensor:
+def sample(checked: CheckedComponent, batch: int = 2) -> Tensor:
     """Noisy latents of the sample in these checks, for which the energy has a gradient if it has one at all.
 
     An energy of the output may be one-sided: it has none for samples that, say, move more than their reference.
     """
-    z = latents(subject, 2)
-    if is_of_output(subject.built):
+    z = latents(checked, 2)
+    if is_of_output(checked.built):
         for scale in SCALES:
             scaled = (scale * z).requires_grad_()
-            energy = subject.built(look(subject, scaled), reference(subject))
+            energy = checked.built(look(checked, scaled), reference(checked))
             if isinstance(energy, Tensor) and energy.requires_grad:
                 (score,) = torch.autograd.grad(energy.sum(), scaled, allow_unused=True)
                 if score is not None and (score.flatten(1).abs().amax(1) > 0).all():
@@ -83,17 +83,19 @@ def sample(subject: Subject, batch: int = 2) -> Tensor:
     return z[:batch]
 
 
-def reference(subject: Subject, batch: int = 2, teacher: Any = None, dtype: torch.dtype = torch.float32) -> Any:
+def reference(
+    checked: CheckedComponent, batch: int = 2, teacher: Any = None, dtype: torch.dtype = torch.float32
+) -> Any:
     """The reference in these checks: a forward pass, what `keep` makes of it, or None for a reference-free energy."""
-    if is_reference_free(subject.built):
+    if is_reference_free(checked.built):
         return None
     with torch.no_grad():
-        return kept(subject.built, look(subject, latents(subject, 1)[:batch].to(dtype), teacher=teacher, guided=False))
+        return kept(checked.built, look(checked, latents(checked, 1)[:batch].to(dtype), teacher=teacher, guided=False))
 
 
-def energy_states_what_it_is(subject: Subject) -> None:
+def energy_states_what_it_is(checked: CheckedComponent) -> None:
     """Its `needs`, `through` and options agree, and training has its reference."""
-    energy, config = subject.built, subject.options
+    energy, config = checked.built, checked.options
     try:
         check_traits(energy, config, "the energy")
     except GuidedCDError as error:
@@ -105,17 +107,17 @@ def energy_states_what_it_is(subject: Subject) -> None:
         )
 
 
-def energy_is_one_number_per_sample(subject: Subject) -> None:
+def energy_is_one_number_per_sample(checked: CheckedComponent) -> None:
     """It returns finite energies (B,), and changes neither the global random state nor the gradient mode."""
-    seen, other = look(subject, sample(subject)), reference(subject)
+    seen, other = look(checked, sample(checked)), reference(checked)
     with unchanged("the energy"):
-        is_batch(subject.built(seen, other), 2, "the energy")
+        is_batch(checked.built(seen, other), 2, "the energy")
 
 
-def energy_has_a_gradient(subject: Subject) -> None:
+def energy_has_a_gradient(checked: CheckedComponent) -> None:
     """Its gradient with respect to the latents is finite, not zero, and stays within the sample."""
-    z = sample(subject).requires_grad_()
-    energy = subject.built(look(subject, z), reference(subject))
+    z = sample(checked).requires_grad_()
+    energy = checked.built(look(checked, z), reference(checked))
     assert energy.requires_grad, "the energy does not depend on seen.z: something detached it"
     (score,) = torch.autograd.grad(energy[0], z, allow_unused=True)
     assert score is not None, "the energy does not depend on seen.z: something detached it"
@@ -124,13 +126,13 @@ def energy_has_a_gradient(subject: Subject) -> None:
     assert score[1].abs().max() == 0, "the energy of one sample depends on another sample of the batch"
 
 
-def energy_falls_along_its_score(subject: Subject) -> None:
+def energy_falls_along_its_score(checked: CheckedComponent) -> None:
     """A small guided step lowers it."""
-    teacher = subject.teacher
-    z = sample(subject).requires_grad_()
-    other = reference(subject)
-    seen = look(subject, z)
-    before = subject.built(seen, other)
+    teacher = checked.teacher
+    z = sample(checked).requires_grad_()
+    other = reference(checked)
+    seen = look(checked, z)
+    before = checked.built(seen, other)
     (score,) = torch.autograd.grad(before.sum(), z)
     z, output = z.detach(), seen.output.detach()
     batch = len(z)
@@ -144,8 +146,8 @@ def energy_falls_along_its_score(subject: Subject) -> None:
     # Relative to the latents' norm: the first order must dominate curvature, but exceed rounding.
     for share in (1e-2, 3e-3, 1e-3):
         with torch.no_grad():
-            after = subject.built(
-                look(subject, z + share * z.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1) * unit), other
+            after = checked.built(
+                look(checked, z + share * z.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1) * unit), other
             )
         if (after < before.detach()).all():
             return
@@ -155,36 +157,36 @@ def energy_falls_along_its_score(subject: Subject) -> None:
     )
 
 
-def energy_is_least_at_its_reference(subject: Subject) -> None:
+def energy_is_least_at_its_reference(checked: CheckedComponent) -> None:
     """A sample that equals its reference has the least energy; a reference-free energy has no such point."""
-    if is_reference_free(subject.built):
+    if is_reference_free(checked.built):
         return
     with torch.no_grad():
-        own = look(subject, latents(subject, 1), guided=False)
-        other = kept(subject.built, own)
-        same, different = subject.built(own, other), subject.built(look(subject, sample(subject)), other)
+        own = look(checked, latents(checked, 1), guided=False)
+        other = kept(checked.built, own)
+        same, different = checked.built(own, other), checked.built(look(checked, sample(checked)), other)
     assert (same <= different + 1e-6).all(), (
         f"energy {same.tolist()} at the reference, {different.tolist()} elsewhere; if it compares with nothing, set "
         "`reference_free = True`"
     )
 
 
-def energy_treats_samples_alone(subject: Subject) -> None:
+def energy_treats_samples_alone(checked: CheckedComponent) -> None:
     """The energy of a sample does not depend on the rest of the batch."""
-    z = sample(subject)
+    z = sample(checked)
     with torch.no_grad():
-        both = subject.built(look(subject, z), reference(subject))
-        first = subject.built(look(subject, z[:1]), reference(subject, 1))
+        both = checked.built(look(checked, z), reference(checked))
+        first = checked.built(look(checked, z[:1]), reference(checked, 1))
     assert torch.allclose(both[:1], first, rtol=1e-3, atol=1e-7), f"{both[0].item()} in a batch, {first.item()} alone"
 
 
-def energy_has_the_right_gradient(subject: Subject) -> None:
+def energy_has_the_right_gradient(checked: CheckedComponent) -> None:
     """In float64, its gradient equals the difference of energies a small step apart."""
-    teacher, z = subject.teacher64, sample(subject, 1).double()
+    teacher, z = checked.teacher64, sample(checked, 1).double()
     inputs = z.clone().requires_grad_()
     try:
-        other = reference(subject, 1, teacher, torch.float64)
-        (score,) = torch.autograd.grad(subject.built(look(subject, inputs, teacher=teacher), other).sum(), inputs)
+        other = reference(checked, 1, teacher, torch.float64)
+        (score,) = torch.autograd.grad(checked.built(look(checked, inputs, teacher=teacher), other).sum(), inputs)
     except RuntimeError as error:
         if _OTHER_DTYPE.search(str(error)):
             raise SkipTest("it computes in float32 only") from error
@@ -192,10 +194,10 @@ def energy_has_the_right_gradient(subject: Subject) -> None:
     if not score.abs().max() > 0:
         return  # another rule reports it
     # Through the output alone, the latents are affine in z, so that nothing but the energy itself is curved.
-    size, tolerance = (1e-5, 1e-3) if is_of_output(subject.built) else (1e-3, 0.05)
+    size, tolerance = (1e-5, 1e-3) if is_of_output(checked.built) else (1e-3, 0.05)
     step = size * z.norm() * score / score.norm()
     with torch.no_grad():
-        above, below = (subject.built(look(subject, at, teacher=teacher), other) for at in (z + step, z - step))
+        above, below = (checked.built(look(checked, at, teacher=teacher), other) for at in (z + step, z - step))
     difference, slope = (above - below).sum() / 2, (score * step).sum()
     assert abs(slope - difference) <= tolerance * abs(difference) + 1e-12, (
         f"autograd gives {slope.item():.4g} along a step, the energies differ by {difference.item():.4g}: a detached "
@@ -203,29 +205,29 @@ def energy_has_the_right_gradient(subject: Subject) -> None:
     )
 
 
-def energy_of_the_output_reads_the_prediction_alone(subject: Subject) -> None:
+def energy_of_the_output_reads_the_prediction_alone(checked: CheckedComponent) -> None:
     """With `through = "output"`, it depends on the predicted clean latents and the noise level, and on nothing else."""
-    if not is_of_output(subject.built):
+    if not is_of_output(checked.built):
         return
-    z, t, other = sample(subject), torch.full((2,), T), reference(subject)
+    z, t, other = sample(checked), torch.full((2,), T), reference(checked)
     with torch.no_grad():
-        one, moved = (subject.built(output_pass(subject.teacher, z, t, CAPTIONS, by), other) for by in (0.0, 3.0))
+        one, moved = (checked.built(output_pass(checked.teacher, z, t, CAPTIONS, by), other) for by in (0.0, 3.0))
     assert torch.allclose(one, moved, rtol=1e-3, atol=1e-6), (
         f"energy {one.tolist()}, but {moved.tolist()} for other noisy latents with the same prediction: read `x0` or "
         "`guided`, for the engine takes no gradient with respect to anything else"
     )
 
 
-def energy_follows_the_device(subject: Subject) -> None:
+def energy_follows_the_device(checked: CheckedComponent) -> None:
     """It creates its tensors on the device of its arguments; it is tried on the meta device, as in a plan."""
-    teacher = subject.meta_teacher
+    teacher = checked.meta_teacher
     z = torch.empty(2, *teacher.geometry.latent_shape, device="meta")
 
     try:
-        energy = deepcopy(subject.built)  # it may keep tensors, which have no values on this device
+        energy = deepcopy(checked.built)  # it may keep tensors, which have no values on this device
         with torch.no_grad():
-            other = None if is_reference_free(energy) else kept(energy, look(subject, z, teacher=teacher, guided=False))
-            value = energy(look(subject, z, teacher=teacher), other)
+            other = None if is_reference_free(energy) else kept(energy, look(checked, z, teacher=teacher, guided=False))
+            value = energy(look(checked, z, teacher=teacher), other)
     except RuntimeError as error:
         if "device" in str(error) and "item" not in str(error):
             raise AssertionError(f"it mixes devices: create tensors on seen.z.device ({error})") from error
@@ -235,16 +237,16 @@ def energy_follows_the_device(subject: Subject) -> None:
     assert value.device == z.device, f"the energies are on {value.device}, the latents on another device"
 
 
-def energy_is_safe_in_threads(subject: Subject) -> None:
+def energy_is_safe_in_threads(checked: CheckedComponent) -> None:
     """Calls from several threads do not disturb each other."""
     passes = []
     with torch.no_grad():
-        other = reference(subject, 1)
-        passes = [look(subject, latents(subject, seed, 1)) for seed in range(4)]
+        other = reference(checked, 1)
+        passes = [look(checked, latents(checked, seed, 1)) for seed in range(4)]
 
     def energy(seen: Seen) -> Tensor:
         with torch.no_grad():
-            return subject.built(seen, other)
+            return checked.built(seen, other)
 
     assert same_in_threads(energy, passes), "calls from several threads disturb each other: keep no state in self"
 

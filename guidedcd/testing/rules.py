@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from guidedcd.testing import energies, other_kinds, rewards, routes, teachers
-from guidedcd.testing.subject import Subject
+from guidedcd.testing import datasets, energies, metrics, rewards, routes, teachers
+from guidedcd.testing.checked_component import CheckedComponent
 
-Rule = Callable[[Subject], None]
+Rule = Callable[[CheckedComponent], None]
 
 RULES: dict[str, Sequence[Rule]] = {
     "energy": energies.RULES,
     "reward": rewards.RULES,
     "route": routes.RULES,
     "teacher": teachers.RULES,
-    "dataset": [other_kinds.dataset_yields_clips],
-    "metric": [other_kinds.metric_scores_each_video],
+    "dataset": datasets.RULES,
+    "metric": metrics.RULES,
 }
 """The rules by kind."""

@@ -9,7 +9,7 @@ import pytest
 
 from guidedcd.config.from_python import evaluation_of
 from guidedcd.config.kinds import Chosen
-from guidedcd.config.moved import MOVED, check_flags
+from guidedcd.config.old_names import MOVED, check_flags
 from guidedcd.config.resolve import resolve, run_from_dict
 from guidedcd.config.run import Run
 from guidedcd.config.sampling import SampleConfig

@@ -15,7 +15,7 @@ from guidedcd.diffusion.sampler import lambda_applies, sample, sample_steps
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.guides import Guide
-from guidedcd.inference.teacher_sampler import teacher_sample
+from guidedcd.inference.solvers import teacher_sample
 from guidedcd.models.student import Student
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.testing.tiny_teacher import tiny_teacher

@@ -11,8 +11,8 @@ from guidedcd.data import media
 from guidedcd.diffusion.guidance import Rule
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.guides import Guide
+from guidedcd.inference.solvers import teacher_steps
 from guidedcd.inference.teacher_pipeline import TeacherPipeline
-from guidedcd.inference.teacher_sampler import teacher_steps
 from guidedcd.plugins.configs import EnergyConfig, OutputEnergyConfig
 from guidedcd.testing.tiny_teacher import tiny_teacher
 from guidedcd.trials.teacher import ADVICE

@@ -16,7 +16,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.shards import shard_name
 from guidedcd.preprocessing.store import LatentStore
-from guidedcd.preprocessing.writer import StoreWriter
+from guidedcd.preprocessing.store_writer import StoreWriter
 
 
 def test_store_is_the_same_however_it_was_interrupted(toy, tmp_path, monkeypatch):

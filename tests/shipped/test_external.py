@@ -97,7 +97,7 @@ def test_conformance(function):
     component = load_plugins().get("reward", "external")
     for check in (all_checks := checks_of(component, config=config, installation=False)):
         check()
-    reward = all_checks[0].subject.built
+    reward = all_checks[0].checked.built
     assert reward.max_tokens == 8 and reward.count_tokens("a cat") == 5
     for other in (copy.deepcopy(reward), pickle.loads(pickle.dumps(reward))):
         assert other.config == reward.config and other.function._process is None

@@ -48,7 +48,7 @@ def run(session: Session) -> None:
 
     from guidedcd.diffusion.randomness import noise
     from guidedcd.inference.guides import Guide
-    from guidedcd.inference.teacher_sampler import teacher_sample
+    from guidedcd.inference.solvers import teacher_sample
     from guidedcd_shapes import ShapesTeacherConfig
     from guidedcd_shapes.teacher import ShapesTeacher
 

@@ -10,7 +10,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Component
 
 
-class Subject:
+class CheckedComponent:
     """A component under test, built once for all its checks."""
 
     def __init__(self, component: Component, config: Any = None) -> None:
