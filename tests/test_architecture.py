@@ -144,6 +144,8 @@ def test_engine_imports_no_plugin():
 OTHER_MEANINGS = {
     ("config/kinds.py", "shapes"),  # the default profile
     ("inference/published.py", "pta"),  # what the strength input of T2V-Turbo-v2's published students is called
+    ("data/prompts.py", "motion"),  # the prompts that name a motion
+    ("trials/teacher.py", "motion"),  # the same
 }
 
 
