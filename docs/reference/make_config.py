@@ -42,8 +42,9 @@ Sources are merged in this order; a later one takes precedence:
 3. the file (`--config`): TOML, or the `run.json` of another run
 4. flags
 
-`guidedcd train --help` shows the defaults of the chosen profile and the options of all installed
-components. `guidedcd plugins show pta` shows the options of one component.
+`guidedcd train --help` shows the defaults of the chosen profile and the options of the chosen
+components, `guidedcd train --help-all` those of all installed ones. `guidedcd plugins show pta`
+shows the options of one component.
 """
 
 

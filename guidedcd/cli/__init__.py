@@ -22,6 +22,7 @@ from guidedcd.cli import (
     data,
     evaluate,
     export,
+    help_pages,
     plan,
     plugins,
     preprocess,
@@ -91,7 +92,7 @@ def build(registry: Registry, command: str = "", profile: str = DEFAULT_PROFILE)
     )
     for name, module in COMMANDS.items():
         module.add(app, registry, _flags(name, registry, profile) if name == command else Any)
-    add_examples(app)
+    add_examples(app, (*WITH_RUN, *WITH_COMPONENTS))
     return app
 
 
@@ -125,7 +126,8 @@ def _run(argv: Sequence[str]) -> Any:
         if tokens and tokens[0] in (*WITH_RUN, *WITH_COMPONENTS):
             check_groups(tokens, registry, sections=tokens[0] in WITH_RUN)
         with _plain_warnings():
-            return build(registry, tokens[0] if tokens else "", _profile(tokens))(tokens)
+            app = build(registry, tokens[0] if tokens else "", _profile(tokens))
+            return app(help_pages.with_help(tokens))
     except (GuidedCDError, CycloptsError, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:
         status = explain(error, tokens, registry)
         if status is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from cyclopts import App
+
+from guidedcd.cli import help_pages
 
 EXAMPLES = {
     (): "guidedcd train --energies pta --rewards hps,clip",
@@ -44,12 +46,19 @@ def pages(app: App, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ..
             yield from pages(app[name], (*words, name))
 
 
-def add_examples(app: App) -> None:
-    """Put each command's example at the top of its page of help, whose paragraphs are as wide as the terminal."""
+def add_examples(app: App, with_components: Container[str] = ()) -> None:
+    """Put each command's example at the top of its page of help, whose paragraphs are as wide as the terminal.
+
+    Args:
+        app: The application.
+        with_components: Commands that take options of components, not all of which their pages show.
+    """
     for words, page in pages(app):
         page.help_prologue = f"Example: {EXAMPLES[words]}"
         if page.default_command is not None:
             page.help = _paragraphs(inspect.getdoc(page.default_command) or "")
+            if words[0] in with_components:
+                page.help += f"\n\n{help_pages.NOTE}"
 
 
 def _paragraphs(docstring: str) -> str:

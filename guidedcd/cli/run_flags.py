@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import attrs
 from cyclopts import Group, Parameter, Token
 
-from guidedcd.cli import command_line
+from guidedcd.cli import command_line, help_pages
 from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SECTIONS, Chosen
 from guidedcd.config.merge import components_of
 from guidedcd.config.option_types import flag, groups_of, limits, types_of
@@ -142,7 +142,7 @@ def run_flags(
     scalars: Sequence[str] = ("profile", "config", "seed", "device", "name"),
     sections: Sequence[str] = tuple(SECTIONS),
 ) -> type:
-    """The class that holds every flag describing a run; help shows the defaults of `profile`.
+    """The class that holds every flag describing a run; help shows the defaults of `profile`, see `help_pages`.
 
     Args:
         registry: The installed plugins.
@@ -177,6 +177,8 @@ def run_flags(
         if key not in kinds:
             continue
         components = {}
+        words = same_words(command_line.words())
+        named = help_pages.shown(words, key, layer)
         for component in registry.of_kind(kind).values():
             if not attrs.fields(component.config):
                 continue
@@ -185,8 +187,9 @@ def run_flags(
                 defaults |= options if name == component.name else {}
             group = Group(f"{kind.capitalize()} {component.name}", sort_key=100 * (10 + order))
             cls = _options(component.config, component.name.replace("-", "_"), defaults, group)
-            components[component.name.replace("-", "_")] = _field(cls)
-            for value in _values_in(command_line.words(), key, component.name):
+            visible = Parameter(show=named is None or component.name in named)
+            components[component.name.replace("-", "_")] = _field(Annotated[cls, visible])
+            for value in _values_in(words, key, component.name):
                 hidden = Parameter(name=name_of(component.name, value), show=False)
                 components[_encoded(component.name, value)] = _field(Annotated[cls, hidden])
         if components:
@@ -204,7 +207,7 @@ def run_flags(
 def _values_in(words: Sequence[str], key: str, name: str) -> list[str]:
     """The values in flags of one kind and component such as --rewards.NAME:VALUE.weight, which may contain dots."""
     path = f"--{key}.{name}:"
-    flags = [word.partition("=")[0] for word in same_words(words)]
+    flags = [word.partition("=")[0] for word in words]
     values = [flag.removeprefix(path).rpartition(".")[0] for flag in flags if flag.startswith(path)]
     return list(dict.fromkeys(value for value in values if value))
 

@@ -120,13 +120,28 @@ def test_help_shows_every_option_with_its_docstring_and_default(command, toys):
     """Help is generated from the config classes, with the profile's defaults."""
 
     def page(*profile: str) -> str:  # without frames and line breaks
-        return " ".join(command("train", *profile, "--help").out.replace("│", " ").split())
+        return " ".join(command("train", *profile).out.replace("│", " ").split())
 
-    out = page()
+    out = page("--energy=shake", "--help")
     assert "--energies.shake.top INT How many. (at least 1) [default: 1]" in out
     assert "--train.optimizer.lr FLOAT" in out and f"[default: {OF_PROFILE['optimizer']['lr']}]" in out
     assert "one of full, lora" in out
-    assert "[default: 8000]" in page("--profile", "t2v-turbo-v2")
+    assert "[default: 8000]" in page("--profile", "t2v-turbo-v2", "--help")
+    assert "--help-all shows those of all installed ones" in out
+    assert "--energies.rattle" not in out and "--rewards." not in out and "--teacher.toy" not in out
+    everything = page("--help-all")
+    assert all(flag in everything for flag in ("--energies.shake.top", "--energies.rattle.scale", "--teacher.toy.path"))
+    chosen = page("--profile=t2v-turbo-v2", "--rewards", "smile", "--help")
+    assert "--rewards.smile.weight" in chosen and "--rewards.hps" not in chosen and "--energies.pta.layers" in chosen
+
+
+def test_help_shows_the_components_of_a_file_and_of_a_trial(command, toys, tmp_path):
+    """What --config selects is shown, and of `try` the component that is tried."""
+    (tmp_path / "run.toml").write_text("[rewards.smile]\nweight = 2\n")
+
+    assert "--rewards.smile.weight" in command("plan", "--config", "run.toml", "--help").out
+    page = command("try", "energy", "shake", "--help").out
+    assert "--energies.shake.top" in page and "--energies.rattle" not in page
 
 
 def test_singular_and_plural_do_not_touch_values():

@@ -75,7 +75,7 @@ def flags(*command: str) -> frozenset[str]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as exit_:
         patch.setenv("COLUMNS", "300")
-        main([*command, "--help"])
+        main([*command, "--help-all"])
     assert not exit_.value.code, f"guidedcd {' '.join(command)} is not a command"
     return frozenset(re.findall(r"(?<![\w-])--?[a-z][\w.-]*", out.getvalue()))
 
