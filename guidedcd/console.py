@@ -70,7 +70,7 @@ def plain_table(*columns: str, numbers: Iterable[str] = (), unbroken: Iterable[s
 
 def print_table(table: Table) -> None:
     """Print a table; off a terminal nothing is wrapped, so that lines can be searched."""
-    if console.is_terminal:
+    if console.is_terminal or console.quiet:
         console.print(table)
         return
     wide = SafeConsole(width=1000, color_system=None)

@@ -68,6 +68,7 @@ def distil(
         where = accelerator.device
     main = accelerator.is_main_process
     console.quiet = not main
+    rewards: dict[str, Any] | None = None
     if main:
         run_folder(run, out, new=new)
         if note := unscaled(run):
@@ -76,14 +77,16 @@ def distil(
     console.print(f"train    building the teacher {run.teacher.name}" + _listed("the rewards", run.rewards))
     with blame_memory("the teacher"):
         teacher = run.teacher.build().to(where)
-    if main:
+    if rewards is not None:
         rehearse(rewards, run, teacher.geometry, where)
-        del rewards  # they take memory, and training builds its own
+        for reward in rewards.values():
+            reward.to("cpu")  # the preprocessing needs the memory of the device
     latents = open_store(run, preprocess(run, store_folder=store, teacher=teacher, fill_parts=False))
     with claimed(run, out, new=new, command=command) if main else nullcontext() as folder:
         (folder,) = broadcast_object_list([folder])
         if not (folder / "student" / "student.json").exists():
-            Trainer(run, folder, latents, teacher, accelerator).fit()
+            Trainer(run, folder, latents, teacher, accelerator, rewards).fit()
+        rewards = None  # the evaluation needs the memory
         # The other processes are done, and must not wait for the evaluation in a collective.
         accelerator.free_memory()
         del teacher, latents

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from json import dumps
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -12,8 +15,10 @@ from guidedcd.cli.run_flags import flags_of, read_flags, read_selection, run_fla
 from guidedcd.config.kinds import DEFAULT_PROFILE
 from guidedcd.config.sources import Layer, split_names
 from guidedcd.config.trials import EnergyTrialConfig, TrialConfig
+from guidedcd.console import console
 from guidedcd.plugins.registry import Registry
 
+JSON = Annotated[bool, Parameter(negative="")]
 Texts = Annotated[list[str] | None, Parameter(negative="")]
 
 
@@ -36,7 +41,14 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
 
 def _add_energy(group: App, registry: Registry, components: Any) -> None:
     def energy(
-        name: str, /, *, prompt: Texts = None, out: PathFlag = None, flags: Any = None, config: Any = None
+        name: str,
+        /,
+        *,
+        prompt: Texts = None,
+        out: PathFlag = None,
+        json: bool = False,
+        flags: Any = None,
+        config: Any = None,
     ) -> None:
         """Sample a teacher with and without an energy from the same noise, side by side.
 
@@ -51,17 +63,23 @@ def _add_energy(group: App, registry: Registry, components: Any) -> None:
             What to show; @FILE reads a file of prompts. May be repeated. By default prompts of the teacher's own.
         out
             Folder of the files; the default is trials/NAME.
+        json
+            Print one JSON object instead of tables.
         """
         options = read_flags(EnergyTrialConfig, config, "a trial")
         selection = read_selection(flags, registry, _tried("energies", name))
-        starting("energy   loading PyTorch and the teacher")
-        from guidedcd.trials.energy import try_energy
+        with _tables(not json):
+            starting("energy   loading PyTorch and the teacher")
+            from guidedcd.trials.energy import try_energy
 
-        try_energy(selection, prompts=prompt, out=out, config=EnergyTrialConfig(**options))
+            trial = try_energy(selection, prompts=prompt, out=out, config=EnergyTrialConfig(**options))
+        if json:
+            _print_json(trial.to_dict())
 
     energy.__annotations__ |= {
         "prompt": Texts,
         "out": PathFlag,
+        "json": JSON,
         "flags": components,
         "config": flags_of(EnergyTrialConfig, "Trial"),
     }
@@ -75,6 +93,7 @@ def _add_reward(group: App, registry: Registry, components: Any) -> None:
         *videos: PathArgument,
         prompt: Texts = None,
         out: PathFlag = None,
+        json: bool = False,
         flags: Any = None,
         config: Any = None,
     ) -> None:
@@ -92,18 +111,24 @@ def _add_reward(group: App, registry: Registry, components: Any) -> None:
             Caption of the videos, one for all or one for each; by default the prompt in their metadata.
         out
             Folder of the files; the default is trials/NAME.
+        json
+            Print one JSON object instead of tables.
         """
         options = read_flags(TrialConfig, config, "a trial")
         selection = read_selection(flags, registry, _tried("rewards", name))
-        starting("reward   loading PyTorch and the reward")
-        from guidedcd.trials.reward import try_reward
+        with _tables(not json):
+            starting("reward   loading PyTorch and the reward")
+            from guidedcd.trials.reward import described, try_reward
 
-        try_reward(selection, videos, prompts=prompt, out=out, config=TrialConfig(**options))
+            scored = try_reward(selection, videos, prompts=prompt, out=out, config=TrialConfig(**options))
+        if json:
+            _print_json(described(selection, scored))
 
     reward.__annotations__ |= {
         "videos": PathArgument,
         "prompt": Texts,
         "out": PathFlag,
+        "json": JSON,
         "flags": components,
         "config": flags_of(TrialConfig, "Trial"),
     }
@@ -111,7 +136,14 @@ def _add_reward(group: App, registry: Registry, components: Any) -> None:
 
 
 def _add_route(group: App, registry: Registry, components: Any) -> None:
-    def route(name: str, /, *captions: str, clips: Annotated[int, POSITIVE_WHOLE] = 12, flags: Any = None) -> None:
+    def route(
+        name: str,
+        /,
+        *captions: str,
+        clips: Annotated[int, POSITIVE_WHOLE] = 12,
+        json: bool = False,
+        flags: Any = None,
+    ) -> None:
         """Print what a route decides for captions: which rewards score a clip, with which caption, and energies.
 
         Parameters
@@ -122,15 +154,34 @@ def _add_route(group: App, registry: Registry, components: Any) -> None:
             Captions, or @FILE with one a line or a JSON list; by default those of the profile's data set.
         clips
             How many clips of the data set are shown where no caption is given.
+        json
+            Print one JSON object instead of tables.
         """
         selection = read_selection(flags, registry, _tried("routes", name))
-        starting("route    loading PyTorch and the route")
-        from guidedcd.trials.route import try_route
+        with _tables(not json):
+            starting("route    loading PyTorch and the route")
+            from guidedcd.trials.route import described, try_route
 
-        try_route(selection, captions, clips=clips)
+            decisions = try_route(selection, captions, clips=clips)
+        if json:
+            _print_json(described(selection, decisions))
 
-    route.__annotations__ |= {"clips": Annotated[int, POSITIVE_WHOLE], "flags": components}
+    route.__annotations__ |= {"clips": Annotated[int, POSITIVE_WHOLE], "json": JSON, "flags": components}
     group.command(route)
+
+
+@contextmanager
+def _tables(printed: bool) -> Iterator[None]:
+    """Within this context nothing is printed on standard output, unless `printed`."""
+    before, console.quiet = console.quiet, console.quiet or not printed
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
+def _print_json(value: Any) -> None:
+    print(dumps(value, indent=2, ensure_ascii=False))
 
 
 def _tried(key: str, name: str) -> Layer:

@@ -40,6 +40,8 @@ class Guide:
     """For the references "single-step" and "prediction": noise like `z0`, other than the sample's."""
     plugin: str | None = None
     """The plugin that the energy comes from, for errors."""
+    inverted: dict[int, dict[int, Tensor]] = attrs.field(factory=dict, repr=False)
+    """By number of steps, the inverted latents of the reference at points of the grid; filled when they are needed."""
     name: str = attrs.field()
     """For errors; by default the name of the energy's class."""
 
@@ -78,8 +80,11 @@ class References:
                 sharing = [one for one in guides if _pass_of(one) == _pass_of(guide)]
                 first = 0 if watch else min(self.first[id(one)] for one in sharing)
                 if first < steps:
-                    trajectory = inversion.invert(teacher, guide.z0, guide.cond, steps, steps - 1)
-                    self.inverted[id(guide.z0)] = {index: z for index, z in trajectory if index >= first}
+                    known = guide.inverted.setdefault(steps, {})
+                    if not set(range(first, steps)) <= set(known):
+                        trajectory = inversion.invert(teacher, guide.z0, guide.cond, steps, steps - 1)
+                        known.update((index, z) for index, z in trajectory if index >= first)
+                    self.inverted[id(guide.z0)] = known
 
     def guides_at(self, guides: Sequence[Guide], index: int) -> list[Guide]:
         """Those of `guides` that act on the step from grid point `index`."""

@@ -170,6 +170,8 @@ class Guiding:
     """Pixels (1 or B, F, 3, H, W)."""
     captions: Sequence[str]
     """The references' captions (0, 1 or B); without one, the prompts take their place."""
+    known: dict[tuple[Any, ...], list[Guide]] | None = attrs.field(default=None, repr=False)
+    """Guides by the seeds and captions of their videos, which several calls share; None keeps none."""
 
     @classmethod
     def build(
@@ -231,7 +233,15 @@ class Guiding:
         return attrs.evolve(self, reference=reference, captions=self.captions[start:stop])
 
     def guides(self, teacher: Teacher, seeds: Sequence[int]) -> list[Guide]:
-        """Each energy with the latents of its references."""
+        """Each energy with the latents of its references, which are encoded and inverted once where they are kept."""
+        if self.known is None:
+            return self._guides(teacher, seeds)
+        key = (*seeds, *self.captions)
+        if key not in self.known:
+            self.known[key] = self._guides(teacher, seeds)
+        return self.known[key]
+
+    def _guides(self, teacher: Teacher, seeds: Sequence[int]) -> list[Guide]:
         references: dict[str, Any] = {}
         if self.reference is not None:
             with torch.no_grad():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guidedcd.config.kinds import KINDS
+from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Run
 from guidedcd.config.sources import ALIASES, Layer
 from guidedcd.console import console
@@ -47,7 +48,7 @@ def run_folder(run: Run, out: Path | None, *, new: bool) -> Path:
             if not _same(recorded, described):
                 _same_objects(out, run, recorded)
                 Layer.of_file(recorded, str(out / "run.json"))  # an old name of an option has its own error
-                other = difference(_essence(recorded), _essence(described))
+                other = difference(_essence(_complete(recorded)), _essence(described))
                 raise GuidedCDError(f"{out} holds a run with another configuration ({other}). Choose another --out.")
             if new:
                 raise GuidedCDError(f"--new starts a new run, but {out} holds one already. Choose another --out.")
@@ -158,10 +159,30 @@ def _record_sources(run: Run, folder: Path) -> None:
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two runs would compute the same results; version and command line are ignored."""
-    return isinstance(one, dict) and digest(_essence(one)) == digest(_essence(other))
+    """Whether two runs would compute the same results; version and command line are ignored.
+
+    Args:
+        one: The content of a run.json; options that it lacks, because they did not exist yet, have their defaults.
+        other: `Run.to_dict` of a run.
+    """
+    if not isinstance(one, dict):
+        return False
+    expected = digest(_essence(other))
+    return digest(_essence(one)) == expected or digest(_essence(_complete(one))) == expected
+
+
+def _complete(recorded: dict[str, Any]) -> dict[str, Any]:
+    """The content of a run.json with the defaults of the options that it lacks; itself if it is no description of a run
+    or has a component that is not installed."""
+    with contextlib.suppress(GuidedCDError):
+        return run_from_dict(recorded).to_dict()
+    return recorded
 
 
 def _essence(described: dict[str, Any]) -> dict[str, Any]:
-    """The options that the results of a run depend on; the key `energy` of older files becomes `energies`."""
-    return {ALIASES.get(k, k): v for k, v in described.items() if k not in ("guidedcd", "command", "device")}
+    """The options that the results of a run depend on; the key `energy` of older files becomes `energies`.
+
+    Sources of components, such as the files of `--plugin`, are none: a run continues with edited ones and states it.
+    """
+    others = ("guidedcd", "command", "device", "plugin_files")
+    return {ALIASES.get(k, k): v for k, v in described.items() if k not in others}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -40,20 +41,27 @@ class Trainer:
         store: The run's latent store, complete.
         teacher: The run's teacher on its device; the student takes over its denoiser.
         accelerator: One for the run's precision and device by default.
+        rewards: The run's rewards by name, where they are built already.
 
     Raises:
         GuidedCDError: A reward cannot be loaded, or the memory is exhausted.
     """
 
     def __init__(
-        self, run: Run, folder: Path, store: LatentStore, teacher: Teacher, accelerator: Accelerator | None = None
+        self,
+        run: Run,
+        folder: Path,
+        store: LatentStore,
+        teacher: Teacher,
+        accelerator: Accelerator | None = None,
+        rewards: Mapping[str, Any] | None = None,
     ) -> None:
         self.run, self.folder, self.checkpoints = run, folder, folder / "checkpoints"
         self.accelerator = accelerator or accelerator_for(run, teacher.device)
-        rewards = _reward_scorer(run, teacher)
+        scorer = _reward_scorer(run, teacher, rewards)
         batches = Batches(
             store,
-            readers=rewards.readers,
+            readers=scorer.readers,
             rules=rules_of(run),
             energies=run.energies,
             size=run.train.batch_size,
@@ -63,7 +71,7 @@ class Trainer:
             processes=self.accelerator.num_processes,
         )
         rollouts = None
-        if run.train.rollouts.videos and rewards.names:
+        if run.train.rollouts.videos and scorer.names:
             rollouts = Rollouts(
                 run,
                 teacher,
@@ -80,7 +88,7 @@ class Trainer:
             run,
             teacher,
             self.accelerator,
-            rewards=rewards,
+            rewards=scorer,
             batches=batches,
             rollouts=rollouts,
             last_checkpoint=self._last_checkpoint,
@@ -233,10 +241,11 @@ class _LogLine:
         accelerator.log(line, step=number)
 
 
-def _reward_scorer(run: Run, teacher: Teacher) -> RewardScorer:
+def _reward_scorer(run: Run, teacher: Teacher, rewards: Mapping[str, Any] | None) -> RewardScorer:
     """The run's rewards on the teacher's device."""
     with blame_memory("the rewards", "Use fewer --rewards"):
-        modules = {name: module.to(teacher.device) for name, module in build_rewards(run).items()}
+        built = build_rewards(run) if rewards is None else rewards
+        modules = {name: module.to(teacher.device) for name, module in built.items()}
         return RewardScorer(
             {name: (modules[name], config) for name, config in run.rewards.items()},
             teacher,

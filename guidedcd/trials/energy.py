@@ -109,6 +109,7 @@ def try_energy(
         "advice": ADVICE,
     }
     guiding = Guiding.build(pipeline.teacher, [energy], None if video is None else video[None], caption, [built])
+    guiding = attrs.evolve(guiding, known={})  # both calls have the same references
     with progress("sample", 2 * config.steps * len(listed), unit="steps") as advance:
         options["advance"] = advance
         without, with_energy = (

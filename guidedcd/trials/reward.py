@@ -96,10 +96,18 @@ def try_reward(
         rows = [image for one in scored for image in (one.frames, heat(one.gradient, largest))]
         captions = [text for one in scored for text in (_title(one), "gradient over the pixels above")]
         contact_sheet(out / "contact_sheet.png", rows, captions, size=128)
-        described = {chosen.name: unstructure(chosen.config)}
-        write_json(out / "reward.json", {"reward": described, "videos": [one.to_dict() for one in scored]})
+        write_json(out / "reward.json", described(selection, scored))
     _print(chosen, reward, scored, out)
     return scored
+
+
+def described(selection: Selection, scored: Sequence[ScoredVideo]) -> dict[str, Any]:
+    """The content of reward.json."""
+    chosen = selection.one("reward")
+    return {
+        "reward": {chosen.name: unstructure(chosen.config)},
+        "videos": [one.to_dict() for one in scored],
+    }
 
 
 def _videos(

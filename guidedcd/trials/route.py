@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 
@@ -40,6 +41,31 @@ def try_route(selection: Selection, captions: Sequence[str] = (), *, clips: int 
     ]
     _print(chosen.name, decisions, list(tokenizers))
     return decisions
+
+
+def described(selection: Selection, decisions: Sequence[tuple[Sample, Route]]) -> dict[str, Any]:
+    """The decisions as JSON values."""
+    return {
+        "route": selection.one("route").name,
+        "captions": [
+            {
+                "id": sample.id,
+                "caption": sample.caption,
+                "energies": decision.guided,
+                "without_energies": sorted(decision.without_energies),
+                "rewards": {
+                    name: {
+                        "scores": name in decision.rewards,
+                        "caption": decision.caption_of(name),
+                        "tokens": reader.count(decision.caption_of(name)),
+                        "max_tokens": reader.max_tokens,
+                    }
+                    for name, reader in sample.readers.items()
+                },
+            }
+            for sample, decision in decisions
+        ],
+    }
 
 
 def _samples(selection: Selection, captions: Sequence[str], clips: int) -> list[Sample]:

@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 from toy_plugin import make
 
+from guidedcd import workflow
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import write_json
-from guidedcd.training import run_folder
+from guidedcd.training import run_folder, trainer
 from guidedcd.workflow import distil
 
 
@@ -42,6 +44,48 @@ def test_an_unfinished_run_of_an_older_version_is_continued(toy, tmp_path, monke
 
     assert run_folder.run_folder(run, None, new=False) == Path("runs/older")
     assert run_folder.run_folder(make(seed=1), None, new=False) != Path("runs/older")
+
+
+def test_a_run_from_before_an_option_existed_is_continued(toy, tmp_path, monkeypatch):
+    """An option that run.json lacks has its default; another value than the default is another run."""
+    monkeypatch.chdir(tmp_path)
+    older = make().to_dict()
+    del older["preprocess"]["keep_inversions"]
+    write_json(Path("runs/older/run.json"), older)
+
+    run = make()
+    assert run_folder.run_folder(run, None, new=False) == Path("runs/older")
+    assert run_folder.run_folder(run, Path("runs/older"), new=False) == Path("runs/older")
+    other = attrs.evolve(run, preprocess=attrs.evolve(run.preprocess, keep_inversions=False))
+    assert run_folder.run_folder(other, None, new=False) != Path("runs/older")
+    with pytest.raises(GuidedCDError, match=r"another configuration \(preprocess.keep_inversions: True there"):
+        run_folder.run_folder(other, Path("runs/older"), new=False)
+
+
+def test_a_run_with_an_edited_plugin_file_is_continued(toy, tmp_path, monkeypatch):
+    """The hash of a file of --plugin does not tell runs apart; the changed component is stated, as any other."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "edited_plugin.py"
+    file.write_text("")
+    monkeypatch.setenv("GUIDEDCD_PLUGINS", str(file))
+    recorded = make().to_dict()
+    write_json(Path("runs/begun/run.json"), recorded)
+    file.write_text("# edited")
+
+    assert make().to_dict()["plugin_files"] != recorded["plugin_files"]
+    assert run_folder.run_folder(make(), None, new=False) == Path("runs/begun")
+
+
+@pytest.mark.slow
+def test_rewards_are_built_once(toy, unmeasured, tmp_path, monkeypatch):
+    """Training takes the rewards that were rehearsed before the store was computed."""
+    built = []
+    build = workflow.build_rewards
+    for module in (workflow, trainer):
+        monkeypatch.setattr(module, "build_rewards", lambda run: built.append(1) or build(run))
+
+    distil(make())
+    assert built == [1]
 
 
 @pytest.mark.slow

@@ -199,3 +199,29 @@ def test_panels_have_videos_below_titles():
     assert sheet[:, :, TITLE : TITLE + 8, :8].max() == 0
     assert sheet[:, :, TITLE + 8 + GAP : TITLE + 16 + GAP, 8 + GAP :].max() == 0
     assert torch.equal(heat(torch.tensor([[[0.0, 0.5, 1.0]]]), 1.0)[0, :, 0].T.sum(1), torch.tensor([0.0, 1.5, 3.0]))
+
+
+def test_trials_are_printed_as_json(tmp_path, clip, capsys):
+    """With --json, standard output is one JSON object: that of the file, or the decisions of a route."""
+    assert try_("energy", "still", *TOY, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(
+        (tmp_path / "trials" / "still" / "energy.json").read_text()
+    )
+    assert try_("reward", "corner", str(clip), "--device", "cpu", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "trials" / "corner" / "reward.json").read_text())
+    assert try_("route", "short", "a star", "--rewards", "corner", "--json") == 0
+    (caption,) = json.loads(capsys.readouterr().out)["captions"]
+    assert caption["caption"] == "a star" and caption["rewards"]["corner"]["tokens"] == 2
+
+
+def test_the_reference_of_a_trial_is_inverted_once(clip, monkeypatch, capsys):
+    """The guided call and the one without guidance share the inversion of their reference."""
+    from guidedcd.energies import inversion
+
+    calls, invert = [], inversion.invert
+    monkeypatch.setattr(inversion, "invert", lambda *args: calls.append(args) or invert(*args))
+    options = ("--reference", str(clip), "--prompt", "a star", "--energies.toy.relative", "0.5")
+
+    assert try_("energy", "toy", *TOY, *options, "--energies.toy.reference", "inversion") == 0
+    assert len(calls) == 1
