@@ -98,7 +98,19 @@ def _usage(error: CycloptsError, command: str, registry: Registry) -> str:
     if isinstance(error, UnusedCliTokensError):
         words = ", ".join(f"'{token}'" for token in error.unused_tokens or ())
         text = f"{words} is not expected here. See `guidedcd {command} --help`."
+    elif isinstance(error, UnknownOptionError) and (options := _of_other_groups(error)):
+        text = f"Unknown option: {error.token.keyword}. Did you mean {options}?"
     elif isinstance(error, UnknownOptionError) and registry.failures and text.count(".") > 1:
         broken = ", ".join(failure.plugin for failure in registry.failures)
         text += f" Not loaded: {broken}. See `guidedcd plugins doctor`."
     return text
+
+
+def _of_other_groups(error: UnknownOptionError) -> str:
+    """The options whose last part is the unknown one, such as --train.optimizer.lr for --lr; at most three, or ""."""
+    name = (error.token.keyword or "").split("=")[0]
+    written = [one for argument in error.argument_collection if argument.parse for one in argument.names]
+    fitting = [one for one in dict.fromkeys(written) if one.startswith("--") and f"--{one.rpartition('.')[2]}" == name]
+    fitting.sort(key=lambda one: (not one.startswith("--train."), one.count(".")))
+    *first, last = fitting[:3] or [""]
+    return f"{', '.join(first)} or {last}" if first else last

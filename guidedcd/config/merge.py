@@ -179,7 +179,18 @@ def _built(component: Component, value: str | None, merged: Options, where: str)
 
 
 def _drop_older(merged: Options, tables: Sequence[Mapping[str, Value]]) -> None:
-    """Of `scale` and `relative`, which exclude each other, the one of the higher layer; a run.json has both."""
+    """Of `scale` and `relative`, which exclude each other, the one of the higher layer; a run.json has both.
+
+    Raises:
+        GuidedCDError: The user states both in one place.
+    """
     newest = [table for table in tables if "scale" in table or "relative" in table][-1]
+    stated = [newest[name] for name in ("scale", "relative") if name in newest]
+    is_recorded = stated[0].where.endswith(".json")
+    if len(stated) == 2 and not is_recorded and not any(one.value in (None, "none") for one in stated):
+        raise GuidedCDError(
+            f"{stated[0].where} and {stated[1].where} are both stated. Each sets the strength of the energy: scale is "
+            "the factor of its gradient, relative the share of the prediction. Leave one of them out."
+        )
     if "relative" not in newest:
         del merged["relative"]

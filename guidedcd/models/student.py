@@ -20,7 +20,7 @@ from guidedcd.config import sections
 from guidedcd.diffusion.embeddings import EMBEDDING, guidance_embedding
 from guidedcd.documents import check_form, open_regular, read_json
 from guidedcd.errors import GuidedCDError, unreadable
-from guidedcd.files import replacing, write_json
+from guidedcd.files import file_digest, replacing, write_json
 from guidedcd.models.guidance_inputs import GuidanceProjection
 from guidedcd.models.teachers.protocol import Teacher
 
@@ -172,6 +172,7 @@ class Student(nn.Module):
                 f"{folder} holds adapters of another teacher. Give the teacher that it was trained with."
             )
         student = cls(teacher, attrs.evolve(config, ema=None), meta["energies"])
+        _compare_checksum(folder)
         weights = _read_weights(folder / "model.safetensors")
         learned = {name for name, p in student.network.named_parameters() if p.requires_grad}
         own = student.network.state_dict()
@@ -189,6 +190,27 @@ class Student(nn.Module):
         student.network.load_state_dict(weights, strict=config.kind == "full")
         student.config = config
         return student.eval()
+
+
+def _compare_checksum(folder: Path) -> None:
+    """Compare the weights of a checkpoint with its checksum; other folders of students have none.
+
+    Raises:
+        GuidedCDError: They differ.
+    """
+    manifest = folder / "checksums.json"
+    if not manifest.exists():
+        return
+    sums = read_json(manifest, {"sha256": {str: str}})["sha256"]
+    try:
+        differs = sums.get("model.safetensors") != file_digest(folder / "model.safetensors")
+    except OSError as error:
+        raise unreadable(error, folder / "model.safetensors") from error
+    if differs:
+        raise GuidedCDError(
+            f"{folder} is damaged (the checksum of model.safetensors differs). Use another checkpoint, or the student "
+            "of the finished run."
+        )
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -11,11 +11,12 @@ import pytest
 from guidedcd import devices
 from guidedcd.cli import main
 from guidedcd.cli.errors import explain
+from guidedcd.config.resolve import resolve
 from guidedcd.config.sources import Layer, split_names
 from guidedcd.data.prompts import as_prompts
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.generate import generate
-from guidedcd.plugins.registry import Registry
+from guidedcd.plugins.registry import Registry, load_plugins
 
 
 def test_a_value_of_thousands_of_characters_is_shortened(capsys):
@@ -33,6 +34,31 @@ def test_an_unknown_command_of_any_length_is_a_line(capsys):
         main(["x" * 100_000])
 
     assert len(capsys.readouterr().err) < 1000
+
+
+@pytest.mark.parametrize(
+    ("flag", "options"),
+    [
+        ("--lr", "--train.optimizer.lr"),
+        ("--steps", "--train.steps, --train.rollouts.steps or --solver.steps"),
+        ("--omega", "--solver.omega or --evaluate.omega"),
+    ],
+)
+def test_an_option_without_its_group_is_suggested_with_it(flag, options, capsys):
+    """The last part of an option's name is enough to find the option."""
+    with pytest.raises(SystemExit):
+        main(["train", flag, "1"])
+
+    assert capsys.readouterr().err == f"error: Unknown option: {flag}. Did you mean {options}?\n"
+
+
+def test_scale_beside_relative_is_refused():
+    """Both set an energy's strength, so that a source which states both is ambiguous; a run.json records both."""
+    both = {"teacher": "shapes", "energies": {"pta": {"scale": 1.0, "relative": 0.3}}}
+    with pytest.raises(GuidedCDError, match="pta.scale in run.toml and energies.pta.relative .* are both stated"):
+        resolve([Layer.of_file(both, "run.toml")], load_plugins(), needs_data=False)
+
+    assert resolve([Layer.of_file(both, "run.json")], load_plugins(), needs_data=False).energies["pta"].relative == 0.3
 
 
 def test_none_beside_names_is_refused():

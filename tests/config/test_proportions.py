@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from guidedcd.config.proportions import unscaled
 from guidedcd.config.run import Run
+from guidedcd.errors import on_command_line
 
 
 def test_a_shorter_run_is_told_the_profiles_proportions():
@@ -11,7 +12,10 @@ def test_a_shorter_run_is_told_the_profiles_proportions():
     note = unscaled(Run.from_profile("shapes", train={"steps": 120}))
     other = unscaled(Run.from_profile("shapes", train={"steps": 120, "lr_schedule": {"cooldown": 30}}))
 
+    assert note.endswith("In proportion: `train.guided_steps=100`, `train.lr_schedule.cooldown=38`")
+    assert "cooldown" not in other and "`train.guided_steps=100`" in other
+    with on_command_line():
+        note = unscaled(Run.from_profile("shapes", train={"steps": 120}))
     assert note.endswith("In proportion: --train.guided-steps 100 --train.lr-schedule.cooldown 38")
-    assert "cooldown" not in other and "--train.guided-steps 100" in other
     assert unscaled(Run.from_profile("shapes")) == ""
     assert unscaled(Run.from_profile("shapes", train={"steps": 500})) == ""

@@ -152,13 +152,16 @@ def test_a_program_selects_what_it_gives_options(registry):
 
 
 def test_a_scale_replaces_a_relative_scale_below(registry):
-    """Whoever asks for an absolute scale gets it, whatever the profile prefers; a file with both keeps both."""
+    """Whoever asks for an absolute scale gets it, whatever the profile prefers; one source states one of them."""
     relative = {"energy": {"shake": {"relative": 0.3}}}
 
     assert of(registry, relative, {"energy": {"shake": {"scale": 9}}}).energies["shake"].relative is None
     assert of(registry, {"energy": {"shake": {"scale": 9}}}, relative).energies["shake"].relative == 0.3
-    both = of(registry, {"energy": {"shake": {"scale": 9, "relative": 0.2}}}).energies["shake"]
-    assert (both.scale, both.relative) == (9, 0.2)
+    with pytest.raises(GuidedCDError, match=r"shake.scale in file1 and energy.shake.relative in file1 are both stated"):
+        of(registry, {"energy": {"shake": {"scale": 9, "relative": 0.2}}})
+    both = {"teacher": "toy", "data": "toy", "energies": {"shake": {"scale": 9, "relative": 0.2}}}
+    recorded = run_from_dict(both, registry).energies["shake"]
+    assert (recorded.scale, recorded.relative) == (9, 0.2)
 
 
 def test_a_range_of_strengths_has_a_unit(registry):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 import __future__
 
+import linecache
 import re
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def my_energy(seen: guidedcd.Seen, reference: guidedcd.Seen) -> torch.Tensor:
 def run(code: str, names: dict[str, Any]) -> dict[str, Any]:
     """The names that a block defines; annotations may name what a page only mentions."""
     names["__name__"] = __name__
-    exec(compile(code, "block", "exec", flags=__future__.annotations.compiler_flag), names)
+    linecache.cache["block.py"] = (len(code), None, code.splitlines(keepends=True), "block.py")  # for inspect.getsource
+    exec(compile(code, "block.py", "exec", flags=__future__.annotations.compiler_flag), names)
     return names
 
 
