@@ -96,7 +96,7 @@ def installed(flag: str) -> list[str]:
     """A flag without its value; components that pages invent, and placeholders, stand for those that exist."""
     flag = flag.partition("=")[0]
     if ".NAME" not in flag:
-        return [re.sub(r"\.(jerk|mine)\b", ".pta", flag)]
+        return [re.sub(r"\.(jerk|loop|mine)\b", ".pta", flag)]
     return [flag.replace(".NAME", f".{name}") for name in ("pta", "hps", "clip", "internv2", "webvid", "folder")]
 
 
