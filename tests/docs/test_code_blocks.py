@@ -17,8 +17,9 @@ from cyclopts import CycloptsError
 
 from guidedcd.cli import WITH_RUN, build, main
 from guidedcd.cli.run_flags import read_run, same_words
+from guidedcd.cli.train import without_evaluation
 from guidedcd.errors import GuidedCDError
-from guidedcd.plugins.configs import EnergyConfig
+from guidedcd.plugins.configs import EnergyConfig, MetricConfig
 from guidedcd.plugins.registry import Component, Registry, load_plugins
 
 ROOT = Path(__file__).parents[2]
@@ -40,8 +41,19 @@ LANGUAGES = {
 ORDINARY = ("cd", "diff", "sha256sum", "for", "done", "mkdir", "unzip", "git", "#")
 """Programs of the system, and words of the shell."""
 
-INVENTED = ("jerk", "loop", "still")
-"""Energies that tutorials write; they stand for installed ones."""
+
+@attrs.frozen(kw_only=True)
+class MyMetricConfig(MetricConfig):
+    """The options of the metric that a page invents."""
+
+    gain: float = 1.0
+
+
+INVENTED = {
+    **{("energy", name): EnergyConfig for name in ("jerk", "loop", "still")},
+    ("metric", "my-metric"): MyMetricConfig,
+}
+"""Components that pages write, with their options; none of them need be installed."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -77,11 +89,13 @@ def test_every_block_has_a_checked_language():
 
 @cache
 def registry() -> Registry:
-    """The installed components, and the energies that tutorials write."""
+    """The installed components, and those that pages write."""
     installed = load_plugins()
-    invented = [Component("energy", name, "torch:nn", EnergyConfig, "docs/tutorial") for name in INVENTED]
-    known = installed.of_kind("energy")
-    extra = [component for component in invented if component.name not in known]
+    extra = [
+        Component(kind, name, "torch:nn", config, "docs/pages")
+        for (kind, name), config in INVENTED.items()
+        if name not in installed.of_kind(kind)
+    ]
     return attrs.evolve(installed, components=[*installed.components, *extra])
 
 
@@ -93,7 +107,7 @@ def application(command: str) -> Any:
 
 def parse(words: list[str]) -> None:
     """Parse the words after `guidedcd` as the program does, and put the run together that they describe."""
-    tokens = same_words(words)
+    tokens = without_evaluation(same_words(words))
     while "--plugin" in tokens:
         at = tokens.index("--plugin")
         del tokens[at : at + 2]

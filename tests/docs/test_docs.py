@@ -13,6 +13,7 @@ import pytest
 
 from guidedcd.cli import COMMANDS, main
 from guidedcd.plugins import hookspecs
+from guidedcd.plugins.registry import load_plugins
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -149,3 +150,25 @@ def test_every_hook_is_a_heading():
         assert f"`{name}({arguments})`" in headings
     for argument in list(inspect.signature(hookspecs.Register.__call__).parameters)[1:]:
         assert f"`{argument}`" in headings
+
+
+def test_the_readme_lists_every_component():
+    """The table of the README has the name of each shipped component in a row of its kind, and no other name."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## Components\n")[2].partition("\n## ")[0]
+    listed = {
+        (kind, name.partition(":")[0])
+        for kind, names in re.findall(r"^\| (\w+) \| (`.*?) \|", section, re.M)
+        for name in re.findall(r"`([^`]+)`", names)
+    }
+    shipped = [one for one in load_plugins().components if one.plugin.startswith("guidedcd/")]
+
+    assert listed == {(component.kind, component.name) for component in shipped}
+
+
+def test_the_list_of_shipped_plugins_is_complete():
+    """The table of plugins/README.md names each folder beside it."""
+    folder = ROOT / "plugins"
+    listed = re.findall(r"^\| `(\w+)` \|", (folder / "README.md").read_text(encoding="utf-8"), re.M)
+
+    assert sorted(listed) == sorted(path.parent.name for path in folder.glob("*/__init__.py"))
