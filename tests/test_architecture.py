@@ -143,8 +143,6 @@ def test_engine_imports_no_plugin():
 # Words that mean something else than the component of that name.
 OTHER_MEANINGS = {
     ("config/kinds.py", "shapes"),  # the default profile
-    ("data/prompts.py", "motion"),  # a split of prompts
-    ("trials/teacher.py", "motion"),
     ("inference/published.py", "pta"),  # what the strength input of T2V-Turbo-v2's published students is called
     ("data/prompts.py", "motion"),  # the prompts that name a motion
     ("trials/teacher.py", "motion"),  # the same
