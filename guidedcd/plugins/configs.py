@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 from attrs.validators import ge, gt, in_, le, optional
 
@@ -51,6 +53,9 @@ class EnergyConfig(ComponentConfig):
     """Reference of the energy: DDIM `inversion` (the paper), `single-step` noising (30 times cheaper), or `clean`;
     `prediction` for energies of the output."""
 
+    default_relative: ClassVar[float] = DEFAULT_RELATIVE
+    """The relative strength where neither `scale` nor `relative` is set; an energy's own options may have another."""
+
     @property
     def is_relative(self) -> bool:
         """Whether `strength` is relative to the prediction: `relative` is stated, or no `scale` is."""
@@ -61,7 +66,7 @@ class EnergyConfig(ComponentConfig):
         """The scale, or the relative strength."""
         if self.relative is None and self.scale is not None:
             return self.scale
-        return DEFAULT_RELATIVE if self.relative is None else self.relative
+        return self.default_relative if self.relative is None else self.relative
 
 
 @documented

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 from attrs.validators import ge, le, optional
 
 from guidedcd.plugins.configs import OutputEnergyConfig
 from guidedcd.plugins.hookspecs import hookimpl
+
+RELATIVE = 0.03
+"""The default strength: with 0.1, guided trajectories of the proving ground's teacher are destroyed."""
 
 
 def _levels(instance: object, attribute: attrs.Attribute, value: tuple[float, float]) -> None:
@@ -18,6 +23,9 @@ def _levels(instance: object, attribute: attrs.Attribute, value: tuple[float, fl
 class X0MotionConfig(OutputEnergyConfig):
     """Options of `x0-motion`."""
 
+    default_relative: ClassVar[float] = RELATIVE
+    relative: float | None = attrs.field(default=None, validator=optional(ge(0)))
+    """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.03 without a `scale`."""
     span: int | None = attrs.field(default=None, validator=optional(ge(1)))
     """The largest distance of two compared latent frames, at least 1; by default all pairs are compared."""
     motion: float = attrs.field(default=5.0, validator=ge(0))
@@ -32,6 +40,9 @@ class X0MotionConfig(OutputEnergyConfig):
 class DynamicsConfig(OutputEnergyConfig):
     """Options of `dynamics`."""
 
+    default_relative: ClassVar[float] = RELATIVE
+    relative: float | None = attrs.field(default=None, validator=optional(ge(0)))
+    """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.03 without a `scale`."""
     fraction: float = attrs.field(default=1.0, validator=[ge(0), le(1)])
     """Fraction of the solver steps that are guided, the noisiest ones; `levels` narrows it."""
     levels: tuple[float, float] = attrs.field(default=(0.5, 0.95), validator=_levels)
@@ -44,6 +55,9 @@ class DynamicsConfig(OutputEnergyConfig):
 class SaturationConfig(OutputEnergyConfig):
     """Options of `saturation`."""
 
+    default_relative: ClassVar[float] = RELATIVE
+    relative: float | None = attrs.field(default=None, validator=optional(ge(0)))
+    """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.03 without a `scale`."""
     fraction: float = attrs.field(default=1.0, validator=[ge(0), le(1)])
     """Fraction of the solver steps that are guided: all of them."""
 

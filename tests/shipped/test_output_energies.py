@@ -127,3 +127,11 @@ def test_a_guided_step_lowers_the_energy(seed, prediction, energy, timestep):
     after = energy(seen_of_step(schedule, attrs.evolve(step, z=z + 1e-4 * unit)), ref)
 
     assert (after < before).all()
+
+
+def test_the_default_strength_gives_way_to_a_scale():
+    """Without a stated strength the energies have relative 0.03; a scale takes its place."""
+    for config in (X0MotionConfig, DynamicsConfig, SaturationConfig):
+        assert config().is_relative and config().strength == 0.03 and config().reference == "prediction"
+        assert not config(scale=5.0).is_relative and config(scale=5.0).strength == 5.0
+        assert config(relative=0.2).strength == 0.2
