@@ -65,8 +65,10 @@ class ForeignProcess:
         """Start the process, and load the function.
 
         Raises:
-            GuidedCDError: There is no such Python, or the function cannot be loaded there.
+            GuidedCDError: There is no such Python, the function cannot be loaded there, or this system is Windows.
         """
+        if not hasattr(os, "killpg"):
+            raise GuidedCDError(f"{program.what} needs Linux or macOS, where two processes can share an open file.")
         self.program = program
         self.released: deque[int] = deque()
         """Numbers of calls whose gradient will not be requested."""

@@ -155,6 +155,18 @@ def test_a_reward_of_guidedcd_gives_the_same_there():
     assert other.count_tokens("a red circle") == clip.count_tokens("a red circle")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["same", "cpu"])
+def test_frames_on_a_gpu(function, device):
+    """Scores and gradients of frames on a GPU are there, and have the values of the function here."""
+    frames = torch.rand(2, 2, 3, 32, 32, device="cuda", requires_grad=True)
+    scores = external(function, device=device)(frames, ["a", "bb"])
+    (gradient,) = torch.autograd.grad(scores.sum(), frames)
+    assert scores.device == gradient.device == frames.device
+    torch.testing.assert_close(scores, frames.flatten(1).mean(1) * torch.tensor([1.0, 2.0], device="cuda"))
+    torch.testing.assert_close(gradient[1].flatten(), torch.full((6144,), 2 / 6144, device="cuda"))
+
+
 @pytest.mark.slow
 def test_guidedcd_need_not_be_installed_there(function, package_folders, tmp_path):
     """An environment without guidedcd and numpy gives the scores of a file; a reward of guidedcd is one sentence."""
