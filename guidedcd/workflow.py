@@ -24,7 +24,7 @@ from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import open_store
 from guidedcd.rewards import contract
 from guidedcd.rewards.contract import build_rewards, rehearse
-from guidedcd.training import optimizer, rollouts, trackers
+from guidedcd.training import optimizer, rollouts, store_uses, trackers
 from guidedcd.training.distributed import accelerator_for
 from guidedcd.training.run_folder import claimed, run_folder
 from guidedcd.training.trainer import Trainer
@@ -84,6 +84,8 @@ def distil(
     latents = open_store(run, preprocess(run, store_folder=store, teacher=teacher, fill_parts=False))
     with claimed(run, out, new=new, command=command) if main else nullcontext() as folder:
         (folder,) = broadcast_object_list([folder])
+        if main:
+            store_uses.note(latents.folder, folder)
         if not (folder / "student" / "student.json").exists():
             Trainer(run, folder, latents, teacher, accelerator, rewards).fit()
         rewards = None  # the evaluation needs the memory

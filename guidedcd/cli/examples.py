@@ -18,6 +18,7 @@ EXAMPLES = {
     ("store",): "guidedcd store verify runs/stores/3f2a",
     ("store", "show"): "guidedcd store show runs/stores/3f2a",
     ("store", "verify"): "guidedcd store verify runs/stores/3f2a --samples 4",
+    ("store", "prune"): "guidedcd store prune",
     ("plan",): "guidedcd plan --profile t2v-turbo-v2 --on h200",
     ("try",): "guidedcd try energy pta",
     ("try", "energy"): 'guidedcd try energy pta --reference clip.mp4 --prompt "a red circle"',

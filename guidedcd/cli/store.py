@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from guidedcd.cli.flag_types import COUNT, PathArgument
+from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Registry
 
 
 def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the commands to `app`."""
-    store = App(name="store", help="Show and check latent stores.")
+    store = App(name="store", help="Show, check and prune latent stores.")
     app.command(store)
 
     @store.command
@@ -53,3 +55,39 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         console.print(
             f"whole    {folder}: {result['shards'] - result['missing']} shards{absent}{again}", highlight=False
         )
+
+    @store.command
+    def prune(
+        *folders: PathArgument,
+        unused: Annotated[bool, Parameter(negative="")] = False,
+        yes: Annotated[bool, Parameter(name=["--yes", "-y"], negative="")] = False,
+    ) -> None:
+        """List what no run needs of latent stores, and remove it after a question.
+
+        These are scores of former versions of an energy and of energies that are not installed, inversions of stores
+        whose runs are all finished, and unfinished stores that were not written for a day. What an unfinished or a
+        running run uses is never removed.
+
+        Parameters
+        ----------
+        folders
+            The stores; by default all in runs/stores.
+        unused
+            Also remove scores that no run has.
+        yes
+            Remove without a question.
+        """
+        from guidedcd.training.prune import prune
+
+        prune(folders, unused=unused, confirm=lambda: yes or _answer())
+
+
+def _answer() -> bool:
+    """Whether the user agrees to the removal.
+
+    Raises:
+        GuidedCDError: Nobody can be asked.
+    """
+    if not sys.stdin.isatty():
+        raise GuidedCDError("nothing was removed, since no terminal can be asked: give --yes to remove these folders.")
+    return input("Remove them? [y/N] ").strip().lower() in ("y", "yes")

@@ -28,12 +28,31 @@ def identify(run: Run, teacher: Teacher) -> dict[str, Any]:
 
     Energies have identities of their own. Scales, fractions, omega, rewards and routes act in training.
     """
-    settings: Preprocess = run.preprocess
     return {
         "format": FORMAT,
         "teacher": {"name": run.teacher.name, "fingerprint": teacher.fingerprint()},
         "geometry": attrs.asdict(teacher.geometry),
         "data": [{"name": chosen.name} | unstructure(chosen.config) | _fingerprint(chosen) for chosen in run.data],
+        **_settings(run),
+    }
+
+
+def may_use(run: Run, stored: dict[str, Any]) -> bool:
+    """Whether a store may be that of a run: everything but the files of the teacher and of the data is compared."""
+    data = [
+        {key: value for key, value in entry.items() if key != FINGERPRINT}
+        for entry in stored["data"]
+        if isinstance(entry, dict)
+    ]
+    expected = {"data": [{"name": chosen.name} | unstructure(chosen.config) for chosen in run.data], **_settings(run)}
+    same = {key: stored.get(key) for key in expected} | {"data": data}
+    return stored["teacher"]["name"] == run.teacher.name and digest(same) == digest(expected)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The part of a store's identity that follows from the options of the run alone."""
+    settings: Preprocess = run.preprocess
+    return {
         "steps": run.solver.steps,
         "videos": settings.videos,
         "draws_per_video": settings.draws_per_video,

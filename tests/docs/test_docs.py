@@ -85,7 +85,7 @@ def subcommands() -> Iterator[tuple[str, ...]]:
     """Every command, with the commands inside groups."""
     groups = {
         "data": ("inspect",),
-        "store": ("show", "verify"),
+        "store": ("show", "verify", "prune"),
         "try": ("energy", "reward", "route"),
         "plugins": ("list", "show", "doctor", "check", "new"),
     }
