@@ -37,6 +37,7 @@ _leave_current_folder()
 if TYPE_CHECKING:  # for type checkers and editors, which do not read the table below
     from guidedcd.acceleration.cuda_graphs_backward import GradientReplay as GradientReplay
     from guidedcd.acceleration.switch import speed_up as speed_up
+    from guidedcd.config.merge import inside as inside
     from guidedcd.config.run import Run as Run
     from guidedcd.data.clips import Clip as Clip
     from guidedcd.data.clips import ClipError as ClipError
@@ -68,6 +69,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not read the table 
     from guidedcd.plugins.configs import RewardConfig as RewardConfig
     from guidedcd.plugins.configs import RouteConfig as RouteConfig
     from guidedcd.plugins.configs import TeacherConfig as TeacherConfig
+    from guidedcd.plugins.configs import WrapperConfig as WrapperConfig
     from guidedcd.plugins.hookspecs import Register as Register
     from guidedcd.plugins.hookspecs import hookimpl as hookimpl
     from guidedcd.preprocessing.preprocess import preprocess as preprocess
@@ -101,6 +103,8 @@ _PLACES = {
     "TeacherConfig": "guidedcd.plugins.configs",
     "DatasetConfig": "guidedcd.plugins.configs",
     "MetricConfig": "guidedcd.plugins.configs",
+    "WrapperConfig": "guidedcd.plugins.configs",
+    "inside": "guidedcd.config.merge",
     "Seen": "guidedcd.diffusion.seen",
     "Sample": "guidedcd.data.routing",
     "Route": "guidedcd.data.routing",

@@ -30,7 +30,7 @@ def on_command_line() -> Iterator[None]:
 
 _OPTION = re.compile(
     r"(?P<as_it_is>`[^`]*`|(?:guidedcd|python -m|hf download) [^`]*)"
-    r"|(?<![\w/.'\"-])--(?P<path>[a-z][a-z0-9]*(?:[.-]\w+)*)"
+    r"|(?<![\w/.'\"-])--(?P<path>[a-z][a-z0-9]*(?:[.-]\w+)*(?::[^\s.,;()]+(?:[.-]\w+)+)?)"
     r"(?:[ =](?P<value>\d+(?:\.\d+)*(?!\S*\w)|(?!or\b|and\b)[\w:./,-]*\w(?=$|[.,;:)]+(?:\s|$)| or | and )))?"
 )
 """A flag in a message, with its value where the sentence ends or pauses after it; commands and code spans stay."""

@@ -139,6 +139,8 @@ def _check_components(run: Run) -> dict[str, Any]:
     with blame_memory("the rewards", "Use fewer --rewards"):
         rewards = build_rewards(run)
     _check_run(run, {str(run.component("reward", name, registry)): reward for name, reward in rewards.items()})
+    energies = [chosen for chosen in run.chosen("energy") if hasattr(chosen.component(registry).load(), "check_run")]
+    _check_run(run, {str(chosen.component(registry)): chosen.build(registry) for chosen in energies})
     _check_routes(run, rewards)
     rollouts.listed(run)
     return rewards

@@ -50,7 +50,7 @@ shows the options of one component.
 
 def options(cls: type, path: str) -> Iterator[tuple[str, Any, str, str]]:
     """(flag, default, accepted values, meaning) of every field of an options class, groups included."""
-    for field in attrs.fields(cls):
+    for field in (one for one in attrs.fields(cls) if not one.metadata.get("recorded")):
         name, kind = f"{path}.{flag(field.name)}", types_of(cls)[field.name]
         if isinstance(kind, type) and attrs.has(kind):
             yield from options(kind, name)

@@ -273,7 +273,7 @@ def _show(component: Component) -> None:
         return
     table = _table("  option", "default", "meaning")
     docs = docs_of(component.config)
-    for field in attrs.fields(component.config):
+    for field in (one for one in attrs.fields(component.config) if not one.metadata.get("recorded")):
         default = getattr(component.config(), field.name)
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
         range_ = f" [{limits(field)}]" if limits(field) else ""

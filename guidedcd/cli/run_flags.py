@@ -90,7 +90,7 @@ def _options(cls: type, name: str, defaults: Mapping[str, Value | Options], grou
     """A class with one flag for every field of the config class `cls`; a group of options is a class in it."""
     hints, docs, groups = types_of(cls), docs_of(cls), groups_of(cls)
     fields: dict[str, Any] = {}
-    for number, f in enumerate((f for f in attrs.fields(cls) if f.init), 1):
+    for number, f in enumerate((f for f in attrs.fields(cls) if f.init and not f.metadata.get("recorded")), 1):
         if f.name in groups:
             of_group = defaults.get(f.name, {})
             title = Group(f"{group.name}: {flag(f.name)}", sort_key=group.sort_key + number)

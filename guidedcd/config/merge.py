@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SCALARS, SECTIONS, Basic, Chosen
-from guidedcd.config.option_types import naming, positional
+from guidedcd.config.option_types import kind_inside, naming, positional
 from guidedcd.config.sources import Layer, Names, name_of
-from guidedcd.config.structure import Options, Value, structure
+from guidedcd.config.structure import Options, Value, structure, unstructure
 from guidedcd.errors import GuidedCDError, option_name, shown
 from guidedcd.plugins import objects
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.plugins.registry import Component, Registry
+from guidedcd.plugins.registry import Component, Registry, load_plugins
 
 
 def fields_of(layers: Sequence[Layer], registry: Registry, *, needs_data: bool = True) -> dict[str, Any]:
@@ -79,36 +79,96 @@ def components_of(key: str, layers: Sequence[Layer], registry: Registry) -> list
             for name, _ in layer.options.get(key, []):
                 _component(kind, name.partition(":")[0], layers, registry)
         selected = list(layer.select.get(key, selected))
+    inside = _names_inside(key, layers, registry)
     for layer in layers:
-        _check_selected(key, layer, selected)
+        _check_selected(key, layer, selected, inside)
     components = []
     seen: dict[str, int] = {}
     for name, value, where in selected:
-        component, written = _component(kind, name, layers, registry), name_of(name, value)
         index = seen[name] = seen.get(name, -1) + 1
-        tables = []
-        for layer in layers:
-            tables_of_name = [options for n, options in layer.options.get(key, []) if n == name]
-            # A file may list a dataset several times, each with its own options; one table serves all of that name.
-            tables += tables_of_name[index : index + 1] if len(tables_of_name) > 1 else tables_of_name
-            if value is not None:
-                tables += [options for n, options in layer.options.get(key, []) if n == written]
-        merged = _merged(tables)
-        if kind == "energy" and "scale" in merged and "relative" in merged:
-            _drop_older(merged, tables)
-        if kind == "energy" and "scale" in merged and "relative" not in merged:
-            merged["relative"] = Value(None, "")  # a relative strength of the energy's own config
-        chosen = _built(component, value, merged, where)
+        tables = [table for layer in layers for table in _tables(key, name, value, layer, index)]
+        component = _component(kind, name, layers, registry)
+        chosen = _with_inside(key, _built(component, value, _joined(kind, tables), where), where, layers, registry)
         repeated = key in REPEATABLE and value is not None and sum(n == name for n, _, _ in selected) > 1
-        components.append(attrs.evolve(chosen, name=written) if repeated else chosen)
+        components.append(attrs.evolve(chosen, name=name_of(name, value)) if repeated else chosen)
     return components
+
+
+def _tables(key: str, name: str, value: str | None, layer: Layer, index: int = 0) -> Sequence[Mapping[str, Value]]:
+    """The options that one layer has for a component, the number `index` of its name; those of NAME:VALUE last."""
+    options = layer.options.get(key, [])
+    tables = [table for n, table in options if n == name]
+    # A file may list a dataset several times, each with its own options; one table serves all of that name.
+    tables = tables[index : index + 1] if len(tables) > 1 else tables
+    return tables + [table for n, table in options if value is not None and n == name_of(name, value)]
+
+
+def _joined(kind: str, tables: Sequence[Mapping[str, Value]]) -> Options:
+    """The options of a component in all layers together."""
+    merged = _merged(tables)
+    if kind == "energy" and "scale" in merged and "relative" in merged:
+        _drop_older(merged, tables)
+    if kind == "energy" and "scale" in merged and "relative" not in merged:
+        merged["relative"] = Value(None, "")  # a relative strength of the energy's own config
+    return merged
+
+
+def _names_inside(key: str, layers: Sequence[Layer], registry: Registry) -> set[str]:
+    """The components of one kind that selected components of other kinds are made of: NAME and NAME:VALUE."""
+    names = set()
+    for other, kind in KINDS.items():
+        selected: Names = []
+        for layer in layers:
+            selected = layer.select.get(other, selected)
+        for name, value, _ in selected:
+            component = registry.of_kind(kind).get(name)
+            if value is not None and component is not None and kind_inside(component.config) == KINDS[key]:
+                names |= {value, value.partition(":")[0]}
+    return names
+
+
+def _with_inside(key: str, chosen: Chosen, where: str, layers: Sequence[Layer], registry: Registry) -> Chosen:
+    """A component with the options of the one that it is made of; run.json has all of them under `inside`."""
+    kind = kind_inside(type(chosen.config))
+    if kind is None:
+        return chosen
+    outer, _, text = chosen.name.partition(":")
+    name, colon, value = text.partition(":")
+    of_kind = next(one for one, other in KINDS.items() if other == kind)
+    tables: list[Mapping[str, Value]] = []
+    for layer in layers:
+        tables += _tables(of_kind, name, value if colon else None, layer)
+        for table in _tables(key, outer, text, layer):
+            if "inside" in table:
+                recorded = table["inside"].value
+                tables = [{option: Value(one, f"{chosen.name} in run.json") for option, one in recorded.items()}]
+    inner = _built(registry.get(kind, name), value if colon else None, _joined(kind, tables), where)
+    options: dict[str, Any] = {"inside": unstructure(inner.config)}
+    return Chosen(chosen.name, attrs.evolve(chosen.config, **options))
+
+
+def inside(config: Any, registry: Registry | None = None) -> Chosen | None:
+    """The component that a component is made of, with its options; None for a config without `kind` in its metadata.
+
+    Raises:
+        GuidedCDError: There is no component of that name, or an option does not exist.
+    """
+    kind = kind_inside(type(config))
+    if kind is None:
+        return None
+    field = naming(type(config))
+    text = str(getattr(config, field.name)) if field is not None else ""
+    if not text:
+        raise GuidedCDError(f"it needs the name of {'an' if kind == 'energy' else 'a'} {kind}: write NAME:VALUE.")
+    options = {option: Value(one, f"option {option} of {text}") for option, one in config.inside.items()}
+    return choose(kind, text, options, text, registry or load_plugins())
 
 
 REPEATABLE = ("energies", "rewards", "routes")
 """Kinds of which a run may have one component with several values; the values of a metric have names of their own."""
 
 
-def _check_selected(key: str, layer: Layer, selected: Names) -> None:
+def _check_selected(key: str, layer: Layer, selected: Names, inside: Collection[str] = ()) -> None:
     """Refuse options of a component that neither `layer` itself nor the run selects.
 
     A profile has options for components that a run may select. A file that selects a component may be used by runs
@@ -118,7 +178,7 @@ def _check_selected(key: str, layer: Layer, selected: Names) -> None:
         GuidedCDError: There are such options; says how the component is selected.
     """
     own = (*selected, *layer.select.get(key, []))
-    names = {name for name, _, _ in own} | {name_of(name, value) for name, value, _ in own}
+    names = {name for name, _, _ in own} | {name_of(name, value) for name, value, _ in own} | set(inside)
     for name, options in layer.options.get(key, []):
         if layer.optional or name in names:
             continue

@@ -66,6 +66,12 @@ def positional(cls: type) -> attrs.Attribute | None:
     return next((field for field in attrs.fields(cls) if field.metadata.get("positional")), None)
 
 
+def kind_inside(cls: type) -> str | None:
+    """The kind of the component that this one is made of, named by its value: metadata={"kind": "reward"}."""
+    field = naming(cls)
+    return field.metadata.get("kind") if field is not None else None
+
+
 def naming(cls: type) -> attrs.Attribute | None:
     """The positional field whose value belongs to the component's name, marked with metadata={"positional": "name"}."""
     field = positional(cls)

@@ -40,6 +40,8 @@ class Seen:
     """Attention (B, N, F, F) by need (e.g. "temporal-attention:official") and by layer name; rows sum to 1."""
     decoder: Callable[[Tensor, Sequence[int] | None], Tensor] | None = None
     """Turns latents into pixels; called by `decode`."""
+    timesteps: int = 1000
+    """Number of the teacher's training timesteps; `t` is below it."""
     guided_output: Tensor | None = None
     """The prediction under classifier-free guidance, like z; for energies of the output only."""
 

@@ -50,6 +50,7 @@ def seen_of_step(
         sigma=sigma,
         output=step.o_c,
         prediction=schedule.prediction,
+        timesteps=len(schedule),
         captions=tuple(captions),
         decoder=decoder,
         guided_output=step.output if guided else step.o_c,

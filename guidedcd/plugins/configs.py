@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import attrs
 from attrs.validators import ge, gt, in_, le, optional
@@ -90,6 +90,15 @@ class RewardConfig(ComponentConfig):
     """Number of frames of each video that are decoded and scored."""
     pick: str = attrs.field(default="random", validator=in_(("random", "strided")))
     """Which frames: `random` (without replacement) or `strided` (evenly spaced from a random start)."""
+
+
+@documented
+@attrs.frozen(kw_only=True, slots=False)  # without slots it can be one of several base classes
+class WrapperConfig:
+    """Options of a component that is made of one of another kind, which the value after ":" names."""
+
+    inside: dict[str, Any] = attrs.field(factory=dict, metadata={"recorded": True})
+    """Options of the component inside, which the engine takes from those of its kind: `--rewards.clip.path`."""
 
 
 @documented

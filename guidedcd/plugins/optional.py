@@ -69,6 +69,9 @@ class OptionalEnergy(Protocol):
     def keep(self, reference: Any) -> Any:
         """Reduce a reference to what the energy reads, which is then its second argument."""
 
+    def check_run(self, run: Any) -> None:
+        """As that of a reward."""
+
 
 class OptionalReward(Protocol):
     """Optional attributes of a reward."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guidedcd.config.kinds import KINDS
+from guidedcd.config.merge import inside
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.run import Run
 from guidedcd.config.sources import ALIASES, Layer
@@ -148,6 +149,8 @@ def _record_sources(run: Run, folder: Path) -> None:
         for chosen in run.chosen(kind):
             with contextlib.suppress(GuidedCDError):  # a component that is not installed is an error of its own
                 present[f"{kind} '{chosen.name}'"] = origin(chosen.component())
+                if (inner := inside(chosen.config)) is not None:
+                    present[f"{inner.kind} '{inner.name}' in {kind} '{chosen.name}'"] = origin(inner.component())
     path = folder / SOURCES
     recorded = read_json(path, {str: {"plugin": str, "version": str, "source": str}}) if path.exists() else {}
     changes = [changed(what, recorded[what], now) for what, now in present.items() if recorded.get(what, now) != now]

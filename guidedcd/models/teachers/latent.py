@@ -182,6 +182,7 @@ class LatentTeacher(nn.Module):
             alpha=alpha,
             sigma=sigma,
             output=output,
+            timesteps=len(self.schedule),
             prediction=self.schedule.prediction,
             captions=tuple(captions),
             records=records,
