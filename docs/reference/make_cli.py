@@ -12,6 +12,7 @@ from reference_markdown import table, wrapped
 from guidedcd.cli import WITH_COMPONENTS, WITH_RUN, build
 from guidedcd.cli.examples import EXAMPLES
 from guidedcd.cli.examples import pages as all_pages
+from guidedcd.cli.help_pages import ALL
 from guidedcd.plugins.registry import Registry
 
 
@@ -38,7 +39,8 @@ def details() -> str:
 
 def section(words: tuple[str, ...], page: App) -> str:
     """What a command does, an example, its arguments, and where its other flags are described."""
-    lines = [f"### `guidedcd {' '.join(words)}`", wrapped(page.help), f"```console\n$ {EXAMPLES[words]}\n```"]
+    help_ = "\n\n".join(paragraph for paragraph in page.help.split("\n\n") if ALL not in paragraph)
+    lines = [f"### `guidedcd {' '.join(words)}`", wrapped(help_), f"```console\n$ {EXAMPLES[words]}\n```"]
     rows = list(arguments(page))
     if rows:
         lines.append(table(("argument", "default", "meaning"), rows))

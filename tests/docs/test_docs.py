@@ -172,3 +172,13 @@ def test_the_list_of_shipped_plugins_is_complete():
     listed = re.findall(r"^\| `(\w+)` \|", (folder / "README.md").read_text(encoding="utf-8"), re.M)
 
     assert sorted(listed) == sorted(path.parent.name for path in folder.glob("*/__init__.py"))
+
+
+def test_decisions_have_numbers_of_their_own():
+    """No two records have one number, and each heading begins with the number of its file."""
+    files = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+    numbers = [int(file.name[:4]) for file in files]
+
+    assert numbers == list(range(1, len(files) + 1))
+    for file, number in zip(files, numbers, strict=True):
+        assert re.match(rf"# {number}[.:] ", file.read_text(encoding="utf-8")), file.name
