@@ -18,7 +18,7 @@ from guidedcd.acceleration.activation_checkpointing import recomputing
 from guidedcd.config.run import Run
 from guidedcd.diffusion.seen import Seen
 from guidedcd.energies.traits import check_traits, is_reference_free
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, described
 from guidedcd.models.attention_probes import recorded_layers, temporal_layers
 from guidedcd.models.teachers.protocol import Cond, Teacher
 from guidedcd.plugins import process_state
@@ -48,7 +48,12 @@ class EnergyTerm:
     energy: Energy
     reference: Reference
     plugin: str | None = None
-    """The plugin that the energy comes from, for the note of an exception."""
+    """The plugin that the energy comes from, for errors."""
+
+    @property
+    def whose(self) -> str:
+        """The energy in errors: "energy 'smooth' of acme/smooth"."""
+        return f"energy '{self.name}'" + (f" of {self.plugin}" if self.plugin else "")
 
 
 def needs_of(energies: Iterable[Energy]) -> tuple[str, ...]:
@@ -101,22 +106,22 @@ def energy_values(term: EnergyTerm, seen: Seen) -> Tensor:
     with process_state.restored(process_state.NUMERIC) as changes:
         value: Any = term.energy(seen, term.reference)
     if changes:
-        raise GuidedCDError(f"energy '{term.name}' changed {', '.join(changes)}, which all code shares.")
+        raise GuidedCDError(f"{term.whose} changed {', '.join(changes)}, which all code shares.")
     is_changed = any(tensor._version != version for tensor, version in versions)
     if is_changed or _is_changed(seen, term.reference):
         raise GuidedCDError(
-            f"energy '{term.name}' changed a tensor of its arguments in place, which other energies read too; "
+            f"{term.whose} changed a tensor of its arguments in place, which other energies read too; "
             "it must work on a copy."
         )
     actual = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     if not isinstance(value, Tensor) or value.shape != (rows,):
         raise GuidedCDError(
-            f"energy '{term.name}' returned {actual} for {rows} samples; it must return one number each, ({rows},)."
+            f"{term.whose} returned {actual} for {rows} samples; it must return one number each, ({rows},)."
         )
     if value.is_complex():
-        raise GuidedCDError(f"energy '{term.name}' returned complex numbers; it must return real ones.")
+        raise GuidedCDError(f"{term.whose} returned complex numbers; it must return real ones.")
     if not value.requires_grad:
-        raise GuidedCDError(f"energy '{term.name}' does not depend on its first argument, so that it has no gradient.")
+        raise GuidedCDError(f"{term.whose} does not depend on its first argument, so that it has no gradient.")
     return value
 
 
@@ -125,8 +130,10 @@ def blamed(term: EnergyTerm) -> Iterator[None]:
     """Add to an exception the energy and the plugin that raised it."""
     try:
         yield
+    except SystemExit as error:
+        raise GuidedCDError(f"{term.whose} ended the program: {described(error)}.") from error
     except Exception as error:
-        error.add_note(f"in energy '{term.name}'" + (f" of {term.plugin}" if term.plugin else ""))
+        error.add_note(f"in {term.whose}")
         raise
 
 
@@ -141,7 +148,7 @@ def check_finite(term: EnergyTerm, gradient: Tensor, captions: Sequence[str]) ->
     if not all(finite):
         rows = [row for row, is_finite in enumerate(finite) if not is_finite]
         samples = ", ".join(repr(captions[row]) if captions else f"sample {row}" for row in rows)
-        raise GuidedCDError(f"energy '{term.name}' gave a gradient that is not finite for {samples}.")
+        raise GuidedCDError(f"{term.whose} gave a gradient that is not finite for {samples}.")
 
 
 def energy_gradients(

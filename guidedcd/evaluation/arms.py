@@ -19,6 +19,7 @@ from guidedcd.config.structure import unstructure
 from guidedcd.console import console
 from guidedcd.data.clips import Prompt
 from guidedcd.devices import blame_memory
+from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation.bootstrap import over_seeds
 from guidedcd.evaluation.finished import BatchResult, FinishedBatches
 from guidedcd.evaluation.sampled import SampledVideos
@@ -98,15 +99,47 @@ class Metric:
 
     def scores(self, videos: Tensor, prompts: Sequence[Prompt]) -> dict[str, list[float]]:
         """Every score of every video; an exception names the metric."""
-        with blame(f"metric '{self.name}'"):
+        with blame(self.whose):
             scores = self.module(videos, prompts)
-        self.names.update(scores)
-        return {key: [float(v) for v in value] for key, value in scores.items()}
+        lists = _checked(scores, len(prompts), self.whose)
+        self.names.update(lists)
+        return lists
+
+    @property
+    def whose(self) -> str:
+        """The metric in errors."""
+        plugin = self.settings.get("plugin")
+        return f"metric '{self.name}'" + (f" of {plugin}" if plugin else "")
 
     def about(self, key: str) -> dict[str, str]:
         """Metric, title and direction ("higher", "lower" or "") of a score."""
         titles, better = getattr(self.module, "titles", {}), getattr(self.module, "better", {})
         return {"metric": self.name, "title": titles.get(key, key), "better": better.get(key, "")}
+
+
+def _checked(scores: Any, count: int, whose: str) -> dict[str, list[float]]:
+    """The scores of `count` videos as numbers, NaN where one does not apply.
+
+    Raises:
+        GuidedCDError: They are no mapping from names to one finite number or NaN for each video.
+    """
+    if not isinstance(scores, Mapping) or not all(isinstance(key, str) for key in scores):
+        kind = type(scores).__name__
+        raise GuidedCDError(f"{whose} returned {kind}; it must return a dict from names to one number for each video.")
+    lists = {}
+    for key, values in scores.items():
+        try:
+            is_tensor = isinstance(values, Tensor)
+            numbers = values.detach().double() if is_tensor else torch.as_tensor(values, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise GuidedCDError(f"{whose} returned values of '{key}' that are no numbers: {error}") from error
+        if numbers.shape != (count,):
+            shape = tuple(numbers.shape)
+            raise GuidedCDError(f"{whose} returned '{key}' of shape {shape} for {count} videos, not ({count},).")
+        if numbers.isinf().any():
+            raise GuidedCDError(f"{whose} returned infinite values of '{key}'; NaN is for a video without a value.")
+        lists[key] = numbers.tolist()
+    return lists
 
 
 def build_metrics(chosen: Mapping[str, Any], registry: Registry, fps: float, *, alone: bool = False) -> list[Metric]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from pathlib import PurePath
 from typing import Any
 
 import attrs
 
-from guidedcd.errors import PluginError, suggest
+from guidedcd.errors import PluginError, shown, suggest
 
 
 def check_hooks(plugin: Any, known: Collection[str], project: str) -> None:
@@ -41,7 +42,10 @@ def check_hooks(plugin: Any, known: Collection[str], project: str) -> None:
 
 
 def config_faults(config: type) -> list[str]:
-    """A sentence for each name in a config class that looks like an option and is none; capitals are constants."""
+    """A sentence for each name that looks like an option and is none, and for each option of a wrong type.
+
+    Names in capitals are constants.
+    """
     values = {
         name
         for name, value in vars(config).items()
@@ -56,7 +60,32 @@ def config_faults(config: type) -> list[str]:
             return [f"{config.__name__} lacks @attrs.frozen(kw_only=True), so that '{names[0]}' is no option"]
         return []
     options = {field.name for field in attrs.fields(config)}
-    return [
+    return [*_default_faults(config)] + [
         f"{config.__name__}.{name} has no type, so that it is no option: write '{name}: float = ...'"
         for name in sorted(values - options - class_variables)
     ]
+
+
+_PLAIN: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
+"""By annotation, the types of defaults."""
+
+
+def _default_faults(config: type) -> Iterator[str]:
+    """A sentence for each option whose default does not suit its type, or that changes an option of the base class."""
+    values, inherited = config(), {field.name: field for field in attrs.fields(config.__mro__[1])}
+    for field in attrs.fields(config):
+        value, what = getattr(values, field.name), f"{config.__name__}.{field.name}"
+        annotation = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
+        expected = _PLAIN.get(annotation)
+        if isinstance(value, list | dict | set):
+            yield f"{what} has a {type(value).__name__} as its default, which all runs would share: use a tuple"
+        elif not isinstance(value, bool | int | float | str | PurePath | tuple | type(None)):
+            yield f"{what} has a {type(value).__name__} as its default; options are numbers, texts, paths or tuples"
+        elif expected and (not isinstance(value, expected) or (isinstance(value, bool) and annotation != "bool")):
+            yield f"the default of {what} is {shown(value)}, but its type is {annotation}"
+        base = inherited.get(field.name)
+        if base is not None and base.validator is not None and not field.inherited:
+            try:
+                base.validator(values, base, value)
+            except (TypeError, ValueError):
+                yield f"the default of {what}, {shown(value)}, is none that guidedcd accepts for this option of its own"

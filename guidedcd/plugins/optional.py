@@ -65,6 +65,8 @@ class OptionalEnergy(Protocol):
     through: Literal["network", "output"]
     """What the gradient passes through: the "network" (the default), or the "output" alone, whose energy reads the
     predicted clean latents `x0` and `guided`. It is computed in the training step, and nothing of it is stored."""
+    reads_motion: bool
+    """Whether the value depends on the order of frames, which the conformance checks then test."""
 
     def keep(self, reference: Any) -> Any:
         """Reduce a reference to what the energy reads, which is then its second argument."""
@@ -78,6 +80,8 @@ class OptionalReward(Protocol):
 
     generator: torch.Generator | None
     """Source of random preparation of the frames; the engine sets it for each training step."""
+    reads_motion: bool
+    """Whether the value depends on the order of frames, which the conformance checks then test."""
 
     @staticmethod
     def tokens(config: Any) -> Any:

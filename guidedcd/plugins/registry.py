@@ -94,11 +94,8 @@ class Component:
             PluginError: The import fails, or the target ends the program.
         """
         target = self.load()
-        try:
-            with blame(str(self)), guarded(str(self)):
-                return target(self.config() if config is None else config)
-        except SystemExit as error:
-            raise PluginError(f"{self} ended the program when it was built: {described(error)}.") from error
+        with blame(str(self)), guarded(str(self)):
+            return target(self.config() if config is None else config)
 
 
 @attrs.frozen
@@ -177,11 +174,17 @@ def _listed(names: Sequence[str]) -> str:
 
 @contextmanager
 def blame(whose: str) -> Iterator[None]:
-    """Add a note that names the code `whose` to an exception, which keeps its type and traceback."""
+    """Add a note that names the code `whose` to an exception, which keeps its type and traceback.
+
+    Raises:
+        PluginError: The code called `sys.exit`.
+    """
     try:
         yield
     except GuidedCDError:
         raise
+    except SystemExit as error:
+        raise PluginError(f"{whose} ended the program: {described(error)}.") from error
     except Exception as error:
         error.add_note(f"in {whose}")
         raise
@@ -308,8 +311,10 @@ def _registrar(components: list[Component], kind: str, plugin: str, version: str
             raise PluginError(f"target of {what} must be 'module:attribute', not {target!r}")
         if not (isinstance(config, type) and issubclass(config, CONFIGS[kind])):
             raise PluginError(f"config of {what} must be a subclass of guidedcd.{CONFIGS[kind].__name__}: {config!r}")
+        if not isinstance(summary, str):
+            raise PluginError(f"summary of {what} must be a text: {summary!r}")
         try:
-            config()
+            str(config())  # help shows the defaults
         except TypeError as error:
             raise PluginError(f"config of {what} must have a default for every field: {error}") from error
         if any((c.kind, c.name) == (kind, name) for c in components):

@@ -8,7 +8,8 @@ from importlib import metadata
 
 def requirements(plugins: Iterable[str]) -> dict[str, list[str]]:
     """Missing requirements by distribution, for the ids of some plugins."""
-    from packaging.requirements import Requirement  # 10 ms that help does without
+    from packaging.requirements import InvalidRequirement, Requirement  # 10 ms that help does without
+    from packaging.version import InvalidVersion
 
     missing_by_distribution: dict[str, list[str]] = {}
     for distribution in dict.fromkeys(plugin.partition("/")[0] for plugin in plugins):
@@ -18,7 +19,11 @@ def requirements(plugins: Iterable[str]) -> dict[str, list[str]]:
         except metadata.PackageNotFoundError:
             continue  # a file or an object of the program
         for text in texts:
-            requirement = Requirement(text)
+            try:
+                requirement = Requirement(text)
+            except InvalidRequirement:
+                missing.append(f"its requirement {text!r} cannot be read")
+                continue
             if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
                 continue
             try:
@@ -26,7 +31,11 @@ def requirements(plugins: Iterable[str]) -> dict[str, list[str]]:
             except metadata.PackageNotFoundError:
                 missing.append(f"{requirement.name} is not installed")
                 continue
-            if not requirement.specifier.contains(installed, prereleases=True):
+            try:
+                is_met = requirement.specifier.contains(installed, prereleases=True)
+            except InvalidVersion:
+                is_met = False
+            if not is_met:
                 missing.append(f"{requirement.name} {installed} is installed, {requirement.specifier} is required")
         missing_by_distribution[distribution] = missing
     return missing_by_distribution

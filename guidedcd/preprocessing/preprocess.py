@@ -24,6 +24,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, leftovers, write_json
 from guidedcd.locks import locked
 from guidedcd.models.student import time_embedding
+from guidedcd.models.teachers.contract import check
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.preprocessing import estimates, output_shares, score_sets, shard_files, shards, shares, store
 from guidedcd.preprocessing.identity import identify, is_same
@@ -64,6 +65,7 @@ def preprocess(
     if teacher is None:
         with blame_memory("the teacher"):
             teacher = run.teacher.build().to(device(run.device))
+    check(teacher, str(run.teacher.component()))
     time_embedding(teacher.network)  # no student can be made of a network without one
     outputs = OutputGradients(whole, teacher)
     outputs.rehearse(teacher.geometry.latent_shape, teacher.device, run.seed)

@@ -27,6 +27,7 @@ from guidedcd.diffusion.guidance import TeacherStep, draw_index, guided_from, mo
 from guidedcd.diffusion.randomness import Stream, clip_seed, random_stream
 from guidedcd.energies import inversion
 from guidedcd.energies.gradients import EnergyGradients
+from guidedcd.models.teachers.contract import check_latents
 from guidedcd.models.teachers.protocol import Cond, Teacher
 from guidedcd.preprocessing.padding import PaddedTeacher
 from guidedcd.preprocessing.shard_files import Inverted, packed
@@ -171,6 +172,7 @@ class ShardBuilder:
         with torch.no_grad(), blame_memory("the teacher's VAE and text encoder", ADVICE):
             batches = [torch.stack([clip.video for clip in some]) for some in _split(clips, self.batch_size)]
             z0 = torch.cat([teacher.encode(videos.to(teacher.device)).float() for videos in batches])
+            check_latents(z0, teacher.geometry, len(clips))
             cond = teacher.embed([clip.caption for clip in clips])
         seeds = [clip_seed(self.run.seed, clip.id) for clip in clips]
         scores: dict[str, dict[int, Tensor]] = {name: {} for name in self.run.energies}

@@ -14,6 +14,7 @@ from guidedcd.acceleration.prefetch import prefetched
 from guidedcd.config.run import Run
 from guidedcd.config.sections import Preprocess
 from guidedcd.console import console, progress
+from guidedcd.data.contract import opened
 from guidedcd.data.mixture import Mixture
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Teacher
@@ -35,7 +36,7 @@ class StoreWriter:
     """
 
     def __init__(self, run: Run, teacher: Teacher) -> None:
-        datasets = [(chosen.name, chosen.build().open(teacher.geometry)) for chosen in run.data]
+        datasets = [(chosen.name, opened(chosen, teacher.geometry)) for chosen in run.data]
         # The components of the kind data have configs that derive from DatasetConfig.
         weights = [cast(DatasetConfig, chosen.config).weight for chosen in run.data]
         self.settings: Preprocess = run.preprocess

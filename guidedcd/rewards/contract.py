@@ -71,8 +71,8 @@ def check_members(reward: Any, whose: str, *, is_object: bool = False) -> None:
         raise GuidedCDError(f"{whose} has no method `count_tokens(text)`, which routes call.")
     with blame(whose):
         count = reward.count_tokens(CAPTION)
-    if isinstance(count, bool) or not isinstance(count, Integral):
-        raise GuidedCDError(f"{whose}: count_tokens returned {count!r}; it must return a whole number.")
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 0:
+        raise GuidedCDError(f"{whose}: count_tokens returned {count!r}; it must return a whole number, at least 0.")
 
 
 def call(reward: Any, frames: Tensor, captions: list[str], whose: str) -> Tensor:
@@ -102,6 +102,10 @@ def _checked(reward: Any, frames: Tensor, captions: list[str], whose: str) -> Te
     if not isinstance(rewards, Tensor) or rewards.shape != (len(captions),):
         result = f"a tensor of shape {list(rewards.shape)}" if isinstance(rewards, Tensor) else type(rewards).__name__
         raise GuidedCDError(f"{whose} returned {result} for {len(captions)} videos; it must return one score each")
+    if not rewards.is_floating_point():
+        raise GuidedCDError(f"{whose} returned {rewards.dtype} numbers; they must be real floats.")
+    if rewards.device != frames.device:
+        raise GuidedCDError(f"{whose} returned a tensor on {rewards.device} for frames on {frames.device}.")
     return rewards
 
 

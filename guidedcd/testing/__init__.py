@@ -11,7 +11,6 @@ In: a component's kind and name. Out: a list of `Check`s, functions without argu
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 from unittest import SkipTest
@@ -20,7 +19,6 @@ import attrs
 
 from guidedcd.docstrings import docs_of
 from guidedcd.errors import described
-from guidedcd.plugins.isolation import PluginWarning
 from guidedcd.plugins.mistakes import config_faults
 from guidedcd.plugins.one_file import DISTRIBUTION
 from guidedcd.plugins.optional import misspelt_attributes, misspelt_options
@@ -83,9 +81,10 @@ def checks_of(
     if behaviour:
         from guidedcd.testing.rules import RULES
 
-        rules += [component_can_be_built, attributes_are_spelt_right, *RULES[component.kind]]
+        own = [building_leaves_the_process_alone, attributes_are_spelt_right, *RULES[component.kind]]
+        rules += [component_can_be_built, *own]
         basic = (target_is_importable, component_can_be_built, RULES[component.kind][0])
-        needing = (component_can_be_built, attributes_are_spelt_right, *RULES[component.kind])
+        needing = (component_can_be_built, *own)
         return [Check(checked, rule, is_basic=rule in basic, needs_result=rule in needing) for rule in rules]
     return [Check(checked, rule) for rule in rules]
 
@@ -160,12 +159,13 @@ def config_is_sound(checked: CheckedComponent) -> None:
 
 
 def component_can_be_built(checked: CheckedComponent) -> None:
-    """It can be built from its options, and leaves the working directory and torch's defaults alone."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", PluginWarning)
-        assert checked.built is not None, f"{checked.component.target} returned None"
-    for one in caught:
-        assert not isinstance(one.message, PluginWarning), str(one.message)
+    """It can be built from its options."""
+    assert checked.built is not None, f"{checked.component.target} returned None"
+
+
+def building_leaves_the_process_alone(checked: CheckedComponent) -> None:
+    """Importing and building it leaves the working directory, torch's seed and torch's defaults as they are."""
+    assert checked.built is not None and not checked.changes, "; ".join(checked.changes)
 
 
 def options_are_spelt_right(checked: CheckedComponent) -> None:
@@ -186,7 +186,6 @@ def attributes_are_spelt_right(checked: CheckedComponent) -> None:
 
 def target_is_importable(checked: CheckedComponent) -> None:
     """Its target can be imported and called."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", PluginWarning)
+    with checked.recording_changes():
         target = checked.component.load()
     assert callable(target), f"{checked.component.target} is neither a class nor a function"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 from unittest import SkipTest
 
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, PluginError
+from guidedcd.plugins.isolation import PluginWarning
 from guidedcd.plugins.registry import Component
 
 
@@ -16,6 +20,20 @@ class CheckedComponent:
     def __init__(self, component: Component, config: Any = None) -> None:
         """Keep the component and its options (None: the defaults)."""
         self.component, self.config = component, config
+        self.changes: list[str] = []
+        """A sentence for each change of the process when the component was imported or built."""
+
+    @contextmanager
+    def recording_changes(self) -> Iterator[None]:
+        """Add to `changes` what the block changed in the process."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        for one in caught:
+            if isinstance(one.message, PluginWarning):
+                self.changes.append(str(one.message))
+            else:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
     @cached_property
     def built(self) -> Any:
@@ -25,7 +43,10 @@ class CheckedComponent:
             SkipTest: It cannot be built with its defaults, because a file is missing.
         """
         try:
-            return self.component.build(self.config)
+            with self.recording_changes():
+                return self.component.build(self.config)
+        except PluginError:  # it cannot be imported, or ended the program
+            raise
         except GuidedCDError as error:
             if self.config is not None:
                 raise

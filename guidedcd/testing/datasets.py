@@ -2,25 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
+from guidedcd.data.clips import Clip, ClipError
+from guidedcd.data.contract import CheckedClips
+from guidedcd.data.geometry import Geometry
+from guidedcd.errors import GuidedCDError
+from guidedcd.testing.helpers import same_in_threads, unchanged
+
 if TYPE_CHECKING:
     from guidedcd.testing.checked_component import CheckedComponent
 
+GEOMETRY = Geometry(frames=4, height=32, width=32, fps=8)
+"""The size that the rules request."""
+
+COUNT = 8
+"""Clips that are read at most."""
+
+
+def clips_of(checked: CheckedComponent) -> CheckedClips:
+    """The dataset's clips, which raise AssertionError where a run would raise an error."""
+    clips = checked.built.open(GEOMETRY)
+    assert hasattr(clips, "__len__") and hasattr(clips, "__getitem__"), (
+        f"open returned {type(clips).__name__}, not a sequence of clips"
+    )
+    return CheckedClips(clips, GEOMETRY, str(checked.component))
+
+
+def _readable(checked: CheckedComponent) -> Iterator[Clip]:
+    """The first clips that can be read."""
+    clips = clips_of(checked)
+    for number in range(min(len(clips), COUNT)):
+        try:
+            yield clips[number]
+        except ClipError:
+            continue
+        except GuidedCDError as error:
+            raise AssertionError(str(error)) from error
+
 
 def dataset_yields_clips(checked: CheckedComponent) -> None:
-    """It opens as a sequence of clips in the requested size, the same ones every time."""
-    from guidedcd.data.geometry import Geometry
-
-    geometry = Geometry(frames=4, height=32, width=32, fps=8)
-    clips = checked.built.open(geometry)
-    assert len(clips) > 0, "the dataset is empty"
-    clip, again = clips[0], clips[0]
-    assert clip.video.shape == geometry.pixel_shape, f"a clip has shape {tuple(clip.video.shape)}"
-    assert clip.video.min() >= 0 and clip.video.max() <= 1, "pixels must lie in [0, 1]"
-    assert clip.id == again.id and torch.equal(clip.video, again.video), "reading clip 0 twice gives different clips"
+    """It opens as a sequence of clips in the requested size, each with its own id, and pixels in [0, 1]."""
+    assert len(clips_of(checked)) > 0, "the dataset is empty"
+    with unchanged("the dataset"):
+        clips = list(_readable(checked))
+    assert clips, f"none of its first {COUNT} clips can be read"
 
 
-RULES = [dataset_yields_clips]
+def dataset_keeps_its_clips(checked: CheckedComponent) -> None:
+    """Reading a clip twice, also after the dataset was built again, gives the same clip."""
+    again = checked.component.build(checked.config).open(GEOMETRY)  # type: ignore[attr-defined]  # a dataset
+    for number, (one, other) in enumerate(zip(_readable(checked), _readable(checked), strict=True)):
+        assert _same(one, other), f"reading clip {number} twice gives different clips"
+    first = next(_readable(checked))
+    number = next(n for n in range(COUNT) if _id(again, n) == first.id or n == COUNT - 1)
+    assert _same(first, again[number]), f"the dataset built again gives another clip '{first.id}'"
+
+
+def _id(clips: object, number: int) -> str | None:
+    try:
+        return clips[number].id  # type: ignore[index]  # a sequence
+    except (ClipError, IndexError):
+        return None
+
+
+def _same(one: Clip, other: Clip) -> bool:
+    return (one.id, one.caption) == (other.id, other.caption) and torch.equal(one.video, other.video)
+
+
+def dataset_ends(checked: CheckedComponent) -> None:
+    """Reading behind its last clip raises IndexError."""
+    clips = checked.built.open(GEOMETRY)
+    try:
+        clips[len(clips)]
+    except IndexError:
+        return
+    raise AssertionError(f"it has {len(clips)} clips, but clip {len(clips)} can be read: raise IndexError")
+
+
+def dataset_is_safe_in_threads(checked: CheckedComponent) -> None:
+    """Reading from several threads gives the same clips: a thread reads clips ahead."""
+    clips = checked.built.open(GEOMETRY)
+
+    def read(number: int) -> torch.Tensor | str:
+        try:
+            return clips[number].video
+        except ClipError as error:
+            return str(error)
+
+    numbers = list(range(min(len(clips), 4)))
+    assert same_in_threads(read, numbers), "reading from several threads gives other clips: keep no state in self"
+
+
+RULES = [dataset_yields_clips, dataset_keeps_its_clips, dataset_ends, dataset_is_safe_in_threads]

@@ -8,17 +8,18 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
+import attrs
 import torch
 from torch import Tensor
 
 from guidedcd.diffusion.guidance import TeacherStep, guided_step
 from guidedcd.diffusion.schedule import expand
 from guidedcd.diffusion.seen import Seen
-from guidedcd.energies.gradients import kept
+from guidedcd.energies.gradients import EnergyTerm, energy_values, kept
 from guidedcd.energies.output import seen_of_step
 from guidedcd.energies.traits import IN_TRAINING, check_traits, is_of_output, is_reference_free
 from guidedcd.errors import GuidedCDError
-from guidedcd.testing.helpers import CAPTIONS, T, is_batch, random, same_in_threads, unchanged
+from guidedcd.testing.helpers import CAPTIONS, T, frees_memory, is_batch, random, same_in_threads, unchanged
 
 if TYPE_CHECKING:
     from guidedcd.testing.checked_component import CheckedComponent
@@ -108,7 +109,7 @@ def energy_states_what_it_is(checked: CheckedComponent) -> None:
 
 
 def energy_is_one_number_per_sample(checked: CheckedComponent) -> None:
-    """It returns finite energies (B,), and changes neither the global random state nor the gradient mode."""
+    """It returns finite energies (B,), draws no random numbers and leaves torch's defaults alone."""
     seen, other = look(checked, sample(checked)), reference(checked)
     with unchanged("the energy"):
         is_batch(checked.built(seen, other), 2, "the energy")
@@ -252,6 +253,35 @@ def energy_is_safe_in_threads(checked: CheckedComponent) -> None:
     assert same_in_threads(energy, passes), "calls from several threads disturb each other: keep no state in self"
 
 
+def energy_leaves_its_arguments(checked: CheckedComponent) -> None:
+    """It changes no tensor of its arguments, and a run takes its values without an error."""
+    seen = look(checked, sample(checked).requires_grad_())
+    term = EnergyTerm(name=checked.component.name, energy=checked.built, reference=reference(checked))
+    try:
+        energy_values(term, seen)
+    except GuidedCDError as error:
+        raise AssertionError(str(error)) from error
+
+
+def energy_frees_memory(checked: CheckedComponent) -> None:
+    """It keeps no tensor of one call after another."""
+    seen, other = look(checked, sample(checked)), reference(checked)
+    frees_memory(lambda: checked.built(attrs.evolve(seen), other), "the energy")
+
+
+def energy_reads_the_order_of_frames(checked: CheckedComponent) -> None:
+    """An energy that states `reads_motion` has another value for frames in another order."""
+    needs = tuple(getattr(checked.built, "needs", ()))
+    if needs or not getattr(checked.built, "reads_motion", False):
+        return  # records of a network cannot be reordered
+    with torch.no_grad():
+        seen, other = look(checked, sample(checked)), reference(checked)
+        tensors = {name: getattr(seen, name) for name in ("z", "output", "guided_output")}
+        turned = {name: one.roll(1, dims=2) for name, one in tensors.items() if one is not None}
+        one, two = checked.built(seen, other), checked.built(attrs.evolve(seen, **turned), other)
+    assert not torch.allclose(one, two, rtol=1e-5), "it states `reads_motion`, but the order of frames has no effect"
+
+
 RULES = [
     energy_states_what_it_is,
     energy_is_one_number_per_sample,
@@ -263,4 +293,7 @@ RULES = [
     energy_of_the_output_reads_the_prediction_alone,
     energy_follows_the_device,
     energy_is_safe_in_threads,
+    energy_leaves_its_arguments,
+    energy_frees_memory,
+    energy_reads_the_order_of_frames,
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from guidedcd.plugins import process_state
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,18 +28,19 @@ def random(shape: Sequence[int], seed: int) -> Tensor:
 
 @contextmanager
 def unchanged(what: str) -> Iterator[None]:
-    """Fail if the block changes torch's random state or gradient mode, or opens a network connection."""
-    state, grad = torch.random.get_rng_state(), torch.is_grad_enabled()
-    with _offline(what):
+    """Fail if the block changes torch's random state or defaults, or opens a network connection."""
+    state = torch.random.get_rng_state()
+    with process_state.restored(process_state.NUMERIC) as changes, _offline(what):
         yield
+    assert not changes, f"{what} changed {', '.join(changes)}, which all code shares"
     assert torch.equal(state, torch.random.get_rng_state()), f"{what} drew from torch's global random generator"
-    assert grad == torch.is_grad_enabled(), f"{what} turned gradients {'off' if grad else 'on'}"
 
 
 def is_batch(values: Any, batch: int, what: str) -> None:
     """Fail unless `values` are (batch,) finite numbers."""
     assert isinstance(values, Tensor), f"{what} returned {type(values).__name__}, not a tensor"
     assert values.shape == (batch,), f"{what} returned shape {tuple(values.shape)} for {batch} samples, not ({batch},)"
+    assert values.is_floating_point(), f"{what} returned {values.dtype} numbers; they must be real floats"
     assert torch.isfinite(values).all(), f"{what} is not finite: {values.tolist()}"
 
 
@@ -55,6 +59,26 @@ def _offline(what: str) -> Iterator[None]:
         yield
     finally:
         socket.socket.connect = connect  # type: ignore[method-assign]
+
+
+CALLS = 4
+"""Calls in which a leak must show."""
+
+
+def frees_memory(call: Callable[[], object], what: str) -> None:
+    """Fail if each call leaves a tensor behind; what the first two calls keep, such as a cache, does not count."""
+    for _ in range(2):
+        call()
+    before = _live_tensors()
+    for _ in range(CALLS):
+        call()
+    more = _live_tensors() - before
+    assert more < CALLS, f"{what} keeps {more} tensors of {CALLS} calls: memory grows with every step"
+
+
+def _live_tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(one), Tensor) for one in gc.get_objects())
 
 
 def same_in_threads(call: Callable[[Item], Result], items: Sequence[Item]) -> bool:

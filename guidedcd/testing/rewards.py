@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from numbers import Integral
 from typing import TYPE_CHECKING
+from unittest import SkipTest
 
 import torch
 from torch import Tensor
 
-from guidedcd.testing.helpers import CAPTIONS, is_batch, random, same_in_threads, unchanged
+from guidedcd.testing.helpers import CAPTIONS, frees_memory, is_batch, random, same_in_threads, unchanged
 
 if TYPE_CHECKING:
     from guidedcd.testing.checked_component import CheckedComponent
@@ -20,7 +22,7 @@ def video(checked: CheckedComponent, batch: int = 2) -> Tensor:
 
 
 def reward_is_one_number_per_sample(checked: CheckedComponent) -> None:
-    """It returns finite rewards (B,), and changes neither the global random state nor the gradient mode."""
+    """It returns finite rewards (B,), draws no random numbers and leaves torch's defaults alone."""
     frames = video(checked)
     with unchanged("the reward"):
         is_batch(checked.built(frames, CAPTIONS), 2, "the reward")
@@ -109,6 +111,43 @@ def reward_is_safe_in_threads(checked: CheckedComponent) -> None:
     assert same_in_threads(reward, range(4)), "calls from several threads disturb each other: keep no state in self"
 
 
+def reward_follows_the_device(checked: CheckedComponent) -> None:
+    """It creates its tensors on the device of the frames; it is tried on the meta device, as in a plan."""
+    if sum(parameter.numel() for parameter in checked.built.parameters()) > LARGE:
+        raise SkipTest("it is too large to be copied in a check")
+    try:
+        reward = deepcopy(checked.built).to("meta")
+        with torch.no_grad():
+            value = reward(video(checked).to("meta"), CAPTIONS)
+    except RuntimeError as error:
+        if "device" in str(error) and "item" not in str(error):
+            raise AssertionError(f"it mixes devices: create tensors on the device of the frames ({error})") from error
+        return  # it reads values of tensors, which have none on this device
+    except (NotImplementedError, TypeError, ValueError):  # `numpy()` of such a tensor; a member that cannot be copied
+        return
+    assert value.device.type == "meta", f"the rewards are on {value.device}, the frames on another device"
+
+
+def reward_frees_memory(checked: CheckedComponent) -> None:
+    """It keeps no tensor of one call after another."""
+    frames = video(checked)
+    frees_memory(lambda: checked.built(frames.clone().requires_grad_(), CAPTIONS), "the reward")
+
+
+def reward_reads_the_order_of_frames(checked: CheckedComponent) -> None:
+    """A reward that states `reads_motion` has another value for frames in another order."""
+    if not getattr(checked.built, "reads_motion", False):
+        return
+    assert checked.options.frames > 1, "it states `reads_motion`, but its option `frames` is 1"
+    frames = video(checked)
+    with torch.no_grad():
+        one, two = checked.built(frames, CAPTIONS), checked.built(frames.roll(1, dims=1), CAPTIONS)
+    assert not torch.allclose(one, two, rtol=1e-5), "it states `reads_motion`, but the order of frames has no effect"
+
+
+LARGE = 50_000_000
+"""Parameters above which a rule that copies the network is skipped."""
+
 LONGEST = 4096
 """Context lengths above this are not filled in a check."""
 
@@ -121,4 +160,7 @@ RULES = [
     reward_leaves_its_frames,
     reward_reads_up_to_its_limit,
     reward_is_safe_in_threads,
+    reward_follows_the_device,
+    reward_frees_memory,
+    reward_reads_the_order_of_frames,
 ]

@@ -220,8 +220,9 @@ class Odd:
     reference_free = True
 
     def __init__(self, config):
-        torch.manual_seed(0)
-        self.net = torch.nn.Conv3d(4, 1, 1).requires_grad_(False)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = torch.nn.Conv3d(4, 1, 1).requires_grad_(False)
 
     def __call__(self, seen, reference):
         values = self.net.to(seen.x0.device)(seen.x0).square().flatten(1).mean(1)

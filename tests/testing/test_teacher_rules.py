@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import types
+from unittest import SkipTest
 
 import pytest
 import torch
 
 from guidedcd.testing import teachers
+from guidedcd.testing.rules import RULES
 from guidedcd.testing.tiny_teacher import tiny_teacher
 
 RIGHT = tiny_teacher()
@@ -52,7 +55,11 @@ def ignores_network(self, z, t, cond, timestep_cond=None, network=None):
     return RIGHT.net(z, t, cond) if network is None else 2 * RIGHT.net(z, t, cond)
 
 
+numbers = itertools.count()
+
 WRONG = {
+    "teacher_keeps_its_shapes": lambda: broken(decode=lambda self, z, frames=None: 2 * RIGHT.decode(z, frames)),
+    "teacher_has_one_fingerprint": lambda: broken(fingerprint=lambda self: f"digest {next(numbers)}"),
     "teacher_keeps_its_fingerprint": lambda: broken(
         fingerprint=lambda self: str(float(next(self.network.parameters()).sum()))
     ),
@@ -77,6 +84,23 @@ def test_a_wrong_teacher_is_caught(rule, make):
     """The rule fails with a sentence."""
     with pytest.raises(AssertionError, match=" "):
         getattr(teachers, rule)(types.SimpleNamespace(built=make()))
+
+
+def test_a_network_without_configuration_is_named():
+    """Its students cannot be exported, which is no fault of the teacher."""
+    teacher = broken(network=torch.nn.Linear(1, 1))
+
+    with pytest.raises(SkipTest, match="students cannot be exported"):
+        teachers.teacher_can_be_exported(types.SimpleNamespace(built=teacher))
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_every_rule_has_a_broken_plugin(kind, repository):
+    """A rule that no test breaks may never fail."""
+    folders = (repository / "tests" / "testing", repository / "tests" / "plugins")
+    code = "".join(path.read_text(encoding="utf-8") for folder in folders for path in folder.glob("test_*.py"))
+
+    assert [rule.__name__ for rule in RULES[kind] if rule.__name__ not in code] == []
 
 
 def test_an_unknown_kind_of_prediction_is_caught():

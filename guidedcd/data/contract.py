@@ -1,0 +1,93 @@
+"""What a run expects of a dataset, checked whenever a clip is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from guidedcd.config.kinds import Chosen
+from guidedcd.data.clips import Clip, ClipError
+from guidedcd.data.geometry import Geometry
+from guidedcd.data.lazy_sequence import LazySequence
+from guidedcd.errors import GuidedCDError
+from guidedcd.plugins.registry import blame
+
+
+def opened(chosen: Chosen, geometry: Geometry) -> CheckedClips:
+    """The clips of a run's dataset in one size.
+
+    Raises:
+        GuidedCDError: The dataset has no method `open`, or returns no sequence.
+    """
+    whose, dataset = str(chosen.component()), chosen.build()
+    if not callable(getattr(dataset, "open", None)):
+        raise GuidedCDError(f"{whose} has no method `open(geometry)`, which returns its clips.")
+    with blame(whose):
+        clips = dataset.open(geometry)
+    if not (hasattr(clips, "__len__") and hasattr(clips, "__getitem__")):
+        kind = type(clips).__name__
+        raise GuidedCDError(f"{whose}: open returned {kind}; it must return a sequence of clips, with len() and [].")
+    with blame(whose):
+        len(clips)
+    return CheckedClips(clips, geometry, whose)
+
+
+class CheckedClips(LazySequence[Clip]):
+    """The clips of a dataset; reading one that breaks the contract is an error that names the dataset.
+
+    Args:
+        clips: What the dataset's `open` returned.
+        geometry: The size of the videos.
+        whose: The dataset in errors, such as "dataset 'folder' of acme/folder".
+    """
+
+    def __init__(self, clips: Sequence[Any], geometry: Geometry, whose: str) -> None:
+        self._clips, self._geometry, self._whose = clips, geometry, whose
+        self._numbers: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self._clips)
+
+    def read(self, index: int) -> Clip:
+        """The clip.
+
+        Raises:
+            ClipError: It cannot be used, and the run may skip it.
+            GuidedCDError: The dataset breaks its contract.
+        """
+        with blame(self._whose):
+            clip = self._clips[index]
+        for fault in _faults(clip, self._geometry):
+            raise GuidedCDError(f"{self._whose}: clip {index} {fault}.")
+        if not clip.video.isfinite().all():
+            raise ClipError(f"clip '{clip.id}' has pixels that are not finite")
+        if self._numbers.setdefault(clip.id, index) != index:
+            raise GuidedCDError(
+                f"{self._whose}: clips {self._numbers[clip.id]} and {index} have the same id '{clip.id}'; "
+                "ids must be unique, because the noise of a clip is drawn from its id."
+            )
+        return clip
+
+
+def _faults(clip: Any, geometry: Geometry) -> Iterator[str]:
+    """What is wrong with a clip, as the end of a sentence."""
+    if not isinstance(clip, Clip):
+        yield f"is a {type(clip).__name__}; it must be a guidedcd.Clip"
+        return
+    if not (isinstance(clip.id, str) and clip.id):
+        yield f"has the id {clip.id!r}; it must be a text"
+    if not isinstance(clip.caption, str):
+        yield f"has a caption of type {type(clip.caption).__name__}; it must be a text"
+    if not isinstance(clip.short_caption, str | None):
+        yield f"has a short_caption of type {type(clip.short_caption).__name__}; it must be a text or None"
+    if clip.video.shape != geometry.pixel_shape:
+        yield f"has a video of shape {tuple(clip.video.shape)}; this teacher needs {geometry.pixel_shape}"
+    elif clip.video.isfinite().all() and (clip.video.min() < -0.01 or clip.video.max() > 1.01):
+        low, high = float(clip.video.min()), float(clip.video.max())
+        yield f"has pixels from {low:.3g} to {high:.3g}; they must lie in [0, 1]"
+    try:
+        json.dumps(dict(clip.tags))
+    except (TypeError, ValueError) as error:
+        yield f"has tags that are no JSON values ({error})"

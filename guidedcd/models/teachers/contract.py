@@ -1,0 +1,68 @@
+"""What a run expects of a teacher, checked before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guidedcd.data.geometry import Geometry
+from guidedcd.diffusion.schedule import PREDICTIONS
+from guidedcd.errors import GuidedCDError
+from guidedcd.plugins.registry import blame
+
+METHODS = ("encode", "decode", "embed", "null", "net", "seen", "fingerprint", "to")
+
+
+def check(teacher: Any, whose: str) -> None:
+    """Check the members of a teacher, its conditioning and its fingerprint; no network is run but the text encoder.
+
+    Args:
+        teacher: The teacher.
+        whose: The teacher in errors, such as "teacher 'tiny' of acme/tiny".
+
+    Raises:
+        GuidedCDError: A member is missing or of the wrong kind.
+    """
+    for name in METHODS:
+        if not callable(getattr(teacher, name, None)):
+            raise GuidedCDError(f"{whose} has no method `{name}`, which a teacher needs.")
+    if not isinstance(getattr(teacher, "network", None), nn.Module):
+        raise GuidedCDError(f"{whose} has no `network` that is a torch.nn.Module.")
+    if not isinstance(getattr(teacher, "geometry", None), Geometry):
+        raise GuidedCDError(f"{whose} has no `geometry` that is a guidedcd.Geometry.")
+    schedule = getattr(teacher, "schedule", None)
+    if not hasattr(schedule, "alpha_sigma"):
+        raise GuidedCDError(f"{whose} has no `schedule` that is a NoiseSchedule.")
+    if (prediction := getattr(schedule, "prediction", None)) not in PREDICTIONS:
+        kinds = ", ".join(PREDICTIONS)
+        raise GuidedCDError(f"{whose}: schedule.prediction is {prediction!r}; it must be one of {kinds}.")
+    with blame(whose), torch.no_grad():
+        fingerprint, cond, null = teacher.fingerprint(), teacher.embed(["a ball", "a box"]), teacher.null(2)
+    if not (isinstance(fingerprint, str) and fingerprint):
+        raise GuidedCDError(f"{whose}: fingerprint() returned {fingerprint!r}; it must return a text.")
+    for name, values in (("embed(captions)", cond), ("null(batch)", null)):
+        _check_cond(values, f"{whose}: {name}")
+
+
+def _check_cond(cond: Any, what: str) -> None:
+    if not isinstance(cond, dict) or not isinstance(cond.get("prompt_embeds"), Tensor):
+        raise GuidedCDError(f"{what} must return a dict of tensors with the key 'prompt_embeds'.")
+    for key, value in cond.items():
+        if not isinstance(value, Tensor) or value.shape[:1] != (2,):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise GuidedCDError(f"{what}[{key!r}] for two captions is {shape}; its first dimension must be 2.")
+
+
+def check_latents(z: Tensor, geometry: Geometry, count: int) -> None:
+    """Check the latents of `count` videos that a teacher encoded.
+
+    Raises:
+        GuidedCDError: They have another shape, or are not finite.
+    """
+    if z.shape != (count, *geometry.latent_shape):
+        expected = (count, *geometry.latent_shape)
+        raise GuidedCDError(f"the teacher's encode returned {tuple(z.shape)}; its geometry states {expected}.")
+    if not z.is_meta and not z.isfinite().all():
+        raise GuidedCDError("the teacher's encode returned latents that are not finite.")
