@@ -55,7 +55,7 @@ class RandomBatches:
     rewards: tuple[str, ...]
     tiny: bool
     energies: int = 1
-    """`pta`, and energies of the output."""
+    """1 for `pta`, 2 with `x0-motion`, whose strength is relative."""
 
     def __call__(self, number: int) -> Batch:
         """Batch `number`; the same number gives the same batch."""
@@ -78,5 +78,5 @@ class RandomBatches:
             uncond_output=normal(*shape),
             scores={"pta": 1e-4 * normal(*shape)},
             omega=5 + 10 * torch.rand(self.size, generator=generator),
-            strengths=torch.full((self.size, self.energies), 500.0),
+            strengths=torch.tensor([500.0, 0.03])[: self.energies].repeat(self.size, 1),
         )
