@@ -78,6 +78,8 @@ def _default_faults(config: type) -> Iterator[str]:
         annotation = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
         expected = _PLAIN.get(annotation)
         if isinstance(value, list | dict | set):
+            if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]  # a class, which attrs types as a function
+                continue
             yield f"{what} has a {type(value).__name__} as its default, which all runs would share: use a tuple"
         elif not isinstance(value, bool | int | float | str | PurePath | tuple | type(None)):
             yield f"{what} has a {type(value).__name__} as its default; options are numbers, texts, paths or tuples"

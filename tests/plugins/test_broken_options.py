@@ -27,7 +27,7 @@ OPTIONS = {
     "a fraction as the default of a count": ("count: int = 1.5", "Config.count is 1.5, but its type is int"),
     "a truth value as the default of a count": ("count: int = True", "Config.count is True, but its type is int"),
     "a list as default": ("sizes: list = []", "Config.sizes has a list as its default, which all runs would share"),
-    "a dict as default": ("sizes: dict = attrs.field(factory=dict)", "Config.sizes has a dict as its default"),
+    "a dict as default": ("sizes: dict = {}", "Config.sizes has a dict as its default"),
     "an object as default": ("thing: object = attrs.field(factory=object)", "Config.thing has a object as its default"),
     "a text for `scale`": ('scale: str = "big"', "the default of Config.scale, 'big', is none that guidedcd accepts"),
     "a `fraction` above 1": ("fraction: float = 7.0", "the default of Config.fraction, 7.0, is none"),
