@@ -18,7 +18,7 @@ class RewardEnergyConfig(OutputEnergyConfig, WrapperConfig):
     """Options of the energy `reward:NAME`."""
 
     reward: str = attrs.field(default="", metadata={"positional": "name", "kind": "reward"})
-    """Name of the reward; its options are those of --rewards.NAME, of which weight and pick have no effect."""
+    """The reward, NAME[:VALUE]; its options are those of --rewards.NAME, of which weight and pick have no effect."""
     fraction: float = attrs.field(default=1.0, validator=[ge(0), le(1)])
     """Fraction of the solver steps that are guided, the noisiest ones; `part` narrows it."""
     part: tuple[float, float] = attrs.field(default=(0.0, 1 / 3), validator=_part)
