@@ -78,6 +78,7 @@ def test_a_metric_is_added_without_sampling_again(run, tmp_path, sampling):
     assert comparable(run) == comparable(other)
 
 
+@pytest.mark.slow
 def test_missing_videos_are_sampled_again(run, tmp_path, sampling):
     """An evaluation without its videos gets the same scores of a metric, from videos of the same seeds."""
     evaluate(run, quiet=True)
@@ -92,6 +93,7 @@ def test_missing_videos_are_sampled_again(run, tmp_path, sampling):
     assert comparable(run) == comparable(other)
 
 
+@pytest.mark.slow
 def test_a_new_evaluation_measures_added_metrics_too(run, sampling):
     """Other options sample new videos and delete the earlier ones; metrics that were added are measured again."""
     evaluate(run, quiet=True, metrics=["contrast"])
