@@ -102,7 +102,7 @@ class ListedDataset(Dataset):
     def listing(self, path: Path) -> Listing:
         """The rows of the data set's table."""
         file = self.list_file(path)
-        root = path if path.is_dir() else path.parent
+        root = path.parent if path.is_file() else path  # a pipe is no file
         if self.config.videos is not None:
             root = root / self.config.videos
             if not root.is_dir():
@@ -196,7 +196,7 @@ class Folder(ListedDataset):
     def listing(self, path: Path) -> Listing:
         """The rows of the metadata, or the videos below the folder."""
         caption = (self.config.caption,) if self.config.caption else CAPTION
-        root = path if path.is_dir() else path.parent
+        root = path.parent if path.is_file() else path  # a pipe is no file
         if self.config.videos is not None:
             root = root / self.config.videos
         if not root.is_dir():

@@ -23,17 +23,33 @@ class Ended:
     err: str
 
 
-def start(arguments: Sequence[str], folder: Path, *, modules: Sequence[Path] = (), user: int | None = None) -> int:
-    """Begin `guidedcd ARGUMENTS` in `folder`, as another user where `user` is given; the child's process id.
+def start(
+    arguments: Sequence[str],
+    folder: Path,
+    *,
+    modules: Sequence[Path] = (),
+    user: int | None = None,
+    prepare: Callable[[], object] | None = None,
+    output: str = "",
+) -> int:
+    """Begin `guidedcd ARGUMENTS` in `folder`; the child's process id.
 
-    What it prints goes to `folder` with `.out` and `.err` after its name.
+    Args:
+        arguments: After the program's name.
+        folder: Its current folder.
+        modules: Folders of plugins.
+        user: Number of another user who runs it.
+        prepare: Called in the child before the command.
+        output: What it prints goes to `folder` with this text and `.out` and `.err` after its name.
     """
     if child := os.fork():
         return child
     try:
         os.chdir(folder)
         for descriptor, suffix in ((1, ".out"), (2, ".err")):
-            target = os.open(folder.with_name(folder.name + suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            target = os.open(
+                folder.with_name(folder.name + output + suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666
+            )
             os.dup2(target, descriptor)
         # pytest has replaced both.
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for the life of the process
@@ -44,6 +60,8 @@ def start(arguments: Sequence[str], folder: Path, *, modules: Sequence[Path] = (
             os.setgroups([])
             os.setgid(user)
             os.setuid(user)
+        if prepare is not None:
+            prepare()
         status = _status(arguments)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -66,7 +84,7 @@ def _status(arguments: Sequence[str]) -> int:
     return 0
 
 
-def ended(child: int, folder: Path, seconds: float = 180.0) -> Ended:
+def ended(child: int, folder: Path, seconds: float = 600.0, output: str = "") -> Ended:
     """Wait for a child that `start` began; one that takes longer than `seconds` is killed, with status -9."""
     deadline = time.monotonic() + seconds
     while True:
@@ -78,7 +96,7 @@ def ended(child: int, folder: Path, seconds: float = 180.0) -> Ended:
             deadline = float("inf")
         time.sleep(0.005)
     out, err = (
-        folder.with_name(folder.name + suffix).read_text(encoding="utf-8", errors="backslashreplace")
+        folder.with_name(folder.name + output + suffix).read_text(encoding="utf-8", errors="backslashreplace")
         for suffix in (".out", ".err")
     )
     return Ended(os.waitstatus_to_exitcode(status), out, err)

@@ -1,8 +1,10 @@
-"""One trained run of the toy teacher, of which every case gets a copy."""
+"""One trained run of the toy teacher, of which every case gets a copy; the options of larger campaigns."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -40,6 +42,25 @@ steps = 2
 """
 
 
+ROOMS = ("cli", "workflow", "inference", "evaluation", "training", "preprocessing", "rewards", "trials", "models")
+"""They are imported before the commands are forked, so that a case takes a tenth of a second."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest tests/faults -m slow --campaign 500 --campaign-seed 1` damages and kills at 500 random places each."""
+    group = parser.getgroup("guidedcd")
+    group.addoption("--campaign", type=int, default=0, help="number of random damages, and of random kills")
+    group.addoption("--campaign-seed", type=int, default=0, help="seed of the random damages and kills")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The random cases of a test, as texts from which it draws; its module states in `USUAL` how many it has."""
+    if "random_case" in metafunc.fixturenames:
+        count = metafunc.config.getoption("--campaign", 0) or metafunc.module.USUAL
+        seed = metafunc.config.getoption("--campaign-seed", 0)
+        metafunc.parametrize("random_case", [f"{seed}-{number}" for number in range(count)])
+
+
 @attrs.frozen
 class Toys:
     """The folders that the cases copy, and the module of the toy plugin."""
@@ -68,6 +89,11 @@ def toys() -> Iterator[Toys]:
 
     if not hasattr(os, "fork"):
         pytest.skip("needs a system with fork")
+    "".encode("utf-8-sig")  # the library may lie where another user cannot read it, so that it is loaded now
+    for room in ROOMS:
+        package = importlib.import_module(f"guidedcd.{room}")
+        for module in pkgutil.walk_packages(getattr(package, "__path__", []), f"{package.__name__}."):
+            importlib.import_module(module.name)
     with tempfile.TemporaryDirectory() as name:
         home, modules = Path(name) / "base", Path(name) / "modules"
         Path(name).chmod(0o755)

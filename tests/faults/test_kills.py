@@ -1,53 +1,139 @@
-"""Commands that are killed: the same command again gives the same bytes as if nothing had happened."""
+"""Commands that are killed anywhere: the same command again gives the same bytes as if nothing had happened.
+
+Random kills are placed at file operations, at which a file can be half-written. A command's operations in its own
+folder are counted; a case draws a command, a signal and the number of the operation from the seed.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
+import random
 import signal
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import forked
 import pytest
+from faults import results, unfinished
 
 pytestmark = pytest.mark.slow
 
+USUAL = 20
 TRAIN = ("train", "--config", "toy.toml", "--out", "run", "--store", "store")
 PREPROCESS = ("preprocess", "--config", "toy.toml", "--store", "store")
 SAMPLE = ("sample", "run", *(f"circle {number}" for number in range(6)), "--batch", "1", "--out", "out")
-TIMES = ("seconds", "samples_per_second", "memory_gb", "summary")
+STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
-def timeless(value: Any) -> Any:
-    """A JSON value without what the clock gave."""
-    if isinstance(value, dict):
-        return {key: timeless(one) for key, one in value.items() if key not in TIMES}
-    return [timeless(one) for one in value] if isinstance(value, list) else value
+@attrs.frozen
+class Command:
+    """A command that can be killed."""
+
+    arguments: Sequence[str]
+    needs: str
+    """What of the trained run is copied."""
+    weight: float = 1.0
+    """How often it is drawn."""
+    prepare: Callable[[Path], object] = lambda folder: None
 
 
-def results(folder: Path) -> dict[str, str]:
-    """By name, what a command has left; times, locks and checkpoints do not count."""
-    contents = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if not path.is_file() or path.name in (".lock", ".evaluation.lock") or "checkpoints" in name:
-            continue
-        if path.name == "evaluation.json":
-            contents[name] = str(timeless(json.loads(path.read_text())))
-        elif path.name == "log.jsonl":
-            contents[name] = str([timeless(json.loads(line)) for line in path.read_text().splitlines()])
-        elif path.name in ("report.html", "report.json"):  # they show times
-            contents[name] = ""
-        else:
-            contents[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return contents
+COMMANDS = {
+    "train": Command(TRAIN, "toy.toml store", 3.0),
+    "resume": Command(TRAIN, "toy.toml store run", 3.0, unfinished),
+    "preprocess": Command(PREPROCESS, "toy.toml", 3.0),
+    "sample": Command((*SAMPLE[:5], *SAMPLE[-4:]), "run", 3.0),
+    "evaluate": Command(("evaluate", "run", "--prompts", "2"), "run", 3.0),
+    "report": Command(("report", "run"), "run", 2.0),
+    "export": Command(("export", "run", "out", "--format", "t2v-turbo-v2"), "run", 1.0),
+    "convert": Command(
+        ("convert", "videocrafter2", "model.ckpt", "out", "--arch", "config.json"), "model.ckpt config.json", 0.5
+    ),
+}
 
 
 def logged(folder: Path, steps: int) -> bool:
     """Whether so many steps have been logged."""
     path = folder / "run" / "log.jsonl"
     return path.exists() and len(path.read_text().splitlines()) >= steps
+
+
+class Operations:
+    """Counts the operations of a process on files in its current folder, and sends it a signal at one of them."""
+
+    EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree", "os.truncate")
+
+    def __init__(self, count_file: Path, number: signal.Signals | None = None, at: int = 0) -> None:
+        self.count_file, self.number, self.at = count_file, number, at
+        self.count = 0
+
+    def __call__(self) -> None:
+        """Begin in this process."""
+        self.folder, self.process = os.getcwd(), os.getpid()
+        self.target = os.open(self.count_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        sys.addaudithook(self._note)
+
+    def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in self.EVENTS or not arguments or not isinstance(arguments[0], str | bytes | os.PathLike):
+            return
+        path = os.path.abspath(os.fsdecode(arguments[0]))
+        if not path.startswith(self.folder) or os.getpid() != self.process:
+            return
+        self.count += 1
+        os.pwrite(self.target, str(self.count).encode(), 0)
+        if self.count == self.at and self.number is not None:
+            os.kill(self.process, self.number)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(toys, tmp_path_factory) -> Callable[[str], tuple[int, dict[str, str]]]:
+    """By command, how many file operations it needs and what it leaves; computed at the first request."""
+    known: dict[str, tuple[int, dict[str, str]]] = {}
+
+    def find(name: str) -> tuple[int, dict[str, str]]:
+        if name not in known:
+            folder, command = tmp_path_factory.mktemp(name) / "work", COMMANDS[name]
+            toys.copy(folder, command.needs)
+            command.prepare(folder)
+            operations = Operations(folder.with_name("count"))
+            child = forked.start(command.arguments, folder, modules=toys.modules, prepare=operations)
+            done = forked.ended(child, folder, seconds=600)
+            assert done.status == 0, done.err
+            known[name] = int(folder.with_name("count").read_text()), results(folder)
+        return known[name]
+
+    return find
+
+
+def test_a_command_killed_at_a_random_file_operation(toys, folder, undisturbed, random_case):
+    """After a signal at any file operation, the same command gives the same bytes and leaves no temporary file."""
+    draw = random.Random(f"kill {random_case}")
+    name = draw.choices(list(COMMANDS), [command.weight for command in COMMANDS.values()])[0]
+    number = draw.choice(list(STATUS))
+    count, expected = undisturbed(name)
+    at, command = draw.randint(1, count), COMMANDS[name]
+    toys.copy(folder, command.needs)
+    command.prepare(folder)
+    operations = Operations(folder.with_name("count"), number, at)
+    child = forked.start(command.arguments, folder, modules=toys.modules, prepare=operations)
+    done = forked.ended(child, folder)
+    what = f"{name}, {number.name} at operation {at} of {count}: {done.status} {done.err}"
+
+    assert done.status in (STATUS[number], 0), what  # a signal in the last moment changes nothing
+    assert "Traceback" not in done.out + done.err, what
+    assert done.status or results(folder) == expected, what
+    if number != signal.SIGKILL:
+        assert not list(folder.rglob("*.part")), what
+
+    again = forked.ended(forked.start(command.arguments, folder, modules=toys.modules), folder)
+    if again.status == 2 and name in ("export", "convert"):  # the first call had already put the folder there
+        assert "out" in again.err
+    else:
+        assert again.status == 0, f"{what}; {again.err}"
+    assert results(folder) == expected, what
+    assert not list(folder.rglob("*.part")), what
 
 
 @pytest.mark.parametrize(
