@@ -43,7 +43,7 @@ def explain(error: BaseException, tokens: Sequence[str], registry: Registry) -> 
     if isinstance(error, CycloptsError):
         _say(_usage(error, command, registry))
     elif isinstance(error, GuidedCDError):
-        _say(str(error))
+        _say(str(error) + _whose(error))
     elif _is_out_of_memory(error):
         where = " ".join(getattr(error, "__notes__", []))
         _say(f"out of memory{' ' + where if where else ''}. {SMALLER.get(command, 'Use a smaller batch.')}")
@@ -80,6 +80,12 @@ def _say(text: str, prefix: str = "error: ") -> None:
     """One line on standard error, however the text was broken."""
     sys.stdout.flush()
     print(prefix + shortened(harmless(" ".join(text.split())), LONGEST), file=sys.stderr, flush=True)
+
+
+def _whose(error: GuidedCDError) -> str:
+    """The component whose code raised an error that does not name it: " (in energy 'smooth' of acme/smooth)"."""
+    notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("in ")]
+    return "".join(f" ({note})" for note in notes if note.removeprefix("in ") not in str(error))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -239,3 +239,16 @@ def test_check_prints_the_conformance_table(command, plugin_file, monkeypatch):
     sys.modules.pop("still_energy")
     done = command("plugins", "check", "still", "--plugin", "still_energy.py")
     assert done.status == 1 and "returned shape () for 2 samples" in done.out
+
+
+def test_an_error_of_a_component_names_it(command):
+    """A sentence that a plugin wrote itself need not state whose it is."""
+
+    def training(run, **options):
+        error = GuidedCDError("it needs 4 frames.")
+        error.add_note("in energy 'odd' of acme/odd")
+        raise error
+
+    done = command("train", training=training)
+
+    assert (done.status, done.err) == (2, "error: it needs 4 frames. (in energy 'odd' of acme/odd)\n")
