@@ -10,8 +10,9 @@ from attrs.validators import ge, le, optional
 from guidedcd.plugins.configs import OutputEnergyConfig
 from guidedcd.plugins.hookspecs import hookimpl
 
-RELATIVE = 0.03
-"""The default strength: with 0.1, guided trajectories of the proving ground's teacher are destroyed."""
+WEAK, STRONG = 0.01, 0.3
+"""Default strengths, from the dose curves of decision 19: 0.03 of an energy that is never satisfied destroys guided
+trajectories of the proving ground's teacher, and 0.3 of `dynamics`, which is 0 where it is satisfied, does not."""
 
 
 def _levels(instance: object, attribute: attrs.Attribute, value: tuple[float, float]) -> None:
@@ -23,9 +24,9 @@ def _levels(instance: object, attribute: attrs.Attribute, value: tuple[float, fl
 class X0MotionConfig(OutputEnergyConfig):
     """Options of `x0-motion`."""
 
-    default_relative: ClassVar[float] = RELATIVE
+    default_relative: ClassVar[float] = WEAK
     relative: float | None = attrs.field(default=None, validator=optional(ge(0)))
-    """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.03 without a `scale`."""
+    """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.01 without a `scale`."""
     span: int | None = attrs.field(default=None, validator=optional(ge(1)))
     """The largest distance of two compared latent frames, at least 1; by default all pairs are compared."""
     motion: float = attrs.field(default=5.0, validator=ge(0))
@@ -40,9 +41,9 @@ class X0MotionConfig(OutputEnergyConfig):
 class DynamicsConfig(OutputEnergyConfig):
     """Options of `dynamics`."""
 
-    default_relative: ClassVar[float] = RELATIVE
+    default_relative: ClassVar[float] = STRONG
     relative: float | None = attrs.field(default=None, validator=optional(ge(0)))
-    """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.03 without a `scale`."""
+    """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.3 without a `scale`."""
     fraction: float = attrs.field(default=1.0, validator=[ge(0), le(1)])
     """Fraction of the solver steps that are guided, the noisiest ones; `levels` narrows it."""
     levels: tuple[float, float] = attrs.field(default=(0.5, 0.95), validator=_levels)
@@ -55,9 +56,9 @@ class DynamicsConfig(OutputEnergyConfig):
 class SaturationConfig(OutputEnergyConfig):
     """Options of `saturation`."""
 
-    default_relative: ClassVar[float] = RELATIVE
+    default_relative: ClassVar[float] = WEAK
     relative: float | None = attrs.field(default=None, validator=optional(ge(0)))
-    """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.03 without a `scale`."""
+    """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.01 without a `scale`."""
     fraction: float = attrs.field(default=1.0, validator=[ge(0), le(1)])
     """Fraction of the solver steps that are guided: all of them."""
 

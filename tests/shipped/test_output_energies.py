@@ -130,8 +130,8 @@ def test_a_guided_step_lowers_the_energy(seed, prediction, energy, timestep):
 
 
 def test_the_default_strength_gives_way_to_a_scale():
-    """Without a stated strength the energies have relative 0.03; a scale takes its place."""
-    for config in (X0MotionConfig, DynamicsConfig, SaturationConfig):
-        assert config().is_relative and config().strength == 0.03 and config().reference == "prediction"
+    """Without a stated strength each energy has its own relative one; a scale takes its place."""
+    for config, relative in ((X0MotionConfig, 0.01), (DynamicsConfig, 0.3), (SaturationConfig, 0.01)):
+        assert config().is_relative and config().strength == relative and config().reference == "prediction"
         assert not config(scale=5.0).is_relative and config(scale=5.0).strength == 5.0
         assert config(relative=0.2).strength == 0.2

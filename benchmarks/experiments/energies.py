@@ -1,0 +1,230 @@
+"""What every energy does on the proving ground: to the teacher that it guides, and to students over seeds.
+
+    python benchmarks/experiments/energies.py dose --device cuda --out runs/dose
+    python benchmarks/experiments/energies.py students --device cuda --seeds 0,1,2 --parallel 10 --out runs/students
+
+`dose` samples the teacher with each energy at several strengths; the reference of a prompt is the true video of it.
+`students` trains every arm with every seed, samples each student with the same prompts and noise, and compares arms
+with `--against` (without guidance by default, with the same rewards), paired by prompt and seed. Motion is judged on
+intact videos, because torn objects count as fast. `--tiny` takes a few steps. Results are in OUT/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+import guidedcd
+from guidedcd.plugins.registry import load_plugins
+
+QUARTER = [
+    *("--rewards", "hps,clip,internv2", "--rewards.hps.weight", "0.3"),
+    *("--rewards.clip.weight", "0.3", "--rewards.internv2.weight", "0.5"),
+]
+"""Rewards at a quarter of their default weights: at the full weights they set the motion by themselves."""
+GUIDANCE = {
+    "none": [],
+    "pta": ["--energies", "pta"],
+    "x0-motion": ["--energies", "x0-motion"],
+    "dynamics": ["--energies", "dynamics"],
+    "saturation": ["--energies", "saturation"],
+}
+"""Arms without rewards; with them the name ends in `+rewards`. `--arm NAME=FLAGS` adds one."""
+TRAIN = [
+    *("--preprocess.videos", "192", "--preprocess.draws-per-video", "8", "--train.steps", "300"),
+    *("--train.batch-size", "16", "--train.rollouts.videos", "0", "--train.optimizer.lr", "1e-4"),
+]
+"""Settings of all arms: no videos of the student's own in training, whose rewards hide an energy."""
+TINY = [
+    *("--preprocess.videos", "4", "--preprocess.draws-per-video", "2", "--solver.steps", "10"),
+    *("--train.steps", "4", "--train.batch-size", "2", "--train.rollouts.videos", "0"),
+]
+NO_EVALUATION = ["--evaluate", "none"]
+KEYS = ("all", "motion", "speed-class", "background", "intact", "intact-speed", "intact-dynamic", "misfit")
+STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Two-sided 95 % quantiles by degrees of freedom."""
+
+
+def parse() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("dose", "students"))
+    parser.add_argument("--out", type=Path, default=Path("runs/energies"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--prompts", type=int, default=256, help="prompts that name a motion; half as many do not")
+    parser.add_argument("--prompt-seed", type=int, default=71, help="other prompts than those that chose a setting")
+    parser.add_argument("--energies", default="pta,x0-motion,dynamics,saturation", help="of `dose`")
+    parser.add_argument("--doses", default="0.003,0.01,0.03,0.1,0.3,1", help="strengths `relative` of `dose`")
+    parser.add_argument("--steps", type=int, default=25, help="teacher steps of `dose`")
+    parser.add_argument("--arm", action="append", default=[], metavar="NAME=FLAGS", help="one more arm of `students`")
+    parser.add_argument("--arms", help="comma-separated: only these arms of `students`")
+    parser.add_argument("--against", default="none", help="the arm without guidance")
+    parser.add_argument("--parallel", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no training begins")
+    parser.add_argument("--tiny", action="store_true", help="few prompts and steps: whether the script runs")
+    parser.add_argument("rest", nargs="*", help="more flags of `guidedcd train`, after --")
+    options = parser.parse_args()
+    if options.tiny:
+        options.seeds, options.prompts, options.steps = "0", 4, 4
+        options.rest = [*TINY, *options.rest]
+    return options
+
+
+def prompts(count: int, seed: int) -> dict[str, list]:
+    """Prompts with a named motion, and half as many without."""
+    from guidedcd_shapes.prompts import evaluation_prompts
+
+    without = evaluation_prompts(count // 2, seed + 1, "no-motion")
+    return {"motion": evaluation_prompts(count, seed, "full"), "no-motion": without}
+
+
+def judge(videos: torch.Tensor, texts: list) -> dict[str, list[float]]:
+    """Values of the oracle by prompt, NaN where one does not apply."""
+    component = load_plugins().get("metric", "shapes-oracle")
+    values = component.build(component.config())(videos, texts)
+    return {key: values[key].tolist() for key in KEYS}
+
+
+def mean(values: list[float]) -> float:
+    """The mean of the values that are not NaN."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.fmean(known) if known else math.nan
+
+
+def dose(options: argparse.Namespace) -> list[dict]:
+    """The teacher with every energy at every strength; one row for each."""
+    from guidedcd_shapes import drawing
+    from guidedcd_shapes.prompts import truth
+
+    texts = prompts(options.prompts, options.prompt_seed)["motion"]
+    references = drawing.render(truth(texts), generator=torch.Generator().manual_seed(0))
+    teacher = guidedcd.load_teacher("shapes", device=options.device)
+    settings = [
+        (None, 0.0),
+        *((name, r) for name in options.energies.split(",") for r in map(float, options.doses.split(","))),
+    ]
+    rows = []
+    for name, relative in settings:
+        began, pooled = time.perf_counter(), {key: [] for key in KEYS}
+        for seed in map(int, options.seeds.split(",")):
+            videos = teacher.sample(
+                [prompt.text for prompt in texts],
+                {name: {"relative": relative}} if name else None,
+                references.to(options.device) if name else None,
+                options.steps,
+                [seed * 100_000 + i for i in range(len(texts))],
+                batch=128,
+            )
+            for key, values in judge(videos, texts).items():
+                pooled[key] += values
+        row = {"energy": name or "none", "relative": relative, **{key: mean(pooled[key]) for key in KEYS}}
+        rows.append(row)
+        numbers = " ".join(f"{key} {value:.3f}" for key, value in row.items() if key != "energy")
+        print(f"{row['energy']:12s} {numbers}  {time.perf_counter() - began:.0f} s", flush=True)
+    return rows
+
+
+def arms_of(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Flags of `guidedcd train` by arm."""
+    guidance = dict(GUIDANCE)
+    for text in options.arm:
+        name, _, flags = text.partition("=")
+        guidance[name] = flags.split()
+    arms = guidance | {f"{name}+rewards": [*flags, *QUARTER] for name, flags in guidance.items()}
+    return {name: arms[name] for name in options.arms.split(",")} if options.arms else arms
+
+
+def train(options: argparse.Namespace, arm: str, flags: list[str], seed: int) -> str | None:
+    """Train one arm with one seed; returns what went wrong."""
+    if time.perf_counter() - options.began > options.budget:
+        return "the time was over"
+    folder, log = options.out / f"{arm}-{seed}", options.out / f"{arm}-{seed}.log"
+    command = [sys.executable, "-m", "guidedcd", "train", *flags, "--seed", str(seed), "--device", options.device]
+    command += ["--out", str(folder), "--name", f"{arm}-{seed}", *NO_EVALUATION, *TRAIN, *options.rest]
+    with open(log, "a") as handle:
+        code = subprocess.call(
+            command, stdout=handle, stderr=handle, env={**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+        )
+    return log.read_text()[-300:] if code else None
+
+
+def students(options: argparse.Namespace) -> dict:
+    """Train and judge all arms; values by arm, seed, split, key and prompt."""
+    arms, seeds = arms_of(options), [int(seed) for seed in options.seeds.split(",")]
+    jobs = [(arm, seed) for seed in seeds for arm in arms]
+    # The first arm of each seed computes the predictions that the others reuse: one that inverts videos, if any.
+    first = [(next((arm for arm in arms if "pta" in arm), next(iter(arms))), seed) for seed in seeds]
+    errors: dict[tuple[str, int], str | None] = {}
+    with ThreadPoolExecutor(options.parallel) as pool:
+        for group in (first, [job for job in jobs if job not in first]):
+            errors |= zip(group, pool.map(lambda job: train(options, job[0], arms[job[0]], job[1]), group), strict=True)
+    print(f"trained {len(errors)} students in {time.perf_counter() - options.began:.0f} s", flush=True)
+    values: dict[str, dict[int, dict[str, dict[str, list[float]]]]] = {}
+    splits = prompts(options.prompts, options.prompt_seed)
+    for arm, seed in jobs:
+        if errors[arm, seed]:
+            print(f"{arm}-{seed} failed: {errors[arm, seed]}", flush=True)
+            continue
+        student = guidedcd.load_student(options.out / f"{arm}-{seed}", device=options.device)
+        for split, texts in splits.items():
+            videos = student([prompt.text for prompt in texts], 4, list(range(len(texts))), batch=128)
+            values.setdefault(arm, {}).setdefault(seed, {})[split] = judge(videos, texts)
+    report(values, options.against)
+    return values
+
+
+def report(values: dict, against: str) -> None:
+    """Print means over seeds, and differences to the arm without guidance, with 95 % intervals."""
+    for arm, by_seed in values.items():
+        base = values.get(f"{against}+rewards" if arm.endswith("+rewards") else against, {})
+        for split in next(iter(by_seed.values())):
+            print(f"\n{arm}, prompts {split}, {len(by_seed)} seeds")
+            for key in KEYS:
+                means = [mean(by_seed[seed][split][key]) for seed in by_seed]
+                line = f"  {key:15s} {statistics.fmean(means):7.3f}  [" + " ".join(f"{m:.3f}" for m in means) + "]"
+                shared = [seed for seed in by_seed if seed in base]
+                if base is not by_seed and shared and not any(map(math.isnan, means)):
+                    line += difference([(by_seed[seed][split][key], base[seed][split][key]) for seed in shared])
+                print(line)
+
+
+def difference(pairs: list[tuple[list[float], list[float]]]) -> str:
+    """The difference of two arms: mean and interval over seeds (Student's t), and over prompts (bootstrap)."""
+    differences = [mean(ours) - mean(theirs) for ours, theirs in pairs]
+    text = f"  {statistics.fmean(differences):+.3f}"
+    if len(differences) in (degrees := {n + 1: t for n, t in STUDENT_T.items()}):
+        half = degrees[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences))
+        text += f"  seeds {statistics.fmean(differences) - half:+.3f} to {statistics.fmean(differences) + half:+.3f}"
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.tensor([pair[i] for pair in pairs]) for i in range(2))  # (S, P)
+    drawn = torch.randint(ours.shape[1], (1000, ours.shape[1]), generator=generator)
+    sampled = (ours[:, drawn].nanmean(-1) - theirs[:, drawn].nanmean(-1)).mean(0)
+    low, high = sampled.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return text + f"  prompts {low:+.3f} to {high:+.3f}"
+
+
+def main() -> None:
+    """Measure and write OUT/results.json."""
+    options = parse()
+    options.began = time.perf_counter()
+    options.out.mkdir(parents=True, exist_ok=True)
+    results = dose(options) if options.what == "dose" else students(options)
+    path = options.out / "results.json"
+    path.write_text(json.dumps({"command": sys.argv[1:], "torch": torch.__version__, "results": results}, indent=1))
+    print(f"\n{path}")
+
+
+if __name__ == "__main__":
+    main()
