@@ -84,6 +84,7 @@ def test_the_score_in_training_is_the_stored_one(toy, tmp_path):
     assert set(batch.scores) == {"toy"} and output_names(run) == list(OUTPUT)
 
 
+@pytest.mark.slow
 def test_all_kinds_guide_one_step(toy, tmp_path):
     """A stored score and two of the output enter one step, each with its own strength; their shares are measured."""
     run = mixed()
@@ -155,7 +156,7 @@ root.through, root.config = "output", OutputEnergyConfig(scale=1.0)
 def test_a_wrong_energy_stops_the_run_before_the_store(toy, tmp_path):
     """The gradient is taken once on noise before anything is written."""
     run = _with(root)
-    with pytest.raises(GuidedCDError, match="energy 'root' gave a gradient that is not finite"):
+    with pytest.raises(GuidedCDError, match="energy 'root' of this program gave a gradient that is not finite"):
         preprocess(run, store_folder=tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
