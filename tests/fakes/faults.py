@@ -140,11 +140,11 @@ def timeless(value: Any) -> Any:
 
 
 def results(folder: Path) -> dict[str, str]:
-    """By name, what a command has left; times, locks and checkpoints do not count."""
+    """By name, what a command has left; times, locks, checkpoints and the list of a store's runs do not count."""
     contents = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if not path.is_file() or path.name in LOCKS or "checkpoints" in name:
+        if not path.is_file() or path.name in LOCKS or "checkpoints" in name or "store/runs/" in name:
             continue
         if path.name == "evaluation.json":
             contents[name] = str(timeless(json.loads(path.read_text())))
