@@ -59,7 +59,8 @@ def write_turbo(trained: StudentPipeline, folder: Path) -> str:
     widths = {f"{name}.weight": f"{name}_dim" for name in ("time_cond_proj", "motion_cond_proj")}
     config |= {name: state[key].shape[1] for key, name in widths.items() if key in state}
     name = "unet_mg.pt" if student.energies else "unet_no_mg.pt"
-    torch.save(state, folder / name)
+    with open(folder / name, "wb") as handle:  # torch hides the error of a full disk of its own files
+        torch.save(state, handle)
     fps = fps or max(1, round(teacher.geometry.fps))
     write_json(folder / "config.json", {"params": config, "fps_used": [fps], "energies": list(student.energies)})
     differences = [
