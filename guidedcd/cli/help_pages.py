@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,7 +42,9 @@ def shown(words: Sequence[str], key: str, profile: Layer) -> set[str] | None:
             with suppress(GuidedCDError, OSError):  # an error of the file is reported when the command runs
                 names = [name for name, _, _ in read_config(Path(text)).select.get(key, [])] or names
         return set(names)
-    return {name for name, _, _ in split_names(texts, f"--{key}")}
+    with suppress(GuidedCDError):  # as above
+        return {name for name, _, _ in split_names(texts, f"--{key}")}
+    return None
 
 
 def _values(words: Sequence[str], flag: str) -> list[str] | None:
@@ -51,15 +53,6 @@ def _values(words: Sequence[str], flag: str) -> list[str] | None:
     for number, word in enumerate(words):
         name, equals, value = word.partition("=")
         if name == flag:
-            values = [*(values or []), *([value] if equals else _until_flag(words[number + 1 :]))]
-    return values
-
-
-def _until_flag(words: Iterable[str]) -> list[str]:
-    """The words before the next flag."""
-    values = []
-    for word in words:
-        if word.startswith("-"):
-            break
-        values.append(word)
+            following = [word for word in words[number + 1 : number + 2] if not word.startswith("-")]
+            values = [*(values or []), *([value] if equals else following)]
     return values
