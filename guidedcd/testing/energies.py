@@ -283,8 +283,8 @@ def energy_reads_the_order_of_frames(checked: CheckedComponent) -> None:
 
 
 RULES = [
-    energy_states_what_it_is,
     energy_is_one_number_per_sample,
+    energy_states_what_it_is,
     energy_has_a_gradient,
     energy_falls_along_its_score,
     energy_is_least_at_its_reference,

@@ -12,6 +12,8 @@ from forked import ended, start
 from guidedcd.plugins.probe import probe
 from guidedcd.plugins.registry import load_plugins
 
+pytestmark = pytest.mark.slow
+
 OFFER = """
 {code}
 import os, sys

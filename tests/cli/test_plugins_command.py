@@ -32,7 +32,7 @@ def test_show_lists_every_option(command, toys):
 
     assert "acme-toys/acme_toys" in out
     assert "--energies.shake.top" in out and "How many. [at least 1]" in out
-    assert "[one of inversion, single-step, clean]" in out
+    assert "[one of inversion, single-step, clean, prediction]" in out
     assert "--energies.shake.fraction" in out
     toys("acme-broken", "import no_such_module")
     error = command("plugins", "show", "shak").err

@@ -22,6 +22,8 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.configs import EnergyConfig, MetricConfig
 from guidedcd.plugins.registry import Component, Registry, load_plugins
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),

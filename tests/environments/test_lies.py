@@ -13,6 +13,8 @@ from guidedcd.environments.function import ForeignFunction
 from guidedcd.environments.process import Program
 from guidedcd.errors import GuidedCDError
 
+pytestmark = pytest.mark.slow
+
 CALLS = {
     "killed": ("os.kill(os.getpid(), 9)", r"was ended by signal 9 \(SIGKILL\) while it ran other:score"),
     "segfault": ("os.kill(os.getpid(), signal.SIGSEGV)", "signal 11"),

@@ -153,7 +153,7 @@ def test_a_folder_without_student_says_what_to_do(tmp_path, run):
     with pytest.raises(GuidedCDError, match="there is no run folder"):
         pipeline.StudentPipeline.from_run(tmp_path / "nothing")
     (run / "student").rename(tmp_path / "lonely")
-    with pytest.raises(GuidedCDError, match="guidedcd train --out"):
+    with pytest.raises(GuidedCDError, match="Start the same run again to continue it"):
         pipeline.StudentPipeline.from_run(run)
     lonely = tmp_path / "a" / "b" / "c" / "d"
     lonely.parent.mkdir(parents=True)

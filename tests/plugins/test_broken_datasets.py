@@ -14,6 +14,8 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import load_plugins
 from guidedcd.testing import checks
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = """
 import itertools, torch
 from guidedcd import Clip, ClipError, DatasetConfig, hookimpl

@@ -12,6 +12,8 @@ from guidedcd.plugins.registry import load_plugins
 from guidedcd.preprocessing.shard_builder import ShardBuilder
 from guidedcd.testing import checks
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = """
 import torch
 from guidedcd import EnergyConfig, GuidedCDError, hookimpl

@@ -13,6 +13,8 @@ from guidedcd.evaluation.arms import build_metrics
 from guidedcd.plugins.registry import load_plugins
 from guidedcd.testing import checks
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = """
 import torch
 from guidedcd import MetricConfig, hookimpl

@@ -11,6 +11,8 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.rewards.contract import build_rewards, rehearse
 from guidedcd.testing import checks
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = """
 import torch
 from guidedcd import RewardConfig, hookimpl

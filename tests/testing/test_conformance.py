@@ -10,6 +10,8 @@ from guidedcd.plugins.requirements import requirements
 from guidedcd.preprocessing.estimates import reference_kinds
 from guidedcd.testing import checks, run_checks
 
+pytestmark = pytest.mark.slow
+
 HEAD = """
 import attrs
 import torch
