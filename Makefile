@@ -1,6 +1,7 @@
 # make train   distil the embedded teacher on this machine: a store, a student, an evaluation, a report
 # make test    the tests
 # make slow    the tests that train, and those that install packages
+# make campaign   hundreds of bad inputs, damages and kills; twenty minutes on two cores
 # make lint    style and types
 # make docs    the documentation as a website, in build/docs/
 #
@@ -19,7 +20,7 @@ WORKERS  ?= logical
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
-.PHONY: train test slow lint docs clean
+.PHONY: train test slow campaign lint docs clean
 
 train: $(VENV)/.installed
 	$(PY) -m guidedcd train --energy pta --rewards hps,clip,internv2 $(ARGS)
@@ -29,6 +30,9 @@ test: $(VENV)/.installed
 
 slow: $(VENV)/.installed
 	$(PYTEST) -m "slow and not gpu" $(ARGS)
+
+campaign: $(VENV)/.installed
+	$(PYTEST) -m "campaign and not gpu" tests/faults $(ARGS)
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .

@@ -11,7 +11,7 @@ import pytest
 import video_files
 from faults import DEEP, NOBODY, Case, Change, both, cut, directory, flip, ids, judge, large, link, mode, pipe, text
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 
 DATA = ("--config", "toy.toml", "--preprocess.videos", "10", "--rewards", "none", "--data", "folder:clips")
 INSPECT = ("data", "inspect", *DATA, "--sample", "0")

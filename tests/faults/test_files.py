@@ -36,7 +36,7 @@ from faults import (
     unfinished,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 
 SAMPLE = ("sample", "run", "a red circle")
 REPORT = ("report", "run")

@@ -19,7 +19,7 @@ import forked
 import pytest
 from faults import results, unfinished
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 
 USUAL = 20
 TRAIN = ("train", "--config", "toy.toml", "--out", "run", "--store", "store")
@@ -136,6 +136,7 @@ def test_a_command_killed_at_a_random_file_operation(toys, folder, undisturbed, 
     assert not list(folder.rglob("*.part")), what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
@@ -163,6 +164,7 @@ def test_killed_training_continues_to_the_same_student(toys, folder, number, sta
     assert not list(folder.rglob("*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["KILL", "TERM"])
 def test_killed_preprocessing_continues_to_the_same_store(toys, folder, number):
     """Preprocessing that is killed after its first shard ends in the same shards."""

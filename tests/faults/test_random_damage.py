@@ -13,7 +13,7 @@ import pytest
 import video_files
 from faults import STEP, Case, judge, results, unfinished
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 
 USUAL = 40
 

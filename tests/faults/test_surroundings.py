@@ -11,7 +11,7 @@ import forked
 import pytest
 from faults import NOBODY, Case, both, check_error, contents, directory, ids, judge, link, mode, pipe, text
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 
 SAMPLE = ("sample", "run", "a red circle", "--out", "out")
 TRAIN = ("train", "--config", "toy.toml", "--out", "new", "--store", "store")

@@ -6,7 +6,7 @@ import forked
 import pytest
 from faults import check_error, results
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.campaign
 
 TRAIN = ("train", "--config", "toy.toml", "--out", "run", "--store", "store")
 OTHER = ("train", "--config", "toy.toml", "--out", "other", "--store", "store")

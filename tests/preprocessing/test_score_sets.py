@@ -17,7 +17,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import file_digest, write_json
 from guidedcd.plugins import sources
 from guidedcd.plugins.registry import Component
-from guidedcd.preprocessing import score_sets, writer
+from guidedcd.preprocessing import score_sets, store_writer
 from guidedcd.preprocessing import shard_files as writing
 from guidedcd.preprocessing.identity import identify, is_same
 from guidedcd.preprocessing.preprocess import find_store, preprocess
@@ -52,7 +52,7 @@ def test_a_second_energy_computes_its_own_scores_only(store, monkeypatch, tmp_pa
     """Clips, predictions, inversions and other scores stay; the new scores equal those of a fresh store."""
     before, both = shard_files(store), make(energy={"toy": {}, "pta": {}})
     with monkeypatch.context() as patched:
-        patched.setattr(writer, "Mixture", forbidden)
+        patched.setattr(store_writer, "Mixture", forbidden)
         patched.setattr(inversion, "inversion_passes", forbidden)
         preprocess(both, store_folder=store)
     fresh = open_store(both, preprocess(both, store_folder=tmp_path / "fresh"))
@@ -97,7 +97,7 @@ def test_an_edited_energy_is_scored_again(store, monkeypatch, capsys):
     monkeypatch.setattr(
         "guidedcd.preprocessing.identity.origin", lambda component: origin(component) | {"source": "edited"}
     )
-    monkeypatch.setattr(writer, "Mixture", forbidden)
+    monkeypatch.setattr(store_writer, "Mixture", forbidden)
     capsys.readouterr()
     preprocess(run, store_folder=store)
     printed = capsys.readouterr().out
