@@ -47,7 +47,7 @@ ROOMS = ("cli", "workflow", "inference", "evaluation", "training", "preprocessin
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`pytest tests/faults -m campaign --campaign 500 --campaign-seed 1` damages and kills at 500 random places each."""
+    """`pytest tests/faults -m campaign --campaign 500 --campaign-seed 1` has 500 random damages, and 500 kills."""
     group = parser.getgroup("guidedcd")
     group.addoption("--campaign", type=int, default=0, help="number of random damages, and of random kills")
     group.addoption("--campaign-seed", type=int, default=0, help="seed of the random damages and kills")
