@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -17,8 +18,7 @@ def anonymous_file() -> int:
     cannot take away memory that this one reads.
     """
     if hasattr(os, "memfd_create"):
-        import fcntl
-
+        fcntl = importlib.import_module("fcntl")  # Windows has neither
         descriptor = os.memfd_create("guidedcd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         return descriptor
