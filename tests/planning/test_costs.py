@@ -199,6 +199,7 @@ def test_state_has_the_predicted_bytes(toy, tmp_path, student, precision):
     assert run_bytes(once, counted) == pytest.approx(written, rel=0.01)
 
 
+@pytest.mark.slow
 def test_processes_share_the_work(toy):
     """Several processes share a store's device-hours; with FSDP they also share the states."""
     one, four = Estimator(gpu()).preprocess(make()), Estimator(gpu(), 4).preprocess(make())

@@ -168,6 +168,7 @@ def test_the_command_takes_the_flags_of_train(toy, capsys):
     assert figures["machine"]["processes"] == 2 and "cheaper" not in figures
 
 
+@pytest.mark.slow
 def test_a_probe_leaves_out_what_takes_too_long(toy):
     """A measurement that is predicted to end after the limit is left out, and its row states the prediction."""
     from guidedcd.planning.probe import probe

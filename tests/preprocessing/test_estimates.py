@@ -39,6 +39,7 @@ def test_the_size_is_known_before(toy, tmp_path, energies):
     assert estimates.store_size(run, run.teacher.build()).total == pytest.approx(written, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_keeps_what_is_done(toy, tmp_path, monkeypatch):
     """The error names the shard that could not be written; then the same command completes the same store."""
     from guidedcd.preprocessing import shard_files as store

@@ -41,6 +41,7 @@ def test_parts_equal_a_whole(toy, tmp_path):
     assert len(LatentStore(preprocess(run, store_folder=tmp_path / "part-0", fill_parts=False))) == 8
 
 
+@pytest.mark.slow
 def test_an_incomplete_store_names_its_missing_shards(toy, tmp_path):
     """Opening or training on a store filled in part names the missing shards; a plain preprocess fills them."""
     run = make(preprocess={"shard_size": 1})
@@ -53,6 +54,7 @@ def test_an_incomplete_store_names_its_missing_shards(toy, tmp_path):
     assert len(LatentStore(preprocess(run, store_folder=folder))) == 15
 
 
+@pytest.mark.slow
 def test_a_new_energy_is_scored_in_parts(toy, tmp_path, capsys):
     """A complete store can be given the scores of a new energy in parts, of which the first leaves it unfinished."""
     preprocessing = {"videos": 2, "draws_per_video": 1, "shard_size": 1}
@@ -78,6 +80,7 @@ def test_training_scores_a_new_energy_of_a_store_filled_in_parts(toy, tmp_path):
     assert len(open_store(run, preprocess(run, store_folder=folder, fill_parts=False))) == 2
 
 
+@pytest.mark.slow
 def test_parts_may_be_written_together(toy, tmp_path, monkeypatch):
     """While one part is written another may be; the same part, or the whole, may not."""
     from guidedcd.preprocessing import shard_files as store

@@ -48,6 +48,7 @@ def forbidden(*args, **kwargs):
     raise AssertionError("computed again")
 
 
+@pytest.mark.slow
 def test_a_second_energy_computes_its_own_scores_only(store, monkeypatch, tmp_path):
     """Clips, predictions, inversions and other scores stay; the new scores equal those of a fresh store."""
     before, both = shard_files(store), make(energy={"toy": {}, "pta": {}})
@@ -65,6 +66,7 @@ def test_a_second_energy_computes_its_own_scores_only(store, monkeypatch, tmp_pa
     assert preprocess(make(energy={}), store_folder=store) == store
 
 
+@pytest.mark.slow
 def test_interrupted_scores_are_continued(toy, tmp_path, monkeypatch):
     """Scores that stopped after a shard continue there; inversions that the store does not keep are computed again."""
     run = make(keep_inversions=False)

@@ -12,6 +12,7 @@ from guidedcd.preprocessing.store import LatentStore
 from guidedcd.training.trainer import Trainer
 
 
+@pytest.mark.slow
 def test_temporal_layers_alone_can_be_recomputed(toy, tmp_path):
     """With `layers` "temporal" and "most", the backward pass runs temporal layers again, and no number changes."""
     from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
@@ -55,6 +56,7 @@ def test_the_decoder_is_recomputed_where_everything_is(layers, decoder, recomput
     assert config.recomputes_decoder == recomputed
 
 
+@pytest.mark.slow
 def test_frames_are_decoded_one_by_one_where_memory_is_short(toy, tmp_path, monkeypatch):
     """`activation_checkpoint.decoder` decodes single frames, twice each, and changes no number beyond rounding."""
     from guidedcd.models.teachers.latent import LatentTeacher

@@ -154,6 +154,7 @@ def test_a_checkpoint_without_permission_is_not_called_damaged(tmp_path):
     assert "Delete" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_an_average_can_be_sampled(toy, tmp_path):
     """A checkpoint's model.safetensors is the average, its online.safetensors what training goes on from."""
     run = make(train={"average": 0.5})

@@ -62,6 +62,7 @@ class StoredWay:
         return Seen(z=z, t=t, alpha=alpha, sigma=sigma, captions=captions, **outputs)
 
 
+@pytest.mark.slow
 def test_the_score_in_training_is_the_stored_one(toy, tmp_path):
     """In float64 the training step's score equals that of a pass through a constant network, to 1e-9."""
     run = mixed()
@@ -101,6 +102,7 @@ def test_all_kinds_guide_one_step(toy, tmp_path):
     assert (batch.strengths[:, 2] > 0).all() and float(now.shares["saturation"]) > 0
 
 
+@pytest.mark.slow
 def test_a_store_does_not_depend_on_energies_of_the_output(toy, tmp_path, monkeypatch, capsys):
     """Another strength, option or energy of the output computes nothing again, and leaves every file as it is."""
     folder = preprocess(stored_part(mixed()), store_folder=tmp_path / "s")
@@ -119,6 +121,7 @@ def test_a_store_does_not_depend_on_energies_of_the_output(toy, tmp_path, monkey
     assert "x0-motion: 20 % of the prediction" in printed and "saturation (clean)" in printed
 
 
+@pytest.mark.slow
 def test_an_energy_of_the_output_costs_no_passes(toy):
     """Passes, bytes and the cost of preprocessing are those of the run without it."""
     run, alone = mixed(), make()
