@@ -1,7 +1,7 @@
 # make train   distil the embedded teacher on this machine: a store, a student, an evaluation, a report
 # make test    the tests
 # make slow    the tests that train, and those that install packages
-# make campaign   hundreds of bad inputs, damages and kills; twenty minutes on two cores
+# make campaign   hundreds of bad inputs, damages and kills
 # make lint    style and types
 # make docs    the documentation as a website, in build/docs/
 #
