@@ -145,8 +145,8 @@ class _Pace:
         if count <= 0 or not (rate := _rate(count, seconds, self.unit)):
             return ""
         left = (self.total - self.done) * seconds / count
-        known = END_SECONDS <= left <= LATEST_SECONDS
-        end = f", until {time.strftime('%H:%M', time.localtime(time.time() + left))}" if known else ""
+        is_shown = END_SECONDS <= left <= LATEST_SECONDS
+        end = f", until {time.strftime('%H:%M', time.localtime(time.time() + left))}" if is_shown else ""
         return f"{rate}, about {duration(left)} left{end}"
 
 

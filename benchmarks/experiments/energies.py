@@ -14,17 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from arms import run_guidedcd
 
 import guidedcd
+from guidedcd.evaluation.bootstrap import estimate, over_seeds, paired
 from guidedcd.plugins.registry import load_plugins
 
 QUARTER = [
@@ -99,8 +99,7 @@ def judge(videos: torch.Tensor, texts: list) -> dict[str, list[float]]:
 
 def mean(values: list[float]) -> float:
     """The mean of the values that are not NaN."""
-    known = [value for value in values if not math.isnan(value)]
-    return statistics.fmean(known) if known else math.nan
+    return estimate(values, resamples=1).mean
 
 
 def dose(options: argparse.Namespace) -> list[dict]:
@@ -151,13 +150,12 @@ def train(options: argparse.Namespace, arm: str, flags: list[str], seed: int) ->
     if time.perf_counter() - options.began > options.budget:
         return "the time was over"
     folder, log = options.out / f"{arm}-{seed}", options.out / f"{arm}-{seed}.log"
-    command = [sys.executable, "-m", "guidedcd", "train", *flags, "--seed", str(seed), "--device", options.device]
-    command += ["--out", str(folder), "--name", f"{arm}-{seed}", *NO_EVALUATION, *TRAIN, *options.rest]
-    with open(log, "a") as handle:
-        code = subprocess.call(
-            command, stdout=handle, stderr=handle, env={**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-        )
-    return log.read_text()[-300:] if code else None
+    command = ["train", *flags, "--seed", str(seed), "--device", options.device, "--out", str(folder)]
+    try:
+        run_guidedcd([*command, "--name", folder.name, *NO_EVALUATION, *TRAIN, *options.rest], log, options.threads)
+    except SystemExit as error:
+        return str(error)[-300:]
+    return None
 
 
 def students(options: argparse.Namespace) -> dict:
@@ -201,18 +199,17 @@ def report(values: dict, against: str) -> None:
 
 
 def difference(pairs: list[tuple[list[float], list[float]]]) -> str:
-    """The difference of two arms: mean and interval over seeds (Student's t), and over prompts (bootstrap)."""
+    """The difference of two arms: the mean, and intervals over seeds (Student's t) and over prompts (bootstrap).
+
+    The latter is of the prompts to which the value applies in both arms.
+    """
     differences = [mean(ours) - mean(theirs) for ours, theirs in pairs]
     text = f"  {statistics.fmean(differences):+.3f}"
     if len(differences) in (degrees := {n + 1: t for n, t in STUDENT_T.items()}):
         half = degrees[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences))
         text += f"  seeds {statistics.fmean(differences) - half:+.3f} to {statistics.fmean(differences) + half:+.3f}"
-    generator = torch.Generator().manual_seed(0)
-    ours, theirs = (torch.tensor([pair[i] for pair in pairs]) for i in range(2))  # (S, P)
-    drawn = torch.randint(ours.shape[1], (1000, ours.shape[1]), generator=generator)
-    sampled = (ours[:, drawn].nanmean(-1) - theirs[:, drawn].nanmean(-1)).mean(0)
-    low, high = sampled.quantile(torch.tensor([0.025, 0.975])).tolist()
-    return text + f"  prompts {low:+.3f} to {high:+.3f}"
+    over_prompts = paired(*(over_seeds([pair[i] for pair in pairs]) for i in range(2)))
+    return text + f"  prompts {over_prompts.mean:+.3f}: {over_prompts.low:+.3f} to {over_prompts.high:+.3f}"
 
 
 def main() -> None:

@@ -173,11 +173,11 @@ def run_flags(
         help_ = f"{text} Installed: {installed}."
         select = Parameter(name=f"--{key}", help=help_, show_default=_shown(",".join(names)), negative="", group=main)
         fields[key] = _field(Annotated[list[str] | None, select], None)
+    words = same_words(command_line.words())
     for order, (key, kind) in enumerate(KINDS.items(), 1):
         if key not in kinds:
             continue
         components = {}
-        words = same_words(command_line.words())
         named = help_pages.shown(words, key, layer)
         for component in registry.of_kind(kind).values():
             if not attrs.fields(component.config):

@@ -73,12 +73,11 @@ def components_of(key: str, layers: Sequence[Layer], registry: Registry) -> list
         GuidedCDError: A name, option or value that does not exist, or an option of a component that is not selected.
     """
     kind = KINDS[key]
-    selected: Names = []
+    selected = _selected(key, layers)
     for layer in layers:
         if not layer.optional:
             for name, _ in layer.options.get(key, []):
                 _component(kind, name.partition(":")[0], layers, registry)
-        selected = list(layer.select.get(key, selected))
     inside = _names_inside(key, layers, registry)
     for layer in layers:
         _check_selected(key, layer, selected, inside)
@@ -92,6 +91,11 @@ def components_of(key: str, layers: Sequence[Layer], registry: Registry) -> list
         repeated = key in REPEATABLE and value is not None and sum(n == name for n, _, _ in selected) > 1
         components.append(attrs.evolve(chosen, name=name_of(name, value)) if repeated else chosen)
     return components
+
+
+def _selected(key: str, layers: Sequence[Layer]) -> Names:
+    """What the highest layer that selects components of one kind selects."""
+    return next((layer.select[key] for layer in reversed(layers) if key in layer.select), [])
 
 
 def _tables(key: str, name: str, value: str | None, layer: Layer, index: int = 0) -> Sequence[Mapping[str, Value]]:
@@ -117,10 +121,7 @@ def _names_inside(key: str, layers: Sequence[Layer], registry: Registry) -> set[
     """The components of one kind that selected components of other kinds are made of: NAME and NAME:VALUE."""
     names = set()
     for other, kind in KINDS.items():
-        selected: Names = []
-        for layer in layers:
-            selected = layer.select.get(other, selected)
-        for name, value, _ in selected:
+        for name, value, _ in _selected(other, layers):
             component = registry.of_kind(kind).get(name)
             if value is not None and component is not None and kind_inside(component.config) == KINDS[key]:
                 names |= {value, value.partition(":")[0]}
@@ -175,7 +176,7 @@ def _check_selected(key: str, layer: Layer, selected: Names, inside: Collection[
     whose flags select another.
 
     Raises:
-        GuidedCDError: There are such options; says how the component is selected.
+        GuidedCDError: There are such options; it states how the component is selected.
     """
     own = (*selected, *layer.select.get(key, []))
     names = {name for name, _, _ in own} | {name_of(name, value) for name, value, _ in own} | set(inside)

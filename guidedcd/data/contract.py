@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from guidedcd.config.kinds import Chosen
 from guidedcd.data.clips import Clip, ClipError
@@ -61,14 +64,25 @@ class CheckedClips(LazySequence[Clip]):
             clip = self._clips[index]
         for fault in _faults(clip, self._geometry):
             raise GuidedCDError(f"{self._whose}: clip {index} {fault}.")
-        if not clip.video.isfinite().all():
+        low, high = _range(clip.video)
+        if not math.isfinite(low + high):
             raise ClipError(f"clip '{clip.id}' has pixels that are not finite")
+        if low < -0.01 or high > 1.01:
+            raise GuidedCDError(
+                f"{self._whose}: clip {index} has pixels from {low:.3g} to {high:.3g}; they must lie in [0, 1]."
+            )
         if self._numbers.setdefault(clip.id, index) != index:
             raise GuidedCDError(
                 f"{self._whose}: clips {self._numbers[clip.id]} and {index} have the same id '{clip.id}'; "
                 "ids must be unique, because the noise of a clip is drawn from its id."
             )
         return clip
+
+
+def _range(video: Tensor) -> tuple[float, float]:
+    """The least and the largest pixel, in one pass; not finite if a pixel is not."""
+    low, high = video.aminmax()
+    return float(low), float(high)
 
 
 def _faults(clip: Any, geometry: Geometry) -> Iterator[str]:
@@ -84,9 +98,6 @@ def _faults(clip: Any, geometry: Geometry) -> Iterator[str]:
         yield f"has a short_caption of type {type(clip.short_caption).__name__}; it must be a text or None"
     if clip.video.shape != geometry.pixel_shape:
         yield f"has a video of shape {tuple(clip.video.shape)}; this teacher needs {geometry.pixel_shape}"
-    elif clip.video.isfinite().all() and (clip.video.min() < -0.01 or clip.video.max() > 1.01):
-        low, high = float(clip.video.min()), float(clip.video.max())
-        yield f"has pixels from {low:.3g} to {high:.3g}; they must lie in [0, 1]"
     try:
         json.dumps(dict(clip.tags))
     except (TypeError, ValueError) as error:

@@ -14,6 +14,7 @@ from guidedcd.config.kinds import Chosen
 from guidedcd.config.run import Run
 from guidedcd.console import console, plain_table, print_table, progress
 from guidedcd.data.clips import Clip, ClipError, sample_of
+from guidedcd.data.contract import opened
 from guidedcd.data.geometry import Geometry
 from guidedcd.data.media import contact_sheet
 from guidedcd.data.routing import Reader, Route, Sample, route, rules_of
@@ -69,13 +70,13 @@ def inspect_data(run: Run, *, sample: int = 32, sheet: Path | None = None) -> li
             raise GuidedCDError(f"{sheet}: the contact sheet is a PNG image; choose a name that ends in .png.")
         check_writable(sheet.parent)
     geometry = geometry_of(run.teacher)
-    opened = [(chosen, chosen.build().open(geometry)) for chosen in run.data]
+    datasets = [(chosen, opened(chosen, geometry)) for chosen in run.data]
     tokenizers, rules = readers(run.chosen("reward")), rules_of(run)
     # The components of the kind dataset have configs that derive from DatasetConfig.
     weights = [cast(DatasetConfig, chosen.config).weight for chosen in run.data]
-    rows = -(-SHEET_ROWS // len(opened))
+    rows = -(-SHEET_ROWS // len(datasets))
     results, drawn = [], []
-    for (chosen, clips), weight, name in zip(opened, weights, _names(run.data), strict=True):
+    for (chosen, clips), weight, name in zip(datasets, weights, _names(run.data), strict=True):
         result = Inspected(
             name=name,
             path=str(getattr(chosen.config, "path", None) or ""),

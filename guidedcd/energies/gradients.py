@@ -18,10 +18,11 @@ from guidedcd.acceleration.activation_checkpointing import recomputing
 from guidedcd.config.run import Run
 from guidedcd.diffusion.seen import Seen
 from guidedcd.energies.traits import check_traits, is_reference_free
-from guidedcd.errors import GuidedCDError, described
+from guidedcd.errors import GuidedCDError
 from guidedcd.models.attention_probes import recorded_layers, temporal_layers
 from guidedcd.models.teachers.protocol import Cond, Teacher
 from guidedcd.plugins import process_state
+from guidedcd.plugins.registry import blame
 
 Reference = Any
 """What an energy compares against: a `Seen`, what the energy's own `keep` made of one, or None if it is
@@ -127,12 +128,11 @@ def energy_values(term: EnergyTerm, seen: Seen) -> Tensor:
 
 @contextmanager
 def blamed(term: EnergyTerm) -> Iterator[None]:
-    """Add to an exception the energy and the plugin that raised it."""
+    """As `blame`; an error that the energy raises itself also has a note with the energy and its plugin."""
     try:
-        yield
-    except SystemExit as error:
-        raise GuidedCDError(f"{term.whose} ended the program: {described(error)}.") from error
-    except Exception as error:
+        with blame(term.whose):
+            yield
+    except GuidedCDError as error:
         error.add_note(f"in {term.whose}")
         raise
 

@@ -76,11 +76,11 @@ class ForeignFunction:
             GuidedCDError: The function failed, its process ended, or it gave no answer in time; also in the backward
                 pass.
         """
-        place = str(tensor.device) if device is None else device
+        where = str(tensor.device) if device is None else device
         if torch.is_grad_enabled() and tensor.requires_grad:
-            names, *tensors = _Call.apply(tensor, self.process(), list(texts), place, seed)
+            names, *tensors = _Call.apply(tensor, self.process(), list(texts), where, seed)
         else:
-            names, tensors, _ = _call(self.process(), tensor, list(texts), place, seed, gradient=False)
+            names, tensors, _ = _call(self.process(), tensor, list(texts), where, seed, gradient=False)
         return tensors[0] if names is None else dict(zip(names, tensors, strict=True))
 
 

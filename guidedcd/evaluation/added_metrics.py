@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 
 from guidedcd.config.from_python import components
 from guidedcd.config.kinds import Chosen
@@ -16,23 +14,20 @@ from guidedcd.config.resolve import read_run
 from guidedcd.config.run import Run
 from guidedcd.config.sections import EvaluateConfig
 from guidedcd.config.structure import changed, options_of, unstructure
-from guidedcd.console import console, print_table, progress
+from guidedcd.console import console, progress
 from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
 from guidedcd.evaluation.arms import Arm, Metric, headline
-from guidedcd.evaluation.bootstrap import FEWEST, estimate, paired
-from guidedcd.evaluation.protocol import EvaluationProtocol, steps_of
+from guidedcd.evaluation.protocol import EvaluationProtocol
+from guidedcd.evaluation.results import Scores, about_scores, differences, print_evaluation, scores_of
 from guidedcd.files import digest, file_digest, write_json
-from guidedcd.inference.pipeline import StudentPipeline, strengths
+from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.inference.student_folders import locate
 from guidedcd.locks import locked
 from guidedcd.plugins import objects
 from guidedcd.plugins.registry import Registry
-
-Scores = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
-"""Scores by arm, split, score and prompt."""
 
 
 def chosen_metrics(metrics: Any, registry: Registry) -> list[Chosen]:
@@ -136,29 +131,9 @@ def _splits(evaluation: tables.Evaluation, trained: StudentPipeline, count: Any)
 def _arm(protocol: EvaluationProtocol, row: Mapping[str, Any]) -> Arm:
     """The arm of a row."""
     if row["name"] == tables.OURS:
-        return student_arm(protocol)
+        return protocol.student()
     arm = protocol.teacher(row["steps"], row["omega"], row["solver"])
     return attrs.evolve(arm, name=row["name"], label=row["label"])
-
-
-def student_arm(protocol: EvaluationProtocol) -> Arm:
-    """The student with the settings of the evaluation."""
-    trained, config = protocol.trained, protocol.config
-    scales, steps = strengths(trained, config.scale), config.steps
-
-    def make(texts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
-        return trained(texts, steps, seeds, omega=config.omega, scale=scales or None, batch=protocol.batch)
-
-    return Arm(
-        name=tables.OURS,
-        label=f"student, {steps_of(steps)}",
-        steps=steps,
-        evaluations=steps,
-        omega=config.omega,
-        solver="",
-        make=make,
-        scales=scales,
-    )
 
 
 def _merge(evaluation: dict[str, Any], metrics: Sequence[Metric], by_prompt: Scores) -> None:
@@ -184,45 +159,3 @@ def _merge(evaluation: dict[str, Any], metrics: Sequence[Metric], by_prompt: Sco
     evaluation["differences"] = kept + differences(by_prompt)
     if not evaluation.get("headline") and (first := headline(metrics, new)):
         evaluation["headline"] = first[0]
-
-
-def about_scores(metrics: Iterable[Metric], keys: Iterable[str]) -> dict[str, dict[str, str]]:
-    """By score, its metric, title and direction."""
-    return {key: metric.about(key) for metric in metrics for key in keys if key in metric.names}
-
-
-def scores_of(scores: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
-    """By score, its mean, interval and values as JSON values."""
-    return {
-        key: {**estimate(values).to_dict(), "values": [None if math.isnan(v) else round(v, 6) for v in values]}
-        for key, values in scores.items()
-    }
-
-
-def differences(by_prompt: Scores) -> list[dict[str, Any]]:
-    """The paired differences of the student, which is the first arm, and each other arm."""
-    first, *others = by_prompt
-    return [
-        {
-            "row": first,
-            "against": other,
-            "split": split,
-            "score": key,
-            **paired(values, by_prompt[other][split][key]).to_dict(),
-        }
-        for other in others
-        for split, scores in by_prompt[first].items()
-        for key, values in scores.items()
-    ]
-
-
-def print_evaluation(evaluation: tables.Evaluation, *, quiet: bool) -> None:
-    """Print the summary, with the tables unless `quiet`."""
-    if not quiet:
-        for table in tables.tables(evaluation):
-            print_table(table)
-        console.print(
-            f"95 % intervals by the bootstrap over prompts, from {FEWEST} prompts on; differences are paired by prompt "
-            "and noise."
-        )
-    console.print(f"evaluate {evaluation['summary']}")

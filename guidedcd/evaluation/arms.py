@@ -145,7 +145,7 @@ def _checked(scores: Any, count: int, whose: str) -> dict[str, list[float]]:
 def build_metrics(chosen: Mapping[str, Any], registry: Registry, fps: float, *, alone: bool = False) -> list[Metric]:
     """The run's metrics, followed by `flicker` and `dynamic-degree`, which need no weights.
 
-    A metric that is not installed is left out, with a line that says so.
+    A metric that is not installed is left out, with a warning.
 
     Args:
         chosen: Configs of the run's metrics by name.

@@ -21,19 +21,10 @@ from guidedcd.config.structure import changed, options_of
 from guidedcd.console import console, counted, progress
 from guidedcd.data import media, prompts
 from guidedcd.evaluation import model_card, tables
-from guidedcd.evaluation.added_metrics import (
-    about_scores,
-    add_metrics,
-    chosen_metrics,
-    differences,
-    is_current,
-    print_evaluation,
-    recorded_metrics,
-    scores_of,
-    student_arm,
-)
+from guidedcd.evaluation.added_metrics import add_metrics, chosen_metrics, is_current, recorded_metrics
 from guidedcd.evaluation.arms import Arm, ArmScores, headline, video_seed
 from guidedcd.evaluation.protocol import Baselines, EvaluationProtocol
+from guidedcd.evaluation.results import about_scores, differences, print_evaluation, scores_of
 from guidedcd.files import file_digest, write_json
 from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.inference.student_folders import locate, results_of
@@ -89,7 +80,7 @@ def evaluate(
     measured_before = recorded_metrics(previous, run, registry) if previous is not None else {}
     chosen = {**run.metrics, **measured_before, **added}
     protocol = EvaluationProtocol.build(trained, config, {} if baselines is None else baselines, chosen)
-    student = student_arm(protocol)
+    student = protocol.student()
     with (
         locked(trained.results, "the evaluation in", ".evaluation.lock"),
         progress("evaluate", protocol.work(), unit="network calls") as advance,

@@ -22,7 +22,7 @@ from guidedcd.evaluation.bootstrap import estimate
 from guidedcd.evaluation.finished import BatchResult, FinishedBatches
 from guidedcd.evaluation.sampled import SampledVideos
 from guidedcd.files import file_digest
-from guidedcd.inference.pipeline import StudentPipeline, batch_size, solvers, teacher_videos
+from guidedcd.inference.pipeline import StudentPipeline, batch_size, solvers, strengths, teacher_videos
 from guidedcd.plugins.registry import load_plugins
 
 CHOOSING_SEED, CHOOSING_SPLIT = 99, 9
@@ -115,6 +115,26 @@ class EvaluationProtocol:
         if self.trained.teacher.device.type == "cuda":
             texts = [prompt.text for split in self.splits.values() for prompt in split][: self.batch]
             arm.make(texts, range(len(texts)))
+
+    def student(self) -> Arm:
+        """The student with the settings of the evaluation."""
+        trained, config = self.trained, self.config
+        scales = strengths(trained, config.scale)
+        options: dict[str, Any] = {"omega": config.omega, "scale": scales or None, "batch": self.batch}
+
+        def make(texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            return trained(texts, config.steps, seeds, **options)
+
+        return Arm(
+            name=tables.OURS,
+            label=f"student, {steps_of(config.steps)}",
+            steps=config.steps,
+            evaluations=config.steps,
+            omega=config.omega,
+            solver="",
+            make=make,
+            scales=scales,
+        )
 
     def teacher(self, steps: int, omega: float, solver: str) -> Arm:
         """The teacher with `steps` guided steps."""

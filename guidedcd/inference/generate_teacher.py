@@ -106,11 +106,11 @@ def _source(
     steps = evaluate.teacher_steps if config.steps is None else config.steps
     omega = evaluate.omega if config.omega is None else config.omega
     how: dict[str, Any] = {"solver": guided.solver}
-    guider = {} if guided.cfg == "plain" else unstructure(guided.guider)
     if energies:  # without them the rule has no effect
         how |= {"rule": guided.rule, "noise_factor": guided.noise_factor}
     settings: dict[str, Any] = {"steps": steps, "omega": omega, "dtype": config.dtype, **how}
-    settings |= {"guider": guider} if guider else {}  # as before there was a choice
+    if guided.cfg != "plain":  # plain guidance is recorded as it was before there was a choice
+        settings["guider"] = unstructure(guided.guider)
     settings |= size_settings(geometry, enlarge) | {"teacher": pipeline.teacher.fingerprint()[:16]}
     if energies:
         settings["energies"] = {one.name: {**unstructure(one.config), "source": _source_of(one)} for one in energies}

@@ -80,11 +80,11 @@ class References:
                 sharing = [one for one in guides if _pass_of(one) == _pass_of(guide)]
                 first = 0 if watch else min(self.first[id(one)] for one in sharing)
                 if first < steps:
-                    known = guide.inverted.setdefault(steps, {})
-                    if not set(range(first, steps)) <= set(known):
+                    inverted = guide.inverted.setdefault(steps, {})
+                    if not set(range(first, steps)) <= set(inverted):
                         trajectory = inversion.invert(teacher, guide.z0, guide.cond, steps, steps - 1)
-                        known.update((index, z) for index, z in trajectory if index >= first)
-                    self.inverted[id(guide.z0)] = known
+                        inverted.update((index, z) for index, z in trajectory if index >= first)
+                    self.inverted[id(guide.z0)] = inverted
 
     def guides_at(self, guides: Sequence[Guide], index: int) -> list[Guide]:
         """Those of `guides` that act on the step from grid point `index`."""

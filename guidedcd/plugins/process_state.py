@@ -97,7 +97,7 @@ def _functions() -> list[tuple[Any, str, Any]]:
         if module_name.partition(".")[0] != "guidedcd":
             continue
         for name, value in list(vars(module).items()):
-            if isinstance(value, types.FunctionType | type) and value.__module__ == module_name:
+            if isinstance(value, (types.FunctionType, type)) and value.__module__ == module_name:
                 members.append((module, name, value))
                 if isinstance(value, type):
                     methods = vars(value).items()

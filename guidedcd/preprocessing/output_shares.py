@@ -16,16 +16,15 @@ import numpy
 import torch
 
 from guidedcd.config.run import Run
-from guidedcd.console import console
 from guidedcd.devices import blame_memory
 from guidedcd.diffusion.guidance import TeacherStep, guided_from, moments
 from guidedcd.energies.output import OutputGradients
-from guidedcd.errors import GuidedCDError, with_option_names
+from guidedcd.errors import GuidedCDError
 from guidedcd.files import write_json
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.preprocessing import score_sets
 from guidedcd.preprocessing.identity import identify_scores
-from guidedcd.preprocessing.shares import SHARES, Share, share_of
+from guidedcd.preprocessing.shares import SHARES, Share, print_lines, share_of
 from guidedcd.preprocessing.store import Draw, LatentStore
 
 DRAWS = 128
@@ -35,8 +34,7 @@ DRAWS = 128
 def print_shares(latents: LatentStore, run: Run, teacher: Teacher, outputs: OutputGradients) -> None:
     """Print the share of each of a run's energies of the output on a store, and keep it for `store show`."""
     for share in measured_shares(latents, run, teacher, outputs):
-        for line in share.lines():
-            console.print(f"share    {with_option_names(line)}", markup=False, highlight=False)
+        print_lines(share.lines())
         scores, strength = identify_scores(run, share.energy), score_sets.strength_of(run, share.energy)
         path = score_sets.folder_of(latents.folder, {**scores, **strength}).name
         with contextlib.suppress(GuidedCDError, OSError):  # a store of several users can be read-only

@@ -157,9 +157,14 @@ def print_shares(folder: Path, run: Run, identity: Mapping[str, Any], scores: Sc
     """Print the share of each of a run's energies; that of a store of format 1 is unknown."""
     for name, part in scores.items():
         share = None if part is None else shares(folder, identity, part, name, score_sets.strength_of(run, name))
-        text = [f"{name}: unknown, the store has no moments of its predictions"] if share is None else share.lines()
-        for line in text:
-            console.print(f"share    {with_option_names(line)}", markup=False, highlight=False)
+        unknown = [f"{name}: unknown, the store has no moments of its predictions"]
+        print_lines(unknown if share is None else share.lines())
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Print lines about a share during preprocessing."""
+    for line in lines:
+        console.print(f"share    {with_option_names(line)}", markup=False, highlight=False)
 
 
 def read_measured(store: Path) -> list[tuple[dict[str, Any], Share]]:

@@ -58,7 +58,7 @@ def uses(store: Path, identity: dict[str, Any]) -> list[StoreUse]:
         with contextlib.suppress(GuidedCDError):
             recorded.add(Path(read_json(file, {"run": str})["run"]))
     nearby = store.resolve().parent.parent if store.resolve().parent.name == "stores" else RUNS.resolve()
-    found = []
+    users = []
     for folder in sorted(recorded | {path.parent for path in nearby.glob("*/run.json")}):
         if not (folder / "run.json").is_file():
             continue
@@ -73,5 +73,5 @@ def uses(store: Path, identity: dict[str, Any]) -> list[StoreUse]:
             sources = {}
             with contextlib.suppress(GuidedCDError):
                 sources = read_json(folder / SOURCES, {str: {}})
-            found.append(StoreUse(folder=folder, run=run, is_finished=done, sources=sources))
-    return found
+            users.append(StoreUse(folder=folder, run=run, is_finished=done, sources=sources))
+    return users

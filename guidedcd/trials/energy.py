@@ -21,6 +21,7 @@ from guidedcd.config.trials import EnergyTrialConfig
 from guidedcd.console import console, counted, plain_table, print_table, progress
 from guidedcd.data import media
 from guidedcd.data.clips import Prompt
+from guidedcd.data.contract import opened
 from guidedcd.data.framing import read_framed
 from guidedcd.data.panels import side_by_side
 from guidedcd.energies.traits import is_reference_free, needs_video
@@ -137,7 +138,7 @@ def _reference(pipeline: TeacherPipeline, selection: Selection, config: EnergyTr
     if config.reference is not None:
         video, prompt = read_framed(config.reference, geometry)
         return video, config.reference_prompt or prompt
-    clip = selection.data[0].build().open(geometry)[0]
+    clip = opened(selection.data[0], geometry)[0]
     return clip.video, config.reference_prompt or clip.caption
 
 

@@ -28,7 +28,7 @@ class External(nn.Module):
     """Source of the seed of the function's random numbers, which the engine sets in training; None is seed 0."""
 
     def __init__(self, config: ExternalConfig, *, weights: bool = True) -> None:
-        """Find the program; the process starts when something is asked of it.
+        """Find the program; the process starts with the first call.
 
         Raises:
             GuidedCDError: The options name no function or no Python; or there is nothing to run (`weights` is False).

@@ -7,17 +7,13 @@ from typing import ClassVar
 import attrs
 from attrs.validators import ge, le, optional
 
+from guidedcd.config.validators import is_subrange
 from guidedcd.plugins.configs import OutputEnergyConfig
 from guidedcd.plugins.hookspecs import hookimpl
 
 WEAK, STRONG = 0.01, 0.3
 """Default strengths, from the dose curves of decision 19: 0.03 of an energy that is never satisfied destroys guided
 trajectories of the proving ground's teacher, and 0.3 of `dynamics`, which is 0 where it is satisfied, does not."""
-
-
-def _levels(instance: object, attribute: attrs.Attribute, value: tuple[float, float]) -> None:
-    if not 0 <= value[0] < value[1] <= 1:
-        raise ValueError(f"'{attribute.name}' must be two numbers in [0, 1], the lower one first (got {value!r})")
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +42,7 @@ class DynamicsConfig(OutputEnergyConfig):
     """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.3 without a `scale`."""
     fraction: float = attrs.field(default=1.0, validator=[ge(0), le(1)])
     """Fraction of the solver steps that are guided, the noisiest ones; `levels` narrows it."""
-    levels: tuple[float, float] = attrs.field(default=(0.5, 0.95), validator=_levels)
+    levels: tuple[float, float] = attrs.field(default=(0.5, 0.95), validator=is_subrange)
     """The noise levels at which it acts, sigma / (alpha + sigma) in [0, 1], which is sigma for flow models."""
     margin: float = attrs.field(default=0.0)
     """How much larger than the reference's the logarithm of the variance over frames is to be."""

@@ -34,10 +34,12 @@ class X0Motion:
     def __call__(self, seen: Seen, reference: Seen) -> Tensor:
         """The energy (B,), differentiable in `seen.guided`."""
         config, x, target = self.config, seen.guided, reference.guided.detach()
-        energy = config.motion * self._motion(x, target) if config.motion else 0.0
+        energy = 0 * x.flatten(1).sum(1)
+        if config.motion:
+            energy = energy + config.motion * self._motion(x, target)
         if config.content:
             energy = energy + config.content * (x - target).square().flatten(1).mean(1)
-        return energy + 0 * x.flatten(1).sum(1) if not isinstance(energy, Tensor) else energy
+        return energy
 
     def _motion(self, x: Tensor, target: Tensor) -> Tensor:
         """The mean over pairs of frames, channels and positions (B,); 0 for one frame."""
