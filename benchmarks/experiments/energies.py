@@ -2,11 +2,14 @@
 
     python benchmarks/experiments/energies.py dose --device cuda --out runs/dose
     python benchmarks/experiments/energies.py students --device cuda --seeds 0,1,2 --parallel 10 --out runs/students
+    python benchmarks/experiments/energies.py report --out runs/students
 
 `dose` samples the teacher with each energy at several strengths; the reference of a prompt is the true video of it.
 `students` trains every arm with every seed, samples each student with the same prompts and noise, and compares arms
 with `--against` (without guidance by default, with the same rewards), paired by prompt and seed. Motion is judged on
-intact videos, because torn objects count as fast. `--tiny` takes a few steps. Results are in OUT/results.json.
+intact videos, because torn objects count as fast. Each student has a process of its own, which trains, samples and
+judges it and writes OUT/ARM-SEED.json; students that have this file are finished. `report` prints the comparison of
+all files in OUT. `--tiny` takes a few steps. `dose` writes OUT/results.json.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +42,7 @@ GUIDANCE = {
     "pta": ["--energies", "pta"],
     "x0-motion": ["--energies", "x0-motion"],
     "dynamics": ["--energies", "dynamics"],
+    "dynamics-clean": ["--energies", "dynamics", "--energies.dynamics.reference", "clean"],
     "saturation": ["--energies", "saturation"],
 }
 """Arms without rewards; with them the name ends in `+rewards`. `--arm NAME=FLAGS` adds one."""
@@ -58,9 +64,9 @@ STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.3
 def parse() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("dose", "students"))
+    parser.add_argument("what", choices=("dose", "students", "student", "report"))
     parser.add_argument("--out", type=Path, default=Path("runs/energies"))
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="several, comma-separated, share the students")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--prompts", type=int, default=256, help="prompts that name a motion; half as many do not")
     parser.add_argument("--prompt-seed", type=int, default=71, help="other prompts than those that chose a setting")
@@ -74,8 +80,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each training")
     parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no training begins")
     parser.add_argument("--tiny", action="store_true", help="few prompts and steps: whether the script runs")
-    parser.add_argument("rest", nargs="*", help="more flags of `guidedcd train`, after --")
-    options = parser.parse_args()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options = parser.parse_args(sys.argv[1:end])
+    options.rest = sys.argv[end + 1 :]  # after `--`: more flags of `guidedcd train`
     if options.tiny:
         options.seeds, options.prompts, options.steps = "0", 4, 4
         options.rest = [*TINY, *options.rest]
@@ -145,46 +152,66 @@ def arms_of(options: argparse.Namespace) -> dict[str, list[str]]:
     return {name: arms[name] for name in options.arms.split(",")} if options.arms else arms
 
 
-def train(options: argparse.Namespace, arm: str, flags: list[str], seed: int) -> str | None:
-    """Train one arm with one seed; returns what went wrong."""
-    if time.perf_counter() - options.began > options.budget:
-        return "the time was over"
+def settings(rest: list[str]) -> list[str]:
+    """The settings of all arms, with the flags of the command line in place of those that they change."""
+    flags = dict(zip(TRAIN[::2], TRAIN[1::2], strict=True)) | dict(zip(rest[::2], rest[1::2], strict=True))
+    return [text for pair in flags.items() for text in pair]
+
+
+def student(options: argparse.Namespace) -> None:
+    """Train, sample and judge one student: the one arm in `--arms` with the one seed in `--seeds`."""
+    (arm, flags), seed = next(iter(arms_of(options).items())), int(options.seeds)
     folder, log = options.out / f"{arm}-{seed}", options.out / f"{arm}-{seed}.log"
     command = ["train", *flags, "--seed", str(seed), "--device", options.device, "--out", str(folder)]
-    try:
-        run_guidedcd([*command, "--name", folder.name, *NO_EVALUATION, *TRAIN, *options.rest], log, options.threads)
-    except SystemExit as error:
-        return str(error)[-300:]
-    return None
+    run_guidedcd([*command, "--name", folder.name, *NO_EVALUATION, *settings(options.rest)], log, options.threads)
+    torch.set_num_threads(options.threads)
+    network = guidedcd.load_student(folder, device=options.device)
+    values = {}
+    for split, texts in prompts(options.prompts, options.prompt_seed).items():
+        videos = network([prompt.text for prompt in texts], 4, list(range(len(texts))), batch=128)
+        values[split] = judge(videos.cpu(), texts)
+    path = options.out / f"{arm}-{seed}.json"
+    path.with_suffix(".part").write_text(json.dumps({"arm": arm, "seed": seed, "flags": flags, "values": values}))
+    path.with_suffix(".part").replace(path)
 
 
-def students(options: argparse.Namespace) -> dict:
-    """Train and judge all arms; values by arm, seed, split, key and prompt."""
+def start(options: argparse.Namespace, arm: str, seed: int, device: str) -> None:
+    """Run `student` in a process of its own, unless it is finished or the time is over."""
+    path = options.out / f"{arm}-{seed}.json"
+    if path.exists() or time.perf_counter() - options.began > options.budget:
+        return
+    command = [sys.executable, __file__, "student", "--arms", arm, "--seeds", str(seed), "--device", device]
+    for name in ("out", "prompts", "prompt_seed", "threads"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    for text in options.arm:
+        command += ["--arm", text]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    with open(path.with_suffix(".log"), "a") as log:
+        code = subprocess.call([*command, "--", *options.rest], stdout=log, stderr=log, env=environment)
+    outcome = f"failed; see {log.name}" if code else "is finished"
+    print(f"{arm}-{seed} {outcome} after {time.perf_counter() - options.began:.0f} s", flush=True)
+
+
+def students(options: argparse.Namespace) -> None:
+    """Train and judge all arms."""
     arms, seeds = arms_of(options), [int(seed) for seed in options.seeds.split(",")]
     jobs = [(arm, seed) for seed in seeds for arm in arms]
     # The first arm of each seed computes the predictions that the others reuse: one that inverts videos, if any.
     first = [(next((arm for arm in arms if "pta" in arm), next(iter(arms))), seed) for seed in seeds]
-    errors: dict[tuple[str, int], str | None] = {}
+    devices = options.device.split(",")
     with ThreadPoolExecutor(options.parallel) as pool:
         for group in (first, [job for job in jobs if job not in first]):
-            errors |= zip(group, pool.map(lambda job: train(options, job[0], arms[job[0]], job[1]), group), strict=True)
-    print(f"trained {len(errors)} students in {time.perf_counter() - options.began:.0f} s", flush=True)
-    values: dict[str, dict[int, dict[str, dict[str, list[float]]]]] = {}
-    splits = prompts(options.prompts, options.prompt_seed)
-    for arm, seed in jobs:
-        if errors[arm, seed]:
-            print(f"{arm}-{seed} failed: {errors[arm, seed]}", flush=True)
-            continue
-        student = guidedcd.load_student(options.out / f"{arm}-{seed}", device=options.device)
-        for split, texts in splits.items():
-            videos = student([prompt.text for prompt in texts], 4, list(range(len(texts))), batch=128)
-            values.setdefault(arm, {}).setdefault(seed, {})[split] = judge(videos, texts)
-    report(values, options.against)
-    return values
+            list(pool.map(lambda at: start(options, *at[1], devices[at[0] % len(devices)]), enumerate(group)))
+    report(options)
 
 
-def report(values: dict, against: str) -> None:
+def report(options: argparse.Namespace) -> None:
     """Print means over seeds, and differences to the arm without guidance, with 95 % intervals."""
+    values: dict[str, dict[int, dict[str, dict[str, list[float]]]]] = {}
+    for path in sorted(options.out.glob("*.json")):
+        row = json.loads(path.read_text())
+        values.setdefault(row["arm"], {})[row["seed"]] = row["values"]
+    against = options.against
     for arm, by_seed in values.items():
         base = values.get(f"{against}+rewards" if arm.endswith("+rewards") else against, {})
         for split in next(iter(by_seed.values())):
@@ -217,9 +244,12 @@ def main() -> None:
     options = parse()
     options.began = time.perf_counter()
     options.out.mkdir(parents=True, exist_ok=True)
-    results = dose(options) if options.what == "dose" else students(options)
+    if options.what != "dose":
+        {"students": students, "student": student, "report": report}[options.what](options)
+        return
     path = options.out / "results.json"
-    path.write_text(json.dumps({"command": sys.argv[1:], "torch": torch.__version__, "results": results}, indent=1))
+    results = {"command": sys.argv[1:], "torch": torch.__version__, "results": dose(options)}
+    path.write_text(json.dumps(results, indent=1))
     print(f"\n{path}")
 
 
