@@ -113,6 +113,32 @@ def progress(description: str, total: int, *, start: int = 0, unit: str = "") ->
         yield advance
 
 
+@contextmanager
+def waiting() -> Iterator[Callable[[str], None]]:
+    """Show what the program waits for: one line that changes, or off a terminal ever rarer lines.
+
+    Yields:
+        show(text): Something is still waited for, e.g. "waiting for pid 123, 3 min so far".
+    """
+    if console.quiet:
+        yield lambda text: None
+        return
+    if console.is_terminal:
+        with console.status("") as status:
+            yield lambda text: status.update(Text(harmless(text)))
+        return
+    began = next_line = time.monotonic()
+
+    def show(text: str) -> None:
+        nonlocal next_line
+        now = time.monotonic()
+        if now >= next_line:
+            print(harmless(text), file=sys.stdout, flush=True)
+            next_line = now + max(QUIET_SECONDS, now - began)
+
+    yield show
+
+
 class _Pace:
     """How far some work has come, and how fast."""
 

@@ -88,6 +88,16 @@ def process() -> tuple[int, int]:
     return rank, world
 
 
+def launch() -> str:
+    """What the processes of one launch have in common and others have not, such as "127.0.0.1:29500"; "" for one alone.
+
+    Like `process`, from the variables that torchrun and `accelerate launch` set.
+    """
+    if process()[1] == 1 or "MASTER_PORT" not in os.environ:
+        return ""
+    return f"{os.environ.get('MASTER_ADDR', '')}:{os.environ['MASTER_PORT']}"[:200]
+
+
 def _whole(variable: str, default: int) -> int:
     text = os.environ.get(variable, str(default))
     if not re.fullmatch(r"[0-9]{1,9}", text):

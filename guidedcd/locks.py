@@ -1,4 +1,4 @@
-"""Locks that refuse a second writer. They go with the process: a killed one leaves nothing to clean. No torch."""
+"""Locks: a second writer is refused, or waits. A lock goes with its process, also with a killed one. No torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import importlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,28 @@ def holder(folder: Path, name: str = ".lock") -> str | None:
         try:
             lock(descriptor, shared=True)
         except BlockingIOError:
-            return handle.read(40).decode(errors="replace").strip() or "unknown"
+            return _owner(handle)
         except OSError:
             return None
     return None
 
 
+Waiting = Callable[[str, float], None]
+"""Called while a lock is waited for, with its holder, such as "pid 123", and the seconds waited so far."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
+"""Seconds between two attempts to lock."""
+
+
 @contextlib.contextmanager
-def locked(folder: Path, what: str, name: str = ".lock", *, shared: bool = False, wait: bool = False) -> Iterator[None]:
+def locked(
+    folder: Path,
+    what: str,
+    name: str = ".lock",
+    *,
+    shared: bool = False,
+    wait: bool | Waiting = False,
+    note: str = "",
+) -> Iterator[None]:
     """Hold `folder` as its only writer.
 
     With `shared`, hold it together with others that do so, against those that want it alone.
@@ -86,11 +101,58 @@ def locked(folder: Path, what: str, name: str = ".lock", *, shared: bool = False
         what: What it is, for messages: "the run".
         name: The file in it that is locked; a link of that name is refused.
         shared: See above.
-        wait: Wait for another process instead of refusing; for work that takes a moment.
+        wait: Wait for another process instead of refusing: for work that takes a moment, or with a function that shows
+            what is waited for.
+        note: A line that `noted` reads, for processes that were started together with this one.
 
     Raises:
         GuidedCDError: Another process writes there, or the folder cannot be written.
     """
+    began = time.monotonic()
+    while True:
+        with _opened(folder, what, name) as handle:
+            try:
+                _acquire(handle, shared, wait, began)
+            except BlockingIOError:
+                raise GuidedCDError(
+                    f"{what} {folder} is being written by another process ({_owner(handle)}). Wait for it, or choose "
+                    "another folder."
+                ) from None
+            except OSError as error:
+                if error.errno not in UNAVAILABLE:
+                    raise unwritable(error, folder / name) from error
+            if not _is_in_place(handle, folder / name):
+                continue  # whoever held it has deleted the folder
+            if os.fstat(handle.fileno()).st_nlink == 1:  # a second name of another file is not written to
+                with contextlib.suppress(OSError):  # on a full disk the note is missing, the lock holds
+                    handle.truncate(0)
+                    handle.seek(0)
+                    handle.write(f"pid {os.getpid()}\n{note}".rstrip().encode())
+            yield
+            return
+
+
+def noted(folder: Path, note: str, name: str = ".lock") -> bool:
+    """Whether a process that gave `locked` this note was the last to hold `folder`; true where it cannot be noted."""
+    try:
+        with open(folder / name, "rb") as handle:
+            is_note = handle.read(_NOTE_BYTES).decode(errors="replace").partition("\n")[2] == note
+            return is_note or os.fstat(handle.fileno()).st_nlink > 1
+    except OSError:
+        return False
+
+
+_NOTE_BYTES = 400
+
+
+def _owner(handle: FileIO) -> str:
+    handle.seek(0)
+    return handle.read(40).decode(errors="replace").partition("\n")[0].strip() or "unknown"
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, what: str, name: str) -> Iterator[FileIO]:
+    """The file that is locked; it is made where it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -101,29 +163,29 @@ def locked(folder: Path, what: str, name: str = ".lock", *, shared: bool = False
     except OSError as error:
         raise unwritable(error, folder / name if os.path.lexists(folder / name) else folder) from error
     with open(descriptor, "r+b", buffering=0) as handle:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise GuidedCDError(f"{folder / name} is no regular file, so {what} cannot be locked. Remove it.")
+        yield handle
+
+
+def _acquire(handle: FileIO, shared: bool, wait: bool | Waiting, began: float) -> None:
+    pause = _FIRST_PAUSE
+    while True:
         try:
-            while True:
-                try:
-                    lock(descriptor, shared=shared)
-                    break
-                except BlockingIOError:
-                    if not wait:
-                        raise
-                    time.sleep(0.05)
+            lock(handle.fileno(), shared=shared)
+            return
         except BlockingIOError:
-            owner = handle.read(40).decode(errors="replace").strip() or "unknown"
-            raise GuidedCDError(
-                f"{what} {folder} is being written by another process ({owner}). Wait for it, or choose another folder."
-            ) from None
-        except OSError as error:
-            if error.errno not in UNAVAILABLE:
-                raise unwritable(error, folder / name) from error
-        if about.st_nlink == 1:  # a second name of another file is locked, and not written to
-            with contextlib.suppress(OSError):  # on a full disk the note is missing, the lock holds
-                handle.truncate(0)
-                handle.seek(0)
-                handle.write(f"pid {os.getpid()}".encode())
-        yield
+            if wait is False:
+                raise
+        if callable(wait):
+            wait(_owner(handle), time.monotonic() - began)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _is_in_place(handle: FileIO, path: Path) -> bool:
+    """Whether an open file still is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -1,18 +1,21 @@
-"""Locks: a second writer is refused, whatever the platform has for it."""
+"""Locks: a second writer is refused or waits, whatever the platform has for it."""
 
 from __future__ import annotations
 
 import ast
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 import types
 
 import pytest
 
 from guidedcd.errors import GuidedCDError
-from guidedcd.locks import locked
+from guidedcd.locks import holder, locked, noted
 
 
 def _hold(folder, ready, done):
@@ -36,6 +39,36 @@ def test_second_writer_is_refused(tmp_path):
     other.join()
     with locked(tmp_path, "the store"):
         pass
+
+
+def test_ctrl_c_ends_a_wait_at_once(tmp_path):
+    """While a lock is waited for, its holder and the seconds are reported, and SIGINT ends the wait."""
+    reports = []
+
+    def wait(owner, seconds):
+        reports.append((owner, seconds))
+        if len(reports) == 3:
+            threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
+
+    with locked(tmp_path, "the store"):
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt), locked(tmp_path, "the store", wait=wait):
+            pass
+
+    assert time.monotonic() - began < 5
+    assert {owner for owner, _ in reports} == {f"pid {os.getpid()}"}
+    assert [seconds for _, seconds in reports] == sorted(seconds for _, seconds in reports)
+
+
+def test_processes_of_one_launch_know_their_lock(tmp_path):
+    """A note tells processes that were started together from others; the holder's number is read without it."""
+    assert not noted(tmp_path, "here:1")
+    with locked(tmp_path, "the store", note="here:1"):
+        assert noted(tmp_path, "here:1")
+        assert not noted(tmp_path, "here:2")
+        assert holder(tmp_path) == f"pid {os.getpid()}"
+    with locked(tmp_path, "the store"):
+        assert not noted(tmp_path, "here:1")
 
 
 def test_a_link_in_the_place_of_the_lock_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 `guidedcd.preprocessing.store_writer` computes the shards. A store may be filled in parts: part I of N consists of
 every N-th shard from shard I on. Several machines fill one folder, or each its own, whose shards are merged by copying.
+A process that begins what another one is computing waits for it, and goes on itself if the other one dies.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Any
 
 from guidedcd.acceleration.apply import accelerated
 from guidedcd.config.run import Run
-from guidedcd.console import console
-from guidedcd.devices import blame_memory, device, process
+from guidedcd.console import console, duration, waiting
+from guidedcd.devices import blame_memory, device, launch, process
 from guidedcd.documents import read_json
 from guidedcd.energies.output import OutputGradients
 from guidedcd.energies.traits import stored_part
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, leftovers, write_json
-from guidedcd.locks import locked
+from guidedcd.locks import holder, locked, noted
 from guidedcd.models.student import time_embedding
 from guidedcd.models.teachers.contract import check
 from guidedcd.models.teachers.protocol import Teacher
@@ -44,7 +45,7 @@ def preprocess(
     shard: tuple[int, int] = WHOLE,
     fill_parts: bool = True,
 ) -> Path:
-    """Compute the missing shards of the run's latent store.
+    """Compute the missing shards of the run's latent store, once no other process computes them.
 
     Args:
         run: The configuration.
@@ -57,8 +58,8 @@ def preprocess(
         The folder of the store, which is complete unless `shard` names a part.
 
     Raises:
-        GuidedCDError: The folder belongs to another run, another process writes it, the disk is full or too small, too
-            many clips are unreadable, or parts of the store are missing.
+        GuidedCDError: The folder belongs to another run, the disk is full or too small, too many clips are unreadable,
+            or parts of the store are missing.
     """
     whole, run = run, stored_part(run)
     is_own = teacher is None
@@ -116,22 +117,31 @@ def _compute(
         extender = ScoreWriter(run, fast_teacher, scores) if extended else None
         if used := writer or extender:
             used.builder.rehearse()
-        if rank == 0:
+        is_first = rank == 0
+        is_held = is_first and holder(folder) is not None
+        if is_first and not is_held:
             estimates.check(folder, run, teacher, len(absent), score_sets.count(scores, extended))
         # Every process computes its share; the first one holds the lock for all that were launched together.
-        with _locked(folder, shard) if rank == 0 else contextlib.nullcontext():
-            if rank == 0:
+        with _locked(folder, shard) if is_first else contextlib.nullcontext():
+            absent = {*_missing(folder, identity, shard)}
+            extended = _without_scores(folder, identity, scores, shard)
+            if is_held and (absent or extended):
+                estimates.check(folder, run, teacher, len(absent), score_sets.count(scores, extended))
+            if is_first:
                 leftovers(folder)
-            while rank and not (folder / "store.json").exists():
+            while not (is_first or (_is_locked_for(folder, shard) and (folder / "store.json").exists())):
                 time.sleep(0.1)
             shard_files.begin(folder, identity, run.to_dict())
             score_sets.begin_all(scores, run)
             # By number, not by position in the list: a process that starts later lists fewer missing shards.
             own = [n for n in _missing(folder, identity, shard) if n // shard[1] % world == rank]
-            if writer and own:
+            if own:
+                writer = writer or StoreWriter(run, fast_teacher)  # another process has removed them meanwhile
                 writer.fill(folder, own, scores)
+            # Another process may have computed shards with the scores of its own energies.
             lacking = [n for n in _without_scores(folder, identity, scores, shard) if n // shard[1] % world == rank]
-            if extender and lacking:
+            if lacking:
+                extender = extender or ScoreWriter(run, fast_teacher, scores)
                 extender.fill(folder, lacking)
             written = {*own, *lacking}
             while absent := {*_missing(folder, identity, shard), *_without_scores(folder, identity, scores, shard)}:
@@ -205,13 +215,36 @@ def find_store(identity: dict[str, Any], run: Run) -> Path:
 
 @contextlib.contextmanager
 def _locked(folder: Path, shard: tuple[int, int]) -> Iterator[None]:
-    """Lock the whole store, or one part of it: then other processes may write other parts, but not the whole store."""
-    with locked(folder, "the store", shared=shard != WHOLE):
-        if shard == WHOLE:
-            yield
-        else:
-            with locked(folder, f"part {shard[0]}/{shard[1]} of the store", f".part-{shard[0]}-of-{shard[1]}"):
-                yield
+    """Lock the whole store, or one part of it: then other processes may write other parts, but not the whole store.
+
+    Where another process holds it, wait until that one has finished or has died.
+    """
+    names = [".lock"] if shard == WHOLE else [".lock", _part_lock(shard)]
+    waited: dict[str, float] = {}
+    with contextlib.ExitStack() as locks:
+        with waiting() as show:
+
+            def wait(owner: str, seconds: float) -> None:
+                waited[owner] = seconds
+                so_far = f", {duration(seconds)} so far" if seconds >= 1 else ""
+                show(f"store    {folder}: {owner} is computing it; waiting for it{so_far} (Ctrl-C stops)")
+
+            for name in names:
+                shared = name == ".lock" and shard != WHOLE
+                locks.enter_context(locked(folder, "the store", name, shared=shared, wait=wait, note=launch()))
+        if waited:
+            text = f"store    {folder}: waited {duration(max(waited.values()))} for {', '.join(waited)}"
+            console.print(text, markup=False)
+        yield
+
+
+def _part_lock(shard: tuple[int, int]) -> str:
+    return f".part-{shard[0]}-of-{shard[1]}"
+
+
+def _is_locked_for(folder: Path, shard: tuple[int, int]) -> bool:
+    """Whether the first process of this launch holds the lock; without an address of the launch this is unknown."""
+    return not launch() or noted(folder, launch(), ".lock" if shard == WHOLE else _part_lock(shard))
 
 
 SHOWN = 10

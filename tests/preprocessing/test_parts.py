@@ -82,25 +82,33 @@ def test_training_scores_a_new_energy_of_a_store_filled_in_parts(toy, tmp_path):
 
 @pytest.mark.slow
 def test_parts_may_be_written_together(toy, tmp_path, monkeypatch):
-    """While one part is written another may be; the same part, or the whole, may not."""
+    """While one part is written another may be; the same part, or the whole, waits."""
+    from guidedcd.preprocessing import preprocess as module
     from guidedcd.preprocessing import shard_files as store
 
     run, save = make(preprocess={"shard_size": 1, "videos": 4, "draws_per_video": 1}), store.save_shard
-    refused = []
+    waited = []
 
     def nested(*args):
         monkeypatch.setattr(store, "save_shard", save)
-        for shard in ((0, 2), (0, 1), (1, 2)):
-            try:
-                preprocess(run, store_folder=tmp_path / "s", shard=shard)
-            except GuidedCDError as error:
-                refused.append((shard, "being written by another process" in str(error)))
+        with monkeypatch.context() as patch:
+            original = module.locked
+
+            def impatient(*names, wait, **options):
+                return original(*names, wait=False, **options)
+
+            patch.setattr(module, "locked", impatient)
+            for shard in ((0, 2), (0, 1), (1, 2)):
+                try:
+                    preprocess(run, store_folder=tmp_path / "s", shard=shard)
+                except GuidedCDError as error:
+                    waited.append((shard, "being written by another process" in str(error)))
         save(*args)
 
     monkeypatch.setattr(store, "save_shard", nested)
     preprocess(run, store_folder=tmp_path / "s", shard=(0, 2))
 
-    assert refused == [((0, 2), True), ((0, 1), True)]
+    assert waited == [((0, 2), True), ((0, 1), True)]
     assert len(LatentStore(tmp_path / "s")) == 4
 
 
