@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not read the table 
     from guidedcd.evaluation.compare import compare as compare
     from guidedcd.evaluation.evaluate import evaluate as evaluate
     from guidedcd.evaluation.report.page import write_report as report  # noqa: F401
+    from guidedcd.evaluation.suites.contract import Suite as Suite
     from guidedcd.inference.export.convert import convert as convert
     from guidedcd.inference.export.export import export as export
     from guidedcd.inference.loading import load_student as load_student
@@ -68,6 +69,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not read the table 
     from guidedcd.plugins.configs import OutputEnergyConfig as OutputEnergyConfig
     from guidedcd.plugins.configs import RewardConfig as RewardConfig
     from guidedcd.plugins.configs import RouteConfig as RouteConfig
+    from guidedcd.plugins.configs import SuiteConfig as SuiteConfig
     from guidedcd.plugins.configs import TeacherConfig as TeacherConfig
     from guidedcd.plugins.configs import WrapperConfig as WrapperConfig
     from guidedcd.plugins.hookspecs import Register as Register
@@ -103,8 +105,10 @@ _PLACES = {
     "TeacherConfig": "guidedcd.plugins.configs",
     "DatasetConfig": "guidedcd.plugins.configs",
     "MetricConfig": "guidedcd.plugins.configs",
+    "SuiteConfig": "guidedcd.plugins.configs",
     "WrapperConfig": "guidedcd.plugins.configs",
     "inside": "guidedcd.config.merge",
+    "Suite": "guidedcd.evaluation.suites.contract",
     "Seen": "guidedcd.diffusion.seen",
     "Sample": "guidedcd.data.routing",
     "Route": "guidedcd.data.routing",

@@ -35,7 +35,7 @@ _OPTION = re.compile(
 )
 """A flag in a message, with its value where the sentence ends or pauses after it; commands and code spans stay."""
 
-_BY_NAME = ("teacher", "data", "energies", "rewards", "routes", "metrics")
+_BY_NAME = ("teacher", "data", "energies", "rewards", "routes", "metrics", "suite")
 """Options of components: the second part of their paths is a component's name, which keeps its "-"."""
 
 

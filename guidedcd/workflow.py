@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
+from guidedcd.config.kinds import KINDS
 from guidedcd.config.proportions import unscaled
 from guidedcd.config.run import Run
 from guidedcd.console import console
@@ -17,7 +18,7 @@ from guidedcd.devices import blame_memory, device, process
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
 from guidedcd.files import file_digest
-from guidedcd.plugins.registry import CONFIGS, blame, load_plugins
+from guidedcd.plugins.registry import blame, load_plugins
 from guidedcd.plugins.requirements import unmet
 from guidedcd.plugins.sources import origin
 from guidedcd.preprocessing.preprocess import preprocess
@@ -124,7 +125,7 @@ def _check_components(run: Run) -> dict[str, Any]:
         GuidedCDError: A component cannot be loaded, lacks a member, or a routing rule returns a wrong route.
     """
     registry = load_plugins()
-    components = [chosen.component(registry) for kind in CONFIGS for chosen in run.chosen(kind)]
+    components = [chosen.component(registry) for kind in KINDS.values() for chosen in run.chosen(kind)]
     plugins = {component.plugin for component in components}
     notes = [f"{note.plugin}: {note.text}." for note in registry.notes if note.plugin in plugins]
     for line in (*unmet(sorted(plugins)), *notes):

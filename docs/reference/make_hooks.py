@@ -11,7 +11,7 @@ import make_config
 from reference_markdown import annotation, first_sentence, items, sections, table, wrapped
 
 import guidedcd
-from guidedcd.config.kinds import KINDS
+from guidedcd.config.kinds import ALL_KINDS
 from guidedcd.docstrings import docs_of
 from guidedcd.plugins import hookspecs, optional
 from guidedcd.plugins.registry import CONFIGS, HOOKS
@@ -36,7 +36,7 @@ def hook(kind: str) -> Callable[[], str]:
         function = getattr(hookspecs, HOOKS[kind])
         arguments = ", ".join(inspect.signature(function).parameters)
         parts = [f"## `{HOOKS[kind]}({arguments})`", wrapped(inspect.getdoc(function) or "")]
-        key = next(key for key, value in KINDS.items() if value == kind)
+        key = next(key for key, value in ALL_KINDS.items() if value == kind)
         base = f"The config of the component derives from `guidedcd.{CONFIGS[kind].__name__}`"
         if attrs.fields(CONFIGS[kind]):
             parts += [wrapped(f"{base}, which has these options:"), table(HEAD, rows(CONFIGS[kind], f"{key}.NAME"))]

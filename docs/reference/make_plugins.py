@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from make_hooks import HEAD, rows
 from reference_markdown import table, wrapped
 
-from guidedcd.config.kinds import KINDS
+from guidedcd.config.kinds import ALL_KINDS
 from guidedcd.plugins.registry import CONFIGS, Component, load_plugins
 
 PLURALS = {"energy": "Energies", **{kind: f"{kind.capitalize()}s" for kind in CONFIGS if kind != "energy"}}
@@ -49,7 +49,7 @@ def details() -> str:
 
 def own_options(component: Component) -> list[tuple[str, str, str, str]]:
     """The rows of the options that the base class of the kind does not have in the same form."""
-    path = f"{next(key for key, kind in KINDS.items() if kind == component.kind)}.{component.name}"
+    path = f"{next(key for key, kind in ALL_KINDS.items() if kind == component.kind)}.{component.name}"
     base = rows(CONFIGS[component.kind], path)
     return [row for row in rows(component.config, path) if row not in base]
 

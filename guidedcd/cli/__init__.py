@@ -65,7 +65,7 @@ WITH_RUN = ("train", "preprocess", "plan", "data")
 
 WITH_COMPONENTS: dict[str, tuple[str, ...]] = {
     "sample": ("energies",),
-    "evaluate": ("metrics",),
+    "evaluate": ("metrics", "suite"),
     "try": ("teacher",),
 }
 """Commands that take the flags of some kinds of components."""

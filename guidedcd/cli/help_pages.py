@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from guidedcd.config.kinds import KINDS
+from guidedcd.config.kinds import ALL_KINDS
 from guidedcd.config.sources import Layer, read_config, split_names
 from guidedcd.errors import GuidedCDError
 
@@ -32,7 +32,7 @@ def shown(words: Sequence[str], key: str, profile: Layer) -> set[str] | None:
     """
     if ALL in words:
         return None
-    kind = KINDS[key]
+    kind = ALL_KINDS[key]
     if list(words[:2]) == ["try", kind] and len(words) > 2 and not words[2].startswith("-"):
         return {words[2].partition(":")[0]}
     texts = _values(words, f"--{key}")

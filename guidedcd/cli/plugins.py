@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 
 from guidedcd.cli.flag_types import PathFlag
-from guidedcd.config.kinds import KINDS
+from guidedcd.config.kinds import ALL_KINDS
 from guidedcd.config.option_types import flag, limits, naming, positional
 from guidedcd.config.sources import profiles, read_profile
 from guidedcd.console import console, plain_table, print_table
@@ -85,7 +85,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
 
     @plugins.command
     def new(
-        kind: Literal["energy", "reward", "route", "teacher", "dataset", "metric"],
+        kind: Literal["energy", "reward", "route", "teacher", "dataset", "metric", "suite"],
         name: str,
         /,
         *,
@@ -115,7 +115,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
 def _list(registry: Registry) -> None:
     """Print one line per component, and one per plugin that did not load or that its author should repair."""
     table = _table("kind", "name", "summary", "plugin", "version")
-    for c in sorted(registry.components, key=lambda c: (list(KINDS.values()).index(c.kind), c.name, c.plugin)):
+    for c in sorted(registry.components, key=lambda c: (list(ALL_KINDS.values()).index(c.kind), c.name, c.plugin)):
         table.add_row(c.kind, c.name, escape(c.summary), c.plugin, c.version)
     print_table(table)
     for name, plugins in registry.contested():
@@ -259,7 +259,7 @@ def _values_of_profiles(key: str, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _show(component: Component) -> None:
-    key = next(key for key, kind in KINDS.items() if kind == component.kind)
+    key = next(key for key, kind in ALL_KINDS.items() if kind == component.kind)
     value = positional(component.config)
     console.print(f"[bold]{component.kind} {component.name}[/]  {escape(component.summary)}")
     console.print(f"  plugin    {component.plugin} {component.version}")

@@ -12,7 +12,7 @@ import attrs
 from cyclopts import Group, Parameter, Token
 
 from guidedcd.cli import command_line, help_pages
-from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SECTIONS, Chosen
+from guidedcd.config.kinds import ALL_KINDS, DEFAULT_PROFILE, KINDS, SECTIONS, Chosen
 from guidedcd.config.merge import components_of
 from guidedcd.config.option_types import flag, groups_of, limits, types_of
 from guidedcd.config.resolve import resolve
@@ -31,6 +31,7 @@ SELECTORS = {
     "rewards": "Rewards that train the student, NAME[:VALUE][,NAME]; `none` for none.",
     "routes": "Rules that choose each sample's rewards and caption, NAME[:VALUE][,NAME]; `none` for none.",
     "metrics": "Metrics of the evaluation, NAME[,NAME]; `none` for none.",
+    "suite": "The benchmark, NAME.",
 }
 
 
@@ -169,12 +170,12 @@ def run_flags(
     for key in kinds:
         text = SELECTORS[key]
         names = [name if value is None else f"{name}:{value}" for name, value, _ in layer.select.get(key, [])]
-        installed = ", ".join(sorted(registry.of_kind(KINDS[key]))) or "none"
+        installed = ", ".join(sorted(registry.of_kind(ALL_KINDS[key]))) or "none"
         help_ = f"{text} Installed: {installed}."
         select = Parameter(name=f"--{key}", help=help_, show_default=_shown(",".join(names)), negative="", group=main)
         fields[key] = _field(Annotated[list[str] | None, select], None)
     words = same_words(command_line.words())
-    for order, (key, kind) in enumerate(KINDS.items(), 1):
+    for order, (key, kind) in enumerate(ALL_KINDS.items(), 1):
         if key not in kinds:
             continue
         components = {}
@@ -235,7 +236,7 @@ def check_groups(words: Sequence[str], registry: Registry, *, sections: bool) ->
         GuidedCDError: There is one; names an option of the group.
     """
     groups = dict(_groups(SECTIONS, "--")) if sections else {}
-    for key, kind in KINDS.items():
+    for key, kind in ALL_KINDS.items():
         groups |= _groups({one.name: one.config for one in registry.of_kind(kind).values()}, f"--{key}.")
     for word in words:
         written = word.partition("=")[0]
@@ -302,7 +303,7 @@ def selected(flags: Any) -> list[str]:
 def _layer(written: Mapping[str, Any]) -> Layer:
     """The layer of the flags."""
     options: dict[str, list[tuple[str, dict[str, Value]]]] = {}
-    for key in KINDS:
+    for key in ALL_KINDS:
         for component, options_written in written.get(f"{key}_options", {}).items():
             name = _decoded(component)
             values = {n: Value(v, f"--{key}.{name}.{flag(n)}") for n, v in options_written.items()}
@@ -311,7 +312,7 @@ def _layer(written: Mapping[str, Any]) -> Layer:
         scalars={n: Value(written[n], f"--{n}") for n in ("profile", "name", "seed", "device") if n in written},
         sections={key: _values(written[key], f"--{key}") for key in SECTIONS if key in written},
         options=options,
-        select={key: split_names(written[key], f"--{key}") for key in KINDS if written.get(key) is not None},
+        select={key: split_names(written[key], f"--{key}") for key in ALL_KINDS if written.get(key) is not None},
     )
 
 

@@ -21,7 +21,10 @@ KINDS = {
     "routes": "route",
     "metrics": "metric",
 }
-"""How a kind of component is spelled in flags and files."""
+"""How a kind of component that is part of a run is spelled in flags and files."""
+
+ALL_KINDS = {**KINDS, "suite": "suite"}
+"""The same for all kinds; suites measure finished runs and are chosen by a command."""
 
 SECTIONS = {"solver": Solver, "preprocess": Preprocess, "student": Student, "train": Train, "evaluate": EvaluateConfig}
 """The engine's own options."""

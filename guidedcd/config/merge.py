@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, SCALARS, SECTIONS, Basic, Chosen
+from guidedcd.config.kinds import ALL_KINDS, DEFAULT_PROFILE, KINDS, SCALARS, SECTIONS, Basic, Chosen
 from guidedcd.config.option_types import kind_inside, naming, positional
 from guidedcd.config.sources import Layer, Names, name_of
 from guidedcd.config.structure import Options, Value, structure, unstructure
@@ -72,7 +72,7 @@ def components_of(key: str, layers: Sequence[Layer], registry: Registry) -> list
     Raises:
         GuidedCDError: A name, option or value that does not exist, or an option of a component that is not selected.
     """
-    kind = KINDS[key]
+    kind = ALL_KINDS[key]
     selected = _selected(key, layers)
     for layer in layers:
         if not layer.optional:
@@ -188,7 +188,7 @@ def _check_selected(key: str, layer: Layer, selected: Names, inside: Collection[
         listed = f"selected: {', '.join(present)}" if present else "none is"
         both = ",".join([*present, name]) if key not in ("teacher", "data") else name
         raise GuidedCDError(
-            f"{where} is an option of {KINDS[key]} '{name}', which is not selected ({listed}). Select it with "
+            f"{where} is an option of {ALL_KINDS[key]} '{name}', which is not selected ({listed}). Select it with "
             f"--{key} {both}, or leave the option out."
         )
 
@@ -197,7 +197,7 @@ def _component(kind: str, name: str, layers: Sequence[Layer], registry: Registry
     """The installed component, or the Python object that a layer's options describe."""
     for layer in layers:
         for key, tables in layer.options.items():
-            if KINDS[key] == kind and any(n == name and objects.MARK in options for n, options in tables):
+            if ALL_KINDS[key] == kind and any(n == name and objects.MARK in options for n, options in tables):
                 return objects.component(kind, name)
     return registry.get(kind, name)
 

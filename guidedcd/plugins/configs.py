@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
@@ -126,6 +127,17 @@ class DatasetConfig(ComponentConfig):
 @attrs.frozen(kw_only=True)
 class MetricConfig(ComponentConfig):
     """Base class of the options of a metric; it has none."""
+
+
+@documented
+@attrs.frozen(kw_only=True)
+class SuiteConfig(ComponentConfig):
+    """Options of every suite."""
+
+    prompts: Path | None = None
+    """The benchmark's own files of prompts, from which videos are generated."""
+    seed: int = attrs.field(default=0, validator=_between(0, 2**32))
+    """Seed of the first video; the seed of each further video is higher by one."""
 
 
 @documented

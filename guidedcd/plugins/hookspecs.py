@@ -1,4 +1,4 @@
-"""The six hooks through which plugins register components."""
+"""The seven hooks through which plugins register components."""
 
 from __future__ import annotations
 
@@ -53,3 +53,8 @@ def register_datasets(register: Register) -> None:
 @hookspec
 def register_metrics(register: Register) -> None:
     """Register metrics, which measure finished videos."""
+
+
+@hookspec
+def register_suites(register: Register) -> None:
+    """Register suites, benchmarks with prompts, a layout of videos and scores of their own."""

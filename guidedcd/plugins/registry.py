@@ -16,7 +16,15 @@ import pluggy
 
 from guidedcd.errors import GuidedCDError, PluginError, described, suggest
 from guidedcd.plugins import hookspecs, one_file
-from guidedcd.plugins.configs import DatasetConfig, EnergyConfig, MetricConfig, RewardConfig, RouteConfig, TeacherConfig
+from guidedcd.plugins.configs import (
+    DatasetConfig,
+    EnergyConfig,
+    MetricConfig,
+    RewardConfig,
+    RouteConfig,
+    SuiteConfig,
+    TeacherConfig,
+)
 from guidedcd.plugins.isolation import Import, guarded, isolated
 from guidedcd.plugins.mistakes import check_hooks, config_faults
 
@@ -33,6 +41,7 @@ HOOKS = {
     "teacher": "register_teachers",
     "dataset": "register_datasets",
     "metric": "register_metrics",
+    "suite": "register_suites",
 }
 """The hook of each kind of component."""
 
@@ -43,6 +52,7 @@ CONFIGS = {
     "teacher": TeacherConfig,
     "dataset": DatasetConfig,
     "metric": MetricConfig,
+    "suite": SuiteConfig,
 }
 """The base class of the config of each kind, whose fields the engine reads."""
 

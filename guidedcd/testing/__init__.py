@@ -57,7 +57,7 @@ def checks(kind: str, name: str, *, config: Any = None) -> list[Check]:
     """All checks of one installed component.
 
     Args:
-        kind: "energy", "reward", "route", "teacher", "dataset" or "metric".
+        kind: "energy", "reward", "route", "teacher", "dataset", "metric" or "suite".
         name: Its registered name.
         config: Its options, needed if the defaults refer to files that do not exist.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from guidedcd.testing import datasets, energies, metrics, rewards, routes, teachers
+from guidedcd.testing import datasets, energies, metrics, rewards, routes, suites, teachers
 from guidedcd.testing.checked_component import CheckedComponent
 
 Rule = Callable[[CheckedComponent], None]
@@ -16,5 +16,6 @@ RULES: dict[str, Sequence[Rule]] = {
     "teacher": teachers.RULES,
     "dataset": datasets.RULES,
     "metric": metrics.RULES,
+    "suite": suites.RULES,
 }
 """The rules by kind."""

@@ -19,7 +19,6 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import check_writable, difference, digest, write_json
 from guidedcd.locks import locked
 from guidedcd.plugins import objects
-from guidedcd.plugins.registry import CONFIGS
 from guidedcd.plugins.sources import changed, origin
 
 RUNS = Path("runs")
@@ -145,7 +144,7 @@ SOURCES = "sources.json"
 def _record_sources(run: Run, folder: Path) -> None:
     """Print which components have changed since the run was last started, and record the present ones."""
     present: dict[str, dict[str, str]] = {}
-    for kind in CONFIGS:
+    for kind in KINDS.values():
         for chosen in run.chosen(kind):
             with contextlib.suppress(GuidedCDError):  # a component that is not installed is an error of its own
                 present[f"{kind} '{chosen.name}'"] = origin(chosen.component())

@@ -19,8 +19,12 @@ SELECTION = {
     "teacher": ("teacher", "{name}"),
     "dataset": ("data", "{name}:FOLDER"),
     "metric": ("metrics", "{name}"),
+    "suite": ("suite", "{name} --table results.json"),
 }
 """Flag and value in the README's example."""
+
+COMMAND = {"suite": "evaluate"}
+"""The command of the README's example, by default `train`."""
 
 ADVICE = {
     "energy": "`relative` is the norm of the guided term as a share of the norm of the prediction. It means the same "
@@ -33,6 +37,8 @@ ADVICE = {
     "dataset": "`guidedcd data inspect --data {name}:FOLDER` shows which clips a run would use, and why it skips the "
     "others.",
     "metric": "`better` decides the arrows and verdicts of the report, `headline` the value in summaries.",
+    "suite": "A score states the dimensions that it `needs`; without one of them it is absent, and nothing counts as "
+    "zero. `videos()` lists the benchmark's videos, so that `--generate` can sample them.",
 }
 """The README's paragraph on use."""
 
@@ -62,7 +68,7 @@ def render(kind: str, name: str) -> dict[str, str]:
     """The files of a new package, by path within it.
 
     Args:
-        kind: "energy", "reward", "route", "teacher", "dataset" or "metric".
+        kind: "energy", "reward", "route", "teacher", "dataset", "metric" or "suite".
         name: Name of the component: lower-case words joined by "-".
 
     Raises:
@@ -81,6 +87,7 @@ def render(kind: str, name: str) -> dict[str, str]:
         "hook": HOOKS[kind],
         "key": name.replace("-", "_"),
         "flag": flag,
+        "command": COMMAND.get(kind, "train"),
         "options": OPTIONS.get(kind, ""),
         "selection": selection.format(name=name),
         "advice": textwrap.fill(ADVICE[kind].format(name=name), 100),
