@@ -148,7 +148,8 @@ def results(folder: Path) -> dict[str, str]:
     contents = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if not path.is_file() or path.name in LOCKS or "checkpoints" in name or "store/runs/" in name:
+        is_lock = path.name in LOCKS or path.name.startswith(".part-")
+        if not path.is_file() or is_lock or "checkpoints" in name or "store/runs/" in name:
             continue
         if path.name == "evaluation.json":
             contents[name] = str(timeless(json.loads(path.read_text())))

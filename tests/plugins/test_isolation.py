@@ -227,3 +227,51 @@ def test_text_printed_by_a_target_leaves_results_alone(install, capfd):
     print(json.dumps({}))
 
     assert capfd.readouterr() == ("{}\n", "built\n")
+
+
+def test_a_known_import_is_not_isolated_again(install, monkeypatch):
+    """guidedcd's own plugins and those imported without a complaint need no watching; others are watched each time."""
+    from guidedcd.plugins import registry
+
+    watched = []
+
+    def noting(plugin, block):
+        watched.append(plugin)
+        return isolation.isolated(plugin, block)
+
+    monkeypatch.setattr(registry, "isolated", noting)
+    install("acme-odd", offer())
+    install("acme-loud", offer("print('hello')").replace('"odd"', '"loud"'))
+    first, second = load_plugins(), load_plugins()
+    loaded, again = watched[:2], watched[2:]
+
+    assert sorted(loaded) == ["acme-loud/acme_loud", "acme-odd/acme_odd"]
+    assert again == ["acme-loud/acme_loud"]
+    assert [str(one) for one in first.components] == [str(one) for one in second.components]
+
+
+def test_another_version_or_module_is_isolated(install, monkeypatch):
+    """A module that was replaced since its import counts as unknown."""
+    from guidedcd.plugins import registry
+
+    install("acme-odd", offer())
+    load_plugins()
+    assert registry._is_known("acme-odd/acme_odd", "1.0")
+    assert not registry._is_known("acme-odd/acme_odd", "2.0")
+
+    monkeypatch.delitem(sys.modules, "acme_odd")
+    assert not registry._is_known("acme-odd/acme_odd", "1.0")
+
+
+def test_guidedcds_own_plugins_start_no_process(monkeypatch):
+    """The process that names a fatal import starts with the first plugin of others."""
+    from guidedcd.plugins import watcher
+    from guidedcd.plugins.registry import Registry, entry_points
+
+    started = []
+    monkeypatch.setattr(watcher.subprocess, "Popen", lambda *args, **options: started.append(args))
+    others = [id_ for id_, _, _ in entry_points() if not id_.startswith("guidedcd/")]
+    with watcher.watched():
+        assert isinstance(load_plugins(blocked=others), Registry)
+
+    assert started == []
