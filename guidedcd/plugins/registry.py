@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
-from types import ModuleType
 from typing import Any
 
 import attrs
@@ -27,7 +25,7 @@ from guidedcd.plugins.configs import (
     SuiteConfig,
     TeacherConfig,
 )
-from guidedcd.plugins.isolation import Import, guarded, isolated
+from guidedcd.plugins.isolation import Import, guarded, is_known, isolated, remember
 from guidedcd.plugins.mistakes import check_hooks, config_faults
 
 GROUP = "guidedcd"
@@ -227,7 +225,7 @@ def load_plugins(blocked: Iterable[str] = ()) -> Registry:
             continue
         imported = Import()
         try:
-            if _is_known(id_, version):
+            if is_known(id_, version):
                 components = _components_of(manager, id_, version, load)
             else:
                 with isolated(id_, BLOCK) as imported:
@@ -243,28 +241,13 @@ def load_plugins(blocked: Iterable[str] = ()) -> Registry:
             continue
         registry.components += components
         complaints = imported.complaints()
-        if not complaints and isinstance(plugin := manager.get_plugin(id_), ModuleType):
-            _HARMLESS[id_, version] = plugin
+        if not complaints:
+            remember(id_, version, manager.get_plugin(id_))
         texts = [*complaints, *(text for one in components for text in config_faults(one.config))]
         registry.notes += [Note(id_, text) for text in dict.fromkeys(texts)]
     unknown = [text for text in chosen if _normal(text) not in names]
     registry.notes += [Note(BLOCK, f"it names {text!r}, which is no installed plugin") for text in unknown]
     return registry
-
-
-_OWN = "guidedcd/"
-"""How the ids of the plugins begin that come with guidedcd."""
-_HARMLESS: dict[tuple[str, str], ModuleType] = {}
-"""By id and version, the modules of plugins that were imported without a complaint."""
-
-
-def _is_known(id_: str, version: str) -> bool:
-    """Whether a plugin needs no isolation, which takes a millisecond: it is guidedcd's own, or was imported before.
-
-    The import of a module that Python has already executes nothing.
-    """
-    module = _HARMLESS.get((id_, version))
-    return id_.startswith(_OWN) or (module is not None and sys.modules.get(module.__name__) is module)
 
 
 def blocked_by_user() -> list[str]:

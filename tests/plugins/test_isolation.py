@@ -250,17 +250,15 @@ def test_a_known_import_is_not_isolated_again(install, monkeypatch):
     assert [str(one) for one in first.components] == [str(one) for one in second.components]
 
 
-def test_another_version_or_module_is_isolated(install, monkeypatch):
+def test_another_version_or_module_is_isolated(install):
     """A module that was replaced since its import counts as unknown."""
-    from guidedcd.plugins import registry
-
     install("acme-odd", offer())
     load_plugins()
-    assert registry._is_known("acme-odd/acme_odd", "1.0")
-    assert not registry._is_known("acme-odd/acme_odd", "2.0")
+    assert isolation.is_known("acme-odd/acme_odd", "1.0")
+    assert not isolation.is_known("acme-odd/acme_odd", "2.0")
 
-    monkeypatch.delitem(sys.modules, "acme_odd")
-    assert not registry._is_known("acme-odd/acme_odd", "1.0")
+    del sys.modules["acme_odd"]
+    assert not isolation.is_known("acme-odd/acme_odd", "1.0")
 
 
 def test_guidedcds_own_plugins_start_no_process(monkeypatch):
