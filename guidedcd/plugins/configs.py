@@ -19,6 +19,9 @@ DEFAULT_RELATIVE = 0.1
 REFERENCES = ("inversion", "single-step", "clean", "prediction")
 """The kinds of reference of an energy."""
 
+PICKS = ("random", "strided", "even")
+"""The ways to choose the frames that a reward receives."""
+
 
 def _between(low: float, high: float):
     """A validator for a number in [low, high]."""
@@ -89,8 +92,16 @@ class RewardConfig(ComponentConfig):
     """Weight of the reward in the loss, dimensionless, at least 0; with 0 the reward is only logged."""
     frames: int = attrs.field(default=2, validator=ge(1))
     """Number of frames of each video that are decoded and scored."""
-    pick: str = attrs.field(default="random", validator=in_(("random", "strided")))
-    """Which frames: `random` (without replacement) or `strided` (evenly spaced from a random start)."""
+    pick: str = attrs.field(default="random", validator=in_(PICKS))
+    """Which frames: `random` (without replacement), `strided` (evenly spaced from a random start), or `even` (evenly
+    spaced with the first and the last)."""
+
+    def count(self, total: int, clip_fps: float) -> int:
+        """Number of frames that are decoded and scored of videos with `total` frames at `clip_fps` frames per second.
+
+        A reward whose number depends on the video overrides this.
+        """
+        return self.frames
 
 
 @documented

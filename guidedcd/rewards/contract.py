@@ -156,10 +156,11 @@ def rehearse(rewards: Mapping[str, Any], run: Run, geometry: Geometry, device: t
     """
     for name, module in rewards.items():
         whose, config = str(run.component("reward", name)), run.rewards[name]
-        if config.frames > geometry.frames:
+        count = config.count(geometry.frames, geometry.fps)
+        if not 1 <= count <= geometry.frames:
             continue  # an error of the options, which the scorer explains
         generator = torch.Generator().manual_seed(run.seed)
-        shape = (1, config.frames, *geometry.pixel_shape[1:])
+        shape = (1, count, *geometry.pixel_shape[1:])
         pixels = torch.rand(shape, generator=generator).to(device)
         frames = pixels.clone().requires_grad_(config.weight > 0) * 1  # no leaf, so that a change in place is found
         with blame_memory(whose, "Use fewer --rewards"), torch.set_grad_enabled(config.weight > 0):

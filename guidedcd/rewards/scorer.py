@@ -21,31 +21,44 @@ from guidedcd.plugins.configs import RewardConfig
 from guidedcd.rewards import contract
 
 
-def frame_indices(config: RewardConfig, frames: int, generator: torch.Generator | None = None) -> list[int]:
+def frame_indices(
+    config: RewardConfig, frames: int, generator: torch.Generator | None = None, *, fps: float = 8.0
+) -> list[int]:
     """The indices of the frames that a reward receives, ascending.
 
-    `random`: `config.frames` of them without replacement, all sets equally likely. `strided`: every
-    (frames // config.frames)-th, from a start drawn below that stride.
+    Their number k is `config.count(frames, fps)`. `random`: k without replacement, all sets equally likely. `strided`:
+    every (frames // k)-th, from a start drawn below that stride. `even`: k times in equal steps from the first to the
+    last, rounded half to even in float32.
 
     Args:
-        config: The reward's `frames` and `pick`.
+        config: The reward's `count` and `pick`.
         frames: Frames of the video.
         generator: Random numbers; None uses torch's global generator.
+        fps: Frames per second of the video, which a reward may read to choose their number.
 
     Raises:
         GuidedCDError: The video has fewer frames than the reward needs.
     """
-    count = config.frames
+    count = config.count(frames, fps)
+    if count < 1:
+        raise GuidedCDError(f"it can score no video of {frames} frames; raise its option frames, or use longer videos")
     if count > frames:
         raise GuidedCDError(
             f"{count} frames are wanted of videos with {frames}; lower its option frames to {frames} or less"
         )
     device = generator.device if generator is not None else None
+    if config.pick == "even":
+        return even_indices(frames, count)
     if config.pick == "random":
         return sorted(torch.randperm(frames, generator=generator, device=device)[:count].tolist())
     stride = frames // count
     start = int(torch.randint(0, stride, (1,), generator=generator, device=device))
     return [start + stride * i for i in range(count)]
+
+
+def even_indices(frames: int, count: int) -> list[int]:
+    """`count` indices in equal steps from the first to the last frame, rounded half to even in float32."""
+    return torch.linspace(0, frames - 1, count, dtype=torch.float32, device="cpu").round().long().tolist()
 
 
 @attrs.frozen(eq=False)
@@ -61,8 +74,8 @@ class RewardScores:
 class RewardScorer:
     """Scores a student's predictions with every reward, on the samples routed to it.
 
-    Rewards with the same options `frames` and `pick` share the choice and the decoding. Samples without rewards are not
-    decoded, and a reward of weight 0 needs no gradient.
+    Rewards with the same number of frames and the same option `pick` share the choice and the decoding. Samples without
+    rewards are not decoded, and a reward of weight 0 needs no gradient.
 
     Args:
         rewards: By name, the module and its config (weight, frames, pick).
@@ -157,14 +170,17 @@ class RewardScorer:
 
     def _choices(self) -> list[list[str]]:
         """Names of the rewards that share frames, in order of first appearance."""
+        geometry = self.teacher.geometry
         groups: dict[tuple[int, str], list[str]] = {}
         for name, config in self.configs.items():
-            groups.setdefault((config.frames, config.pick), []).append(name)
+            count = config.count(geometry.frames, geometry.fps)
+            groups.setdefault((count, config.pick), []).append(name)
         return list(groups.values())
 
     def _indices(self, names: Sequence[str], generator: torch.Generator | None) -> list[int]:
         try:
-            return frame_indices(self.configs[names[0]], self.teacher.geometry.frames, generator)
+            geometry = self.teacher.geometry
+            return frame_indices(self.configs[names[0]], geometry.frames, generator, fps=geometry.fps)
         except GuidedCDError as error:
             raise GuidedCDError(f"{self.whose[names[0]]}: {error}") from error
 

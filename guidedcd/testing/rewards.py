@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def video(checked: CheckedComponent, batch: int = 2) -> Tensor:
-    """Frames (batch, F, 3, 32, 40) in [0, 1], with F from the reward's option `frames`."""
-    return random((batch, checked.options.frames, 3, 32, 40), 3).mul(0.2).add(0.5).clamp(0, 1)
+    """Frames (batch, F, 3, 32, 40) in [0, 1], as many as the reward receives of 16 frames at 8 per second."""
+    return random((batch, checked.options.count(16, 8.0), 3, 32, 40), 3).mul(0.2).add(0.5).clamp(0, 1)
 
 
 def reward_is_one_number_per_sample(checked: CheckedComponent) -> None:
@@ -138,8 +138,8 @@ def reward_reads_the_order_of_frames(checked: CheckedComponent) -> None:
     """A reward that states `reads_motion` has another value for frames in another order."""
     if not getattr(checked.built, "reads_motion", False):
         return
-    assert checked.options.frames > 1, "it states `reads_motion`, but its option `frames` is 1"
     frames = video(checked)
+    assert frames.shape[1] > 1, "it states `reads_motion`, but its option `frames` is 1"
     with torch.no_grad():
         one, two = checked.built(frames, CAPTIONS), checked.built(frames.roll(1, dims=1), CAPTIONS)
     assert not torch.allclose(one, two, rtol=1e-5), "it states `reads_motion`, but the order of frames has no effect"

@@ -88,8 +88,8 @@ def try_reward(
     with blame_memory(f"reward '{chosen.name}'"):
         reward = build_reward(chosen).to(where)
     scored = [
-        _scored(chosen, reward, name, caption, video.to(where), config.seed)
-        for name, caption, video in _videos(selection, videos, prompts, config)
+        _scored(chosen, reward, name, caption, video.to(where), fps, config.seed)
+        for name, caption, video, fps in _videos(selection, videos, prompts, config)
     ]
     with locked(out, "the folder"):
         largest = max(float(one.gradient.max()) for one in scored)
@@ -112,8 +112,8 @@ def described(selection: Selection, scored: Sequence[ScoredVideo]) -> dict[str, 
 
 def _videos(
     selection: Selection, videos: Sequence[Path], prompts: Sequence[str] | Path | None, config: TrialConfig
-) -> list[tuple[str, str, Tensor]]:
-    """Name, caption and pixels (F, 3, H, W) of every video."""
+) -> list[tuple[str, str, Tensor, float]]:
+    """Name, caption, pixels (F, 3, H, W) and frames per second of every video."""
     if not videos:
         pipeline = teacher_of(selection, config)
         texts = [prompt.text for prompt in prompts_of(pipeline, prompts, config.videos)]
@@ -126,26 +126,27 @@ def _videos(
             guider=config.guider,
             advice=ADVICE,
         )
-        return [(f"seed {seed}", text, video) for seed, text, video in zip(seeds, texts, sampled, strict=True)]
+        fps, rows = pipeline.teacher.geometry.fps, zip(seeds, texts, sampled, strict=True)
+        return [(f"seed {seed}", text, video, fps) for seed, text, video in rows]
     captions = [prompt.text for prompt in as_prompts(prompts)] if prompts else []
     if len(captions) not in (0, 1, len(videos)):
         raise GuidedCDError(f"{len(captions)} prompts for {len(videos)} videos: give one --prompt, or one for each.")
     captions = captions * len(videos) if len(captions) == 1 else captions
     result = []
     for number, path in enumerate(videos):
-        video, _, metadata = read_unenlarged(path)
+        video, fps, metadata = read_unenlarged(path)
         caption = captions[number] if captions else metadata.get("prompt")
         if caption is None:
             raise GuidedCDError(f"{path} has no prompt in its metadata: give its caption with --prompt.")
-        result.append((str(path), caption, video))
+        result.append((str(path), caption, video, fps))
     return result
 
 
-def _scored(chosen: Chosen, reward: Any, name: str, caption: str, video: Tensor, seed: int) -> ScoredVideo:
+def _scored(chosen: Chosen, reward: Any, name: str, caption: str, video: Tensor, fps: float, seed: int) -> ScoredVideo:
     """One video's score and gradient."""
     # The components of the kind reward have configs that derive from RewardConfig.
     config, whose, generator = cast(RewardConfig, chosen.config), str(chosen.component()), reward_generator(seed, 0)
-    pixels = video[frame_indices(config, len(video), generator)][None].detach()
+    pixels = video[frame_indices(config, len(video), generator, fps=fps)][None].detach()
     frames = pixels.requires_grad_(True) * 1  # no leaf, so that a change in place is found
     with blame_memory(whose, f"Use fewer --rewards.{chosen.name}.frames."), torch.enable_grad():
         with drawing(reward, generator):
@@ -170,8 +171,10 @@ def _title(one: ScoredVideo) -> str:
 
 
 def _print(chosen: Chosen, reward: Any, scored: Sequence[ScoredVideo], out: Path) -> None:
-    config = cast(RewardConfig, chosen.config)
-    console.print(f"reward   {chosen.name}: {config.frames} frames of each video", markup=False)
+    counts = [len(one.frames) for one in scored]
+    fewest, most = min(counts), max(counts)
+    number = f"{most}" if fewest == most else f"{fewest} to {most}"
+    console.print(f"reward   {chosen.name}: {number} frames of each video", markup=False)
     numbers = ("score", "gradient (rms)", "tokens")
     table = plain_table("video", *numbers, "caption", numbers=numbers)
     for one in scored:

@@ -6,7 +6,7 @@ import attrs
 from attrs.validators import ge, in_
 
 from guidedcd import hookimpl
-from guidedcd.plugins.configs import RewardModelConfig
+from guidedcd.plugins.configs import PICKS, RewardModelConfig
 
 
 @attrs.frozen(kw_only=True)
@@ -17,8 +17,9 @@ class InternV2Config(RewardModelConfig):
     """Weights: `shapes` (the small embedded model), `auto` (from the cache folder or the hub), or a file."""
     frames: int = attrs.field(default=4, validator=ge(1))
     """Number of frames of each video that are decoded and scored as one clip; the released model was trained with 4."""
-    pick: str = attrs.field(default="strided", validator=in_(("random", "strided")))
-    """Which frames: `strided` (evenly spaced from a random start) or `random` (without replacement, in order)."""
+    pick: str = attrs.field(default="strided", validator=in_(PICKS))
+    """Which frames: `strided` (evenly spaced from a random start), `random` (without replacement, in order), or `even`
+    (evenly spaced with the first and the last)."""
     vocab: str = "auto"
     """BERT's uncased vocab.txt: `auto` (from the cache folder or the hub), or a file."""
     gelu: str = attrs.field(default="erf", validator=in_(("erf", "tanh")))

@@ -7,6 +7,7 @@ from attrs.validators import ge, in_
 
 from guidedcd import RewardConfig, hookimpl
 from guidedcd.devices import SHORT_DTYPES
+from guidedcd.plugins.configs import PICKS
 
 
 @attrs.frozen(kw_only=True)
@@ -19,8 +20,9 @@ class VideoPrismConfig(RewardConfig):
     frames: int = attrs.field(default=8, validator=ge(1))
     """Number of frames of each video that are decoded and scored as one clip; the released base model was trained with
     16, and positions are interpolated for another number."""
-    pick: str = attrs.field(default="strided", validator=in_(("random", "strided")))
-    """Which frames: `strided` (evenly spaced from a random start) or `random` (without replacement, in order)."""
+    pick: str = attrs.field(default="strided", validator=in_(PICKS))
+    """Which frames: `strided` (evenly spaced from a random start), `random` (without replacement, in order), or `even`
+    (evenly spaced with the first and the last)."""
     dtype: str = attrs.field(default="fp32", validator=in_(tuple(SHORT_DTYPES)))
     """Dtype of the network; pixels are prepared and rewards computed in fp32."""
 

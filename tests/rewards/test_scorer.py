@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from types import SimpleNamespace
 
+import attrs
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from guidedcd import GuidedCDError, RewardConfig, Route
+from guidedcd.plugins.configs import PICKS
 from guidedcd.rewards.scorer import RewardScorer, frame_indices
 
 FRAMES = 8
@@ -20,7 +22,7 @@ FRAMES = 8
 class Teacher:
     """Decodes latents (B, 1, F, 2, 2) to pixels by repeating them; remembers how often, and of how many."""
 
-    geometry = SimpleNamespace(frames=FRAMES)
+    geometry = SimpleNamespace(frames=FRAMES, fps=8.0)
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, tuple[int, ...], bool]] = []
@@ -72,7 +74,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @settings(deadline=None)
-@given(st.integers(1, 64), st.data(), st.sampled_from(["random", "strided"]), st.integers(0, 2**31))
+@given(st.integers(1, 64), st.data(), st.sampled_from(PICKS), st.integers(0, 2**31))
 def test_frames_are_distinct_ascending_and_repeatable(frames, data, pick, seed):
     """Any policy gives exactly `frames` distinct indices inside the video, in order, the same for the same seed."""
     config = RewardConfig(frames=data.draw(st.integers(1, frames)), pick=pick)
@@ -85,6 +87,29 @@ def test_frames_are_distinct_ascending_and_repeatable(frames, data, pick, seed):
         steps = {b - a for a, b in pairwise(indices)}
         assert steps <= {frames // config.frames}
         assert indices[0] < frames // config.frames
+
+
+def test_even_frames_have_both_ends():
+    """`even` takes the first and the last frame and equal steps between them, rounded half to even."""
+    assert frame_indices(RewardConfig(frames=4, pick="even"), 33) == [0, 11, 21, 32]
+    assert frame_indices(RewardConfig(frames=10, pick="even"), 81) == [0, 9, 18, 27, 36, 44, 53, 62, 71, 80]
+    assert frame_indices(RewardConfig(frames=1, pick="even"), 8) == [0]
+
+
+@attrs.frozen(kw_only=True)
+class PerSecond(RewardConfig):
+    """One frame per second."""
+
+    def count(self, total, clip_fps):
+        return int(total / clip_fps)
+
+
+def test_a_reward_may_choose_how_many_frames_it_receives():
+    """A config that overrides `count` gets as many frames; none is one sentence."""
+    assert len(frame_indices(PerSecond(), 33, fps=8.0)) == 4
+    assert engine(a=PerSecond())[0](latents(), routes("a", "a", "a", "a"), seeded())["a"].shape == (4,)
+    with pytest.raises(GuidedCDError, match="it can score no video of 7 frames; raise its option frames"):
+        frame_indices(PerSecond(), 7, fps=8.0)
 
 
 def test_every_frame_is_as_likely_as_any_other():

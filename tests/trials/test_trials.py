@@ -141,7 +141,7 @@ def test_a_reward_sees_the_pixels_that_were_sampled(tmp_path, clip):
 
     video, _ = media.read_video(clip)
     large = media.write_video(tmp_path / "large.mp4", video, fps=8, enlarge=4, quality=1, metadata={"enlarge": 4})
-    ((_, _, pixels),) = _videos(None, [large], ["a ring"], None)
+    ((_, _, pixels, _),) = _videos(None, [large], ["a ring"], None)
 
     torch.testing.assert_close(pixels, video, atol=0.1, rtol=0)
 
