@@ -1,7 +1,7 @@
 """Parity: recompute published reference numbers with this package's own code, from their inputs alone.
 
 In: a folder of fixtures. Out: files under the goldens' names, and a table of errors. `python -m guidedcd.parity FOLDER
---out OUT [--compare]` calls the function of each family module (`method`, `rewards`, `videocrafter2`)
+--out OUT [--compare]` calls the function of each family module (`method`, `rewards`, `videoreward`, ...)
 
     compute(folder) -> {file name: {key: tensor} for .safetensors, or a JSON value for .json}
 
@@ -30,7 +30,7 @@ import attrs
 
 from guidedcd.errors import GuidedCDError
 
-FAMILIES = ("method", "rewards", "videocrafter2")
+FAMILIES = ("method", "rewards", "videoreward", "videocrafter2")
 
 Results = dict[str, Any]
 """By file name: tensors by key for .safetensors, any JSON value for .json."""
