@@ -14,6 +14,7 @@ ENGINE = ROOT / "guidedcd"
 FLOORS = (
     "cli parity",
     "testing",  # `guidedcd plugins doctor` runs its checks
+    "proving",
     "workflow trials",
     "evaluation planning",
     "training",

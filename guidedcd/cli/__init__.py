@@ -26,6 +26,7 @@ from guidedcd.cli import (
     plan,
     plugins,
     preprocess,
+    prove,
     report,
     sample,
     store,
@@ -53,6 +54,7 @@ COMMANDS = {
     "try": try_,
     "sample": sample,
     "evaluate": evaluate,
+    "prove": prove,
     "report": report,
     "export": export,
     "convert": convert,
@@ -66,6 +68,7 @@ WITH_RUN = ("train", "preprocess", "plan", "data")
 WITH_COMPONENTS: dict[str, tuple[str, ...]] = {
     "sample": ("energies",),
     "evaluate": ("metrics", "suite"),
+    "prove": ("energies", "rewards"),
     "try": ("teacher",),
 }
 """Commands that take the flags of some kinds of components."""

@@ -124,6 +124,9 @@ class RouteConfig(ComponentConfig):
 class TeacherConfig(ComponentConfig):
     """Base class of the options of a teacher; it has none."""
 
+    proof: ClassVar[Path | None] = None
+    """The file of claims that `guidedcd prove` tests with this teacher, if its plugin ships one."""
+
 
 @documented
 @attrs.frozen(kw_only=True)

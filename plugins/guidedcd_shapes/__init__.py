@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import attrs
-from attrs.validators import ge, in_
+from pathlib import Path
+from typing import ClassVar
 
-from guidedcd.plugins.configs import DatasetConfig, MetricConfig, TeacherConfig
+import attrs
+from attrs.validators import ge, in_, le, optional
+
+from guidedcd.plugins.configs import DatasetConfig, MetricConfig, OutputEnergyConfig, TeacherConfig
 from guidedcd.plugins.hookspecs import hookimpl
+
+CONTROL = 0.02
+"""Default strength of the control energies."""
 
 
 @attrs.frozen(kw_only=True)
 class ShapesTeacherConfig(TeacherConfig):
     """Options of the teacher `shapes`."""
+
+    proof: ClassVar[Path | None] = Path(__file__).parent / "proof.toml"
 
     path: str = attrs.field(default="embedded", metadata={"positional": True})
     """`embedded`, or a folder that `python -m guidedcd_shapes.recipe` wrote."""
@@ -35,6 +43,43 @@ class ShapesDataConfig(DatasetConfig):
 @attrs.frozen(kw_only=True)
 class ShapesOracleConfig(MetricConfig):
     """Options of the metric `shapes-oracle`: none."""
+
+
+@attrs.frozen(kw_only=True)
+class SlowMotionConfig(OutputEnergyConfig):
+    """Options of the energy `slow-motion`."""
+
+    default_relative: ClassVar[float] = CONTROL
+    relative: float | None = attrs.field(default=None, validator=optional(ge(0)))
+    """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.02 without a `scale`."""
+    speed: float = attrs.field(default=0.5, validator=[ge(0), le(1)])
+    """Share of the predicted speed at which objects are to move."""
+
+
+@attrs.frozen(kw_only=True)
+class RandomPushConfig(OutputEnergyConfig):
+    """Options of the energy `random-push`."""
+
+    default_relative: ClassVar[float] = CONTROL
+    relative: float | None = attrs.field(default=None, validator=optional(ge(0)))
+    """In place of `scale`: norm of the guided term relative to the norm of the prediction; 0.02 without a `scale`."""
+
+
+@hookimpl
+def register_energies(register):
+    """Offer the controls `slow-motion` and `random-push`."""
+    register(
+        "slow-motion",
+        "guidedcd_shapes.controls:SlowMotion",
+        config=SlowMotionConfig,
+        summary="a control with a known effect: objects move at half of their speed",
+    )
+    register(
+        "random-push",
+        "guidedcd_shapes.controls:RandomPush",
+        config=RandomPushConfig,
+        summary="a control without an effect: white noise as the gradient",
+    )
 
 
 @hookimpl

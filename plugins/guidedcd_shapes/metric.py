@@ -24,7 +24,7 @@ class ShapesOracle:
     """Values `all` (every named attribute is right), one per attribute, `speed`, `direction` and `misfit`.
 
     A torn object counts as fast: its centre jumps. Motion is therefore also measured on intact videos alone, those
-    whose object a template explains: `intact`, `intact-speed` and `intact-dynamic`.
+    whose object a template explains: `intact` and the values whose name begins with it.
     """
 
     titles: ClassVar = {
@@ -42,6 +42,8 @@ class ShapesOracle:
         "intact": "videos whose object is whole (misfit below 0.1)",
         "intact-speed": "pixels per frame, intact videos only",
         "intact-dynamic": "dynamic degree of the intact videos: more than 1.125 pixels per frame",
+        "intact-motion": "intact videos whose motion and speed are as in the prompt",
+        "intact-smoothness": "smoothness of the path of a moving object, intact videos only",
     }
     better: ClassVar = {
         name: "lower" if name == "misfit" else "higher"
@@ -71,7 +73,7 @@ class ShapesOracle:
         for name in self.titles:
             result[name][judged] = scores[name].float().cpu()
         unnamed = {name: torch.tensor([name not in p.named for p in chosen]) for name in ATTRIBUTES}
-        for name in ("direction", "speed-class"):
+        for name in ("direction", "speed-class", "intact-motion"):
             unnamed[name] = unnamed["motion"]
         for name, missing in unnamed.items():
             result[name][torch.tensor(judged)[missing]] = float("nan")
@@ -81,8 +83,14 @@ class ShapesOracle:
 
 
 def intact_motion(scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Motion (B,) of intact videos from `misfit` and `speed`; NaN for the speed of a video that is not intact."""
+    """Motion (B,) of intact videos from the oracle's scores; NaN for the motion of a video that is not intact."""
     intact = scores["misfit"] < INTACT
-    speed = torch.where(intact, scores["speed"], float("nan"))
-    dynamic = torch.where(intact, (speed > DYNAMIC).float(), float("nan"))
-    return {"intact": intact.float(), "intact-speed": speed, "intact-dynamic": dynamic}
+    right = scores["motion"] * scores["speed-class"].nan_to_num(1.0)  # a still object has no speed class
+    motion = {
+        "speed": scores["speed"],
+        "dynamic": (scores["speed"] > DYNAMIC).float(),
+        "motion": right,
+        "smoothness": scores["smoothness"],
+    }
+    of_intact = {f"intact-{name}": torch.where(intact, value, float("nan")) for name, value in motion.items()}
+    return {"intact": intact.float(), **of_intact}

@@ -169,7 +169,7 @@ class Oracle:
         Returns:
             Float tensors (B,), NaN where an attribute does not apply: 1 or 0 for `color`, `shape`, `size`,
             `background`, `motion`, `speed-class`, `second`; `speed` (pixels per frame), `direction` (cosine with the
-            true one), `flicker`, `misfit`; and `all`, the product of ATTRIBUTES that apply.
+            true one), `smoothness` of its path, `flicker`, `misfit`; and `all`, the product of ATTRIBUTES that apply.
         """
         first, second, free = self.objects(video)
         background, flicker = self.background(video, free)
@@ -198,9 +198,22 @@ class Oracle:
             "speed": torch.where(main.present, main.speed, 0.0),
             "flicker": flicker,
             "misfit": main.misfit,
+            "smoothness": torch.where(main.present & (main.motion > 0), smoothness(main.center), nan),
         }
         result["all"] = demand(result, ATTRIBUTES)
         return result
+
+
+def smoothness(center: Tensor) -> Tensor:
+    """How well each step of a path (B, F, 2) follows from the one before (B,), in [0, 1]: their squared coherence.
+
+    It is 1 where one turn and one factor lead from every step to the next, as on a straight line or a circle, and about
+    1 / (F - 2) for steps in random directions.
+    """
+    steps = torch.view_as_complex((center[:, 1:] - center[:, :-1]).contiguous())
+    before, after = steps[:, :-1], steps[:, 1:]
+    shared = (after * before.conj()).sum(1).abs().square()
+    return shared / (before.abs().square().sum(1) * after.abs().square().sum(1)).clamp_min(1e-9)
 
 
 def demand(result: dict[str, Tensor], attributes: tuple[str, ...]) -> Tensor:
