@@ -9,11 +9,17 @@ from typing import Any
 
 import attrs
 
+from guidedcd.cli.arguments import trained
+from guidedcd.cli.command_line import starting
 from guidedcd.config.kinds import Chosen
+from guidedcd.config.option_types import flag
 from guidedcd.config.structure import convert
 from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError, written
 from guidedcd.plugins.registry import Registry
+
+SAMPLING = ("steps", "omega", "scale", "dtype", "batch", "fast")
+"""Options of an evaluation that the videos of a benchmark have too."""
 
 
 @documented
@@ -25,6 +31,14 @@ class SuiteFlags:
     """Print the scores as JSON."""
     percent: bool = False
     """The values of the table are percent instead of fractions."""
+    generate: bool = False
+    """Sample the benchmark's videos with the run's student; those that are there are kept."""
+    shard: str | None = None
+    """With --generate, only the videos of one of several processes, as I/N: 1/8 to 8/8."""
+    score: bool = False
+    """Score the videos with the benchmark's own program, and print the scores."""
+    out: Path | None = None
+    """The folder of the benchmark's videos and results; by default suites/NAME in the run's folder."""
 
 
 def evaluate_suite(
@@ -47,11 +61,72 @@ def evaluate_suite(
         names = " and ".join(one.name for one in suites)
         raise GuidedCDError(f"--suite takes one benchmark at a time, not {names}.")
     (chosen,) = suites
+    if more:
+        raise GuidedCDError(f"--suite takes one run at a time, so {more[0]} is not expected here.")
+    if flags.shard is not None and not flags.generate:
+        raise GuidedCDError("--shard chooses videos that are sampled: give --generate too.")
+    if table and (flags.generate or flags.score):
+        raise GuidedCDError("--table reads results that are there; leave out --generate and --score.")
     if table:
         if run is not None:
             raise GuidedCDError(f"--table needs no run, but {run} is given. Repeat --table for several files.")
         return _print_table(chosen, registry, flags, [convert(text, Path, "--table") for text in table])
-    raise GuidedCDError(f"--suite {chosen.name} needs results: give {written('--table FILE')}.")
+    if flags.generate or flags.score:
+        return _run(chosen, registry, flags, run, device=device, options=options)
+    raise GuidedCDError(
+        f"--suite {chosen.name} needs {written('--table FILE')} to read results, --generate to sample videos, or "
+        "--score to score them."
+    )
+
+
+def _run(
+    chosen: Chosen, registry: Registry, flags: SuiteFlags, run: Path | None, *, device: str | None, options: Any
+) -> int:
+    """Sample videos, score them, or both.
+
+    Raises:
+        GuidedCDError: See `guidedcd.evaluation.suites`; or an option that belongs to another evaluation.
+    """
+    from guidedcd.evaluation.suites.places import SuiteFolder
+
+    shard = _shard(flags.shard)
+    if flags.generate and run is None:
+        raise GuidedCDError("--generate needs a run's folder, whose student samples the videos.")
+    sampling = SAMPLING if flags.generate else ()
+    for name in options:
+        if name not in sampling:
+            raise GuidedCDError(
+                f"--{flag(name)} belongs to the evaluation of a student against its teacher; the options of a "
+                f"benchmark are --suite.{chosen.name}.OPTION."
+            )
+    suite = chosen.build(registry)
+    folder = SuiteFolder.of(chosen.name, run, flags.out)
+    videos = suite.videos()
+    if flags.generate:
+        assert run is not None
+        starting("evaluate loading PyTorch and the student")
+        from guidedcd.evaluation.suites.generate import generate_videos
+
+        generate_videos(suite, videos, trained(run), folder, device=device, shard=shard, options=options)
+    if not flags.score:
+        return 0
+    from guidedcd.evaluation.suites.official import score_videos
+
+    return _print_table(chosen, registry, flags, [score_videos(suite, folder, videos)])
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    """The numbers of I/N.
+
+    Raises:
+        GuidedCDError: It has another form.
+    """
+    if text is None:
+        return 1, 1
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) <= 10_000:
+        return int(number), int(count)
+    raise GuidedCDError(f"--shard is '{text}'; it must be I/N with I from 1 to N, such as 2/8.")
 
 
 def _print_table(chosen: Chosen, registry: Registry, flags: SuiteFlags, paths: Sequence[Path]) -> int:

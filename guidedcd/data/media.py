@@ -59,6 +59,7 @@ def write_video(
     enlarge: int = 1,
     quality: int = 14,
     metadata: Mapping[str, Any] | None = None,
+    record: Path | None = None,
 ) -> Path:
     """Write one video as mp4 or gif, by the suffix of `path`, and its metadata as JSON beside an mp4.
 
@@ -73,17 +74,18 @@ def write_video(
         enlarge: Repeat every pixel this often in both directions (nearest neighbour), >= 1.
         quality: x264's constant rate factor, 0 (best) to 51.
         metadata: Further metadata; size, frames and fps are always written.
+        record: The file of the metadata of an mp4, by default beside it.
 
     Raises:
         GuidedCDError: The suffix or the shape is another one, or the disk is full.
     """
     if path.suffix not in SUFFIXES:
         raise GuidedCDError(f"{path}: videos are written as {' or '.join(SUFFIXES)}, not '{path.suffix}'.")
-    frames = enlarged(to_uint8(video), enlarge)
+    frames, record = enlarged(to_uint8(video), enlarge), record or sidecar(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".mp4":
-            sidecar(path).unlink(missing_ok=True)
+            record.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(error, path) from error
     with replacing(path) as partial:
@@ -99,7 +101,7 @@ def write_video(
             "fps": fps,
             "enlarge": enlarge,
         }
-        write_json(sidecar(path), {**(metadata or {}), **sizes})
+        write_json(record, {**(metadata or {}), **sizes})
     return path
 
 

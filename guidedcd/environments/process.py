@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 
 from guidedcd.environments import server
+from guidedcd.environments.command import foreign_environment
 from guidedcd.environments.memory import anonymous_file, is_description
 from guidedcd.environments.messages import EndedError, GarbledError, Messages, SilenceError
 from guidedcd.errors import GuidedCDError, shown
 
-OF_A_LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""Variables of a launch of several processes, of which the other process is none."""
 PATIENCE = 30
 """Seconds beyond the longest deadline after which the process ends itself, if this one no longer can."""
 LOG = 2**20
@@ -178,7 +177,6 @@ class ForeignProcess:
         longest = int(max(program.timeout, program.start_timeout)) + PATIENCE
         descriptor = self._memory.descriptor
         command = [program.python, "-I", str(Path(server.__file__)), str(descriptor), str(longest)]
-        removed = (*OF_A_LAUNCH, *(name for name in os.environ if name.startswith("PYTHON")))
         try:
             return subprocess.Popen(
                 command,
@@ -188,7 +186,7 @@ class ForeignProcess:
                 bufsize=0,
                 pass_fds=(descriptor,),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which ends the other
-                env={name: value for name, value in os.environ.items() if name not in removed},
+                env=foreign_environment(),
             )
         except OSError as error:
             reason = error.strerror or str(error)

@@ -65,11 +65,11 @@ def generate(
         fraction=fraction,
     )
     student.accelerate(config.fast)
-    source = _student_source(config, student)
+    source = student_source(config, student)
     return write_videos(source, listed, config, _folder(student) if out is None else Path(out))
 
 
-def _student_source(config: SampleConfig, student: StudentPipeline) -> VideoSource:
+def student_source(config: SampleConfig, student: StudentPipeline) -> VideoSource:
     """The student with the options of a call, completed with those of its run.
 
     Raises:

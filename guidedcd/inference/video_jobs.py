@@ -109,13 +109,7 @@ def write_videos(source: VideoSource, prompts: Sequence[Prompt], config: SampleC
     ]
     _check_distinct(jobs)
     with locked(out, "the folder"):
-        missing = [job for job in jobs if not _finished(job, source.settings, config.gif)]
-        if len(missing) < len(jobs):
-            console.print(f"sample   {len(jobs) - len(missing)} of {len(jobs)} videos are finished already in {out}")
-        with progress("sample", len(jobs), start=len(jobs) - len(missing), unit="videos") as advance:
-            for chunk in _chunks(missing, source.batch):
-                _write(chunk, source, gif=config.gif)
-                advance(len(chunk))
+        write_jobs(source, jobs, out, gif=config.gif)
         first = jobs[:24]
         videos = [media.read_video(job.path)[0] for job in first]
         media.contact_sheet(out / "contact_sheet.png", videos, [job.prompt for job in first])
@@ -123,7 +117,28 @@ def write_videos(source: VideoSource, prompts: Sequence[Prompt], config: SampleC
     return [job.path for job in jobs]
 
 
-def _write(jobs: Sequence[_Job], source: VideoSource, *, gif: bool) -> None:
+def write_jobs(source: VideoSource, jobs: Sequence[VideoJob], out: Path, *, gif: bool = False) -> None:
+    """Sample and write those of some videos that are missing.
+
+    Args:
+        source: The model.
+        jobs: The videos.
+        out: Their folder, for messages.
+        gif: Also write a gif of each.
+
+    Raises:
+        GuidedCDError: A video of other settings has the name of one of these.
+    """
+    missing = [job for job in jobs if not _finished(job, source.settings, gif)]
+    if len(missing) < len(jobs):
+        console.print(f"sample   {len(jobs) - len(missing)} of {len(jobs)} videos are finished already in {out}")
+    with progress("sample", len(jobs), start=len(jobs) - len(missing), unit="videos") as advance:
+        for chunk in _chunks(missing, source.batch):
+            _write(chunk, source, gif=gif)
+            advance(len(chunk))
+
+
+def _write(jobs: Sequence[VideoJob], source: VideoSource, *, gif: bool) -> None:
     """Sample the videos of `jobs` in one batch and write them, with their metadata."""
     with blame_memory("sampling", f"It needs less with --batch {max(1, source.batch // 2)}."):
         videos, details = source.sample([job.prompt for job in jobs], [job.seed for job in jobs])
@@ -131,35 +146,36 @@ def _write(jobs: Sequence[_Job], source: VideoSource, *, gif: bool) -> None:
         if gif:
             media.write_video(job.path.with_suffix(".gif"), video, fps=source.fps, enlarge=source.enlarge)
         metadata = {"prompt": job.prompt, "seed": job.seed, **source.settings, **source.origin, **detail}
-        media.write_video(job.path, video, fps=source.fps, enlarge=source.enlarge, metadata=metadata)
+        media.write_video(job.path, video, fps=source.fps, enlarge=source.enlarge, metadata=metadata, record=job.record)
 
 
 @attrs.frozen
-class _Job:
-    """One video: its file, prompt and seed."""
+class VideoJob:
+    """One video: its file, prompt and seed, and the file of its metadata, by default beside it."""
 
     path: Path
     prompt: str
     seed: int
+    record: Path = attrs.field(default=attrs.Factory(lambda job: media.sidecar(job.path), takes_self=True))
 
 
-def _job(out: Path, number: int, copy: int, prompt: str, config: SampleConfig) -> _Job:
+def _job(out: Path, number: int, copy: int, prompt: str, config: SampleConfig) -> VideoJob:
     if config.vbench_names:
         name = f"{prompt.replace('/', ' ')}-{copy}.mp4"
     else:
         name = f"{number:04d}-{media.slug(prompt)}" + (f"-{copy}" if copy else "") + ".mp4"
-    return _Job(out / name, prompt, config.seed + number + COPY_SEED * copy)
+    return VideoJob(out / name, prompt, config.seed + number + COPY_SEED * copy)
 
 
-def _check_distinct(jobs: Sequence[_Job]) -> None:
+def _check_distinct(jobs: Sequence[VideoJob]) -> None:
     """Check that all videos have different names, which the file system allows.
 
     Raises:
         GuidedCDError: Two videos have the same name, or a name is too long for a file.
     """
-    first: dict[str, _Job] = {}
+    first: dict[str, VideoJob] = {}
     for job in jobs:
-        check_name(media.sidecar(job.path))
+        check_name(job.record)
         other = first.setdefault(job.path.name.casefold(), job)  # some file systems ignore case
         if other is not job:
             prompts = (
@@ -173,16 +189,15 @@ def _check_distinct(jobs: Sequence[_Job]) -> None:
             )
 
 
-def _finished(job: _Job, settings: Mapping[str, Any], gif: bool) -> bool:
+def _finished(job: VideoJob, settings: Mapping[str, Any], gif: bool) -> bool:
     """Whether the video exists with these settings.
 
     Raises:
         GuidedCDError: A video of other settings has its name.
     """
-    sidecar = media.sidecar(job.path)
-    if not (sidecar.is_file() and job.path.is_file()):
+    if not (job.record.is_file() and job.path.is_file()):
         return False
-    metadata = read_json(sidecar, {})
+    metadata = read_json(job.record, {})
     metadata.setdefault("fraction", metadata.get("window"))  # its name in older files
     # Settings without energies have no such key, but a guided video is another one.
     for key, value in {"prompt": job.prompt, "seed": job.seed, "energies": None, **settings}.items():

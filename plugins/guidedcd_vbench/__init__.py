@@ -12,6 +12,8 @@ from guidedcd import SuiteConfig, hookimpl
 class VBenchConfig(SuiteConfig):
     """Options of `vbench`."""
 
+    dimensions: tuple[str, ...] = ()
+    """The dimensions whose videos are generated and scored, by default all."""
     layout: str = field(default="flat", validator=in_(("flat", "folders")))
     """Where the videos lie: all in one folder (`flat`), or one folder for each list of prompts (`folders`)."""
     program: str = "vbench"

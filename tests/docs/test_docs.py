@@ -98,7 +98,9 @@ def installed(flag: str) -> list[str]:
     flag = flag.partition("=")[0]
     if ".NAME" not in flag:
         return [re.sub(r"\.(jerk|loop|mine)\b", ".pta", flag)]
-    return [flag.replace(".NAME", f".{name}") for name in ("pta", "hps", "clip", "internv2", "webvid", "folder", "vbench")]
+    return [
+        flag.replace(".NAME", f".{name}") for name in ("pta", "hps", "clip", "internv2", "webvid", "folder", "vbench")
+    ]
 
 
 def commands(text: str) -> Iterator[list[str]]:

@@ -75,13 +75,17 @@ class SuiteVideo:
 
 @attrs.frozen(kw_only=True)
 class OfficialCommand:
-    """One call of the benchmark's own program, which scores some of the videos."""
+    """How the benchmark's own program scores the videos of one dimension."""
 
     dimension: str
-    arguments: tuple[str, ...]
-    """The program and its arguments."""
+    calls: tuple[tuple[str, ...], ...]
+    """Programs with their arguments, which run one after another in an empty folder."""
     results: str
-    """A pattern of the files of results that it writes below the working folder."""
+    """A pattern of the file of results in that folder."""
+    timeout: float
+    """Seconds after which a call is stopped."""
+    advice: str = ""
+    """What to do if the program does not exist."""
 
 
 class Suite:
@@ -138,7 +142,7 @@ class Suite:
         raise GuidedCDError(f"guidedcd cannot generate the videos of {self.title}; only its tables can be read.")
 
     def commands(self, videos: Path) -> Sequence[OfficialCommand]:
-        """The calls of the benchmark's own program, in their order.
+        """How the benchmark's own program scores each dimension.
 
         Args:
             videos: The absolute path of the folder of videos.
