@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from guidedcd.models.guidance_inputs import GuidanceProjection
 from guidedcd.models.teachers.protocol import Teacher
 
 FORMAT = 1
+CHECKSUMS = "checksums.json"
+"""SHA-256 of the other files in a student's folder; folders of older versions have it in checkpoints only."""
 FORM = {
     "energies": [str],
     "teacher": str,
@@ -171,9 +174,11 @@ class Student(nn.Module):
             raise GuidedCDError(
                 f"{folder} holds adapters of another teacher. Give the teacher that it was trained with."
             )
-        student = cls(teacher, attrs.evolve(config, ema=None), meta["energies"])
-        _compare_checksum(folder)
-        weights = _read_weights(folder / "model.safetensors")
+        with ThreadPoolExecutor(1) as pool:  # a processor hashes about 1 GB in a second
+            comparison = pool.submit(_compare_checksum, folder)
+            student = cls(teacher, attrs.evolve(config, ema=None), meta["energies"])
+            weights = _read_weights(folder / "model.safetensors")
+            comparison.result()
         learned = {name for name, p in student.network.named_parameters() if p.requires_grad}
         own = student.network.state_dict()
         expected = own if config.kind == "full" else learned
@@ -192,25 +197,36 @@ class Student(nn.Module):
         return student.eval()
 
 
+def write_checksums(folder: Path, **more: Any) -> None:
+    """Write the checksums of all files in a student's folder, and `more` values, to its checksums.json."""
+    checksums = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name != CHECKSUMS}
+    write_json(folder / CHECKSUMS, {**more, "sha256": checksums})
+
+
 def _compare_checksum(folder: Path) -> None:
-    """Compare the weights of a checkpoint with its checksum; other folders of students have none.
+    """Compare the weights of a student with their checksum, if the folder has one.
 
     Raises:
         GuidedCDError: They differ.
     """
-    manifest = folder / "checksums.json"
+    manifest = folder / CHECKSUMS
     if not manifest.exists():
         return
-    sums = read_json(manifest, {"sha256": {str: str}})["sha256"]
+    content = read_json(manifest, {"sha256": {str: str}})
     try:
-        differs = sums.get("model.safetensors") != file_digest(folder / "model.safetensors")
-    except OSError as error:
+        differs = content["sha256"].get("model.safetensors") != file_digest(folder / "model.safetensors")
+    except PermissionError as error:
         raise unreadable(error, folder / "model.safetensors") from error
+    except OSError:
+        return  # the error of reading the weights is clearer
     if differs:
-        raise GuidedCDError(
-            f"{folder} is damaged (the checksum of model.safetensors differs). Use another checkpoint, or the student "
-            "of the finished run."
+        remedy = (
+            "Use another checkpoint, or the student of the finished run"
+            if "step" in content
+            else f"Delete {folder}: the command that trained it makes it again from the newest checkpoint. If you have "
+            f"changed the weights yourself, delete {CHECKSUMS} instead"
         )
+        raise GuidedCDError(f"{folder} is damaged (the checksum of model.safetensors differs). {remedy}.")
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -15,14 +15,12 @@ from torch import Tensor
 from guidedcd.devices import is_out_of_memory
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError, NoPermissionError, shortened, unreadable
-from guidedcd.files import file_digest, replacing, write_json
-from guidedcd.models.student import Student
+from guidedcd.files import file_digest, replacing
+from guidedcd.models.student import CHECKSUMS, Student, write_checksums
 from guidedcd.training.master_weights import MasterWeights
 
 KEPT = 2
 """Number of checkpoints that are kept."""
-CHECKSUMS = "checksums.json"
-"""SHA-256 of a checkpoint's other files."""
 
 State = dict[str, Tensor]
 
@@ -82,8 +80,7 @@ def save(
             write_student(temporary, student, online, average)
             with open(temporary / "state.pt", "wb") as handle:  # torch hides the error of a full disk of its own files
                 torch.save(state, handle)
-            checksums = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
-            write_json(temporary / CHECKSUMS, {"step": step, "sha256": checksums})
+            write_checksums(temporary, step=step)
     for old in paths(folder)[:-KEPT] if write else ():
         hidden = old.with_name(f".{old.name}.part")  # a half-deleted checkpoint must not count as complete
         old.rename(hidden)

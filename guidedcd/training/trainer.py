@@ -17,6 +17,7 @@ from guidedcd.console import console, progress
 from guidedcd.data.routing import Sample, rules_of
 from guidedcd.devices import blame_memory
 from guidedcd.files import leftovers, replacing
+from guidedcd.models.student import write_checksums
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.rewards.contract import build_rewards
@@ -147,6 +148,7 @@ class Trainer:
             return
         with replacing(target) as temporary:
             checkpoint.write_student(temporary, self.step.student, online, average)
+            write_checksums(temporary)
         console.print(f"student  {target}")
 
     def _restore(self) -> int:

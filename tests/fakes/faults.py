@@ -265,8 +265,11 @@ def tensors(name: str, convert: Callable[[dict[str, torch.Tensor]], dict[str, to
         path = folder / name
         save_file(convert(load_file(path)), path)
         about = path.with_suffix(".json")
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
         if about.exists():
-            edit(str(about), sha256=hashlib.sha256(path.read_bytes()).hexdigest())(folder)
+            edit(str(about), sha256=checksum)(folder)
+        if (sums := path.with_name("checksums.json")).exists():
+            edit(str(sums), sha256={**json.loads(sums.read_text())["sha256"], path.name: checksum})(folder)
 
     return change
 

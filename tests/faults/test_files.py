@@ -103,6 +103,15 @@ RUNS = [
     Case("student of another kind", SAMPLE, "student.json", edit("run/student/student.json", student={"kind": "xx"})),
     Case("student of another run", SAMPLE, "different runs", edit("run/student/student.json", energies=["other"])),
     *all_of("weights", SAMPLE, binary_damages("run/student/model.safetensors")),
+    *[
+        Case(
+            f"bit {where} of the student",
+            SAMPLE,
+            "checksum of model.safetensors",
+            flip("run/student/model.safetensors", where),
+        )
+        for where in (0.5, 0.99)
+    ],
     Case(
         "student in whole numbers",
         SAMPLE,

@@ -13,7 +13,7 @@ from guidedcd.config import sections
 from guidedcd.diffusion.embeddings import guidance_embedding, guidance_scale_embedding
 from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
-from guidedcd.models.student import Student, set_dropout
+from guidedcd.models.student import Student, set_dropout, write_checksums
 from guidedcd.testing.tiny_teacher import tiny_teacher
 from guidedcd.training.master_weights import MasterWeights
 
@@ -191,6 +191,22 @@ def test_a_student_comes_back_from_disk(teacher, inputs, config, tmp_path):
     assert not loaded.training
     with torch.no_grad():
         assert torch.equal(student(z, t, cond, omega, lambdas), loaded(z, t, cond, omega, lambdas))
+
+
+@pytest.mark.parametrize("config", [sections.Student(), LORA], ids=["full", "lora"])
+def test_a_flipped_bit_is_one_sentence(teacher, config, tmp_path):
+    """Any bit of the weights is covered; a folder without checksums, as older versions wrote it, loads."""
+    Student(teacher, config, ("pta",)).save(tmp_path)
+    write_checksums(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for place in (len(whole) // 2, len(whole) - 1, len(whole) * 9 // 10):
+        content = bytearray(whole)
+        content[place] ^= 1
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(GuidedCDError, match=r"is damaged \(the checksum of model.safetensors differs\)\. Delete"):
+            Student.load(tmp_path, teacher)
+    (tmp_path / "checksums.json").unlink()
+    Student.load(tmp_path, teacher)
 
 
 def test_a_student_of_another_network_is_refused(teacher, tmp_path):

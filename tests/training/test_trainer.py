@@ -151,7 +151,7 @@ def test_ctrl_c_saves_before_it_stops(toy, tmp_path, monkeypatch, last):
     with pytest.raises(KeyboardInterrupt):
         trained(make(), tmp_path / "a", tmp_path / "s")
 
-    assert (tmp_path / "a" / "student" / "student.json").exists() is last
+    assert all((tmp_path / "a" / "student" / name).exists() is last for name in ("student.json", "checksums.json"))
     assert checkpoint.paths(tmp_path / "a" / "checkpoints")[-1].name == ("step-000004" if last else "step-000003")
 
 
