@@ -163,14 +163,15 @@ RECOMPUTED = {
 """Classes of layers by how much is recomputed. Temporal layers free most memory per second, residual blocks least."""
 
 
-def checkpoint_layers(network: nn.Module, layers: str = "all") -> None:
-    """Recompute the activations of each layer of a `UNet3DConditionModel`, stock or fast, in the backward pass.
+def checkpoint_layers(network: nn.Module, layers: str = "all", blocks: Collection[str] = ()) -> None:
+    """Recompute the activations of each layer of a network, stock or fast, in the backward pass.
 
     Args:
         network: Changed in place.
-        layers: A key of `RECOMPUTED`.
+        layers: A key of `RECOMPUTED`, whose classes are those of a UNet.
+        blocks: Names of the classes of another network's repeated blocks, which are recomputed for every key.
     """
-    names = RECOMPUTED[layers]
+    names = tuple(blocks) or RECOMPUTED[layers]
     for module in network.modules():
         wrapped = isinstance(vars(module).get("forward"), functools.partial)
         if type(module).__name__ in names and not wrapped:

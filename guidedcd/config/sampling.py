@@ -81,8 +81,9 @@ class GuidedConfig(GuidanceRule, GuiderConfig):
     """Video that the energies compare with; brought to the teacher's size and frame rate."""
     reference_prompt: str | None = None
     """Caption of the reference; by default the prompt in its metadata, else the prompt of each video."""
-    solver: str = attrs.field(default="ddim", validator=in_(("ddim", "dpm++")))
-    """The teacher's solver; energies need ddim."""
+    solver: str = attrs.field(default="auto", validator=in_(("auto", "ddim", "dpm++", "own")))
+    """The teacher's solver: ddim, dpm++, or own for the sampler of the model's own pipeline. auto is own for teachers
+    that have one, and otherwise ddim. Energies need ddim."""
 
     def checked_reference(self) -> Path:
         """The file of the reference.

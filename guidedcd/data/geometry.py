@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from guidedcd.docstrings import documented
+from guidedcd.errors import GuidedCDError
 
 
 @documented
@@ -24,11 +25,27 @@ class Geometry:
     """Latent channels."""
     compression: int = 8
     """Pixels per latent along height and width."""
+    temporal_compression: int = 1
+    """Frames per latent frame; the first latent frame is of the first frame alone, as causal autoencoders have it."""
+
+    def __attrs_post_init__(self) -> None:
+        factor = self.temporal_compression
+        if (self.frames - 1) % factor:
+            fewer = (self.frames - 1) // factor * factor + 1
+            raise GuidedCDError(
+                f"frames must be 1 more than a multiple of {factor}, the frames per latent frame of this autoencoder: "
+                f"{self.frames} is not. Use {fewer} or {fewer + factor}."
+            )
+
+    @property
+    def latent_frames(self) -> int:
+        """Frames of the latents, (frames - 1) / temporal_compression + 1."""
+        return (self.frames - 1) // self.temporal_compression + 1
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(C, F, h, w)."""
-        return self.channels, self.frames, self.height // self.compression, self.width // self.compression
+        return self.channels, self.latent_frames, self.height // self.compression, self.width // self.compression
 
     @property
     def pixel_shape(self) -> tuple[int, int, int, int]:

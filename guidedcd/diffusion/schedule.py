@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guidedcd.diffusion.flow_tables import flow_tables, is_flow
 from guidedcd.errors import GuidedCDError
 
 PREDICTIONS = ("eps", "v", "flow")
@@ -67,18 +68,29 @@ def clean_slope(alpha: Tensor, prediction: str) -> Tensor:
 
 
 class NoiseSchedule:
-    """Signal and noise levels of every training timestep, solver grids, and the consistency function.
+    """Signal level, noise level and network time of every training timestep, solver grids, the consistency function.
 
     Tables are float32 (T,), as in the released training code; arithmetic follows the dtype of the latents.
     """
 
-    def __init__(self, alphas_cumprod: Tensor, prediction: str = "eps", *, tables: tuple[Tensor, Tensor] | None = None):
+    times: Tensor | None
+    """The time that the network receives at each training timestep (T,); None where it is the timestep itself."""
+
+    def __init__(
+        self,
+        alphas_cumprod: Tensor,
+        prediction: str = "eps",
+        *,
+        tables: tuple[Tensor, Tensor] | None = None,
+        times: Tensor | None = None,
+    ):
         """Build the tables.
 
         Args:
             alphas_cumprod: alpha^2 (T,), descending.
             prediction: What the network predicts: "eps", "v" or "flow".
             tables: (alpha, sigma), each (T,), if they differ from sqrt(abar) and sqrt(1 - abar).
+            times: What the network receives as time (T,), if it is not the timestep.
 
         Raises:
             GuidedCDError: The prediction type is unknown.
@@ -88,6 +100,7 @@ class NoiseSchedule:
         self.prediction = prediction
         self.alphas_cumprod = alphas_cumprod.detach().to(torch.float32)
         self.alpha, self.sigma = tables or (self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt())
+        self.times = times
 
     @classmethod
     def scaled_linear(
@@ -99,18 +112,33 @@ class NoiseSchedule:
 
     @classmethod
     def flow(cls, timesteps: int = 1000, shift: float = 1.0) -> NoiseSchedule:
-        """Rectified flow: sigma = shift u / (1 + (shift - 1) u) with u = t / timesteps, alpha = 1 - sigma."""
+        """Rectified flow: sigma = shift u / (1 + (shift - 1) u) with u = t / timesteps, alpha = 1 - sigma.
+
+        The network receives sigma times `timesteps`, which contains the shift once.
+        """
         u = torch.arange(timesteps, dtype=torch.float32) / timesteps
         sigma = shift * u / (1 + (shift - 1) * u)
-        return cls((1 - sigma) ** 2, "flow", tables=(1 - sigma, sigma))
+        return cls.of_sigmas(sigma, timesteps * sigma)
 
     @classmethod
-    def from_scheduler(cls, scheduler: Any) -> NoiseSchedule:
-        """The schedule of a diffusers scheduler that has `alphas_cumprod` (DDIM, DDPM, LCM, DPM-Solver, ...).
+    def of_sigmas(cls, sigma: Tensor, times: Tensor) -> NoiseSchedule:
+        """Rectified flow with the noise levels `sigma` (T,), ascending, and the network's times (T,)."""
+        sigma = sigma.to(torch.float32)
+        return cls((1 - sigma) ** 2, "flow", tables=(1 - sigma, sigma), times=times)
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any, mu: float | None = None) -> NoiseSchedule:
+        """The schedule of a diffusers scheduler: one with `alphas_cumprod` (DDIM, DPM-Solver, ...), or of flow models.
+
+        Args:
+            scheduler: A scheduler of diffusers; it is not changed.
+            mu: The shift of a flow model's scheduler whose shift depends on the resolution.
 
         Raises:
-            GuidedCDError: The scheduler has no such table, or predicts something else than eps or v.
+            GuidedCDError: The scheduler has no such table, or predicts something else than eps, v or flow.
         """
+        if is_flow(scheduler):
+            return cls.of_sigmas(*flow_tables(scheduler, mu))
         names = {"epsilon": "eps", "v_prediction": "v"}
         kind = scheduler.config.get("prediction_type", "epsilon")
         if kind not in names or not hasattr(scheduler, "alphas_cumprod"):
@@ -125,7 +153,20 @@ class NoiseSchedule:
         """Move the tables, in place."""
         for name in ("alphas_cumprod", "alpha", "sigma"):
             setattr(self, name, getattr(self, name).to(device))
+        if self.times is not None:
+            self.times = self.times.to(device)
         return self
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network receives as time at `t` (B,): of flow models sigma times T, which contains the shift once.
+
+        Args:
+            t: Training timesteps (B,), int64. Floating-point numbers are times of the network already, such as those of
+                a scheduler of diffusers between two training timesteps.
+        """
+        if self.times is None or t.is_floating_point():
+            return t
+        return self.times[t.to(self.times.device)]
 
     def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Signal and noise level, each (B,), of timesteps (B,); float32, or float64 from the same table."""

@@ -21,6 +21,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, file_digest
 from guidedcd.inference.loading import load_teacher
 from guidedcd.inference.pipeline import batch_size
+from guidedcd.inference.solvers import chosen_solver
 from guidedcd.inference.teacher_pipeline import GuidedVideos, Guiding, TeacherPipeline
 from guidedcd.inference.video_jobs import VideoSource, check_seeds, enlargement, size_settings, write_videos
 from guidedcd.plugins.configs import EnergyConfig
@@ -81,7 +82,7 @@ def build_guided(energies: Sequence[Chosen], guided: GuidedConfig) -> list[Any]:
     Raises:
         GuidedCDError: The solver allows no energies, an energy has no reference, or the file is missing.
     """
-    if energies and guided.solver != "ddim":
+    if energies and guided.solver not in ("auto", "ddim"):
         raise GuidedCDError("energies guide the ddim solver only. Use --solver ddim.")
     if guided.reference is not None:
         guided.checked_reference()
@@ -105,7 +106,7 @@ def _source(
     enlarge, batch = enlargement(config, geometry), config.batch or batch_size(pipeline.teacher)
     steps = evaluate.teacher_steps if config.steps is None else config.steps
     omega = evaluate.omega if config.omega is None else config.omega
-    how: dict[str, Any] = {"solver": guided.solver}
+    how: dict[str, Any] = {"solver": chosen_solver(pipeline.teacher, guided.solver, bool(energies))}
     if energies:  # without them the rule has no effect
         how |= {"rule": guided.rule, "noise_factor": guided.noise_factor}
     settings: dict[str, Any] = {"steps": steps, "omega": omega, "dtype": config.dtype, **how}

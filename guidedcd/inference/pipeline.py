@@ -7,7 +7,7 @@ Legend: B videos of a batch, C latent channels, F frames, H/W pixels, h/w latent
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +266,27 @@ def initial(teacher: Teacher, seeds: Sequence[int], draw: int = 0) -> Tensor:
     """Noise (B, C, F, h, w) of videos by their seeds; draw 0 is the initial noise, draw i that of step i."""
     shape = teacher.geometry.latent_shape
     return torch.stack([noise(seed, draw, shape, Stream.SAMPLING) for seed in seeds]).to(teacher.device)
+
+
+def initial_noise(
+    teacher: Teacher, seeds: Sequence[int], latents: Tensor | None = None
+) -> Callable[[int, int], Tensor]:
+    """A function that returns the initial noise of the videos from one row to before another.
+
+    Args:
+        teacher: The model.
+        seeds: One per video (B), from which the noise follows.
+        latents: Noise (B, C, F, h, w) to take instead.
+
+    Raises:
+        GuidedCDError: The latents have another shape.
+    """
+    if latents is None:
+        return lambda start, stop: initial(teacher, seeds[start:stop])
+    expected = (len(seeds), *teacher.geometry.latent_shape)
+    if tuple(latents.shape) != expected:
+        raise GuidedCDError(f"the latents must be {expected}, not {tuple(latents.shape)}.")
+    return lambda start, stop: latents[start:stop].to(teacher.device)
 
 
 @torch.no_grad()

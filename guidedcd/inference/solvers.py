@@ -53,6 +53,7 @@ def teacher_sample(
     rule: str = "official",
     factor: str = "official",
     guider: Guider = PLAIN,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> Tensor:
     """Sample with the teacher and classifier-free guidance, optionally guided by energies.
 
@@ -63,30 +64,56 @@ def teacher_sample(
         latents: Initial noise (B, C, F, H, W).
         steps: Points of the solver's grid.
         omega: Guidance strength, one or (B,); 0 costs one network call per step instead of two.
-        solver: "ddim", or "dpm++" for diffusers' second-order multistep solver (without energies).
+        solver: "ddim", "dpm++" for diffusers' second-order multistep solver, "own" for the sampler of the model's own
+            pipeline, or "auto", see `chosen_solver`. Energies guide "ddim" only.
         energies: The guides, each with its references; DDIM only.
         captions: B texts that the energies receive.
         rule: How a gradient enters a step, see `guidance`.
         factor: The noise factor, see `guidance`.
         guider: How the predictions with and without the caption become one.
+        generators: Sources of noise (B), for samplers of pipelines that draw some; by default seeded with 0, 1, 2, ...
 
     Returns:
-        Latents like `latents` at timestep 0 ("ddim") or clean ("dpm++").
+        Latents like `latents` at timestep 0 ("ddim") or clean (others).
 
     Raises:
         GuidedCDError: There is no such solver, or the solver allows no energies.
     """
+    solver = chosen_solver(teacher, solver, bool(energies))
     if solver == "dpm++":
-        if energies:
-            raise GuidedCDError("energies guide the ddim solver only. Use --solver ddim.")
         return _dpm(teacher, cond, null, latents, steps, _batched(omega, latents), guider)
-    if solver != "ddim":
-        raise GuidedCDError(f"no solver named '{solver}'. Use ddim or dpm++.")
+    if solver == "own":
+        noises = generators or [torch.Generator().manual_seed(seed) for seed in range(len(latents))]
+        return _own(teacher, cond, null, latents, steps, _batched(omega, latents), guider, noises)
     guides = energies or ()
     options: dict[str, Any] = {"captions": captions, "rule": Rule(rule, factor), "guider": guider}
     for step in teacher_steps(teacher, cond, null, latents, steps, omega, guides, **options):
         latents = step.latents
     return latents
+
+
+def chosen_solver(teacher: Teacher, solver: str, has_energies: bool) -> str:
+    """The solver of a teacher: "ddim", "dpm++" or "own".
+
+    Args:
+        teacher: The model.
+        solver: One of them, or "auto": the sampler of the model's own pipeline if the teacher has one and no energy
+            guides, otherwise "ddim".
+        has_energies: Whether energies guide or are watched.
+
+    Raises:
+        GuidedCDError: There is no such solver, or it allows no energies.
+    """
+    has_own = callable(getattr(teacher, "sampler", None))
+    if solver == "auto":
+        return "own" if has_own and not has_energies else "ddim"
+    if solver not in ("ddim", "dpm++", "own"):
+        raise GuidedCDError(f"no solver named '{solver}'. Use auto, own, ddim or dpm++.")
+    if has_energies and solver != "ddim":
+        raise GuidedCDError("energies guide the ddim solver only. Use --solver ddim.")
+    if solver == "own" and not has_own:
+        raise GuidedCDError("this teacher has no sampler of its own. Use --solver ddim.")
+    return solver
 
 
 def teacher_steps(
@@ -208,6 +235,26 @@ def _both(teacher: Teacher, z: Tensor, t: Tensor, cond: Cond, null: Cond, omega:
     both = {name: torch.cat([cond[name], null[name]]) for name in cond}
     o_c, o_u = teacher.net(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
     return o_c, o_u
+
+
+@torch.no_grad()
+def _own(
+    teacher: Teacher,
+    cond: Cond,
+    null: Cond,
+    latents: Tensor,
+    steps: int,
+    omega: Tensor,
+    guider: Guider,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Sample as the model's own pipeline does, whose times may lie between training timesteps."""
+    has_sampler: Any = teacher
+    sampler, z = has_sampler.sampler(steps), latents
+    for index, time in enumerate(sampler.times):
+        o_c, o_u = _both(teacher, z, time.float().expand(z.shape[0]), cond, null, omega)
+        z = sampler.step(index, guider(o_c, o_u, omega), z, list(generators))
+    return z
 
 
 @torch.no_grad()

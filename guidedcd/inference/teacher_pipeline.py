@@ -23,8 +23,8 @@ from guidedcd.diffusion.guiders import PLAIN, Guider
 from guidedcd.energies.traits import check_traits, needs_video
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.guides import Guide
-from guidedcd.inference.pipeline import batch_size, initial, prompts_and_seeds
-from guidedcd.inference.solvers import SamplingStep, teacher_sample, teacher_steps
+from guidedcd.inference.pipeline import batch_size, initial, initial_noise, prompts_and_seeds
+from guidedcd.inference.solvers import SamplingStep, chosen_solver, teacher_sample, teacher_steps
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import EnergyConfig
 
@@ -92,11 +92,12 @@ class TeacherPipeline:
         *,
         omega: float | None = None,
         reference_prompts: str | Sequence[str] | None = None,
-        solver: str = "ddim",
+        solver: str = "auto",
         rule: str = "official",
         noise_factor: str = "official",
         guider: Guider | str = PLAIN,
         batch: int | None = None,
+        latents: Tensor | None = None,
         watch: bool = False,
         guided: bool = True,
         advance: Callable[[int], None] = lambda _: None,
@@ -119,12 +120,14 @@ class TeacherPipeline:
                 evaluations in the profile of this teacher, 7.5 if it has none.
             reference_prompts: Captions of the reference (1 or B); by default the prompt in the file's metadata, else
                 `prompts`.
-            solver: "ddim" or "dpm++"; energies need "ddim".
+            solver: "ddim", "dpm++", or "own" for the sampler of the model's own pipeline, with its scheduler and times;
+                "auto" is "own" for teachers that have one, and otherwise "ddim". Energies need "ddim".
             rule: How the gradient of an energy enters a step, see `guidedcd.diffusion.guidance`.
             noise_factor: "official" or "sqrt-one-minus".
             guider: How the predictions with and without the caption become one: "plain", "apg", "cfg-zero" or a
                 `Guider`.
             batch: Videos per forward pass; by default a number that fits into the memory of common devices.
+            latents: Initial noise (B, C, F, h, w); by default that of the seeds.
             watch: Evaluate the energies at every step, also where they do not guide.
             guided: False only watches the energies: the videos are those of the teacher without them.
             advance: Called after each step with the number of videos that it advanced.
@@ -141,7 +144,7 @@ class TeacherPipeline:
             teacher=teacher,
             steps=steps,
             omega=self.omega if omega is None else omega,
-            solver=solver,
+            solver=chosen_solver(teacher, solver, bool(getattr(energies, "energies", energies))),
             rule=Rule(rule, noise_factor),
             guider=Guider(guider) if isinstance(guider, str) else guider,
             watch=watch,
@@ -151,11 +154,11 @@ class TeacherPipeline:
         )
         if not isinstance(energies, Guiding):
             energies = Guiding.build(teacher, energies, reference, reference_prompts)
-        guiding = energies.of(prompts)
+        guiding, noise = energies.of(prompts), initial_noise(teacher, seeds, latents)
         size = batch or batch_size(teacher)
         batches = [
-            sampler(prompts[start : start + size], seeds[start : start + size], guiding.rows(start, start + size))
-            for start in range(0, len(prompts), size)
+            sampler(prompts[i : i + size], seeds[i : i + size], guiding.rows(i, i + size), noise(i, i + size))
+            for i in range(0, len(prompts), size)
         ]
         return batches[0] if len(batches) == 1 else _joined(batches)
 
@@ -278,16 +281,18 @@ class _GuidedSampler:
     advice: str | None
 
     @torch.no_grad()  # gradients of energies switch it on for themselves
-    def __call__(self, prompts: Sequence[str], seeds: Sequence[int], guiding: Guiding) -> GuidedVideos:
-        """One batch of videos."""
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int], guiding: Guiding, latents: Tensor) -> GuidedVideos:
+        """One batch of videos, from the noise `latents` (B, C, F, h, w)."""
         teacher, count = self.teacher, len(prompts)
-        cond, null, latents = teacher.embed(prompts), teacher.null(count), initial(teacher, seeds)
+        cond, null = teacher.embed(prompts), teacher.null(count)
         records: list[SamplingStep] = []
         with blame_memory("sampling", self.advice or f"It needs less with --batch {max(1, count // 2)}."):
             guides = guiding.guides(teacher, seeds)
             if self.solver != "ddim":
                 arguments = (teacher, cond, null, latents, self.steps, self.omega, self.solver, guides)
-                latents = teacher_sample(*arguments, guider=self.guider)
+                sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+                latents = teacher_sample(*arguments, guider=self.guider, generators=sources)
+                self.advance(count * self.steps)
             else:
                 options: dict[str, Any] = {"watch": self.watch, "guided": self.guided, "guider": self.guider}
                 start = (teacher, cond, null, latents, self.steps, self.omega, guides)

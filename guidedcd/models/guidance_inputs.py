@@ -1,12 +1,15 @@
-"""Small modules that extend a stock UNet's time embedding: guidance inputs before its MLP, frame rate after it.
+"""Small modules that extend a stock network's time embedding: guidance inputs, and the frame rate.
 
-diffusers' `TimestepEmbedding` has two attributes for them, so the UNet class itself stays stock:
+diffusers' `TimestepEmbedding` has two attributes for those of UNets, so the UNet class itself stays stock:
 `cond_proj` is added to the input of the first linear layer, `post_act` is applied to the output of the second.
+Other networks pass nothing to `cond_proj`; for them a hook adds a `GuidanceEmbedding` to the embedding's output.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.embeddings import Timesteps
@@ -55,6 +58,77 @@ class GuidanceProjection(nn.Module):
             return projected
         motion = self.motion_cond_proj(cond[:, self.omega_width :])
         return self.combine_proj(torch.cat([projected, motion], dim=1))
+
+
+class GuidanceEmbedding(nn.Module):
+    """Projects the omega and lambda embeddings onto the output of a time embedding; zero in a fresh student."""
+
+    inputs: Tensor | None
+    """The embeddings (B, inputs) of the present forward pass; None adds nothing."""
+
+    def __init__(self, channels: int, omega_width: int = 256, lambda_width: int = 0) -> None:
+        """Build the projection.
+
+        Args:
+            channels: Width of the time embedding.
+            omega_width: Width of the omega embedding.
+            lambda_width: Width of the lambda embedding, 256 per energy.
+        """
+        super().__init__()
+        self.omega_width = omega_width
+        self.proj = nn.Linear(omega_width + lambda_width, channels, bias=False)
+        nn.init.zeros_(self.proj.weight)
+        self.inputs = None
+
+    def forward(self, output: Tensor) -> Tensor:
+        """The time embedding with the guidance added, like `output`.
+
+        Args:
+            output: (B, channels), or with an embedding for each token (B, L, channels) or (B L, channels).
+        """
+        if self.inputs is None:
+            return output
+        weight = self.proj.weight[:, : self.inputs.shape[1]]  # without lambdas, their columns do not take part
+        term = nn.functional.linear(self.inputs.to(weight.dtype), weight).to(output.dtype)
+        if output.dim() == 3:
+            return output + term[:, None]
+        if output.shape[0] % term.shape[0]:
+            raise ValueError(f"{term.shape[0]} guidance embeddings for {output.shape[0]} time embeddings")
+        return output + term.repeat_interleave(output.shape[0] // term.shape[0], dim=0)
+
+
+def add_guidance_embedding(network: nn.Module, path: str, energies: int, width: int = 256) -> GuidanceEmbedding:
+    """Add guidance inputs to the output of a network's time embedding, in place.
+
+    Args:
+        network: Any denoiser.
+        path: Name of its time embedding, a module that returns (..., channels).
+        energies: Number of energies E.
+        width: Width of the embedding of omega and of each energy's input.
+    """
+    embedding: Any = network.get_submodule(path)
+    last = [module for module in embedding.modules() if hasattr(module, "out_features")][-1]
+    guidance = GuidanceEmbedding(last.out_features, width, width * energies)
+    like = next(embedding.parameters())
+    embedding.guidance_embedding = guidance.to(like.device, like.dtype)
+    embedding.register_forward_hook(_add_guidance)
+    return guidance
+
+
+def _add_guidance(module: Any, args: Any, output: Tensor) -> Tensor:
+    result: Tensor = module.guidance_embedding(output)
+    return result
+
+
+@contextlib.contextmanager
+def guidance_inputs(network: nn.Module, path: str, inputs: Tensor | None) -> Iterator[None]:
+    """Give a network the embeddings (B, 256 (1 + E)) of its guidance in the forward passes inside the block."""
+    guidance: Any = network.get_submodule(path).guidance_embedding
+    guidance.inputs = inputs
+    try:
+        yield
+    finally:
+        guidance.inputs = None
 
 
 class FpsEmbedding(nn.Module):

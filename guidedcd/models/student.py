@@ -6,6 +6,7 @@ Legend: B batch, C channels, F frames, H/W latent size, E energies.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ from guidedcd.diffusion.embeddings import EMBEDDING, guidance_embedding
 from guidedcd.documents import check_form, open_regular, read_json
 from guidedcd.errors import GuidedCDError, unreadable
 from guidedcd.files import file_digest, replacing, write_json
-from guidedcd.models.guidance_inputs import GuidanceProjection
+from guidedcd.models.guidance_inputs import GuidanceProjection, add_guidance_embedding, guidance_inputs
 from guidedcd.models.teachers.protocol import Teacher
 
 FORMAT = 1
@@ -39,11 +40,13 @@ FORM = {
 class Student(nn.Module):
     """A trainable copy of a teacher's denoiser; a fresh one equals the teacher bit for bit.
 
-    omega and the energies' inputs enter at the input of the time embedding (`time_embedding.cond_proj`), as in
-    T2V-Turbo-v2; only the outermost new matrix is zero, so the others learn from the second step on.
+    omega and the energies' inputs enter at the input of a UNet's time embedding (`time_embedding.cond_proj`), as in
+    T2V-Turbo-v2; only the outermost new matrix is zero, so the others learn from the second step on. Of any other
+    network, the teacher names its `time_embedding`, and they are added to the output of that module.
     """
 
     _fingerprint: str | None = None
+    _time_embedding: str | None = None
     network: Any
     """The trained denoiser: a UNet of diffusers, whose attributes depend on its family."""
 
@@ -73,8 +76,9 @@ class Student(nn.Module):
         self.network = (teacher.network if take else copy.deepcopy(teacher.network)).requires_grad_(True)
         set_dropout(self.network, self.config.dropout)
         if self.config.kind == "lora":
-            self.network = _with_adapters(self.network, self.config.rank)
-        _add_conditioning(self.network, len(self.energies))
+            self.network = _with_adapters(self.network, self.config.rank, adapter_targets(teacher, self.network))
+        self._time_embedding = getattr(teacher, "time_embedding", None)
+        _add_conditioning(self.network, len(self.energies), self._time_embedding)
         self.averaged = None
         if self.config.ema is not None:
             self.averaged = copy.deepcopy(self.network).requires_grad_(False)
@@ -113,8 +117,12 @@ class Student(nn.Module):
             raise ValueError(f"lambdas has {lambdas.shape[1]} columns; this student has {len(self.energies)} energies")
         if lambdas is not None and not self.energies:
             lambdas = None
-        network = self.averaged if averaged else self.network
-        return self.teacher.net(z, t, cond, timestep_cond=guidance_embedding(omega, lambdas), network=network)
+        network: Any = self.averaged if averaged else self.network
+        guidance = guidance_embedding(omega, lambdas)
+        if self._time_embedding is None:
+            return self.teacher.net(z, t, cond, timestep_cond=guidance, network=network)
+        with guidance_inputs(network, self._time_embedding, guidance):
+            return self.teacher.net(z, t, cond, network=network)
 
     def target(self, *args: Any, **kwargs: Any) -> Tensor:
         """The prediction for the loss's second side, by the averaged network if there is one."""
@@ -122,10 +130,11 @@ class Student(nn.Module):
 
     def enable_gradient_checkpointing(self, layers: str = "all") -> None:
         """Recompute activations in the backward pass: of "all" layers, "most", or the "temporal" ones alone."""
-        if layers == "all" and getattr(self.network, "_supports_gradient_checkpointing", False):
+        blocks = tuple(getattr(self.teacher, "blocks", ()))
+        if layers == "all" and not blocks and getattr(self.network, "_supports_gradient_checkpointing", False):
             self.network.enable_gradient_checkpointing()
         else:
-            checkpoint_layers(self.network, layers)
+            checkpoint_layers(self.network, layers, blocks)
 
     def save(
         self, folder: Path, weights: Mapping[str, Tensor] | None = None, online: Mapping[str, Tensor] | None = None
@@ -260,34 +269,61 @@ def set_dropout(network: nn.Module, p: float) -> None:
             module.p = p if "temp_convs" in name else 0.0
 
 
-def time_embedding(network: nn.Module) -> Any:
-    """The time embedding of a denoiser, which takes the guidance inputs of a student.
+def time_embedding(teacher: Teacher) -> Any:
+    """The module of a teacher's denoiser that takes the guidance inputs of a student.
 
     Raises:
         GuidedCDError: It has none, so that no student can be made of it.
     """
-    embedding = getattr(network, "time_embedding", None)
-    if embedding is None or not hasattr(embedding, "cond_proj"):
+    network, path = teacher.network, getattr(teacher, "time_embedding", None)
+    if path is None:
+        embedding = getattr(network, "time_embedding", None)
+        if embedding is None or not hasattr(embedding, "cond_proj"):
+            raise GuidedCDError(
+                f"{type(network).__name__} has no time embedding that takes guidance inputs; use a UNet teacher, or "
+                "let the teacher name the module with its attribute `time_embedding`."
+            )
+        return embedding
+    try:
+        return network.get_submodule(path)
+    except AttributeError:
         raise GuidedCDError(
-            f"{type(network).__name__} has no time embedding that takes guidance inputs; use a UNet teacher."
-        )
-    return embedding
+            f"{type(network).__name__} has no module '{path}', which its teacher names as the time embedding."
+        ) from None
 
 
-def _add_conditioning(network: nn.Module, energies: int) -> None:
-    embedding = time_embedding(network)
+def adapter_targets(teacher: Any, network: nn.Module) -> list[str]:
+    """Names of the layers of a teacher's denoiser that get adapters: those that the teacher names, else every layer.
+
+    Raises:
+        GuidedCDError: The teacher names layers, and the network has none of them.
+    """
+    layers = [name for name, m in network.named_modules() if type(m) in (nn.Linear, nn.Conv2d, nn.Conv3d)]
+    pattern = getattr(teacher, "adapter_targets", None)
+    if pattern is None:
+        return layers
+    chosen = [name for name in layers if re.search(pattern, name)]
+    if not chosen:
+        raise GuidedCDError(f"no layer of {type(network).__name__} matches the teacher's `adapter_targets`: {pattern}")
+    return chosen
+
+
+def _add_conditioning(network: nn.Module, energies: int, path: str | None) -> None:
+    if path is not None:
+        add_guidance_embedding(network, path, energies, EMBEDDING)
+        return
+    embedding: Any = getattr(network, "time_embedding")  # noqa: B009 - a UNet's, which torch types as a tensor
     first = embedding.linear_1
     projection = GuidanceProjection(first.in_features, EMBEDDING, EMBEDDING * energies)
     nn.init.zeros_(projection.outermost.weight)
     embedding.cond_proj = projection.to(first.weight.device, first.weight.dtype)
 
 
-def _with_adapters(network: nn.Module, rank: int) -> nn.Module:
+def _with_adapters(network: nn.Module, rank: int, targets: Sequence[str]) -> nn.Module:
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = [name for name, m in network.named_modules() if type(m) in (nn.Linear, nn.Conv2d, nn.Conv3d)]
     # alpha = rank, so the adapter's output is not scaled. lora_dropout 0, since `set_dropout` sets all dropout.
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets)
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(targets))
     network.requires_grad_(False)
     adapted = inject_adapter_in_model(config, network)
     for module in adapted.modules():

@@ -36,6 +36,16 @@ class OptionalTeacher(Protocol):
     """Frame rate that is folded into the network's weights, in frames per second."""
     fps_weights: Mapping[str, Tensor]
     """Weights of the frame-rate embedding that were folded, by their original keys."""
+    time_embedding: str
+    """Name of the denoiser's module to whose output a student's guidance inputs are added, for every network but
+    a UNet, whose time embedding takes them as `cond_proj`."""
+    blocks: Sequence[str]
+    """Names of the classes of the denoiser's repeated blocks, whose activations training may compute again."""
+    adapter_targets: str
+    """Regular expression of the names of the layers that get adapters; by default every layer gets one."""
+
+    def sampler(self, steps: int) -> Any:
+        """The sampler of the model's own pipeline: a `guidedcd.models.teachers.scheduler_sampler.SchedulerSampler`."""
 
     def prompts(self, split: str, count: int) -> Sequence[Any]:
         """The first `count` evaluation prompts of the split "motion" or "no-motion"."""

@@ -67,7 +67,7 @@ def preprocess(
         with blame_memory("the teacher"):
             teacher = run.teacher.build().to(device(run.device))
     check(teacher, str(run.teacher.component()))
-    time_embedding(teacher.network)  # no student can be made of a network without one
+    time_embedding(teacher)  # no student can be made of a network without one
     outputs = OutputGradients(whole, teacher)
     outputs.rehearse(teacher.geometry.latent_shape, teacher.device, run.seed)
     identity = identify(run, teacher)

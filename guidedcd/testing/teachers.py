@@ -148,7 +148,7 @@ def teacher_sees_what_it_predicts(checked: CheckedComponent) -> None:
 def student_can_be_made(checked: CheckedComponent) -> None:
     """A student can be made of it: its network has a time embedding that takes guidance inputs."""
     try:
-        time_embedding(checked.built.network)
+        time_embedding(checked.built)
     except GuidedCDError as error:
         raise AssertionError(str(error)) from error
 

@@ -137,7 +137,7 @@ class LatentTeacher(nn.Module):
         arguments: dict[str, Any] = {} if timestep_cond is None else {"timestep_cond": timestep_cond.to(dtype)}
         output = network(
             z.to(dtype),
-            t.expand(z.shape[0]),
+            self.schedule.network_time(t).expand(z.shape[0]),
             encoder_hidden_states=self.prompt(cond, z.shape[2]).to(dtype),
             return_dict=False,
             **arguments,
@@ -193,7 +193,7 @@ class LatentTeacher(nn.Module):
         """SHA-256 of every weight as loaded, of the network's and VAE's configuration, schedule and geometry."""
         if self._digest is None:
             digest = hashlib.sha256()
-            modules = {"network": self.network, "vae": self.vae, "text": self.text}
+            modules = {"network": self.network, "vae": self.vae, "text": self.text, **self.networks()}
             for name, module in modules.items():
                 if isinstance(module, nn.Module):
                     config = getattr(module, "config", None)
@@ -202,11 +202,26 @@ class LatentTeacher(nn.Module):
                     for key, value in sorted(module.state_dict().items()):
                         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
                         digest.update(_bytes(value))
-            digest.update(f"{self.schedule.prediction} {attrs.asdict(self.geometry)}".encode())
+            geometry = attrs.asdict(self.geometry)
+            if geometry["temporal_compression"] == 1:
+                del geometry["temporal_compression"]  # the fingerprints of teachers that compress no time stay the same
+            digest.update(f"{self.schedule.prediction} {geometry}".encode())
             digest.update(_bytes(self.schedule.alpha))
             digest.update(_bytes(self.schedule.sigma))
+            if self.schedule.times is not None:
+                digest.update(_bytes(self.schedule.times))
+            for name, value in sorted(self.traits().items()):
+                digest.update(f"{name} {value}".encode())
             self._digest = digest.hexdigest()
         return self._digest
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Other networks than `network`, `vae` and `text` on which predictions depend, by name."""
+        return {}
+
+    def traits(self) -> dict[str, Any]:
+        """Other options than weights, schedule and geometry on which predictions depend, by name."""
+        return {}
 
     @property
     def _autoencoder(self) -> AutoencoderKL:

@@ -1,0 +1,139 @@
+"""`TransformerTeacher`: a teacher of a video transformer and an autoencoder that compresses time as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guidedcd.diffusion.seen import Seen
+from guidedcd.errors import GuidedCDError
+from guidedcd.models.teachers.latent import LatentTeacher
+from guidedcd.models.teachers.protocol import Cond
+
+
+class TransformerTeacher(LatentTeacher):
+    """A diffusers video transformer with a causal autoencoder, which encodes and decodes all frames of a video at once.
+
+    A family overrides `normalized`, `denormalized` and `predict`, and names its `time_embedding`, `blocks` and
+    `adapter_targets`.
+    """
+
+    tails = False
+    network: Any
+    vae: Any
+    time_embedding: str
+    """Name of the module to whose output a student's guidance inputs are added."""
+    blocks: Sequence[str] = ()
+    """Names of the classes of the repeated blocks."""
+    adapter_targets: str = r"(to_[qkv]|to_out\.0|net\.0\.proj|net\.2)$"
+    """Regular expression of the layers that get adapters: attention and feed-forward, and no projection of time or
+    text."""
+
+    def normalized(self, z: Tensor) -> Tensor:
+        """Latents (B, C, F, h, w) as the denoiser receives them, of the autoencoder's own."""
+        return z
+
+    def denormalized(self, z: Tensor) -> Tensor:
+        """The autoencoder's own latents (B, C, F, h, w); the inverse of `normalized`."""
+        return z
+
+    def predict(self, network: Any, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """The prediction of a denoiser, like `z`.
+
+        Args:
+            network: The teacher's denoiser or a copy.
+            z: Noisy latents (B, C, F, h, w) in the network's dtype.
+            time: What the network receives as time (B,).
+            cond: Conditioning with first dimension B.
+        """
+        raise NotImplementedError
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Latents (B, C, F', h, w) of pixels (B, F, 3, H, W) in [0, 1], float32, deterministic (posterior mode)."""
+        pixels = video.transpose(1, 2).to(self.device, _dtype(self._autoencoder)) * 2 - 1
+        return self.normalized(self._encoded(pixels).float()).contiguous()
+
+    def decode(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Pixels (B, k, 3, H, W) in [0, 1] of the chosen frames, differentiable in `z`; all frames are decoded.
+
+        Args:
+            z: Clean latents (B, C, F', h, w).
+            frames: Which frames (k,), the same for every video, or (B, k) for each its own; None takes all.
+        """
+        latents = self.denormalized(z).to(_dtype(self._autoencoder))
+        pixels = (self._decoded(latents).to(z.dtype) / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+        if frames is None:
+            return pixels
+        index = torch.as_tensor(frames, device=z.device).expand(z.shape[0], -1)[:, :, None, None, None]
+        return pixels.gather(1, index.expand(-1, -1, *pixels.shape[2:]))
+
+    def net(
+        self, z: Tensor, t: Tensor, cond: Cond, timestep_cond: Tensor | None = None, network: nn.Module | None = None
+    ) -> Tensor:
+        """The prediction of the denoiser (or `network`) for `z` (B, C, F, h, w) at `t` (B,), like `z`.
+
+        Args:
+            z: Noisy latents.
+            t: Training timesteps (B,) or one for all (1,); floating-point numbers are times of the network already.
+            cond: Conditioning with first dimension B.
+            timestep_cond: Not used: guidance enters at the output of `time_embedding`.
+            network: A copy of the denoiser to use instead, for example the student's.
+
+        Raises:
+            ValueError: There is a `timestep_cond`.
+        """
+        if timestep_cond is not None:
+            raise ValueError(f"{type(self).__name__} takes guidance inputs at its time embedding, not as timestep_cond")
+        time = self.schedule.network_time(t).expand(z.shape[0])
+        network = self.network if network is None else network
+        return self.predict(network, z.to(network_dtype(network)), time, cond).to(z.dtype)
+
+    def seen(
+        self,
+        z: Tensor,
+        t: Tensor,
+        cond: Cond,
+        needs: Sequence[str] = (),
+        captions: Sequence[str] = (),
+        **tail: Any,
+    ) -> Seen:
+        """One forward pass at `t` (B,), as `LatentTeacher.seen`; no attention is recorded.
+
+        Raises:
+            GuidedCDError: An energy needs a record.
+        """
+        if needs:
+            raise GuidedCDError(
+                f"a {type(self.network).__name__} records no '{needs[0]}': its attention joins space and time. Use an "
+                "energy of the output, such as x0-motion."
+            )
+        return super().seen(z, t, cond, captions=captions, **tail)
+
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        """The posterior's mode (B, C, F', h, w) of pixels (B, 3, F, H, W) in [-1, 1]."""
+        mode: Tensor = self._autoencoder.encode(pixels).latent_dist.mode()
+        return mode
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, F, H, W) in [-1, 1] of the autoencoder's own latents."""
+        pixels: Tensor = self._autoencoder.decode(latents, return_dict=False)[0]
+        return pixels
+
+
+def network_dtype(network: Any) -> torch.dtype:
+    """The dtype in which a denoiser computes: that of its largest matrix, as some parameters stay in float32."""
+    largest = max(network.parameters(), key=lambda parameter: parameter.numel())
+    dtype: torch.dtype = largest.dtype
+    return dtype
+
+
+def channels(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers by channel (C,) as a tensor (1, C, 1, 1, 1) on the device and in the dtype of latents."""
+    return torch.as_tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1, 1)
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype

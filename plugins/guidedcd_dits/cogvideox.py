@@ -1,0 +1,144 @@
+"""CogVideoX: a transformer that joins text and video tokens, v-prediction, a schedule that ends in pure noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidedcd.devices import dtype_of
+from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.models.teachers.protocol import Cond
+from guidedcd.models.teachers.scheduler_sampler import SchedulerSampler
+from guidedcd.models.teachers.transformer import TransformerTeacher, network_dtype
+from guidedcd_dits import CogVideoXConfig
+from guidedcd_dits.folder import PipelineFolder
+from guidedcd_dits.sizes import Sizes
+from guidedcd_dits.text import PaddedText
+
+PATCH_FRAMES = 1
+"""Latent frames of a token where the network states none (CogVideoX 1.0)."""
+
+
+class CogVideoXTeacher(TransformerTeacher):
+    """CogVideoX 1.0 and 1.5; latents are (B, C, F, h, w) here and (B, F, C, h, w) in the network."""
+
+    time_embedding = "time_embedding"
+    blocks = ("CogVideoXBlock",)
+
+    def __init__(self, *, scheduler: Any, **parts: Any) -> None:
+        """Combine the networks.
+
+        Args:
+            scheduler: The scheduler of its pipeline.
+            parts: Arguments of `LatentTeacher`.
+        """
+        super().__init__(**parts)
+        self.scheduler = scheduler
+
+    def normalized(self, z: Tensor) -> Tensor:
+        """Z times the scaling factor."""
+        return z * self._autoencoder.config.scaling_factor
+
+    def denormalized(self, z: Tensor) -> Tensor:
+        """Z over the scaling factor."""
+        return 1 / self._autoencoder.config.scaling_factor * z
+
+    def predict(self, network: Any, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """The v-prediction, like `z`."""
+        output: Tensor = network(
+            hidden_states=z.transpose(1, 2),
+            encoder_hidden_states=cond["prompt_embeds"].to(network_dtype(network)),
+            timestep=time,
+            image_rotary_emb=self._rotary(network, z),
+            return_dict=False,
+        )[0]
+        return output.transpose(1, 2)
+
+    def sampler(self, steps: int) -> SchedulerSampler:
+        """The scheduler of `CogVideoXPipeline` with `steps` steps."""
+        from diffusers import CogVideoXDPMScheduler
+
+        kind = _DPMSampler if isinstance(self.scheduler, CogVideoXDPMScheduler) else SchedulerSampler
+        return kind(self.scheduler, steps, self.device)
+
+    def _rotary(self, network: Any, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines of the positions of tokens; None for networks with other positions (2B)."""
+        config = network.config
+        if not config.use_rotary_positional_embeddings:
+            return None
+        from diffusers.models.embeddings import get_3d_rotary_pos_embed
+
+        frames, height, width = z.shape[2:]
+        patch, long = config.patch_size, config.patch_size_t
+        grid = (height // patch, width // patch)
+        base = (config.sample_height // patch, config.sample_width // patch)
+        options: dict[str, Any]
+        if long is None:
+            from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
+
+            options = {"crops_coords": get_resize_crop_region_for_grid(grid, base[1], base[0]), "temporal_size": frames}
+        else:
+            options = {
+                "crops_coords": None,
+                "temporal_size": (frames + long - 1) // long,
+                "grid_type": "slice",
+                "max_size": base,
+            }
+        cosines, sines = get_3d_rotary_pos_embed(
+            embed_dim=config.attention_head_dim, grid_size=grid, device=z.device, **options
+        )
+        return cosines, sines
+
+
+class _DPMSampler(SchedulerSampler):
+    """`CogVideoXDPMScheduler`, whose step takes the prediction and the time of the step before."""
+
+    before: Tensor | None = None
+
+    def step(self, index: int, output: Tensor, z: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Latents after step `index`, like `z`; noise is drawn in the pipeline's layout (B, F, C, h, w)."""
+        times = self.times
+        latents: Tensor
+        latents, self.before = self.scheduler.step(
+            output.transpose(1, 2),
+            self.before,
+            times[index],
+            times[index - 1] if index else None,
+            z.transpose(1, 2),
+            generator=generators,
+            return_dict=False,
+        )
+        return latents.transpose(1, 2)
+
+
+def cogvideox(config: CogVideoXConfig, *, weights: bool = True) -> CogVideoXTeacher:
+    """Read a folder of a `CogVideoXPipeline`; without weights its shapes alone.
+
+    Raises:
+        GuidedCDError: The folder is missing or of another family, or the size does not fit.
+    """
+    parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+    folder = PipelineFolder.open(config.path, "CogVideoXPipeline", parts, dtype=dtype_of(config.dtype), weights=weights)
+    network = folder.model("transformer", "CogVideoXTransformer3DModel")
+    vae = folder.model("vae", "AutoencoderKLCogVideoX")
+    options = network.config
+    spatial = 2 ** (len(vae.config.block_out_channels) - 1)
+    sizes = Sizes(
+        teacher="cogvideox",
+        channels=options.in_channels,
+        temporal=int(vae.config.temporal_compression_ratio),
+        spatial=spatial,
+        patch=(options.patch_size_t or PATCH_FRAMES, options.patch_size, options.patch_size),
+        usual=(options.sample_frames, options.sample_height * spatial, options.sample_width * spatial),
+    )
+    scheduler = folder.scheduler()
+    return CogVideoXTeacher(
+        network=network,
+        vae=vae,
+        text=PaddedText(folder.text_encoder(), folder.tokenizer(), options.max_text_seq_length),
+        schedule=NoiseSchedule.from_scheduler(scheduler),
+        geometry=sizes.geometry(config, config.fps),
+        scheduler=scheduler,
+    )

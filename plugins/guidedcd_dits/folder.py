@@ -1,0 +1,207 @@
+"""Folders of pipelines in diffusers' layout: which models they contain, and how these are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from guidedcd.errors import GuidedCDError, shortened
+from guidedcd.models.checkpoints import hub
+from guidedcd.models.checkpoints.loading import skeleton
+
+TEACHERS = {"WanPipeline": "wan", "CogVideoXPipeline": "cogvideox", "LTXPipeline": "ltx"}
+"""The teacher that reads a pipeline, by the pipeline's class."""
+
+
+@attrs.frozen(kw_only=True)
+class PipelineFolder:
+    """A folder of one family.
+
+    Its models are read with `dtype`; without `weights` they are built on the meta device from their configurations.
+    """
+
+    folder: Path
+    teacher: str
+    """Name of the teacher, for errors."""
+    index: dict[str, Any]
+    """model_index.json."""
+    dtype: torch.dtype
+    weights: bool
+
+    @classmethod
+    def open(
+        cls, path: str, pipeline: str, parts: tuple[str, ...], *, dtype: torch.dtype, weights: bool
+    ) -> PipelineFolder:
+        """Find a folder, or download its parts, and check that it is of the family.
+
+        Args:
+            path: Folder or hub id.
+            pipeline: Class of the family's pipeline.
+            parts: Subfolders that are needed, of those that model_index.json names.
+            dtype: Of the models.
+            weights: Whether weights are read.
+
+        Raises:
+            GuidedCDError: There is no such folder, it cannot be downloaded, or it is of another family.
+        """
+        teacher = TEACHERS[pipeline]
+        folder = locate(path, teacher, parts, weights)
+        index = _json(folder / "model_index.json", teacher, f"it is no folder of a {pipeline} in diffusers' layout")
+        name = index.get("_class_name")
+        if name is None:
+            raise GuidedCDError(f"{teacher}: {folder / 'model_index.json'} names no pipeline (_class_name).")
+        if name != pipeline:
+            other = TEACHERS.get(str(name))
+            advice = f"use --teacher {other}:{path}" if other else f"{teacher} reads a {pipeline}"
+            raise GuidedCDError(f"{teacher}: {folder} is a {shortened(name)}: {advice}.")
+        return cls(folder=folder, teacher=teacher, index=index, dtype=dtype, weights=weights)
+
+    def has(self, name: str) -> bool:
+        """Whether the pipeline has the component `name`, by its model_index.json."""
+        entry = self.index.get(name)
+        return isinstance(entry, list) and len(entry) == 2 and None not in entry
+
+    def model(self, name: str, kind: str) -> Any:
+        """The model of diffusers in the subfolder `name`, of the class `kind`.
+
+        Raises:
+            GuidedCDError: It is missing, of another class, or cannot be read.
+        """
+        import diffusers
+
+        config = self._config(name)
+        if config.get("_class_name") != kind:
+            stated = config.get("_class_name")
+            problem = f"is a {shortened(stated)}" if stated else "names no class (_class_name)"
+            raise GuidedCDError(f"{self.teacher}: {self.folder / name / 'config.json'} {problem}; it must be a {kind}.")
+        cls = getattr(diffusers, kind)
+        if not self.weights:
+            return skeleton(lambda: cls.from_config(config)).to(self.dtype)
+        return self._read(
+            name, lambda: cls.from_pretrained(self.folder / name, torch_dtype=self.dtype, use_safetensors=True)
+        )
+
+    def text_encoder(self) -> Any:
+        """The text encoder of transformers that model_index.json names.
+
+        Raises:
+            GuidedCDError: It is missing or cannot be read.
+        """
+        import transformers
+
+        cls = self._transformers_class("text_encoder")
+        if not self.weights:
+            config = self._read(
+                "text_encoder", lambda: transformers.AutoConfig.from_pretrained(self.folder / "text_encoder")
+            )
+            return skeleton(lambda: cls(config)).to(self.dtype)
+        return self._read(
+            "text_encoder",
+            lambda: cls.from_pretrained(self.folder / "text_encoder", torch_dtype=self.dtype, use_safetensors=True),
+        )
+
+    def tokenizer(self) -> Any:
+        """The tokenizer; None without weights.
+
+        Raises:
+            GuidedCDError: It is missing or cannot be read.
+        """
+        if not self.weights:
+            return None
+        import transformers
+
+        return self._read("tokenizer", lambda: transformers.AutoTokenizer.from_pretrained(self.folder / "tokenizer"))
+
+    def scheduler(self) -> Any:
+        """The scheduler of diffusers, of the class that its own configuration names.
+
+        Raises:
+            GuidedCDError: It is missing, names no class, or cannot be read.
+        """
+        import diffusers
+
+        path = self.folder / "scheduler" / "scheduler_config.json"
+        name = _json(path, self.teacher, "it has no scheduler").get("_class_name")
+        cls = getattr(diffusers, str(name), None)
+        if not isinstance(cls, type) or not issubclass(cls, diffusers.SchedulerMixin):
+            problem = f"names the scheduler {shortened(name)}, which diffusers lacks" if name else "names no class"
+            raise GuidedCDError(f"{self.teacher}: {path} {problem}.")
+        return self._read("scheduler", lambda: cls.from_pretrained(self.folder / "scheduler"))  # type: ignore[attr-defined]
+
+    def _config(self, name: str) -> dict[str, Any]:
+        listed = "which model_index.json names" if self.has(name) else "and model_index.json names none"
+        return _json(self.folder / name / "config.json", self.teacher, f"it has no {name}/, {listed}")
+
+    def _transformers_class(self, name: str) -> Any:
+        import transformers
+
+        entry = self.index.get(name)
+        stated = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        cls = getattr(transformers, str(stated), None)
+        if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
+            raise GuidedCDError(
+                f"{self.teacher}: {self.folder / 'model_index.json'} names no {name} of transformers "
+                f"({shortened(stated)})."
+            )
+        return cls
+
+    def _read(self, name: str, read: Any) -> Any:
+        try:
+            return read()
+        except GuidedCDError:
+            raise
+        except Exception as error:  # the libraries raise many classes for missing and damaged files
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise GuidedCDError(
+                f"{self.teacher}: cannot read {self.folder / name}: {shortened(reason, 200)}"
+            ) from error
+
+
+def locate(path: str, teacher: str, parts: tuple[str, ...], weights: bool) -> Path:
+    """The folder of `path`: itself, or its parts in the hub's cache, downloaded if they are not there.
+
+    Raises:
+        GuidedCDError: There is no such folder, and it cannot be downloaded; the message has the command.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise GuidedCDError(f"{teacher}: {path} is a file; give the folder of the pipeline, with its model_index.json.")
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise GuidedCDError(f"{teacher}: there is no folder {path}.")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["model_index.json", *(f"{part}/*" for part in parts)]
+    options: dict[str, Any] = {"allow_patterns": wanted if weights else ["*.json"], "ignore_patterns": ["*.bin"]}
+    try:
+        return Path(snapshot_download(path, local_files_only=True, **options))
+    except Exception:  # not in the cache, in which case the hub is tried
+        reason = hub.why_not()
+    if not reason:
+        try:
+            return Path(snapshot_download(path, **options))
+        except Exception as error:  # whatever went wrong on the way, the remedy is the same
+            reason = f"downloading failed ({type(error).__name__})"
+    local = path.rpartition("/")[2]
+    raise GuidedCDError(
+        f"{teacher}: there is no folder {path}, and {reason}. On a machine with access: hf download {path} --local-dir "
+        f"{local}; then --teacher {teacher}:{local}."
+    )
+
+
+def _json(path: Path, teacher: str, absent: str) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        where = path.parent if path.name == "model_index.json" else path.parent.parent
+        raise GuidedCDError(f"{teacher}: {where} lacks {path.name} of {path.parent.name}: {absent}.") from None
+    except (OSError, ValueError) as error:
+        raise GuidedCDError(f"{teacher}: cannot read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise GuidedCDError(f"{teacher}: {path} is damaged: it contains no table.")
+    return values

@@ -1,0 +1,174 @@
+"""Wan: a flow-matching transformer, two experts of one network in Wan 2.2 A14B, and times for each token in TI2V 5B."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guidedcd.devices import dtype_of
+from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.errors import GuidedCDError
+from guidedcd.models.teachers.protocol import Cond
+from guidedcd.models.teachers.scheduler_sampler import SchedulerSampler
+from guidedcd.models.teachers.transformer import TransformerTeacher, channels, network_dtype
+from guidedcd_dits import WanConfig
+from guidedcd_dits.folder import PipelineFolder
+from guidedcd_dits.sizes import Sizes
+from guidedcd_dits.text import TrimmedText
+
+NETWORK = "WanTransformer3DModel"
+USUAL = ((81, 480, 832), 16.0)
+"""Frames, height, width and frame rate of `WanPipeline`."""
+USUAL_5B = ((121, 704, 1280), 24.0)
+"""Those of TI2V 5B, whose pipeline has `expand_timesteps`."""
+
+
+class WanTeacher(TransformerTeacher):
+    """Wan 2.1 and 2.2. With two experts, each predicts at its own noise levels; a student is a copy of `network`."""
+
+    time_embedding = "condition_embedder.time_embedder"
+    blocks = ("WanTransformerBlock",)
+
+    def __init__(
+        self,
+        *,
+        scheduler: Any,
+        expand_timesteps: bool = False,
+        other: nn.Module | None = None,
+        expert: str = "high",
+        boundary: float = 0.0,
+        **parts: Any,
+    ) -> None:
+        """Combine the networks.
+
+        Args:
+            scheduler: The scheduler of its pipeline.
+            expand_timesteps: Whether the network receives a time for each token.
+            other: The other expert than `network`; None if there is one network.
+            expert: Which one `network` is: "high" or "low".
+            boundary: The smallest time at which the expert of high noise predicts.
+            parts: Arguments of `LatentTeacher`.
+        """
+        super().__init__(**parts)
+        self.scheduler, self.expand_timesteps = scheduler, expand_timesteps
+        self.other, self.expert, self.boundary = other, expert, boundary
+        self.requires_grad_(False).train(False)
+
+    def normalized(self, z: Tensor) -> Tensor:
+        """(z - mean) / std by channel."""
+        config = self._autoencoder.config
+        return (z - channels(config.latents_mean, z)) * (1.0 / channels(config.latents_std, z))
+
+    def denormalized(self, z: Tensor) -> Tensor:
+        """z std + mean by channel."""
+        config = self._autoencoder.config
+        return z / (1.0 / channels(config.latents_std, z)) + channels(config.latents_mean, z)
+
+    def net(
+        self, z: Tensor, t: Tensor, cond: Cond, timestep_cond: Tensor | None = None, network: nn.Module | None = None
+    ) -> Tensor:
+        """The prediction, as `TransformerTeacher.net`; without a `network`, each row by the expert of its time."""
+        if network is not None or self.other is None:
+            return super().net(z, t, cond, timestep_cond, network)
+        times = self.schedule.network_time(t).expand(z.shape[0])
+        is_own = (times >= self.boundary) == (self.expert == "high")
+        if z.is_meta or bool(is_own.all()):
+            return super().net(z, t, cond, timestep_cond)
+        if not bool(is_own.any()):
+            return super().net(z, t, cond, timestep_cond, self.other)
+        output = torch.empty_like(z)
+        for rows, expert in ((is_own, self.network), (~is_own, self.other)):
+            some = {name: value[rows] for name, value in cond.items()}
+            output[rows] = super().net(z[rows], times[rows].float(), some, timestep_cond, expert)
+        return output
+
+    def predict(self, network: Any, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """The velocity, like `z`."""
+        if self.expand_timesteps:
+            frames, tall, wide = (size // patch for size, patch in zip(z.shape[2:], _patch(network), strict=True))
+            time = time[:, None].expand(-1, frames * tall * wide)
+        text = cond["prompt_embeds"].to(network_dtype(network))
+        velocity: Tensor = network(z, time, text, return_dict=False)[0]
+        return velocity
+
+    def sampler(self, steps: int) -> SchedulerSampler:
+        """The scheduler of `WanPipeline` with `steps` steps."""
+        return SchedulerSampler(self.scheduler, steps, self.device)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The other expert, if there is one."""
+        return {} if self.other is None else {"other": self.other}
+
+    def traits(self) -> dict[str, Any]:
+        """Whether times are given by token, and where the experts change."""
+        two = {} if self.other is None else {"expert": self.expert, "boundary": self.boundary}
+        return {"expand_timesteps": self.expand_timesteps, **two}
+
+
+def wan(config: WanConfig, *, weights: bool = True) -> WanTeacher:
+    """Read a folder of a `WanPipeline`; without weights its shapes alone.
+
+    Raises:
+        GuidedCDError: The folder is missing or of another family, an expert is missing, or the size does not fit.
+    """
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+    parts = ("transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler")
+    folder = PipelineFolder.open(config.path, "WanPipeline", parts, dtype=dtype_of(config.dtype), weights=weights)
+    ratio = folder.index.get("boundary_ratio")
+    networks = _experts(folder, config.expert)
+    network, other = networks
+    vae = folder.model("vae", "AutoencoderKLWan")
+    expanded = bool(folder.index.get("expand_timesteps"))
+    usual, fps = USUAL_5B if expanded else USUAL
+    sizes = Sizes(
+        teacher="wan",
+        channels=network.config.in_channels,
+        temporal=vae.config.scale_factor_temporal,
+        spatial=vae.config.scale_factor_spatial,
+        patch=_patch(network),
+        usual=usual,
+    )
+    geometry = sizes.geometry(config, config.fps or fps)
+    scheduler = folder.scheduler()
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    if schedule.prediction != "flow":
+        raise GuidedCDError(
+            f"wan: the scheduler {type(scheduler).__name__} of {folder.folder} is none of a flow model; Wan has "
+            "FlowMatchEulerDiscreteScheduler, or UniPCMultistepScheduler with flow_prediction."
+        )
+    return WanTeacher(
+        network=network,
+        other=other,
+        expert=config.expert,
+        boundary=0.0 if ratio is None else float(ratio) * scheduler.config.num_train_timesteps,
+        expand_timesteps=expanded,
+        scheduler=scheduler,
+        vae=vae,
+        text=TrimmedText(folder.text_encoder(), folder.tokenizer(), config.text_length, prompt_clean),
+        schedule=schedule,
+        geometry=geometry,
+    )
+
+
+def _experts(folder: PipelineFolder, expert: str) -> tuple[Any, Any]:
+    """The expert of which a student is a copy, and the other one or None."""
+    has_two = folder.has("transformer_2") and folder.index.get("boundary_ratio") is not None
+    if not has_two and expert == "low":
+        missing = "transformer_2" if not folder.has("transformer_2") else "boundary_ratio"
+        raise GuidedCDError(
+            f"wan: {folder.folder} has one expert only: its model_index.json names no {missing}. Use "
+            "--teacher.wan.expert high, or a folder of Wan 2.2 A14B."
+        )
+    high = folder.model("transformer", NETWORK)
+    if not has_two:
+        return high, None
+    low = folder.model("transformer_2", NETWORK)
+    return (high, low) if expert == "high" else (low, high)
+
+
+def _patch(network: Any) -> tuple[int, int, int]:
+    frames, height, width = network.config.patch_size
+    return int(frames), int(height), int(width)
