@@ -5,9 +5,9 @@ Legend: B videos, P patches, D values of a patch, N video tokens, L positions, C
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as nnf
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
+from guidedcd.acceleration.cuda_graphs_backward import GradientReplay
 from guidedcd.models.checkpoints.loading import assign, describing, fill, skeleton
+from guidedcd_videoreward import vision
 from guidedcd_videoreward.chat import Chat
 from guidedcd_videoreward.patches import Grid
 
@@ -79,6 +81,8 @@ class VideoRewardModel(nn.Module):
         config = transformers.Qwen2VLConfig.from_dict({**sizes, "vocab_size": vocabulary})
         self.config, self.text = config, config.get_text_config()
         self.model = Towers(config)
+        self.recomputes = False
+        self._last: tuple[Any, tuple[Tensor, Tensor]] | None = None
         self.rm_head = nn.Linear(self.text.hidden_size, outputs, bias=False)
 
     @property
@@ -88,39 +92,50 @@ class VideoRewardModel(nn.Module):
 
     def gradient_checkpointing(self) -> None:
         """Recompute the activations of every block in the backward pass."""
-        for block in [*self.visual.blocks, *self.model.language_model.layers]:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        self.recomputes = True
+        for layer in self.model.language_model.layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
     def video_tokens(self, patches: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """Patches (P, D) of videos, one after another -> their tokens (N, C) each, in the network's dtype.
-
-        The blocks are called one by one, since the tower's own forward reads its grid from the device in each of them.
-        Attention stays within a frame pair.
-        """
+        """Patches (P, D) of videos, one after another -> their tokens (N, C) each, in the network's dtype."""
         tower, merge = self.visual, self.config.vision_config.spatial_merge_size
         kernel = tower.patch_embed.proj.weight
         # A convolution whose stride is its kernel is a matrix product.
         hidden = nnf.linear(patches.to(kernel.dtype), kernel.flatten(1))
-        rotation = self._rotation(grids)
-        lengths = torch.tensor([h * w for t, h, w in grids for _ in range(t)], device="cpu")
-        ends = nnf.pad(lengths.cumsum(0), (1, 0)).int()
+        arguments = (*self._rotation(tuple(grids)), vision.runs(grids))
         for block in tower.blocks:
-            hidden = block(hidden, cu_seqlens=ends, position_embeddings=rotation)
+            if self.recomputes:
+                keep = {"use_reentrant": False, "preserve_rng_state": False}
+                hidden = checkpoint(vision.block_output, block, hidden, *arguments, **keep)
+            else:
+                hidden = vision.block_output(block, hidden, *arguments)
         return list(tower.merger(hidden).split([t * h * w // merge**2 for t, h, w in grids]))
 
-    def _rotation(self, grids: Sequence[Grid]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (P, width of a head) of the rows and columns of all patches, in merged order."""
-        merge = self.config.vision_config.spatial_merge_size
-        frequencies = self.visual.rotary_pos_emb.inv_freq
-        positions = []
-        for t, h, w in grids:
-            rows = torch.arange(h, device="cpu")[:, None].expand(h, w)
-            columns = torch.arange(w, device="cpu").expand(h, w)
-            one = torch.stack([rows, columns], dim=-1).view(h // merge, merge, w // merge, merge, 2)
-            positions.append(one.transpose(1, 2).reshape(h * w, 2).repeat(t, 1))
-        angles = torch.cat(positions).to(frequencies.device)[..., None] * frequencies  # (P, 2, width / 4)
-        angles = angles.flatten(1).repeat(1, 2)
-        return angles.cos(), angles.sin()
+    def _rotation(self, grids: tuple[Grid, ...]) -> tuple[Tensor, Tensor]:
+        """The rotation of these grids, kept for the next call: a step's videos have the size of the last one's."""
+        frequencies, merge = self.visual.rotary_pos_emb.inv_freq, self.config.vision_config.spatial_merge_size
+        key, last = (grids, frequencies.device, frequencies.dtype), self._last
+        if last is None or last[0] != key:
+            with torch.inference_mode(False):  # a later call may need it for a gradient
+                last = self._last = key, vision.rotation(grids, merge, frequencies)
+        return last[1]
+
+    def equal_videos(self, patches: Tensor) -> Tensor:
+        """Patches (B, t, h, w, D) of videos of one size -> their tokens (B, N, C)."""
+        batch, *grid = patches.shape[:4]
+        return torch.stack(self.video_tokens(patches.flatten(0, 3), [(grid[0], grid[1], grid[2])] * batch))
+
+    def use_graphs(self) -> None:
+        """Replay the vision tower and its gradient as CUDA graphs on a GPU, until the weights move."""
+        if not (self.recomputes or isinstance(self.equal_videos, GradientReplay)):
+            # An attribute of the object shadows the method of the class.
+            self.equal_videos = GradientReplay(self.equal_videos)  # type: ignore[method-assign, assignment]
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
+        self._last = None
+        if isinstance(self.equal_videos, GradientReplay):
+            self.equal_videos.recorded.clear()
+        return super()._apply(fn, recurse)
 
     def hidden(self, patches: Tensor, grids: Sequence[Grid], chats: Sequence[Chat], pad: int = 0) -> Tensor:
         """The last hidden states (B, K, C) at the reward tokens that each text still contains.
@@ -131,7 +146,10 @@ class VideoRewardModel(nn.Module):
             chats: The text of each video.
             pad: The id that fills shorter texts on the right; it has no effect, because attention is causal.
         """
-        videos = self.video_tokens(patches, grids)
+        if len(set(grids)) == 1:
+            videos = list(self.equal_videos(patches.unflatten(0, (len(grids), *grids[0]))))
+        else:
+            videos = self.video_tokens(patches, grids)
         counts = [len(video) for video in videos]
         rows = [chat.ids(count) for chat, count in zip(chats, counts, strict=True)]
         longest = max(map(len, rows))
@@ -186,9 +204,9 @@ def load_videoreward(
 
 def _set_buffers(model: VideoRewardModel) -> None:
     """Compute the rotary frequencies, which no checkpoint contains, in float32."""
-    language, vision = model.model.language_model, model.config.vision_config
+    language, sizes = model.model.language_model, model.config.vision_config
     language.rotary_emb = type(language.rotary_emb)(config=language.config)
-    width = vision.embed_dim // vision.num_heads // 2
+    width = sizes.embed_dim // sizes.num_heads // 2
     frequencies = 1.0 / (VISION_THETA ** (torch.arange(0, width, 2, dtype=torch.float32) / width))
     for tower, values in ((language, language.rotary_emb.inv_freq), (model.visual, frequencies)):
         for name, _ in list(tower.named_buffers()):  # some versions keep further copies

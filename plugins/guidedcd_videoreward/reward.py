@@ -93,6 +93,10 @@ class VideoReward(nn.Module):
         context = sizes.get("max_position_embeddings", FULL["max_position_embeddings"])
         return ChatTokens(find_release(config.path).tokenizer, context)
 
+    def use_graphs(self) -> None:
+        """Replay the vision tower as CUDA graphs, unless its activations are recomputed; the text has many lengths."""
+        self.model.use_graphs()
+
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode for any `mode`, since a reward is never trained."""
         return super().train(False)
