@@ -37,6 +37,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         seeds: TEXT = None,
         quick: SWITCH = False,
         list: SWITCH = False,
+        ledger: SWITCH = False,
         proof: PathFlag = None,
         out: PathFlag = None,
         work: PathFlag = None,
@@ -64,6 +65,8 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             The small version: four arms, one seed, about a quarter of an hour on two cores.
         list
             Print claims and arms, and compute nothing.
+        ledger
+            Write the ledger of the results that are in the folder, also of other machines, and compute nothing.
         proof
             A TOML file of arms, metrics and claims; by default that of the teacher of the default profile.
         out
@@ -81,13 +84,14 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         """
         chosen = [one for key in ("energies", "rewards") for one in read_components(key, flags, registry)]
         content = _proof(proof, quick, steps, chosen, registry)
+        folder = out or Path("proofs") / _folder_name(chosen, quick)
         if list:
-            _print(content)
-            return
+            return _print(content)
+        if ledger:
+            return _rewrite(content, folder)
         from guidedcd.proving.prove import ProofConfig, chosen_arms
         from guidedcd.proving.prove import prove as compute
 
-        folder = out or Path("proofs") / _folder_name(chosen, quick)
         config = ProofConfig(
             out=folder,
             work=work or folder / "work",
@@ -109,7 +113,7 @@ def _types(flags_class: Any) -> dict[str, Any]:
     """The types of the command's parameters."""
     return {
         **dict.fromkeys(("arms", "claims", "seeds"), TEXT),
-        **dict.fromkeys(("quick", "list"), SWITCH),
+        **dict.fromkeys(("quick", "list", "ledger"), SWITCH),
         **dict.fromkeys(("proof", "out", "work"), PathFlag),
         "parallel": Annotated[int, POSITIVE_WHOLE],
         "budget": Annotated[float | None, POSITIVE],
@@ -139,6 +143,13 @@ def _proof(
 def _folder_name(components: Sequence[Chosen], quick: bool) -> str:
     """The name of the folder of results where none is given."""
     return "+".join(path_name(one.name) for one in components) or ("quick" if quick else "full")
+
+
+def _rewrite(proof: Proof, folder: Path) -> None:
+    """Write the ledger of a folder again."""
+    from guidedcd.proving.prove import rewrite
+
+    rewrite(proof, folder, command())
 
 
 def _names(text: str | None) -> list[str] | None:

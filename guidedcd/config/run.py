@@ -67,6 +67,11 @@ class Run(Basic):
                     f"--energies.{name}.fraction or --preprocess.noise-range."
                 )
 
+        if not self.train.consistency_weight and not self.rewards and not self.train.guided_steps:
+            raise GuidedCDError(
+                "--train.consistency-weight is 0 and the run has no rewards, so that nothing trains the student. "
+                "Give --rewards, or a weight above 0."
+            )
         if self.student.ema is not None and self.train.average is not None:
             raise GuidedCDError("--student.ema and --train.average both average the weights. Add --train.average none.")
 

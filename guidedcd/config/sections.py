@@ -243,6 +243,8 @@ class Train:
     """Distance of the consistency loss: pseudo-Huber or squared."""
     huber_c: float = attrs.field(default=0.001, validator=gt(0))
     """Constant c of the pseudo-Huber distance; only where `loss` is huber."""
+    consistency_weight: float = attrs.field(default=1.0, validator=ge(0))
+    """Weight of the consistency loss; with 0 the rewards alone train the student, and the loss is only logged."""
     guided_steps: int = attrs.field(default=0, validator=_between(0, MOST_STEPS))
     """Number of first steps, which also train on the teacher's guided prediction, with a weight that falls from 1
     to 0."""

@@ -80,7 +80,7 @@ def _measure(
 ) -> None:
     """Sample the videos of all prompts, and write their values and a contact sheet."""
     began = time.perf_counter()
-    metrics = build_metrics(run.metrics, load_plugins(), teacher.geometry.fps)
+    metrics = build_metrics(run.metrics, load_plugins(), teacher.geometry.fps, alone=True)
     prompts_of = getattr(teacher, "prompts", general)
     values: dict[str, dict[str, list[float]]] = {}
     shown: list[tuple[str, Tensor]] = []

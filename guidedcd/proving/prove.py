@@ -23,7 +23,7 @@ from guidedcd.proving.proof import Proof
 
 STORE_OPTIONS = ("teacher", "data", "solver", "preprocess", "seed")
 """The keys of a run that its store depends on."""
-NOT_SETTINGS = ("device", "name", "guidedcd", "plugin_files")
+NOT_SETTINGS = ("seed", "device", "name", "guidedcd", "plugin_files")
 """The keys of a run that change no number, or are recorded on their own."""
 
 
@@ -74,6 +74,24 @@ def prove(proof: Proof, config: ProofConfig, registry: Registry) -> dict[str, An
         about = {"command": config.command, "seconds": round(time.monotonic() - began), "failed": failed}
         page = ledger.write(proof, config.out, about)
     return page
+
+
+def rewrite(proof: Proof, out: Path, command: str = "") -> dict[str, Any]:
+    """Write the ledger of the results in a folder, which may come from several machines; nothing is computed.
+
+    Raises:
+        GuidedCDError: There are no results, or those of one arm are of several settings.
+    """
+    done = results.read_all(out)
+    if not set(done) & set(proof.arms):
+        raise GuidedCDError(f"{out / results.FOLDER} has no results of this proof.")
+    for arm, by_seed in done.items():
+        if len({digest(result["settings"]) for result in by_seed.values()}) > 1:
+            raise GuidedCDError(
+                f"the results of arm '{arm}' in {out / results.FOLDER} are of several settings, so that their seeds "
+                "cannot be compared. Remove those of the older ones."
+            )
+    return ledger.write(proof, out, {"command": command})
 
 
 def chosen_arms(proof: Proof, arms: Sequence[str] | None, claims: Sequence[str] | None) -> list[str]:

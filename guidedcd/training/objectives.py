@@ -89,13 +89,15 @@ class Consistency:
     """The network of the second side; None for the student itself."""
     distance: Mapping[str, Any]
     """`loss` and `huber_c`, see `guidedcd.diffusion.consistency.distance`."""
+    weight: float = 1.0
 
     def __call__(self, model: Network, batch: Batch, step: BatchStep) -> Terms:
-        """The consistency loss."""
+        """The consistency loss times its weight; the metric is without it."""
         with blame_memory("the student's forward pass", step.advice), step.accelerator.autocast():
             loss = step.noisy.consistency_loss(target=self.target, **self.distance)
         shares = {f"{SHARE}{name}": share for name, share in step.noisy.shares.items()}
-        return [loss], {"cd_loss": loss.detach()} | shares
+        weighted = loss if self.weight == 1 else self.weight * loss
+        return [weighted], {"cd_loss": loss.detach()} | shares
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -188,7 +190,7 @@ def objectives(run: Run, target: Network | None, scorer: RewardScorer, rollouts:
         rollouts: The student's own videos, which rewards score before the clips' predictions.
     """
     distance = {"loss": run.train.loss, "huber_c": run.train.huber_c}
-    chosen: list[Objective] = [Consistency(target=target, distance=distance)]
+    chosen: list[Objective] = [Consistency(target=target, distance=distance, weight=run.train.consistency_weight)]
     if run.train.guided_steps:
         chosen.append(GuidedPrediction(steps=run.train.guided_steps, distance=distance))
     if scorer.names:

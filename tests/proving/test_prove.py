@@ -68,6 +68,20 @@ def test_results_of_other_settings_are_refused(proof_file, tmp_path, computed):
         proving.prove(read_proof(proof_file), config_of(tmp_path), registry)
 
 
+def test_results_of_several_machines_are_merged(proof_file, tmp_path):
+    """The ledger of a folder needs no computation, and refuses seeds of one arm with several settings."""
+    proof, out = read_proof(proof_file), tmp_path / "out"
+    with pytest.raises(GuidedCDError, match="has no results of this proof"):
+        proving.rewrite(proof, out)
+    for arm, seed in (("plain", 0), ("plain", 1), ("slow", 0), ("slow", 1)):
+        write_result(out, arm, seed, [0.1 * seed], settings={"run": arm})
+
+    assert proving.rewrite(proof, out)["claims"][0]["criteria"][0]["n"] == 2
+    write_result(out, "slow", 1, [0.1], settings={"run": "edited"})
+    with pytest.raises(GuidedCDError, match="arm 'slow' in .* are of several settings"):
+        proving.rewrite(proof, out)
+
+
 def test_an_edited_energy_has_other_results(proof_file, tmp_path, computed, monkeypatch):
     """The settings of an arm contain the source of its energies, and the run's folder is another one."""
     proof, registry = read_proof(proof_file), load_plugins()

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from toy_plugin import make
 
 from guidedcd.diffusion.randomness import reward_generator
+from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
@@ -92,3 +93,22 @@ def test_the_guided_prediction_ends_after_its_steps(step):
     guided = objectives(now.run, None, scorer, None)[1]
 
     assert guided(now.model, now.batch, now) == ([], {})
+
+
+def test_the_consistency_loss_has_a_weight(step):
+    """A weight scales the loss and its gradient, not the logged number; with 0 only the other objectives remain."""
+    now, scorer = step()
+    losses = {}
+    for weight in (1.0, 0.5, 0.0):
+        run = make(train={"consistency_weight": weight})
+        objective = objectives(run, None, scorer, None)[0]
+        (losses[weight],), metrics = objective(now.model, now.batch, now)
+        assert torch.equal(metrics["cd_loss"], losses[1.0].detach())
+
+    assert torch.equal(losses[0.5], 0.5 * losses[1.0]) and losses[0.0] == 0
+
+
+def test_a_run_that_trains_nothing_is_refused(toy):
+    """Without rewards and guided steps, a weight of 0 is one sentence."""
+    with pytest.raises(GuidedCDError, match="nothing trains the student"):
+        make(replace=("rewards",), rewards={}, train={"consistency_weight": 0.0})
