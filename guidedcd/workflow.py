@@ -25,7 +25,7 @@ from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import open_store
 from guidedcd.rewards import contract
 from guidedcd.rewards.contract import build_rewards, rehearse
-from guidedcd.training import optimizer, rollouts, store_uses, trackers
+from guidedcd.training import optimizer, rollouts, sentinel, store_uses, trackers
 from guidedcd.training.distributed import accelerator_for
 from guidedcd.training.run_folder import claimed, run_folder
 from guidedcd.training.trainer import Trainer
@@ -137,6 +137,8 @@ def _check_components(run: Run) -> dict[str, Any]:
             chosen.component().load()
     optimizer.check(run.train)
     trackers.check(run.train.tracker)
+    if run.train.sentinel.every:
+        sentinel.check(run)
     with blame_memory("the rewards", "Use fewer --rewards"):
         rewards = build_rewards(run)
     _check_run(run, {str(run.component("reward", name, registry)): reward for name, reward in rewards.items()})

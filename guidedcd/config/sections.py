@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs.validators import ge, gt, in_, optional
 
+from guidedcd.config.sentinel import SentinelConfig
 from guidedcd.config.validators import (
     LARGEST_BATCH,
     MOST_PROMPTS,
@@ -264,6 +265,7 @@ class Train:
     checkpoint: CheckpointConfig = attrs.field(factory=CheckpointConfig)
     validation: ValidationConfig = attrs.field(factory=ValidationConfig)
     rollouts: RolloutsConfig = attrs.field(factory=RolloutsConfig)
+    sentinel: SentinelConfig = attrs.field(factory=SentinelConfig)
 
 
 def _own_prompts(value: Any) -> Any:

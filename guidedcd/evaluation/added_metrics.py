@@ -19,10 +19,11 @@ from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
-from guidedcd.evaluation.arms import Arm, Metric, headline
+from guidedcd.evaluation.arms import Arm, headline
 from guidedcd.evaluation.protocol import EvaluationProtocol
 from guidedcd.evaluation.results import Scores, about_scores, differences, print_evaluation, scores_of
 from guidedcd.files import digest, file_digest, write_json
+from guidedcd.inference.metric import Metric
 from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.inference.student_folders import locate
 from guidedcd.locks import locked

@@ -19,12 +19,12 @@ from guidedcd.config.structure import unstructure
 from guidedcd.console import console
 from guidedcd.data.clips import Prompt
 from guidedcd.devices import blame_memory
-from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation.bootstrap import over_seeds
 from guidedcd.evaluation.finished import BatchResult, FinishedBatches
 from guidedcd.evaluation.sampled import SampledVideos
+from guidedcd.inference.metric import Metric
 from guidedcd.plugins import objects
-from guidedcd.plugins.registry import Registry, blame
+from guidedcd.plugins.registry import Registry
 from guidedcd.plugins.sources import origin
 
 SEED_STEP, SPLIT_STEP = 1_000_000, 100_000
@@ -75,71 +75,6 @@ class ArmScores:
     def by_prompt(self) -> dict[str, list[float]]:
         """The mean over seeds of each score, for every prompt (P,)."""
         return {name: over_seeds(table) for name, table in self.values.items()}
-
-
-@attrs.frozen(eq=False)
-class Metric:
-    """A metric with its name and the optional attributes of its object.
-
-    `titles` and `better` ("higher" or "lower") are mappings by score. `headline` names the score for choosing settings,
-    "all" by default. `applies(prompt)` returns whether the metric can score videos of a prompt.
-    """
-
-    name: str
-    module: Any
-    names: set[str] = attrs.field(factory=set)
-    """Names of the scores that it has returned."""
-    settings: Mapping[str, Any] = attrs.field(factory=dict)
-    """Its component and options, as JSON values."""
-
-    def applies(self, prompts: Sequence[Prompt]) -> bool:
-        """Whether it can score videos of any of these prompts."""
-        applies = getattr(self.module, "applies", None)
-        return applies is None or any(applies(prompt) for prompt in prompts)
-
-    def scores(self, videos: Tensor, prompts: Sequence[Prompt]) -> dict[str, list[float]]:
-        """Every score of every video; an exception names the metric."""
-        with blame(self.whose):
-            scores = self.module(videos, prompts)
-        lists = _checked(scores, len(prompts), self.whose)
-        self.names.update(lists)
-        return lists
-
-    @property
-    def whose(self) -> str:
-        """The metric in errors."""
-        plugin = self.settings.get("plugin")
-        return f"metric '{self.name}'" + (f" of {plugin}" if plugin else "")
-
-    def about(self, key: str) -> dict[str, str]:
-        """Metric, title and direction ("higher", "lower" or "") of a score."""
-        titles, better = getattr(self.module, "titles", {}), getattr(self.module, "better", {})
-        return {"metric": self.name, "title": titles.get(key, key), "better": better.get(key, "")}
-
-
-def _checked(scores: Any, count: int, whose: str) -> dict[str, list[float]]:
-    """The scores of `count` videos as numbers, NaN where one does not apply.
-
-    Raises:
-        GuidedCDError: They are no mapping from names to one finite number or NaN for each video.
-    """
-    if not isinstance(scores, Mapping) or not all(isinstance(key, str) for key in scores):
-        kind = type(scores).__name__
-        raise GuidedCDError(f"{whose} returned {kind}; it must return a dict from names to one number for each video.")
-    lists = {}
-    for key, values in scores.items():
-        try:
-            is_tensor = isinstance(values, Tensor)
-            numbers = values.detach().double() if is_tensor else torch.as_tensor(values, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise GuidedCDError(f"{whose} returned values of '{key}' that are no numbers: {error}") from error
-        if numbers.shape != (count,):
-            shape = tuple(numbers.shape)
-            raise GuidedCDError(f"{whose} returned '{key}' of shape {shape} for {count} videos, not ({count},).")
-        if numbers.isinf().any():
-            raise GuidedCDError(f"{whose} returned infinite values of '{key}'; NaN is for a video without a value.")
-        lists[key] = numbers.tolist()
-    return lists
 
 
 def build_metrics(chosen: Mapping[str, Any], registry: Registry, fps: float, *, alone: bool = False) -> list[Metric]:

@@ -17,11 +17,12 @@ from guidedcd.console import counted
 from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
 from guidedcd.evaluation import tables
-from guidedcd.evaluation.arms import Arm, ArmScores, Metric, best, build_metrics, headline, measure
+from guidedcd.evaluation.arms import Arm, ArmScores, best, build_metrics, headline, measure
 from guidedcd.evaluation.bootstrap import estimate
 from guidedcd.evaluation.finished import BatchResult, FinishedBatches
 from guidedcd.evaluation.sampled import SampledVideos
 from guidedcd.files import file_digest
+from guidedcd.inference.metric import Metric
 from guidedcd.inference.pipeline import StudentPipeline, batch_size, solvers, strengths, teacher_videos
 from guidedcd.plugins.registry import load_plugins
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from guidedcd.console import console, print_table
 from guidedcd.evaluation import tables
-from guidedcd.evaluation.arms import Metric
 from guidedcd.evaluation.bootstrap import FEWEST, estimate, paired
+from guidedcd.inference.metric import Metric
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """Scores by arm, split, score and prompt."""

@@ -139,22 +139,29 @@ class StudentPipeline:
         omega = self.run.evaluate.omega if omega is None else omega
         batch = batch or batch_size(self.teacher)
         videos = [
-            self._batch(prompts[start : start + batch], seeds[start : start + batch], steps, omega, scales)
+            self.teacher.decode(
+                self._latents(prompts[start : start + batch], seeds[start : start + batch], steps, omega, scales)
+            ).float()
             for start in range(0, len(prompts), batch)
         ]
         return videos[0] if len(videos) == 1 else torch.cat(videos)
 
-    def _batch(
+    @torch.no_grad()
+    def latents(self, prompts: Sequence[str], seeds: Sequence[int], steps: int = 4) -> Tensor:
+        """Clean latents (B, C, F, h, w) of the videos of `__call__`, in one batch."""
+        return self._latents(prompts, seeds, steps, self.run.evaluate.omega, strengths(self))
+
+    def _latents(
         self, prompts: Sequence[str], seeds: Sequence[int], steps: int, omega: float, scales: Mapping[str, float]
     ) -> Tensor:
-        """Videos (B, F, 3, H, W) of one forward pass per step; `scales` as `strengths` returns."""
+        """Clean latents (B, C, F, h, w) of one forward pass per step; `scales` as `strengths` returns."""
         teacher = self.teacher
         configs = [self.run.energies[name] for name in self.student.energies]
         lambdas = [
             lambda_input(torch.tensor(scales[name]), relative=config.is_relative)
             for name, config in zip(self.student.energies, configs, strict=True)
         ]
-        latents = sample(
+        return sample(
             self.student,
             teacher,
             teacher.embed(prompts),
@@ -165,7 +172,6 @@ class StudentPipeline:
             [config.fraction for config in configs],
             noises=[initial(teacher, seeds, 1 + step) for step in range(steps)],
         )
-        return teacher.decode(latents).float()
 
     def accelerate(self, fast: str = "auto") -> None:
         """Switch its networks to faster paths, see `guidedcd.acceleration.options`.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guidedcd.data.clips import Prompt
 from guidedcd.errors import GuidedCDError
-from guidedcd.evaluation.arms import Metric
+from guidedcd.inference.metric import Metric
 from guidedcd.testing.helpers import CAPTIONS, frees_memory, random, unchanged
 
 if TYPE_CHECKING:

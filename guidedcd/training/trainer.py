@@ -28,6 +28,7 @@ from guidedcd.training.distributed import accelerator_for
 from guidedcd.training.interrupt import interruptible
 from guidedcd.training.log import Log, read_log
 from guidedcd.training.rollouts import Rollouts
+from guidedcd.training.sentinel import Sentinel
 from guidedcd.training.step import PendingStep, TrainStep
 from guidedcd.training.trackers import tracked
 from guidedcd.training.validation import Validation
@@ -82,8 +83,13 @@ class Trainer:
                 processes=self.accelerator.num_processes,
             )
         self.validation = Validation(run, folder, teacher) if run.train.validation.every else None
+        self.sentinel: Sentinel | None = None
+        if run.train.sentinel.every:
+            main = self.accelerator.is_main_process
+            self.sentinel = Sentinel(run, folder, teacher, scorer, store, write=main)
+        samples = self.validation is not None or self.sentinel is not None or rollouts is not None
         text = getattr(teacher, "text", None)
-        if self.validation is None and rollouts is None and isinstance(text, nn.Module):
+        if not samples and isinstance(text, nn.Module):
             text.to("cpu")  # the store holds the embedded captions
         self.step = TrainStep(
             run,
@@ -121,14 +127,17 @@ class Trainer:
                     if pending is not None:
                         line(*pending)
                 stopping = stop.after(number)
-                validates, saves = self._validates(number), self._saves(number, stopping)
+                validates, checks = self._is_due("validation", number), self._is_due("sentinel", number)
+                saves = self._saves(number, stopping)
                 pending = number, launched
                 # Weights that may not be finite are neither saved nor sampled.
-                if self.waits or validates or saves or number == last:
+                if self.waits or validates or checks or saves or number == last:
                     line(*pending)
                     pending = None
                 if validates:
                     self._validate(number)
+                if checks and self.sentinel is not None:
+                    self.sentinel(self.step.student, self.step.weights, number)
                 if saves:
                     self._save(number)
                 if stopping and number < last:
@@ -163,6 +172,8 @@ class Trainer:
                 energies=self.step.student.energies,
             )
             console.print(f"train    continuing after step {done} ({saved[-1]})")
+        if self.sentinel is not None:
+            self.sentinel.restore(done)
         if self.accelerator.is_main_process:
             leftovers(self.folder)
             leftovers(self.checkpoints)
@@ -172,8 +183,9 @@ class Trainer:
         saved = checkpoint.paths(self.checkpoints)
         return f"The last good checkpoint is {saved[-1]}" if saved else "There is no checkpoint yet"
 
-    def _validates(self, number: int) -> bool:
-        every = self.run.train.validation.every
+    def _is_due(self, what: str, number: int) -> bool:
+        """Whether a validation or a check of the sentinel follows step `number`."""
+        every = getattr(self.run.train, what).every
         return every is not None and number % every == 0
 
     def _saves(self, number: int, stopping: bool) -> bool:

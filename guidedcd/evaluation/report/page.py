@@ -23,6 +23,7 @@ from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
 from guidedcd.evaluation.report.charts import Chart, line_chart
+from guidedcd.evaluation.report.checks import checks
 from guidedcd.evaluation.report.score_tables import choice, model_card, scores
 from guidedcd.evaluation.report.videos import clock, shots, validated
 from guidedcd.files import replacing
@@ -95,6 +96,7 @@ def page(
         logged=bool(log),
         charts=_charts(log),
         validation=validated(folder),
+        checks=checks(folder),
         model_card=evaluation and model_card(evaluation),
         configuration=json.dumps({k: v for k, v in run.items() if k != "command"}, indent=1, ensure_ascii=False),
         environment=_environment(run, evaluation),
