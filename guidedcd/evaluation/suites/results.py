@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import attrs
@@ -72,24 +73,27 @@ def _texts(suite: Suite, path: Path) -> Iterator[tuple[str, str]]:
                 yield str(file), text
         return
     if path.suffix.lower() == ".zip":
-        yield from _members(path)
+        yield from _members(suite, path)
         return
     yield str(path), read_text(path, missing=f"there is no file or folder of results {path}.")
 
 
-def _members(path: Path) -> Iterator[tuple[str, str]]:
-    """The name and content of each JSON object in a zip archive, in the order of the archive."""
+def _members(suite: Suite, path: Path) -> Iterator[tuple[str, str]]:
+    """The name and content of each file of results in a zip archive, in the order of the archive."""
     count = 0
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 name = f"{path}: {info.filename}"
-                if info.is_dir() or not info.filename.endswith(".json") or info.filename.startswith("__MACOSX/"):
+                parts = PurePosixPath(info.filename).parts
+                if info.is_dir() or any(part.startswith((".", "__")) for part in parts):
+                    continue
+                if not any(fnmatch.fnmatch(parts[-1], pattern) for pattern in suite.patterns):
                     continue
                 if info.file_size > LARGEST:
                     raise GuidedCDError(f"{name} has {info.file_size:,} bytes; at most {LARGEST:,} are read.")
                 text = archive.read(info).decode("utf-8-sig")
-                if isinstance(parse_json(text, name), dict):
+                if not name.endswith(".json") or isinstance(parse_json(text, name), dict):
                     count += 1
                     yield name, text
     except OSError as error:
@@ -99,7 +103,7 @@ def _members(path: Path) -> Iterator[tuple[str, str]]:
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
         raise GuidedCDError(f"{path} cannot be read as a zip archive: {error}.") from None
     if not count:
-        raise GuidedCDError(f"{path} contains no JSON file of results.")
+        raise GuidedCDError(f"{path} contains no results of {suite.title} ({' or '.join(suite.patterns)}).")
 
 
 def _add(results: Results, suite: Suite, file: str, content: Mapping[str, Any], percent: bool) -> None:
@@ -174,7 +178,7 @@ def _check_ranges(results: Results, suite: Suite, percent: bool) -> None:
 
 
 def _fits_as_percent(dimension: Dimension, value: float) -> bool:
-    return value > dimension.high and dimension.low <= value / 100 <= dimension.high
+    return value > max(1.0, dimension.high) and dimension.low <= value / 100 <= dimension.high
 
 
 def _range(dimension: Dimension, factor: int) -> str:
