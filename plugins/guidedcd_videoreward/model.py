@@ -103,12 +103,11 @@ class VideoRewardModel(nn.Module):
         # A convolution whose stride is its kernel is a matrix product.
         hidden = nnf.linear(patches.to(kernel.dtype), kernel.flatten(1))
         arguments = (*self._rotation(tuple(grids)), vision.runs(grids))
+        output: Callable[..., Tensor] = vision.block_output
+        if self.recomputes:
+            output = partial(checkpoint, output, use_reentrant=False, preserve_rng_state=False)
         for block in tower.blocks:
-            if self.recomputes:
-                keep = {"use_reentrant": False, "preserve_rng_state": False}
-                hidden = checkpoint(vision.block_output, block, hidden, *arguments, **keep)
-            else:
-                hidden = vision.block_output(block, hidden, *arguments)
+            hidden = output(block, hidden, *arguments)
         return list(tower.merger(hidden).split([t * h * w // merge**2 for t, h, w in grids]))
 
     def _rotation(self, grids: tuple[Grid, ...]) -> tuple[Tensor, Tensor]:
