@@ -53,10 +53,28 @@ def distance(
     Raises:
         ValueError: The loss is unknown.
     """
+    f, goal = sides(student, schedule, z, t, z_next, t_next, cond, omega, lambdas, target=target)
+    return gap(f, goal, loss, huber_c), f
+
+
+def sides(
+    student: Network,
+    schedule: NoiseSchedule,
+    z: Tensor,
+    t: Tensor,
+    z_next: Tensor,
+    t_next: Tensor,
+    cond: dict[str, Tensor],
+    omega: Tensor,
+    lambdas: Tensor | None = None,
+    *,
+    target: Network | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Both sides of the consistency loss, f(z, t) and without gradient f(z', t'), like `z`; arguments of `distance`."""
     f = schedule.consistency(z, student(z, t, cond, omega, lambdas), t)
     with torch.no_grad():
         goal = schedule.consistency(z_next, (target or student)(z_next, t_next, cond, omega, lambdas), t_next)
-    return gap(f, goal, loss, huber_c), f
+    return f, goal
 
 
 def gap(one: Tensor, other: Tensor, loss: str, huber_c: float) -> Tensor:
@@ -71,10 +89,20 @@ def gap(one: Tensor, other: Tensor, loss: str, huber_c: float) -> Tensor:
     Raises:
         ValueError: The loss is unknown.
     """
+    return _gaps(one, other, loss, huber_c).mean()
+
+
+def sample_gaps(one: Tensor, other: Tensor, loss: str, huber_c: float) -> Tensor:
+    """The mean distance of each sample (B,), in place of all samples together; see `gap`."""
+    return _gaps(one, other, loss, huber_c).flatten(1).mean(dim=1)
+
+
+def _gaps(one: Tensor, other: Tensor, loss: str, huber_c: float) -> Tensor:
+    """The distance of each pair of elements."""
     dtype = torch.promote_types(one.dtype, torch.float32)
     squares = (one.to(dtype) - other.to(dtype)).square()
     if loss == "huber":
-        return ((squares + huber_c**2).sqrt() - huber_c).mean()
+        return (squares + huber_c**2).sqrt() - huber_c
     if loss == "l2":
-        return squares.mean()
+        return squares
     raise ValueError(f"loss must be 'huber' or 'l2': {loss!r}")

@@ -15,6 +15,11 @@ from guidedcd.files import append_text, replacing
 
 SHARE = "share/"
 """Beginning of the names of energies' shares of the prediction; a step without guided samples has none."""
+BY_NOISE = "cd_loss/noise-"
+"""Beginning of the names of the consistency loss by noise level, from 1 (the cleanest quarter of the solver's grid) to
+4; a step without samples there has none."""
+SOMETIMES = (SHARE, BY_NOISE)
+"""Beginnings of the names of numbers that a batch may lack, as NaN; means are over the batches that have them."""
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

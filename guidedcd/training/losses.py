@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from guidedcd.config.sections import Solver
-from guidedcd.diffusion.consistency import Network, distance, gap
+from guidedcd.diffusion.consistency import Network, gap, sample_gaps, sides
 from guidedcd.diffusion.guidance import Rule, TeacherStep, guidance_term, guided_share, guided_step, lambda_input
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.energies.output import OutputGradients
 from guidedcd.plugins.configs import EnergyConfig
 from guidedcd.training.batches import Batch
+
+NOISE_LEVELS = 4
+"""Parts of the solver's grid for which the consistency loss is logged."""
 
 
 class NoisyBatch:
@@ -60,6 +63,9 @@ class NoisyBatch:
         self.shares: dict[str, Tensor] = {}
         """By energy, its guided term as a share of the prediction: the mean over guided samples, NaN without any, and
         infinite where a gradient is not finite."""
+        self.by_noise: list[Tensor] = []
+        """The consistency loss by noise level: its mean over the samples in each quarter of the solver's grid, the
+        cleanest first, NaN without any; empty until it is computed."""
 
     @property
     def prediction(self) -> Tensor:
@@ -69,7 +75,7 @@ class NoisyBatch:
             self._prediction = self.schedule.consistency(self.z, output, self.t)
         return self._prediction
 
-    def consistency_loss(self, **options: Any) -> Tensor:
+    def consistency_loss(self, *, target: Network | None = None, loss: str = "huber", huber_c: float = 0.001) -> Tensor:
         """Distance of the student's predictions at both ends of the teacher's guided step; options of `distance`."""
         t_next = self.schedule.previous(self.t, self.solver.steps)
         rule = Rule(self.solver.rule, self.solver.noise_factor)
@@ -83,7 +89,7 @@ class NoisyBatch:
             self.shares[name] = torch.where(strength > 0, share, torch.nan).nanmean()
         z_next = guided_step(self.schedule, self._step, t_next, terms, rule)
         batch = self.batch
-        loss, self._prediction = distance(
+        self._prediction, goal = sides(
             self.student,
             self.schedule,
             self.z,
@@ -93,9 +99,13 @@ class NoisyBatch:
             batch.cond,
             batch.omega,
             self.lambdas,
-            **options,
+            target=target,
         )
-        return loss
+        with torch.no_grad():
+            samples = sample_gaps(self._prediction, goal, loss, huber_c)
+            quarter = batch.index.to(samples.device) * NOISE_LEVELS // self.solver.steps
+            self.by_noise = [torch.where(quarter == one, samples, torch.nan).nanmean() for one in range(NOISE_LEVELS)]
+        return gap(self._prediction, goal, loss, huber_c)
 
     def _output_scores(self) -> dict[str, Tensor]:
         """By energy of the output, its gradient at z like z."""

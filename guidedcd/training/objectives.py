@@ -27,7 +27,7 @@ from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.energies.output import OutputGradients
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training.batches import Batch
-from guidedcd.training.log import SHARE
+from guidedcd.training.log import BY_NOISE, SHARE
 from guidedcd.training.losses import NoisyBatch
 from guidedcd.training.rollouts import Rollouts
 
@@ -97,7 +97,8 @@ class Consistency:
             loss = step.noisy.consistency_loss(target=self.target, **self.distance)
         shares = {f"{SHARE}{name}": share for name, share in step.noisy.shares.items()}
         weighted = loss if self.weight == 1 else self.weight * loss
-        return [weighted], {"cd_loss": loss.detach()} | shares
+        by_noise = {f"{BY_NOISE}{level}": value for level, value in enumerate(step.noisy.by_noise, 1)}
+        return [weighted], {"cd_loss": loss.detach()} | by_noise | shares
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -29,7 +29,8 @@ from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training import distributed, optimizer
 from guidedcd.training.batches import Batch
-from guidedcd.training.log import SHARE
+from guidedcd.training.log import BY_NOISE, SHARE
+from guidedcd.training.losses import NOISE_LEVELS
 from guidedcd.training.objectives import BatchStep, objectives, total_loss
 from guidedcd.training.rollouts import Rollouts
 from guidedcd.training.step_metrics import StepMetrics
@@ -117,7 +118,8 @@ class TrainStep:
         if self.accelerator.num_processes > 1 and self.is_logged(number):
             rewards = [f"{kind}/{name}" for name in self.rewards.names for kind in ("reward", "routed")]
             shares = [f"{SHARE}{name}" for name in self.run.energies]
-            step_metrics.share(self.accelerator, ("loss", "cd_loss", "grad_norm", *rewards, *shares))
+            levels = [f"{BY_NOISE}{level}" for level in range(1, NOISE_LEVELS + 1)]
+            step_metrics.share(self.accelerator, ("loss", "cd_loss", "grad_norm", *levels, *rewards, *shares))
         with blame_memory("the optimiser", "Use --student.kind lora"):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from guidedcd.training.log import SHARE
+from guidedcd.training.log import SOMETIMES
 
 
 @attrs.frozen(kw_only=True)
@@ -74,7 +74,7 @@ class StepMetrics:
             means = zip(keys, values.wait(), strict=True)
             everywhere = {key: mean for key, mean in means if not math.isnan(mean)}
         line = {key: _combined(key, values) for key, values in listed.items()}
-        line = {key: value for key, value in line.items() if not (key.startswith(SHARE) and math.isnan(value))}
+        line = {key: value for key, value in line.items() if not (key.startswith(SOMETIMES) and math.isnan(value))}
         return StepResult(line=line, losses=listed["loss"], everywhere=everywhere)
 
 
@@ -95,8 +95,8 @@ class _HostCopy:
 
 
 def _combined(key: str, values: Sequence[Any]) -> Any:
-    """The mean of a number over batches; of a share, over the batches with guided samples."""
-    if not key.startswith(SHARE):
+    """The mean of a number over batches; of one that a batch may lack, over the batches that have it."""
+    if not key.startswith(SOMETIMES):
         return _mean(values)
     if all(isinstance(value, Tensor) for value in values):
         return torch.stack(list(values)).nanmean()

@@ -62,9 +62,22 @@ def test_the_total_is_the_sum_in_order(step):
     assert torch.equal(metrics["cd_loss"], loss.detach())
     assert torch.equal(metrics["reward/toy"], rewards.detach().mean())
     assert torch.equal(total, loss - run.rewards["toy"].weight * rewards.sum() * 1 / torch.tensor(float(len(rewards))))
-    assert list(metrics) == ["loss", "cd_loss", "share/toy", "routed/toy", "reward/toy"]
+    levels = [f"cd_loss/noise-{level}" for level in (1, 2, 3, 4)]
+    assert list(metrics) == ["loss", "cd_loss", *levels, "share/toy", "routed/toy", "reward/toy"]
     guided = now.batch.strengths[:, 0] > 0
     assert guided.any() and float(metrics["share/toy"]) == pytest.approx(0.3, rel=1e-4)
+
+
+def test_the_loss_by_noise_level(step):
+    """The consistency loss is the mean of its quarters of the grid, weighted by samples; empty quarters are NaN."""
+    now, _ = step()
+    loss = now.noisy.consistency_loss().detach()
+
+    quarters = now.batch.index * 4 // now.run.solver.steps
+    counts = torch.stack([(quarters == level).sum() for level in range(4)])
+    levels = torch.stack(now.noisy.by_noise)
+    assert torch.equal(levels.isnan(), counts == 0) and (counts > 0).any()
+    torch.testing.assert_close((levels.nan_to_num() * counts).sum() / counts.sum(), loss)
 
 
 def test_rewards_alone_are_a_run(step):

@@ -68,6 +68,8 @@ def test_a_share_is_the_mean_of_the_batches_with_guided_samples():
     batches = [{"loss": torch.tensor(1.0), "share/a": torch.tensor(share)} for share in (0.2, math.nan, 0.4)]
     assert StepMetrics(batches, torch.tensor(1.0)).wait().line["share/a"] == pytest.approx(0.3)
     assert "share/a" not in StepMetrics(batches[1:2], torch.tensor(1.0)).wait().line
+    levels = [{"loss": torch.tensor(1.0), "cd_loss/noise-2": torch.tensor(loss)} for loss in (0.1, math.nan, 0.3)]
+    assert StepMetrics(levels, torch.tensor(1.0)).wait().line["cd_loss/noise-2"] == pytest.approx(0.2)
 
     outcome = StepMetrics(batches[:2], torch.tensor(1.0))
     outcome.share(Others([1.0, 0.6]), ("loss", "share/a"))

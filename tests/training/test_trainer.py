@@ -126,7 +126,7 @@ def test_out_of_memory_names_the_component(toy, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("guidedcd.training.losses.distance", full)
+    monkeypatch.setattr("guidedcd.training.losses.sides", full)
     with pytest.raises(GuidedCDError, match=r"out of memory in the student's forward pass.*`train.batch_size=1`"):
         Trainer(run, tmp_path, LatentStore(store), run.teacher.build()).fit()
 

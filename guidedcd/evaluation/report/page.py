@@ -27,7 +27,7 @@ from guidedcd.evaluation.report.checks import checks
 from guidedcd.evaluation.report.score_tables import choice, model_card, scores
 from guidedcd.evaluation.report.videos import clock, shots, validated
 from guidedcd.files import replacing
-from guidedcd.training.log import SHARE, read_log
+from guidedcd.training.log import BY_NOISE, SHARE, read_log
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "open_clip_torch", "peft")
 
@@ -151,11 +151,15 @@ def _charts(log: Sequence[Mapping[str, Any]]) -> list[Chart]:
     rewards = {key.removeprefix("reward/"): key for line in log for key in line if key.startswith("reward/")}
     routed = {key.removeprefix("routed/"): key for line in log for key in line if key.startswith("routed/")}
     shares = {key.removeprefix(SHARE): key for line in log for key in line if key.startswith(SHARE)}
+    levels = {
+        key.removeprefix(BY_NOISE): key for key in sorted({k for line in log for k in line}) if key.startswith(BY_NOISE)
+    }
     losses = series({"total": "loss", "consistency": "cd_loss"})
     if losses.get("total") == losses.get("consistency"):
         losses.pop("total", None)
     charts = [
         line_chart("Loss", losses),
+        line_chart("Consistency loss by noise level (1 is the cleanest quarter)", series(levels)),
         *(line_chart(f"Reward {name} (higher is better)", series({name: key})) for name, key in rewards.items()),
         line_chart("Energy's guided term relative to the prediction", series(shares)),
         line_chart("Norm of the gradient", series({"norm": "grad_norm"})),
