@@ -126,11 +126,13 @@ def _rounded(value: float) -> float | None:
 
 def _print(content: Mapping[str, Any]) -> None:
     """The claims and their verdicts on the terminal."""
-    table = plain_table("claim", "verdict", "criterion", "ours", "paper")
+    table = plain_table("claim", "verdict", "criteria", "the deciding one", "ours", "paper")
     for claim in content["claims"]:
-        for number, one in enumerate(claim["criteria"]):
-            first = (claim["id"], claim["verdict"]) if not number else ("", "")
-            table.add_row(*first, one["criterion"], shown(one), _paper(claim) if not number else "")
+        holding = sum(one["verdict"] == intervals.HOLDS for one in claim["criteria"])
+        deciding = next(one for one in claim["criteria"] if one["verdict"] == claim["verdict"])
+        count = f"{holding} of {len(claim['criteria'])} hold"
+        paper = {True: "holds", False: "does not hold", None: ""}[claim["paper_holds"]]
+        table.add_row(claim["id"], claim["verdict"], count, deciding["criterion"], shown(deciding), paper)
     print_table(table)
     counts = Counter(claim["verdict"] for claim in content["claims"])
     note = " (one seed, so that verdicts have no interval)" if content["quick"] else ""
