@@ -79,7 +79,7 @@ def distil(
     with blame_memory("the teacher"):
         teacher = run.teacher.build().to(where)
     if rewards is not None:
-        rehearse(rewards, run, teacher.geometry, where)
+        rehearse(rewards, run, teacher.geometry, where, teacher)
         for reward in rewards.values():
             reward.to("cpu")  # the preprocessing needs the memory of the device
     latents = open_store(run, preprocess(run, store_folder=store, teacher=teacher, fill_parts=False))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import attrs
 from torch import Tensor
 
 from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError
+
+if TYPE_CHECKING:
+    from guidedcd.diffusion.schedule import NoiseSchedule
 
 
 @documented
@@ -96,3 +100,65 @@ class Seen:
         if self.decoder is None:
             raise RuntimeError("this teacher has no decoder")
         return self.decoder(self.guided if guided else self.x0, frames)
+
+
+def seen_of_latents(
+    latents: Tensor,
+    t: Tensor,
+    captions: Sequence[str] = (),
+    decoder: Callable[[Tensor, Sequence[int] | None], Tensor] | None = None,
+) -> Seen:
+    """Known clean latents in the form of a forward pass without noise: `x0` and `guided` are the latents."""
+    from torch import ones, zeros_like
+
+    one = ones(len(latents), device=latents.device)
+    zero = zeros_like(latents)
+    return Seen(
+        z=latents,
+        t=zeros_like(t),
+        alpha=one,
+        sigma=zeros_like(one),
+        output=zero,
+        prediction="eps",
+        captions=tuple(captions),
+        decoder=decoder,
+        guided_output=zero,
+    )
+
+
+def seen_of_prediction(
+    schedule: NoiseSchedule,
+    z: Tensor,
+    t: Tensor,
+    x0: Tensor,
+    captions: Sequence[str] = (),
+    decoder: Callable[[Tensor, Sequence[int] | None], Tensor] | None = None,
+) -> Seen:
+    """Predicted clean latents in the form of a forward pass: `x0` and `guided` are `x0`, with its gradient.
+
+    Args:
+        schedule: Noise levels.
+        z: Noisy latents (B, C, F, H, W).
+        t: Their timesteps (B,).
+        x0: The prediction, like `z`.
+        captions: B texts.
+        decoder: Turns latents into pixels.
+    """
+    from guidedcd.diffusion.schedule import expand
+
+    alpha, sigma = (level.to(z.device) for level in schedule.alpha_sigma(t))
+    eps = (z - expand(alpha, z) * x0) / expand(sigma, z).clamp_min(1e-6)
+    seen = Seen(
+        z=z,
+        t=t,
+        alpha=alpha,
+        sigma=sigma,
+        output=eps,
+        prediction="eps",
+        timesteps=len(schedule),
+        captions=tuple(captions),
+        decoder=decoder,
+        guided_output=eps,
+    )
+    vars(seen).update(x0=x0, guided=x0, eps=eps)  # where `cached_property` keeps them
+    return seen

@@ -15,7 +15,7 @@ from torch import Tensor
 from guidedcd.config.run import Run
 from guidedcd.diffusion.guidance import TeacherStep
 from guidedcd.diffusion.schedule import NoiseSchedule, clean_slope, expand
-from guidedcd.diffusion.seen import Seen
+from guidedcd.diffusion.seen import Seen, seen_of_latents
 from guidedcd.energies.gradients import Energy, EnergyTerm, blamed, check_finite, energy_values, kept
 from guidedcd.energies.traits import IN_TRAINING, check_traits, is_reference_free, output_names
 from guidedcd.errors import GuidedCDError
@@ -54,23 +54,6 @@ def seen_of_step(
         captions=tuple(captions),
         decoder=decoder,
         guided_output=step.output if guided else step.o_c,
-    )
-
-
-def seen_of_latents(latents: Tensor, t: Tensor, captions: Sequence[str] = (), decoder: Decoder | None = None) -> Seen:
-    """Known clean latents in the form of a forward pass without noise: `x0` and `guided` are the latents."""
-    one = torch.ones(len(latents), device=latents.device)
-    zero = torch.zeros_like(latents)
-    return Seen(
-        z=latents,
-        t=torch.zeros_like(t),
-        alpha=one,
-        sigma=torch.zeros_like(one),
-        output=zero,
-        prediction="eps",
-        captions=tuple(captions),
-        decoder=decoder,
-        guided_output=zero,
     )
 
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from guidedcd.diffusion.guidance import guided_from
-from guidedcd.diffusion.seen import Seen
+from guidedcd.diffusion.seen import Seen, seen_of_latents
 from guidedcd.energies import inversion
 from guidedcd.energies.gradients import Energy, EnergyTerm, kept, observed
-from guidedcd.energies.output import seen_of_latents
 from guidedcd.energies.traits import is_of_output, is_reference_free, needs_video
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Cond, Teacher

@@ -19,6 +19,7 @@ from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.planning.gpus import Machine
 from guidedcd.planning.meter import Cost, metered, size
 from guidedcd.planning.preprocess_cost import empty
+from guidedcd.rewards.latents import StudentPredictions
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training import distributed
 from guidedcd.training.batches import Batch
@@ -211,8 +212,11 @@ def scoring(run: Run, teacher: Teacher, modules: dict[str, Any]) -> Cost:
     batch = min(batch, settings.reward_batch or batch)
     routes = [Route(caption="a", rewards=frozenset(modules))] * batch
     predicted = empty(batch, *teacher.geometry.latent_shape).requires_grad_()
+    clips = predicted.detach()
+    t = torch.zeros(batch, dtype=torch.int64)
+    source = StudentPredictions(latents=predicted, routes=routes, z=clips, t=t, clips=clips, outputs=clips)
     with metered() as cost:
-        total = scorer.total(scorer.score(predicted, routes, torch.Generator().manual_seed(0)))
+        total = scorer.total(scorer.score(predicted, routes, torch.Generator().manual_seed(0), sources=[source]))
         if isinstance(total, torch.Tensor) and total.requires_grad:
             torch.autograd.backward(total)
     return cost

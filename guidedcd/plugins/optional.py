@@ -88,6 +88,13 @@ class OptionalEnergy(Protocol):
 class OptionalReward(Protocol):
     """Optional attributes of a reward."""
 
+    reads: Literal["frames", "latents"]
+    """What the reward receives: decoded "frames" (the default), or the student's predicted "latents" before they are
+    decoded. It is then called as reward(seen, captions, reference): `seen` is a `guidedcd.Seen` of the prediction."""
+    reference: Literal["prediction", "clean"] | None
+    """With `reads = "latents"`, the `Seen` that is the third argument: the teacher's "prediction" at the same noise
+    level, the "clean" latents of the clip, or None. Videos that the student samples itself have neither; a reward with
+    a reference does not score them."""
     generator: torch.Generator | None
     """Source of random preparation of the frames; the engine sets it for each training step."""
     reads_motion: bool

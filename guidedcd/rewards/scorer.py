@@ -19,6 +19,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import RewardConfig
 from guidedcd.rewards import contract
+from guidedcd.rewards.latents import StudentPredictions, reads_latents, scores_own_videos
 
 
 def frame_indices(
@@ -103,6 +104,11 @@ class RewardScorer:
         return tuple(self.modules)
 
     @property
+    def scores_own_videos(self) -> bool:
+        """Whether a reward can score videos that the student samples itself."""
+        return any(scores_own_videos(module) for module in self.modules.values())
+
+    @property
     def readers(self) -> dict[str, Reader]:
         """The rewards as readers of text, for routing."""
         return {n: Reader(max_tokens=m.max_tokens, count=m.count_tokens) for n, m in self.modules.items()}
@@ -114,9 +120,11 @@ class RewardScorer:
         generator: torch.Generator | None = None,
         *,
         limit: int | None = None,
+        sources: Sequence[StudentPredictions] = (),
     ) -> dict[str, Tensor]:
         """Scores (b,) of each reward on the samples routed to it; see `score`."""
-        return {name: one.scores for name, one in self.score(predicted, routes, generator, limit=limit).items()}
+        scored = self.score(predicted, routes, generator, limit=limit, sources=sources)
+        return {name: one.scores for name, one in scored.items()}
 
     def score(
         self,
@@ -125,6 +133,7 @@ class RewardScorer:
         generator: torch.Generator | None = None,
         *,
         limit: int | None = None,
+        sources: Sequence[StudentPredictions] = (),
     ) -> dict[str, RewardScores]:
         """The scores of each reward for the samples routed to it.
 
@@ -133,12 +142,13 @@ class RewardScorer:
             routes: One per sample: which rewards, and the caption they read.
             generator: Random numbers for frames and crops; the same state gives the same scores.
             limit: The largest number of samples that are decoded for one choice of frames; the first ones are used.
+            sources: The same samples with their noise levels and clips, for rewards that read latents.
 
         Returns:
             Scores by name, for every reward; empty if no sample is routed to it.
 
         Raises:
-            ValueError: There are more or fewer routes than samples.
+            ValueError: There are more or fewer routes than samples, or a reward reads latents and `sources` are others.
             GuidedCDError: A reward breaks its contract (see `contract.call`), or memory ran out.
         """
         if len(routes) != len(predicted):
@@ -157,6 +167,11 @@ class RewardScorer:
                     video = self._decode(predicted[samples], indices)
                 for name in names:
                     scores[name] = self._scores(name, video, samples, routes, generator) or scores[name]
+        for name in self.names:
+            if reads_latents(self.modules[name]):
+                if sum(len(source.routes) for source in sources) != len(routes):
+                    raise ValueError(f"{self.whose[name]} reads latents and needs the sources of {len(routes)} samples")
+                scores[name] = self._latent_scores(name, sources, generator) or scores[name]
         return scores
 
     def total(self, scored: Mapping[str, Tensor | RewardScores]) -> Tensor | float:
@@ -173,6 +188,8 @@ class RewardScorer:
         geometry = self.teacher.geometry
         groups: dict[tuple[int, str], list[str]] = {}
         for name, config in self.configs.items():
+            if reads_latents(self.modules[name]):
+                continue
             count = config.count(geometry.frames, geometry.fps)
             groups.setdefault((count, config.pick), []).append(name)
         return list(groups.values())
@@ -215,3 +232,28 @@ class RewardScorer:
         with blame_memory(whose, advice), torch.set_grad_enabled(grad), contract.drawing(module, generator):
             scores = contract.call(module, frames if grad else frames.detach(), captions, whose)
         return RewardScores(scores, samples)
+
+    def _latent_scores(
+        self, name: str, sources: Sequence[StudentPredictions], generator: torch.Generator | None
+    ) -> RewardScores | None:
+        """The scores of a reward that reads latents; None if it has no samples.
+
+        Videos without a clip are left out if it compares with one.
+        """
+        module, whose = self.modules[name], self.whose[name]
+        grad = torch.is_grad_enabled() and self.configs[name].weight > 0
+        scores, samples, first = [], [], 0
+        for source in sources:
+            rows = [row for row, route in enumerate(source.routes) if name in route.rewards]
+            if source.clips is None and not scores_own_videos(module):
+                rows = []
+            if rows:
+                captions = [source.routes[row].caption_of(name) for row in rows]
+                one = source if grad else attrs.evolve(source, latents=source.latents.detach())
+                with blame_memory(whose), torch.set_grad_enabled(grad), contract.drawing(module, generator):
+                    scores.append(
+                        contract.call_latents(module, one.inputs(rows, captions, module, self.teacher), whose)
+                    )
+            samples += [first + row for row in rows]
+            first += len(source.routes)
+        return RewardScores(torch.cat(scores), tuple(samples)) if scores else None

@@ -2,36 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
 import torch
 from torch import Tensor
 
-from guidedcd.testing.helpers import CAPTIONS, frees_memory, is_batch, random, same_in_threads, unchanged
+from guidedcd.rewards.latents import StudentPredictions, reads_latents
+from guidedcd.testing.energies import SCALES
+from guidedcd.testing.helpers import CAPTIONS, T, frees_memory, is_batch, random, same_in_threads, unchanged
 
 if TYPE_CHECKING:
     from guidedcd.testing.checked_component import CheckedComponent
 
 
 def video(checked: CheckedComponent, batch: int = 2) -> Tensor:
-    """Frames (batch, F, 3, 32, 40) in [0, 1], as many as the reward receives of 16 frames at 8 per second."""
+    """What the reward receives for one batch.
+
+    Frames (batch, F, 3, 32, 40) in [0, 1], as many as it receives of 16 frames at 8 per second. A reward that reads
+    latents receives those of a tiny teacher, in a size for which it has a gradient if it has one at all.
+    """
+    if reads_latents(checked.built):
+        latents = random((batch, *checked.teacher.geometry.latent_shape), 3)
+        for scale in SCALES:
+            scaled = (scale * latents).requires_grad_()
+            score = rewards(checked, scaled)
+            if isinstance(score, Tensor) and score.requires_grad:
+                (gradient,) = torch.autograd.grad(score[0], scaled, allow_unused=True)
+                if gradient is not None and gradient.abs().max() > 0:
+                    return scale * latents
+        return latents
     return random((batch, checked.options.count(16, 8.0), 3, 32, 40), 3).mul(0.2).add(0.5).clamp(0, 1)
+
+
+def rewards(checked: CheckedComponent, frames: Tensor, captions: Sequence[str] = CAPTIONS) -> Any:
+    """What the reward returns for frames or latents, see `video`, and their captions."""
+    reward, count = checked.built, len(frames)
+    if not reads_latents(reward):
+        return reward(frames, list(captions))
+    # The same for every sample, so that one of them alone has the same reference as in a batch.
+    z, clips, outputs = (0.1 * random((1, *frames.shape[1:]), seed).expand_as(frames) for seed in (11, 12, 13))
+    t = torch.full((count,), T)
+    source = StudentPredictions(latents=frames, routes=[], z=z, t=t, clips=clips, outputs=outputs)
+    return reward(*source.inputs(range(count), captions, reward, checked.teacher))
 
 
 def reward_is_one_number_per_sample(checked: CheckedComponent) -> None:
     """It returns finite rewards (B,), draws no random numbers and leaves torch's defaults alone."""
     frames = video(checked)
     with unchanged("the reward"):
-        is_batch(checked.built(frames, CAPTIONS), 2, "the reward")
+        is_batch(rewards(checked, frames), 2, "the reward")
 
 
 def reward_has_a_gradient(checked: CheckedComponent) -> None:
     """Its gradient with respect to the frames is finite, not zero, and stays within the sample."""
     frames = video(checked).requires_grad_()
-    score = checked.built(frames, CAPTIONS)
+    score = rewards(checked, frames)
     assert score.requires_grad, "the reward does not depend on the frames: something detached it"
     (gradient,) = torch.autograd.grad(score[0], frames, allow_unused=True)
     assert gradient is not None, "the reward does not depend on the frames: something detached it"
@@ -44,8 +73,8 @@ def reward_treats_samples_alone(checked: CheckedComponent) -> None:
     """The reward of a sample does not depend on the rest of the batch."""
     frames = video(checked)
     with torch.no_grad():
-        both = checked.built(frames, CAPTIONS)
-        alone = torch.cat([checked.built(frames[i : i + 1], CAPTIONS[i : i + 1]) for i in range(2)])
+        both = rewards(checked, frames)
+        alone = torch.cat([rewards(checked, frames[i : i + 1], CAPTIONS[i : i + 1]) for i in range(2)])
     assert torch.allclose(both, alone, rtol=1e-3, atol=1e-4), f"{both.tolist()} in a batch, {alone.tolist()} alone"
 
 
@@ -73,7 +102,7 @@ def reward_leaves_its_frames(checked: CheckedComponent) -> None:
     frames = video(checked)
     before = frames.clone()
     with torch.no_grad():
-        checked.built(frames, CAPTIONS)
+        rewards(checked, frames)
     assert torch.equal(frames, before), "it changed its frames in place: work on a copy"
 
 
@@ -90,10 +119,10 @@ def reward_reads_up_to_its_limit(checked: CheckedComponent) -> None:
         return
     frames = video(checked, 1)
     with torch.no_grad():
-        first, second = (reward(frames, [caption]) for caption in ("ball", "boat"))
+        first, second = (rewards(checked, frames, [caption]) for caption in ("ball", "boat"))
         if torch.equal(first, second):
             return  # it does not depend on captions, or its tokenizer knows neither word
-        one, other = (reward(frames, [caption]) for caption in captions)
+        one, other = (rewards(checked, frames, [caption]) for caption in captions)
     assert not torch.equal(one, other), (
         f"max_tokens is {limit}, but the last word of a caption of {reward.count_tokens(captions[0])} tokens has no "
         "effect: state the length that it reads"
@@ -106,13 +135,15 @@ def reward_is_safe_in_threads(checked: CheckedComponent) -> None:
 
     def reward(row: int) -> Tensor:
         with torch.no_grad():
-            return checked.built(frames[row : row + 1], CAPTIONS[:1])
+            return rewards(checked, frames[row : row + 1], CAPTIONS[:1])
 
     assert same_in_threads(reward, range(4)), "calls from several threads disturb each other: keep no state in self"
 
 
 def reward_follows_the_device(checked: CheckedComponent) -> None:
     """It creates its tensors on the device of the frames; it is tried on the meta device, as in a plan."""
+    if reads_latents(checked.built):
+        return  # the noise levels of the tiny teacher are on one device
     if sum(parameter.numel() for parameter in checked.built.parameters()) > LARGE:
         raise SkipTest("it is too large to be copied in a check")
     try:
@@ -131,17 +162,17 @@ def reward_follows_the_device(checked: CheckedComponent) -> None:
 def reward_frees_memory(checked: CheckedComponent) -> None:
     """It keeps no tensor of one call after another."""
     frames = video(checked)
-    frees_memory(lambda: checked.built(frames.clone().requires_grad_(), CAPTIONS), "the reward")
+    frees_memory(lambda: rewards(checked, frames.clone().requires_grad_()), "the reward")
 
 
 def reward_reads_the_order_of_frames(checked: CheckedComponent) -> None:
     """A reward that states `reads_motion` has another value for frames in another order."""
     if not getattr(checked.built, "reads_motion", False):
         return
-    frames = video(checked)
-    assert frames.shape[1] > 1, "it states `reads_motion`, but its option `frames` is 1"
+    frames, axis = video(checked), 2 if reads_latents(checked.built) else 1
+    assert frames.shape[axis] > 1, "it states `reads_motion`, but its option `frames` is 1"
     with torch.no_grad():
-        one, two = checked.built(frames, CAPTIONS), checked.built(frames.roll(1, dims=1), CAPTIONS)
+        one, two = rewards(checked, frames), rewards(checked, frames.roll(1, dims=axis))
     assert not torch.allclose(one, two, rtol=1e-5), "it states `reads_motion`, but the order of frames has no effect"
 
 

@@ -19,12 +19,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from guidedcd.config.run import Run
-from guidedcd.data.routing import Route
 from guidedcd.devices import blame_memory
 from guidedcd.diffusion.consistency import Network
 from guidedcd.diffusion.randomness import reward_generator
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.energies.output import OutputGradients
+from guidedcd.rewards.latents import StudentPredictions
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training.batches import Batch
 from guidedcd.training.log import BY_NOISE, SHARE
@@ -122,16 +122,23 @@ class GuidedPrediction:
         return [loss], {"cd_loss": loss.detach()}
 
 
-class Predictions(Protocol):
+class Source(Protocol):
     """A source of predictions that rewards score."""
 
-    def __call__(self, model: Network, batch: Batch, step: BatchStep) -> tuple[Tensor, Sequence[Route]]:
-        """(predicted clean latents (N, C, F, H, W), a route for each)."""
+    def __call__(self, model: Network, batch: Batch, step: BatchStep) -> StudentPredictions:
+        """The predicted clean latents (N, C, F, H, W) with a route for each."""
 
 
-def clip_predictions(model: Network, batch: Batch, step: BatchStep) -> tuple[Tensor, Sequence[Route]]:
+def clip_predictions(model: Network, batch: Batch, step: BatchStep) -> StudentPredictions:
     """The student's predictions for the clips of the batch (B, C, F, H, W)."""
-    return step.prediction, list(batch.routes)
+    return StudentPredictions(
+        latents=step.prediction,
+        routes=list(batch.routes),
+        z=step.noisy.z,
+        t=step.noisy.t,
+        clips=batch.z0,
+        outputs=batch.cond_output,
+    )
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -140,7 +147,7 @@ class OwnVideos:
 
     rollouts: Rollouts
 
-    def __call__(self, model: Network, batch: Batch, step: BatchStep) -> tuple[Tensor, Sequence[Route]]:
+    def __call__(self, model: Network, batch: Batch, step: BatchStep) -> StudentPredictions:
         """The predictions of the last sampling step, and the routes of their prompts."""
         with blame_memory("the student's own videos", "Lower --train.rollouts.videos"), step.accelerator.autocast():
             return self.rollouts(model, step.number)
@@ -155,18 +162,18 @@ class Rewards:
     """
 
     scorer: RewardScorer
-    sources: Sequence[Predictions]
+    sources: Sequence[Source]
     """In the order in which `reward_batch` selects their samples."""
 
     def __call__(self, model: Network, batch: Batch, step: BatchStep) -> Terms:
         """One loss per reward that has samples, and its mean and the routed share of samples for the log."""
         run, accelerator = step.run, step.accelerator
-        pairs = [source(model, batch, step) for source in self.sources]
-        predicted = pairs[0][0] if len(pairs) == 1 else torch.cat([latents for latents, _ in pairs])
-        routes = [route for _, some in pairs for route in some]
+        sources = [source(model, batch, step) for source in self.sources]
+        predicted = sources[0].latents if len(sources) == 1 else torch.cat([one.latents for one in sources])
+        routes = [route for one in sources for route in one.routes]
         generator = reward_generator(run.seed, step.number)
         with blame_memory("the rewards", "Use --train.reward-batch 1"):
-            rewards = self.scorer(predicted, routes, generator, limit=run.train.reward_batch)
+            rewards = self.scorer(predicted, routes, generator, limit=run.train.reward_batch, sources=sources)
         counts = torch.tensor([float(len(values)) for values in rewards.values()])
         if accelerator.num_processes > 1:
             counts = accelerator.reduce(counts.to(predicted.device), "sum")

@@ -24,6 +24,7 @@ from guidedcd.diffusion.randomness import Stream, noise, random_stream
 from guidedcd.diffusion.sampler import lambdas_at, multistep_consistency_sampling, multistep_timesteps
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Teacher
+from guidedcd.rewards.latents import StudentPredictions
 from guidedcd.training.batches import strengths
 
 
@@ -89,7 +90,7 @@ class Rollouts:
         )
         return [self.prompts[position] for position in positions[self.own]]
 
-    def __call__(self, model: Callable[..., Tensor], number: int) -> tuple[Tensor, list[Route]]:
+    def __call__(self, model: Callable[..., Tensor], number: int) -> StudentPredictions:
         """Clean latents (R, C, F, H, W) that the student predicts in the last of its passes, and their routes.
 
         The number of passes, from 1 to `train.rollouts.steps`, is drawn once for all videos of a step.
@@ -118,10 +119,15 @@ class Rollouts:
         def noises(draw: int) -> Tensor:
             return torch.stack([noise(int(seed), draw, shape) for seed in seeds]).to(device)
 
+        inputs_of_last: list[tuple[Tensor, Tensor]] = []
+
         def predict(z: Tensor, t: Tensor) -> Tensor:
+            if int(t[0]) == self.timesteps[last]:
+                inputs_of_last[:] = [(z, t)]
             with torch.set_grad_enabled(torch.is_grad_enabled() and int(t[0]) == self.timesteps[last]):
                 return model(z, t, cond, omega, lambdas_at(int(t[0]), lambdas, fractions, len(schedule)))
 
         steps = multistep_consistency_sampling(predict, schedule, noises(0), self.timesteps, lambda i: noises(1 + i))
         predicted = next(step.denoised for i, step in enumerate(steps) if i == last)
-        return predicted, [route for _, route in chosen]
+        ((z, t),) = inputs_of_last
+        return StudentPredictions(latents=predicted, routes=[route for _, route in chosen], z=z, t=t)

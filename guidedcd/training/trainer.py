@@ -73,7 +73,7 @@ class Trainer:
             processes=self.accelerator.num_processes,
         )
         rollouts = None
-        if run.train.rollouts.videos and scorer.names:
+        if run.train.rollouts.videos and scorer.scores_own_videos:
             rollouts = Rollouts(
                 run,
                 teacher,

@@ -30,6 +30,7 @@ from guidedcd.files import check_writable, path_name, write_json
 from guidedcd.locks import locked
 from guidedcd.plugins.configs import RewardConfig
 from guidedcd.rewards.contract import build_reward, call, drawing
+from guidedcd.rewards.latents import reads_latents
 from guidedcd.rewards.scorer import frame_indices
 from guidedcd.trials.teacher import ADVICE, omega_of, prompts_of, seeds_of, teacher_of
 
@@ -87,6 +88,11 @@ def try_reward(
     where = find_device(config.device)
     with blame_memory(f"reward '{chosen.name}'"):
         reward = build_reward(chosen).to(where)
+    if reads_latents(reward):
+        raise GuidedCDError(
+            f"{chosen.component()} reads the student's predicted latents, which a video file does not have. Train with "
+            "it for some steps, and read its values in the log."
+        )
     scored = [
         _scored(chosen, reward, name, caption, video.to(where), fps, config.seed)
         for name, caption, video, fps in _videos(selection, videos, prompts, config)

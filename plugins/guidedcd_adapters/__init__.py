@@ -1,11 +1,11 @@
-"""Rewards as energies: `--energies reward:clip`."""
+"""Rewards as energies, `--energies reward:clip`, and energies as rewards, `--rewards energy:dynamics`."""
 
 from __future__ import annotations
 
 import attrs
 from attrs.validators import ge, le
 
-from guidedcd import OutputEnergyConfig, WrapperConfig, hookimpl
+from guidedcd import OutputEnergyConfig, RewardConfig, WrapperConfig, hookimpl
 from guidedcd.config.validators import is_subrange
 
 
@@ -22,6 +22,15 @@ class RewardEnergyConfig(OutputEnergyConfig, WrapperConfig):
     of the sampling, where decoded frames are sharp enough for a reward."""
 
 
+@attrs.frozen(kw_only=True)
+class EnergyRewardConfig(RewardConfig, WrapperConfig):
+    """Options of the reward `energy:NAME`, of which frames and pick have no effect."""
+
+    energy: str = attrs.field(default="", metadata={"positional": "name", "kind": "energy"})
+    """The energy of the output, NAME[:VALUE]; its options are those of --energies.NAME, of which scale, relative,
+    scale_range and fraction have no effect."""
+
+
 @hookimpl
 def register_energies(register):
     """Offer `reward`."""
@@ -30,4 +39,15 @@ def register_energies(register):
         "guidedcd_adapters.energy:RewardEnergy",
         config=RewardEnergyConfig,
         summary="minus any reward, of the decoded prediction after guidance",
+    )
+
+
+@hookimpl
+def register_rewards(register):
+    """Offer `energy`."""
+    register(
+        "energy",
+        "guidedcd_adapters.reward:EnergyReward",
+        config=EnergyRewardConfig,
+        summary="minus any energy of the output, of the student's own prediction",
     )

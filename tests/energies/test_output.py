@@ -9,9 +9,9 @@ from guidedcd.diffusion.guidance import TeacherStep
 from guidedcd.diffusion.guiders import combine
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.schedule import NoiseSchedule, to_x0_eps
-from guidedcd.diffusion.seen import Seen
+from guidedcd.diffusion.seen import Seen, seen_of_latents
 from guidedcd.energies.gradients import EnergyTerm
-from guidedcd.energies.output import output_gradients, seen_of_latents, seen_of_step
+from guidedcd.energies.output import output_gradients, seen_of_step
 from guidedcd.energies.traits import check_traits, needs_video
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.configs import EnergyConfig, OutputEnergyConfig

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from guidedcd.diffusion.guidance import TeacherStep, guided_step
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.diffusion.seen import seen_of_latents
 from guidedcd.energies.gradients import EnergyTerm
-from guidedcd.energies.output import output_gradients, seen_of_latents, seen_of_step
+from guidedcd.energies.output import output_gradients, seen_of_step
 from guidedcd.testing import checks
 
 NAMES = ("x0-motion", "dynamics", "saturation")

@@ -51,7 +51,8 @@ def test_only_the_last_pass_has_a_gradient(toy):
     lengths = set()
     for number in range(24):
         calls.clear()
-        predicted, routes = own(model, number)
+        made = own(model, number)
+        predicted, routes = made.latents, made.routes
         assert predicted.shape == (2, *teacher.geometry.latent_shape) and predicted.requires_grad
         assert [t for t, _ in calls] == [999, 749, 499, 249][: len(calls)]
         assert [grad for _, grad in calls] == [False] * (len(calls) - 1) + [True]
@@ -72,7 +73,8 @@ def test_the_last_of_all_passes_is_what_sampling_gives(toy):
         seen.append(z)
         return student(z, *args)
 
-    predicted, routes = own(model, 7)
+    made = own(model, 7)
+    predicted, routes = made.latents, made.routes
     cond = teacher.embed([one.caption for one in routes])
     lambdas = [run.energies["toy"].relative / 6]
     expected = sample(student, teacher, cond, seen[0], 1, 2.5, lambdas, run.energies["toy"].fraction)
@@ -87,10 +89,11 @@ def test_numbers_depend_on_seed_and_step_alone(toy):
     whole = rollouts(make(train={"rollouts": {"videos": 4, "steps": 2}}), teacher)
     parts = [rollouts(run, teacher, process=i, processes=2) for i in range(2)]
     for number in (5, 3, 5):
-        expected, routes = whole(student, number)
+        made = whole(student, number)
+        expected, routes = made.latents, made.routes
         found = [part(student, number) for part in parts]
-        torch.testing.assert_close(torch.cat([one for one, _ in found]), expected, atol=1e-5, rtol=1e-5)
-        assert [r.caption for _, some in found for r in some] == [r.caption for r in routes]
+        torch.testing.assert_close(torch.cat([one.latents for one in found]), expected, atol=1e-5, rtol=1e-5)
+        assert [r.caption for one in found for r in one.routes] == [r.caption for r in routes]
     other = rollouts(make(train={"rollouts": {"videos": 4, "steps": 2}}, seed=1), teacher)
     assert [s.id for s, _ in other.chosen(5)] != [s.id for s, _ in whole.chosen(5)]
 
@@ -175,8 +178,8 @@ def test_a_loss_that_is_not_finite_names_the_prompts(toy, tmp_path, monkeypatch)
     call = Rollouts.__call__
 
     def broken(self, model, number):
-        predicted, routes = call(self, model, number)
-        return predicted * float("inf"), routes
+        made = call(self, model, number)
+        return attrs.evolve(made, latents=made.latents * float("inf"))
 
     monkeypatch.setattr(Rollouts, "__call__", broken)
     with pytest.raises(GuidedCDError, match=r"not finite at step 1, samples toy/\d#\d, toy/\d#\d, 'clip \d'"):
