@@ -1,0 +1,343 @@
+"""LoRA files of video transformers: every layout in use is read, and those of diffusers, ComfyUI and kohya are written.
+
+An `Adapter` has diffusers' names and no scale: alpha / rank is multiplied into the matrix that is applied second, so
+that all programs apply a written file alike. Layouts, and which program reads which: `lora_names` and the facts of
+diffusers 0.38 to 0.42, ComfyUI, musubi-tuner, LightX2V and VideoX-Fun.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from guidedcd.documents import read_text
+from guidedcd.errors import GuidedCDError
+from guidedcd.files import replacing
+from guidedcd_dits.lora_names import Family, all_known, family_of
+
+PEFT_METADATA = "lora_adapter_metadata"
+SAMPLING_METADATA = "guidedcd_sampling"
+NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+"""Names of files in folders, of PEFT and of diffusers; PEFT's has its alpha in adapter_config.json."""
+KOHYA = ("lora_unet__", "lora_unet_")
+PREFIXES = ("transformer.", "base_model.model.", "model.diffusion_model.", "diffusion_model.", "")
+"""Beginnings of keys; the first two precede diffusers' names."""
+DOWN, UP, ALPHA, UP_BIAS, WEIGHT, BIAS, MODULATION = "down", "up", "alpha", "up bias", "weight", "bias", "modulation"
+SUFFIXES = {
+    ".lora_A.default.weight": DOWN,
+    ".lora_B.default.weight": UP,
+    ".lora_linear_layer.down.weight": DOWN,
+    ".lora_linear_layer.up.weight": UP,
+    ".lora_A.weight": DOWN,
+    ".lora_B.weight": UP,
+    ".lora_down.weight": DOWN,
+    ".lora_up.weight": UP,
+    ".lora.down.weight": DOWN,
+    ".lora.up.weight": UP,
+    "_lora.down.weight": DOWN,
+    "_lora.up.weight": UP,
+    ".lora_A": DOWN,
+    ".lora_B": UP,
+    ".lora_B.bias": UP_BIAS,
+    ".lora_B.default.bias": UP_BIAS,
+    ".alpha": ALPHA,
+    ".diff": WEIGHT,
+    ".w_norm": WEIGHT,
+    ".diff_b": BIAS,
+    ".b_norm": BIAS,
+    ".diff_m": MODULATION,
+}
+"""What a key holds, by its end."""
+
+
+@attrs.frozen(kw_only=True)
+class Sampling:
+    """How a few-step adapter is sampled, as the file states it."""
+
+    scheduler: str
+    """diffusers' class."""
+    shift: float
+    """Shift of the noise levels of a flow model: sigma = shift s / (1 + (shift - 1) s)."""
+    steps: int
+    guidance_scale: float = 1.0
+    expert: str | None = None
+    """The expert of a model with two: "high" or "low" noise."""
+
+
+@attrs.frozen(eq=False)
+class Adapter:
+    """Changes of a transformer's weights, with diffusers' names."""
+
+    pairs: Mapping[str, tuple[Tensor, Tensor]]
+    """By layer, (down, up): the weight changes by up @ down. Shapes (r, in, ...) and (out, r, ...)."""
+    deltas: Mapping[str, Tensor] = attrs.field(factory=dict)
+    """Full changes by parameter."""
+    sampling: Sampling | None = None
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The rank by layer."""
+        return {name: len(down) for name, (down, _) in self.pairs.items()}
+
+    def changes(self) -> dict[str, Tensor]:
+        """The change of each parameter, float32."""
+        changes = {name: delta.float() for name, delta in self.deltas.items()}
+        for name, (down, up) in self.pairs.items():
+            product = (up.float().flatten(1) @ down.float().flatten(1)).view(len(up), *down.shape[1:])
+            weight = f"{name}.weight"
+            changes[weight] = changes[weight] + product.view(changes[weight].shape) if weight in changes else product
+        return changes
+
+
+def read(path: str | Path, network: nn.Module) -> Adapter:
+    """The adapter of a safetensors file, or of a folder with one, checked against the parameters of a transformer.
+
+    Raises:
+        GuidedCDError: The file is damaged, has another layout, or belongs to another base.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = next((path / name for name in NAMES if (path / name).is_file()), path / NAMES[0])
+    if not path.is_file():
+        raise GuidedCDError(f"there is no LoRA file {path}.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except Exception as error:  # safetensors has its own errors
+        raise GuidedCDError(
+            f"{path} is no safetensors file ({error}); LoRA files of other formats are not read."
+        ) from error
+    config = path.parent / "adapter_config.json"
+    if path.name == NAMES[0] and config.is_file():
+        metadata[PEFT_METADATA] = read_text(config)
+    adapter = parse(state, family_of(network), metadata, str(path))
+    check_base(adapter, network, str(path))
+    return adapter
+
+
+def parse(state: Mapping[str, Tensor], family: Family, metadata: Mapping[str, str], what: str = "the LoRA") -> Adapter:
+    """The adapter of a state dict in any layout.
+
+    The scale of a layer is alpha / rank if the file has its `alpha`; otherwise that of PEFT's configuration in the
+    metadata, if the names are diffusers'; otherwise 1.
+
+    Raises:
+        GuidedCDError: A key is unknown, half of a pair is missing, or matrices do not fit.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        suffix = next((suffix for suffix in SUFFIXES if key.endswith(suffix)), None)
+        if suffix is None:
+            raise GuidedCDError(f"{what}: the key {key} belongs to no layout of LoRA that guidedcd reads.")
+        kind, base = SUFFIXES[suffix], key.removesuffix(suffix)
+        if kind == MODULATION:
+            kind, base = WEIGHT, f"{base}.modulation"
+        if kind in parts.setdefault(base, {}):
+            raise GuidedCDError(f"{what}: the {kind} of {base} is there twice, under different names.")
+        parts[base][kind] = tensor
+    if not parts:
+        raise GuidedCDError(f"{what} contains no tensor.")
+    rename, prefix = _names(parts, family, what)
+    config = _peft_config(metadata, what) if prefix in PREFIXES[:2] else None
+    if prefix == PREFIXES[1] and config is None:
+        raise GuidedCDError(f"{what} is PEFT's, but its adapter_config.json, which has the alpha, is not beside it.")
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    deltas: dict[str, Tensor] = {}
+    for base, kinds in parts.items():
+        name = rename(base)
+        scale = 1.0
+        if DOWN in kinds or UP in kinds:
+            scale = _scale(name, kinds, config, prefix in KOHYA, f"{what}: {base}")
+            pairs[name] = (kinds[DOWN], kinds[UP] * scale if scale != 1 else kinds[UP])
+        elif ALPHA in kinds or UP_BIAS in kinds:
+            raise GuidedCDError(f"{what}: {base} has an alpha or a bias, but no matrices.")
+        if WEIGHT in kinds:
+            deltas[name if name.endswith("scale_shift_table") else f"{name}.weight"] = kinds[WEIGHT]
+        bias = [kinds[BIAS]] if BIAS in kinds else []
+        bias += [kinds[UP_BIAS] * scale] if UP_BIAS in kinds else []
+        if bias:
+            deltas[f"{name}.bias"] = sum(bias[1:], bias[0])
+    return Adapter(pairs, deltas, _sampling(metadata, what))
+
+
+def _names(bases: Iterable[str], family: Family, what: str) -> tuple[Callable[[str], str], str]:
+    """The function from the names before a key's suffix to diffusers' names, and the prefix that all of them have."""
+    bases = list(bases)
+    prefix = next(prefix for prefix in (*KOHYA, *PREFIXES) if all(base.startswith(prefix) for base in bases))
+    bare = [base.removeprefix(prefix) for base in bases]
+    renames: list[Callable[[str], str]] = [
+        family.to_diffusers,
+        lambda name: family.to_diffusers(family.to_native(name)),
+    ]
+    if prefix in KOHYA:
+        renames = [family.from_kohya]
+    elif prefix in PREFIXES[:2]:
+        renames = renames[1:]
+    known = next((rename for rename in renames if all_known(bare, rename)), None)
+    if known is not None:
+        return lambda base: known(base.removeprefix(prefix)), prefix
+    unknown = next(name for name in bare if not all_known([name], renames[0]))
+    raise GuidedCDError(f"{what}: {prefix}{unknown} is no layer of {family.title}; the file belongs to another model.")
+
+
+def _scale(
+    name: str, kinds: Mapping[str, Tensor], config: Mapping[str, Any] | None, is_kohya: bool, what: str
+) -> float:
+    if DOWN not in kinds or UP not in kinds:
+        raise GuidedCDError(f"{what} has one matrix of a pair; the file is incomplete.")
+    rank = len(kinds[DOWN])
+    if kinds[UP].shape[1] != rank:
+        raise GuidedCDError(f"{what}: matrices of ranks {rank} and {kinds[UP].shape[1]} do not fit together.")
+    if ALPHA in kinds:
+        alpha = float(kinds[ALPHA].reshape(-1)[0])
+        return 1.0 if is_kohya and not alpha else alpha / rank
+    if config is None:
+        return 1.0
+    patterns = config.get("alpha_pattern") or {}
+    fitting = [value for key, value in patterns.items() if name == key or name.endswith(f".{key}")]
+    alpha = float((fitting or [config.get("lora_alpha", rank)])[0])
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _peft_config(metadata: Mapping[str, str], what: str) -> dict[str, Any] | None:
+    """PEFT's configuration of the transformer in the metadata of diffusers, if it is there."""
+    if PEFT_METADATA not in metadata:
+        return None
+    try:
+        values = json.loads(metadata[PEFT_METADATA])
+        return {key.removeprefix("transformer."): value for key, value in values.items()}
+    except (ValueError, AttributeError) as error:
+        raise GuidedCDError(f"{what}: {PEFT_METADATA} in its metadata is no JSON object.") from error
+
+
+def _sampling(metadata: Mapping[str, str], what: str) -> Sampling | None:
+    if SAMPLING_METADATA not in metadata:
+        return None
+    try:
+        return Sampling(**json.loads(metadata[SAMPLING_METADATA]))
+    except (ValueError, TypeError) as error:
+        raise GuidedCDError(f"{what}: {SAMPLING_METADATA} in its metadata is not what guidedcd writes.") from error
+
+
+def check_base(adapter: Adapter, network: nn.Module, what: str) -> None:
+    """Check that a network has every layer of an adapter, in its shape.
+
+    Raises:
+        GuidedCDError: It has not; names the first one.
+    """
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    sizes = {f"{name}.weight": (len(up), *down.shape[1:]) for name, (down, up) in adapter.pairs.items()}
+    sizes |= {name: tuple(delta.shape) for name, delta in adapter.deltas.items()}
+    for name, size in sizes.items():
+        if name not in shapes:
+            raise GuidedCDError(f"{what} changes {name}, which this transformer has not: it belongs to another base.")
+        if torch.Size(size) != shapes[name]:
+            raise GuidedCDError(
+                f"{what} changes {name} of shape {list(size)}, this transformer has {list(shapes[name])}: "
+                "it belongs to another base."
+            )
+
+
+@torch.no_grad()
+def merge(adapter: Adapter, network: nn.Module, strength: float = 1.0) -> None:
+    """Add an adapter to the weights of a network, in place; sums are computed in float32.
+
+    Raises:
+        GuidedCDError: It belongs to another base.
+    """
+    check_base(adapter, network, "the LoRA")
+    parameters = dict(network.named_parameters())
+    for name, change in adapter.changes().items():
+        parameter = parameters[name]
+        parameter.copy_(parameter.float() + strength * change.to(parameter.device))
+
+
+def diffusers_state(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata in diffusers' layout, for `load_lora_weights`.
+
+    Raises:
+        GuidedCDError: The adapter has full changes of weights, which this layout has no place for.
+    """
+    _without_deltas(adapter, "diffusers' layout")
+    from peft import LoraConfig
+
+    rank = Counter(adapter.ranks.values()).most_common(1)[0][0]
+    others = {name: one for name, one in adapter.ranks.items() if one != rank}
+    # Complete, because diffusers 0.38 reads every entry; alpha is the rank, because other readers assume it.
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=sorted(adapter.pairs), rank_pattern=others, alpha_pattern=others
+    ).to_dict()
+    values = {f"transformer.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    metadata = {"format": "pt", PEFT_METADATA: json.dumps(values, indent=2, sort_keys=True, default=str)}
+    tensors = {}
+    for name, (down, up) in adapter.pairs.items():
+        tensors[f"transformer.{name}.lora_A.weight"], tensors[f"transformer.{name}.lora_B.weight"] = down, up
+    return tensors, metadata | _sampling_metadata(adapter)
+
+
+def native_state(adapter: Adapter, family: Family) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata in the layout of ComfyUI and LightX2V, without alpha; full changes as `diff` and `diff_b`.
+
+    Raises:
+        GuidedCDError: There is no such layout for the family.
+    """
+    if not family.has_native_form:
+        raise GuidedCDError(
+            f"there is no common native layout for LoRA files of {family.title}; write that of diffusers."
+        )
+    tensors = {}
+    for name, (down, up) in adapter.pairs.items():
+        base = f"diffusion_model.{family.to_native(name)}"
+        tensors[f"{base}.{family.down}.weight"], tensors[f"{base}.{family.up}.weight"] = down, up
+    for name, delta in adapter.deltas.items():
+        module, _, leaf = name.rpartition(".")
+        if name.endswith("scale_shift_table"):
+            tensors[f"diffusion_model.{family.to_native(name)}.diff"] = delta
+        else:
+            tensors[f"diffusion_model.{family.to_native(module)}.{'diff' if leaf == 'weight' else 'diff_b'}"] = delta
+    return tensors, {"format": "pt"} | _sampling_metadata(adapter)
+
+
+def kohya_state(adapter: Adapter, family: Family) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata in the layout of musubi-tuner and kohya's scripts, with alpha, which is the rank.
+
+    Raises:
+        GuidedCDError: The adapter has full changes of weights.
+    """
+    _without_deltas(adapter, "kohya's layout")
+    tensors = {}
+    for name, (down, up) in adapter.pairs.items():
+        base = f"lora_unet_{family.to_kohya(name)}"
+        tensors[f"{base}.lora_down.weight"], tensors[f"{base}.lora_up.weight"] = down, up
+        tensors[f"{base}.alpha"] = torch.tensor(float(len(down)))
+    rank = str(max(adapter.ranks.values()))
+    return tensors, {"format": "pt", "ss_network_dim": rank, "ss_network_alpha": rank} | _sampling_metadata(adapter)
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a state and its metadata as one safetensors file, which appears when it is complete."""
+    with replacing(path) as partial:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial, dict(metadata))
+
+
+def _sampling_metadata(adapter: Adapter) -> dict[str, str]:
+    return {SAMPLING_METADATA: json.dumps(attrs.asdict(adapter.sampling))} if adapter.sampling else {}
+
+
+def _without_deltas(adapter: Adapter, layout: str) -> None:
+    if adapter.deltas:
+        raise GuidedCDError(
+            f"{layout} has no place for the change of {next(iter(adapter.deltas))}; write native files."
+        )
+    if not adapter.pairs:
+        raise GuidedCDError("the adapter changes no layer.")
