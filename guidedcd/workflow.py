@@ -15,6 +15,7 @@ from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.data.routing import Reader, Sample, route, rules_of
 from guidedcd.devices import blame_memory, device, process
+from guidedcd.energies.traits import check_references
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
 from guidedcd.files import file_digest
@@ -135,6 +136,7 @@ def _check_components(run: Run) -> dict[str, Any]:
     for kind in ("energy", "metric"):
         for chosen in run.chosen(kind):
             chosen.component().load()
+    check_references(run)
     optimizer.check(run.train)
     trackers.check(run.train.tracker)
     if run.train.sentinel.every:

@@ -151,6 +151,28 @@ def check_finite(term: EnergyTerm, gradient: Tensor, captions: Sequence[str]) ->
         raise GuidedCDError(f"{term.whose} gave a gradient that is not finite for {samples}.")
 
 
+@contextmanager
+def _naming_needs(energies: Mapping[str, Energy]) -> Iterator[None]:
+    """An error of a teacher about activations that it cannot record names the energies, by description, that need them.
+
+    Raises:
+        GuidedCDError: The teacher raised it.
+    """
+    try:
+        yield
+    except GuidedCDError as error:
+        text = str(error)
+        needs = {whose: getattr(energy, "needs", ()) for whose, energy in energies.items()}
+        named = [
+            whose
+            for whose, some in needs.items()
+            if any(f"'{need}'" in text or f"'{need.partition(':')[2]}'" in text for need in some)
+        ]
+        if not named or any(whose in text for whose in named):
+            raise
+        raise GuidedCDError(f"{' and '.join(named)}: {text}") from error
+
+
 def energy_gradients(
     teacher: Teacher,
     z: Tensor,
@@ -186,7 +208,8 @@ def energy_gradients(
     forward: Any = teacher.seen  # `options` of a teacher with `tails` go beyond the protocol
     with torch.enable_grad():
         z = z.detach().requires_grad_(True)
-        seen = forward(z, t, cond, needs=needs, captions=captions, **options)
+        with _naming_needs({term.whose: term.energy for term in terms}):
+            seen = forward(z, t, cond, needs=needs, captions=captions, **options)
         for number, term in enumerate(terms, 1):
             with blamed(term):
                 value = energy_values(term, seen)
@@ -289,7 +312,9 @@ class EnergyGradients:
         for kind, (latents, t) in references.items():
             names = [name for name, own in self.kind_of.items() if own == kind]
             with torch.no_grad():
-                seen = observed(self.teacher, latents, t, cond, [self.energies[name] for name in names], captions)
+                energies = [self.energies[name] for name in names]
+                with _naming_needs({f"energy '{n}' of {self.plugins[n]}": self.energies[n] for n in names}):
+                    seen = observed(self.teacher, latents, t, cond, energies, captions)
                 for start in range(0, len(latents), batch_size):
                     rows = seen.rows(start, start + batch_size)
                     for name in names:

@@ -17,8 +17,7 @@ from guidedcd.diffusion.guidance import TeacherStep
 from guidedcd.diffusion.schedule import NoiseSchedule, clean_slope, expand
 from guidedcd.diffusion.seen import Seen, seen_of_latents
 from guidedcd.energies.gradients import Energy, EnergyTerm, blamed, check_finite, energy_values, kept
-from guidedcd.energies.traits import IN_TRAINING, check_traits, is_reference_free, output_names
-from guidedcd.errors import GuidedCDError
+from guidedcd.energies.traits import check_reference, check_traits, is_reference_free, output_names
 from guidedcd.models.teachers.protocol import Teacher
 
 Decoder = Callable[[Tensor, Sequence[int] | None], Tensor]
@@ -110,11 +109,7 @@ class OutputGradients:
             check_traits(energy, config, whose)
             if is_reference_free(energy):
                 continue
-            if config.reference not in IN_TRAINING:
-                raise GuidedCDError(
-                    f"{whose}: the reference '{config.reference}' of an energy of the output takes passes of the "
-                    f"teacher, which training does not have. Use --energies.{name}.reference prediction or clean."
-                )
+            check_reference(config, name, whose)
             self.kind_of[name] = config.reference
 
     def __call__(

@@ -78,6 +78,32 @@ def check_traits(energy: Any, config: EnergyConfig, whose: str) -> None:
         )
 
 
+def check_reference(config: EnergyConfig, name: str, whose: str) -> None:
+    """Check that a training step has the reference of an energy of the output.
+
+    Raises:
+        GuidedCDError: It takes passes of the teacher.
+    """
+    if config.reference not in IN_TRAINING:
+        raise GuidedCDError(
+            f"{whose}: the reference '{config.reference}' of an energy of the output takes passes of the teacher, "
+            f"which training does not have. Use --energies.{name}.reference prediction or clean; `guidedcd try energy "
+            f"{name}` and `guidedcd sample --teacher` have the others, too."
+        )
+
+
+def check_references(run: Run) -> None:
+    """Check the references of a run's energies before its teacher is built.
+
+    Raises:
+        GuidedCDError: As `check_reference`.
+    """
+    for name, config in run.energies.items():
+        own = traits(run, name)
+        if own.is_of_output and not own.is_reference_free:
+            check_reference(config, name, str(run.component("energy", name)))
+
+
 def traits(run: Run, name: str) -> Traits:
     """The traits of a run's energy, as its class states them or its constructor sets them.
 

@@ -20,7 +20,7 @@ from guidedcd.console import console, duration, waiting
 from guidedcd.devices import blame_memory, device, launch, process
 from guidedcd.documents import read_json
 from guidedcd.energies.output import OutputGradients
-from guidedcd.energies.traits import stored_part
+from guidedcd.energies.traits import check_references, stored_part
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, leftovers, write_json
 from guidedcd.locks import holder, locked, noted
@@ -63,6 +63,7 @@ def preprocess(
     """
     whole, run = run, stored_part(run)
     is_own = teacher is None
+    check_references(whole)
     if teacher is None:
         with blame_memory("the teacher"):
             teacher = run.teacher.build().to(device(run.device))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from guidedcd import EnergyConfig, GuidedCDError, Seen, inside
 from guidedcd.energies.gradients import EnergyTerm, blamed, energy_values, kept
-from guidedcd.energies.traits import IN_TRAINING, check_traits, is_of_output, is_reference_free
+from guidedcd.energies.traits import check_reference, check_traits, is_of_output, is_reference_free
 from guidedcd_adapters import EnergyRewardConfig
 
 
@@ -47,11 +47,8 @@ class EnergyReward(nn.Module):
             )
         self.reference = None if is_reference_free(self.energy) else options.reference
         """What the energy compares with; see `guidedcd.plugins.optional.OptionalReward`."""
-        if self.reference is not None and self.reference not in IN_TRAINING:
-            raise GuidedCDError(
-                f"{whose}: the reference '{self.reference}' takes passes of the teacher, which training does not have. "
-                f"Use --energies.{chosen.name}.reference prediction or clean."
-            )
+        if self.reference is not None:
+            check_reference(options, chosen.name, whose)
 
     def count_tokens(self, text: str) -> int:
         """The number of words, although none is read."""

@@ -70,7 +70,8 @@ BUILDING = {
 }
 MEMBERS = {
     "needs without a comma": ("needs = 'temporal-attention:official'", r"with a comma"),
-    "needs misspelt": ("needs = ('temporal-atention:official',)", "temporal-atention:official"),
+    "needs misspelt": ("needs = ('temporal-atention:official',)", "cannot record 'temporal-atention:official'"),
+    "needs of layers that are missing": ("needs = ('temporal-attention:nowhere',)", "no temporal attention matches"),
     "needs of numbers": ("needs = (1,)", "must be a tuple of texts"),
 }
 
@@ -116,7 +117,7 @@ def test_a_constructor_that_ends_the_program_is_an_error(toy, install, init, mes
 @pytest.mark.parametrize(("members", "message"), MEMBERS.values(), ids=MEMBERS)
 def test_wrong_needs_are_one_sentence(toy, install, members, message):
     """What an energy reads of the network is checked before any pass."""
-    with pytest.raises(GuidedCDError, match=message):
+    with pytest.raises(GuidedCDError, match=f"^energy 'odd' of acme-odd/acme_odd.*{message}"):
         rehearsed(install, members=members)
 
 

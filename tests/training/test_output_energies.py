@@ -8,6 +8,7 @@ import torch
 from short_training import interrupted, trained
 from toy_plugin import make
 
+import guidedcd
 from guidedcd import OutputEnergyConfig, Run
 from guidedcd.diffusion.guiders import combine
 from guidedcd.diffusion.seen import Seen
@@ -173,11 +174,16 @@ def test_training_names_an_energy_whose_gradient_is_not_finite(toy, tmp_path, mo
         trained(run, tmp_path / "run", tmp_path / "s")
 
 
-def test_references_that_take_passes_are_refused(toy, tmp_path):
+def test_references_that_take_passes_are_refused(toy, tmp_path, monkeypatch):
     """Training has the clip's own prediction and its clean latents, and no others."""
     run = make(energy={"x0-motion": {"reference": "inversion"}})
-    with pytest.raises(GuidedCDError, match="takes passes of the teacher, which training does not have"):
+    words = r"energy 'x0-motion' of .*'inversion' .* which training does not have.*prediction.* or clean.*try energy"
+    with pytest.raises(GuidedCDError, match=words):
         preprocess(run, store_folder=tmp_path / "s")
+    monkeypatch.setattr(type(run.teacher), "build", lambda *_: pytest.fail("the teacher was built"))
+    with pytest.raises(GuidedCDError, match=words):
+        guidedcd.distil(run, out=tmp_path / "run")
+    assert not (tmp_path / "s").exists() and not (tmp_path / "run").exists()
 
 
 def _with(energy) -> Run:
