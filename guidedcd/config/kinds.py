@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import attrs
@@ -76,3 +77,15 @@ class Chosen:
     def build(self, registry: Registry | None = None) -> Any:
         """Import the component and call it with its options; an exception of its own names the plugin."""
         return self.component(registry).build(self.config)
+
+    def outline(self, registry: Registry | None = None) -> Any:
+        """The component without its weights: its target is called with `weights=False` if it takes that argument.
+
+        Any other target is built with its weights.
+        """
+        target = self.component(registry).load()
+        try:
+            takes_weights = "weights" in inspect.signature(target).parameters
+        except (TypeError, ValueError):
+            takes_weights = False
+        return target(self.config, weights=False) if takes_weights else self.build(registry)

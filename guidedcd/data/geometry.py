@@ -27,6 +27,8 @@ class Geometry:
     """Pixels per latent along height and width."""
     temporal_compression: int = 1
     """Frames per latent frame; the first latent frame is of the first frame alone, as causal autoencoders have it."""
+    latent_multiple: int = 1
+    """The number of latent frames is a multiple of this; padding precedes the frames of the video."""
 
     def __attrs_post_init__(self) -> None:
         factor = self.temporal_compression
@@ -39,8 +41,13 @@ class Geometry:
 
     @property
     def latent_frames(self) -> int:
-        """Frames of the latents, (frames - 1) / temporal_compression + 1."""
-        return (self.frames - 1) // self.temporal_compression + 1
+        """Frames of the latents: (frames - 1) / temporal_compression + 1, and padding."""
+        return (self.frames - 1) // self.temporal_compression + 1 + self.latent_padding
+
+    @property
+    def latent_padding(self) -> int:
+        """Latent frames that precede those of the video."""
+        return -((self.frames - 1) // self.temporal_compression + 1) % self.latent_multiple
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:

@@ -104,12 +104,13 @@ def inspect_data(run: Run, *, sample: int = 32, sheet: Path | None = None) -> li
 
 
 def geometry_of(teacher: Chosen) -> Geometry:
-    """The shape of a teacher's videos: from its options where they have it, else from the loaded teacher."""
+    """The shape of a teacher's videos: from its options where they have it, else from the teacher itself."""
     sizes: dict[str, Any] = {name: getattr(teacher.config, name, None) for name in ("frames", "height", "width", "fps")}
     if None not in sizes.values():
         return Geometry(**sizes)
     with blame_memory("the teacher"):
-        return teacher.build().geometry
+        geometry: Geometry = teacher.outline().geometry
+        return geometry
 
 
 def readers(rewards: Sequence[Chosen]) -> dict[str, Reader]:

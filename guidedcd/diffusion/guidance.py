@@ -114,7 +114,8 @@ def lambda_input(strength: Tensor, relative: bool = False) -> Tensor:
 def noise_factor(schedule: NoiseSchedule, t: Tensor, name: str, like: Tensor) -> Tensor:
     """The factor k at `t` (B,), shaped (B, 1, ...), in the dtype of `like`.
 
-    It is sqrt(1 - sqrt(abar)) for "official" and sqrt(1 - abar) for "sqrt-one-minus".
+    It is sqrt(1 - sqrt(abar)) for "official" and sqrt(1 - abar) for "sqrt-one-minus", that is sqrt(1 - alpha) and
+    sigma; of flow models sqrt(sigma) and sigma.
 
     Raises:
         ValueError: The name is unknown.

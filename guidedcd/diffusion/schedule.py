@@ -166,6 +166,8 @@ class NoiseSchedule:
         """
         if self.times is None or t.is_floating_point():
             return t
+        if t.is_meta:  # of a plan, whose timesteps have no values
+            return torch.empty_like(t, dtype=self.times.dtype)
         return self.times[t.to(self.times.device)]
 
     def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

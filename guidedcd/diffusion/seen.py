@@ -31,9 +31,9 @@ class Seen:
     t: Tensor
     """Training timesteps (B,), int64, 0 is clean."""
     alpha: Tensor
-    """Signal level (B,), in (0, 1]; z = alpha x0 + sigma eps."""
+    """Signal level (B,), in [0, 1]; z = alpha x0 + sigma eps."""
     sigma: Tensor
-    """Noise level (B,), in [0, 1)."""
+    """Noise level (B,), in [0, 1]."""
     output: Tensor
     """The network's prediction, like z."""
     prediction: str

@@ -28,6 +28,7 @@ from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.inference.solvers import teacher_sample
 from guidedcd.inference.student_folders import locate, results_of
+from guidedcd.models.precision import cast
 from guidedcd.models.student import Student
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import EnergyConfig
@@ -93,6 +94,9 @@ class StudentPipeline:
             # Adapters identify their teacher by its fingerprint, which depends on the size of its videos.
             geometry = teacher.geometry
             trained_with = {name: getattr(run.teacher.config, name) for name in size or {}}
+            if None in trained_with.values():  # the model's usual size
+                usual = run.teacher.outline().geometry
+                trained_with = {name: getattr(usual, name) for name in trained_with}
             teacher.geometry = attrs.evolve(geometry, **trained_with)
             student = Student.load(weights, teacher).to(where)
             teacher.geometry = geometry
@@ -103,7 +107,7 @@ class StudentPipeline:
                 )
             if dtype != "float32":
                 teacher.to(where, weights_dtype)
-                student.to(dtype=weights_dtype)
+                cast(student.network, weights_dtype)
         return cls(run=run, teacher=teacher, student=student, folder=folder, weights=weights)
 
     @torch.no_grad()

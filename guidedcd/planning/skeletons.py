@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from guidedcd.config.kinds import Chosen
@@ -15,9 +14,4 @@ def outline(chosen: Chosen) -> Any:
     A target that takes the argument `weights` is called with `weights=False` and opens no file. Any other is built with
     its weights, whose memory is freed afterwards.
     """
-    target = chosen.component().load()
-    try:
-        takes_weights = "weights" in inspect.signature(target).parameters
-    except (TypeError, ValueError):
-        takes_weights = False
-    return without_memory(target(chosen.config, weights=False) if takes_weights else chosen.build())
+    return without_memory(chosen.outline())

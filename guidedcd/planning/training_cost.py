@@ -14,6 +14,7 @@ from guidedcd.acceleration.options import replays
 from guidedcd.config.run import Run
 from guidedcd.data.routing import Route
 from guidedcd.devices import dtype_of_precision
+from guidedcd.models.precision import cast
 from guidedcd.models.student import Student
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.planning.gpus import Machine
@@ -106,7 +107,9 @@ def training(run: Run, teacher: Teacher, cond: dict[str, tuple[int, ...]]) -> Tr
     named = list(student.network.parameters())
     trained, whole, width = sum(p.numel() for p in student.trainable), sum(map(torch.numel, named)), named[0].itemsize
     if (narrow := dtype_of_precision(settings.precision)) is not None:
-        student.to(narrow)
+        for network in (student.network, student.averaged):
+            if network is not None:
+                cast(network, narrow)
     if settings.activation_checkpoint.layers != "none":
         student.enable_gradient_checkpointing(settings.activation_checkpoint.layers)
     student.train()

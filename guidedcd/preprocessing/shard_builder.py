@@ -30,6 +30,7 @@ from guidedcd.energies.gradients import EnergyGradients
 from guidedcd.models.teachers.contract import check_latents
 from guidedcd.models.teachers.protocol import Cond, Teacher
 from guidedcd.preprocessing.padding import PaddedTeacher
+from guidedcd.preprocessing.ragged import trimmed
 from guidedcd.preprocessing.shard_files import Inverted, packed
 from guidedcd.preprocessing.shard_jobs import DrawJob, ShardJobs
 
@@ -299,7 +300,7 @@ class ShardBuilder:
             "z0": work.z0,
             "index": torch.tensor([job.index for job in work.jobs]).view(videos, -1),
             "noise_seed": torch.tensor(work.seeds),
-            **{f"cond.{key}": value for key, value in work.cond.items()},
+            **trimmed(work.cond),
         }
         shape = (videos, count // videos, *work.z0.shape[1:])
         for key, outputs in (("cond_output", work.cond_output), ("uncond_output", work.uncond_output)):

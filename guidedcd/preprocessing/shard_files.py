@@ -24,6 +24,7 @@ from guidedcd.data.routing import Sample
 from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError, NoPermissionError
 from guidedcd.files import file_digest, replacing, write_json
+from guidedcd.preprocessing import ragged
 from guidedcd.preprocessing.identity import foreign, is_same
 from guidedcd.preprocessing.shards import INVERSIONS, PART_FORM, SCORES, read_shard, shard_name
 
@@ -79,8 +80,8 @@ def save_shard(
         folder: The store's folder.
         number: Number of the shard.
         samples: The V clips that could be used.
-        tensors: "z0" (V, C, F, H, W) float32, "index" (V, D) and "noise_seed" (V,) int64, "cond.KEY" (V, ...),
-            "cond_output" and "uncond_output" (V, D, C, F, H, W), "moments" (V, D, 5), see
+        tensors: "z0" (V, C, F, H, W) float32, "index" (V, D) and "noise_seed" (V,) int64, the conditioning as
+            `ragged.trimmed` returns it, "cond_output" and "uncond_output" (V, D, C, F, H, W), "moments" (V, D, 5), see
             `guidedcd.diffusion.guidance.moments`; and those that `save_parts` writes.
         skipped: "id" and "reason" of each clip that could not be used.
         scores: By energy, the folder of its scores, by default `scores/NAME`, or None for the shard's own file, as in
@@ -173,8 +174,7 @@ def read_base(folder: Path, number: int) -> tuple[list[Sample], str, dict[str, T
     """
     shard = read_shard(folder, number)
     with safe_open(folder / f"{shard_name(number)}.safetensors", framework="pt") as file:
-        keys = [key for key in file.keys() if key in ("z0", "noise_seed") or key.startswith("cond.")]  # noqa: SIM118
-        tensors = {key: file.get_tensor(key) for key in keys}
+        tensors = {key: file.get_tensor(key) for key in ("z0", "noise_seed")} | ragged.of_shard(file)
     return [Sample(**fields) for fields in shard["samples"]], shard["sha256"], tensors
 
 

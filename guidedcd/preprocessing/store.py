@@ -20,7 +20,7 @@ from guidedcd.diffusion.randomness import noise
 from guidedcd.documents import open_regular, read_json
 from guidedcd.energies.traits import stored_part
 from guidedcd.errors import GuidedCDError, NoPermissionError, unreadable
-from guidedcd.preprocessing import score_sets
+from guidedcd.preprocessing import ragged, score_sets
 from guidedcd.preprocessing.score_sets import ScoreFolders
 from guidedcd.preprocessing.shards import (
     PART_FORM,
@@ -125,11 +125,7 @@ class LatentStore:
         try:
             one = {key: tensors.get_slice(key)[video : video + 1][0] for key in ("z0", "index", "noise_seed")}
             pair = {key: _row(tensors, key, video, draw) for key in ("cond_output", "uncond_output")}
-            cond = {
-                key.removeprefix("cond."): tensors.get_slice(key)[video : video + 1][0]
-                for key in tensors.keys()  # noqa: SIM118 - not a mapping
-                if key.startswith("cond.")
-            }
+            cond = {key: ragged.of_video(tensors, key, video) for key in ragged.keys(tensors.keys())}
         except SafetensorError as error:
             raise damaged(self.folder, shard, error) from error
         scores = {energy: self._score(energy, shard, video, draw) for energy in self.scores}
@@ -175,7 +171,10 @@ class LatentStore:
             return
         shapes = {"z0": [videos], "noise_seed": [videos]}
         shapes |= {name: [videos, draws] for name in ("index", "cond_output", "uncond_output")}
-        shapes |= {name: [videos] for name in names if name.startswith("cond.")}
+        shapes |= {name: [videos] for name in names if name.startswith(ragged.PREFIX)}
+        for key in ragged.keys(names):
+            if ragged.PREFIX + key not in names:
+                shapes |= {ragged.ROWS + key: [], ragged.STARTS + key: [videos + 1], ragged.LENGTH + key: [1]}
         parts: dict[Path, dict[str, list[int]]] = {}
         for energy, folder in self.scores.items():
             suffix = "" if folder else f".{energy}"

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from guidedcd.models.precision import cast
+
 CHUNK = 64
 """Gradients that are cast to float32 together; the network's own are freed before the next chunk."""
 
@@ -130,8 +132,11 @@ class MasterWeights:
         working: list[Tensor] = [parameters[name] for name in self.names]
         if dtype is None or all(p.dtype == dtype for p in parameters.values()):
             return working, working
-        masters = [p.detach().float() for p in working]  # no copy: the network gets new tensors
-        nn.Module.to(network, dtype)  # a diffusers network's own method may warn about layers that it does not have
+        masters = [p.detach().float() for p in working]  # no copy: what is cast gets new tensors
+        cast(network, dtype)
+        # What stays in float32 is not cast: without a copy, loading the average would lose the master.
+        pairs = zip(working, masters, strict=True)
+        masters = [m.clone() if m.data_ptr() == p.data_ptr() and not m.is_meta else m for p, m in pairs]
         return working, masters
 
     def _copy(self, into: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,16 +10,14 @@ from torch import Tensor
 
 from guidedcd.devices import dtype_of
 from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.models.precision import computing_dtype
 from guidedcd.models.teachers.protocol import Cond
 from guidedcd.models.teachers.scheduler_sampler import SchedulerSampler
-from guidedcd.models.teachers.transformer import TransformerTeacher, network_dtype
+from guidedcd.models.teachers.transformer import TransformerTeacher
 from guidedcd_dits import CogVideoXConfig
 from guidedcd_dits.folder import PipelineFolder
 from guidedcd_dits.sizes import Sizes
 from guidedcd_dits.text import PaddedText
-
-PATCH_FRAMES = 1
-"""Latent frames of a token where the network states none (CogVideoX 1.0)."""
 
 
 class CogVideoXTeacher(TransformerTeacher):
@@ -37,6 +36,15 @@ class CogVideoXTeacher(TransformerTeacher):
         super().__init__(**parts)
         self.scheduler = scheduler
 
+    def encode(self, video: Tensor) -> Tensor:
+        """Latents as `TransformerTeacher.encode`; padding of the geometry repeats the first latent frame."""
+        z = super().encode(video)
+        return torch.cat([z[:, :, :1].expand(-1, -1, self.geometry.latent_padding, -1, -1), z], dim=2)
+
+    def decode(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Pixels as `TransformerTeacher.decode`, without padding."""
+        return super().decode(z[:, :, self.geometry.latent_padding :], frames)
+
     def normalized(self, z: Tensor) -> Tensor:
         """Z times the scaling factor."""
         return z * self._autoencoder.config.scaling_factor
@@ -49,7 +57,7 @@ class CogVideoXTeacher(TransformerTeacher):
         """The v-prediction, like `z`."""
         output: Tensor = network(
             hidden_states=z.transpose(1, 2),
-            encoder_hidden_states=cond["prompt_embeds"].to(network_dtype(network)),
+            encoder_hidden_states=cond["prompt_embeds"].to(computing_dtype(network)),
             timestep=time,
             image_rotary_emb=self._rotary(network, z),
             return_dict=False,
@@ -130,7 +138,8 @@ def cogvideox(config: CogVideoXConfig, *, weights: bool = True) -> CogVideoXTeac
         channels=options.in_channels,
         temporal=int(vae.config.temporal_compression_ratio),
         spatial=spatial,
-        patch=(options.patch_size_t or PATCH_FRAMES, options.patch_size, options.patch_size),
+        patch=(options.patch_size_t or 1, options.patch_size, options.patch_size),
+        odd=True,
         usual=(options.sample_frames, options.sample_height * spatial, options.sample_width * spatial),
     )
     scheduler = folder.scheduler()

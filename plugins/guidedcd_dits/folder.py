@@ -81,9 +81,7 @@ class PipelineFolder:
         cls = getattr(diffusers, kind)
         if not self.weights:
             return skeleton(lambda: cls.from_config(config)).to(self.dtype)
-        return self._read(
-            name, lambda: cls.from_pretrained(self.folder / name, torch_dtype=self.dtype, use_safetensors=True)
-        )
+        return self._weights(name, cls)
 
     def text_encoder(self) -> Any:
         """The text encoder of transformers that model_index.json names.
@@ -99,10 +97,7 @@ class PipelineFolder:
                 "text_encoder", lambda: transformers.AutoConfig.from_pretrained(self.folder / "text_encoder")
             )
             return skeleton(lambda: cls(config)).to(self.dtype)
-        return self._read(
-            "text_encoder",
-            lambda: cls.from_pretrained(self.folder / "text_encoder", torch_dtype=self.dtype, use_safetensors=True),
-        )
+        return self._weights("text_encoder", cls)
 
     def tokenizer(self) -> Any:
         """The tokenizer; None without weights.
@@ -114,7 +109,18 @@ class PipelineFolder:
             return None
         import transformers
 
-        return self._read("tokenizer", lambda: transformers.AutoTokenizer.from_pretrained(self.folder / "tokenizer"))
+        entry = self.index.get("tokenizer")
+        stated = getattr(transformers, str(entry[1]), None) if isinstance(entry, list) and len(entry) == 2 else None
+
+        def read() -> Any:
+            try:
+                return transformers.AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+            except (KeyError, ValueError, OSError):
+                if stated is None:
+                    raise
+                return stated.from_pretrained(self.folder / "tokenizer")
+
+        return self._read("tokenizer", read)
 
     def scheduler(self) -> Any:
         """The scheduler of diffusers, of the class that its own configuration names.
@@ -131,6 +137,17 @@ class PipelineFolder:
             problem = f"names the scheduler {shortened(name)}, which diffusers lacks" if name else "names no class"
             raise GuidedCDError(f"{self.teacher}: {path} {problem}.")
         return self._read("scheduler", lambda: cls.from_pretrained(self.folder / "scheduler"))  # type: ignore[attr-defined]
+
+    def _weights(self, name: str, cls: Any) -> Any:
+        """A model with the weights of its subfolder, all of which must be there."""
+        options = {"torch_dtype": self.dtype, "use_safetensors": True, "output_loading_info": True}
+        model, report = self._read(name, lambda: cls.from_pretrained(self.folder / name, **options))
+        if missing := sorted(report["missing_keys"]):
+            raise GuidedCDError(
+                f"{self.teacher}: {self.folder / name} lacks {len(missing)} weights that its config.json describes, "
+                f"such as {missing[0]}."
+            )
+        return model.eval()
 
     def _config(self, name: str) -> dict[str, Any]:
         listed = "which model_index.json names" if self.has(name) else "and model_index.json names none"
@@ -157,7 +174,7 @@ class PipelineFolder:
         except Exception as error:  # the libraries raise many classes for missing and damaged files
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise GuidedCDError(
-                f"{self.teacher}: cannot read {self.folder / name}: {shortened(reason, 200)}"
+                f"{self.teacher}: cannot read {self.folder / name}: {shortened(reason, 200).rstrip('.')}."
             ) from error
 
 

@@ -11,9 +11,10 @@ from guidedcd.data.geometry import Geometry
 from guidedcd.devices import dtype_of
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.precision import computing_dtype
 from guidedcd.models.teachers.protocol import Cond
 from guidedcd.models.teachers.scheduler_sampler import SchedulerSampler
-from guidedcd.models.teachers.transformer import TransformerTeacher, channels, network_dtype
+from guidedcd.models.teachers.transformer import TransformerTeacher, channels
 from guidedcd_dits import LTXConfig
 from guidedcd_dits.folder import PipelineFolder
 from guidedcd_dits.sizes import Sizes
@@ -58,7 +59,7 @@ class LTXTeacher(TransformerTeacher):
         geometry = self.geometry
         output: Tensor = network(
             hidden_states=pack(z, spatial, long),
-            encoder_hidden_states=cond["prompt_embeds"].to(network_dtype(network)),
+            encoder_hidden_states=cond["prompt_embeds"].to(computing_dtype(network)),
             timestep=time,
             encoder_attention_mask=cond["prompt_mask"],
             num_frames=frames,

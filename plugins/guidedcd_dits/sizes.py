@@ -25,6 +25,9 @@ class Sizes:
     """Latents per token along frames, height and width."""
     usual: tuple[int, int, int]
     """Usual frames, height and width."""
+    odd: bool = False
+    """Whether the autoencoder decodes odd numbers of latent frames only. Patches over time are then filled up with
+    padding; otherwise the latent frames are a multiple of the patch."""
 
     def geometry(self, config: TransformerConfig, fps: float) -> Geometry:
         """The shape of videos and latents.
@@ -35,28 +38,33 @@ class Sizes:
             GuidedCDError: A chosen size does not fit the autoencoder or the patches.
         """
         frames, height, width = self.usual
-        tall, wide = self.spatial * self.patch[1], self.spatial * self.patch[2]
-        long = self.temporal * self.patch[0]  # patches over time hold several latent frames
-        first = (self.patch[0] - 1) * self.temporal + 1
-        for name, value, multiple in (("height", config.height, tall), ("width", config.width, wide)):
-            if value is not None and value % multiple:
-                below = max(multiple, value // multiple * multiple)
-                raise GuidedCDError(
-                    f"{self.teacher}: {name} must be a multiple of {multiple}, the autoencoder's compression times the "
-                    f"patch size: {value} is not. Use {below}."
-                )
-        if config.frames is not None and (config.frames < first or (config.frames - first) % long):
-            below = max(first, (config.frames - first) // long * long + first)
-            raise GuidedCDError(
-                f"{self.teacher}: this autoencoder and network take {first}, {first + long}, {first + 2 * long}, ... "
-                f"frames, not {config.frames}. Use {below} or {below + long}."
-            )
         return Geometry(
-            frames=config.frames or max(first, (frames - first) // long * long + first),
-            height=config.height or max(tall, height // tall * tall),
-            width=config.width or max(wide, width // wide * wide),
+            frames=self._frames(config.frames, frames),
+            height=self._side("height", config.height, height, self.spatial * self.patch[1]),
+            width=self._side("width", config.width, width, self.spatial * self.patch[2]),
             fps=fps,
             channels=self.channels,
             compression=self.spatial,
             temporal_compression=self.temporal,
+            latent_multiple=self.patch[0] if self.odd else 1,
         )
+
+    def _side(self, name: str, chosen: int | None, usual: int, multiple: int) -> int:
+        if chosen is not None and chosen % multiple:
+            raise GuidedCDError(
+                f"{self.teacher}: {name} must be a multiple of {multiple}, the autoencoder's compression times the "
+                f"patch size: {chosen} is not. Use {max(multiple, chosen // multiple * multiple)}."
+            )
+        return chosen or max(multiple, usual // multiple * multiple)
+
+    def _frames(self, chosen: int | None, usual: int) -> int:
+        first, step = (self.patch[0] - 1) * self.temporal + 1, self.temporal * self.patch[0]
+        if self.odd:
+            first, step = 1, 2 * self.temporal
+        below = max(first, ((chosen or usual) - first) // step * step + first)
+        if chosen not in (None, below):
+            raise GuidedCDError(
+                f"{self.teacher}: this autoencoder and network take {first}, {first + step}, {first + 2 * step}, ... "
+                f"frames, not {chosen}. Use {below} or {below + step}."
+            )
+        return below

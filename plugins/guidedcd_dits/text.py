@@ -79,6 +79,7 @@ class TrimmedText(T5Text):
     def forward(self, captions: Sequence[str]) -> Cond:
         """{"prompt_embeds": (B, L, D)}."""
         ids, mask = self.tokens(captions)
-        hidden = self.model(ids, mask).last_hidden_state
+        # Transformers reads the values of a mask, which tensors without memory do not have.
+        hidden = self.model(ids, None if ids.is_meta else mask).last_hidden_state
         own = torch.arange(self.length, device=mask.device) < mask.gt(0).sum(dim=1, keepdim=True)
         return {"prompt_embeds": torch.where(own[..., None], hidden, torch.zeros_like(hidden))}

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from guidedcd.devices import dtype_of
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.precision import computing_dtype
 from guidedcd.models.teachers.protocol import Cond
 from guidedcd.models.teachers.scheduler_sampler import SchedulerSampler
-from guidedcd.models.teachers.transformer import TransformerTeacher, channels, network_dtype
+from guidedcd.models.teachers.transformer import TransformerTeacher, channels
 from guidedcd_dits import WanConfig
 from guidedcd_dits.folder import PipelineFolder
 from guidedcd_dits.sizes import Sizes
@@ -89,7 +90,7 @@ class WanTeacher(TransformerTeacher):
         if self.expand_timesteps:
             frames, tall, wide = (size // patch for size, patch in zip(z.shape[2:], _patch(network), strict=True))
             time = time[:, None].expand(-1, frames * tall * wide)
-        text = cond["prompt_embeds"].to(network_dtype(network))
+        text = cond["prompt_embeds"].to(computing_dtype(network))
         velocity: Tensor = network(z, time, text, return_dict=False)[0]
         return velocity
 

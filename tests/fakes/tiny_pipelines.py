@@ -361,7 +361,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
             "length": 9,
             "vae": {"scaling_factor": 0.7, "layers_per_block": 2},
             "scheduler": lambda: cog_dpm(snr_shift_scale=1.0),
-            "size": {"frames": 5, "height": 32, "width": 64},
+            "size": {"frames": 17, "height": 32, "width": 64},
         },
         long={
             "transformer": {
@@ -372,7 +372,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
                 "sample_width": 8,
             },
             "scheduler": lambda: cog_ddim(snr_shift_scale=1.0),
-            "size": {"frames": 13, "height": 32, "width": 48},
+            "size": {"frames": 9, "height": 32, "width": 48},
         },
     ),
     "ltx": _sizes(

@@ -203,8 +203,9 @@ class LatentTeacher(nn.Module):
                         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
                         digest.update(_bytes(value))
             geometry = attrs.asdict(self.geometry)
-            if geometry["temporal_compression"] == 1:
-                del geometry["temporal_compression"]  # the fingerprints of teachers that compress no time stay the same
+            for name in ("temporal_compression", "latent_multiple"):
+                if geometry[name] == 1:
+                    del geometry[name]  # the fingerprints of teachers that compress no time stay the same
             digest.update(f"{self.schedule.prediction} {geometry}".encode())
             digest.update(_bytes(self.schedule.alpha))
             digest.update(_bytes(self.schedule.sigma))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from guidedcd.diffusion.seen import Seen
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.precision import cast, computing_dtype
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.models.teachers.protocol import Cond
 
@@ -51,8 +53,34 @@ class TransformerTeacher(LatentTeacher):
         """
         raise NotImplementedError
 
+    def to(  # type: ignore[override]  # as that of `LatentTeacher`
+        self, device: torch.device | str, dtype: torch.dtype | None = None
+    ) -> TransformerTeacher:
+        """Move everything, in place; a change of dtype leaves in float32 what the network's class keeps there."""
+        if dtype is not None and dtype != self.dtype:
+            self.fingerprint()
+            for module in (self.network, self.vae, self.text, *self.networks().values()):
+                if isinstance(module, nn.Module):
+                    cast(module, dtype)
+        super().to(device)
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the denoiser computes."""
+        return computing_dtype(self.network)
+
     def encode(self, video: Tensor) -> Tensor:
-        """Latents (B, C, F', h, w) of pixels (B, F, 3, H, W) in [0, 1], float32, deterministic (posterior mode)."""
+        """Latents (B, C, F', h, w) of pixels (B, F, 3, H, W) in [0, 1], float32, deterministic (posterior mode).
+
+        Raises:
+            GuidedCDError: The autoencoder does not take this number of frames, or this height or width.
+        """
+        frames, _, height, width = video.shape[1:]
+        attrs.evolve(self.geometry, frames=frames)  # its check has the sentence
+        multiple = self.geometry.compression
+        if height % multiple or width % multiple:
+            raise GuidedCDError(f"height and width must be multiples of {multiple}: {height}x{width}.")
         pixels = video.transpose(1, 2).to(self.device, _dtype(self._autoencoder)) * 2 - 1
         return self.normalized(self._encoded(pixels).float()).contiguous()
 
@@ -89,7 +117,7 @@ class TransformerTeacher(LatentTeacher):
             raise ValueError(f"{type(self).__name__} takes guidance inputs at its time embedding, not as timestep_cond")
         time = self.schedule.network_time(t).expand(z.shape[0])
         network = self.network if network is None else network
-        return self.predict(network, z.to(network_dtype(network)), time, cond).to(z.dtype)
+        return self.predict(network, z.to(computing_dtype(network)), time, cond).to(z.dtype)
 
     def seen(
         self,
@@ -121,13 +149,6 @@ class TransformerTeacher(LatentTeacher):
         """Pixels (B, 3, F, H, W) in [-1, 1] of the autoencoder's own latents."""
         pixels: Tensor = self._autoencoder.decode(latents, return_dict=False)[0]
         return pixels
-
-
-def network_dtype(network: Any) -> torch.dtype:
-    """The dtype in which a denoiser computes: that of its largest matrix, as some parameters stay in float32."""
-    largest = max(network.parameters(), key=lambda parameter: parameter.numel())
-    dtype: torch.dtype = largest.dtype
-    return dtype
 
 
 def channels(values: Sequence[float], like: Tensor) -> Tensor:

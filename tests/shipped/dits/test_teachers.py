@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import pytest
@@ -10,10 +11,14 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 
 from guidedcd.config import sections
+from guidedcd.config.merge import choose
 from guidedcd.diffusion.guidance import TeacherStep, guided_step
 from guidedcd.diffusion.sampler import multistep_timesteps, sample_steps
-from guidedcd.inference.pipeline import initial
+from guidedcd.inference.pipeline import initial, with_options
 from guidedcd.models.student import Student
+from guidedcd.planning.skeletons import outline
+from guidedcd.plugins.registry import load_plugins
+from guidedcd.testing import teachers
 
 ALL = [(family, name) for family, sizes in tiny_pipelines.SIZES.items() for name in sizes]
 PROMPTS = ["a red ball moves left", "two boats in the rain"]
@@ -56,8 +61,11 @@ def test_latents_and_pixels_equal_the_pipelines(tiny, family, name):
     assert z.shape == (2, *teacher.geometry.latent_shape)
     with torch.no_grad():
         own = one.pipeline.vae.encode(clip.transpose(1, 2) * 2 - 1).latent_dist.mode()
-        close(z, tiny_pipelines.normalized(family, one.pipeline, own))
-        pixels = tiny_pipelines.decoded(family, one.pipeline, z)
+        expected, padding = tiny_pipelines.normalized(family, one.pipeline, own), teacher.geometry.latent_padding
+        close(z[:, :, padding:], expected)
+        close(z[:, :, :padding], expected[:, :, :1].expand(-1, -1, padding, -1, -1))
+        pixels = tiny_pipelines.decoded(family, one.pipeline, expected)
+        assert pixels.shape == clip.shape
         close(teacher.decode(z), pixels)
         close(teacher.decode(z, [0, 3]), pixels[:, [0, 3]])
         close(teacher.decode(z, torch.tensor([[1], [4]])), torch.stack([pixels[0, [1]], pixels[1, [4]]]))
@@ -187,3 +195,31 @@ def test_four_steps_of_a_student_equal_the_lcm_scheduler(tiny, family, name):
             output = student(z, timesteps[number].expand(2), cond, torch.full((2,), 4.0))
         z = scheduler.step(output, t, z, generator=torch.Generator().manual_seed(number), return_dict=False)[0]
     close(steps[-1].denoised, z, atol=2e-5)
+
+
+@EVERY
+def test_the_rules_of_teachers(tiny, family, name):
+    """Every conformance rule of teachers holds."""
+    teacher = tiny(family, name).teacher.teacher
+    for rule in teachers.RULES:
+        rule(types.SimpleNamespace(built=teacher))
+
+
+@EVERY
+def test_the_outline_has_the_shapes(tiny, family, name):
+    """Without weights, the teacher has the same shapes on the meta device, as a plan needs it."""
+    one = tiny(family, name)
+    chosen = with_options(choose("teacher", f"{family}:{one.folder}", {}, "teacher", load_plugins()), one.size)
+    meta, teacher = outline(chosen), one.teacher.teacher
+    assert meta.geometry == teacher.geometry and meta.network.device.type == "meta"
+    shapes = {key: value.shape for key, value in teacher.network.state_dict().items()}
+    assert shapes == {key: value.shape for key, value in meta.network.state_dict().items()}
+    z = torch.empty(2, *teacher.geometry.latent_shape, device="meta")
+    cond = meta.embed(["a", "b"])
+    assert {key: value.shape for key, value in cond.items()} == {
+        k: v.shape for k, v in teacher.embed(["a", "b"]).items()
+    }
+    assert meta.net(z, torch.zeros(2, dtype=torch.long, device="meta"), cond).shape == z.shape
+    assert meta.decode(z).shape == (2, *teacher.geometry.pixel_shape)
+    pixels = torch.empty(2, *teacher.geometry.pixel_shape, device="meta")
+    assert meta.encode(pixels).shape == z.shape

@@ -1,0 +1,38 @@
+"""Networks in another dtype, without the parts that must stay in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def cast(network: nn.Module, dtype: torch.dtype) -> None:
+    """Cast a network in place, except what its class keeps in float32 (`_keep_in_fp32_modules` of diffusers).
+
+    Of Wan these are the time embedding, the norms, tables of shifts and scales, and the angles of positions.
+    """
+    kept = _kept(network)
+    if not kept:
+        nn.Module.to(network, dtype)  # a diffusers network's own method may warn about layers that it does not have
+        return
+    for prefix, module in network.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            wide = not kept.isdisjoint([*prefix.split("."), name])
+            parameter.data = parameter.data.to(torch.float32 if wide else dtype)
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and kept.isdisjoint([*prefix.split("."), name]):
+                setattr(module, name, buffer.to(dtype))
+
+
+def computing_dtype(network: nn.Module) -> torch.dtype:
+    """The dtype in which a network computes: that of its first weight that need not stay in float32."""
+    kept = _kept(network)
+    weights = network.named_parameters()
+    dtype: torch.dtype = next(weight.dtype for name, weight in weights if kept.isdisjoint(name.split(".")))
+    return dtype
+
+
+def _kept(network: Any) -> set[str]:
+    return set(getattr(network, "_keep_in_fp32_modules", None) or ())

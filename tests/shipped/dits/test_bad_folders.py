@@ -1,0 +1,171 @@
+"""Folders and options that the teachers with transformers refuse, each in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from guidedcd_dits import WanConfig
+
+import guidedcd
+from guidedcd.config.kinds import Chosen
+from guidedcd.errors import GuidedCDError
+from guidedcd.models.checkpoints import hub
+
+
+def refused(what: str, match: str, **size: object) -> str:
+    """The error of a teacher that cannot be loaded: one sentence or two, on one line."""
+    with pytest.raises(GuidedCDError, match=match) as caught:
+        guidedcd.load_teacher(what, device="cpu", size=size)
+    text = str(caught.value)
+    assert "\n" not in text and text.rstrip().endswith((".", ")")) and len(text) < 700
+    return text
+
+
+def changed(one, tmp_path, file: str, **values: object) -> str:
+    """A copy of a folder with other values in a JSON file; None removes a key."""
+    folder = tmp_path / "changed"
+    shutil.copytree(one.folder, folder)
+    path = folder / file
+    content = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return f"{one.family}:{folder}"
+
+
+def test_a_missing_folder_names_the_download(monkeypatch):
+    """A path is no hub id; without access to the hub, the error has the command that downloads."""
+    refused("wan:/nowhere/wan", "there is no folder /nowhere/wan")
+    refused("wan:nowhere", "there is no folder nowhere")
+    monkeypatch.setattr(hub, "why_not", lambda: "huggingface.co cannot be reached")
+    for teacher, repository in (("wan", "acme/wan"), ("cogvideox", "acme/cog"), ("ltx", "acme/ltx")):
+        name = repository.partition("/")[2]
+        command = f"hf download {repository} --local-dir {name}; then --teacher {teacher}:{name}"
+        assert command in refused(f"{teacher}:{repository}", "cannot be reached")
+
+
+def test_a_file_is_no_folder(tmp_path):
+    """A single file of weights is refused."""
+    (tmp_path / "wan.safetensors").touch()
+    refused(f"wan:{tmp_path / 'wan.safetensors'}", "is a file")
+    refused(f"wan:{tmp_path}", r"model_index.json")
+
+
+def test_another_family_names_its_teacher(tiny):
+    """A folder of another family is refused with the teacher that reads it."""
+    refused(f"wan:{tiny('cogvideox', 'small').folder}", "is a CogVideoXPipeline: use .*cogvideox:")
+    refused(f"cogvideox:{tiny('ltx', 'small').folder}", "is a LTXPipeline: use .*ltx:")
+    refused(f"ltx:{tiny('wan', 'small').folder}", "is a WanPipeline: use .*wan:")
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "size", "match"),
+    [
+        ("wan", "small", {"frames": 8}, r"1, 5, 9, \.\.\. frames, not 8. Use 5 or 9"),
+        ("cogvideox", "small", {"frames": 5}, r"1, 9, 17, \.\.\. frames, not 5. Use 1 or 9"),
+        ("ltx", "small", {"frames": 16}, r"frames, not 16"),
+        ("wan", "small", {"height": 40}, "height must be a multiple of 16"),
+        ("wan", "tokens", {"width": 48}, "width must be a multiple of 32"),
+    ],
+)
+def test_sizes_that_do_not_fit(tiny, family, name, size, match):
+    """A number of frames or a side that autoencoder and patches cannot take is refused, with one that they can."""
+    refused(f"{family}:{tiny(family, name).folder}", match, **size)
+
+
+def test_usual_sizes_that_do_not_fit_are_rounded(tiny):
+    """Without options the videos have the pipeline's usual size."""
+    geometry = guidedcd.load_teacher(f"wan:{tiny('wan', 'small').folder}", device="cpu").teacher.geometry
+    assert (geometry.frames, geometry.height, geometry.width, geometry.fps) == (81, 480, 832, 16.0)
+    geometry = guidedcd.load_teacher(f"wan:{tiny('wan', 'tokens').folder}", device="cpu").teacher.geometry
+    assert (geometry.frames, geometry.height, geometry.width, geometry.fps) == (121, 704, 1280, 24.0)
+
+
+def test_pixels_of_another_size_are_refused(tiny):
+    """encode refuses a number of frames that the autoencoder would cut silently."""
+    teacher = tiny("wan", "small").teacher.teacher
+    with pytest.raises(GuidedCDError, match="1 more than a multiple of 4"):
+        teacher.encode(torch.zeros(1, 8, 3, 32, 48))
+    with pytest.raises(GuidedCDError, match="multiples of 8"):
+        teacher.encode(torch.zeros(1, 5, 3, 30, 48))
+
+
+def test_experts(tiny, tmp_path):
+    """The low expert needs two, a listed expert must be there, and a boundary without a second expert is ignored."""
+    one, two = tiny("wan", "small"), tiny("wan", "experts")
+
+    def low(folder):
+        return Chosen("wan", WanConfig(path=str(folder), expert="low"))
+
+    with pytest.raises(GuidedCDError, match="has one expert only: its model_index.json names no transformer_2"):
+        guidedcd.load_teacher(low(one.folder), device="cpu")
+    teacher = guidedcd.load_teacher(low(two.folder), device="cpu").teacher
+    high = two.teacher.teacher
+    assert torch.equal(teacher.network.proj_out.weight, high.other.proj_out.weight)
+    assert teacher.fingerprint() != high.fingerprint()
+
+    with_ratio = changed(one, tmp_path, "model_index.json", boundary_ratio=0.875)
+    assert guidedcd.load_teacher(with_ratio, device="cpu").teacher.other is None
+    folder = tmp_path / "without"
+    shutil.copytree(two.folder, folder)
+    shutil.rmtree(folder / "transformer_2")
+    refused(f"wan:{folder}", "has no transformer_2/, which model_index.json names")
+
+
+def test_an_expert_predicts_at_its_own_times(tiny):
+    """In one batch, each row is predicted by the expert of its time, and a student by itself at every time."""
+    teacher = tiny("wan", "experts").teacher.teacher
+    z = torch.randn(3, *teacher.geometry.latent_shape, generator=torch.Generator().manual_seed(0))
+    t, cond = torch.tensor([999, 100, 700]), teacher.embed(["a", "red", "ball"])
+    times = teacher.schedule.network_time(t)
+    with torch.no_grad():
+        mixed = teacher.net(z, t, cond)
+        for row, expert in enumerate((teacher.network, teacher.other, None)):
+            expert = expert or (teacher.network if times[row] >= teacher.boundary else teacher.other)
+            alone = teacher.net(z[row : row + 1], t[row : row + 1], {"prompt_embeds": cond["prompt_embeds"][row, None]})
+            own = teacher.net(z, t, cond, network=expert)[row]
+            torch.testing.assert_close(mixed[row], own, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(alone[0], own, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "match"),
+    [
+        ("model_index.json", {"_class_name": None}, "names no pipeline"),
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline: wan reads a WanPipeline"),
+        ("transformer/config.json", {"_class_name": None}, "names no class"),
+        ("transformer/config.json", {"_class_name": "UNet3DConditionModel"}, "must be a WanTransformer3DModel"),
+        ("vae/config.json", {"_class_name": "AutoencoderKL"}, "must be a AutoencoderKLWan"),
+        ("scheduler/scheduler_config.json", {"_class_name": None}, "names no class"),
+        ("scheduler/scheduler_config.json", {"_class_name": "Nothing"}, "which diffusers lacks"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "epsilon"}, "none of a flow model"),
+        ("model_index.json", {"text_encoder": [None, None]}, "names no text_encoder"),
+        ("transformer/config.json", {"num_layers": 3}, "lacks 27 weights that its config.json describes"),
+        ("transformer/config.json", {"ffn_dim": 48}, "cannot read"),
+    ],
+)
+def test_damaged_folders(tiny, tmp_path, file, values, match):
+    """A folder whose files lack a class, or contradict each other, is refused with the file."""
+    refused(changed(tiny("wan", "small"), tmp_path, file, **values), match)
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "tokenizer", "scheduler", "transformer"])
+def test_missing_and_damaged_parts(tiny, tmp_path, part):
+    """A folder without one of its parts, or with half a file of weights, is refused with the part."""
+    one = tiny("wan", "small")
+    folder = tmp_path / "wan"
+    shutil.copytree(one.folder, folder)
+    for path in (folder / part).glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+        refused(f"wan:{folder}", part)
+    shutil.rmtree(folder / part)
+    refused(f"wan:{folder}", part)
+
+
+def test_energies_of_attention_are_refused(tiny):
+    """An energy that reads attention over frames is refused in a sentence that names one that works."""
+    with pytest.raises(GuidedCDError, match="joins space and time"):
+        tiny("wan", "small").teacher.sample(
+            "a red ball", energies={"pta": {"relative": 0.1}}, reference=torch.rand(1, 9, 3, 32, 48), steps=2
+        )

@@ -1,0 +1,111 @@
+"""Training students of teachers with transformers: from a folder of diffusers to sampled videos."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from short_training import interrupted, trained
+
+import guidedcd
+from guidedcd.config.merge import choose
+from guidedcd.config.resolve import run_from_dict
+from guidedcd.data.inspection import geometry_of
+from guidedcd.files import write_json
+from guidedcd.models.student import Student
+from guidedcd.plugins.registry import load_plugins
+from guidedcd.preprocessing.store import LatentStore
+
+
+def run_of(one, **train):
+    """A run of four clips and three steps with an energy of the output."""
+    options = {"path": str(one.folder), **one.size}
+    return run_from_dict(
+        {
+            "seed": 3,
+            "device": "cpu",
+            "teacher": {one.family: options},
+            "data": [{"shapes": {"size": 8}}],
+            "energies": {"x0-motion": {"relative": 0.2, "fraction": 1.0}},
+            "solver": {"steps": 20, "omega": [1.0, 3.0]},
+            "preprocess": {"videos": 4, "draws_per_video": 2, "batch_size": 2, "shard_size": 2},
+            "student": train.pop("student", {}),
+            "train": {"steps": 3, "batch_size": 2, "log_every": 1, "checkpoint": {"every": 1}, **train},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "student"),
+    [("wan", "tokens", {}), ("cogvideox", "long", {"kind": "lora", "rank": 2}), ("ltx", "dynamic", {"ema": 0.9})],
+)
+def test_a_run_resumes_exactly_and_its_store_has_the_captions(tiny, tmp_path, monkeypatch, family, name, student):
+    """Training learns, a resumed run repeats every number, and conditioning is read as the teacher embeds captions."""
+    one = tiny(family, name)
+    run = run_of(one, student=student, activation_checkpoint={"layers": "all"})
+    straight = trained(run, tmp_path / "a", tmp_path / "s")
+    with interrupted(monkeypatch, 3):
+        trained(run, tmp_path / "b", tmp_path / "s")
+    assert trained(run, tmp_path / "b", tmp_path / "s") == straight
+    weights, again = (load_file(tmp_path / x / "student" / "model.safetensors") for x in "ab")
+    assert all(torch.equal(weights[key], again[key]) for key in weights)
+    guidance = [value for key, value in weights.items() if "guidance_embedding" in key]
+    assert len(guidance) == 1 and guidance[0].abs().max() > 0
+    assert straight[-1]["share/x0-motion"] == pytest.approx(0.2, rel=1e-3)
+
+    teacher, store = one.teacher.teacher, LatentStore(tmp_path / "s")
+    for draw in (store[0], store[5]):
+        for key, value in teacher.embed([draw.sample.caption]).items():
+            torch.testing.assert_close(draw.cond[key], value[0])
+        assert draw.z0.shape == teacher.geometry.latent_shape
+    size = (tmp_path / "s" / "shard-00000.safetensors").stat().st_size
+    if family == "wan":  # its 512 tokens are not stored
+        assert size < 2 * 512 * 16 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "name"), [("wan", "experts"), ("cogvideox", "small"), ("ltx", "small")])
+def test_the_command_line_trains_and_samples(tiny, tmp_path, family, name):
+    """`guidedcd train --teacher FAMILY:FOLDER --energy x0-motion` makes a student that samples videos."""
+    one = tiny(family, name)
+    size = [f"--teacher.{family}.{key}={value}" for key, value in one.size.items()]
+    command = [
+        *(sys.executable, "-m", "guidedcd", "train", "--teacher", f"{family}:{one.folder}", *size),
+        *("--data", "shapes", "--energy", "x0-motion", "--rewards", "", "--metrics", "flicker", "--device", "cpu"),
+        *("--solver.steps", "20", "--preprocess.videos", "4", "--train.steps", "2", "--train.batch-size", "2"),
+        *("--evaluate.prompts", "2", "--evaluate.videos", "1"),
+    ]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (folder,) = (path for path in (tmp_path / "runs").iterdir() if path.name != "stores")
+    student = guidedcd.load_student(folder, device="cpu")
+    videos = student(["a red ball"], steps=4)
+    assert tuple(videos.shape[1:]) == one.teacher.teacher.geometry.pixel_shape and videos.isfinite().all()
+
+
+def test_data_inspect_reads_no_weights(tiny, tmp_path):
+    """The size of a teacher's videos is known from a folder without any weights."""
+    one = tiny("wan", "small")
+    folder = tmp_path / "wan"
+    shutil.copytree(one.folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    chosen = choose("teacher", f"wan:{folder}", {}, "teacher", load_plugins())
+    assert geometry_of(chosen).pixel_shape == (81, 3, 480, 832)
+
+
+def test_another_size_for_adapters(tiny, tmp_path):
+    """A LoRA student that was trained at the model's usual size is loaded for videos of another size."""
+    one = tiny("cogvideox", "small")
+    run = run_of(one, student={"kind": "lora", "rank": 2})
+    config = {"cogvideox": {"path": str(one.folder)}}
+    run = run_from_dict({**run.to_dict(), "teacher": config})
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_json(folder / "run.json", run.to_dict())
+    Student(run.teacher.build(), run.student, tuple(run.energies)).save(folder / "student")
+    student = guidedcd.load_student(folder, device="cpu", size={"frames": 17})
+    assert student.teacher.geometry.frames == 17
+    assert student(["a red ball"], steps=1).shape == (1, 17, 3, 32, 32)
