@@ -19,6 +19,7 @@ from guidedcd.energies.traits import check_references
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
 from guidedcd.files import file_digest
+from guidedcd.models import initial_lora
 from guidedcd.plugins.registry import blame, load_plugins
 from guidedcd.plugins.requirements import unmet
 from guidedcd.plugins.sources import origin
@@ -79,6 +80,8 @@ def distil(
     console.print(f"train    building the teacher {run.teacher.name}" + _listed("the rewards", run.rewards))
     with blame_memory("the teacher"):
         teacher = run.teacher.build().to(where)
+    if run.student.init and main:
+        initial_lora.check(teacher, run.student.init)
     if rewards is not None:
         rehearse(rewards, run, teacher.geometry, where, teacher)
         for reward in rewards.values():

@@ -133,6 +133,9 @@ class Student:
     ema: float | None = attrs.field(default=None, validator=optional(_between(0, 1)))
     """Decay of an averaged target network, which is saved as the student; by default the target is the student
     itself."""
+    init: str = ""
+    """LoRA file that is added to the copy of the teacher before training, such as a published few-step LoRA; a student
+    of kind lora needs the file whenever it is loaded."""
 
 
 @documented

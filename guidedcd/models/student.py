@@ -23,6 +23,7 @@ from guidedcd.diffusion.embeddings import EMBEDDING, guidance_embedding
 from guidedcd.documents import check_form, open_regular, read_json
 from guidedcd.errors import GuidedCDError, unreadable
 from guidedcd.files import file_digest, replacing, write_json
+from guidedcd.models import initial_lora
 from guidedcd.models.guidance_inputs import GuidanceProjection, add_guidance_embedding, guidance_inputs
 from guidedcd.models.teachers.protocol import Teacher
 
@@ -32,7 +33,8 @@ CHECKSUMS = "checksums.json"
 FORM = {
     "energies": [str],
     "teacher": str,
-    "student": {"kind?": str, "rank?": int, "dropout?": float, "ema?": (float, None)},
+    "student": {"kind?": str, "rank?": int, "dropout?": float, "ema?": (float, None), "init?": str},
+    "init?": str,
 }
 """Form of student.json; see `guidedcd.documents`."""
 
@@ -74,6 +76,8 @@ class Student(nn.Module):
         # Of a teacher that hashes its weights when asked, a trained network would give another fingerprint.
         self._fingerprint = teacher.fingerprint() if take else None
         self.network = (teacher.network if take else copy.deepcopy(teacher.network)).requires_grad_(True)
+        if self.config.init:
+            initial_lora.merge(teacher, self.network, self.config.init)
         set_dropout(self.network, self.config.dropout)
         if self.config.kind == "lora":
             self.network = _with_adapters(self.network, self.config.rank, adapter_targets(teacher, self.network))
@@ -160,6 +164,8 @@ class Student(nn.Module):
             "teacher": self._fingerprint or self.teacher.fingerprint(),
             "student": attrs.asdict(self.config),
         }
+        if self.config.init and self.config.kind == "lora":
+            meta["init"] = initial_lora.digest(self.config.init)
         write_json(folder / "student.json", meta)
 
     @classmethod
@@ -185,7 +191,10 @@ class Student(nn.Module):
             )
         with ThreadPoolExecutor(1) as pool:  # a processor hashes about 1 GB in a second
             comparison = pool.submit(_compare_checksum, folder)
-            student = cls(teacher, attrs.evolve(config, ema=None), meta["energies"])
+            if config.init and config.kind == "lora":
+                initial_lora.check_digest(config.init, meta.get("init"), folder)
+            init = config.init if config.kind == "lora" else ""  # all weights are in the folder
+            student = cls(teacher, attrs.evolve(config, ema=None, init=init), meta["energies"])
             weights = _read_weights(folder / "model.safetensors")
             comparison.result()
         learned = {name for name, p in student.network.named_parameters() if p.requires_grad}

@@ -103,7 +103,7 @@ def training(run: Run, teacher: Teacher, cond: dict[str, tuple[int, ...]]) -> Tr
     """
     settings, batch = run.train, run.train.batch_size
     with torch.device("meta"):
-        student = Student(teacher, run.student, tuple(run.energies))
+        student = Student(teacher, attrs.evolve(run.student, init=""), tuple(run.energies))
     named = list(student.network.parameters())
     trained, whole, width = sum(p.numel() for p in student.trainable), sum(map(torch.numel, named)), named[0].itemsize
     if (narrow := dtype_of_precision(settings.precision)) is not None:

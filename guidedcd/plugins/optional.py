@@ -53,6 +53,9 @@ class OptionalTeacher(Protocol):
     def training_prompts(self, count: int) -> Iterable[Any]:
         """The first `count` prompts for videos that the student generates during training."""
 
+    def add_lora(self, path: str, network: nn.Module | None = None) -> None:
+        """Add a LoRA file to the weights of `network`, a copy of the denoiser; without one, only check that it fits."""
+
     def card(self) -> Sequence[Mapping[str, Any]]:
         """Rows of published scores: label, steps, evaluations, omega, solver, scores."""
 

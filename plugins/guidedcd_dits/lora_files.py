@@ -262,6 +262,22 @@ def merge(adapter: Adapter, network: nn.Module, strength: float = 1.0) -> None:
         parameter.copy_(parameter.float() + strength * change.to(parameter.device))
 
 
+class ReadsLora:
+    """A teacher whose students may start from a LoRA file."""
+
+    network: nn.Module
+
+    def add_lora(self, path: str, network: nn.Module | None = None) -> None:
+        """Add a LoRA file to the weights of `network`, a copy of the denoiser; without one, only check that it fits.
+
+        Raises:
+            GuidedCDError: The file is missing, damaged, of an unknown layout or of another base.
+        """
+        adapter = read(path, self.network)
+        if network is not None:
+            merge(adapter, network)
+
+
 def diffusers_state(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata in diffusers' layout, for `load_lora_weights`.
 

@@ -73,7 +73,7 @@ def write_lora(trained: StudentPipeline, folder: Path, rank: int | None) -> str:
     network = merged_student.merged_network(student)
     weight = merged_student.composite(merged_student.projection(network))
     base = _base(teacher.network)
-    if student.config.kind == "lora" and rank is None:
+    if student.config.kind == "lora" and rank is None and not student.config.init:
         pairs, rank, lost = _trained(student.network), student.config.rank, 0.0
     else:
         rank = rank or 64
