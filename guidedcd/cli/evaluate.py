@@ -13,7 +13,9 @@ from guidedcd.cli.flag_types import PathArgument, PathFlag
 from guidedcd.cli.run_flags import flags_of, read_components, read_flags
 from guidedcd.config.option_types import flag
 from guidedcd.config.sections import EvaluateConfig
+from guidedcd.config.sources import options_of_run
 from guidedcd.errors import GuidedCDError
+from guidedcd.inference.student_folders import home
 from guidedcd.plugins.registry import Registry
 
 
@@ -65,7 +67,9 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
             raise GuidedCDError(f"--{flag(name)} belongs to a benchmark: name it, such as --suite {_first(registry)}.")
         if run is None:
             raise GuidedCDError("nothing to evaluate: give a run's folder, or --suite NAME with --table FILE.")
-        metrics = read_components("metrics", components, registry) or None
+        folder = home(run)
+        below = [] if folder is None else options_of_run(folder / "run.json")
+        metrics = read_components("metrics", components, registry, *below) or None
         folders = [trained(one) for one in (run, *more)]
         options = read_flags(EvaluateConfig, flags, "an evaluation")
         starting("evaluate loading PyTorch, the student and its teacher")

@@ -285,13 +285,13 @@ def read_selection(flags: Any, registry: Registry, *more: Layer) -> Selection:
     return select([_layer(written), *more], registry, written.get("profile"))
 
 
-def read_components(key: str, flags: Any, registry: Registry) -> list[Chosen]:
-    """The components of one kind that flags of `run_flags` choose.
+def read_components(key: str, flags: Any, registry: Registry, *below: Layer) -> list[Chosen]:
+    """The components of one kind that flags of `run_flags` choose; their options lie above those of `below`.
 
     Raises:
         GuidedCDError: A name, option or value that does not exist.
     """
-    return components_of(key, [_layer(_written(flags))], registry) if flags is not None else []
+    return components_of(key, [*below, _layer(_written(flags))], registry) if flags is not None else []
 
 
 def selected(flags: Any) -> list[str]:

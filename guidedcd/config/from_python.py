@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,9 @@ def evaluation_of(teacher: str) -> EvaluateConfig:
     return EvaluateConfig()
 
 
-def components(key: str, value: Any, where: str, registry: Registry | None = None) -> list[Chosen]:
+def components(
+    key: str, value: Any, where: str, registry: Registry | None = None, below: Sequence[Layer] = ()
+) -> list[Chosen]:
     """The components of one kind that `value` names, in the forms that `Run.from_profile` takes.
 
     Args:
@@ -46,12 +48,13 @@ def components(key: str, value: Any, where: str, registry: Registry | None = Non
         value: A name, an object, a list of these, or by name options, an object, or (object, options).
         where: What to call it in messages.
         registry: The installed plugins.
+        below: Options that `value` may change.
 
     Raises:
         GuidedCDError: A name or option that does not exist.
     """
     registry = registry or load_plugins()
-    return components_of(ALIASES.get(key, key), [layer({key: value}, where, registry)], registry)
+    return components_of(ALIASES.get(key, key), [*below, layer({key: value}, where, registry)], registry)
 
 
 def layer(content: Mapping[str, Any], where: str, registry: Registry) -> Layer:

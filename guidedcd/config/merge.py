@@ -123,7 +123,7 @@ def _names_inside(key: str, layers: Sequence[Layer], registry: Registry) -> set[
     for other, kind in KINDS.items():
         for name, value, _ in _selected(other, layers):
             component = registry.of_kind(kind).get(name)
-            if value is not None and component is not None and kind_inside(component.config) == KINDS[key]:
+            if value is not None and component is not None and kind_inside(component.config) == ALL_KINDS[key]:
                 names |= {value, value.partition(":")[0]}
     return names
 

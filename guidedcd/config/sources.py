@@ -181,3 +181,22 @@ def read_config(path: Path) -> Layer:
     if not isinstance(content, dict):
         raise GuidedCDError(f"--config: {path} must contain a table of options.")
     return Layer.of_file(content, str(path))
+
+
+def options_of_run(path: Path) -> list[Layer]:
+    """The options of a run's profile and rewards, for components that are chosen when the run is finished.
+
+    Args:
+        path: Its run.json; one that cannot be read has no options.
+    """
+    try:
+        content = read_json(path, {"profile?": str, "rewards?": {str: {}}})
+    except GuidedCDError:  # an error of the file is reported where the run is read
+        return []
+    name = content.get("profile")
+    below = [Layer(options=read_profile(name).options, optional=True)] if name in profiles() else []
+    recorded = [
+        (reward, {option: Value(value, f"rewards.{reward} in {path}") for option, value in options.items()})
+        for reward, options in content.get("rewards", {}).items()
+    ]
+    return [*below, Layer(options={"rewards": recorded}, optional=True)]

@@ -13,6 +13,7 @@ from guidedcd.config.kinds import Chosen
 from guidedcd.config.resolve import read_run
 from guidedcd.config.run import Run
 from guidedcd.config.sections import EvaluateConfig
+from guidedcd.config.sources import options_of_run
 from guidedcd.config.structure import changed, options_of, unstructure
 from guidedcd.console import console, progress
 from guidedcd.data import prompts
@@ -25,21 +26,23 @@ from guidedcd.evaluation.results import Scores, about_scores, differences, print
 from guidedcd.files import digest, file_digest, write_json
 from guidedcd.inference.metric import Metric
 from guidedcd.inference.pipeline import StudentPipeline
-from guidedcd.inference.student_folders import locate
+from guidedcd.inference.student_folders import home, locate
 from guidedcd.locks import locked
 from guidedcd.plugins import objects
 from guidedcd.plugins.registry import Registry
 
 
-def chosen_metrics(metrics: Any, registry: Registry) -> list[Chosen]:
-    """The metrics that a program or the command line names.
+def chosen_metrics(metrics: Any, registry: Registry, folder: Path) -> list[Chosen]:
+    """The metrics that a program or the command line names, for the run in `folder` or around it.
 
     Raises:
         GuidedCDError: A name or option that does not exist.
     """
     if isinstance(metrics, Sequence) and all(isinstance(one, Chosen) for one in metrics):
         return list(metrics)
-    return components("metrics", metrics, "evaluate", registry)
+    run_folder = home(folder)
+    below = [] if run_folder is None else options_of_run(run_folder / "run.json")
+    return components("metrics", metrics, "evaluate", registry, below)
 
 
 def recorded_metrics(evaluation: tables.Evaluation, run: Run, registry: Registry) -> dict[str, Any]:

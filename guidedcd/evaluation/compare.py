@@ -41,7 +41,7 @@ def compare(
         if path.resolve() in [other.resolve() for other in paths[:number]]:
             raise GuidedCDError(f"{path} is given twice. Give different runs to compare.")
     baselines: Baselines = {}
-    added = [] if metrics is None else chosen_metrics(metrics, load_plugins())
+    added = [] if metrics is None else chosen_metrics(metrics, load_plugins(), paths[0])
     evaluations = []
     for folder in paths:
         evaluation = tables.read_if_there(folder)

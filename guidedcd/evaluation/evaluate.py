@@ -67,7 +67,7 @@ def evaluate(
         options["prompts"] = [texts]
     options = options_of(EvaluateConfig, options, "an evaluation", mark="--")
     registry = load_plugins()
-    added = {} if metrics is None else {one.name: one.config for one in chosen_metrics(metrics, registry)}
+    added = {} if metrics is None else {one.name: one.config for one in chosen_metrics(metrics, registry, Path(folder))}
     run_folder, weights = locate(Path(folder))
     results = results_of(run_folder, weights)
     previous = tables.read_if_there(results)

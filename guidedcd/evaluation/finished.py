@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import attrs
 import torch
@@ -71,7 +72,7 @@ class FinishedBatches:
                 videos[int(number)] = tensor
             else:
                 metric, score = names
-                scores.setdefault(metric, {})[score] = tensor.tolist()
+                scores.setdefault(unquote(metric), {})[score] = tensor.tolist()
         return BatchResult(seconds=seconds, scores=scores, videos=videos)
 
     def write(self, batch: Mapping[str, Any], result: BatchResult) -> None:
@@ -83,7 +84,7 @@ class FinishedBatches:
         tensors = {f"video/{index}": video.contiguous() for index, video in result.videos.items()}
         scores = [(metric, name, values) for metric, one in result.scores.items() for name, values in one.items()]
         for number, (metric, name, values) in enumerate(scores):  # the number keeps their order
-            tensors[f"score/{number:04d}/{metric}/{name}"] = torch.tensor(values, dtype=torch.float64)
+            tensors[f"score/{number:04d}/{quote(metric, safe='')}/{name}"] = torch.tensor(values, dtype=torch.float64)
         tensors[SECONDS] = torch.tensor(result.seconds, dtype=torch.float64)
         with replacing(self._path(batch)) as temporary:
             save_file(tensors, temporary)

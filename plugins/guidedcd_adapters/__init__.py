@@ -1,12 +1,14 @@
-"""Rewards as energies, `--energies reward:clip`, and energies as rewards, `--rewards energy:dynamics`."""
+"""Rewards as energies, `--energies reward:clip`, and as metrics, `--metrics reward:clip`; energies as rewards,
+`--rewards energy:dynamics`.
+"""
 
 from __future__ import annotations
 
 import attrs
-from attrs.validators import ge, le
+from attrs.validators import ge, gt, le
 
-from guidedcd import OutputEnergyConfig, RewardConfig, WrapperConfig, hookimpl
-from guidedcd.config.validators import is_subrange
+from guidedcd import MetricConfig, OutputEnergyConfig, RewardConfig, WrapperConfig, hookimpl
+from guidedcd.config.validators import is_device, is_subrange
 
 
 @attrs.frozen(kw_only=True)
@@ -29,6 +31,29 @@ class EnergyRewardConfig(RewardConfig, WrapperConfig):
     energy: str = attrs.field(default="", metadata={"positional": "name", "kind": "energy"})
     """The energy of the output, NAME[:VALUE]; its options are those of --energies.NAME, of which scale, relative,
     scale_range and fraction have no effect."""
+
+
+@attrs.frozen(kw_only=True)
+class RewardMetricConfig(MetricConfig, WrapperConfig):
+    """Options of the metric `reward:NAME`."""
+
+    reward: str = attrs.field(default="", metadata={"positional": "name", "kind": "reward"})
+    """The reward, NAME[:VALUE]; its options are those of --rewards.NAME, of which weight and pick have no effect."""
+    fps: float = attrs.field(default=8.0, validator=gt(0))
+    """Frames per second of the videos, which a reward may read to choose its frames."""
+    device: str = attrs.field(default="auto", validator=is_device)
+    """Where the reward computes: auto, cpu, cuda, cuda:N or mps."""
+
+
+@hookimpl
+def register_metrics(register):
+    """Offer `reward`."""
+    register(
+        "reward",
+        "guidedcd_adapters.metric:RewardMetric",
+        config=RewardMetricConfig,
+        summary="any reward of finished videos, as a judge that the student was not trained on",
+    )
 
 
 @hookimpl

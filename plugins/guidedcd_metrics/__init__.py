@@ -1,9 +1,11 @@
-"""Metrics of flicker and motion that need no network."""
+"""Metrics of flicker and motion; only the flow `raft` needs a network."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import attrs
-from attrs.validators import ge, gt
+from attrs.validators import ge, gt, in_
 
 from guidedcd import MetricConfig, hookimpl
 
@@ -19,6 +21,11 @@ class DynamicDegreeConfig(MetricConfig):
 
     fps: float = attrs.field(default=8.0, validator=gt(0))
     """Frames per second of the videos; as in VBench, every max(1, round(fps / 8))-th frame is judged."""
+    flow: str = attrs.field(default="auto", validator=in_(("auto", "dis", "classical", "raft")))
+    """The optical flow: OpenCV's `dis`, a `classical` one in torch, or `raft` with `weights`, as VBench has it. auto is
+    dis where OpenCV is installed, else classical."""
+    weights: Path | None = None
+    """Weights of torchvision's `raft_large`, only for the flow raft."""
     batch_size: int = attrs.field(default=64, validator=ge(1))
     """Number of pairs of frames whose optical flow is computed at once."""
 
@@ -36,5 +43,5 @@ def register_metrics(register):
         "dynamic-degree",
         "guidedcd_metrics.motion:DynamicDegree",
         config=DynamicDegreeConfig,
-        summary="VBench's dynamic degree with classical optical flow instead of RAFT, and the flow",
+        summary="VBench's dynamic degree on OpenCV's DIS, a classical flow or RAFT, and the flow",
     )

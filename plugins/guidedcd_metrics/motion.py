@@ -1,33 +1,46 @@
-"""The amount of motion in videos: VBench's dynamic-degree rule on classical optical flow.
+"""The amount of motion in videos: VBench's dynamic-degree rule on optical flow.
 
-VBench computes the flow with RAFT, a trained network. Here it is computed by the pyramidal, iterative method of Lucas
-and Kanade (1981; Bouguet 2001), which needs no weights. `dynamic_degree` therefore has the rule of VBench but not its
-numbers, and the two must not be compared. Legend: P pairs of frames, H and W their size in pixels.
+VBench computes the flow with RAFT, a trained network. Without its weights, it is computed by OpenCV's DIS, or by the
+pyramidal, iterative method of Lucas and Kanade (1981; Bouguet 2001), which needs torch alone. `dynamic_degree` then has
+the rule of VBench but not its numbers, and the two must not be compared. Legend: P pairs of frames, H and W their size
+in pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from guidedcd import GuidedCDError
 from guidedcd_metrics import DynamicDegreeConfig
+from guidedcd_metrics.flows import Flow, dis, has_opencv, raft
 
 
 class DynamicDegree:
     """Values `dynamic_degree` (1 if a video is dynamic by VBench's rule, else 0) and `flow_px` (its flow in pixels)."""
 
-    titles: ClassVar = {
-        "dynamic_degree": "share of videos that are dynamic (VBench's rule, classical flow)",
-        "flow_px": "optical flow in pixels per frame",
-    }
-
     def __init__(self, config: DynamicDegreeConfig) -> None:
-        """Keep the config."""
+        """Choose the flow, which the titles name.
+
+        Raises:
+            GuidedCDError: The flow is not installed, or lacks its weights.
+        """
         self.config = config
+        name = config.flow if config.flow != "auto" else "dis" if has_opencv() else "classical"
+        if (config.weights is None) == (name == "raft"):
+            raise GuidedCDError(
+                "the flow 'raft' and its weights belong together: give --metrics.dynamic-degree.flow raft and "
+                "--metrics.dynamic-degree.weights FILE."
+            )
+        self.flow: Flow = flow if name == "classical" else dis() if name == "dis" else raft(config.weights)
+        called = {"dis": "DIS flow", "classical": "classical flow", "raft": "RAFT"}[name]
+        self.titles = {
+            "dynamic_degree": f"share of videos that are dynamic (VBench's rule, {called})",
+            "flow_px": f"optical flow in pixels per frame ({called})",
+        }
 
     @torch.no_grad()
     def __call__(self, videos: Tensor, prompts: Sequence[object] = ()) -> dict[str, Tensor]:
@@ -42,7 +55,7 @@ class DynamicDegree:
             return {"dynamic_degree": torch.zeros(count), "flow_px": torch.full((count,), float("nan"))}
         first, second = judged[:, :-1].flatten(0, 1), judged[:, 1:].flatten(0, 1)
         step = self.config.batch_size
-        scores = [largest(flow(first[i : i + step], second[i : i + step])) for i in range(0, len(first), step)]
+        scores = [largest(self.flow(first[i : i + step], second[i : i + step])) for i in range(0, len(first), step)]
         pairs = torch.cat(scores).view(count, frames - 1).cpu()
         return {"dynamic_degree": dynamic(pairs, frames, height, width).float(), "flow_px": pairs.mean(1)}
 

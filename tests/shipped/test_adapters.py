@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
+import tiny_run
 import torch
 from guidedcd_adapters import RewardEnergyConfig
 from guidedcd_adapters.energy import RewardEnergy
@@ -12,7 +14,9 @@ from guidedcd_clip import CLIPConfig
 from short_training import trained
 
 import guidedcd
-from guidedcd import GuidedCDError, inside
+from guidedcd import GuidedCDError, Prompt, inside
+from guidedcd.cli import main
+from guidedcd.config.from_python import components
 from guidedcd.config.resolve import resolve, run_from_dict
 from guidedcd.config.run import Run
 from guidedcd.config.sources import Layer, read_profile
@@ -22,6 +26,7 @@ from guidedcd.diffusion.randomness import noise
 from guidedcd.energies.gradients import EnergyTerm
 from guidedcd.energies.output import output_gradients, seen_of_step
 from guidedcd.plugins.registry import Component, load_plugins
+from guidedcd.rewards.scorer import even_indices
 from guidedcd.testing import checks_of
 from guidedcd.training.run_folder import claimed
 
@@ -165,3 +170,46 @@ def test_a_run_with_a_reward_as_an_energy(tmp_path):
 
     assert lines[0]["share/reward:clip"] == pytest.approx(0.2, rel=1e-3)
     assert not list((tmp_path / "store").glob("**/scores/*"))
+
+
+def test_a_reward_is_a_metric(tmp_path):
+    """`reward:clip` gives each video the reward of its evenly spaced frames, and NaN where the prompt is too long."""
+    (chosen,) = components("metrics", {"reward:clip": {}}, "a test", below=[read_profile("shapes")])
+    metric = chosen.build()
+    videos, prompts = (
+        torch.rand(3, 8, 3, 48, 48),
+        [Prompt(text=PROMPT), Prompt(text="word " * 200), Prompt(text=PROMPT)],
+    )
+
+    values = metric(videos, prompts)["reward:clip"]
+
+    reward = inside(chosen.config).build()
+    frames = even_indices(8, inside(chosen.config).config.frames)
+    with torch.no_grad():
+        expected = reward(videos[[0, 2]][:, frames], [PROMPT, PROMPT])
+    assert math.isnan(values[1]) and [values[0], values[2]] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert metric.better == {"reward:clip": "higher"}
+
+
+def test_the_metric_breaks_no_rule(monkeypatch):
+    """The metric `reward` passes the checks of metrics with a reward that has its weights."""
+    monkeypatch.setenv("GUIDEDCD_BLOCK", "")
+    (chosen,) = components("metrics", {"reward:clip": {}}, "a test", below=[read_profile("shapes")])
+    for check in checks_of(load_plugins().get("metric", "reward"), config=chosen.config, installation=False):
+        check()
+
+
+def test_an_evaluation_with_held_out_rewards(tmp_path, install, capsys):
+    """A finished evaluation gets rewards with the options of its run's profile, by flags and in Python."""
+    install("tiny-components", tiny_run.PLUGIN)
+    folder = tiny_run.run_folder(tmp_path / "run", evaluate={"prompts": ["a red circle", "a star"], "videos": 0})
+    before = guidedcd.evaluate(folder, quiet=True)
+
+    with pytest.raises(SystemExit) as exit_:
+        main(["evaluate", str(folder), "--metrics", "reward:clip"])
+    evaluation = guidedcd.evaluate(folder, metrics=["reward:hps"], quiet=True)
+
+    scores = evaluation["rows"][0]["scores"]["prompts"]
+    assert not exit_.value.code and {"reward:clip", "reward:hps"} <= set(scores) and scores["reward:clip"]["n"] == 2
+    assert evaluation["metric_settings"]["reward:clip"]["options"]["inside"]["path"] == "shapes"
+    assert scores["brightness"] == before["rows"][0]["scores"]["prompts"]["brightness"]

@@ -12,6 +12,8 @@ from guidedcd_metrics import DynamicDegreeConfig, FlickerConfig
 from guidedcd_metrics.flicker import Flicker
 from guidedcd_metrics.motion import DynamicDegree, dynamic, flow, largest, stride
 
+from guidedcd import GuidedCDError
+
 
 @pytest.fixture
 def golden(shared) -> Path:
@@ -26,7 +28,7 @@ def flicker(video: torch.Tensor) -> torch.Tensor:
 
 def motion(video: torch.Tensor, fps: float = 8) -> dict[str, torch.Tensor]:
     """The motion of one or more videos."""
-    return DynamicDegree(DynamicDegreeConfig(fps=fps))(video)
+    return DynamicDegree(DynamicDegreeConfig(fps=fps, flow="classical"))(video)
 
 
 def square(speed: float, *, frames: int = 8, height: int = 48, width: int = 64, noise: float = 0.0) -> torch.Tensor:
@@ -131,7 +133,58 @@ def test_scores_do_not_depend_on_the_batch():
     """A video scores the same alone, among others, and in small pieces."""
     videos = torch.cat([square(1.0), square(3.0), square(0.0)])
     together = motion(videos)["flow_px"]
-    pieces = DynamicDegree(DynamicDegreeConfig(batch_size=2))(videos)["flow_px"]
+    pieces = DynamicDegree(DynamicDegreeConfig(batch_size=2, flow="classical"))(videos)["flow_px"]
 
     torch.testing.assert_close(together[1:2], motion(videos[1:2])["flow_px"])
     torch.testing.assert_close(together, pieces)
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.8, 1.8, 3.0, 4.0])
+def test_dis_flow_is_the_true_speed(speed):
+    """The flow of OpenCV's DIS is the speed of a square within 0.6 pixels, on small and on large frames."""
+    pytest.importorskip("cv2")
+    metric = DynamicDegree(DynamicDegreeConfig(flow="dis"))
+    large = torch.nn.functional.interpolate(square(speed)[0], scale_factor=6, mode="bilinear")[None]
+
+    assert metric(square(speed))["flow_px"].item() == pytest.approx(speed, abs=0.6)
+    assert metric(large)["flow_px"].item() / 6 == pytest.approx(speed, abs=0.6)
+    assert "DIS" in metric.titles["dynamic_degree"]
+
+
+def test_the_default_flow_needs_no_opencv(monkeypatch):
+    """Without OpenCV the classical flow is the default, and the titles name it; `dis` is one clear error."""
+    monkeypatch.setattr("guidedcd_metrics.motion.has_opencv", lambda: False)
+    monkeypatch.setattr("guidedcd_metrics.flows.has_opencv", lambda: False)
+
+    assert "classical" in DynamicDegree(DynamicDegreeConfig()).titles["flow_px"]
+    with pytest.raises(GuidedCDError, match="'dis' needs OpenCV"):
+        DynamicDegree(DynamicDegreeConfig(flow="dis"))
+
+
+def test_raft_needs_its_weights(tmp_path):
+    """The flow and its weights belong together; a missing file and one of another network are clear errors."""
+    pytest.importorskip("torchvision")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+
+    for options in ({"flow": "raft"}, {"flow": "classical", "weights": tmp_path / "x"}):
+        with pytest.raises(GuidedCDError, match="belong together"):
+            DynamicDegree(DynamicDegreeConfig(**options))
+    with pytest.raises(GuidedCDError, match="there are no weights of RAFT at"):
+        DynamicDegree(DynamicDegreeConfig(flow="raft", weights=tmp_path / "gone.pth"))
+    with pytest.raises(GuidedCDError, match="has no weights of torchvision's raft_large"):
+        DynamicDegree(DynamicDegreeConfig(flow="raft", weights=tmp_path / "other.pth"))
+
+
+@pytest.mark.slow
+def test_raft_reads_torchvisions_file(tmp_path):
+    """Weights of torchvision's network give its own flow, also for frames whose size it does not take."""
+    optical_flow = pytest.importorskip("torchvision.models.optical_flow")
+    network = optical_flow.raft_large(weights=None).eval()
+    torch.save(network.state_dict(), tmp_path / "raft.pth")
+    metric = DynamicDegree(DynamicDegreeConfig(flow="raft", weights=tmp_path / "raft.pth"))
+    first, second = torch.rand(2, 1, 3, 128, 136)
+
+    with torch.no_grad():
+        expected = network(2 * first - 1, 2 * second - 1, num_flow_updates=20)[-1]
+        torch.testing.assert_close(metric.flow(first, second), expected)
+    assert metric.flow(first[..., :50, :77], second[..., :50, :77]).shape == (1, 2, 50, 77)
