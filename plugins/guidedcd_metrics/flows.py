@@ -5,6 +5,7 @@ Legend: P pairs of frames, H and W their size in pixels.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +47,7 @@ def dis() -> Flow:
             "the flow 'dis' needs OpenCV, which is not installed: pip install 'guidedcd[flow]', or use "
             "--metrics.dynamic-degree.flow classical."
         )
-    import cv2
+    cv2: Any = importlib.import_module("cv2")  # its type hints lack some functions
 
     def flow(first: Tensor, second: Tensor) -> Tensor:
         factor = 2 if min(first.shape[-2:]) < SMALL else 1

@@ -35,7 +35,9 @@ class DynamicDegree:
                 "the flow 'raft' and its weights belong together: give --metrics.dynamic-degree.flow raft and "
                 "--metrics.dynamic-degree.weights FILE."
             )
-        self.flow: Flow = flow if name == "classical" else dis() if name == "dis" else raft(config.weights)
+        self.flow: Flow = flow if config.weights is None else raft(config.weights)
+        if name == "dis":
+            self.flow = dis()
         called = {"dis": "DIS flow", "classical": "classical flow", "raft": "RAFT"}[name]
         self.titles = {
             "dynamic_degree": f"share of videos that are dynamic (VBench's rule, {called})",
