@@ -166,9 +166,10 @@ def test_diffusers_loads_what_is_written(network, has_metadata, tmp_path):
     # diffusers before 0.43 scales mixed ranks wrongly where the metadata is lost.
     adapter = random_adapter(transformer, ranks=lambda number: RANK if number or not has_metadata else 2)
     tensors, metadata = lora_files.diffusers_state(adapter)
-    lora_files.write(tmp_path / "pytorch_lora_weights.safetensors", tensors, metadata)
+    name = "pytorch_lora_weights.safetensors"
+    lora_files.write(tmp_path / name, tensors, metadata)
     pipeline = pipelines[network]
-    state, read = pipeline.lora_state_dict(str(tmp_path), return_lora_metadata=True)
+    state, read = pipeline.lora_state_dict(str(tmp_path), weight_name=name, return_lora_metadata=True)
     pipeline.load_lora_into_transformer(
         state, transformer=transformer, adapter_name="one", metadata=read if has_metadata else None
     )
