@@ -35,7 +35,8 @@ from guidedcd.cli import (
 )
 from guidedcd.cli.errors import explain
 from guidedcd.cli.examples import add_examples
-from guidedcd.cli.run_flags import check_groups, run_flags, same_words
+from guidedcd.cli.flag_groups import check_groups, check_inner
+from guidedcd.cli.run_flags import run_flags, same_words
 from guidedcd.config.kinds import DEFAULT_PROFILE
 from guidedcd.config.old_names import check_flags
 from guidedcd.config.sources import profiles
@@ -73,6 +74,9 @@ WITH_COMPONENTS: dict[str, tuple[str, ...]] = {
 }
 """Commands that take the flags of some kinds of components."""
 
+INNER = ("rewards",)
+"""Kinds of components that energies may be made of, whose options go with those of energies."""
+
 
 def build(registry: Registry, command: str = "", profile: str = DEFAULT_PROFILE) -> App:
     """The application, with a flag for every option of every plugin in `registry`.
@@ -104,7 +108,10 @@ def _flags(command: str, registry: Registry, profile: str) -> Any:
     if command in WITH_RUN:
         return run_flags(registry, profile)
     kinds = WITH_COMPONENTS.get(command)
-    return Any if kinds is None else run_flags(registry, profile, kinds=kinds, scalars=(), sections=())
+    if kinds is None:
+        return Any
+    inner = INNER if "energies" in kinds else ()
+    return run_flags(registry, profile, kinds=kinds, scalars=(), sections=(), inner=inner)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -128,6 +135,8 @@ def _run(argv: Sequence[str]) -> Any:
         check_flags(tokens)
         if tokens and tokens[0] in (*WITH_RUN, *WITH_COMPONENTS):
             check_groups(tokens, registry, sections=tokens[0] in WITH_RUN)
+        if tokens and (tokens[0] == "sample" or list(tokens[:2]) == ["try", "energy"]):
+            check_inner(tokens, INNER)
         with _plain_warnings():
             app = build(registry, tokens[0] if tokens else "", _profile(tokens))
             return app(help_pages.with_help(tokens))

@@ -47,6 +47,14 @@ def shown(words: Sequence[str], key: str, profile: Layer) -> set[str] | None:
     return None
 
 
+def inside(words: Sequence[str]) -> set[str] | None:
+    """Names of the components that others are made of, such as clip in `reward:clip`; None for all."""
+    if ALL in words:
+        return None
+    texts = [text for word in words if not word.startswith("-") for text in word.split(",")]
+    return {text.split(":")[1] for text in texts if ":" in text}
+
+
 def _values(words: Sequence[str], flag: str) -> list[str] | None:
     """The values of a flag, None where it is absent."""
     values: list[str] | None = None

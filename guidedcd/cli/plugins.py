@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from guidedcd.cli.flag_types import PathFlag
 from guidedcd.config.kinds import ALL_KINDS
+from guidedcd.config.merge import choose
 from guidedcd.config.option_types import flag, limits, naming, positional
 from guidedcd.config.sources import profiles, read_profile
 from guidedcd.console import console, plain_table, print_table
@@ -64,7 +65,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         Parameters
         ----------
         name
-            Check only this component, including its behaviour.
+            Check only this component, NAME or NAME:VALUE, including its behaviour.
         verbose
             Show tracebacks.
         """
@@ -77,7 +78,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         Parameters
         ----------
         name
-            Name of the component, such as `pta`.
+            Name of the component, such as `pta`, or NAME:VALUE, such as `reward:clip`.
         json
             Print one JSON list instead of a table.
         """
@@ -129,10 +130,11 @@ def _list(registry: Registry) -> None:
 def _doctor(name: str | None, registry: Registry, verbose: bool) -> int:
     """Run the checks of all components, or those of one and its behaviour; returns 1 if one failed, else 0."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a check must not download weights
-    components = registry.components if name is None else _named(name, registry)
+    named = [] if name is None else _checked(name, registry)
+    components = registry.components if name is None else [component for component, _ in named]
     wrong = _installation_faults(registry, {c.plugin for c in components}, everything=name is None, verbose=verbose)
-    for component in components:
-        wrong += _component_faults(component, behaviour=name is not None, verbose=verbose)
+    for component, config in named or [(component, None) for component in components]:
+        wrong += _component_faults(component, config, behaviour=name is not None, verbose=verbose)
     if name is None:
         console.print("note     `guidedcd plugins doctor NAME` also runs the code of a component: its result, gradient")
         console.print("         and other rules of its kind")
@@ -152,8 +154,8 @@ def _check(name: str, registry: Registry, as_json: bool) -> int:
             "status": result.status,
             "reason": result.reason,
         }
-        for component in _named(name, registry)
-        for result in _results(component)
+        for component, config in _checked(name, registry)
+        for result in _results(component, config)
     ]
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -165,12 +167,12 @@ def _check(name: str, registry: Registry, as_json: bool) -> int:
     return int(any(row["status"] == "failed" for row in rows))
 
 
-def _results(component: Component) -> list[CheckResult]:
+def _results(component: Component, config: Any) -> list[CheckResult]:
     """The results of all checks of a component, which may print."""
     from guidedcd.testing import checks_of, run_checks
 
     with redirect_stdout(sys.stderr):
-        return run_checks(checks_of(component))
+        return run_checks(checks_of(component, config=config))
 
 
 def _installation_faults(registry: Registry, plugins: set[str], *, everything: bool, verbose: bool) -> int:
@@ -202,11 +204,11 @@ def _report(what: str, text: str) -> str:
     return what
 
 
-def _component_faults(component: Component, *, behaviour: bool, verbose: bool) -> int:
+def _component_faults(component: Component, config: Any = None, *, behaviour: bool, verbose: bool) -> int:
     """Run the checks of one component, and print its faults, each cause once; returns their number."""
     from guidedcd.testing import checks_of, run_checks
 
-    results = run_checks(checks_of(component, behaviour=behaviour, installation=False))
+    results = run_checks(checks_of(component, config=config, behaviour=behaviour, installation=False))
     causes: set[str] = set()
     for result in results:
         if result.error is not None and result.reason not in causes:
@@ -232,6 +234,22 @@ def _named(name: str, registry: Registry) -> list[Component]:
             f"no component named '{name}'.{suggest(name, names)} Known: {known}.{registry.not_loaded()}"
         )
     return components
+
+
+def _checked(text: str, registry: Registry) -> list[tuple[Component, Any]]:
+    """The components that `text`, NAME or NAME:VALUE, names, each with its options; None for the defaults.
+
+    Raises:
+        GuidedCDError: There is none, or it takes no value.
+    """
+    name, colon, _ = text.partition(":")
+    components = _named(name, registry)
+    if not colon:
+        return [(component, None) for component in components]
+    if len({component.kind for component in components}) > 1:  # `reward` is an energy, `energy` a reward
+        valued = [component for component in components if positional(component.config) is not None]
+        components = valued or components
+    return [(component, choose(component.kind, text, {}, text, registry).config) for component in components]
 
 
 def _wrong(what: str, error: BaseException, verbose: bool) -> None:

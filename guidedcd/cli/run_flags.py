@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +21,6 @@ from guidedcd.config.selection import Selection, select
 from guidedcd.config.sources import ALIASES, Layer, name_of, profiles, read_config, read_profile, split_names
 from guidedcd.config.structure import Options, Value, convert, options_of
 from guidedcd.docstrings import docs_of
-from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import Registry
 
 SELECTORS = {
@@ -142,6 +141,7 @@ def run_flags(
     kinds: Sequence[str] = tuple(KINDS),
     scalars: Sequence[str] = ("profile", "config", "seed", "device", "name"),
     sections: Sequence[str] = tuple(SECTIONS),
+    inner: Sequence[str] = (),
 ) -> type:
     """The class that holds every flag describing a run; help shows the defaults of `profile`, see `help_pages`.
 
@@ -151,6 +151,7 @@ def run_flags(
         kinds: The kinds of components, as in flags, for a command that takes only some.
         scalars: The options of the run itself.
         sections: The engine's own sections of options.
+        inner: Kinds of components that the command does not choose, but that others may be made of: `reward:clip`.
     """
     layer = read_profile(profile)
     fields: dict[str, Any] = {}
@@ -176,10 +177,10 @@ def run_flags(
         fields[key] = _field(Annotated[list[str] | None, select], None)
     words = same_words(command_line.words())
     for order, (key, kind) in enumerate(ALL_KINDS.items(), 1):
-        if key not in kinds:
+        if key not in (*kinds, *inner):
             continue
         components = {}
-        named = help_pages.shown(words, key, layer)
+        named = help_pages.shown(words, key, layer) if key in kinds else help_pages.inside(words)
         for component in registry.of_kind(kind).values():
             if not attrs.fields(component.config):
                 continue
@@ -222,35 +223,6 @@ def _decoded(attribute: str) -> str:
     """NAME or NAME:VALUE of a component, from the name of its attribute."""
     name, with_value, value = attribute.partition("__")
     return name_of(name.replace("_", "-"), bytes.fromhex(value).decode() if with_value else None)
-
-
-def check_groups(words: Sequence[str], registry: Registry, *, sections: bool) -> None:
-    """Refuse a group of options that is given a value, such as `--student lora`.
-
-    Args:
-        words: The command line.
-        registry: The installed plugins.
-        sections: Whether the command takes the sections of a run; without them its own flags may have their names.
-
-    Raises:
-        GuidedCDError: There is one; names an option of the group.
-    """
-    groups = dict(_groups(SECTIONS, "--")) if sections else {}
-    for key, kind in ALL_KINDS.items():
-        groups |= _groups({one.name: one.config for one in registry.of_kind(kind).values()}, f"--{key}.")
-    for word in words:
-        written = word.partition("=")[0]
-        group = groups.get(flag(written))
-        if group is not None and attrs.fields(group):
-            option = flag(attrs.fields(group)[0].name)
-            raise GuidedCDError(f"{written} is a group of options. Give one of them, such as {written}.{option}.")
-
-
-def _groups(classes: Mapping[str, type], path: str) -> Iterator[tuple[str, type]]:
-    """The flags that stand for config classes and for the groups of options in them, each with its class."""
-    for name, cls in classes.items():
-        yield f"{path}{flag(name)}", cls
-        yield from _groups(groups_of(cls), f"{path}{flag(name)}.")
 
 
 def read_run(flags: Any, registry: Registry, *, needs_data: bool = True) -> Run:

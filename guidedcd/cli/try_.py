@@ -27,14 +27,14 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     group = App(name="try", help="Try an energy, a reward or a route without training.")
     app.command(group)
 
-    def components(*kinds: str) -> Any:
+    def components(*kinds: str, inner: tuple[str, ...] = ()) -> Any:
         """The flags of some kinds of components, where this command runs."""
         if flags_class is Any:
             return Any
-        class_ = run_flags(registry, DEFAULT_PROFILE, kinds=kinds, scalars=("profile",), sections=())
+        class_ = run_flags(registry, DEFAULT_PROFILE, kinds=kinds, scalars=("profile",), sections=(), inner=inner)
         return Annotated[class_, Parameter(name="*")]
 
-    _add_energy(group, registry, components("teacher", "energies", "metrics"))
+    _add_energy(group, registry, components("teacher", "energies", "metrics", inner=("rewards",)))
     _add_reward(group, registry, components("teacher", "rewards"))
     _add_route(group, registry, components("rewards", "routes", "data"))
 

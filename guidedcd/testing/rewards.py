@@ -27,7 +27,7 @@ def video(checked: CheckedComponent, batch: int = 2) -> Tensor:
     """
     if reads_latents(checked.built):
         latents = random((batch, *checked.teacher.geometry.latent_shape), 3)
-        for scale in SCALES:
+        for scale in (*SCALES, 0.05):
             scaled = (scale * latents).requires_grad_()
             score = rewards(checked, scaled)
             if isinstance(score, Tensor) and score.requires_grad:

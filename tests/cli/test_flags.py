@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,25 @@ def test_help_shows_the_components_of_a_file_and_of_a_trial(command, toys, tmp_p
     assert "--rewards.smile.weight" in command("plan", "--config", "run.toml", "--help").out
     page = command("try", "energy", "shake", "--help").out
     assert "--energies.shake.top" in page and "--energies.rattle" not in page
+
+
+def test_a_trial_has_the_options_of_what_an_energy_is_made_of(command, monkeypatch):
+    """`try energy reward:clip` and `sample` take --rewards.clip options, and help shows them; they choose no reward."""
+    tried = []
+    fake = types.SimpleNamespace(try_energy=lambda selection, **_: tried.append(selection.one("energy")))
+    monkeypatch.setitem(sys.modules, "guidedcd.trials.energy", fake)
+    command("try", "energy", "reward:clip", "--rewards.clip.frames", "3")
+
+    assert guidedcd.inside(tried[0].config).config.frames == 3
+    page = command("try", "energy", "reward:clip", "--help").out
+    assert "--rewards.clip.frames" in page and "--rewards.hps" not in page
+    assert "--rewards." not in command("try", "energy", "pta", "--help").out
+    done = command("try", "energy", "reward:clip", "--rewards", "clip")
+    assert done.status == 2 and "--rewards chooses no reward here" in done.err
+    done = command("try", "energy", "pta", "--rewards.clip.frames", "3")
+    assert done.status == 2 and "reward 'clip', which is not selected" in done.err
+    done = command("sample", "x", "--energy", "reward:clip", "--rewards.clip.wrong", "3")
+    assert done.status == 2 and "--rewards.clip.wrong" in done.err
 
 
 def test_singular_and_plural_do_not_touch_values():

@@ -252,3 +252,16 @@ def test_an_error_of_a_component_names_it(command):
     done = command("train", training=training)
 
     assert (done.status, done.err) == (2, "error: it needs 4 frames. (in energy 'odd' of acme/odd)\n")
+
+
+@pytest.mark.slow
+def test_check_takes_a_value(command):
+    """`plugins check` and `doctor` build a component with the value after its name."""
+    done = command("plugins", "check", "energy:dynamics", "--json")
+    rows = json.loads(done.out)
+
+    assert done.status == 0 and {row["kind"] for row in rows} == {"reward"}
+    assert {row["status"] for row in rows} == {"passed"}, rows
+    assert command("plugins", "doctor", "energy:saturation").status == 0
+    wrong = command("plugins", "check", "pta:x")
+    assert (wrong.status, "takes no value" in wrong.err) == (2, True)
