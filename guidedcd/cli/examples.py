@@ -27,7 +27,7 @@ EXAMPLES = {
     ("sample",): 'guidedcd sample runs/my-run "a red circle moving left" --steps 4',
     ("evaluate",): "guidedcd evaluate runs/my-run --prompts 64",
     ("prove",): "guidedcd prove --quick",
-    ("report",): "guidedcd report runs/my-run",
+    ("report",): "guidedcd report runs/my-run runs/another-run",
     ("export",): "guidedcd export runs/my-run my-student --format diffusers",
     ("convert",): "guidedcd convert videocrafter2 model.ckpt my-folder",
     ("plugins",): "guidedcd plugins list",

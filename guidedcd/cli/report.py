@@ -1,4 +1,4 @@
-"""`guidedcd report`: write the report of a run again."""
+"""`guidedcd report`: write the report of a run again, or one page about several runs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,31 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     """Add the command to `app`."""
 
     @app.command
-    def report(run: PathArgument, /, *, out: PathFlag = None) -> None:
-        """Write a run's report: one HTML file with curves, scores and videos, readable without a network.
+    def report(run: PathArgument, /, *more: PathArgument, out: PathFlag = None) -> None:
+        """Write a run's report: one HTML file with curves, scores and videos; several runs: one page about all.
+
+        The page of several runs has the options in which they differ, their scores with paired differences from the
+        first, and their curves in the same charts. It measures nothing: `guidedcd evaluate` does. Both pages can be
+        read without a network.
 
         Parameters
         ----------
         run
             The run's folder.
+        more
+            Further runs to put beside it.
         out
-            The HTML file; by default report.html in the run's folder.
+            The HTML file; by default report.html in the run's folder, for several runs comparison.html in the current
+            folder.
         """
-        folder = existing(run)
+        folders = [existing(one) for one in (run, *more)]
         from guidedcd.console import console
+
+        if more:
+            from guidedcd.evaluation.report.side_by_side import write_comparison
+
+            console.print(f"report   {write_comparison(folders, out=out)}")
+            return
         from guidedcd.evaluation.report.page import write_report
 
-        console.print(f"report   {write_report(folder, out=out)}")
+        console.print(f"report   {write_report(folders[0], out=out)}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from guidedcd.console import print_table
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
 from guidedcd.evaluation.added_metrics import chosen_metrics, has_metrics, is_current
-from guidedcd.evaluation.bootstrap import paired
 from guidedcd.evaluation.evaluate import evaluate
+from guidedcd.evaluation.pairing import differences, distinct_names, refuse_repeated, unlike
 from guidedcd.evaluation.protocol import Baselines
 from guidedcd.plugins.registry import load_plugins
 
@@ -37,9 +36,7 @@ def compare(
         GuidedCDError: As `evaluate`; or runs that cannot be paired, because their prompts, seeds or steps differ.
     """
     paths = [Path(folder) for folder in folders]
-    for number, path in enumerate(paths):
-        if path.resolve() in [other.resolve() for other in paths[:number]]:
-            raise GuidedCDError(f"{path} is given twice. Give different runs to compare.")
+    refuse_repeated(paths)
     baselines: Baselines = {}
     added = [] if metrics is None else chosen_metrics(metrics, load_plugins(), paths[0])
     evaluations = []
@@ -51,36 +48,14 @@ def compare(
                 folder, device=device, baselines=baselines, quiet=True, metrics=added or None, **options
             )
         evaluations.append(evaluation)
-    names = _distinct([e["run"] for e in evaluations], paths)
-    first = evaluations[0]
+    names = distinct_names([e["run"] for e in evaluations], paths)
     for name, other in zip(names[1:], evaluations[1:], strict=True):
-        for key in ("splits", "seeds", "steps"):
-            if other.get(key) != first.get(key):
-                raise GuidedCDError(
-                    f"{names[0]} and {name} were evaluated with different {key}, so they cannot be paired. "
-                    "Give --prompts, --seeds and --steps, and both are measured alike."
-                )
-    differences = {}
-    for name, other in zip(names[1:], evaluations[1:], strict=True):
-        for split, scores in _values(first).items():
-            for key, first_values in scores.items():
-                values = _values(other)[split].get(key)
-                if values is not None:
-                    differences[name, split, key] = paired(values, first_values).to_dict()
-    for table in tables.comparison(list(zip(names, evaluations, strict=True)), differences):
+        if key := unlike(evaluations[0], other):
+            raise GuidedCDError(
+                f"{names[0]} and {name} were evaluated with different {key}, so they cannot be paired. "
+                "Give --prompts, --seeds and --steps, and both are measured alike."
+            )
+    named = dict(zip(names, evaluations, strict=True))
+    for table in tables.comparison(list(named.items()), differences(named)):
         print_table(table)
     return evaluations
-
-
-def _distinct(names: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """The names of the runs, or of their folders where several runs have the same name."""
-    return list(names) if len(set(names)) == len(names) else [folder.name or str(folder) for folder in folders]
-
-
-def _values(evaluation: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """The student's scores by split, score and prompt."""
-    row = next(row for row in evaluation["rows"] if row["name"] == tables.OURS)
-    return {
-        split: {key: [math.nan if v is None else v for v in score["values"]] for key, score in scores.items()}
-        for split, scores in row["scores"].items()
-    }

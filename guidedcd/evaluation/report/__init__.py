@@ -1,6 +1,6 @@
-"""The report of a run: one self-contained HTML file with videos, tables and curves.
+"""Reports: one self-contained HTML file about a run, with videos, tables and curves, or about several runs.
 
-In: a run's folder. Out: `report.html`. `page` collects the content and fills `report.html.j2`, which escapes every
-value. `charts` lays out the curves of the log, `score_tables` the tables of the evaluation, `videos` embeds the clips.
-Open `page` first.
+In: folders of runs. Out: `report.html` or `comparison.html`. `page` collects the content of one run, `side_by_side`
+that of several; `template` fills the files `*.html.j2`, which escape every value. `charts` lays out lines, `curves`
+names those of the log, `score_tables` has the tables of the evaluation, `videos` embeds the clips. Open `page` first.
 """

@@ -100,8 +100,8 @@ def _split(evaluation: Mapping[str, Any], split: str, about: Mapping[str, Any]) 
     ]
     body = []
     for key in scores_of(evaluation, split):
-        cells = [_score(row["scores"].get(split, {}).get(key)) for row in rows]
-        cells += [_difference(evaluation, row["name"], split, key) for row in others]
+        cells = [score_cell(row["scores"].get(split, {}).get(key)) for row in rows]
+        cells += [difference_cell(evaluation, difference(evaluation, row["name"], split, key), key) for row in others]
         name = title(evaluation, key)
         note = ", ".join(text for text in (key, sense(evaluation, key)) if text and text != name)
         body.append(Row(Cell(name, note), cells, highlighted=key == evaluation.get("headline")))
@@ -114,14 +114,15 @@ def _same(ours: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return " and ".join(words for key, words in both.items() if ours.get(key) == row.get(key))
 
 
-def _score(score: Mapping[str, Any] | None) -> Cell:
+def score_cell(score: Mapping[str, Any] | None) -> Cell:
+    """A mean with its interval."""
     if not score or score["mean"] is None:
         return NOTHING
     return Cell(figure(score["mean"]), interval(score))
 
 
-def _difference(evaluation: Mapping[str, Any], against: str, split: str, key: str) -> Cell:
-    paired = difference(evaluation, against, split, key)
+def difference_cell(evaluation: Mapping[str, Any], paired: Mapping[str, Any] | None, key: str) -> Cell:
+    """A difference with its interval, marked where it is certain."""
     if not paired or paired["mean"] is None:
         return NOTHING
     certain = verdict(evaluation, paired, key)
@@ -137,7 +138,7 @@ def choice(evaluation: Mapping[str, Any]) -> Table | None:
     rows = [
         Row(
             Cell(f"{one['label']}, {one['solver']}, omega {one['omega']:g}{' (chosen)' if one['chosen'] else ''}"),
-            [_score(one)],
+            [score_cell(one)],
             highlighted=bool(one["chosen"]),
         )
         for one in tried
@@ -156,7 +157,7 @@ def model_card(evaluation: Mapping[str, Any]) -> Table | None:
     body = [
         Row(
             Cell(row["label"], f"{settings(row)}, {evaluation['splits'].get(split, {}).get('title', split)}"),
-            [_score(scores.get(key)) for key in keys],
+            [score_cell(scores.get(key)) for key in keys],
         )
         for row in rows
         for split, scores in row["scores"].items()
