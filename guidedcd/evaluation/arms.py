@@ -134,6 +134,7 @@ def measure(
         advance: Called with the number of network calls of finished videos.
     """
     scores, metrics = ArmScores(), list(metrics)
+    features: dict[str, list[list[Tensor]]] = {metric.name: [[] for _ in seeds] for metric in metrics}
     for repetition, seed in enumerate(seeds):
         rows: dict[str, list[float]] = {}
         for start in range(0, len(prompts), batch):
@@ -159,10 +160,15 @@ def measure(
                 metric.names.update(own)
                 for key, values in own.items():
                     rows.setdefault(key, []).extend(values)
+                if metric.name in result.features:
+                    features[metric.name][repetition].append(result.features[metric.name])
             scores.count += len(batch_prompts)
             advance(len(batch_prompts) * arm.evaluations, reused=reused)
         for key, values in rows.items():
             scores.values.setdefault(key, []).append(values)
+    for metric in metrics:
+        if listed := [torch.cat(batches) for batches in features[metric.name] if batches]:
+            scores.values |= metric.across(torch.stack(listed))
     return scores
 
 
@@ -187,7 +193,9 @@ def _scored(
         if sampled is not None:
             sampled.write(about, videos)
     scores = {metric.name: metric.scores(videos, prompts) for metric in metrics}
-    return BatchResult(seconds=seconds, scores=scores, videos={i: videos[row] for i, row in positions.items()})
+    features = {metric.name: metric.features(videos) for metric in metrics if metric.compares}
+    kept = {i: videos[row] for i, row in positions.items()}
+    return BatchResult(seconds=seconds, scores=scores, videos=kept, features=features)
 
 
 def video_seed(seed: int, split: int, number: int) -> int:

@@ -35,6 +35,8 @@ class BatchResult:
     """Scores of the videos (B) by metric and name."""
     videos: Mapping[int, Tensor] = attrs.field(factory=dict)
     """Videos (F, 3, H, W) for the report, by index of their prompt."""
+    features: Mapping[str, Tensor] = attrs.field(factory=dict)
+    """Features (B, D) of the videos, by the metric that compares them."""
 
 
 class FinishedBatches:
@@ -66,14 +68,17 @@ class FinishedBatches:
             return None
         scores: dict[str, dict[str, list[float]]] = {}
         videos: dict[int, Tensor] = {}
+        features: dict[str, Tensor] = {}
         for key, tensor in sorted(tensors.items()):
             kind, number, *names = key.split("/", 3)
             if kind == "video":
                 videos[int(number)] = tensor
+            elif kind == "features":
+                features[unquote(number)] = tensor
             else:
                 metric, score = names
                 scores.setdefault(unquote(metric), {})[score] = tensor.tolist()
-        return BatchResult(seconds=seconds, scores=scores, videos=videos)
+        return BatchResult(seconds=seconds, scores=scores, videos=videos, features=features)
 
     def write(self, batch: Mapping[str, Any], result: BatchResult) -> None:
         """Keep the results of a batch.
@@ -85,6 +90,7 @@ class FinishedBatches:
         scores = [(metric, name, values) for metric, one in result.scores.items() for name, values in one.items()]
         for number, (metric, name, values) in enumerate(scores):  # the number keeps their order
             tensors[f"score/{number:04d}/{quote(metric, safe='')}/{name}"] = torch.tensor(values, dtype=torch.float64)
+        tensors |= {f"features/{quote(name, safe='')}": one.contiguous() for name, one in result.features.items()}
         tensors[SECONDS] = torch.tensor(result.seconds, dtype=torch.float64)
         with replacing(self._path(batch)) as temporary:
             save_file(tensors, temporary)

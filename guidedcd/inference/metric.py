@@ -46,6 +46,40 @@ class Metric:
         return lists
 
     @property
+    def compares(self) -> bool:
+        """Whether it also compares the videos of one prompt from several seeds, by their features."""
+        return callable(getattr(self.module, "features", None)) and callable(getattr(self.module, "across", None))
+
+    def features(self, videos: Tensor) -> Tensor:
+        """The features (B, D) of videos, on the CPU.
+
+        Raises:
+            GuidedCDError: They are no finite matrix with one row for each video.
+        """
+        with blame(self.whose):
+            features = self.module.features(videos)
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(videos):
+            kind = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+            raise GuidedCDError(f"{self.whose} returned features of {kind}; they must be ({len(videos)}, D).")
+        if not features.isfinite().all():
+            raise GuidedCDError(f"{self.whose} returned features that are not finite.")
+        return features.detach().float().cpu()
+
+    def across(self, features: Tensor) -> dict[str, list[list[float]]]:
+        """Scores (S, P) by name, of the features (S, P, D) of all videos; they replace those of single videos.
+
+        Raises:
+            GuidedCDError: They are no mapping from names to one number for each video.
+        """
+        with blame(self.whose):
+            scores = self.module.across(features)
+        seeds, prompts = features.shape[:2]
+        flat = {key: torch.as_tensor(values).reshape(-1) for key, values in dict(scores).items()}
+        lists = _checked(flat, seeds * prompts, self.whose)
+        self.names.update(lists)
+        return {key: [row[s * prompts : (s + 1) * prompts] for s in range(seeds)] for key, row in lists.items()}
+
+    @property
     def whose(self) -> str:
         """The metric in errors."""
         plugin = self.settings.get("plugin")

@@ -145,6 +145,12 @@ class OptionalMetric(Protocol):
     def applies(self, prompt: Any) -> bool:
         """Whether the metric can judge a video of this prompt."""
 
+    def features(self, videos: Tensor) -> Tensor:
+        """Numbers (B, D) that describe each video, which `across` compares."""
+
+    def across(self, features: Tensor) -> Mapping[str, Tensor]:
+        """Values (S, P) by name, of the features (S, P, D) of P prompts with S seeds; they replace those of calls."""
+
 
 class OptionalTeacherConfig(Protocol):
     """Optional options of a teacher; with all four, `data inspect` does not load the network."""

@@ -16,6 +16,11 @@ class FlickerConfig(MetricConfig):
 
 
 @attrs.frozen(kw_only=True)
+class DiversityConfig(MetricConfig):
+    """Options of `diversity`: none."""
+
+
+@attrs.frozen(kw_only=True)
 class DynamicDegreeConfig(MetricConfig):
     """Options of `dynamic-degree`."""
 
@@ -32,7 +37,13 @@ class DynamicDegreeConfig(MetricConfig):
 
 @hookimpl
 def register_metrics(register):
-    """Offer `flicker` and `dynamic-degree`."""
+    """Offer `diversity`, `flicker` and `dynamic-degree`."""
+    register(
+        "diversity",
+        "guidedcd_metrics.diversity:Diversity",
+        config=DiversityConfig,
+        summary="difference between the videos of one prompt, over the seeds of an evaluation",
+    )
     register(
         "flicker",
         "guidedcd_metrics.flicker:Flicker",

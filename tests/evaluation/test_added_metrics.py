@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import tiny_run
+import torch
 
 from guidedcd.cli import main
 from guidedcd.config.resolve import read_run, run_from_dict
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import protocol
 from guidedcd.evaluation.evaluate import evaluate
+from guidedcd.inference.metric import Metric
 from guidedcd.inference.pipeline import StudentPipeline
 from guidedcd.locks import locked
 from guidedcd.plugins.registry import load_plugins
@@ -205,3 +207,38 @@ def test_a_run_without_a_student_states_whether_it_is_still_training(run, capsys
     with pytest.raises(SystemExit) as exit_:
         main(["evaluate", str(run), "--metrics", "contrast"])
     assert exit_.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_diversity_over_seeds(run, tmp_path, sampling):
+    """Videos of one prompt are compared over seeds, the same from the start and added; one seed has no value."""
+    other = shutil.copytree(run, tmp_path / "other")
+    evaluate(run, quiet=True, seeds=3)
+    sampling.clear()
+
+    added = evaluate(run, quiet=True, metrics=["diversity"], seeds=3)
+    whole = evaluate(other, quiet=True, metrics=["diversity"], seeds=3)
+
+    for one in (added, whole):
+        score = one["rows"][0]["scores"]["motion"]["diversity"]
+        assert len(score["values"]) == score["n"] == 2 and 0 < score["mean"] < 1
+    assert added["rows"][0]["scores"]["motion"]["diversity"] == whole["rows"][0]["scores"]["motion"]["diversity"]
+    alone = evaluate(other, quiet=True, metrics=["diversity"], seeds=1)
+    assert alone["rows"][0]["scores"]["motion"]["diversity"]["mean"] is None
+
+
+WRONG_FEATURES = {
+    "shape": ("features", "return videos", "returned features of shape"),
+    "not finite": ("features", "return videos.flatten(1) / 0", "returned features that are not finite"),
+    "values": ("across", "return {'x': features}", "returned 'x' of shape"),
+}
+
+
+@pytest.mark.parametrize(("member", "body", "message"), WRONG_FEATURES.values(), ids=WRONG_FEATURES)
+def test_wrong_features_name_the_metric(member, body, message):
+    """Features and comparisons of a wrong shape are one error that names the metric."""
+    namespace: dict[str, Any] = {}
+    exec(f"def {member}(self, {'videos' if member == 'features' else 'features'}): {body}", namespace)
+    metric = Metric("odd", type("Odd", (), {"features": None, "across": None, member: namespace[member]})())
+
+    with pytest.raises(GuidedCDError, match=f"^metric 'odd' {message}"):
+        getattr(metric, member)(torch.rand(2, 3, 3, 4, 4) if member == "features" else torch.rand(2, 3, 4))

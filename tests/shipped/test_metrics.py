@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from guidedcd_metrics import DynamicDegreeConfig, FlickerConfig
+from guidedcd_metrics import DiversityConfig, DynamicDegreeConfig, FlickerConfig
+from guidedcd_metrics.diversity import Diversity
 from guidedcd_metrics.flicker import Flicker
 from guidedcd_metrics.motion import DynamicDegree, dynamic, flow, largest, stride
 
@@ -188,3 +189,18 @@ def test_raft_reads_torchvisions_file(tmp_path):
         expected = network(2 * first - 1, 2 * second - 1, num_flow_updates=20)[-1]
         torch.testing.assert_close(metric.flow(first, second), expected)
     assert metric.flow(first[..., :50, :77], second[..., :50, :77]).shape == (1, 2, 50, 77)
+
+
+def test_diversity_by_hand():
+    """Black, grey and white videos of one prompt have the mean difference to the two others; equal ones have 0."""
+    metric = Diversity(DiversityConfig())
+    shades = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1, 1).expand(3, 5, 3, 20, 24)
+    features = torch.stack([metric.features(shades), metric.features(torch.full_like(shades, 0.3))], dim=1)
+
+    values = metric.across(features)["diversity"]
+
+    assert values[:, 0].tolist() == pytest.approx([0.75, 0.5, 0.75]) and values[:, 1].tolist() == pytest.approx(
+        [0, 0, 0]
+    )
+    assert metric.across(features[:1])["diversity"].isnan().all()
+    assert metric(shades, [])["diversity"].isnan().all()
