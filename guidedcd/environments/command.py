@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ def foreign_environment() -> dict[str, str]:
 def run_command(words: Sequence[str], *, what: str, folder: Path, log: Path, timeout: float, advice: str) -> None:
     """Run a program and wait for its end. It ends with this process, also if that is interrupted.
 
+    The folder of the program is the first on its PATH, so that it finds the Python of its own environment.
+
     Args:
         words: The program and its arguments.
         what: What it does, for errors.
@@ -39,6 +42,10 @@ def run_command(words: Sequence[str], *, what: str, folder: Path, log: Path, tim
     Raises:
         GuidedCDError: It cannot be started, fails, or takes too long; with the last line that it printed.
     """
+    environment = foreign_environment()
+    if (path := shutil.which(words[0])) is not None:
+        folders = [str(Path(path).parent), *filter(None, [environment.get("PATH")])]
+        environment["PATH"] = os.pathsep.join(folders)
     try:
         with open(log, "wb") as output:
             process = subprocess.Popen(
@@ -48,7 +55,7 @@ def run_command(words: Sequence[str], *, what: str, folder: Path, log: Path, tim
                 stderr=subprocess.STDOUT,
                 cwd=folder,
                 start_new_session=True,  # its own children are ended with it
-                env=foreign_environment(),
+                env=environment,
             )
     except (FileNotFoundError, PermissionError, OSError) as error:
         if isinstance(error, OSError) and error.filename == str(log):
@@ -61,14 +68,14 @@ def run_command(words: Sequence[str], *, what: str, folder: Path, log: Path, tim
     except subprocess.TimeoutExpired:
         _end(process)
         raise GuidedCDError(
-            f"{what}: {words[0]} did not end within {timeout:g} s, so it was ended{_last(log)}."
+            f"{what}: {words[0]} did not end within {timeout:g} s, so it was ended{last_line(log)}."
         ) from None
     except BaseException:
         _end(process)
         raise
     if status:
         how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
-        raise GuidedCDError(f"{what}: {words[0]} {how}{_last(log)}.")
+        raise GuidedCDError(f"{what}: {words[0]} {how}{last_line(log)}.")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -81,7 +88,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _last(log: Path) -> str:
+def last_line(log: Path) -> str:
     """The last line of a log, as a part of a sentence, with the log's place."""
     with open(log, "rb") as file:
         file.seek(0, os.SEEK_END)

@@ -55,7 +55,15 @@ class VBench(Suite):
         return videos_of(lists, flat=self.config.layout == "flat")
 
     def commands(self, videos: Path) -> Sequence[OfficialCommand]:
-        """One call of `vbench evaluate` for each chosen dimension, after the static filter for temporal flickering."""
+        """One call of `vbench evaluate` for each chosen dimension, after the static filter for temporal flickering.
+
+        Raises:
+            GuidedCDError: VBench cannot read this folder, whose path it passes to a shell.
+        """
+        if wrong := sorted(set('"$`\\') & set(str(videos))):
+            raise GuidedCDError(
+                f"VBench cannot read {videos}, whose path has {' and '.join(wrong)}. Give another --out."
+            )
         return [self._command(dimension, videos) for dimension in self.chosen()]
 
     def _command(self, dimension: VBenchDimension, videos: Path) -> OfficialCommand:

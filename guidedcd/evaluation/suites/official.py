@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guidedcd.console import console
 from guidedcd.documents import read_json
-from guidedcd.environments.command import run_command
+from guidedcd.environments.command import last_line, run_command
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation.suites.contract import OfficialCommand, Suite, SuiteVideo
 from guidedcd.evaluation.suites.places import SuiteFolder
@@ -68,7 +68,7 @@ def _score(suite: Suite, command: OfficialCommand, folder: SuiteFolder, target: 
     files = sorted(work.glob(command.results))
     if not files:
         raise GuidedCDError(
-            f"{what}: {command.calls[-1][0]} ended without an error, but wrote no file {command.results} in {work}."
+            f"{what}: {command.calls[-1][0]} ended with status 0, but wrote no file {command.results}{last_line(log)}."
         )
     content = suite.parse(str(files[-1]), files[-1].read_text(encoding="utf-8"))
     if command.dimension not in {name.replace(" ", "_") for name in content}:

@@ -98,6 +98,10 @@ FAKE = """
 import json, os, sys, time
 words = sys.argv[1:]
 options = dict(zip(words[1::2], words[2::2]))
+if os.environ["PATH"].split(os.pathsep)[0] != os.path.dirname(os.path.abspath(sys.argv[0])):
+    sys.exit("another environment is first on the PATH")
+if os.environ.get("FAKE") == "silent" and words[0] == "evaluate":
+    print("RuntimeError: NCCL needs CUDA")
 if os.environ.get("FAKE") == "crash":
     print("CUDA error: no kernel image"); sys.exit(3)
 if os.environ.get("FAKE") == "hang":
@@ -143,7 +147,7 @@ def test_scores_of_the_installed_program(run, suite, program):
 FAILURES = {
     "crash": "VBench, dynamic_degree: .*vbench ended with status 3; the last that it printed is 'CUDA error: no kernel",
     "hang": "VBench, dynamic_degree: .*vbench did not end within 1 s, so it was ended; the last that it printed",
-    "silent": "ended without an error, but wrote no file results/",
+    "silent": "ended with status 0, but wrote no file results/.*; the last that it printed is 'RuntimeError: NCCL",
 }
 
 
