@@ -56,6 +56,14 @@ class OptionalTeacher(Protocol):
     def add_lora(self, path: str, network: nn.Module | None = None) -> None:
         """Add a LoRA file to the weights of `network`, a copy of the denoiser; without one, only check that it fits."""
 
+    lora_pipeline: str
+    """Name of diffusers' pipeline whose loader reads the first file of `save_lora`."""
+
+    def save_lora(
+        self, folder: Path, pairs: Mapping[str, tuple[Tensor, Tensor]], biases: Mapping[str, Tensor], steps: int
+    ) -> tuple[str, ...]:
+        """Write LoRA files of (up, down) by layer and changes of biases, and return their names."""
+
     def card(self) -> Sequence[Mapping[str, Any]]:
         """Rows of published scores: label, steps, evaluations, omega, solver, scores."""
 

@@ -16,14 +16,15 @@ from guidedcd.models.teachers.scheduler_sampler import SchedulerSampler
 from guidedcd.models.teachers.transformer import TransformerTeacher
 from guidedcd_dits import CogVideoXConfig
 from guidedcd_dits.folder import PipelineFolder
-from guidedcd_dits.lora_files import ReadsLora
+from guidedcd_dits.lora_files import LoraTeacher
 from guidedcd_dits.sizes import Sizes
 from guidedcd_dits.text import PaddedText
 
 
-class CogVideoXTeacher(ReadsLora, TransformerTeacher):
+class CogVideoXTeacher(LoraTeacher, TransformerTeacher):
     """CogVideoX 1.0 and 1.5; latents are (B, C, F, h, w) here and (B, F, C, h, w) in the network."""
 
+    lora_pipeline = "CogVideoXPipeline"
     time_embedding = "time_embedding"
     blocks = ("CogVideoXBlock",)
 

@@ -262,10 +262,14 @@ def merge(adapter: Adapter, network: nn.Module, strength: float = 1.0) -> None:
         parameter.copy_(parameter.float() + strength * change.to(parameter.device))
 
 
-class ReadsLora:
-    """A teacher whose students may start from a LoRA file."""
+class LoraTeacher:
+    """A teacher whose students may start from a LoRA file, and be written as one."""
 
     network: nn.Module
+    scheduler: Any
+    schedule: Any
+    lora_pipeline: str
+    """diffusers' pipeline whose loader reads the files."""
 
     def add_lora(self, path: str, network: nn.Module | None = None) -> None:
         """Add a LoRA file to the weights of `network`, a copy of the denoiser; without one, only check that it fits.
@@ -277,13 +281,57 @@ class ReadsLora:
         if network is not None:
             merge(adapter, network)
 
+    def save_lora(
+        self, folder: Path, pairs: Mapping[str, tuple[Tensor, Tensor]], biases: Mapping[str, Tensor], steps: int
+    ) -> tuple[str, ...]:
+        """Write an adapter for diffusers and, where there is such a layout, for ComfyUI.
 
-def diffusers_state(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]:
+        Args:
+            folder: Where the files are written.
+            pairs: (up, down) by layer.
+            biases: Changes of biases by parameter.
+            steps: Steps in which the student was evaluated.
+
+        Returns:
+            The names of the files; the first one is for `lora_pipeline`.
+        """
+        expert = getattr(self, "expert", None) if getattr(self, "other", None) is not None else None
+        config, is_flow = self.scheduler.config, self.schedule.prediction == "flow"
+        sampling = Sampling(
+            scheduler="FlowMatchLCMScheduler" if is_flow else "LCMScheduler",
+            shift=float(config.get("shift") or config.get("flow_shift") or 1.0) if is_flow else 1.0,
+            steps=steps,
+            expert=expert,
+        )
+        adapter = Adapter({name: (down, up) for name, (up, down) in pairs.items()}, biases, sampling)
+        family, prefix = family_of(self.network), f"{expert}_noise_" if expert else ""
+        states = {f"{prefix}pytorch_lora_weights.safetensors": diffusers_state(adapter, self.network)}
+        if family.has_native_form:
+            states[f"{prefix}comfyui.safetensors"] = native_state(adapter, family)
+        for name, state in states.items():
+            write(folder / name, *state)
+        return tuple(states)
+
+
+def diffusers_state(adapter: Adapter, network: nn.Module | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata in diffusers' layout, for `load_lora_weights`.
+
+    Args:
+        adapter: The adapter.
+        network: The transformer, whose sizes a change of a bias needs: PEFT gives all layers a bias or none, and a bias
+            belongs to a pair, which is zero where there is no other.
 
     Raises:
         GuidedCDError: The adapter has full changes of weights, which this layout has no place for.
     """
+    biases = {}
+    if network is not None:
+        biases = {name.removesuffix(".bias"): value for name, value in adapter.deltas.items() if name.endswith(".bias")}
+        adapter = attrs.evolve(
+            adapter,
+            pairs={**_zero_pairs(adapter, network, biases), **adapter.pairs},
+            deltas={name: value for name, value in adapter.deltas.items() if name.removesuffix(".bias") not in biases},
+        )
     _without_deltas(adapter, "diffusers' layout")
     from peft import LoraConfig
 
@@ -291,14 +339,31 @@ def diffusers_state(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]
     others = {name: one for name, one in adapter.ranks.items() if one != rank}
     # Complete, because diffusers 0.38 reads every entry; alpha is the rank, because other readers assume it.
     config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=sorted(adapter.pairs), rank_pattern=others, alpha_pattern=others
+        r=rank,
+        lora_alpha=rank,
+        lora_bias=bool(biases),
+        target_modules=sorted(adapter.pairs),
+        rank_pattern=others,
+        alpha_pattern=others,
     ).to_dict()
     values = {f"transformer.{key}": sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     metadata = {"format": "pt", PEFT_METADATA: json.dumps(values, indent=2, sort_keys=True, default=str)}
     tensors = {}
     for name, (down, up) in adapter.pairs.items():
         tensors[f"transformer.{name}.lora_A.weight"], tensors[f"transformer.{name}.lora_B.weight"] = down, up
+        if biases:
+            tensors[f"transformer.{name}.lora_B.bias"] = biases.get(name, up.new_zeros(len(up)))
     return tensors, metadata | _sampling_metadata(adapter)
+
+
+def _zero_pairs(adapter: Adapter, network: nn.Module, biases: Iterable[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Pairs without effect for the layers that have a bias and no pair."""
+    rank = Counter(adapter.ranks.values()).most_common(1)[0][0]
+    pairs = {}
+    for name in biases:
+        out, into = network.get_parameter(f"{name}.weight").shape
+        pairs[name] = (torch.zeros(rank, into), torch.zeros(out, rank))
+    return pairs
 
 
 def native_state(adapter: Adapter, family: Family) -> tuple[dict[str, Tensor], dict[str, str]]:

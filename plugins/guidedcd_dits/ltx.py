@@ -17,7 +17,7 @@ from guidedcd.models.teachers.scheduler_sampler import SchedulerSampler
 from guidedcd.models.teachers.transformer import TransformerTeacher, channels
 from guidedcd_dits import LTXConfig
 from guidedcd_dits.folder import PipelineFolder
-from guidedcd_dits.lora_files import ReadsLora
+from guidedcd_dits.lora_files import LoraTeacher
 from guidedcd_dits.sizes import Sizes
 from guidedcd_dits.text import MaskedText
 
@@ -27,9 +27,10 @@ SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5
 """The pipeline's defaults for the shift by number of tokens."""
 
 
-class LTXTeacher(ReadsLora, TransformerTeacher):
+class LTXTeacher(LoraTeacher, TransformerTeacher):
     """LTX-Video 0.9; latents are (B, C, F, h, w) here and tokens (B, F h w, C) in the network."""
 
+    lora_pipeline = "LTXPipeline"
     time_embedding = "time_embed.emb.timestep_embedder"
     blocks = ("LTXVideoTransformerBlock",)
 

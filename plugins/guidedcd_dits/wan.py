@@ -16,7 +16,7 @@ from guidedcd.models.teachers.scheduler_sampler import SchedulerSampler
 from guidedcd.models.teachers.transformer import TransformerTeacher, channels
 from guidedcd_dits import WanConfig
 from guidedcd_dits.folder import PipelineFolder
-from guidedcd_dits.lora_files import ReadsLora
+from guidedcd_dits.lora_files import LoraTeacher
 from guidedcd_dits.sizes import Sizes
 from guidedcd_dits.text import TrimmedText
 
@@ -27,9 +27,10 @@ USUAL_5B = ((121, 704, 1280), 24.0)
 """Those of TI2V 5B, whose pipeline has `expand_timesteps`."""
 
 
-class WanTeacher(ReadsLora, TransformerTeacher):
+class WanTeacher(LoraTeacher, TransformerTeacher):
     """Wan 2.1 and 2.2. With two experts, each predicts at its own noise levels; a student is a copy of `network`."""
 
+    lora_pipeline = "WanPipeline"
     time_embedding = "condition_embedder.time_embedder"
     blocks = ("WanTransformerBlock",)
 

@@ -10,7 +10,7 @@ from guidedcd import __version__
 from guidedcd.console import console
 from guidedcd.errors import GuidedCDError, refusal
 from guidedcd.files import replacing
-from guidedcd.inference.export import diffusers_folder, peft_lora, t2v_turbo
+from guidedcd.inference.export import diffusers_folder, peft_lora, t2v_turbo, transformer_lora
 from guidedcd.inference.export.model_card import write_card
 from guidedcd.inference.export.writing import check_free
 from guidedcd.inference.pipeline import StudentPipeline
@@ -46,6 +46,10 @@ def export(run: str | Path, out: str | Path, *, format: str = "diffusers", rank:
     out = Path(out).expanduser()
     check_free(out)
     trained = StudentPipeline.from_run(run, device="cpu")
+    writes_lora = callable(getattr(trained.teacher, "save_lora", None))
+    if format != "lora" and getattr(trained.teacher, "time_embedding", None) is not None:
+        name = type(trained.teacher.network).__name__
+        raise GuidedCDError(f"--format {format} is for UNets, not for {name}; export it with --format lora.")
     console.print(f"export   writing {out}, then a fresh process reads it and compares its results")
     with replacing(out) as folder:
         folder.mkdir()
@@ -53,6 +57,8 @@ def export(run: str | Path, out: str | Path, *, format: str = "diffusers", rank:
             result, usage = diffusers_folder.write_folder(trained, folder), diffusers_folder.usage(trained)
         elif format == "t2v-turbo-v2":
             result, usage = t2v_turbo.write_turbo(trained, folder), t2v_turbo.usage(trained)
+        elif writes_lora:
+            result, usage = transformer_lora.write_lora(trained, folder, rank), transformer_lora.usage(trained)
         else:
             result, usage = peft_lora.write_lora(trained, folder, rank), peft_lora.usage(trained)
         write_card(

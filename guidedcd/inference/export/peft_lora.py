@@ -23,6 +23,7 @@ from guidedcd.models.checkpoints.t2v_turbo import factorise
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
+DIFFUSERS = "pytorch_lora_weights.safetensors"
 COND = "time_embedding.cond_proj"
 KINDS = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
@@ -72,12 +73,8 @@ def write_lora(trained: StudentPipeline, folder: Path, rank: int | None) -> str:
     teacher, student = trained.teacher, trained.student
     network = merged_student.merged_network(student)
     weight = merged_student.composite(merged_student.projection(network))
-    base = _base(teacher.network)
-    if student.config.kind == "lora" and rank is None and not student.config.init:
-        pairs, rank, lost = _trained(student.network), student.config.rank, 0.0
-    else:
-        rank = rank or 64
-        pairs, lost = _extracted(base, network, rank)
+    base = on_cpu(teacher.network)
+    pairs, rank, lost = pairs_of(student, base, network, rank)
     tensors = {f"base_model.model.{COND}.weight": weight}
     for name, (up, down) in pairs.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = down
@@ -88,7 +85,7 @@ def write_lora(trained: StudentPipeline, folder: Path, rank: int | None) -> str:
     shutil.copyfile(few_step_pipeline.__file__, folder / "pipeline.py")
     make_readable(folder)
 
-    restored = merged_student.stock(_with(base, network, pairs), weight)
+    restored = merged_student.stock(with_pairs(base, network, pairs), weight)
     sample = merged_student.short_sample(trained, restored)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         save_model(base, Path(scratch, "unet"))
@@ -111,6 +108,20 @@ def write_lora(trained: StudentPipeline, folder: Path, rank: int | None) -> str:
     )
 
 
+def pairs_of(
+    student: Any, base: nn.Module, network: nn.Module, rank: int | None
+) -> tuple[dict[str, tuple[Tensor, Tensor]], int, float]:
+    """(up, down) by layer, their rank, and the part of the change of the weights that they leave out.
+
+    A trained adapter is taken as it is, unless another rank is stated or it has a LoRA file below it.
+    """
+    if student.config.kind == "lora" and rank is None and not student.config.init:
+        return trained_pairs(student.network), student.config.rank, 0.0
+    rank = rank or 64
+    pairs, lost = extracted_pairs(base, network, rank)
+    return pairs, rank, lost
+
+
 def usage(trained: StudentPipeline) -> str:
     """Python code that loads the adapter, for the model card."""
     text = USAGE.replace("UNET", type(trained.student.network).__name__)
@@ -119,7 +130,7 @@ def usage(trained: StudentPipeline) -> str:
     return merged_student.as_evaluated(text, trained)
 
 
-def _base(network: ModelMixin) -> ModelMixin:
+def on_cpu(network: ModelMixin) -> ModelMixin:
     """The teacher's network on the CPU in float32: `network` itself where it is, else a copy."""
     parameter = next(network.parameters())
     if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
@@ -129,7 +140,7 @@ def _base(network: ModelMixin) -> ModelMixin:
     return copy
 
 
-def _trained(network: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+def trained_pairs(network: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """(up, down) of every trained adapter by layer; alpha equals the rank, so that their scale is 1."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -141,7 +152,7 @@ def _trained(network: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     return pairs
 
 
-def _extracted(base: nn.Module, tuned: nn.Module, rank: int) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+def extracted_pairs(base: nn.Module, tuned: nn.Module, rank: int) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
     """The best factors of every layer's change, and the norm of the remainder relative to that of all changes."""
     before = dict(base.named_parameters())
     layers = {f"{name}.weight" for name, module in base.named_modules() if type(module) in KINDS}
@@ -167,7 +178,7 @@ def _extracted(base: nn.Module, tuned: nn.Module, rank: int) -> tuple[dict[str, 
     return pairs, (lost / total) ** 0.5 if total else 0.0
 
 
-def _with(base: nn.Module, tuned: nn.Module, pairs: dict[str, tuple[Tensor, Tensor]]) -> nn.Module:
+def with_pairs(base: nn.Module, tuned: nn.Module, pairs: dict[str, tuple[Tensor, Tensor]]) -> nn.Module:
     """A copy of the tuned network whose weights are the base's plus the factors."""
     import copy
 

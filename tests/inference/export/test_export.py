@@ -129,7 +129,7 @@ def test_an_extracted_adapter_is_better_with_more_rank(teacher):
     """The part that is left out shrinks with the rank; biases and norms cannot be held."""
     one = trained(teacher)
     network = merged_student.merged_network(one.student)
-    lost = [peft_lora._extracted(one.teacher.network, network, rank)[1] for rank in (1, 8, 1000)]
+    lost = [peft_lora.extracted_pairs(one.teacher.network, network, rank)[1] for rank in (1, 8, 1000)]
 
     assert 1 > lost[0] > lost[1] > lost[2] > 0
     biases = [(n, p) for n, p in network.named_parameters() if p.ndim == 1]
