@@ -1,0 +1,40 @@
+"""Teachers with transformers on a GPU: the same videos as on the CPU, and training in bfloat16."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+import pytest
+import tiny_pipelines
+import torch
+from short_training import trained
+from test_training import run_of
+
+import guidedcd
+
+ONE_EACH = pytest.mark.parametrize(("family", "name"), [(f, next(iter(s))) for f, s in tiny_pipelines.SIZES.items()])
+
+
+@pytest.mark.gpu
+@ONE_EACH
+def test_the_gpu_samples_the_same_videos(tiny, family, name):
+    """From the same noise, videos of the GPU differ from those of the CPU by rounding alone."""
+    one = tiny(family, name)
+    on_gpu = guidedcd.load_teacher(f"{family}:{one.folder}", device="cuda", size=one.size)
+    options = {"steps": 3, "seeds": [1, 2], "omega": 3.0}
+    prompts = ["a red ball moves left", "two boats"]
+    videos = [teacher.sample(prompts, **options).cpu() for teacher in (one.teacher, on_gpu)]
+    assert videos[0].std() > 0.01
+    torch.testing.assert_close(videos[1], videos[0], rtol=0, atol=5e-3)
+
+
+@pytest.mark.gpu
+@ONE_EACH
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_student_trains_on_the_gpu(tiny, tmp_path, family, name, precision):
+    """A run with an energy of the output has finite losses in float32 and in bfloat16."""
+    run = attrs.evolve(run_of(tiny(family, name), precision=precision), device="cuda")
+    lines = trained(run, tmp_path / "a", tmp_path / "s")
+    assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in lines)
+    assert lines[-1]["share/x0-motion"] == pytest.approx(0.2, rel=1e-2)
