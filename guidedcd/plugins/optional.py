@@ -44,6 +44,10 @@ class OptionalTeacher(Protocol):
     adapter_targets: str
     """Regular expression of the names of the layers that get adapters; by default every layer gets one."""
 
+    noise_range: tuple[float, float]
+    """The part of the solver's grid, as two fractions of it, at which `network` predicts; elsewhere the teacher has
+    another network."""
+
     def sampler(self, steps: int) -> Any:
         """The sampler of the model's own pipeline: a `guidedcd.models.teachers.scheduler_sampler.SchedulerSampler`."""
 

@@ -71,6 +71,8 @@ def preprocess(
     time_embedding(teacher)  # no student can be made of a network without one
     outputs = OutputGradients(whole, teacher)
     outputs.rehearse(teacher.geometry.latent_shape, teacher.device, run.seed)
+    if note := _other_network(run, teacher):
+        console.print(f"note     {note}", markup=False)
     identity = identify(run, teacher)
     folder = store_folder or find_store(identity, run)
     stored = identity
@@ -95,6 +97,18 @@ def preprocess(
         shares.print_shares(folder, run, shards.read_identity(folder), scores)
         output_shares.print_shares(latents, whole, teacher, outputs)
     return folder
+
+
+def _other_network(run: Run, teacher: Teacher) -> str:
+    """A sentence about noise levels at which another network of the teacher predicts than the student's, or ""."""
+    own = getattr(teacher, "noise_range", (0.0, 1.0))
+    low, high = run.preprocess.noise_range
+    if own[0] <= low and high <= own[1]:
+        return ""
+    return (
+        f"the student is a copy of the network of {own[0]:g} to {own[1]:g} of the grid, and the draws "
+        f"lie in {low:g} to {high:g}: --preprocess.noise-range {own[0]:g},{own[1]:g} keeps to its noise levels."
+    )
 
 
 def _compute(

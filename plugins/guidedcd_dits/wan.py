@@ -59,6 +59,15 @@ class WanTeacher(LoraTeacher, TransformerTeacher):
         self.other, self.expert, self.boundary = other, expert, boundary
         self.requires_grad_(False).train(False)
 
+    @property
+    def noise_range(self) -> tuple[float, float]:
+        """The part of the grid at which `network` predicts: all of it without another expert."""
+        times = self.schedule.network_time(torch.arange(len(self.schedule)))
+        boundary = round(float((times < self.boundary).float().mean()), 3)
+        if self.other is None:
+            return 0.0, 1.0
+        return (boundary, 1.0) if self.expert == "high" else (0.0, boundary)
+
     def normalized(self, z: Tensor) -> Tensor:
         """(z - mean) / std by channel."""
         config = self._autoencoder.config

@@ -104,6 +104,9 @@ def test_experts(tiny, tmp_path):
     high = two.teacher.teacher
     assert torch.equal(teacher.network.proj_out.weight, high.other.proj_out.weight)
     assert teacher.fingerprint() != high.fingerprint()
+    # sigma 0.7 of a shift of 3 lies at u = 0.4375, where the first of 1000 timesteps is the cleanest
+    assert high.noise_range == (pytest.approx(0.4375, abs=2e-3), 1.0)
+    assert teacher.noise_range == (0.0, high.noise_range[0]) and one.teacher.teacher.noise_range == (0.0, 1.0)
 
     with_ratio = changed(one, tmp_path, "model_index.json", boundary_ratio=0.875)
     assert guidedcd.load_teacher(with_ratio, device="cpu").teacher.other is None

@@ -15,6 +15,7 @@ import guidedcd
 from guidedcd.config.merge import choose
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.data.inspection import geometry_of
+from guidedcd.errors import GuidedCDError
 from guidedcd.files import write_json
 from guidedcd.models.student import Student
 from guidedcd.plugins.registry import load_plugins
@@ -81,6 +82,7 @@ def test_the_command_line_trains_and_samples(tiny, tmp_path, family, name):
     ]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert ("--preprocess.noise-range" in result.stdout + result.stderr) == (name == "experts")
     (folder,) = (path for path in (tmp_path / "runs").iterdir() if path.name != "stores")
     student = guidedcd.load_student(folder, device="cpu")
     videos = student(["a red ball"], steps=4)
@@ -109,3 +111,6 @@ def test_another_size_for_adapters(tiny, tmp_path):
     student = guidedcd.load_student(folder, device="cpu", size={"frames": 17})
     assert student.teacher.geometry.frames == 17
     assert student(["a red ball"], steps=1).shape == (1, 17, 3, 32, 32)
+    with pytest.raises(GuidedCDError, match="is for UNets, not for CogVideoXTransformer3DModel"):
+        guidedcd.export(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
