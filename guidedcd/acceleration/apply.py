@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from guidedcd.acceleration import options
+from guidedcd.acceleration.precision import cast, computing_dtype
 from guidedcd.acceleration.switch import is_fast, restore, speed_up
 
 
@@ -38,10 +39,11 @@ def accelerated(teacher: AnyTeacher, *, fast: str, precision: str, in_place: boo
         in_place: Round the teacher's own network instead of a copy; for callers that own the teacher.
     """
     network = teacher.network
-    if precision == "bf16" and next(network.parameters()).dtype != torch.bfloat16:
+    if precision == "bf16" and computing_dtype(network) != torch.bfloat16:
         teacher.fingerprint()  # of the weights as they were loaded
         network = network if in_place else copy.deepcopy(network)
-        teacher = _with_network(teacher, network.to(torch.bfloat16))
+        cast(network, torch.bfloat16)
+        teacher = _with_network(teacher, network)
     paths = options.choose(fast, network)
     if paths is None or is_fast(network):
         yield teacher

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import numpy
@@ -46,6 +47,8 @@ def flow_tables(scheduler: Any, mu: float | None = None) -> tuple[Tensor, Tensor
     scheduler = copy.deepcopy(scheduler)
     options = {} if mu is None or not config.get("use_dynamic_shifting") else {"mu": mu}
     if name.startswith("FlowMatch"):
+        if "sigmas" not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise GuidedCDError(f"{name} takes no sigmas: use FlowMatchEulerDiscreteScheduler with the same shift.")
         scheduler.set_timesteps(sigmas=numpy.linspace(1.0, 1 / count, count).tolist(), **options)
     else:
         if not config.get("use_flow_sigmas"):

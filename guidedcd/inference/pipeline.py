@@ -15,6 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from guidedcd.acceleration.precision import cast
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.resolve import read_run
 from guidedcd.config.run import Run
@@ -28,7 +29,6 @@ from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.inference.solvers import teacher_sample
 from guidedcd.inference.student_folders import locate, results_of
-from guidedcd.models.precision import cast
 from guidedcd.models.student import Student
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import EnergyConfig

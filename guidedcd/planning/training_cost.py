@@ -11,10 +11,10 @@ import attrs
 import torch
 
 from guidedcd.acceleration.options import replays
+from guidedcd.acceleration.precision import cast
 from guidedcd.config.run import Run
 from guidedcd.data.routing import Route
 from guidedcd.devices import dtype_of_precision
-from guidedcd.models.precision import cast
 from guidedcd.models.student import Student
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.planning.gpus import Machine

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from guidedcd.models.precision import cast
+from guidedcd.acceleration.precision import cast
 
 CHUNK = 64
 """Gradients that are cast to float32 together; the network's own are freed before the next chunk."""

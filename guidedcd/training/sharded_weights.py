@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from guidedcd.acceleration.precision import stays
 from guidedcd.training.master_weights import MasterWeights
 
 
@@ -124,8 +125,8 @@ class ShardedWeights(MasterWeights):
             else:
                 local = parameter.detach()
                 masters.append(local if dtype in (None, local.dtype) else local.float())
-        for whole in parameters.values():
-            if dtype is not None and not isinstance(whole, DTensor):
+        for name, whole in parameters.items():
+            if dtype is not None and not isinstance(whole, DTensor) and not stays(network, name):
                 whole.data = whole.data.to(dtype)  # FSDP2 casts the others where it gathers them
         return working, masters
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guidedcd.acceleration.precision import computing_dtype
 from guidedcd.devices import dtype_of
 from guidedcd.diffusion.schedule import NoiseSchedule
-from guidedcd.models.precision import computing_dtype
 from guidedcd.models.teachers.protocol import Cond
 from guidedcd.models.teachers.scheduler_sampler import SchedulerSampler
 from guidedcd.models.teachers.transformer import TransformerTeacher

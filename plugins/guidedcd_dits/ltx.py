@@ -7,11 +7,11 @@ from typing import Any
 import numpy
 from torch import Tensor
 
+from guidedcd.acceleration.precision import computing_dtype
 from guidedcd.data.geometry import Geometry
 from guidedcd.devices import dtype_of
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.models.precision import computing_dtype
 from guidedcd.models.teachers.protocol import Cond
 from guidedcd.models.teachers.scheduler_sampler import SchedulerSampler
 from guidedcd.models.teachers.transformer import TransformerTeacher, channels

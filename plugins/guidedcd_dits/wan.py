@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guidedcd.acceleration.precision import computing_dtype
 from guidedcd.devices import dtype_of
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
-from guidedcd.models.precision import computing_dtype
 from guidedcd.models.teachers.protocol import Cond
 from guidedcd.models.teachers.scheduler_sampler import SchedulerSampler
 from guidedcd.models.teachers.transformer import TransformerTeacher, channels

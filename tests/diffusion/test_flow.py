@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    UniPCMultistepScheduler,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,6 +96,7 @@ def test_a_shift_by_resolution_is_taken():
         (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "use_dynamic_shifting"),
         (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas"),
         (UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=False), "use_flow_sigmas"),
+        (FlowMatchHeunDiscreteScheduler(), "takes no sigmas"),
     ],
 )
 def test_schedulers_without_a_table(scheduler, match):
@@ -142,3 +149,13 @@ def test_a_guided_flow_step_lowers_the_energy(kind, factor):
         end = guided_step(schedule, step, schedule.previous(at, 50), [term], rule)
         ends.append((end - goal).square().sum(1))
     assert (ends[1] < ends[0]).all()
+
+
+def test_other_multistep_schedulers_have_their_own_levels():
+    """`DPMSolverMultistepScheduler` with flow sigmas gives its own grid and times."""
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    schedule = NoiseSchedule.from_scheduler(scheduler)
+    scheduler.set_timesteps(10)
+    grid = schedule.grid(10).flip(0)
+    torch.testing.assert_close(schedule.sigma[grid], scheduler.sigmas[:-1], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(schedule.network_time(grid), scheduler.timesteps.float(), rtol=0, atol=1.0)

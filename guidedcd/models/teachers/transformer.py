@@ -9,9 +9,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from guidedcd.acceleration.precision import cast, computing_dtype
 from guidedcd.diffusion.seen import Seen
 from guidedcd.errors import GuidedCDError
-from guidedcd.models.precision import cast, computing_dtype
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.models.teachers.protocol import Cond
 

@@ -28,10 +28,14 @@ def cast(network: nn.Module, dtype: torch.dtype) -> None:
 
 def computing_dtype(network: nn.Module) -> torch.dtype:
     """The dtype in which a network computes: that of its first weight that need not stay in float32."""
-    kept = _kept(network)
     weights = network.named_parameters()
-    dtype: torch.dtype = next(weight.dtype for name, weight in weights if kept.isdisjoint(name.split(".")))
+    dtype: torch.dtype = next(weight.dtype for name, weight in weights if not stays(network, name))
     return dtype
+
+
+def stays(network: nn.Module, name: str) -> bool:
+    """Whether the weight `name` of a network stays in float32."""
+    return not _kept(network).isdisjoint(name.split("."))
 
 
 def _kept(network: Any) -> set[str]:
