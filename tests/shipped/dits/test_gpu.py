@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 
-import attrs
 import pytest
 import tiny_pipelines
 import torch
 from short_training import trained
-from test_training import run_of
 
 import guidedcd
+from guidedcd.config.resolve import run_from_dict
 
 ONE_EACH = pytest.mark.parametrize(("family", "name"), [(f, next(iter(s))) for f, s in tiny_pipelines.SIZES.items()])
 
@@ -34,7 +33,18 @@ def test_the_gpu_samples_the_same_videos(tiny, family, name):
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_student_trains_on_the_gpu(tiny, tmp_path, family, name, precision):
     """A run with an energy of the output has finite losses in float32 and in bfloat16."""
-    run = attrs.evolve(run_of(tiny(family, name), precision=precision), device="cuda")
+    one = tiny(family, name)
+    run = run_from_dict(
+        {
+            "device": "cuda",
+            "teacher": {family: {"path": str(one.folder), **one.size}},
+            "data": [{"shapes": {"size": 8}}],
+            "energies": {"x0-motion": {"relative": 0.2, "fraction": 1.0}},
+            "solver": {"steps": 20, "omega": [1.0, 3.0]},
+            "preprocess": {"videos": 4, "draws_per_video": 2, "batch_size": 2, "shard_size": 2},
+            "train": {"steps": 3, "batch_size": 2, "log_every": 1, "precision": precision},
+        }
+    )
     lines = trained(run, tmp_path / "a", tmp_path / "s")
     assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in lines)
     assert lines[-1]["share/x0-motion"] == pytest.approx(0.2, rel=1e-2)
