@@ -1,4 +1,4 @@
-"""Devices and dtypes by their names in options, the processes of a launch, and errors of full memory.
+"""Devices and dtypes by their names in options, the processes of a launch, times of parts, and errors of full memory.
 
 Importing this module imports no torch.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from guidedcd.errors import GuidedCDError, shortened
 
@@ -106,6 +107,66 @@ def _whole(variable: str, default: int) -> int:
             "torchrun and `accelerate launch` set it; unset it to run one process."
         )
     return int(text)
+
+
+class Stopwatch:
+    """Times the parts of work on a device without waiting for it: a GPU's are marked by events.
+
+    Args:
+        device: Where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.is_on = device, False
+        self._marks: list[tuple[str, Any, Any, float | None]] = []
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time the block as part `name`, if the stopwatch is on; parts of one name are summed, and may be nested."""
+        if not self.is_on:
+            yield
+            return
+        begin = self._mark()
+        yield
+        self._marks.append((name, begin, self._mark(), self._memory()))
+
+    def take(self) -> Callable[[], dict[str, float]]:
+        """The parts so far, which are forgotten; the result is called once the device is done, and returns numbers.
+
+        They are `seconds/NAME`, and on a GPU `memory_gb/NAME`, the memory in use at the end of the part.
+        """
+        marks, self._marks = self._marks, []
+
+        def numbers() -> dict[str, float]:
+            found: dict[str, float] = {}
+            for name, begin, end, memory in marks:
+                if isinstance(end, float):
+                    elapsed = end - begin
+                else:
+                    end.synchronize()
+                    elapsed = begin.elapsed_time(end) / 1000
+                found[f"seconds/{name}"] = round(found.get(f"seconds/{name}", 0.0) + elapsed, 5)
+                if memory is not None:
+                    found[f"memory_gb/{name}"] = round(max(found.get(f"memory_gb/{name}", 0.0), memory), 3)
+            return found
+
+        return numbers
+
+    def _mark(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def _memory(self) -> float | None:
+        if self.device.type != "cuda":
+            return None
+        import torch
+
+        return torch.cuda.memory_allocated(self.device) / 2**30
 
 
 def is_out_of_memory(error: BaseException) -> bool:

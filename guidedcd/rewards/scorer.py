@@ -20,6 +20,7 @@ from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import RewardConfig
 from guidedcd.rewards import contract
 from guidedcd.rewards.latents import StudentPredictions, reads_latents, scores_own_videos
+from guidedcd.rewards.meter import RewardMeter
 
 
 def frame_indices(
@@ -83,6 +84,7 @@ class RewardScorer:
         teacher: Decodes latents.
         whose: By name, the reward's description in errors, for example "reward 'hps' of guidedcd/hps".
         low_memory: Decode frame by frame and again in the backward pass, without saving activations of the decoder.
+        meter: Measures every reward; None measures nothing.
     """
 
     def __init__(
@@ -92,10 +94,11 @@ class RewardScorer:
         *,
         whose: Mapping[str, str] | None = None,
         low_memory: bool = False,
+        meter: RewardMeter | None = None,
     ) -> None:
         self.modules = {name: module for name, (module, _) in rewards.items()}
         self.configs = {name: config for name, (_, config) in rewards.items()}
-        self.teacher, self.low_memory = teacher, low_memory
+        self.teacher, self.low_memory, self.meter = teacher, low_memory, meter or RewardMeter()
         self.whose = {name: (whose or {}).get(name, f"reward '{name}'") for name in rewards}
 
     @property
@@ -230,7 +233,9 @@ class RewardScorer:
         advice = "Use --train.reward-batch 1, or the reward's options dtype and gradient_checkpointing."
         captions = [routes[sample].caption_of(name) for sample in samples]
         with blame_memory(whose, advice), torch.set_grad_enabled(grad), contract.drawing(module, generator):
-            scores = contract.call(module, frames if grad else frames.detach(), captions, whose)
+            frames = self.meter.watch(name, frames) if grad else frames.detach()
+            with self.meter.part(name):
+                scores = contract.call(module, frames, captions, whose)
         return RewardScores(scores, samples)
 
     def _latent_scores(
@@ -251,9 +256,9 @@ class RewardScorer:
                 captions = [source.routes[row].caption_of(name) for row in rows]
                 one = source if grad else attrs.evolve(source, latents=source.latents.detach())
                 with blame_memory(whose), torch.set_grad_enabled(grad), contract.drawing(module, generator):
-                    scores.append(
-                        contract.call_latents(module, one.inputs(rows, captions, module, self.teacher), whose)
-                    )
+                    inputs = one.inputs(rows, captions, module, self.teacher)
+                    with self.meter.part(name):
+                        scores.append(contract.call_latents(module, inputs, whose))
             samples += [first + row for row in rows]
             first += len(source.routes)
         return RewardScores(torch.cat(scores), tuple(samples)) if scores else None

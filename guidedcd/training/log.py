@@ -18,7 +18,11 @@ SHARE = "share/"
 BY_NOISE = "cd_loss/noise-"
 """Beginning of the names of the consistency loss by noise level, from 1 (the cleanest quarter of the solver's grid) to
 4; a step without samples there has none."""
-SOMETIMES = (SHARE, BY_NOISE)
+REWARD_SHARE = "reward_share/"
+"""Beginning of the names of rewards' shares of the gradient on the frames; see `guidedcd.rewards.meter`."""
+SHARE_BY_NOISE = "share_noise-"
+"""Beginning of the names of energies' shares by noise level, such as share_noise-1/NAME; levels as of `BY_NOISE`."""
+SOMETIMES = (SHARE, BY_NOISE, REWARD_SHARE, SHARE_BY_NOISE)
 """Beginnings of the names of numbers that a batch may lack, as NaN; means are over the batches that have them."""
 
 

@@ -63,6 +63,8 @@ class NoisyBatch:
         self.shares: dict[str, Tensor] = {}
         """By energy, its guided term as a share of the prediction: the mean over guided samples, NaN without any, and
         infinite where a gradient is not finite."""
+        self.shares_by_noise: dict[str, list[Tensor]] = {}
+        """By energy, the same share in each quarter of the solver's grid; see `by_noise`."""
         self.by_noise: list[Tensor] = []
         """The consistency loss by noise level: its mean over the samples in each quarter of the solver's grid, the
         cleanest first, NaN without any; empty until it is computed."""
@@ -86,7 +88,8 @@ class NoisyBatch:
             share = guided_share(self.schedule, self._step, terms[-1], rule)
             if name not in self.batch.scores:  # stored scores are finite
                 share = torch.where(score.flatten(1).isfinite().all(1), share, torch.inf)
-            self.shares[name] = torch.where(strength > 0, share, torch.nan).nanmean()
+            guided = torch.where(strength > 0, share, torch.nan)
+            self.shares[name], self.shares_by_noise[name] = guided.nanmean(), self._by_noise(guided)
         z_next = guided_step(self.schedule, self._step, t_next, terms, rule)
         batch = self.batch
         self._prediction, goal = sides(
@@ -102,10 +105,13 @@ class NoisyBatch:
             target=target,
         )
         with torch.no_grad():
-            samples = sample_gaps(self._prediction, goal, loss, huber_c)
-            quarter = batch.index.to(samples.device) * NOISE_LEVELS // self.solver.steps
-            self.by_noise = [torch.where(quarter == one, samples, torch.nan).nanmean() for one in range(NOISE_LEVELS)]
+            self.by_noise = self._by_noise(sample_gaps(self._prediction, goal, loss, huber_c))
         return gap(self._prediction, goal, loss, huber_c)
+
+    def _by_noise(self, samples: Tensor) -> list[Tensor]:
+        """The means of values (B,) in each quarter of the solver's grid, without NaN; NaN without any."""
+        quarter = self.batch.index.to(samples.device) * NOISE_LEVELS // self.solver.steps
+        return [torch.where(quarter == one, samples, torch.nan).nanmean() for one in range(NOISE_LEVELS)]
 
     def _output_scores(self) -> dict[str, Tensor]:
         """By energy of the output, its gradient at z like z."""

@@ -10,8 +10,9 @@ Legend: B samples of this process and step, R videos that the student samples it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import attrs
 import torch
@@ -19,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from guidedcd.config.run import Run
-from guidedcd.devices import blame_memory
+from guidedcd.devices import Stopwatch, blame_memory
 from guidedcd.diffusion.consistency import Network
 from guidedcd.diffusion.randomness import reward_generator
 from guidedcd.diffusion.schedule import NoiseSchedule
@@ -27,7 +28,7 @@ from guidedcd.energies.output import OutputGradients
 from guidedcd.rewards.latents import StudentPredictions
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training.batches import Batch
-from guidedcd.training.log import BY_NOISE, SHARE
+from guidedcd.training.log import BY_NOISE, SHARE, SHARE_BY_NOISE
 from guidedcd.training.losses import NoisyBatch
 from guidedcd.training.rollouts import Rollouts
 
@@ -51,6 +52,8 @@ class BatchStep:
     accelerator: Accelerator
     advice: str
     """Options that need less memory, for the error of a forward pass that runs out of it."""
+    stopwatch: Stopwatch | None = None
+    """Times every objective's forward pass under its name."""
     outputs: OutputGradients | None = None
     """Computes the gradients of the energies of the output; None for a run without any."""
 
@@ -77,6 +80,9 @@ class BatchStep:
 class Objective(Protocol):
     """One term of a step's loss."""
 
+    name: ClassVar[str]
+    """Its part of a step's time."""
+
     def __call__(self, model: Network, batch: Batch, step: BatchStep) -> Terms:
         """(losses, metrics) of one batch; the metric `cd_loss` of several objectives is summed."""
 
@@ -84,6 +90,8 @@ class Objective(Protocol):
 @attrs.frozen(kw_only=True, eq=False)
 class Consistency:
     """The student's predictions at both ends of the teacher's guided step agree (Algorithm 2)."""
+
+    name: ClassVar[str] = "consistency"
 
     target: Network | None
     """The network of the second side; None for the student itself."""
@@ -98,6 +106,8 @@ class Consistency:
         shares = {f"{SHARE}{name}": share for name, share in step.noisy.shares.items()}
         weighted = loss if self.weight == 1 else self.weight * loss
         by_noise = {f"{BY_NOISE}{level}": value for level, value in enumerate(step.noisy.by_noise, 1)}
+        for name, levels in step.noisy.shares_by_noise.items():
+            shares |= {f"{SHARE_BY_NOISE}{level}/{name}": value for level, value in enumerate(levels, 1)}
         return [weighted], {"cd_loss": loss.detach()} | by_noise | shares
 
 
@@ -108,6 +118,8 @@ class GuidedPrediction:
     A student begins as the unguided teacher, and the consistency loss alone carries guidance from one solver step to
     the next only slowly. The weight falls from 1 to 0 over the first `steps` optimiser steps.
     """
+
+    name: ClassVar[str] = "guided-prediction"
 
     steps: int
     distance: Mapping[str, Any]
@@ -160,6 +172,8 @@ class Rewards:
     The mean runs over the samples of all sources and all processes, so that each sample has the same weight. Therefore
     one objective scores all sources together.
     """
+
+    name: ClassVar[str] = "rewards"
 
     scorer: RewardScorer
     sources: Sequence[Source]
@@ -216,7 +230,8 @@ def total_loss(chosen: Sequence[Objective], step: BatchStep) -> tuple[Tensor, di
     losses: list[Tensor] = []
     metrics: dict[str, Any] = {}
     for objective in chosen:
-        terms, numbers = objective(step.model, step.batch, step)
+        with nullcontext() if step.stopwatch is None else step.stopwatch.part(objective.name):
+            terms, numbers = objective(step.model, step.batch, step)
         losses += terms
         for name, value in numbers.items():
             metrics[name] = metrics[name] + value if name in metrics else value

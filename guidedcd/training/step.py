@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from guidedcd.acceleration.options import choose, replays
 from guidedcd.acceleration.switch import is_fast, speed_up
 from guidedcd.config.run import Run
-from guidedcd.devices import blame_memory
+from guidedcd.devices import Stopwatch, blame_memory
 from guidedcd.diffusion.consistency import Network
 from guidedcd.diffusion.randomness import dropout_seed
 from guidedcd.energies.output import OutputGradients
@@ -29,7 +29,7 @@ from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training import distributed, optimizer
 from guidedcd.training.batches import Batch
-from guidedcd.training.log import BY_NOISE, SHARE
+from guidedcd.training.log import BY_NOISE, REWARD_SHARE, SHARE, SHARE_BY_NOISE
 from guidedcd.training.losses import NOISE_LEVELS
 from guidedcd.training.objectives import BatchStep, objectives, total_loss
 from guidedcd.training.rollouts import Rollouts
@@ -83,6 +83,7 @@ class TrainStep:
                 if callable(getattr(module, "use_graphs", None)):
                     module.use_graphs()
         self.schedule = teacher.schedule
+        self.stopwatch = rewards.meter.stopwatch = Stopwatch(self.device)
         self.outputs = OutputGradients(run, teacher)
         self.grid = self.schedule.grid(run.solver.steps).to(self.device)
         with blame_memory("the student", "Use --student.kind lora"):
@@ -111,20 +112,25 @@ class TrainStep:
         torch.manual_seed(dropout_seed(self.run.seed, number, self.accelerator.process_index))
         self.student.train()
         self._schedule_learning_rate(number)
+        self.stopwatch.is_on = self.is_logged(number)
         samples, metrics = self._backward(number)
         self.accelerator.unscale_gradients()
         norm = self.weights.clip(self.run.train.optimizer.max_grad_norm)
         step_metrics = StepMetrics(metrics, norm)
         if self.accelerator.num_processes > 1 and self.is_logged(number):
-            rewards = [f"{kind}/{name}" for name in self.rewards.names for kind in ("reward", "routed")]
+            kinds = ("reward/", "routed/", REWARD_SHARE)
+            rewards = [f"{kind}{name}" for name in self.rewards.names for kind in kinds]
             shares = [f"{SHARE}{name}" for name in self.run.energies]
-            levels = [f"{BY_NOISE}{level}" for level in range(1, NOISE_LEVELS + 1)]
-            step_metrics.share(self.accelerator, ("loss", "cd_loss", "grad_norm", *levels, *rewards, *shares))
-        with blame_memory("the optimiser", "Use --student.kind lora"):
+            levels = [str(level) for level in range(1, NOISE_LEVELS + 1)]
+            shares += [f"{SHARE_BY_NOISE}{level}/{name}" for name in self.run.energies for level in levels]
+            losses = [f"{BY_NOISE}{level}" for level in levels]
+            step_metrics.share(self.accelerator, ("loss", "cd_loss", "grad_norm", *losses, *rewards, *shares))
+        with blame_memory("the optimiser", "Use --student.kind lora"), self.stopwatch.part("optimizer"):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.weights.publish()
-        return functools.partial(self._log_line, number, step_metrics, samples, self.optimizer.param_groups[0]["lr"])
+        lr, times = self.optimizer.param_groups[0]["lr"], self.stopwatch.take()
+        return functools.partial(self._log_line, number, step_metrics, samples, lr, times)
 
     def is_logged(self, number: int) -> bool:
         """Whether step `number` has a line in the log."""
@@ -146,20 +152,27 @@ class TrainStep:
         metrics: list[dict[str, Any]] = []
         for micro in range(settings.accumulate):
             number = (step - 1) * settings.accumulate + micro
-            batch = self._batch(number)
+            with self.stopwatch.part("batch"):
+                batch = self._batch(number)
             last = micro + 1 == settings.accumulate
             with nullcontext() if last or summed_outside else self.accelerator.no_sync(self.model):
                 loss, numbers = self.losses(self.model, batch, number)
-                with blame_memory("the backward pass", self._advice()):
+                with blame_memory("the backward pass", self._advice()), self.stopwatch.part("backward"):
                     self.accelerator.backward(loss / settings.accumulate)
             with blame_memory("the gradients", "Use --student.kind lora"):
                 self.weights.collect()
+            numbers |= {f"{REWARD_SHARE}{name}": share for name, share in self.rewards.meter.shares().items()}
             samples.append((list(batch.ids), number))
             metrics.append(numbers)
         return samples, metrics
 
     def _log_line(
-        self, step: int, metrics: StepMetrics, samples: list[tuple[list[str], int]], lr: float
+        self,
+        step: int,
+        metrics: StepMetrics,
+        samples: list[tuple[list[str], int]],
+        lr: float,
+        times: Callable[[], dict[str, float]],
     ) -> dict[str, float]:
         """A step's log line: the means over all processes where the step is logged, else those of this process.
 
@@ -178,14 +191,15 @@ class TrainStep:
         # Half precision overflows at first: its scaler skips such steps.
         if (scaler is None or scaler.get_scale() <= 1) and not math.isfinite(result.line["grad_norm"]):
             raise GuidedCDError(self._not_finite("the gradient", step, *samples[-1]))
-        return (result.line if result.everywhere is None else result.everywhere) | {"lr": lr}
+        return (result.line if result.everywhere is None else result.everywhere) | {"lr": lr} | times()
 
     def _loss(self, line: Mapping[str, float]) -> str:
         """Name what made the loss not finite: a reward, or the loss with its terms."""
         for name, whose in self.rewards.whose.items():
             if not math.isfinite(line.get(f"reward/{name}", 0.0)):
                 return f"the value of {whose}"
-        terms = ", ".join(f"{key} {value:.4g}" for key, value in line.items() if not key.startswith("routed/"))
+        left_out = ("routed/", REWARD_SHARE, SHARE_BY_NOISE)
+        terms = ", ".join(f"{key} {value:.4g}" for key, value in line.items() if not key.startswith(left_out))
         return f"the loss ({terms})"
 
     def losses(self, model: Network, batch: Batch, number: int) -> tuple[Tensor, dict[str, Any]]:
@@ -199,6 +213,7 @@ class TrainStep:
             grid=self.grid,
             accelerator=self.accelerator,
             advice=self._advice(),
+            stopwatch=self.stopwatch,
             outputs=self.outputs,
         )
         return total_loss(self.objectives, step)

@@ -139,7 +139,7 @@ def contents(folder: Path) -> dict[str, str]:
 def timeless(value: Any) -> Any:
     """A JSON value without what the clock gave."""
     if isinstance(value, dict):
-        return {key: timeless(one) for key, one in value.items() if key not in TIMES}
+        return {key: timeless(one) for key, one in value.items() if not key.startswith(TIMES)}
     return [timeless(one) for one in value] if isinstance(value, list) else value
 
 

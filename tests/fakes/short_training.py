@@ -52,7 +52,8 @@ def trained(run: Run, folder: Path, store: Path) -> list[dict]:
     Trainer(run, folder, LatentStore(preprocess(run, store_folder=store)), run.teacher.build()).fit()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [
-        {k: v for k, v in line.items() if k not in ("seconds", "samples_per_second", "memory_gb")} for line in lines
+        {k: v for k, v in line.items() if not k.startswith(("seconds", "samples_per_second", "memory_gb"))}
+        for line in lines
     ]
 
 

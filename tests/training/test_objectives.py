@@ -62,8 +62,9 @@ def test_the_total_is_the_sum_in_order(step):
     assert torch.equal(metrics["cd_loss"], loss.detach())
     assert torch.equal(metrics["reward/toy"], rewards.detach().mean())
     assert torch.equal(total, loss - run.rewards["toy"].weight * rewards.sum() * 1 / torch.tensor(float(len(rewards))))
+    shares = [f"share_noise-{level}/toy" for level in (1, 2, 3, 4)]
     levels = [f"cd_loss/noise-{level}" for level in (1, 2, 3, 4)]
-    assert list(metrics) == ["loss", "cd_loss", *levels, "share/toy", "routed/toy", "reward/toy"]
+    assert list(metrics) == ["loss", "cd_loss", *levels, "share/toy", *shares, "routed/toy", "reward/toy"]
     guided = now.batch.strengths[:, 0] > 0
     assert guided.any() and float(metrics["share/toy"]) == pytest.approx(0.3, rel=1e-4)
 

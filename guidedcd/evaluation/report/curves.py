@@ -7,7 +7,7 @@ from typing import Any
 
 from guidedcd.documents import is_number
 from guidedcd.evaluation.report.charts import Chart, Point, line_chart
-from guidedcd.training.log import BY_NOISE, SHARE
+from guidedcd.training.log import BY_NOISE, REWARD_SHARE, SHARE
 
 Log = Sequence[Mapping[str, Any]]
 Curves = dict[str, list[Point]]
@@ -26,6 +26,7 @@ def curves(log: Log) -> dict[str, Curves]:
         NOISE: _beginning(log, BY_NOISE, in_order=True),
         **{f"Reward {name} (higher is better)": {name: one} for name, one in _beginning(log, "reward/").items()},
         "Energy's guided term relative to the prediction": _beginning(log, SHARE),
+        "Rewards' shares of the gradient on the frames": _beginning(log, REWARD_SHARE),
         "Norm of the gradient": {"norm": points(log, "grad_norm")},
         "Share of samples that each reward scored": _beginning(log, "routed/"),
         "Samples per second": {"speed": points(log, "samples_per_second")},

@@ -19,6 +19,7 @@ from guidedcd.console import duration
 from guidedcd.evaluation import tables
 from guidedcd.evaluation.report.charts import short
 from guidedcd.evaluation.report.checks import checks
+from guidedcd.evaluation.report.components import components
 from guidedcd.evaluation.report.curves import charts
 from guidedcd.evaluation.report.run_files import RunFiles
 from guidedcd.evaluation.report.score_tables import choice, model_card, scores
@@ -68,6 +69,7 @@ def page(files: RunFiles) -> str:
         evaluate_command=f"guidedcd evaluate {shlex.quote(str(folder))}",
         logged=bool(log),
         charts=charts(log),
+        components=components(files),
         validation=validated(folder),
         checks=checks(folder),
         model_card=evaluation and model_card(evaluation),
