@@ -28,7 +28,7 @@ class DynamicDegreeConfig(MetricConfig):
     """Frames per second of the videos; as in VBench, every max(1, round(fps / 8))-th frame is judged."""
     flow: str = attrs.field(default="auto", validator=in_(("auto", "dis", "classical", "raft")))
     """The optical flow: OpenCV's `dis`, a `classical` one in torch, or `raft` with `weights`, as VBench has it. auto is
-    dis where OpenCV is installed, else classical."""
+    dis for frames of at least 128 pixels where OpenCV is installed, else classical."""
     weights: Path | None = None
     """Weights of torchvision's `raft_large`, only for the flow raft."""
     batch_size: int = attrs.field(default=64, validator=ge(1))

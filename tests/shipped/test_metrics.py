@@ -152,12 +152,24 @@ def test_dis_flow_is_the_true_speed(speed):
     assert "DIS" in metric.titles["dynamic_degree"]
 
 
+def test_the_default_flow_depends_on_the_size():
+    """With OpenCV, frames of at least 128 pixels have DIS, smaller ones the classical flow; titles name it."""
+    pytest.importorskip("cv2")
+    metric = DynamicDegree(DynamicDegreeConfig())
+    names = [metric.chosen(side) for side in (127, 128)]
+    metric(torch.rand(1, 2, 3, 128, 160))
+
+    assert names == ["classical", "dis"] and "DIS flow" in metric.titles["flow_px"]
+
+
 def test_the_default_flow_needs_no_opencv(monkeypatch):
     """Without OpenCV the classical flow is the default, and the titles name it; `dis` is one clear error."""
     monkeypatch.setattr("guidedcd_metrics.motion.has_opencv", lambda: False)
     monkeypatch.setattr("guidedcd_metrics.flows.has_opencv", lambda: False)
 
-    assert "classical" in DynamicDegree(DynamicDegreeConfig()).titles["flow_px"]
+    metric = DynamicDegree(DynamicDegreeConfig())
+    metric(torch.rand(1, 2, 3, 160, 160))
+    assert metric.titles["flow_px"] == "optical flow in pixels per frame (classical flow)"
     with pytest.raises(GuidedCDError, match="'dis' needs OpenCV"):
         DynamicDegree(DynamicDegreeConfig(flow="dis"))
 
@@ -187,8 +199,8 @@ def test_raft_reads_torchvisions_file(tmp_path):
 
     with torch.no_grad():
         expected = network(2 * first - 1, 2 * second - 1, num_flow_updates=20)[-1]
-        torch.testing.assert_close(metric.flow(first, second), expected)
-    assert metric.flow(first[..., :50, :77], second[..., :50, :77]).shape == (1, 2, 50, 77)
+        torch.testing.assert_close(metric.flows["raft"](first, second), expected)
+    assert metric.flows["raft"](first[..., :50, :77], second[..., :50, :77]).shape == (1, 2, 50, 77)
 
 
 def test_diversity_by_hand():
