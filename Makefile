@@ -32,7 +32,7 @@ slow: $(VENV)/.installed
 	$(PYTEST) -m "slow and not gpu" $(ARGS)
 
 campaign: $(VENV)/.installed
-	$(PYTEST) -m "campaign and not gpu" tests/faults $(ARGS)
+	$(PYTEST) -m "campaign and not gpu" tests/faults tests/plugins $(ARGS)
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import attrs
 from accelerate.utils import broadcast_object_list
 
-from guidedcd.config.kinds import KINDS
+from guidedcd.config.kinds import KINDS, Chosen
 from guidedcd.config.proportions import unscaled
 from guidedcd.config.run import Run
 from guidedcd.console import console
+from guidedcd.data.clips import ClipError, sample_of
+from guidedcd.data.contract import opened
+from guidedcd.data.geometry import Geometry
 from guidedcd.data.routing import Reader, Sample, route, rules_of
 from guidedcd.devices import blame_memory, device, process
 from guidedcd.energies.traits import check_references
@@ -20,6 +24,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
 from guidedcd.files import file_digest
 from guidedcd.models import initial_lora
+from guidedcd.models.teachers.contract import build_teacher
 from guidedcd.plugins.registry import blame, load_plugins
 from guidedcd.plugins.requirements import unmet
 from guidedcd.plugins.sources import origin
@@ -79,11 +84,13 @@ def distil(
         rewards = _check_components(run)
     console.print(f"train    building the teacher {run.teacher.name}" + _listed("the rewards", run.rewards))
     with blame_memory("the teacher"):
-        teacher = run.teacher.build().to(where)
+        teacher = build_teacher(run.teacher, where)
     if run.student.init and main:
         initial_lora.check(teacher, run.student.init)
     if rewards is not None:
         rehearse(rewards, run, teacher.geometry, where, teacher)
+        if run.routes:
+            _check_routes(run, rewards, teacher.geometry)
         for reward in rewards.values():
             reward.to("cpu")  # the preprocessing needs the memory of the device
     latents = open_store(run, preprocess(run, store_folder=store, teacher=teacher, fill_parts=False))
@@ -162,24 +169,38 @@ def _check_run(run: Run, components: Mapping[str, Any]) -> None:
                 check(run)
 
 
-def _check_routes(run: Run, rewards: Mapping[str, Any]) -> None:
-    """Apply the routing rules to a made-up sample; only what they return is checked.
+def _check_routes(run: Run, rewards: Mapping[str, Any], geometry: Geometry | None = None) -> None:
+    """Apply the routing rules to a made-up sample, or with a geometry to the first clip of every dataset.
 
-    A rule may need metadata that the datasets of the run have and this sample has not.
+    A rule may need metadata that the made-up sample has not. Therefore only what it returns is checked there; an
+    exception counts on a clip.
+
+    Raises:
+        GuidedCDError: A rule returns something else than a route to rewards and energies of the run.
     """
     readers = {name: Reader(max_tokens=one.max_tokens, count=one.count_tokens) for name, one in rewards.items()}
-    sample = Sample(
-        id="example",
-        dataset=run.data[0].name,
-        caption=contract.CAPTION,
-        readers=readers,
-        energies=frozenset(run.energies),
-    )
     rules = rules_of(run)
-    _check_run(run, rules)
-    try:
-        route(sample, rules)
-    except GuidedCDError:
-        raise
-    except Exception:
-        return
+    if geometry is None:
+        _check_run(run, rules)
+        samples = [Sample(id="example", dataset=run.data[0].name, caption=contract.CAPTION)]
+    else:
+        samples = [sample for chosen in run.data if (sample := _first(chosen, geometry)) is not None]
+    for sample in samples:
+        try:
+            route(attrs.evolve(sample, readers=readers, energies=frozenset(run.energies)), rules)
+        except GuidedCDError as error:
+            if geometry is None and hasattr(error, "__notes__"):  # the rule's own sentence
+                continue
+            raise
+        except Exception:
+            if geometry is not None:
+                raise
+
+
+def _first(chosen: Chosen, geometry: Geometry) -> Sample | None:
+    """The metadata of the first clip of a dataset that can be used, among a few."""
+    clips = opened(chosen, geometry)
+    for index in range(min(len(clips), 4)):
+        with suppress(ClipError):
+            return sample_of(clips[index])
+    return None

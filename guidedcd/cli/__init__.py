@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App
 
 import guidedcd
 from guidedcd import __version__
@@ -41,7 +41,7 @@ from guidedcd.config.kinds import DEFAULT_PROFILE
 from guidedcd.config.old_names import check_flags
 from guidedcd.config.sources import profiles
 from guidedcd.console import harmless
-from guidedcd.errors import GuidedCDError, PluginError, Terminated, described, on_command_line
+from guidedcd.errors import PluginError, Terminated, described, on_command_line
 from guidedcd.plugins import one_file
 from guidedcd.plugins.registry import Registry, load_plugins
 from guidedcd.plugins.watcher import watched
@@ -140,7 +140,7 @@ def _run(argv: Sequence[str]) -> Any:
         with _plain_warnings():
             app = build(registry, tokens[0] if tokens else "", _profile(tokens))
             return app(help_pages.with_help(tokens))
-    except (GuidedCDError, CycloptsError, KeyboardInterrupt, MemoryError, OSError, RuntimeError) as error:
+    except (Exception, KeyboardInterrupt) as error:
         status = explain(error, tokens, registry)
         if status is None:
             raise

@@ -1,18 +1,21 @@
-"""Errors as one line and an exit status; what is not a mistake of the user keeps its traceback."""
+"""Errors as one line and an exit status; a bug of guidedcd itself keeps its traceback."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
+import sysconfig
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from cyclopts import CycloptsError, UnknownOptionError, UnusedCliTokensError
 
 from guidedcd.console import harmless
-from guidedcd.errors import GuidedCDError, Terminated, shortened, unreadable, unwritable
-from guidedcd.plugins.registry import Registry
+from guidedcd.errors import GuidedCDError, Terminated, described, shortened, unreadable, unwritable
+from guidedcd.plugins.registry import CONFIGS, Registry
 
 SMALLER = {
     "train": "Lower --train.batch-size or --train.reward-batch, or set "
@@ -32,12 +35,13 @@ LONGEST = 900
 
 
 def explain(error: BaseException, tokens: Sequence[str], registry: Registry) -> int | None:
-    """Print `error` as one line if it is the user's mistake; returns its exit status, or None for a bug."""
+    """Print `error` as one line unless it is a bug of guidedcd itself; returns its exit status, or None for a bug."""
     command = next((token for token in tokens if not token.startswith("-")), "")
     if isinstance(error, KeyboardInterrupt):
         more = ": the same command continues where this one stopped" if command in CONTINUE else ""
         terminated = isinstance(error, Terminated)
-        more = "".join(f" {note}" for note in getattr(error, "__notes__", [])) or more
+        whose = _component(error)
+        more = f" while {whose} was running{more}" if whose else _notes(error) or more
         _say(f"{'terminated' if terminated else 'interrupted'}{more}.", prefix="")
         return 143 if terminated else 130
     if isinstance(error, CycloptsError):
@@ -52,9 +56,43 @@ def explain(error: BaseException, tokens: Sequence[str], registry: Registry) -> 
         return 141
     elif isinstance(error, OSError) and error.errno in _EXPLAINED:
         _say(str(_explained(error)))
+    elif (whose := _component(error)) is not None and not os.environ.get(TRACEBACK):
+        _say(f"{whose} failed with {described(error)}{_place(error)}. {TRACEBACK}=1 shows the traceback.")
     else:
         return None
     return 2
+
+
+TRACEBACK = "GUIDEDCD_TRACEBACK"
+"""The environment variable with which an exception of a component keeps its traceback."""
+_NOTE = re.compile(rf"in ((?:{'|'.join(CONFIGS)}) '.+' of .+)")
+"""The note that names the component in which an exception was raised."""
+
+
+def _component(error: BaseException) -> str | None:
+    """The component in whose code an exception was raised; None for one of guidedcd itself."""
+    matches = (_NOTE.fullmatch(note) for note in getattr(error, "__notes__", ()))
+    return next((match[1] for match in matches if match), None)
+
+
+def _place(error: BaseException) -> str:
+    """The file and line of the component's code, " (energy.py, line 9)": the last that is of no library."""
+    stdlib, package = sysconfig.get_path("stdlib"), str(Path(__file__).parents[1])
+    frames = list(traceback.extract_tb(error.__traceback__))
+    own = [
+        frame
+        for frame in frames
+        if not any(f"{os.sep}{name}{os.sep}" in frame.filename for name in ("torch", "diffusers", "transformers"))
+        and not frame.filename.startswith(package + os.sep)
+        and (not frame.filename.startswith(stdlib) or "site-packages" in frame.filename)
+    ]
+    if not (frames := own or frames):
+        return ""
+    return f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
+
+
+def _notes(error: BaseException) -> str:
+    return "".join(f" {note}" for note in getattr(error, "__notes__", ()))
 
 
 _EXPLAINED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)

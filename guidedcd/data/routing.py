@@ -144,10 +144,11 @@ def _check(result: Any, sample: Sample, whose: str) -> None:
     if not isinstance(result.rewards, frozenset | set):
         kind = type(result.rewards).__name__
         raise GuidedCDError(f"{whose} returned a route whose rewards are a {kind}; they must be a frozenset of names.")
-    if unknown := sorted(str(name) for name in result.rewards if name not in sample.readers):
+    if unknown := sorted(str(name) for name in (*result.rewards, *result.captions) if name not in sample.readers):
+        action = "sends" if unknown[0] in map(str, result.rewards) else "sends a caption of"
         names = ", ".join(sorted(sample.readers)) or "none"
         raise GuidedCDError(
-            f"{whose} sends sample '{sample.id}' to reward '{unknown[0]}', which the run does not have."
+            f"{whose} {action} sample '{sample.id}' to reward '{unknown[0]}', which the run does not have."
             f"{suggest(unknown[0], sample.readers)} Rewards of the run: {names}."
         )
     if unknown := sorted(str(name) for name in result.without_energies if name not in sample.energies):

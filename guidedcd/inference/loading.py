@@ -85,12 +85,13 @@ def load_teacher(
     chosen = _teacher(name)
     from guidedcd.inference.pipeline import with_options
     from guidedcd.inference.teacher_pipeline import TeacherPipeline
+    from guidedcd.models.teachers.contract import build_teacher
 
     weights_dtype = dtype_of(dtype)
     chosen = with_options(chosen, size or {})
     where = find_device(device)
     with blame_memory("the teacher"):
-        teacher = chosen.build().to(where, weights_dtype if dtype != "float32" else None)
+        teacher = build_teacher(chosen, where, weights_dtype if dtype != "float32" else None)
     return TeacherPipeline(teacher, evaluation_of(chosen.name).omega)
 
 

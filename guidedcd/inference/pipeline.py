@@ -30,6 +30,7 @@ from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.inference.solvers import teacher_sample
 from guidedcd.inference.student_folders import locate, results_of
 from guidedcd.models.student import Student
+from guidedcd.models.teachers.contract import build_teacher
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import EnergyConfig
 
@@ -90,7 +91,7 @@ class StudentPipeline:
         run = read_run(folder / "run.json", for_sampling=True)
         where = find_device(run.device if device is None else device)
         with blame_memory("the teacher"):
-            teacher = with_options(run.teacher, size or {}).build().to(where)
+            teacher = build_teacher(with_options(run.teacher, size or {}), where)
             # Adapters identify their teacher by its fingerprint, which depends on the size of its videos.
             geometry = teacher.geometry
             trained_with = {name: getattr(run.teacher.config, name) for name in size or {}}

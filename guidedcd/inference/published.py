@@ -23,6 +23,7 @@ from guidedcd.models.checkpoints.t2v_turbo import WHERE, read_student
 from guidedcd.models.checkpoints.unet import load_unet
 from guidedcd.models.guidance_inputs import GuidanceProjection
 from guidedcd.models.student import Student
+from guidedcd.models.teachers.contract import build_teacher
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.models.teachers.videocrafter2 import VideoCrafter2Teacher
 from guidedcd.plugins.registry import load_plugins
@@ -95,7 +96,7 @@ def load_published(
     exists(path, "the student", WHERE)  # before minutes go into the teacher
     where = find_device("auto" if device is None else device)
     with blame_memory("the teacher"):
-        built = teacher.build().to(where, weights_dtype if dtype != "float32" else None)
+        built = build_teacher(teacher, where, weights_dtype if dtype != "float32" else None)
     with blame_memory("the student"):
         student = load_student(path, built)
     if fraction is not None and not student.energies:

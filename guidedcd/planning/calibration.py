@@ -11,6 +11,7 @@ import torch
 from guidedcd.acceleration.apply import accelerated
 from guidedcd.config.run import Run
 from guidedcd.devices import device as find_device
+from guidedcd.models.teachers.contract import build_teacher
 from guidedcd.planning.gpus import WITHIN, WITHIN_UNMEASURED, Machine
 from guidedcd.planning.meter import Cost
 from guidedcd.planning.preprocess_cost import ROWS
@@ -53,7 +54,7 @@ def _passes(run: Run, rows: int) -> tuple[float, float]:
 
     The network has the precision of the run's preprocessing.
     """
-    teacher = run.teacher.build().to(find_device(run.device))
+    teacher = build_teacher(run.teacher, find_device(run.device))
     z = torch.zeros(rows, *teacher.geometry.latent_shape, device=teacher.device)
     t, text = torch.full((rows,), 500, device=teacher.device), teacher.null(rows)
     seconds: list[float] = []

@@ -21,6 +21,7 @@ from guidedcd.acceleration.options import without_compilation
 from guidedcd.config.run import Run
 from guidedcd.config.structure import changed
 from guidedcd.devices import blame_memory, device
+from guidedcd.models.teachers.contract import build_teacher
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.planning.estimate import Estimator, Stage
 from guidedcd.planning.gpus import GIB
@@ -46,7 +47,7 @@ def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any
         device-hours of the run that follow; and "seconds", the duration of the probe.
     """
     with contextlib.redirect_stdout(io.StringIO()), blame_memory("the teacher"):
-        teacher = run.teacher.build().to(device(run.device))
+        teacher = build_teacher(run.teacher, device(run.device))
     began, rows = time.perf_counter(), _Rows(teacher.device)
 
     def left() -> float:

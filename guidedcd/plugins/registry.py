@@ -16,6 +16,7 @@ import pluggy
 
 from guidedcd.errors import GuidedCDError, PluginError, described, suggest
 from guidedcd.plugins import hookspecs, one_file
+from guidedcd.plugins.calls import running
 from guidedcd.plugins.configs import (
     DatasetConfig,
     EnergyConfig,
@@ -186,16 +187,23 @@ def _listed(names: Sequence[str]) -> str:
 def blame(whose: str) -> Iterator[None]:
     """Add a note that names the code `whose` to an exception, which keeps its type and traceback.
 
+    A call that takes minutes is named on standard error.
+
     Raises:
         PluginError: The code called `sys.exit`.
     """
     try:
-        yield
-    except GuidedCDError:
+        with running(whose):
+            yield
+    except PluginError:
+        raise
+    except GuidedCDError as error:
+        if whose not in str(error) and not getattr(error, "__notes__", ()):
+            error.add_note(f"in {whose}")
         raise
     except SystemExit as error:
         raise PluginError(f"{whose} ended the program: {described(error)}.") from error
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         error.add_note(f"in {whose}")
         raise
 

@@ -25,7 +25,7 @@ from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest, leftovers, write_json
 from guidedcd.locks import holder, locked, noted
 from guidedcd.models.student import time_embedding
-from guidedcd.models.teachers.contract import check
+from guidedcd.models.teachers.contract import build_teacher, check, rehearse
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.preprocessing import estimates, output_shares, score_sets, shard_files, shards, shares, store
 from guidedcd.preprocessing.identity import identify, is_same
@@ -66,7 +66,7 @@ def preprocess(
     check_references(whole)
     if teacher is None:
         with blame_memory("the teacher"):
-            teacher = run.teacher.build().to(device(run.device))
+            teacher = build_teacher(run.teacher, device(run.device))
     check(teacher, str(run.teacher.component()))
     time_embedding(teacher)  # no student can be made of a network without one
     outputs = OutputGradients(whole, teacher)
@@ -88,6 +88,8 @@ def preprocess(
         # Lock files of parts remain in a complete store, which may lack the scores of a new energy.
         if absent and not fill_parts and any(folder.glob(".part-*")):
             raise shards.incomplete(folder, identity, absent)
+        with blame_memory("the teacher"):
+            rehearse(teacher, str(run.teacher.component()), run.seed)
         _compute(run, teacher, folder, identity, scores, shard, in_place=is_own)
     if shard != WHOLE and (rest := _unfinished(folder, identity, scores)):
         console.print(f"store    {folder}: part {shard[0]}/{shard[1]} is done, {rest}")

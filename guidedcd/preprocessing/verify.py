@@ -19,6 +19,7 @@ from guidedcd.data.clips import Clip
 from guidedcd.devices import blame_memory
 from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.teachers.contract import build_teacher
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.preprocessing import score_sets, shard_files, shards
 from guidedcd.preprocessing.identity import identify
@@ -100,7 +101,7 @@ def _origin(folder: Path, device: str | None) -> tuple[Run, Teacher]:
     run = read_run(folder / "run.json")
     run = run if device is None else attrs.evolve(run, device=device)
     with blame_memory("the teacher"):
-        return run, run.teacher.build().to(find_device(run.device))
+        return run, build_teacher(run.teacher, find_device(run.device))
 
 
 def _clip(writer: StoreWriter, folder: Path, number: int, video: int) -> Clip:

@@ -21,6 +21,7 @@ from guidedcd.devices import device
 from guidedcd.evaluation.arms import Metric, build_metrics, video_seed
 from guidedcd.evaluation.evaluate import machine
 from guidedcd.inference.pipeline import StudentPipeline, batch_size, teacher_videos
+from guidedcd.models.teachers.contract import build_teacher
 from guidedcd.plugins.registry import load_plugins
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.proving import results
@@ -57,7 +58,7 @@ def measure_arms(job: Mapping[str, Any]) -> None:
 def measure_teacher(job: Mapping[str, Any]) -> None:
     """Sample the teacher in each way that the job lists, and write results."""
     run = run_from_dict(job["run"])
-    teacher = run.teacher.build().to(device(run.device))
+    teacher = build_teacher(run.teacher, device(run.device))
     for arm in job["arms"]:
         options = {"steps": arm["teacher"]["steps"], "omega": arm["teacher"]["omega"]}
 
