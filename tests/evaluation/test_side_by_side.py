@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_run
+from evaluated_runs import a_run
 
 from guidedcd.cli import main
 from guidedcd.errors import GuidedCDError
@@ -15,34 +15,6 @@ from guidedcd.evaluation.report.options import differing
 from guidedcd.evaluation.report.side_by_side import write_comparison
 
 HOSTILE = "<script>alert(1)</script>"
-
-
-def a_run(folder: Path, name: str, *, above: float = 0.0, **changes: object) -> Path:
-    """A run that was trained and evaluated on 12 prompts; its score is `above` that of other runs."""
-    folder.mkdir(parents=True)
-    run = {"name": name, "teacher": {"shapes": {}}, "rewards": {"hps": {"weight": 1.0}}, "train": {"steps": 20}}
-    (folder / "run.json").write_text(json.dumps(run | changes))
-    tiny_run.log(folder)
-    values = [0.2 + above + 0.001 * i for i in range(12)]
-    scores = {"motion": {"all": {"mean": 0.2055 + above, "low": 0.1, "high": 0.3, "n": 12, "values": values}}}
-    rows = [
-        {"name": name, "label": f"{name.split('-')[0]}, 4 steps", "steps": 4, "evaluations": 4, "scores": scores}
-        for name in ("student", "teacher-4")
-    ]
-    evaluation = {
-        "run": name,
-        "seeds": [0],
-        "steps": 4,
-        "splits": {"motion": {"title": "prompts that name a motion", "prompts": ["a", "b"]}},
-        "choice": {"prompts": 8, "tried": []},
-        "metrics": {"all": {"title": "all right", "better": "higher"}},
-        "headline": "all",
-        "against": "teacher-4",
-        "rows": rows,
-        "differences": [],
-    }
-    (folder / "evaluation.json").write_text(json.dumps(evaluation))
-    return folder
 
 
 def written(tmp_path: Path, *folders: Path) -> str:
