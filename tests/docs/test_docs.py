@@ -184,3 +184,13 @@ def test_decisions_have_numbers_of_their_own():
     assert len(set(numbers)) == len(numbers)
     for file, number in zip(files, numbers, strict=True):
         assert re.match(rf"# {number}[.:] ", file.read_text(encoding="utf-8")), file.name
+
+
+def test_tests_that_a_page_names_exist(repository):
+    """Each `file::test` of the page about faulty plugins is a test of that file."""
+    text = (repository / "docs" / "reference" / "faulty-plugins.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+
+    assert len(named) > 60
+    missing = [pair for pair in named if f"def {pair[1]}(" not in (repository / pair[0]).read_text()]
+    assert missing == []
