@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +103,20 @@ def _run(
             )
     suite = chosen.build(registry)
     folder = SuiteFolder.of(chosen.name, run, flags.out)
-    videos = suite.videos()
-    if flags.generate:
-        assert run is not None
-        starting("evaluate loading PyTorch and the student")
-        from guidedcd.evaluation.suites.generate import generate_videos
+    with redirect_stdout(sys.stderr) if flags.json else nullcontext():  # standard output has the JSON alone
+        videos = suite.videos()
+        if flags.generate:
+            assert run is not None
+            starting("evaluate loading PyTorch and the student")
+            from guidedcd.evaluation.suites.generate import generate_videos
 
-        generate_videos(suite, videos, trained(run), folder, device=device, shard=shard, options=options)
-    if not flags.score:
-        return 0
-    from guidedcd.evaluation.suites.official import score_videos
+            generate_videos(suite, videos, trained(run), folder, device=device, shard=shard, options=options)
+        if not flags.score:
+            return 0
+        from guidedcd.evaluation.suites.official import score_videos
 
-    return _print_table(chosen, registry, flags, [score_videos(suite, folder, videos)])
+        results = score_videos(suite, folder, videos)
+    return _print_table(chosen, registry, flags, [results])
 
 
 def _shard(text: str | None) -> tuple[int, int]:
