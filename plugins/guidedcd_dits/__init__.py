@@ -35,7 +35,8 @@ class WanConfig(TransformerConfig):
     """Frames per second of the videos it makes; the network has no such input. None is the model's usual rate."""
     expert: str = attrs.field(default="high", validator=in_(("high", "low")))
     """Which expert of Wan 2.2 A14B a student is a copy of: that of high noise (transformer), or of low noise
-    (transformer_2). The teacher predicts with both. A model with one transformer has no choice but high."""
+    (transformer_2). The teacher's own other expert predicts at the other noise levels. A model with one transformer has
+    no choice but high."""
     text_length: int = attrs.field(default=512, validator=ge(1))
     """Tokens of a caption; longer ones are cut."""
 

@@ -81,20 +81,25 @@ class WanTeacher(LoraTeacher, TransformerTeacher):
     def net(
         self, z: Tensor, t: Tensor, cond: Cond, timestep_cond: Tensor | None = None, network: nn.Module | None = None
     ) -> Tensor:
-        """The prediction, as `TransformerTeacher.net`; without a `network`, each row by the expert of its time."""
-        if network is not None or self.other is None:
-            return super().net(z, t, cond, timestep_cond, network)
+        """The prediction, as `TransformerTeacher.net`, of each row by the expert of its time.
+
+        A `network` takes the place of the expert that it was copied from. The rows of the other expert are always
+        predicted by the teacher's: they anchor the consistency of a student at the boundary.
+        """
+        own = self.network if network is None else network
+        if self.other is None or z.is_meta:
+            return super().net(z, t, cond, timestep_cond, own)
         times = self.schedule.network_time(t).expand(z.shape[0])
-        is_own = (times >= self.boundary) == (self.expert == "high")
-        if z.is_meta or bool(is_own.all()):
-            return super().net(z, t, cond, timestep_cond)
-        if not bool(is_own.any()):
+        others = (times >= self.boundary) != (self.expert == "high")
+        if not bool(others.any()):
+            return super().net(z, t, cond, timestep_cond, own)
+        learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in own.parameters())
+        if bool(others.all()) and not learns:
             return super().net(z, t, cond, timestep_cond, self.other)
-        output = torch.empty_like(z)
-        for rows, expert in ((is_own, self.network), (~is_own, self.other)):
-            some = {name: value[rows] for name, value in cond.items()}
-            output[rows] = super().net(z[rows], times[rows].float(), some, timestep_cond, expert)
-        return output
+        # A network in training predicts all rows, also where none counts: its gradient is zero there, not missing.
+        output = super().net(z, t, cond, timestep_cond, own)
+        some = {name: value[others] for name, value in cond.items()}
+        return output.index_put((others,), super().net(z[others], times[others].float(), some, None, self.other))
 
     def predict(self, network: Any, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """The velocity, like `z`."""

@@ -13,6 +13,7 @@ import guidedcd
 from guidedcd.config.kinds import Chosen
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.checkpoints import hub
+from guidedcd.models.student import Student
 
 
 def refused(what: str, match: str, **size: object) -> str:
@@ -117,19 +118,26 @@ def test_experts(tiny, tmp_path):
 
 
 def test_an_expert_predicts_at_its_own_times(tiny):
-    """In one batch, each row is predicted by the expert of its time, and a student by itself at every time."""
+    """In one batch each row is predicted by the expert of its time; a student replaces one, and learns there."""
     teacher = tiny("wan", "experts").teacher.teacher
     z = torch.randn(3, *teacher.geometry.latent_shape, generator=torch.Generator().manual_seed(0))
     t, cond = torch.tensor([999, 100, 700]), teacher.embed(["a", "red", "ball"])
     times = teacher.schedule.network_time(t)
+    student = Student(teacher).eval()
     with torch.no_grad():
         mixed = teacher.net(z, t, cond)
-        for row, expert in enumerate((teacher.network, teacher.other, None)):
-            expert = expert or (teacher.network if times[row] >= teacher.boundary else teacher.other)
-            alone = teacher.net(z[row : row + 1], t[row : row + 1], {"prompt_embeds": cond["prompt_embeds"][row, None]})
-            own = teacher.net(z, t, cond, network=expert)[row]
-            torch.testing.assert_close(mixed[row], own, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(alone[0], own, rtol=1e-5, atol=1e-5)
+        for row, time in enumerate(times):
+            expert = teacher.network if time >= teacher.boundary else teacher.other
+            own = teacher.predict(expert, z[row, None], time[None], {"prompt_embeds": cond["prompt_embeds"][row, None]})
+            torch.testing.assert_close(mixed[row, None], own, rtol=1e-5, atol=1e-5)
+        assert torch.equal(student(z, t, cond, torch.ones(3)), mixed)
+        low = torch.full((3,), 100)
+        assert torch.equal(student(z, low, cond, torch.ones(3)), teacher.net(z, low, cond))
+    for at, learns in ((low, False), (t, True)):
+        student.zero_grad()
+        student(z, at, cond, torch.ones(3)).square().mean().backward()
+        gradients = torch.stack([weight.grad.abs().max() for weight in student.trainable])
+        assert bool((gradients > 0).any()) == learns
 
 
 @pytest.mark.parametrize(
