@@ -36,7 +36,10 @@ def suite_scores_need_what_they_state(checked: CheckedComponent) -> None:
     middle = {one.name: (one.low + one.high) / 2 for one in suite.dimensions}
     for score in suite.scores:
         _are_known(list(score.needs), list(middle), f"score {score.name} needs")
-        value = score.formula({name: middle[name] for name in score.needs})
+        try:
+            value = score.formula({name: middle[name] for name in score.needs})
+        except KeyError as error:
+            raise AssertionError(f"score {score.name} reads {error}, which it does not state as a need") from error
         assert isinstance(value, float) and math.isfinite(value), f"score {score.name} is {value!r}"
 
 
