@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,11 +10,12 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from short_training import interrupted, trained
+from short_training import TWO_PROCESSES, interrupted, launch, trained
 
 import guidedcd
 from guidedcd.config.merge import choose
 from guidedcd.config.resolve import run_from_dict
+from guidedcd.config.structure import changed
 from guidedcd.data.inspection import geometry_of
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import write_json
@@ -69,7 +71,7 @@ def test_a_run_resumes_exactly_and_its_store_has_the_captions(tiny, tmp_path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "name"), [("wan", "experts"), ("cogvideox", "small"), ("ltx", "small")])
+@pytest.mark.parametrize(("family", "name"), [("wan", "experts"), ("ltx", "small")])
 def test_the_command_line_trains_and_samples(tiny, tmp_path, family, name):
     """`guidedcd train --teacher FAMILY:FOLDER --energy x0-motion` makes a student that samples videos."""
     one = tiny(family, name)
@@ -114,3 +116,23 @@ def test_another_size_for_adapters(tiny, tmp_path):
     with pytest.raises(GuidedCDError, match="is for UNets, not for CogVideoXTransformer3DModel"):
         guidedcd.export(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_equal_one(tiny, tmp_path, parallel):
+    """Two gloo processes with half the batch give the losses and weights of one process, guidance inputs included."""
+    one = run_of(tiny("wan", "tokens"), batch_size=4)
+    straight = trained(one, tmp_path / "a", tmp_path / "s")
+    two = changed(one, train={"batch_size": 2, "parallel": {"mode": parallel}})
+    process = launch(two, tmp_path / "b", tmp_path / "s", TWO_PROCESSES)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    lines = [json.loads(line) for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
+    for line, expected in zip(lines, straight, strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4, abs=1e-6)
+    weights, other = (load_file(tmp_path / x / "student" / "model.safetensors") for x in "ab")
+    fresh = one.teacher.build().network.state_dict()
+    moved = sum((weights[key] - value).square().sum() for key, value in fresh.items()).sqrt()
+    apart = sum((weights[key] - other[key]).square().sum() for key in weights).sqrt()
+    assert apart < 0.01 * moved
