@@ -75,7 +75,7 @@ def wait_for(process: subprocess.Popen, name: str, options: argparse.Namespace) 
 def numbers(folder: Path) -> list[dict[str, float]]:
     """The lines of the log, without times and memory."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
+    return [{key: value for key, value in line.items() if not key.startswith(CLOCK)} for line in lines]
 
 
 def main() -> None:

@@ -25,6 +25,10 @@ Names = list[tuple[str, str | None, str]]
 """Selected components: (name, VALUE or None, where it was written)."""
 
 
+REFERENCE = "reference"
+"""Key of a profile that names the file with the curves of a good run, in the folder of profiles."""
+
+
 @attrs.frozen
 class Layer:
     """The options that one source sets: a profile, a file or the flags."""
@@ -77,7 +81,7 @@ class Layer:
                     if not isinstance(names, str | list):
                         raise GuidedCDError(refusal(f"select.{kind} in {source}", names, "a list of names"))
                     select[ALIASES.get(kind, kind)] = _names(names, f"select.{kind} in {source}")
-            elif key not in ("guidedcd", "command", "summary", "plugin_files"):
+            elif key not in ("guidedcd", "command", "summary", "plugin_files") and not (profile and key == REFERENCE):
                 keys = [*SCALARS, *SECTIONS, *KINDS, *([] if python else ["select"])]
                 raise GuidedCDError(
                     f"{source}: unknown key '{written}'.{suggest(written, keys)} Known: {', '.join(keys)}."
@@ -149,6 +153,13 @@ def profiles() -> dict[str, Any]:
     """The shipped profiles: name -> file."""
     folder = resources.files("guidedcd.config") / "profiles"
     return {file.name.removesuffix(".toml"): file for file in folder.iterdir() if file.name.endswith(".toml")}
+
+
+def reference_of(name: str) -> Any | None:
+    """The file with the curves of a good run of a shipped profile, in its folder; None where there is none."""
+    profile = profiles().get(name)
+    written = tomllib.loads(profile.read_text(encoding="utf-8")).get(REFERENCE) if profile else None
+    return written and resources.files("guidedcd.config") / "profiles" / written
 
 
 def read_profile(name: str) -> Layer:

@@ -45,19 +45,28 @@ class Chart:
     labels: list[Label]
     """The texts of both axes."""
     curves: list[Curve]
+    band: list[Point] = attrs.field(factory=list)
+    """The corners of a band behind the curves; none without one."""
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
     right: int = WIDTH - RIGHT
 
 
-def line_chart(title: str, series: Mapping[str, Sequence[Point]], *, x_label: str = "step") -> Chart | None:
+def line_chart(
+    title: str,
+    series: Mapping[str, Sequence[Point]],
+    *,
+    x_label: str = "step",
+    band: Sequence[tuple[float, float, float]] = (),
+) -> Chart | None:
     """A figure with one line per series, or None where there is no finite point.
 
     Args:
         title: Heading of the chart.
         series: Points (x, y) by name, in order of x; those beyond `LARGEST` or not finite are left out.
         x_label: Title of the x axis.
+        band: Points (x, low, high) of a band behind the lines, in order of x.
     """
     curves = {
         name: [(x, y) for x, y in points if abs(x) < LARGEST and abs(y) < LARGEST] for name, points in series.items()
@@ -66,6 +75,7 @@ def line_chart(title: str, series: Mapping[str, Sequence[Point]], *, x_label: st
     if not curves:
         return None
     every = [point for points in curves.values() for point in points]
+    every += [(x, y) for x, *limits in band for y in limits]
     xs, ys = [x for x, _ in every], [y for _, y in every]
     x_ticks, y_ticks = ticks(min(xs), max(xs), 5, whole=True), ticks(min(ys), max(ys), 4)
     x0, x1 = min(xs), max(max(xs), min(xs) + 1e-9)
@@ -84,6 +94,7 @@ def line_chart(title: str, series: Mapping[str, Sequence[Point]], *, x_label: st
         words="; ".join(in_words(name if len(curves) > 1 else "", points, x_label) for name, points in curves.items()),
         levels=heights,
         labels=[*beside, *below, axis],
+        band=[at(x, low) for x, low, _ in band] + [at(x, high) for x, _, high in reversed(band)],
         curves=[Curve(name, [at(*point) for point in points]) for name, points in curves.items()],
     )
 

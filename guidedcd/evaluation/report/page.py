@@ -21,6 +21,7 @@ from guidedcd.evaluation.report.charts import short
 from guidedcd.evaluation.report.checks import checks
 from guidedcd.evaluation.report.components import components
 from guidedcd.evaluation.report.curves import charts
+from guidedcd.evaluation.report.health import health
 from guidedcd.evaluation.report.run_files import RunFiles
 from guidedcd.evaluation.report.score_tables import choice, model_card, scores
 from guidedcd.evaluation.report.template import rendered
@@ -69,6 +70,7 @@ def page(files: RunFiles) -> str:
         evaluate_command=f"guidedcd evaluate {shlex.quote(str(folder))}",
         logged=bool(log),
         charts=charts(log),
+        health=health(files),
         components=components(files),
         validation=validated(folder),
         checks=checks(folder),
