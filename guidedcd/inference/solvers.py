@@ -267,7 +267,8 @@ def _dpm(
     names = {"eps": "epsilon", "v": "v_prediction"}
     if schedule.prediction not in names:
         raise GuidedCDError("solver dpm++ works with eps and v models; use ddim for flow models.")
-    abar = schedule.alphas_cumprod.double().cpu()
+    # Pure noise has an infinite log-SNR; diffusers' schedulers with rescale_betas_zero_snr have the same limit.
+    abar = schedule.alphas_cumprod.double().cpu().clamp(min=2.0**-24)
     betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
     scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=len(schedule),
