@@ -20,7 +20,7 @@ from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
-from guidedcd.evaluation.arms import Arm, headline
+from guidedcd.evaluation.arms import Arm, further_headlines, headline
 from guidedcd.evaluation.protocol import EvaluationProtocol
 from guidedcd.evaluation.results import Scores, about_scores, differences, print_evaluation, scores_of
 from guidedcd.files import digest, file_digest, write_json
@@ -163,3 +163,5 @@ def _merge(evaluation: dict[str, Any], metrics: Sequence[Metric], by_prompt: Sco
     evaluation["differences"] = kept + differences(by_prompt)
     if not evaluation.get("headline") and (first := headline(metrics, new)):
         evaluation["headline"] = first[0]
+    listed = [*evaluation.get("headlines", ()), *further_headlines(metrics, new)]
+    evaluation["headlines"] = list(dict.fromkeys(listed))

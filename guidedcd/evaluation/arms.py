@@ -220,6 +220,13 @@ def headline(metrics: Iterable[Metric], keys: Iterable[str]) -> tuple[str, bool]
     return None
 
 
+def further_headlines(metrics: Iterable[Metric], keys: Iterable[str]) -> list[str]:
+    """The scores that metrics list in `headlines` and that were measured, which the summary has after the headline."""
+    available = set(keys)
+    listed = [key for metric in metrics for key in getattr(metric.module, "headlines", ()) if key in metric.names]
+    return [key for key in dict.fromkeys(listed) if key in available]
+
+
 def best(results: Sequence[ArmScores], key: str, higher: bool) -> int:
     """The index of the result with the best mean of a score, the first of equals."""
 

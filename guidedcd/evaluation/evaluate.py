@@ -22,7 +22,7 @@ from guidedcd.console import console, counted, progress
 from guidedcd.data import media, prompts
 from guidedcd.evaluation import model_card, tables
 from guidedcd.evaluation.added_metrics import add_metrics, chosen_metrics, is_current, recorded_metrics
-from guidedcd.evaluation.arms import Arm, ArmScores, headline, video_seed
+from guidedcd.evaluation.arms import Arm, ArmScores, further_headlines, headline, video_seed
 from guidedcd.evaluation.protocol import Baselines, EvaluationProtocol
 from guidedcd.evaluation.results import about_scores, differences, print_evaluation, scores_of
 from guidedcd.files import file_digest, write_json
@@ -152,6 +152,7 @@ def _to_dict(
         "metrics": about,
         "metric_settings": {metric.name: dict(metric.settings) for metric in protocol.metrics},
         "headline": first[0] if first else None,
+        "headlines": further_headlines(protocol.metrics, keys),
         "against": arms[1].name,
         "rows": [_row(arm, measured[arm.name], by_prompt[arm.name]) for arm in arms]
         + model_card.rows(trained.teacher, keys),

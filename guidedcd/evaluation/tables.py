@@ -53,6 +53,7 @@ FORM = {
     },
     "metrics": {str: {"title?": str, "better?": str}},
     "headline?": (str, None),
+    "headlines?": [str],
     "against": str,
     "rows": [_ROW],
     "differences": [{**_SCORE, "row": str, "against": str, "split": str, "score": str, "n": int}],
@@ -104,14 +105,20 @@ def interval(score: Mapping[str, Any] | None, form: Any = figure) -> str:
 
 
 def scores_of(evaluation: Evaluation, split: str) -> list[str]:
-    """Names of the scores of a split, the headline first."""
+    """Names of the scores of a split, those of the summary first."""
     keys: dict[str, None] = {}
     for row in evaluation["rows"]:
         for key, score in row["scores"].get(split, {}).items():
             if score["mean"] is not None:
                 keys[key] = None
+    first = headlines(evaluation)
+    return sorted(keys, key=lambda key: first.index(key) if key in first else len(first))
+
+
+def headlines(evaluation: Evaluation) -> list[str]:
+    """The scores of the summary: that for choosing settings, then those that metrics list besides."""
     first = evaluation.get("headline")
-    return sorted(keys, key=lambda key: key != first)
+    return list(dict.fromkeys([*([first] if first else []), *evaluation.get("headlines", ())]))
 
 
 def title(evaluation: Evaluation, key: str) -> str:
@@ -218,7 +225,10 @@ def _cell(score: Mapping[str, Any] | None, form: Any = figure, sense: str = "") 
 
 
 def summary(evaluation: Evaluation) -> str:
-    """Sentences about the headline score on the first split, and about motion where no prompt names any."""
+    """Sentences about the headline on the first split, and about the metrics' further headlines on every split.
+
+    Evaluations without further headlines have one about motion where no prompt names any.
+    """
     rows = {row["name"]: row for row in evaluation["rows"]}
     ours, few = rows[OURS], rows[evaluation["against"]]
     key, split, still = evaluation.get("headline"), next(iter(evaluation["splits"])), "no-motion"
@@ -228,6 +238,14 @@ def summary(evaluation: Evaluation) -> str:
         slower = f" and the {_called(few)} {latency(few['seconds'])}" if few.get("seconds") is not None else ""
         took = latency(ours["seconds"]) if ours.get("seconds") is not None else "-"
         sentences = [f"One video takes the {_called(ours)} {took}{slower}."]
+    further = [
+        _against(evaluation, rows, name, one, of_split=True)
+        for one in evaluation.get("headlines", ())
+        for name in evaluation["splits"]
+        if (one, name) != (key, split) and _is_compared(evaluation, name, one)
+    ]
+    if further:
+        return " ".join([*sentences, *further])
     moves = "speed" if "speed" in ours["scores"].get(still, {}) else "flow_px"
     paired = difference(evaluation, few["name"], still, moves)
     if paired and paired["mean"] is not None:
@@ -239,18 +257,34 @@ def summary(evaluation: Evaluation) -> str:
     return " ".join(sentences)
 
 
-def _against(evaluation: Evaluation, rows: Mapping[str, Mapping[str, Any]], split: str, key: str) -> str:
+def _is_compared(evaluation: Evaluation, split: str, key: str) -> bool:
+    """Whether student and few-step teacher have a score on a split, and a paired difference."""
+    paired = difference(evaluation, evaluation["against"], split, key)
+    measured = [row for row in evaluation["rows"] if row["name"] in (OURS, evaluation["against"])]
+    means = [row["scores"].get(split, {}).get(key, {}).get("mean") for row in measured]
+    return paired is not None and paired["mean"] is not None and None not in means
+
+
+def _against(
+    evaluation: Evaluation, rows: Mapping[str, Mapping[str, Any]], split: str, key: str, *, of_split: bool = False
+) -> str:
     ours, few = rows[OURS], rows[evaluation["against"]]
     name = evaluation["metrics"].get(key, {}).get("title", key)
-    count = ours["scores"][split][key]["n"]
+    count, about = ours["scores"][split][key]["n"], evaluation["splits"][split]
+    compared = counted(count, "prompt")
+    if of_split:
+        total = len(about["prompts"])
+        compared = f"{count if count == total else f'{count} of {total}'} {about['title']}"
     sentence = (
-        f"{name[:1].upper()}{name[1:]} ({counted(count, 'prompt')}): "
+        f"{name[:1].upper()}{name[1:]} ({compared}): "
         f"{figure(ours['scores'][split][key]['mean'])} for the {_called(ours)}, "
         f"{figure(few['scores'][split][key]['mean'])} for the {_called(few)}"
     )
     paired = difference(evaluation, few["name"], split, key)
     if paired is None or paired["mean"] is None:
         return sentence + "."
+    if not evaluation["metrics"].get(key, {}).get("better"):
+        return f"{sentence} ({_in_words(paired)})."
     verdicts = {"good": "better", "bad": "worse"}
     meaning = verdicts.get(verdict(evaluation, paired, key), "no significant difference at the 95 % level")
     return f"{sentence}: {meaning} ({_in_words(paired)})."

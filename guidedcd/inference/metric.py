@@ -22,7 +22,8 @@ class Metric:
     """A metric with its name and the optional attributes of its object.
 
     `titles` and `better` ("higher" or "lower") are mappings by score. `headline` names the score for choosing settings,
-    "all" by default. `applies(prompt)` returns whether the metric can score videos of a prompt.
+    "all" by default, and `headlines` further scores of the summary. `applies(prompt)` returns whether the metric can
+    score videos of a prompt.
     """
 
     name: str

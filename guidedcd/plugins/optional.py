@@ -153,6 +153,8 @@ class OptionalMetric(Protocol):
     """Whether a "higher" or a "lower" value is better, by key."""
     headline: str
     """Key of the value that summaries show."""
+    headlines: Sequence[str]
+    """Keys of further values that summaries show, in order."""
 
     def applies(self, prompt: Any) -> bool:
         """Whether the metric can judge a video of this prompt."""

@@ -70,7 +70,7 @@ def _near(one: dict[str, list[float]], other: dict[str, list[float]]) -> bool:
 
 
 def metric_describes_its_values(checked: CheckedComponent) -> None:
-    """`titles`, `better` and `headline` name values that it returns, and `better` is "higher" or "lower"."""
+    """`titles`, `better` and headlines name values that it returns, and `better` is "higher" or "lower"."""
     metric, names = checked.built, set(scores(checked))
     for member in ("titles", "better"):
         unknown = set(getattr(metric, member, {})) - names
@@ -79,6 +79,8 @@ def metric_describes_its_values(checked: CheckedComponent) -> None:
     assert not wrong, f'`better` has {sorted(map(str, wrong))}; a direction is "higher" or "lower"'
     headline = getattr(metric, "headline", None)
     assert headline is None or headline in names, f"`headline` is {headline!r}, but its values are {sorted(names)}"
+    unknown = set(getattr(metric, "headlines", ())) - names
+    assert not unknown, f"`headlines` names {sorted(unknown)}, but its values are {sorted(names)}"
 
 
 def metric_frees_memory(checked: CheckedComponent) -> None:

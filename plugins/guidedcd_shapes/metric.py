@@ -51,6 +51,7 @@ class ShapesOracle:
         if name not in ("speed", "intact-speed", "intact-dynamic")
     }
     headline = "all"
+    headlines: ClassVar = ("intact-motion", "intact-speed")
 
     def __init__(self, config: ShapesOracleConfig) -> None:
         """Build no oracle yet: the first call of a device does."""

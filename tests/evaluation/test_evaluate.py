@@ -322,6 +322,48 @@ def test_the_summary_says_what_is_certain():
     assert "no significant difference" in tables.summary(evaluation(0.1, 0.3, n=4))
 
 
+def test_the_summary_has_the_further_headlines():
+    """A score that a metric lists besides has a sentence wherever it is defined, without a verdict if undirected."""
+
+    def scores(mean: float) -> dict:
+        split = {"all": {"mean": mean, "low": None, "high": None, "n": 4}, "speed": {"mean": 1.0, "n": 4}}
+        whole = {"mean": 1.25 + mean, "low": None, "high": None, "n": 3}
+        return {
+            "motion": split | {"intact-speed": whole},
+            "no-motion": {**split, "intact-speed": {"mean": None, "n": 0}},
+        }
+
+    rows = [
+        {"name": name, "label": label, "evaluations": 4, "scores": scores(mean)}
+        for name, label, mean in (("student", "student, 4 steps", 0.75), ("teacher-4", "teacher, 4 steps", 0.5))
+    ]
+    apart = {"row": "student", "against": "teacher-4", "mean": 0.25, "low": 0.1, "high": 0.4, "n": 12}
+    evaluation = {
+        "rows": rows,
+        "against": "teacher-4",
+        "splits": {name: {"title": f"{name} prompts", "prompts": list("abcd")} for name in ("motion", "no-motion")},
+        "metrics": {
+            "all": {"title": "all right", "better": "higher"},
+            "intact-speed": {"title": "speed of whole ones"},
+        },
+        "headline": "all",
+        "differences": [
+            apart | {"split": split, "score": key}
+            for split in ("motion", "no-motion")
+            for key in ("all", "speed", "intact-speed")
+        ],
+    }
+    summary = tables.summary(evaluation | {"headlines": ["intact-speed"]})
+
+    assert summary.startswith("All right (4 prompts): 0.750 for the student")
+    assert summary.endswith(
+        "Speed of whole ones (3 of 4 motion prompts): 2.000 for the student (4 steps, 4 network calls), 1.750 for the "
+        "teacher (4 steps, 4 network calls) (+0.250, 95 % interval +0.100 to +0.400)."
+    )
+    assert "Where the prompt names no motion" in tables.summary(evaluation)
+    assert tables.scores_of(evaluation | {"headlines": ["intact-speed"]}, "motion") == ["all", "intact-speed", "speed"]
+
+
 def test_the_command_evaluates_and_compares(run, tmp_path, capsys):
     """`guidedcd evaluate RUN` writes figures and report; with more runs it prints one table."""
     with pytest.raises(SystemExit) as done:

@@ -129,6 +129,12 @@ KIT = {
         "metric_describes_its_values",
         "`headline` is 'all'",
     ),
+    "further headlines that it lacks": (
+        f"return {{'x': {MEAN}}}",
+        "headline, headlines = 'x', ('x', 'y')",
+        "metric_describes_its_values",
+        "`headlines` names ['y']",
+    ),
     "keeps its videos": (
         f"self.all = [*getattr(self, 'all', []), videos + 1]; return {{'x': {MEAN}}}",
         "...",

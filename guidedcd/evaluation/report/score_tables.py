@@ -12,6 +12,7 @@ from guidedcd.evaluation.tables import (
     OURS,
     difference,
     figure,
+    headlines,
     interval,
     scores_of,
     sense,
@@ -104,7 +105,7 @@ def _split(evaluation: Mapping[str, Any], split: str, about: Mapping[str, Any]) 
         cells += [difference_cell(evaluation, difference(evaluation, row["name"], split, key), key) for row in others]
         name = title(evaluation, key)
         note = ", ".join(text for text in (key, sense(evaluation, key)) if text and text != name)
-        body.append(Row(Cell(name, note), cells, highlighted=key == evaluation.get("headline")))
+        body.append(Row(Cell(name, note), cells, highlighted=key in headlines(evaluation)))
     return Split(about["title"], about["prompts"], Table(count, head, body))
 
 

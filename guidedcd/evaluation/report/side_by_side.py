@@ -103,7 +103,7 @@ def _scores(evaluated: dict[str, tables.Evaluation], split: str) -> Table:
         words = (f"{tables.title(one, key)}|{tables.sense(one, key)}" for one in having.values())
         name, _, sense = max(words, key=len).partition("|")  # a run without this score knows its key alone
         note = ", ".join(text for text in (key, sense) if text and text != name)
-        rows.append(Row(Cell(name, note), cells, highlighted=key == about.get("headline")))
+        rows.append(Row(Cell(name, note), cells, highlighted=key in tables.headlines(about)))
     counts = {len(one["splits"][split]["prompts"]) for one in having.values()}
     number = f"{counts.pop()} " if len(counts) == 1 else ""
     heads = [Cell("score"), *(Cell(name, _settings(one)) for name, one in having.items())]
