@@ -34,6 +34,7 @@ def run_of(one, **train):
             "teacher": {one.family: options},
             "data": [{"shapes": {"size": 8}}],
             "energies": {"x0-motion": {"relative": 0.2, "fraction": 1.0}},
+            "rewards": train.pop("rewards", {}),
             "solver": {"steps": 20, "omega": [1.0, 3.0]},
             "preprocess": {"videos": 4, "draws_per_video": 2, "batch_size": 2, "shard_size": 2},
             "student": train.pop("student", {}),
@@ -116,6 +117,15 @@ def test_another_size_for_adapters(tiny, tmp_path):
     with pytest.raises(GuidedCDError, match="is for UNets, not for CogVideoXTransformer3DModel"):
         guidedcd.export(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_reward_trains_through_the_autoencoder(tiny, tmp_path):
+    """A reward of frames, on predictions and on the student's own videos, has values and a share of the gradient."""
+    rewards = {"motion": {"weight": 0.1, "frames": 5}}
+    run = run_of(tiny("wan", "tokens"), rewards=rewards, rollouts={"videos": 1, "steps": 2})
+    for line in trained(run, tmp_path / "a", tmp_path / "s"):
+        assert abs(line["reward/motion"]) < 100 and line["reward/motion"] != 0
 
 
 @pytest.mark.slow
