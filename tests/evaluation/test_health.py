@@ -64,6 +64,15 @@ def test_a_curve_that_leaves_is_named(tmp_path, profile):
     assert row.cells[0].note is not None and 38 <= int(row.cells[0].note.split()[2]) <= 45
 
 
+def test_the_beginning_of_a_run_is_no_whole_run(tmp_path, profile):
+    """A run that ends early is so far inside, and the sentence has the steps that were compared."""
+    files = a_run(tmp_path / "own")
+    found = health(attrs.evolve(files, log=files.log[:20]))
+
+    assert found is not None and found.sentence.startswith("So far yes: all 3 curves")
+    assert found.sentence.endswith("compared at 20 logged steps in the first 20 of its 60 steps.")
+
+
 def test_runs_that_are_no_match_are_not_compared(tmp_path, profile):
     """Another teacher, another profile and a short log have no comparison; other rewards have that of the rest."""
     assert health(a_run(tmp_path / "a", teacher={"wan": {}})) is None

@@ -195,6 +195,15 @@ def test_ticks_are_round_and_cover():
     assert low < 0.3 < high
 
 
+def test_ticks_can_be_told_apart():
+    """The ticks of a curve that hardly changes have different labels."""
+    chart = line_chart("x", {"a": [(1, 1.6), (2, 1.600001)]})
+
+    assert chart is not None
+    texts = [label.text for label in chart.labels if label.anchor == "end"]
+    assert len(texts) == len(set(texts)) > 2
+
+
 def test_a_chart_of_nothing_is_nothing():
     """A curve without finite points has no chart."""
     assert line_chart("x", {"a": [(1, float("nan"))]}) is None

@@ -37,7 +37,13 @@ def page(tmp_path, request):
     if request.param == "comparison":
         folders = [a_run(tmp_path / name, name) for name in ("first", "second", LONG)]
         return write_comparison(folders, out=tmp_path / "page.html")
-    run = {"name": LONG, "teacher": {"shapes": {}}, "rewards": {"hps": {"weight": 1.0}}, "command": f"guidedcd {LONG}"}
+    run = {
+        "name": LONG,
+        "profile": "shapes",
+        "teacher": {"shapes": {}},
+        "rewards": {"hps": {"weight": 1.0}},
+        "command": f"guidedcd {LONG}",
+    }
     write_json(tmp_path / "run.json", run)
     tiny_run.log(tmp_path)
     write_json(tmp_path / "evaluation.json", evaluation(tmp_path) | {"machine": LONG})

@@ -87,7 +87,7 @@ def line_chart(
 
     heights = [at(x0, y)[1] for y in y_ticks]
     below = [Label(at(x, y0)[0], HEIGHT - BOTTOM + 15, "middle", short(x)) for x in x_ticks if x0 <= x <= x1]
-    beside = [Label(LEFT - 6, height + 4, "end", short(y)) for y, height in zip(y_ticks, heights, strict=True)]
+    beside = [Label(LEFT - 6, height + 4, "end", text) for text, height in zip(distinct(y_ticks), heights, strict=True)]
     axis = Label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, "middle", x_label)
     return Chart(
         title=title,
@@ -121,6 +121,14 @@ def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[f
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, last + 1)]
+
+
+def distinct(values: Sequence[float]) -> list[str]:
+    """Different numbers in three figures, or in as many as tell them apart."""
+    for texts in ([short(v) for v in values], *([f"{v:.{digits}g}" for v in values] for digits in range(4, 17))):
+        if len(set(texts)) == len(texts):
+            break
+    return texts
 
 
 def short(value: float) -> str:

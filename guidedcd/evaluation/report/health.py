@@ -49,6 +49,9 @@ class Position:
     since: float | None
     """The first step from which the rest of the curve is outside; None where it ends inside."""
     steps: int
+    """Logged steps in common."""
+    last: float
+    """The last of them."""
 
     @property
     def is_inside(self) -> bool:
@@ -94,7 +97,10 @@ def health(files: RunFiles) -> Health | None:
     if not positions:
         return None
     return Health(
-        _sentence(positions, str(files.run["profile"])), _table(positions), _options(expected, files.run), drawn(charts)
+        _sentence(positions, str(files.run["profile"]), log[-1]["step"]),
+        _table(positions),
+        _options(expected, files.run),
+        drawn(charts),
     )
 
 
@@ -128,17 +134,21 @@ def compared(key: str, own: Sequence[Point], surrounding: Band) -> Position | No
     first_out = int(last_inside[-1]) + 1 if len(last_inside) else 0
     since = float(xs[first_out]) if first_out < len(xs) else None
     side = "" if not out.any() else "above" if above.sum() >= below.sum() else "below"
-    return Position(key, float(1 - out.mean()), side, since, len(common))
+    return Position(key, float(1 - out.mean()), side, since, len(common), float(xs[-1]))
 
 
-def _sentence(positions: Sequence[Position], profile: str) -> str:
+def _sentence(positions: Sequence[Position], profile: str, end: float) -> str:
     """Whether the run looks like the reference run, in a plain sentence."""
     leaving = [one for one in positions if not one.is_inside]
     steps = counted(max(one.steps for one in positions), "logged step")
+    last = max(one.last for one in positions)
+    is_whole = last >= INSIDE * end
+    if not is_whole:
+        steps += f" in the first {last:,.0f} of its {end:,.0f} steps"
     if not leaving:
         return (
-            f"Yes: all {len(positions)} curves of this run lie inside the bands of the reference run of profile "
-            f"{profile}, compared at {steps}."
+            f"{'Yes' if is_whole else 'So far yes'}: all {len(positions)} curves of this run lie inside the bands of "
+            f"the reference run of profile {profile}, compared at {steps}."
         )
     named = ", ".join(f"{one.key} ({one.outside})" for one in leaving)
     verb = "leaves its band" if len(leaving) == 1 else "leave their bands"
