@@ -41,11 +41,20 @@ def test_second_writer_is_refused(tmp_path):
         pass
 
 
-def test_ctrl_c_ends_a_wait_at_once(tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, also where the shell started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_a_wait_at_once(tmp_path, ctrl_c):
     """While a lock is waited for, its holder and the seconds are reported, and SIGINT ends the wait."""
     reports = []
 
     def wait(owner, seconds):
+        assert seconds < 20, "the wait was not interrupted"
         reports.append((owner, seconds))
         if len(reports) == 3:
             threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()

@@ -43,6 +43,7 @@ def run_of(one, **train):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "name", "student"),
     [("wan", "tokens", {}), ("cogvideox", "long", {"kind": "lora", "rank": 2}), ("ltx", "dynamic", {"ema": 0.9})],
