@@ -40,7 +40,7 @@ LANGUAGES = {
 }
 """Kinds of code blocks, each with the reason why nothing in it is unchecked."""
 
-ORDINARY = ("cd", "diff", "sha256sum", "for", "done", "mkdir", "unzip", "git", "#")
+ORDINARY = ("cd", "diff", "sha256sum", "for", "done", "mkdir", "unzip", "git", "hf", "#")
 """Programs of the system, and words of the shell."""
 
 
@@ -52,7 +52,7 @@ class MyMetricConfig(MetricConfig):
 
 
 INVENTED = {
-    **{("energy", name): EnergyConfig for name in ("jerk", "loop", "still")},
+    **{("energy", name): EnergyConfig for name in ("jerk", "loop", "still", "my-energy")},
     ("metric", "my-metric"): MyMetricConfig,
 }
 """Components that pages write, with their options; none of them need be installed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import stat
 import sys
 import textwrap
@@ -122,7 +123,10 @@ def program(tmp_path):
     """A program with the arguments and files of VBench's."""
     path = tmp_path / "bin" / "vbench"
     path.parent.mkdir()
-    path.write_text(f"#!{sys.executable}\n{textwrap.dedent(FAKE)}")
+    source = path.with_name("fake.py")
+    source.write_text(textwrap.dedent(FAKE))
+    # The first line of a script cannot name an interpreter whose path has a space.
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(source))} "$@"\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return "bin/vbench"
 
