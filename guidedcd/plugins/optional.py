@@ -220,7 +220,8 @@ def misspelt_attributes(kind: str, component: Any) -> dict[str, str]:
     instance = getattr(component, "__dict__", {})
     attributes = {name for cls in classes if cls not in libraries for name in vars(cls)}
     attributes |= {*instance, *instance.get("_modules", ())}
-    return _near(attributes - inherited, set(names(kind)) - attributes)
+    optional = set(names(kind))
+    return _near(attributes - inherited - optional, optional - attributes)
 
 
 def misspelt_options(kind: str, config: type) -> dict[str, str]:

@@ -133,7 +133,7 @@ KIT = {
         f"return {{'x': {MEAN}}}",
         "headline, headlines = 'x', ('x', 'y')",
         "metric_describes_its_values",
-        "`headlines` names ['y']",
+        r"`headlines` names \['y'\]",
     ),
     "keeps its videos": (
         f"self.all = [*getattr(self, 'all', []), videos + 1]; return {{'x': {MEAN}}}",

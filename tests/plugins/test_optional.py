@@ -104,3 +104,12 @@ def test_no_shipped_component_is_misspelt(component):
     assert misspelt_options(component.kind, component.config) == {}
     if isinstance(target, type):
         assert misspelt_attributes(component.kind, target.__new__(target)) == {}
+
+
+def test_optional_attributes_with_similar_names_are_no_mistakes():
+    """An optional attribute of which another is the plural is none of it misspelt."""
+
+    class Metric:
+        headline = "x"
+
+    assert misspelt_attributes("metric", Metric()) == {}
