@@ -131,24 +131,24 @@ class Stopwatch:
         self._marks.append((name, begin, self._mark(), self._memory()))
 
     def take(self) -> Callable[[], dict[str, float]]:
-        """The parts so far, which are forgotten; the result is called once the device is done, and returns numbers.
+        """The parts so far, which are forgotten, and stop; the result returns numbers once the device is done.
 
         They are `seconds/NAME`, and on a GPU `memory_gb/NAME`, the memory in use at the end of the part.
         """
-        marks, self._marks = self._marks, []
+        marks, self._marks, self.is_on = self._marks, [], False
 
         def numbers() -> dict[str, float]:
-            found: dict[str, float] = {}
+            sums: dict[str, float] = {}
             for name, begin, end, memory in marks:
                 if isinstance(end, float):
                     elapsed = end - begin
                 else:
                     end.synchronize()
                     elapsed = begin.elapsed_time(end) / 1000
-                found[f"seconds/{name}"] = round(found.get(f"seconds/{name}", 0.0) + elapsed, 5)
+                sums[f"seconds/{name}"] = round(sums.get(f"seconds/{name}", 0.0) + elapsed, 5)
                 if memory is not None:
-                    found[f"memory_gb/{name}"] = round(max(found.get(f"memory_gb/{name}", 0.0), memory), 3)
-            return found
+                    sums[f"memory_gb/{name}"] = round(max(sums.get(f"memory_gb/{name}", 0.0), memory), 3)
+            return sums
 
         return numbers
 

@@ -171,7 +171,7 @@ class RewardScorer:
                 for name in names:
                     scores[name] = self._scores(name, video, samples, routes, generator) or scores[name]
         for name in self.names:
-            if reads_latents(self.modules[name]):
+            if reads_latents(self.modules[name]) and any(name in route.rewards for route in routes):
                 if sum(len(source.routes) for source in sources) != len(routes):
                     raise ValueError(f"{self.whose[name]} reads latents and needs the sources of {len(routes)} samples")
                 scores[name] = self._latent_scores(name, sources, generator) or scores[name]

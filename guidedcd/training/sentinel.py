@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from guidedcd.config.kinds import Chosen
+from guidedcd.config.merge import choose
 from guidedcd.config.run import Run
 from guidedcd.console import console
 from guidedcd.data import prompts
@@ -36,6 +37,7 @@ from guidedcd.plugins.configs import RewardConfig
 from guidedcd.plugins.registry import load_plugins
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.rewards.contract import build_reward
+from guidedcd.rewards.latents import reads_latents
 from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training.alarms import FEWEST, Alarm, Check, alarms, average
 from guidedcd.training.drift import statistics
@@ -67,7 +69,7 @@ class Sentinel:
         write: Whether this process writes files and prints.
 
     Raises:
-        GuidedCDError: A judge does not exist, is trained, or has no scores with a direction.
+        GuidedCDError: A judge does not exist, is trained, or reads latents, or the prompts are too few.
     """
 
     def __init__(
@@ -78,10 +80,9 @@ class Sentinel:
         self.prompts = _prompts(run, teacher)
         self.metrics, self.judges = _judges(run, teacher)
         self.history: list[Check] = []
-        self.limits: dict[str, tuple[float, float]] = {}
-        lines = read_checks(folder / FILE)
-        self.limits = {name: (low, high) for name, (low, high) in lines[0]["limits"].items()} if lines else {}
-        if not self.limits:
+        if lines := read_checks(folder / FILE):
+            self.limits = {name: (low, high) for name, (low, high) in lines[0]["limits"].items()}
+        else:
             with blame_memory("the sentinel's videos of the teacher", "Use fewer --train.sentinel.prompts."):
                 self.limits = _limits(run, teacher, [prompt.text for prompt in self.prompts], clips)
             self._append({"step": 0, "limits": self.limits})
@@ -102,7 +103,7 @@ class Sentinel:
         """Check the student after `step`; to be called in every process.
 
         Raises:
-            GuidedCDError: An alarm, where the action is "stop". The caller has saved a checkpoint of this step.
+            GuidedCDError: An alarm, where the action is "stop".
         """
         training = student.training
         with weights.averaged(), blame_memory("the sentinel's videos", "Use fewer --train.sentinel.prompts."):
@@ -181,7 +182,7 @@ class Sentinel:
         if self.config.action == "stop":
             raise GuidedCDError(
                 f"the sentinel stopped the training after step {check.step}: {text}. {evidence}. Lower the weights of "
-                "these rewards, or continue with --train.sentinel.action warn."
+                "these rewards, or train again with --train.sentinel.action warn."
             )
         if self.config.action == "back-off":
             configs = self.rewards.configs
@@ -214,7 +215,7 @@ def check(run: Run) -> list[Chosen]:
         GuidedCDError: One does not exist or is trained, or there are none.
     """
     registry, option = load_plugins(), "--train.sentinel.judges"
-    known = [*registry.of_kind("metric"), *registry.of_kind("reward")]
+    installed = [*registry.of_kind("metric"), *registry.of_kind("reward")]
     judges = []
     for name in run.train.sentinel.judges or tuple(run.metrics):
         base = name.partition(":")[0]
@@ -222,23 +223,30 @@ def check(run: Run) -> list[Chosen]:
             raise GuidedCDError(f"{option}: the reward '{name}' is trained, so that it cannot judge.")
         if name in run.metrics:
             judges.append(Chosen(name, run.metrics[name]))
-        elif base in known:
+        elif base in installed:
             kind = "metric" if base in registry.of_kind("metric") else "reward"
-            judges.append(Chosen(name, registry.get(kind, base).config()))
+            judges.append(choose(kind, name, {}, option, registry))
         else:
-            raise GuidedCDError(f"{option}: no metric or reward is called '{name}'.{suggest(name, known)}")
+            raise GuidedCDError(f"{option}: no metric or reward is called '{name}'.{suggest(name, installed)}")
     if not judges:
         raise GuidedCDError(f"--train.sentinel.every: this run has no metric that judges; give {option}.")
     return judges
 
 
 def _judges(run: Run, teacher: Teacher) -> tuple[list[Metric], RewardScorer]:
-    """The metrics that judge, and the rewards that judge."""
+    """The metrics that judge, and the rewards that judge.
+
+    Raises:
+        GuidedCDError: A judge does not exist, is trained, or reads latents.
+    """
     metrics: list[Metric] = []
     rewards: dict[str, tuple[Any, RewardConfig]] = {}
     for chosen in check(run):
         if isinstance(chosen.config, RewardConfig):
-            rewards[chosen.name] = build_reward(chosen).to(teacher.device), chosen.config
+            reward = build_reward(chosen).to(teacher.device)
+            if reads_latents(reward):
+                raise GuidedCDError(f"--train.sentinel.judges: {chosen.name} reads latents; a judge scores videos.")
+            rewards[chosen.name] = reward, chosen.config
         else:
             settings = {"plugin": str(chosen.component().plugin)}
             metrics.append(Metric(chosen.name, chosen.build(), settings=settings))
@@ -269,16 +277,17 @@ def _limits(run: Run, teacher: Teacher, texts: Sequence[str], clips: LatentStore
 def _scores(
     scorer: RewardScorer, latents: Tensor, texts: Sequence[str], generator: torch.Generator
 ) -> dict[str, list[float]]:
-    """Scores (B,) by reward, of every video whose caption the reward can read, else NaN."""
-    readers = scorer.readers
+    """Scores (B,) by reward of frames, of every video whose caption the reward can read, else NaN."""
+    readers = {n: r for n, r in scorer.readers.items() if not reads_latents(scorer.modules[n])}
     routes = [
         Route(rewards=frozenset(n for n, r in readers.items() if r.count(text) <= r.max_tokens), caption=text)
         for text in texts
     ]
+    scored = scorer.score(latents, routes, generator)
     scores = {}
-    for name, one in scorer.score(latents, routes, generator).items():
+    for name in readers:
         values = [math.nan] * len(texts)
-        for position, value in zip(one.samples, one.scores.float().tolist(), strict=True):
+        for position, value in zip(scored[name].samples, scored[name].scores.float().tolist(), strict=True):
             values[position] = value
         scores[name] = values
     return scores

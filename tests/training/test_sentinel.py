@@ -133,6 +133,27 @@ def test_mistakes_are_one_sentence(judges, options, message):
         sentinel.check(run(**options))
 
 
+def test_a_judge_takes_a_value_after_its_name(judges):
+    """The value after ':' is an option of the judge, as in --rewards, and a metric without one takes none."""
+    (judge,) = sentinel.check(run(judges="imscore:siglip"))
+    assert (judge.name, judge.config.model) == ("imscore:siglip", "siglip")
+    with pytest.raises(GuidedCDError, match="metric 'dark' takes no value after ':'"):
+        sentinel.check(run(judges="dark:x"))
+
+
+@pytest.mark.slow
+def test_a_trained_reward_that_reads_latents_is_not_scored(judges, tmp_path):
+    """The sentinel scores videos, so that a run with such a reward beside another has checks of the other alone."""
+    one = make(
+        rewards={"bright": {"weight": 1.0, "frames": 2}, "energy:saturation": {}},
+        train={"steps": 2, "sentinel": {"every": 1, "prompts": 8, "judges": ("dark",)}},
+        evaluate={"teacher_steps": 2, "steps": 2},
+        replace=("rewards",),
+    )
+    trained(one, tmp_path / "a", tmp_path / "s")
+    assert [set(check["rewards"]) for check in lines(tmp_path / "a")[1:]] == [{"bright"}, {"bright"}]
+
+
 def test_statistics_of_videos():
     """A grey, constant video has no saturation, change or flicker; colour, steady motion and noise are told apart."""
     grey = torch.full((1, 4, 3, 16, 16), 0.5)
