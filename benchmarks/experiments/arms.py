@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,6 +64,13 @@ def run_guidedcd(arguments: list[str], log: Path, threads: int) -> float:
     if code:
         raise SystemExit(f"guidedcd {' '.join(arguments)} ended with {code}; see {log}:\n{log.read_text()[-2000:]}")
     return time.perf_counter() - began
+
+
+def side_by_side(function: Callable[..., None], jobs: Sequence[tuple], devices: str, parallel: int) -> None:
+    """Call function(*job, device) for every job, `parallel` at a time; comma-separated devices take turns."""
+    listed = devices.split(",")
+    with ThreadPoolExecutor(parallel) as pool:
+        list(pool.map(lambda at: function(*at[1], listed[at[0] % len(listed)]), enumerate(jobs)))
 
 
 def train_and_evaluate(options: argparse.Namespace, arm: str, seed: int) -> tuple[str, int, float]:

@@ -15,6 +15,7 @@ all files in OUT. `--tiny` takes a few steps. `dose` writes OUT/results.json.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -22,15 +23,15 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from arms import run_guidedcd
+from arms import run_guidedcd, side_by_side
 
 import guidedcd
 from guidedcd.evaluation.bootstrap import estimate, over_seeds, paired
 from guidedcd.plugins.registry import load_plugins
+from guidedcd.proving import intervals
 
 QUARTER = [
     *("--rewards", "hps,clip,internv2", "--rewards.hps.weight", "0.3"),
@@ -57,8 +58,6 @@ TINY = [
 ]
 NO_EVALUATION = ["--evaluate", "none"]
 KEYS = ("all", "motion", "speed-class", "background", "intact", "intact-speed", "intact-dynamic", "misfit")
-STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Two-sided 95 % quantiles by degrees of freedom."""
 
 
 def parse() -> argparse.Namespace:
@@ -198,17 +197,15 @@ def students(options: argparse.Namespace) -> None:
     jobs = [(arm, seed) for seed in seeds for arm in arms]
     # The first arm of each seed computes the predictions that the others reuse: one that inverts videos, if any.
     first = [(next((arm for arm in arms if "pta" in arm), next(iter(arms))), seed) for seed in seeds]
-    devices = options.device.split(",")
-    with ThreadPoolExecutor(options.parallel) as pool:
-        for group in (first, [job for job in jobs if job not in first]):
-            list(pool.map(lambda at: start(options, *at[1], devices[at[0] % len(devices)]), enumerate(group)))
+    for group in (first, [job for job in jobs if job not in first]):
+        side_by_side(functools.partial(start, options), group, options.device, options.parallel)
     report(options)
 
 
 def report(options: argparse.Namespace) -> None:
     """Print means over seeds, and differences to the arm without guidance, with 95 % intervals."""
     values: dict[str, dict[int, dict[str, dict[str, list[float]]]]] = {}
-    for path in sorted(options.out.glob("*.json")):
+    for path in sorted(options.out.glob("*-*.json")):
         row = json.loads(path.read_text())
         values.setdefault(row["arm"], {})[row["seed"]] = row["values"]
     against = options.against
@@ -231,10 +228,10 @@ def difference(pairs: list[tuple[list[float], list[float]]]) -> str:
     The latter is of the prompts to which the value applies in both arms.
     """
     differences = [mean(ours) - mean(theirs) for ours, theirs in pairs]
-    text = f"  {statistics.fmean(differences):+.3f}"
-    if len(differences) in (degrees := {n + 1: t for n, t in STUDENT_T.items()}):
-        half = degrees[len(differences)] * statistics.stdev(differences) / math.sqrt(len(differences))
-        text += f"  seeds {statistics.fmean(differences) - half:+.3f} to {statistics.fmean(differences) + half:+.3f}"
+    of_seeds = intervals.over_seeds(differences)
+    text = f"  {of_seeds.mean:+.3f}"
+    if of_seeds.n > 1:
+        text += f"  seeds {of_seeds.low:+.3f} to {of_seeds.high:+.3f}"
     over_prompts = paired(*(over_seeds([pair[i] for pair in pairs]) for i in range(2)))
     return text + f"  prompts {over_prompts.mean:+.3f}: {over_prompts.low:+.3f} to {over_prompts.high:+.3f}"
 

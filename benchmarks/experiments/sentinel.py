@@ -10,12 +10,12 @@ runs of each arm had an alarm, when the first one came, and which judge or stati
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from arms import TINY, run_guidedcd
+from arms import TINY, run_guidedcd, side_by_side
 
 from guidedcd.training.alarms import average
 from guidedcd.training.sentinel import FILE, read_checks
@@ -87,11 +87,9 @@ def report(options: argparse.Namespace) -> None:
         print(f"{arm:11s} {len(runs):4d}  {sum(map(bool, firsts)):6d}  {steps:28s}  {', '.join(named)}")
         for kind in ("rewards", "judges", "drift"):
             ends = [lines[-1][kind] for lines in runs if lines]
-            means = (
-                {key: average(average(v for v in end[key] if v is not None) for end in ends) for key in ends[0]}
-                if ends
-                else {}
-            )
+            if not ends:
+                continue
+            means = {key: average(average(v for v in end[key] if v is not None) for end in ends) for key in ends[0]}
             print(f"  {kind} at the end: " + ", ".join(f"{key} {value:.3f}" for key, value in means.items()))
 
 
@@ -102,10 +100,8 @@ def main() -> None:
     if options.tiny:
         options.seeds, options.arms = "0", "thirtyfold"
     options.out.mkdir(parents=True, exist_ok=True)
-    devices = options.device.split(",")
     jobs = [(arm, int(seed)) for seed in options.seeds.split(",") for arm in options.arms.split(",")]
-    with ThreadPoolExecutor(options.parallel) as pool:
-        list(pool.map(lambda at: train(options, *at[1], devices[at[0] % len(devices)]), enumerate(jobs)))
+    side_by_side(functools.partial(train, options), jobs, options.device, options.parallel)
     report(options)
 
 

@@ -43,9 +43,10 @@ def differences(named: Mapping[str, tables.Evaluation]) -> Differences:
     """The differences of every run from the first, by evaluations that can be paired."""
     (_, first), *others = named.items()
     result: Differences = {}
+    baseline = _values(first)
     for name, other in others:
         measured = _values(other)
-        for split, scores in _values(first).items():
+        for split, scores in baseline.items():
             for key, values in scores.items():
                 if (own := measured[split].get(key)) is not None and len(own) == len(values):
                     result[name, split, key] = paired(own, values).to_dict()

@@ -180,12 +180,13 @@ def _released(reward: Any, inputs: Case, names: set[str]) -> dict[str, Tensor]:
         unrounded = attrs.evolve(prepare, rounding=False)
         floats = _scored(reward, inputs, unrounded, gradients=any(name.startswith("float.grad") for name in names))
         values |= {f"float.{name}": value for name, value in floats.items()}
-    results = {}
-    for name in names:
-        base, _, step = name.partition(".every")
-        if base in values:
-            results[name] = values[base][:: int(step or 1)]
-    return results
+    return _thinned(values, names)
+
+
+def _thinned(values: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """The values under the names of a fixture, where NAME.everyN has every N-th row."""
+    bases = {name: name.partition(".every")[::2] for name in names}
+    return {name: values[base][:: int(step or 1)] for name, (base, step) in bases.items() if base in values}
 
 
 def _scored(
@@ -223,14 +224,9 @@ def _real(reward: Any, file: Any, names: Sequence[str]) -> dict[str, Tensor]:
     from guidedcd_videoreward.reward import RELEASED_MAX_PIXELS, RELEASED_MIN_PIXELS
 
     prepare = attrs.evolve(reward.prepare, min_pixels=RELEASED_MIN_PIXELS, max_pixels=RELEASED_MAX_PIXELS)
-    videos = [file.get_tensor(name) for name in sorted(names) if ".frames." in name]
+    videos = [file.get_tensor(name) for name in sorted(names, key=lambda name: (len(name), name)) if ".frames." in name]
     values = {f"real.frames.{number}": video for number, video in enumerate(videos)}
     patches = torch.cat([prepare(video[None].float() / 255) for video in videos]) if videos else torch.empty(0)
     grids = [prepare.grid(len(video), *video.shape[-2:]) for video in videos]
-    for name in names:
-        base, _, step = name.partition(".every")
-        if base == "real.pixel_values_videos":
-            values[name] = patches[:: int(step or 1)]
-        elif base == "real.video_grid_thw":
-            values[name] = torch.tensor(grids)
-    return values
+    values |= {"real.pixel_values_videos": patches, "real.video_grid_thw": torch.tensor(grids)}
+    return _thinned(values, names)

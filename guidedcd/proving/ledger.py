@@ -20,6 +20,9 @@ from guidedcd.proving.criteria import Criterion
 from guidedcd.proving.intervals import SeedEstimate
 from guidedcd.proving.proof import Claim, Proof
 
+PAPER = {True: intervals.HOLDS, False: intervals.FAILS, None: ""}
+"""Whether a claim holds on the paper's printed numbers."""
+
 
 def write(proof: Proof, out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """Compare the results in `out` with the claims; print the ledger and write it there.
@@ -131,7 +134,7 @@ def _print(content: Mapping[str, Any]) -> None:
         holding = sum(one["verdict"] == intervals.HOLDS for one in claim["criteria"])
         deciding = next(one for one in claim["criteria"] if one["verdict"] == claim["verdict"])
         count = f"{holding} of {len(claim['criteria'])} hold"
-        paper = {True: "holds", False: "does not hold", None: ""}[claim["paper_holds"]]
+        paper = PAPER[claim["paper_holds"]]
         table.add_row(claim["id"], claim["verdict"], count, deciding["criterion"], shown(deciding), paper)
     print_table(table)
     counts = Counter(claim["verdict"] for claim in content["claims"])
@@ -148,7 +151,7 @@ def shown(numbers: Mapping[str, Any]) -> str:
 
 
 def _paper(claim: Mapping[str, Any]) -> str:
-    holds = {True: "holds", False: "does not hold", None: ""}[claim["paper_holds"]]
+    holds = PAPER[claim["paper_holds"]]
     return ": ".join(part for part in (holds, claim["paper"]) if part)
 
 

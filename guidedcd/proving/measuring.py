@@ -18,8 +18,9 @@ from guidedcd.data import media
 from guidedcd.data.clips import Prompt
 from guidedcd.data.prompts import general
 from guidedcd.devices import device
-from guidedcd.evaluation.arms import Metric, build_metrics, video_seed
+from guidedcd.evaluation.arms import build_metrics, video_seed
 from guidedcd.evaluation.evaluate import machine
+from guidedcd.inference.metric import Metric
 from guidedcd.inference.pipeline import StudentPipeline, batch_size, teacher_videos
 from guidedcd.models.teachers.contract import build_teacher
 from guidedcd.plugins.registry import load_plugins

@@ -207,6 +207,8 @@ def read_proof(path: Path, *, quick: bool = False) -> Proof:
 
 def _claim(one: Mapping[str, Any], arms: Mapping[str, Any], metrics: Mapping[str, Any], path: Path) -> Claim:
     where = f"{path}: claim {one['id']}"
+    if not one["criteria"]:
+        raise GuidedCDError(f"{where} has no criteria.")
     criteria = [parse(text) for text in one["criteria"]]
     for criterion in criteria:
         _known(criterion.metric, metrics, f"{where}: metric")

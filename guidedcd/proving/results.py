@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import path_name, write_json
 from guidedcd.proving.proof import ProofMetric
+from guidedcd.training.alarms import average
 
 FOLDER = "results"
 FORM = {
@@ -81,12 +83,6 @@ def check_same(
                 )
 
 
-def mean(values: Sequence[float | None]) -> float:
-    """The mean of the values that apply, NaN without any."""
-    defined = [value for value in values if value is not None and not math.isnan(value)]
-    return math.fsum(defined) / len(defined) if defined else math.nan
-
-
 def value_of(result: Mapping[str, Any], metric: ProofMetric) -> float:
     """The number of a metric: the mean over its keys of the mean over the prompts of its splits."""
     by_key = []
@@ -94,6 +90,5 @@ def value_of(result: Mapping[str, Any], metric: ProofMetric) -> float:
         pooled: list[float | None] = []
         for split in metric.splits:
             pooled += result["values"].get(split, {}).get(key, [])
-        by_key.append(mean(pooled))
-    known = [value for value in by_key if not math.isnan(value)]
-    return math.fsum(known) / len(known) if len(known) == len(by_key) and known else math.nan
+        by_key.append(average(value for value in pooled if value is not None))
+    return statistics.fmean(by_key) if by_key else math.nan

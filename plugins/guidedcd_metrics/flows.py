@@ -86,7 +86,7 @@ def raft(path: Path) -> Flow:
 
     def flow(first: Tensor, second: Tensor) -> Tensor:
         height, width = first.shape[-2:]
-        below, right = ((-side) % 8 + max(0, SIDE - side - (-side) % 8) for side in (height, width))
+        below, right = (max((-side) % 8, SIDE - side) for side in (height, width))
         padded = [functional.pad(x.float(), (0, right, 0, below), mode="replicate") for x in (first, second)]
         network.to(first.device)
         return network(*(2 * frames - 1 for frames in padded), num_flow_updates=ITERATIONS)[-1][..., :height, :width]

@@ -11,6 +11,7 @@ import attrs
 from guidedcd.data import media
 from guidedcd.documents import is_number
 from guidedcd.evaluation.report.charts import Chart, line_chart
+from guidedcd.evaluation.report.curves import drawn
 from guidedcd.evaluation.report.videos import inside
 from guidedcd.training.alarms import average
 from guidedcd.training.sentinel import FILE, FOLDER, read_checks
@@ -44,7 +45,7 @@ def checks(folder: Path) -> Checks | None:
     steps = [line["step"] for line in lines]
     shown = [step for step in steps if step <= alarms[-1][0]][-SHOWN:] if alarms else []
     sheets = [(step, sheet) for step in shown if (sheet := _sheet(folder, step))]
-    return Checks([chart for chart in charts if chart], alarms, sheets)
+    return Checks(drawn(charts), alarms, sheets)
 
 
 def _curves(lines: Sequence[Mapping[str, Any]], kind: str) -> dict[str, list[tuple[float, float]]]:

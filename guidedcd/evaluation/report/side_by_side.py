@@ -45,12 +45,15 @@ def write_comparison(folders: Sequence[str | Path], *, out: Path | None = None) 
 
 def _page(runs: dict[str, RunFiles]) -> str:
     evaluated = {name: one.evaluation for name, one in runs.items() if one.evaluation}
+    first = next(iter(evaluated.values()), None)
+    alike = {name: one for name, one in evaluated.items() if first is not None and not unlike(first, one)}
+    paired = differences(alike) if alike else {}
     return rendered(
         "comparison.html.j2",
         title=" and ".join(runs) if len(runs) == 2 else counted(len(runs), "run"),
         runs=_runs(runs),
         options=_options(runs),
-        scores=[_scores(evaluated, split) for split in _splits(evaluated)],
+        scores=[_scores(evaluated, paired, split) for split in _splits(evaluated)],
         unpaired=_unpaired(evaluated),
         missing=[name for name in runs if name not in evaluated],
         fewest=tables.FEWEST,
@@ -88,20 +91,18 @@ def _splits(evaluated: dict[str, tables.Evaluation]) -> list[str]:
     return list(dict.fromkeys(split for one in evaluated.values() for split in one["splits"]))
 
 
-def _scores(evaluated: dict[str, tables.Evaluation], split: str) -> Table:
+def _scores(evaluated: dict[str, tables.Evaluation], paired: Differences, split: str) -> Table:
     """The students' scores on the prompts of one split, and each paired difference from the first run."""
     having = {name: one for name, one in evaluated.items() if split in one["splits"]}
     first = next(iter(evaluated))
-    alike = {name: one for name, one in evaluated.items() if not unlike(evaluated[first], one)}
-    paired = differences(alike)
     keys = dict.fromkeys(key for one in having.values() for key in tables.scores_of(one, split))
     about = next(iter(having.values()))
     rows = []
     for key in keys:
         cells = [_score(one, split, key) for one in having.values()]
         cells += [_difference(evaluated[first], paired, name, split, key) for name in having if name != first]
-        words = (f"{tables.title(one, key)}|{tables.sense(one, key)}" for one in having.values())
-        name, _, sense = max(words, key=len).partition("|")  # a run without this score knows its key alone
+        words = [(tables.title(one, key), tables.sense(one, key)) for one in having.values()]
+        name, sense = max(words, key=lambda pair: sum(map(len, pair)))  # a run without this score has its key alone
         note = ", ".join(text for text in (key, sense) if text and text != name)
         rows.append(Row(Cell(name, note), cells, highlighted=key in tables.headlines(about)))
     counts = {len(one["splits"][split]["prompts"]) for one in having.values()}

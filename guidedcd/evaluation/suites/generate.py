@@ -49,13 +49,13 @@ def generate_videos(
     config = SampleConfig(**options_of(SampleConfig, options, "a benchmark", mark="--"), enlarge=1)
     first = suite.config.seed
     check_seed(first + max(video.number for video in videos), "the last video's seed")
-    student = load_student(run, device=device, dtype=config.dtype)
-    student.accelerate(config.fast)
-    source = student_source(config, student)
     own = videos[shard[0] - 1 :: shard[1]]
     jobs = [VideoJob(folder.video(one), one.prompt, first + one.number, record=folder.record(one)) for one in own]
     if not jobs:
         raise GuidedCDError(f"shard {shard[0]} of {shard[1]} has no videos: there are only {len(videos)}.")
+    student = load_student(run, device=device, dtype=config.dtype)
+    student.accelerate(config.fast)
+    source = student_source(config, student)
     name = ".lock" if shard[1] == 1 else f".lock-{shard[0]}-of-{shard[1]}"
     with locked(folder.root, "the benchmark's folder", name):
         write_json(

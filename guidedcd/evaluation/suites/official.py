@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guidedcd.console import console
-from guidedcd.documents import read_json
+from guidedcd.documents import read_json, read_text
 from guidedcd.environments.command import last_line, run_command
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation.suites.contract import OfficialCommand, Suite, SuiteVideo
 from guidedcd.evaluation.suites.places import SuiteFolder
+from guidedcd.evaluation.suites.results import dimension_name
 from guidedcd.files import digest, replacing, write_json
 from guidedcd.locks import locked
 
@@ -70,8 +71,8 @@ def _score(suite: Suite, command: OfficialCommand, folder: SuiteFolder, target: 
         raise GuidedCDError(
             f"{what}: {command.calls[-1][0]} ended with status 0, but wrote no file {command.results}{last_line(log)}."
         )
-    content = suite.parse(str(files[-1]), files[-1].read_text(encoding="utf-8"))
-    if command.dimension not in {name.replace(" ", "_") for name in content}:
+    content = suite.parse(str(files[-1]), read_text(files[-1]))
+    if command.dimension not in map(dimension_name, content):
         raise GuidedCDError(f"{what}: {files[-1]} has no value of this dimension.")
     with replacing(target) as partial:
         shutil.copyfile(files[-1], partial)

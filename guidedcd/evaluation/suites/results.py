@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from guidedcd.documents import LARGEST, parse_json, read_text
+from guidedcd.documents import LARGEST, is_number, parse_json, read_text
 from guidedcd.errors import GuidedCDError, shown, suggest, unreadable
 from guidedcd.evaluation.suites.contract import Dimension, Suite
 
@@ -113,9 +112,9 @@ def _add(results: Results, suite: Suite, file: str, content: Mapping[str, Any], 
     spelled: dict[str, str] = {}
     results.sources.append(file)
     for written, entry in content.items():
-        name = written.strip().replace(" ", "_")
+        name = dimension_name(written)
         if name in scores and name not in dimensions:
-            if isinstance(entry, int | float) and not isinstance(entry, bool) and math.isfinite(entry):
+            if is_number(entry):
                 results.stated[scores[name]] = float(entry) / (100 if percent else 1)
             continue
         if name not in dimensions:
@@ -143,8 +142,8 @@ def _value(entry: Any, where: str) -> tuple[float, int | None]:
         videos = len(entry[1]) if len(entry) > 1 and isinstance(entry[1], list) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise GuidedCDError(f"{where} is {shown(value)} and no number. Remove it, or evaluate this dimension again.")
-    if not math.isfinite(value):
-        text = "NaN" if math.isnan(value) else "infinite"
+    if not is_number(value):
+        text = "NaN" if value != value else "infinite"
         raise GuidedCDError(f"{where} is {text}: no video was scored. Evaluate this dimension again, or remove it.")
     return float(value), videos
 
@@ -185,16 +184,21 @@ def _range(dimension: Dimension, factor: int) -> str:
     return f"{dimension.low * factor:g} to {dimension.high * factor:g}"
 
 
+def dimension_name(written: str) -> str:
+    """The name of a dimension as suites list it; results also have spaces in place of underscores."""
+    return written.strip().replace(" ", "_")
+
+
 def described_unknown(results: Results, suite: Suite) -> list[dict[str, str]]:
     """For each name that is no dimension: the name, its file, and what it may be."""
     described = []
     names = [dimension.name for dimension in suite.dimensions]
     for written, file in results.unknown.items():
         other = next((title for title, theirs in suite.other_versions.items() if _is_of(written, theirs)), None)
-        hint = f" It is a dimension of {other}." if other else suggest(written.strip().replace(" ", "_"), names)
+        hint = f" It is a dimension of {other}." if other else suggest(dimension_name(written), names)
         described.append({"name": written, "file": file, "hint": hint.strip()})
     return described
 
 
 def _is_of(written: str, names: Sequence[str]) -> bool:
-    return written.lower().replace(" ", "_") in {name.lower().replace(" ", "_") for name in names}
+    return dimension_name(written).lower() in {dimension_name(name).lower() for name in names}
