@@ -163,14 +163,14 @@ def _naming_needs(energies: Mapping[str, Energy]) -> Iterator[None]:
     except GuidedCDError as error:
         text = str(error)
         needs = {whose: getattr(energy, "needs", ()) for whose, energy in energies.items()}
-        named = [
+        needing = [
             whose
-            for whose, some in needs.items()
-            if any(f"'{need}'" in text or f"'{need.partition(':')[2]}'" in text for need in some)
+            for whose, own in needs.items()
+            if any(f"'{word}'" in text for need in own for word in {need, need.partition(":")[2]} - {""})
         ]
-        if not named or any(whose in text for whose in named):
+        if not needing or any(whose in text for whose in needing):
             raise
-        raise GuidedCDError(f"{' and '.join(named)}: {text}") from error
+        raise GuidedCDError(f"{' and '.join(needing)}: {text}") from error
 
 
 def energy_gradients(

@@ -66,17 +66,15 @@ class GuidanceEmbedding(nn.Module):
     inputs: Tensor | None
     """The embeddings (B, inputs) of the present forward pass; None adds nothing."""
 
-    def __init__(self, channels: int, omega_width: int = 256, lambda_width: int = 0) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         """Build the projection.
 
         Args:
             channels: Width of the time embedding.
-            omega_width: Width of the omega embedding.
-            lambda_width: Width of the lambda embedding, 256 per energy.
+            width: Width of the omega and lambda embeddings together.
         """
         super().__init__()
-        self.omega_width = omega_width
-        self.proj = nn.Linear(omega_width + lambda_width, channels, bias=False)
+        self.proj = nn.Linear(width, channels, bias=False)
         nn.init.zeros_(self.proj.weight)
         self.inputs = None
 
@@ -108,7 +106,7 @@ def add_guidance_embedding(network: nn.Module, path: str, energies: int, width: 
     """
     embedding: Any = network.get_submodule(path)
     last = [module for module in embedding.modules() if hasattr(module, "out_features")][-1]
-    guidance = GuidanceEmbedding(last.out_features, width, width * energies)
+    guidance = GuidanceEmbedding(last.out_features, width * (1 + energies))
     like = next(embedding.parameters())
     embedding.guidance_embedding = guidance.to(like.device, like.dtype)
     embedding.register_forward_hook(_add_guidance)

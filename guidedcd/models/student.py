@@ -321,7 +321,7 @@ def _add_conditioning(network: nn.Module, energies: int, path: str | None) -> No
     if path is not None:
         add_guidance_embedding(network, path, energies, EMBEDDING)
         return
-    embedding: Any = getattr(network, "time_embedding")  # noqa: B009 - a UNet's, which torch types as a tensor
+    embedding: Any = network.get_submodule("time_embedding")
     first = embedding.linear_1
     projection = GuidanceProjection(first.in_features, EMBEDDING, EMBEDDING * energies)
     nn.init.zeros_(projection.outermost.weight)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ def _released(reward: Any, inputs: Case, names: set[str]) -> dict[str, Tensor]:
     return _thinned(values, names)
 
 
-def _thinned(values: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+def _thinned(values: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """The values under the names of a fixture, where NAME.everyN has every N-th row."""
     bases = {name: name.partition(".every")[::2] for name in names}
     return {name: values[base][:: int(step or 1)] for name, (base, step) in bases.items() if base in values}

@@ -140,8 +140,9 @@ def _compute(
             estimates.check(folder, run, teacher, len(absent), score_sets.count(scores, extended))
         # Every process computes its share; the first one holds the lock for all that were launched together.
         with _locked(folder, shard) if is_first else contextlib.nullcontext():
-            absent = {*_missing(folder, identity, shard)}
-            extended = _without_scores(folder, identity, scores, shard)
+            if is_held:
+                absent = {*_missing(folder, identity, shard)}
+                extended = _without_scores(folder, identity, scores, shard)
             if is_held and (absent or extended):
                 estimates.check(folder, run, teacher, len(absent), score_sets.count(scores, extended))
             if is_first:

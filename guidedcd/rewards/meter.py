@@ -52,5 +52,7 @@ class RewardMeter:
         return {name: norm / total for name, norm in norms.items()}
 
     def _note(self, name: str, gradient: Tensor) -> None:
-        square = gradient.detach().float().square().sum()
+        # No copy as large as the frames at the peak of the backward pass.
+        dtype = torch.promote_types(gradient.dtype, torch.float32)
+        square = torch.linalg.vector_norm(gradient.detach(), dtype=dtype).square()
         self._squares[name] = self._squares[name] + square if name in self._squares else square

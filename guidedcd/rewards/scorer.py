@@ -84,7 +84,6 @@ class RewardScorer:
         teacher: Decodes latents.
         whose: By name, the reward's description in errors, for example "reward 'hps' of guidedcd/hps".
         low_memory: Decode frame by frame and again in the backward pass, without saving activations of the decoder.
-        meter: Measures every reward; None measures nothing.
     """
 
     def __init__(
@@ -94,11 +93,10 @@ class RewardScorer:
         *,
         whose: Mapping[str, str] | None = None,
         low_memory: bool = False,
-        meter: RewardMeter | None = None,
     ) -> None:
         self.modules = {name: module for name, (module, _) in rewards.items()}
         self.configs = {name: config for name, (_, config) in rewards.items()}
-        self.teacher, self.low_memory, self.meter = teacher, low_memory, meter or RewardMeter()
+        self.teacher, self.low_memory, self.meter = teacher, low_memory, RewardMeter()
         self.whose = {name: (whose or {}).get(name, f"reward '{name}'") for name in rewards}
 
     @property

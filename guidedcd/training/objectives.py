@@ -104,11 +104,10 @@ class Consistency:
         with blame_memory("the student's forward pass", step.advice), step.accelerator.autocast():
             loss = step.noisy.consistency_loss(target=self.target, **self.distance)
         shares = {f"{SHARE}{name}": share for name, share in step.noisy.shares.items()}
-        weighted = loss if self.weight == 1 else self.weight * loss
         by_noise = {f"{BY_NOISE}{level}": value for level, value in enumerate(step.noisy.by_noise, 1)}
         for name, levels in step.noisy.shares_by_noise.items():
             shares |= {f"{SHARE_BY_NOISE}{level}/{name}": value for level, value in enumerate(levels, 1)}
-        return [weighted], {"cd_loss": loss.detach()} | by_noise | shares
+        return [self.weight * loss], {"cd_loss": loss.detach()} | by_noise | shares
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -9,6 +9,7 @@ Legend: R videos of this process and step, E energies; latents (C, F, H, W).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -119,15 +120,13 @@ class Rollouts:
         def noises(draw: int) -> Tensor:
             return torch.stack([noise(int(seed), draw, shape) for seed in seeds]).to(device)
 
-        inputs_of_last: list[tuple[Tensor, Tensor]] = []
-
         def predict(z: Tensor, t: Tensor) -> Tensor:
-            if int(t[0]) == self.timesteps[last]:
-                inputs_of_last[:] = [(z, t)]
             with torch.set_grad_enabled(torch.is_grad_enabled() and int(t[0]) == self.timesteps[last]):
                 return model(z, t, cond, omega, lambdas_at(int(t[0]), lambdas, fractions, len(schedule)))
 
-        steps = multistep_consistency_sampling(predict, schedule, noises(0), self.timesteps, lambda i: noises(1 + i))
-        predicted = next(step.denoised for i, step in enumerate(steps) if i == last)
-        ((z, t),) = inputs_of_last
-        return StudentPredictions(latents=predicted, routes=[route for _, route in chosen], z=z, t=t)
+        z = noises(0)
+        steps = multistep_consistency_sampling(predict, schedule, z, self.timesteps, lambda i: noises(1 + i))
+        for step in itertools.islice(steps, last):
+            z = step.z
+        t = torch.full((len(z),), self.timesteps[last], device=z.device)
+        return StudentPredictions(latents=next(steps).denoised, routes=[route for _, route in chosen], z=z, t=t)

@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from guidedcd.config.kinds import Chosen
@@ -42,6 +43,7 @@ from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training.alarms import FEWEST, Alarm, Check, alarms, average
 from guidedcd.training.drift import statistics
 from guidedcd.training.master_weights import MasterWeights
+from guidedcd.training.validation import sampling
 
 FILE, FOLDER = "sentinel.jsonl", "sentinel"
 FORM = {
@@ -105,11 +107,13 @@ class Sentinel:
         Raises:
             GuidedCDError: An alarm, where the action is "stop".
         """
-        training = student.training
-        with weights.averaged(), blame_memory("the sentinel's videos", "Use fewer --train.sentinel.prompts."):
-            student.eval()
-            check, shown = self._check(student, step)
-            student.train(training)
+        with (
+            blame_memory("the sentinel's videos", "Use fewer --train.sentinel.prompts."),
+            sampling(self.run, self.folder, self.teacher, student, weights) as pipeline,
+        ):
+            check, shown = self._check(pipeline, step)
+        # Numbers may differ in their last bits between processes, which must all decide alike.
+        (check,) = broadcast_object_list([check])
         self.history.append(check)
         reasons = alarms(self.history, self.limits)
         if reasons and self.config.action == "back-off":
@@ -127,11 +131,8 @@ class Sentinel:
         self._report(check, reasons, sheet)
 
     @torch.no_grad()
-    def _check(self, student: Student, step: int) -> tuple[Check, list[Tensor]]:
+    def _check(self, pipeline: StudentPipeline, step: int) -> tuple[Check, list[Tensor]]:
         """The scores of the student's videos, and the first of the videos."""
-        pipeline = StudentPipeline(
-            run=self.run, teacher=self.teacher, student=student, folder=self.folder, weights=self.folder / "student"
-        )
         rewards: dict[str, list[float]] = {}
         judges: dict[str, list[float]] = {}
         videos: list[Tensor] = []

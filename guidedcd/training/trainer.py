@@ -111,7 +111,8 @@ class Trainer:
                 is exhausted.
             KeyboardInterrupt: After Ctrl-C or SIGTERM, once the step is finished and saved.
         """
-        last, done = self.run.train.steps, self._restore()
+        settings, done = self.run.train, self._restore()
+        last = settings.steps
         with (
             settled(),
             tracked(self.accelerator, self.run, self.folder),
@@ -127,7 +128,7 @@ class Trainer:
                     if pending is not None:
                         line(*pending)
                 stopping = stop.after(number)
-                validates, checks = self._is_due("validation", number), self._is_due("sentinel", number)
+                validates, checks = _is_due(settings.validation.every, number), _is_due(settings.sentinel.every, number)
                 saves = self._saves(number, stopping)
                 pending = number, launched
                 # Weights that may not be finite are neither saved nor sampled.
@@ -183,11 +184,6 @@ class Trainer:
         saved = checkpoint.paths(self.checkpoints)
         return f"The last good checkpoint is {saved[-1]}" if saved else "There is no checkpoint yet"
 
-    def _is_due(self, what: str, number: int) -> bool:
-        """Whether a validation or a check of the sentinel follows step `number`."""
-        every = getattr(self.run.train, what).every
-        return every is not None and number % every == 0
-
     def _saves(self, number: int, stopping: bool) -> bool:
         settings = self.run.train
         return (number % settings.checkpoint.every == 0 or stopping) and number < settings.steps
@@ -208,6 +204,11 @@ class Trainer:
             write=self.accelerator.is_main_process,
         )
         self.accelerator.wait_for_everyone()
+
+
+def _is_due(every: int | None, number: int) -> bool:
+    """Whether something that is done after each `every` steps follows step `number`."""
+    return every is not None and number % every == 0
 
 
 class _LogLine:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from guidedcd.config.run import Run
@@ -13,6 +15,18 @@ from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.training.master_weights import MasterWeights
 
 FOLDER = "validation"
+
+
+@contextmanager
+def sampling(
+    run: Run, folder: Path, teacher: Teacher, student: Student, weights: MasterWeights
+) -> Iterator[StudentPipeline]:
+    """A pipeline of a student in training, in eval mode and with its averaged weights where there are any."""
+    training = student.training
+    with weights.averaged():
+        student.eval()
+        yield StudentPipeline(run=run, teacher=teacher, student=student, folder=folder, weights=folder / "student")
+        student.train(training)
 
 
 class Validation:
@@ -34,16 +48,13 @@ class Validation:
         """Sample after `step`; to be called in every process. The process with `write` writes the videos."""
         from guidedcd.data import media  # imports a video library, which training does not need
 
-        pipeline = StudentPipeline(
-            run=self.run, teacher=self.teacher, student=student, folder=self.folder, weights=self.folder / "student"
-        )
-        training, size = student.training, batch_size(self.teacher)
         evaluate, geometry = self.run.evaluate, self.teacher.geometry
-        with weights.averaged(), blame_memory("the validation videos", "Leave out --train.validation.every."):
-            student.eval()
-            seeds = range(len(self.texts))
+        with (
+            blame_memory("the validation videos", "Leave out --train.validation.every."),
+            sampling(self.run, self.folder, self.teacher, student, weights) as pipeline,
+        ):
+            seeds, size = range(len(self.texts)), batch_size(self.teacher)
             videos = pipeline(self.texts, evaluate.steps, seeds, omega=evaluate.omega, batch=size).cpu()
-            student.train(training)
         for seed, (text, video) in enumerate(zip(self.texts, videos, strict=True)) if write else ():
             path = self.folder / FOLDER / f"step-{step:06d}" / f"{seed:02d}-{media.slug(text)}.mp4"
             metadata = {"prompt": text, "seed": seed, "step": step, "steps": evaluate.steps, "omega": evaluate.omega}
