@@ -75,7 +75,7 @@ WITH_COMPONENTS: dict[str, tuple[str, ...]] = {
 """Commands that take the flags of some kinds of components."""
 
 INNER = ("rewards",)
-"""Kinds of components that energies may be made of, whose options go with those of energies."""
+"""Kinds of components that energies and metrics may be made of, whose options go with theirs."""
 
 
 def build(registry: Registry, command: str = "", profile: str = DEFAULT_PROFILE) -> App:
@@ -110,7 +110,7 @@ def _flags(command: str, registry: Registry, profile: str) -> Any:
     kinds = WITH_COMPONENTS.get(command)
     if kinds is None:
         return Any
-    inner = INNER if "energies" in kinds else ()
+    inner = INNER if {"energies", "metrics"} & set(kinds) else ()
     return run_flags(registry, profile, kinds=kinds, scalars=(), sections=(), inner=inner)
 
 
@@ -135,7 +135,7 @@ def _run(argv: Sequence[str]) -> Any:
         check_flags(tokens)
         if tokens and tokens[0] in (*WITH_RUN, *WITH_COMPONENTS):
             check_groups(tokens, registry, sections=tokens[0] in WITH_RUN)
-        if tokens and (tokens[0] == "sample" or list(tokens[:2]) == ["try", "energy"]):
+        if tokens and (tokens[0] in ("sample", "evaluate") or list(tokens[:2]) == ["try", "energy"]):
             check_inner(tokens, INNER)
         with _plain_warnings():
             app = build(registry, tokens[0] if tokens else "", _profile(tokens))

@@ -49,8 +49,7 @@ def explain(error: BaseException, tokens: Sequence[str], registry: Registry) -> 
     elif isinstance(error, GuidedCDError):
         _say(str(error) + _whose(error))
     elif _is_out_of_memory(error):
-        where = " ".join(getattr(error, "__notes__", []))
-        _say(f"out of memory{' ' + where if where else ''}. {SMALLER.get(command, 'Use a smaller batch.')}")
+        _say(f"out of memory{_notes(error)}. {SMALLER.get(command, 'Use a smaller batch.')}")
     elif isinstance(error, BrokenPipeError):  # the reader of a pipe has gone; print nothing, also not at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -27,8 +27,8 @@ def check_inner(words: Sequence[str], kinds: Sequence[str]) -> None:
         if word.startswith("--") and key in kinds:
             kind = ALL_KINDS[key]
             raise GuidedCDError(
-                f"--{key} chooses no {kind} here. An energy may be made of one, as in {kind}:NAME, whose options are "
-                f"--{key}.NAME.OPTION."
+                f"--{key} chooses no {kind} here. An energy or a metric may be made of one, as in {kind}:NAME, whose "
+                f"options are --{key}.NAME.OPTION."
             )
 
 

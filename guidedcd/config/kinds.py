@@ -83,9 +83,9 @@ class Chosen:
 
         Any other target is built with its weights.
         """
-        target = self.component(registry).load()
+        component = self.component(registry)
         try:
-            takes_weights = "weights" in inspect.signature(target).parameters
+            takes_weights = "weights" in inspect.signature(component.load()).parameters
         except (TypeError, ValueError):
             takes_weights = False
-        return target(self.config, weights=False) if takes_weights else self.build(registry)
+        return component.build(self.config, **({"weights": False} if takes_weights else {}))

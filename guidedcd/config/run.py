@@ -67,10 +67,11 @@ class Run(Basic):
                     f"--energies.{name}.fraction or --preprocess.noise-range."
                 )
 
-        if not self.train.consistency_weight and not self.rewards and not self.train.guided_steps:
+        trains = any(reward.weight for reward in self.rewards.values()) or self.train.guided_steps
+        if not self.train.consistency_weight and not trains:
             raise GuidedCDError(
-                "--train.consistency-weight is 0 and the run has no rewards, so that nothing trains the student. "
-                "Give --rewards, or a weight above 0."
+                "--train.consistency-weight is 0 and the run has no rewards with a weight, so that nothing trains the "
+                "student. Give --rewards, or a weight above 0."
             )
         if self.student.ema is not None and self.train.average is not None:
             raise GuidedCDError("--student.ema and --train.average both average the weights. Add --train.average none.")

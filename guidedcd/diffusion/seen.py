@@ -44,6 +44,9 @@ class Seen:
     """Attention (B, N, F, F) by need (e.g. "temporal-attention:official") and by layer name; rows sum to 1."""
     decoder: Callable[[Tensor, Sequence[int] | None], Tensor] | None = None
     """Turns latents into pixels; called by `decode`."""
+    frames: int | None = None
+    """Frames of the decoded video, of which an autoencoder may make several of each latent frame; None as many as
+    latent frames."""
     timesteps: int = 1000
     """Number of the teacher's training timesteps; `t` is below it."""
     guided_output: Tensor | None = None

@@ -30,6 +30,7 @@ def seen_of_step(
     decoder: Decoder | None = None,
     *,
     guided: bool = True,
+    frames: int | None = None,
 ) -> Seen:
     """What an energy of the output receives at the start of a step, from the teacher's two predictions.
 
@@ -40,6 +41,7 @@ def seen_of_step(
         decoder: Turns latents into pixels.
         guided: Whether `guided` is the prediction under classifier-free guidance; without, it is that with the caption
             alone, as for a reference.
+        frames: Frames of the decoded video, see `Seen.frames`.
     """
     alpha, sigma = schedule.alpha_sigma(step.t)
     return Seen(
@@ -52,6 +54,7 @@ def seen_of_step(
         timesteps=len(schedule),
         captions=tuple(captions),
         decoder=decoder,
+        frames=frames,
         guided_output=step.output if guided else step.o_c,
     )
 
@@ -96,7 +99,7 @@ class OutputGradients:
         Raises:
             GuidedCDError: An attribute of an energy is wrong, or training does not have its reference.
         """
-        self.schedule, self.decoder = teacher.schedule, teacher.decode
+        self.schedule, self.decoder, self.frames = teacher.schedule, teacher.decode, teacher.geometry.frames
         names = output_names(run)
         self.energies: dict[str, Energy] = {
             chosen.name: chosen.build() for chosen in run.chosen("energy") if chosen.name in names
@@ -128,7 +131,7 @@ class OutputGradients:
         """
         if not self.energies:
             return {}
-        seen = seen_of_step(self.schedule, step, captions, self.decoder)
+        seen = seen_of_step(self.schedule, step, captions, self.decoder, frames=self.frames)
         references = self._references(step, z0, captions)
         terms = [
             EnergyTerm(

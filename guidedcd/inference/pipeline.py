@@ -162,10 +162,7 @@ class StudentPipeline:
         """Clean latents (B, C, F, h, w) of one forward pass per step; `scales` as `strengths` returns."""
         teacher = self.teacher
         configs = [self.run.energies[name] for name in self.student.energies]
-        lambdas = [
-            lambda_input(torch.tensor(scales[name]), relative=config.is_relative)
-            for name, config in zip(self.student.energies, configs, strict=True)
-        ]
+        lambdas = lambda_inputs(self, scales)
         return sample(
             self.student,
             teacher,
@@ -227,6 +224,15 @@ def strengths(trained: StudentPipeline, scale: float | Mapping[str, float] | Non
                 f"{trained.origin}: no energy '{unknown[0]}' in this student. It has {', '.join(names)}."
             )
     return {name: _strength(name, energies[name], scales.get(name), trained.origin) for name in names}
+
+
+def lambda_inputs(trained: StudentPipeline, scales: Mapping[str, float]) -> list[Tensor]:
+    """What the student receives for each of its energies, whose strengths are `scales`."""
+    configs = trained.run.energies
+    return [
+        lambda_input(torch.tensor(scales[name]), relative=configs[name].is_relative)
+        for name in trained.student.energies
+    ]
 
 
 def _strength(name: str, config: EnergyConfig, scale: float | None, origin: Path) -> float:

@@ -172,7 +172,10 @@ def teacher_steps(
             values |= _watched(teacher, z, t, cond, references.terms(watched_network, t, index), captions)
         step = TeacherStep(z, t, o_c, o_u, strengths, guider)
         if output or watched_output:
-            seen, own = (seen_of_step(schedule, step, captions, teacher.decode, guided=cfg) for cfg in (True, False))
+            seen, own = (
+                seen_of_step(schedule, step, captions, teacher.decode, guided=cfg, frames=teacher.geometry.frames)
+                for cfg in (True, False)
+            )
             measured = [_Measured(term) for term in references.terms(output, t, index, own)]
             gradients = output_gradients(seen, [one.term for one in measured])
             scores |= zip(map(id, output), gradients, strict=True)

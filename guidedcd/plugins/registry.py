@@ -6,7 +6,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -98,15 +98,15 @@ class Component:
                 f"{described(error)}. See `guidedcd plugins doctor -v`."
             ) from error
 
-    def build(self, config: object | None = None) -> object:
-        """Import the target and call it with `config`, or with the default options.
+    def build(self, config: object | None = None, **arguments: Any) -> object:
+        """Import the target and call it with `config`, or with the default options, and with further `arguments`.
 
         Raises:
             PluginError: The import fails, or the target ends the program.
         """
         target = self.load()
         with blame(str(self)), guarded(str(self)):
-            return target(self.config() if config is None else config)
+            return target(self.config() if config is None else config, **arguments)
 
 
 @attrs.frozen
@@ -233,11 +233,8 @@ def load_plugins(blocked: Iterable[str] = ()) -> Registry:
             continue
         imported = Import()
         try:
-            if is_known(id_, version):
+            with nullcontext(imported) if is_known(id_, version) else isolated(id_, BLOCK) as imported:
                 components = _components_of(manager, id_, version, load)
-            else:
-                with isolated(id_, BLOCK) as imported:
-                    components = _components_of(manager, id_, version, load)
         except KeyboardInterrupt:
             raise
         except BaseException as error:

@@ -79,7 +79,7 @@ class RewardEnergy:
         if seen.decoder is None:
             raise GuidedCDError("this teacher has no decoder, which rewards need.")
         latents = seen.guided[rows]
-        video = seen.decoder(latents, self._indices(latents.shape[2]))
+        video = seen.decoder(latents, self._indices(seen.frames or latents.shape[2]))
         with drawing(reward, reward_generator(0, 0)):
             rewards = call(reward, video, [texts[row] for row in rows], self._whose)
         return energy.index_add(0, torch.tensor(rows, device=energy.device), -rewards.to(energy.dtype))

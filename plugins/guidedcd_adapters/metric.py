@@ -34,7 +34,9 @@ class RewardMetric:
         """
         chosen = inside(config)
         assert chosen is not None and isinstance(chosen.config, RewardConfig)
-        chosen.component().load()
+        component = chosen.component()
+        component.load()
+        self._whose = str(component)
         self.config, self.chosen, self.reward_config = config, chosen, chosen.config
         self._reward: Any = None
         self.key = f"reward:{config.reward}"
@@ -45,8 +47,9 @@ class RewardMetric:
     @torch.no_grad()
     def __call__(self, videos: Tensor, prompts: Sequence[Prompt]) -> dict[str, list[float]]:
         """The values (B) of videos (B, F, 3, H, W) in [0, 1]."""
+        where = device(self.config.device)
         if self._reward is None:
-            self._reward = build_reward(self.chosen).to(device(self.config.device))
+            self._reward = build_reward(self.chosen).to(where)
         reward, frames = self._reward, videos.shape[1]
         count = max(1, min(self.reward_config.count(frames, self.config.fps), frames))
         indices = even_indices(frames, count)
@@ -55,7 +58,7 @@ class RewardMetric:
             if reward.count_tokens(prompt.text) > reward.max_tokens:
                 values.append(math.nan)
                 continue
-            pixels = video[None, indices].to(device(self.config.device)).float()
+            pixels = video[None, indices].to(where).float()
             with drawing(reward, reward_generator(0, 0)):
-                values.append(call(reward, pixels, [prompt.text], str(self.chosen.component())).item())
+                values.append(call(reward, pixels, [prompt.text], self._whose).item())
         return {self.key: values}

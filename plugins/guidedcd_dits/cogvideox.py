@@ -28,16 +28,6 @@ class CogVideoXTeacher(LoraTeacher, TransformerTeacher):
     time_embedding = "time_embedding"
     blocks = ("CogVideoXBlock",)
 
-    def __init__(self, *, scheduler: Any, **parts: Any) -> None:
-        """Combine the networks.
-
-        Args:
-            scheduler: The scheduler of its pipeline.
-            parts: Arguments of `LatentTeacher`.
-        """
-        super().__init__(**parts)
-        self.scheduler = scheduler
-
     def encode(self, video: Tensor) -> Tensor:
         """Latents as `TransformerTeacher.encode`; padding of the geometry repeats the first latent frame."""
         z = super().encode(video)

@@ -191,19 +191,10 @@ def locate(path: str, teacher: str, parts: tuple[str, ...], weights: bool) -> Pa
         raise GuidedCDError(f"{teacher}: {path} is a file; give the folder of the pipeline, with its model_index.json.")
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise GuidedCDError(f"{teacher}: there is no folder {path}.")
-    from huggingface_hub import snapshot_download
-
-    wanted = ["model_index.json", *(f"{part}/*" for part in parts)]
-    options: dict[str, Any] = {"allow_patterns": wanted if weights else ["*.json"], "ignore_patterns": ["*.bin"]}
-    try:
-        return Path(snapshot_download(path, local_files_only=True, **options))
-    except Exception:  # not in the cache, in which case the hub is tried
-        reason = hub.why_not()
-    if not reason:
-        try:
-            return Path(snapshot_download(path, **options))
-        except Exception as error:  # whatever went wrong on the way, the remedy is the same
-            reason = f"downloading failed ({type(error).__name__})"
+    patterns = ["model_index.json", *(f"{part}/*" for part in parts)] if weights else ["*.json"]
+    downloaded, reason = hub.snapshot(path, patterns, ignore_patterns=["*.bin"])
+    if downloaded is not None:
+        return downloaded
     local = path.rpartition("/")[2]
     raise GuidedCDError(
         f"{teacher}: there is no folder {path}, and {reason}. On a machine with access: hf download {path} --local-dir "

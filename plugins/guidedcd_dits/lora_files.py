@@ -271,6 +271,16 @@ class LoraTeacher:
     lora_pipeline: str
     """diffusers' pipeline whose loader reads the files."""
 
+    def __init__(self, *, scheduler: Any, **parts: Any) -> None:
+        """Combine the networks.
+
+        Args:
+            scheduler: The scheduler of its pipeline.
+            parts: Arguments of the class that follows.
+        """
+        super().__init__(**parts)
+        self.scheduler = scheduler
+
     def add_lora(self, path: str, network: nn.Module | None = None) -> None:
         """Add a LoRA file to the weights of `network`, a copy of the denoiser; without one, only check that it fits.
 

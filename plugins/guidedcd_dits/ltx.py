@@ -34,16 +34,6 @@ class LTXTeacher(LoraTeacher, TransformerTeacher):
     time_embedding = "time_embed.emb.timestep_embedder"
     blocks = ("LTXVideoTransformerBlock",)
 
-    def __init__(self, *, scheduler: Any, **parts: Any) -> None:
-        """Combine the networks.
-
-        Args:
-            scheduler: The scheduler of its pipeline.
-            parts: Arguments of `LatentTeacher`.
-        """
-        super().__init__(**parts)
-        self.scheduler = scheduler
-
     def normalized(self, z: Tensor) -> Tensor:
         """(z - mean) scale / std by channel."""
         vae = self._autoencoder

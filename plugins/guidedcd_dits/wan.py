@@ -54,8 +54,8 @@ class WanTeacher(LoraTeacher, TransformerTeacher):
             boundary: The smallest time at which the expert of high noise predicts.
             parts: Arguments of `LatentTeacher`.
         """
-        super().__init__(**parts)
-        self.scheduler, self.expand_timesteps = scheduler, expand_timesteps
+        super().__init__(scheduler=scheduler, **parts)
+        self.expand_timesteps = expand_timesteps
         self.other, self.expert, self.boundary = other, expert, boundary
         self.requires_grad_(False).train(False)
 
@@ -135,8 +135,7 @@ def wan(config: WanConfig, *, weights: bool = True) -> WanTeacher:
     parts = ("transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler")
     folder = PipelineFolder.open(config.path, "WanPipeline", parts, dtype=dtype_of(config.dtype), weights=weights)
     ratio = folder.index.get("boundary_ratio")
-    networks = _experts(folder, config.expert)
-    network, other = networks
+    network, other = _experts(folder, config.expert)
     vae = folder.model("vae", "AutoencoderKLWan")
     expanded = bool(folder.index.get("expand_timesteps"))
     usual, fps = USUAL_5B if expanded else USUAL

@@ -5,6 +5,7 @@ The template is VideoAlign's `detailed_special`, MIT licence (LICENSE-VideoAlign
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,6 +23,7 @@ REWARDS = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
 """The tokens at which visual quality, motion quality and text alignment are read."""
 
 
+@cache
 def template() -> str:
     """The released prompt; `{text_prompt}` stands for the caption."""
     return (files("guidedcd_videoreward") / "template.txt").read_bytes().decode("utf-8")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from guidedcd.documents import parse_json, read_text
 from guidedcd.errors import GuidedCDError
-from guidedcd.models.checkpoints.hub import cache_folder, why_not
+from guidedcd.models.checkpoints.hub import cache_folder, snapshot
 from guidedcd.models.checkpoints.loading import check_floats, open_weights
 
 REPO = "KwaiVGI/VideoReward"
@@ -146,14 +146,10 @@ def _automatic() -> Path:
     folder = cache_folder() / "VideoReward"
     if folder.is_dir():
         return folder
-    reason = why_not()
-    from huggingface_hub import snapshot_download
-
-    try:  # offline, it finds what is in the hub's cache
-        return Path(snapshot_download(REPO, allow_patterns=["model_config.json", "checkpoint-*/*"]))
-    except Exception as error:  # whatever went wrong on the way, the remedy is the same
-        reason = reason or f"downloading failed ({type(error).__name__})"
-        raise GuidedCDError(f"videoreward: {REPO} is not on this machine and {reason}. {_advice()}.") from error
+    downloaded, reason = snapshot(REPO, ["model_config.json", "checkpoint-*/*"])
+    if downloaded is None:
+        raise GuidedCDError(f"videoreward: {REPO} is not on this machine and {reason}. {_advice()}.")
+    return downloaded
 
 
 def present_name(key: str) -> str:

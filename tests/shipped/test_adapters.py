@@ -115,6 +115,22 @@ def test_its_gradient_is_that_of_the_reward_through_the_decoder(teacher):
     assert not torch.equal(guided, guided_step(teacher.schedule, step, step.t - 20))
 
 
+def test_frames_are_those_of_the_decoded_video(teacher):
+    """Of an autoencoder that makes four frames of each latent frame, frames of the whole video are scored."""
+    energy = RewardEnergy(config(part=(0.0, 1.0)))
+    decoded: list[list[int] | None] = []
+
+    def decode(latents, frames=None):
+        decoded.append(frames)
+        video = teacher.decode(latents).repeat_interleave(4, dim=1)
+        return video if frames is None else video[:, frames]
+
+    length = 4 * teacher.geometry.frames
+    energy(seen_of_step(teacher.schedule, step_of(teacher, [300, 600]), [PROMPT] * 2, decode, frames=length), None)
+
+    assert decoded == [[length // 4, 3 * length // 4]]
+
+
 def step_rest(step: TeacherStep) -> tuple[torch.Tensor, ...]:
     """All of a step but its latents."""
     return step.t, step.o_c, step.o_u, step.omega

@@ -126,3 +126,5 @@ def test_a_run_that_trains_nothing_is_refused(toy):
     """Without rewards and guided steps, a weight of 0 is one sentence."""
     with pytest.raises(GuidedCDError, match="nothing trains the student"):
         make(replace=("rewards",), rewards={}, train={"consistency_weight": 0.0})
+    with pytest.raises(GuidedCDError, match="no rewards with a weight"):
+        make(rewards={"toy": {"weight": 0.0}}, train={"consistency_weight": 0.0})

@@ -47,9 +47,12 @@ def export(run: str | Path, out: str | Path, *, format: str = "diffusers", rank:
     check_free(out)
     trained = StudentPipeline.from_run(run, device="cpu")
     writes_lora = callable(getattr(trained.teacher, "save_lora", None))
-    if format != "lora" and getattr(trained.teacher, "time_embedding", None) is not None:
+    if getattr(trained.teacher, "time_embedding", None) is not None:
         name = type(trained.teacher.network).__name__
-        raise GuidedCDError(f"--format {format} is for UNets, not for {name}; export it with --format lora.")
+        if not writes_lora:
+            raise GuidedCDError(f"a student of a {name} cannot be exported: its teacher has no `save_lora`.")
+        if format != "lora":
+            raise GuidedCDError(f"--format {format} is for UNets, not for {name}; export it with --format lora.")
     console.print(f"export   writing {out}, then a fresh process reads it and compares its results")
     with replacing(out) as folder:
         folder.mkdir()

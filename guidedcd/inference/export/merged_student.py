@@ -16,11 +16,10 @@ from torch import Tensor
 
 from guidedcd.data import prompts
 from guidedcd.diffusion.embeddings import EMBEDDING
-from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.sampler import sample
 from guidedcd.errors import GuidedCDError
-from guidedcd.inference.pipeline import StudentPipeline, strengths
+from guidedcd.inference.pipeline import StudentPipeline, lambda_inputs, strengths
 from guidedcd.models.guidance_inputs import GuidanceProjection
 
 if TYPE_CHECKING:
@@ -143,10 +142,7 @@ def short_sample(trained: StudentPipeline, network: ModelMixin | None = None) ->
     shape = (channels, frames, height, width)
     noises = [torch.stack([noise(seed, draw, shape) for seed in range(len(TEXTS))]) for draw in range(1 + STEPS)]
     run, energies = trained.run, student.energies
-    lambdas = [
-        lambda_input(torch.tensor(strengths(trained)[name]), relative=run.energies[name].is_relative)
-        for name in energies
-    ]
+    lambdas = lambda_inputs(trained, strengths(trained))
     cond = teacher.embed(TEXTS)
     latents = sample(
         student if network is None else _Replaced(student, network),

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from guidedcd.diffusion.embeddings import guidance_embedding
-from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.sampler import multistep_timesteps
 from guidedcd.inference.export import merged_student, peft_lora
 from guidedcd.inference.export.self_test import assert_close, run_clean
 from guidedcd.inference.export.writing import make_readable, save_model
-from guidedcd.inference.pipeline import StudentPipeline, strengths
+from guidedcd.inference.pipeline import StudentPipeline, lambda_inputs, strengths
 from guidedcd.models.guidance_inputs import guidance_inputs
 
 _SCRIPT = """
@@ -113,13 +112,9 @@ def usage(trained: StudentPipeline) -> str:
 
 def _guidance(trained: StudentPipeline) -> Tensor:
     """The guidance embedding (1, 256 (1 + E)) of the run's evaluation, with every energy at its strength."""
-    run, energies = trained.run, trained.student.energies
-    values = [
-        lambda_input(torch.tensor(strengths(trained)[name]), relative=run.energies[name].is_relative)
-        for name in energies
-    ]
+    values = lambda_inputs(trained, strengths(trained))
     embedding = guidance_embedding(
-        torch.tensor([float(run.evaluate.omega)]), torch.stack(values)[None].float() if values else None
+        torch.tensor([float(trained.run.evaluate.omega)]), torch.stack(values)[None].float() if values else None
     )
     assert embedding is not None  # there is an omega
     return embedding

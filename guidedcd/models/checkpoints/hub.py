@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
@@ -39,6 +41,24 @@ def missing(path: str | Path) -> str:
         return ""
     reason = why_not()
     return f"there is no such folder, and {reason}" if reason else ""
+
+
+def snapshot(repo: str, patterns: Sequence[str], **options: Any) -> tuple[Path | None, str]:
+    """The folder with these files of a repository, downloaded where the cache lacks them; else None and the reason.
+
+    Args:
+        repo: Name on the hub.
+        patterns: Names of files, with wildcards.
+        options: Further arguments of `snapshot_download`.
+    """
+    from huggingface_hub import snapshot_download
+
+    reason = why_not()
+    try:  # offline, it finds what is in the hub's cache, whether or not that is complete
+        path = snapshot_download(repo, allow_patterns=list(patterns), local_files_only=bool(reason), **options)
+        return Path(path), ""
+    except Exception as error:  # whatever went wrong on the way, the remedy is the same
+        return None, reason or f"downloading failed ({type(error).__name__})"
 
 
 COMMON = ("model.safetensors", "vocab.txt")
