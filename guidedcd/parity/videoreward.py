@@ -128,8 +128,8 @@ def _cases(folder: Path, release: Path) -> tuple[dict[str, Tensor], dict[str, An
         for case, entry in config["cases"].items():
             with going_on(folder / CASES / case):
                 inputs, descriptions[case] = _inputs(reward, case, entry, file, config["preprocess"]["target_fps"])
-                wanted = {name.removeprefix(f"{case}.") for name in names if name.startswith(f"{case}.")}
-                results = _released(reward, inputs, wanted)
+                case_names = {name.removeprefix(f"{case}.") for name in names if name.startswith(f"{case}.")}
+                results = _released(reward, inputs, case_names)
                 values.update({f"{case}.{name}": value for name, value in results.items()})
                 for name in (name for name in names if name.endswith(f".{case}.scores_raw")):
                     head = file.get_tensor(f"{name.partition('.')[0]}.rm_head.weight")

@@ -45,17 +45,17 @@ def write(proof: Proof, out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
-def build(proof: Proof, found: results.Results, about: Mapping[str, Any]) -> dict[str, Any]:
+def build(proof: Proof, measured: results.Results, about: Mapping[str, Any]) -> dict[str, Any]:
     """The content of ledger.json."""
     values = {
         metric: {
-            arm: {seed: results.value_of(result, one) for seed, result in found[arm].items()}
+            arm: {seed: results.value_of(result, one) for seed, result in measured[arm].items()}
             for arm in proof.arms
-            if arm in found
+            if arm in measured
         }
         for metric, one in proof.metrics.items()
     }
-    listed = [result for arm in proof.arms for result in found.get(arm, {}).values()]
+    listed = [result for arm in proof.arms for result in measured.get(arm, {}).values()]
     return {
         "title": proof.title,
         "quick": proof.quick,
@@ -69,7 +69,7 @@ def build(proof: Proof, found: results.Results, about: Mapping[str, Any]) -> dic
         "wall_minutes": round(about.get("seconds", 0) / 60, 1),
         "prompts": dict(proof.prompts),
         "metrics": {name: one.about for name, one in proof.metrics.items()},
-        "arms": [_arm(proof, name, found[name], values) for name in proof.arms if name in found],
+        "arms": [_arm(proof, name, measured[name], values) for name in proof.arms if name in measured],
         "claims": [_claim(claim, values) for claim in proof.claims],
         "without_meaning": [dict(one) for one in proof.without_meaning],
     }

@@ -91,12 +91,15 @@ def _measure(
         values[split] = {}
         size = batch_size(teacher)
         for start in range(0, len(prompts), size):
-            part = prompts[start : start + size]
-            videos = sample([p.text for p in part], [video_seed(seed + 1, number, start + i) for i in range(len(part))])
-            for key, numbers in _values(videos, part, metrics).items():
+            batch_prompts = prompts[start : start + size]
+            videos = sample(
+                [p.text for p in batch_prompts],
+                [video_seed(seed + 1, number, start + i) for i in range(len(batch_prompts))],
+            )
+            for key, numbers in _values(videos, batch_prompts, metrics).items():
                 values[split].setdefault(key, []).extend(numbers)
             if not start:
-                shown += [(p.text, video.cpu()) for p, video in zip(part[:SHOWN], videos, strict=False)]
+                shown += [(p.text, video.cpu()) for p, video in zip(batch_prompts[:SHOWN], videos, strict=False)]
     sheet = out / "videos" / results.file_of(out, arm["name"], seed).with_suffix(".png").name
     sheet.parent.mkdir(parents=True, exist_ok=True)
     media.contact_sheet(sheet, [video for _, video in shown], [text for text, _ in shown])

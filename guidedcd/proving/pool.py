@@ -94,8 +94,8 @@ class Pool:
             while not self._stopped and self._waiting:
                 if time.monotonic() - began > self.budget:
                     return None
-                known = {job.id for job in self._waiting} | self._running
-                ready = next((job for job in self._waiting if job.after not in known), None)
+                unfinished = {job.id for job in self._waiting} | self._running
+                ready = next((job for job in self._waiting if job.after not in unfinished), None)
                 if ready is not None:
                     self._waiting.remove(ready)
                     self._running.add(ready.id)

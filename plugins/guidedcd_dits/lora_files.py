@@ -183,9 +183,9 @@ def _names(bases: Iterable[str], family: Family, what: str) -> tuple[Callable[[s
         renames = [family.from_kohya]
     elif prefix in PREFIXES[:2]:
         renames = renames[1:]
-    known = next((rename for rename in renames if all_known(bare, rename)), None)
-    if known is not None:
-        return lambda base: known(base.removeprefix(prefix)), prefix
+    renaming = next((rename for rename in renames if all_known(bare, rename)), None)
+    if renaming is not None:
+        return lambda base: renaming(base.removeprefix(prefix)), prefix
     unknown = next(name for name in bare if not all_known([name], renames[0]))
     raise GuidedCDError(f"{what}: {prefix}{unknown} is no layer of {family.title}; the file belongs to another model.")
 

@@ -50,11 +50,11 @@ def read_lists(path: Path | None, lists: Collection[str]) -> dict[str, list[str]
             "prompts_per_dimension or its file VBench_full_info.json."
         )
     if path.is_file():
-        found = _of_info(path)
-        missing = [name for name in lists if not found.get(name)]
+        listed = _of_info(path)
+        missing = [name for name in lists if not listed.get(name)]
         if missing:
             raise GuidedCDError(f"{path} has no prompts of {', '.join(missing)}. Give the file of VBench 1.")
-        return {name: found[name] for name in lists}
+        return {name: listed[name] for name in lists}
     if not path.is_dir():
         raise GuidedCDError(f"there are no prompts of VBench at {path}.")
     inner = path / "prompts_per_dimension"
@@ -72,11 +72,11 @@ def _of_info(path: Path) -> dict[str, list[str]]:
     """The lists that VBench_full_info.json describes."""
     entries = read_json(path, [{"prompt_en": str, "dimension": [str]}])
     list_of = {dimension.name: dimension.prompts for dimension in DIMENSIONS}
-    found: dict[str, dict[str, None]] = {}
+    prompts_of: dict[str, dict[str, None]] = {}
     for entry in entries:
         for name in entry["dimension"]:
-            found.setdefault(list_of.get(name, name), {})[entry["prompt_en"].strip()] = None
-    return {name: list(prompts) for name, prompts in found.items()}
+            prompts_of.setdefault(list_of.get(name, name), {})[entry["prompt_en"].strip()] = None
+    return {name: list(prompts) for name, prompts in prompts_of.items()}
 
 
 def warn_about_counts(lists: Mapping[str, list[str]]) -> None:

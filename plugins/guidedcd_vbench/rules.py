@@ -89,8 +89,8 @@ def frame_score(relation: str, names: tuple[str, str], boxes: Sequence[tuple[str
 
     As in VBench, two boxes of the same class count as the pair.
     """
-    known = [box for name, box in boxes if name in names]
-    return max((position_score(relation, *pair) for pair in itertools.combinations(known, 2)), default=0.0)
+    own_boxes = [box for name, box in boxes if name in names]
+    return max((position_score(relation, *pair) for pair in itertools.combinations(own_boxes, 2)), default=0.0)
 
 
 def is_static(neighbours: Sequence[float], long: tuple[float, float], *, height: int, width: int) -> bool:

@@ -88,19 +88,19 @@ def find_release(path: str) -> Release:
     Raises:
         GuidedCDError: It is missing or incomplete; the message states how to get it, or what it lacks.
     """
-    place = _automatic() if path == "auto" else Path(path).expanduser()
-    if not place.exists():
+    source = _automatic() if path == "auto" else Path(path).expanduser()
+    if not source.exists():
         raise GuidedCDError(f"videoreward: there is no {path}. {_advice()}.")
-    if place.is_file():
-        place = place.parent
-    folder = place
-    if (place / "model_config.json").is_file() and not (place / "model.pth").is_file():
-        folder = _last_checkpoint(place)
+    if source.is_file():
+        source = source.parent
+    folder = source
+    if (source / "model_config.json").is_file() and not (source / "model.pth").is_file():
+        folder = _last_checkpoint(source)
     settings_path = next(
         (f for f in (folder / "model_config.json", folder.parent / "model_config.json") if f.is_file()), None
     )
     if settings_path is None:
-        raise GuidedCDError(f"videoreward: {place} has no model_config.json. {_advice()}.")
+        raise GuidedCDError(f"videoreward: {source} has no model_config.json. {_advice()}.")
     settings = parse_json(read_text(settings_path), f"videoreward: {settings_path}")
     if not isinstance(settings, dict):
         raise GuidedCDError(f"videoreward: {settings_path} is no JSON object.")

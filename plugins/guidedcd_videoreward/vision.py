@@ -40,8 +40,8 @@ def positions(grid: Grid, merge: int) -> Tensor:
 
 def rotation(grids: Sequence[Grid], merge: int, frequencies: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines (P, d) of the rows and columns of all patches."""
-    place = torch.cat([positions(grid, merge) for grid in grids]).to(frequencies.device)
-    angles = (place[..., None] * frequencies).flatten(1).repeat(1, 2)
+    coordinates = torch.cat([positions(grid, merge) for grid in grids]).to(frequencies.device)
+    angles = (coordinates[..., None] * frequencies).flatten(1).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 

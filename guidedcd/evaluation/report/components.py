@@ -20,8 +20,8 @@ TIME, MEMORY, REWARD = "seconds/", "memory_gb/", "reward:"
 
 def components(files: RunFiles) -> list[Table]:
     """The tables that the log has numbers for."""
-    found = (energies(files.log), rewards(files.run, files.log), parts(files.log))
-    return [table for table in found if table]
+    tables = (energies(files.log), rewards(files.run, files.log), parts(files.log))
+    return [table for table in tables if table]
 
 
 def energies(log: Log) -> Table | None:
@@ -52,8 +52,8 @@ def rewards(run: Mapping[str, Any], log: Log) -> Table | None:
         ends = [Cell(short(statistics.fmean(some))) if some else NOTHING for some in (values[:tenth], values[-tenth:])]
         routed = _values(log, f"routed/{name}")
         sent = Cell(f"{100 * statistics.fmean(routed):.0f} %") if routed else NOTHING
-        given = Cell(f"{weight:g}") if is_number(weight) else NOTHING
-        rows.append(Row(Cell(name), [given, *ends, sent, _percent(log, REWARD_SHARE + name)]))
+        weight_cell = Cell(f"{weight:g}") if is_number(weight) else NOTHING
+        rows.append(Row(Cell(name), [weight_cell, *ends, sent, _percent(log, REWARD_SHARE + name)]))
     head = (
         "reward",
         "weight",

@@ -133,5 +133,5 @@ def _unpaired(evaluated: dict[str, tables.Evaluation]) -> list[tuple[str, str, s
     if not evaluated:
         return []
     (first, evaluation), *others = evaluated.items()
-    found = [(name, unlike(evaluation, other)) for name, other in others]
-    return [(name, first, key) for name, key in found if key]
+    settings = [(name, unlike(evaluation, other)) for name, other in others]
+    return [(name, first, key) for name, key in settings if key]
