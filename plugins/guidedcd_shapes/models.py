@@ -84,6 +84,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "cross_attention_dim": WIDTH,
         "attention_head_dim": 16,  # the width of a head: 2 and 4 heads
     },
+    "dit": {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 5,
+        "attention_head_dim": 32,
+        "in_channels": LATENT[0],
+        "out_channels": LATENT[0],
+        "text_dim": WIDTH,
+        "freq_dim": 256,
+        "ffn_dim": 512,
+        "num_layers": 7,
+        "rope_max_seq_len": 32,
+    },
     "clip": _CLIP,
     "hps": _CLIP,
     "internv2": {
@@ -123,6 +135,10 @@ SCHEDULER: dict[str, Any] = {  # with the usual beta_end of 0.02, four steps are
 }
 
 
+FLOW_SCHEDULER: dict[str, Any] = {"num_train_timesteps": 1000, "shift": 3.0}
+"""Arguments of `FlowMatchEulerDiscreteScheduler` for the video transformer."""
+
+
 NORMALISE = {  # mean and standard deviation of the pixels, as for the released models
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "internv2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -153,6 +169,8 @@ def build(name: str, config: Mapping[str, Any] | None = None) -> nn.Module:
         from diffusers import AutoencoderKL as Class
     elif name == "unet":
         from diffusers import UNet3DConditionModel as Class
+    elif name == "dit":
+        from diffusers import WanTransformer3DModel as Class
     elif name == "text":
         from transformers import CLIPTextConfig, CLIPTextModel
 

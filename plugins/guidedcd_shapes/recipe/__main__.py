@@ -1,6 +1,7 @@
 """Train the embedded models from scratch: `python -m guidedcd_shapes.recipe --out DIR`. Finished stages are skipped.
 
 Stages can run one by one. `clip`, `internv2` and `evaluation` need the stage `teacher` and can run at the same time.
+`dit` needs `vae` and `text`, `dit-evaluation` needs `dit`.
 The additional stage `card` writes the model card from meta.json.
 """
 
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("vae", "text", "teacher", "clip", "hps", "internv2", "evaluation", "motion")
+STAGES = ("vae", "text", "teacher", "clip", "hps", "internv2", "evaluation", "motion", "dit", "dit-evaluation")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,7 +24,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pace", type=float, default=1.0, help="multiplies every stage's training time")
-    parser.add_argument("--further", action="store_true", help="train a finished teacher for its full time again")
+    parser.add_argument(
+        "--further", action="store_true", help="train a finished teacher, or dit, for its full time again"
+    )
     parser.add_argument("--tiny", action="store_true", help="a few steps of each stage, on any machine")
     parser.add_argument(
         "--page", type=Path, default=Path("docs/reference/shapes-model-card.md"), help="file that `card` writes"
@@ -39,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         card.write(options.out, options.page)
         return
 
-    from guidedcd_shapes.recipe import evaluation, motion, rewards, teacher, text, vae
+    from guidedcd_shapes.recipe import dit, evaluation, motion, rewards, teacher, text, vae
     from guidedcd_shapes.recipe.session import Session
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -54,8 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
             session.log(stage, skipped="already done")
             continue
         with session.timed(stage):
-            if stage == "teacher":
-                teacher.run(session, options.further)
+            if stage in ("teacher", "dit"):
+                (teacher if stage == "teacher" else dit).run(session, options.further)
+            elif stage == "dit-evaluation":
+                evaluation.run_flow(session)
             elif stage in modules:
                 modules[stage].run(session)
             else:

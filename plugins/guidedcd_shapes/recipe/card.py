@@ -14,6 +14,7 @@ ABOUT = {
     "vae": "stock `AutoencoderKL`, per frame",
     "text": "stock `CLIPTextModel`, context 128",
     "unet": "the teacher: a stock `UNet3DConditionModel` with temporal attention, v-prediction",
+    "dit": "the teacher `shapes-dit`: a stock `WanTransformer3DModel`, flow matching",
     "clip": "open_clip's `CLIP`, context 77",
     "hps": "the same network as `clip`, tuned on better and worse pictures",
     "internv2": "InternVideo2's two towers, 4 frames, context 40",

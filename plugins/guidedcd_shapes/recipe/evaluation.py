@@ -1,16 +1,17 @@
-"""Stage `evaluation`: the teacher's scores by steps, guidance and solver, and a contact sheet."""
+"""Stages `evaluation` and `dit-evaluation`: a teacher's scores by steps, guidance and solver, and a contact sheet."""
 
 from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from guidedcd_shapes import drawing, models, prompts, world
 from guidedcd_shapes.oracle import ATTRIBUTES, Oracle, demand, summarise
-from guidedcd_shapes.recipe.sampling import Sampler, embed
+from guidedcd_shapes.recipe.sampling import FlowSampler, Sampler, embed
 from guidedcd_shapes.recipe.session import VARIETY, Session
 
 
@@ -29,14 +30,23 @@ def grid() -> list[tuple[str, str, int, float]]:
     return rows
 
 
-class Evaluation:
-    """Measures the finished teacher on one device."""
+def flow_grid() -> list[tuple[str, str, int, float]]:
+    """The same for the video transformer."""
+    rows = [("full", "euler", s, g) for s in (25, 8, 4) for g in (3.0, 1.0, 2.0, 5.0)]
+    rows += [("full", solver, s, 3.0) for solver in ("even", "steep") for s in (25, 8, 4)]
+    rows += [("full", "euler", s, 3.0) for s in (50, 2, 1)]
+    rows += [("no-motion", "euler", s, 3.0) for s in (25, 8, 4)]
+    return [*rows, ("dense", "euler", 25, 3.0), ("full", "euler", 25, 7.5)]
 
-    def __init__(self, session: Session) -> None:
+
+class Evaluation:
+    """Measures a finished teacher on one device."""
+
+    def __init__(self, session: Session, stage: str, sampler: Sampler) -> None:
         self.session, self.oracle = session, Oracle(session.device)
         self.vae, self.text = session.load("vae").to(session.dtype), session.load("text")
-        self.sampler = Sampler(session, session.load("unet"))
-        self.deadline = time.monotonic() + session.seconds("evaluation")
+        self.stage, self.sampler = stage, sampler
+        self.deadline = time.monotonic() + session.seconds(stage)
         self.cells: list[tuple[str, Tensor]] = []
 
     @torch.no_grad()
@@ -48,11 +58,25 @@ class Evaluation:
         """Whether the time budget is spent."""
         return time.monotonic() > self.deadline and not self.session.tiny
 
-    def steps(self) -> None:
-        """Record the oracle's means by setting, until the time budget is spent."""
+    def clips(self) -> random.Random:
+        """Put clean and web-like clips on the sheet, and return the source of their scenes."""
+        rng = random.Random(1)
+        for web in (False, True):
+            truth = world.to(world.pack([world.sample_scene(rng, "dynamic") for _ in range(2)]), self.session.device)
+            clips = drawing.render(truth, web, self.session.generator(2), VARIETY)
+            self.cells += [("web-like clip" if web else "clean clip", clip) for clip in clips.cpu()]
+        return rng
+
+    def steps(self, settings: Sequence[tuple[str, str, int, float]], shown: Sequence[int]) -> None:
+        """Record the oracle's means by setting, until the time budget is spent.
+
+        Args:
+            settings: Kind of prompts, solver, steps, guidance.
+            shown: Numbers of steps whose videos the contact sheet shows, at guidance 3.
+        """
         count = self.session.size(320, 2)
         table: dict[str, dict[str, float | None]] = {}
-        for kind, solver, steps, guidance in grid()[:: self.session.size(1, 9)]:
+        for kind, solver, steps, guidance in settings[:: self.session.size(1, 9)]:
             if self.late():
                 break
             steps = min(steps, self.session.size(50, 2))
@@ -70,9 +94,9 @@ class Evaluation:
             for name, rows in (("all-seen", ~unseen), ("all-unseen", unseen)):
                 row[name] = round(scores["all"][rows].mean().item(), 4) if rows.any() else None
             table[key] = row
-            self.session.log("evaluation", on=key, **table[key])
-            self.session.record("evaluation", {"prompts": count, "steps": table})
-            if (kind, solver, guidance) == ("full", "ddim", 3.0) and steps in (50, 4, 2):
+            self.session.log(self.stage, on=key, **table[key])
+            self.session.record(self.stage, {"prompts": count, "steps": table})
+            if (kind, solver, guidance) == ("full", self.sampler.solver, 3.0) and steps in shown:
                 self.cells += [(f"{steps} steps: {p.text}", v) for p, v in zip(chosen[:4], video.cpu(), strict=False)]
 
 
@@ -99,17 +123,21 @@ def sheet(path: str, cells: list[tuple[str, Tensor]], shown: tuple[int, ...] = (
 
 
 def run(session: Session) -> None:
-    """Measure the teacher, and write the contact sheet."""
-    evaluation = Evaluation(session)
-    rng = random.Random(1)
-    for web in (False, True):
-        scenes = [world.sample_scene(rng, "dynamic") for _ in range(2)]
-        clips = drawing.render(world.to(world.pack(scenes), session.device), web, session.generator(2), VARIETY)
-        evaluation.cells += [("web-like clip" if web else "clean clip", clip) for clip in clips.cpu()]
+    """Measure the UNet, and write the contact sheet."""
+    evaluation = Evaluation(session, "evaluation", Sampler(session, session.load("unet")))
+    rng = evaluation.clips()
     fast = [world.sample_scene(rng, "dynamic") for _ in range(session.size(256, 4))]
     truth = world.to(world.pack(fast), session.device)
     video = drawing.render(truth, generator=session.generator(4), variety=VARIETY)
     dynamic = evaluation.oracle.score(video, truth)
     session.record("evaluation", {"distillation clips' speed": round(dynamic["speed"].mean().item(), 3)})
-    evaluation.steps()
+    evaluation.steps(grid(), (50, 4, 2))
     sheet(str(session.out / "sheet.png"), evaluation.cells)
+
+
+def run_flow(session: Session) -> None:
+    """Measure the video transformer, and write its contact sheet."""
+    evaluation = Evaluation(session, "dit-evaluation", FlowSampler(session, session.load("dit")))
+    evaluation.clips()
+    evaluation.steps(flow_grid(), (25, 8, 4))
+    sheet(str(session.out / "dit-sheet.png"), evaluation.cells)

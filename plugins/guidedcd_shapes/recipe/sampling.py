@@ -1,14 +1,16 @@
-"""Sampling of the teacher: guided DDIM and DPM-Solver++ on the grid t_i = (i + 1) (1000 // steps) - 1."""
+"""Sampling of the teachers: guided DDIM and DPM-Solver++ on the grid t_i = (i + 1) (1000 // steps) - 1, and Euler."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from guidedcd.acceleration.precision import cast
 from guidedcd.data.clips import Prompt
 from guidedcd_shapes import models, prompts, world
 from guidedcd_shapes.oracle import Oracle, summarise
@@ -23,12 +25,18 @@ if TYPE_CHECKING:
 class Sampler:
     """Samples a UNet with guidance g: u + g (c - u) of the predictions c with and u without the prompt."""
 
+    solver = "ddim"
+    """Name of the method that samples during training and for the contact sheet."""
+
     def __init__(self, session: Session, network: nn.Module) -> None:
         self.session = session
         self.abar = models.alphas_cumprod().to(session.device)
-        self.network = copy.deepcopy(network).to(session.dtype).eval().requires_grad_(False)
-        speed_up(session, self.network)
+        self.network = self.prepare(copy.deepcopy(network)).eval().requires_grad_(False)
         self._graphs: dict[tuple[str, int], Graphed] = {}
+
+    def prepare(self, network: nn.Module) -> nn.Module:
+        """`network` in the session's dtype with its fast paths, changed in place."""
+        return speed_up(self.session, network.to(self.session.dtype))
 
     def run(self, z: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
         """The predicted v (B, C, F, h, w), float32."""
@@ -47,7 +55,7 @@ class Sampler:
         return self._graphs[size](*inputs)
 
     @torch.no_grad()
-    def v(self, z: Tensor, t: int, prompt: Tensor, null: Tensor | None = None, guidance: float = 1.0) -> Tensor:
+    def v(self, z: Tensor, t: float, prompt: Tensor, null: Tensor | None = None, guidance: float = 1.0) -> Tensor:
         """The guided v of all samples at timestep `t`; without `null` or with guidance 1 no guidance is applied."""
         times = torch.full((len(z),), t, device=z.device)
         if guidance == 1.0 or null is None:
@@ -78,6 +86,44 @@ class Sampler:
         for t in solver.timesteps.tolist():
             z = solver.step(self.v(z, t, prompt, null, guidance), t, z, return_dict=False)[0]
         return z
+
+
+class FlowSampler(Sampler):
+    """Samples a flow-matching transformer, whose prediction is eps - x0."""
+
+    solver = "euler"
+
+    def prepare(self, network: nn.Module) -> nn.Module:
+        """`network` in the session's dtype, changed in place; what its class keeps in float32 stays so."""
+        cast(network, self.session.dtype)
+        return network
+
+    def euler(
+        self,
+        z: Tensor,
+        prompt: Tensor,
+        null: Tensor,
+        steps: int,
+        guidance: float,
+        shift: float = models.FLOW_SCHEDULER["shift"],
+    ) -> Tensor:
+        """Clean latents of the noise `z` by Euler steps over the levels s = shift u / (1 + (shift - 1) u).
+
+        The times u fall evenly from 1 to 0, as in `FlowMatchEulerDiscreteScheduler`.
+        """
+        times = [1 - i / steps for i in range(steps + 1)]
+        levels = [shift * u / (1 + (shift - 1) * u) for u in times]
+        for level, after in pairwise(levels):
+            z = z + (after - level) * self.v(z, 1000 * level, prompt, null, guidance)
+        return z
+
+    def even(self, z: Tensor, prompt: Tensor, null: Tensor, steps: int, guidance: float) -> Tensor:
+        """As `euler` without a shift: the noise levels are evenly spaced."""
+        return self.euler(z, prompt, null, steps, guidance, shift=1.0)
+
+    def steep(self, z: Tensor, prompt: Tensor, null: Tensor, steps: int, guidance: float) -> Tensor:
+        """As `euler` with shift 5: more steps at high noise."""
+        return self.euler(z, prompt, null, steps, guidance, shift=5.0)
 
 
 @torch.no_grad()
@@ -112,7 +158,8 @@ def guided_quality(
     chosen = prompts.evaluation_prompts(session.size(384, 2), 7, "full")
     truth, oracle = world.to(prompts.truth(chosen), session.device), Oracle(session.device)
     prompt, null = embed(session, text, chosen)
-    z = sampler.ddim(sampler.noise(len(chosen), 7), prompt, null, session.size(25, 2), guidance)
+    sample = getattr(sampler, sampler.solver)
+    z = sample(sampler.noise(len(chosen), 7), prompt, null, session.size(25, 2), guidance)
     video = models.decode(vae, z)
     scores = oracle.score(video, truth)
     row = summarise(scores)

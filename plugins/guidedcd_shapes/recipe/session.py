@@ -29,8 +29,10 @@ SECONDS = {
     "internv2": 130,
     "evaluation": 80,
     "motion": 200,
+    "dit": 300,
+    "dit-evaluation": 60,
 }
-"""Training time of each stage in seconds; for `evaluation` and `motion` a limit."""
+"""Training time of each stage in seconds; for `motion` and the evaluations a limit."""
 
 
 @attrs.define(kw_only=True)
@@ -99,9 +101,9 @@ class Session:
         self._merge(lambda meta: meta.setdefault("stages", {}).setdefault(stage, {}).update(values))
 
     def save(self, name: str, model: torch.nn.Module) -> None:
-        """Write a model's weights, and its sizes to meta.json; for the teacher also VARIETY."""
+        """Write a model's weights, and its sizes to meta.json; for a teacher also VARIETY."""
         models.save(name, model, self.out)
-        about = {name: models.CONFIGS[name]} | ({"variety": attrs.asdict(VARIETY)} if name == "unet" else {})
+        about = {name: models.CONFIGS[name]} | ({"variety": attrs.asdict(VARIETY)} if name in ("unet", "dit") else {})
         self._merge(lambda meta: meta.update(about))
 
     def _merge(self, change: Callable[[dict[str, Any]], None]) -> None:
@@ -169,6 +171,7 @@ def describe() -> dict[str, Any]:
     """The constants that a reader of the weights needs besides the models' sizes."""
     return {
         "scheduler": models.SCHEDULER,
+        "flow scheduler": models.FLOW_SCHEDULER,
         "context": models.CONTEXT,
         "vocabulary": list(vocabulary.VOCABULARY),
         "frames": world.FRAMES,

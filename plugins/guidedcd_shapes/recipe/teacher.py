@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -121,57 +124,98 @@ def objective(network: nn.Module, data: Latents, batch: int, abar: Tensor, middl
     return (output - (alpha * noise - sigma * z)).square().mean()
 
 
-def run(session: Session, further: bool = False) -> None:
+@attrs.frozen(kw_only=True)
+class Kind:
+    """What differs between the teachers that this recipe trains."""
+
+    stage: str
+    network: str
+    """A key of models.CONFIGS."""
+    batch: int
+    sampler: type[Sampler]
+    prepare: Callable[[Session, nn.Module], nn.Module]
+    """The network that computes, of a copy of the network: its dtype and fast paths."""
+    initialise: Callable[[nn.Module], None] | None = None
+    """Changes the initial weights in place."""
+    objective: Callable[[Session, nn.Module, Latents, int], Callable[[], Tensor]]
+    """A function that draws a batch of this size and returns the loss."""
+
+
+def _diffusion(session: Session, network: nn.Module, data: Latents, batch: int) -> Callable[[], Tensor]:
+    abar = models.alphas_cumprod().to(session.device)
+    middle = int((abar > MIDDLE[0]).sum()), int((abar > MIDDLE[1]).sum())
+    return lambda: objective(network, data, batch, abar, middle)
+
+
+UNET = Kind(
+    stage="teacher",
+    network="unet",
+    batch=128,
+    sampler=Sampler,
+    prepare=lambda session, network: speed_up(session, network.to(session.dtype)),
+    objective=_diffusion,
+)
+
+
+def run(session: Session, further: bool = False, kind: Kind = UNET) -> None:
     """Train, and adjust the shares of confused captions; an interrupted training continues from its last check.
 
     Args:
         session: The recipe's session.
         further: Train a finished teacher for the full budget again.
+        kind: Which teacher. One that is not the first starts with the shares of the finished one.
     """
     torch.manual_seed(session.seed)
-    network, past = models.build("unet").to(session.device), session.meta().get("teacher", {})
+    stage, past = kind.stage, session.meta().get(kind.stage, {})
+    network = models.build(kind.network).to(session.device)
+    if kind.initialise is not None:
+        kind.initialise(network)
     start = past.get("at", 0.0)
     again = further or 0 < start < 1
     if again:
-        network.load_state_dict(session.load("unet").state_dict())
+        network.load_state_dict(session.load(kind.network).state_dict())
     start = 0.0 if further or not again else start
-    last_shares = (
-        {tuple(pair[:2]): share for pair, share in zip(past["confused"], past["shares"], strict=True)} if again else {}
-    )
-    shares = [max(LEAST, last_shares.get((one, other), share)) for one, other, share in CONFUSED]
+    shares = initial_shares(past if again else session.meta().get(UNET.stage, {}) if kind is not UNET else {})
     steps, history = (past["steps"], past["checks"]) if again else (0, [])
-    with session.timed("teacher", "latents and prompts"):
+    with session.timed(stage, "latents and prompts"):
         data = Latents(session)
         data.confuse(shares, steps)
-    abar = models.alphas_cumprod().to(session.device)
-    middle = int((abar > MIDDLE[0]).sum()), int((abar > MIDDLE[1]).sum())
-    live = speed_up(session, copy.deepcopy(network).to(session.dtype))
-    batch = session.size(128, 2)
-    with session.timed("teacher", "capture of the step"):
-        trainer = Trainer([live], lambda: objective(live, data, batch, abar, middle))
+    live = kind.prepare(session, copy.deepcopy(network))
+    batch = session.size(kind.batch, 2)
+    with session.timed(stage, "capture of the step"):
+        trainer = Trainer([live], kind.objective(session, live, data, batch))
 
     def save(at: float) -> None:
         trainer.finish(network)
-        session.save("unet", network)
+        session.save(kind.network, network)
         about = {"at": at, "steps": steps + trainer.steps, "batch": batch, "target": TARGET, "confused": CONFUSED}
-        session.record("teacher", about | {"shares": [round(s, 4) for s in shares], "checks": history})
+        session.record(stage, about | {"shares": [round(s, 4) for s in shares], "checks": history})
 
     def check(at: float) -> None:
         trainer.finish(network)
         pairs = [pair[:2] for pair in CONFUSED]
-        quality = guided_quality(session, Sampler(session, network), session.load("vae"), session.load("text"), pairs)
+        quality = guided_quality(
+            session, kind.sampler(session, network), session.load("vae"), session.load("text"), pairs
+        )
         history.append({"at": at, "shares": [round(s, 4) for s in shares], "quality": quality})
-        session.log("teacher", steps=trainer.steps, **history[-1])
+        session.log(stage, steps=trainer.steps, **history[-1])
         shares[:] = adjust(shares, [quality["/".join(pair)] for pair in pairs])
         data.confuse(shares, steps + trainer.steps)
         save(at)
 
     pending = [at for at in ADJUST if at > start]
-    for fraction in session.ticks("teacher", start):
+    for fraction in session.ticks(stage, start):
         if pending and fraction >= pending[0]:
             session.aside(partial(check, pending.pop(0)))
         trainer.step(cosine(fraction, trainer.steps, RATE, warmup=300, hold=HOLD))
         if trainer.steps % 500 == 0 or trainer.steps == 40:
-            session.log("teacher", steps=trainer.steps, fraction=round(fraction, 3), loss=round(trainer.last.item(), 4))
+            session.log(stage, steps=trainer.steps, fraction=round(fraction, 3), loss=round(trainer.last.item(), 4))
     save(1.0)
-    session.log("teacher", steps=steps + trainer.steps, shares=[round(s, 4) for s in shares])
+    session.log(stage, steps=steps + trainer.steps, shares=[round(s, 4) for s in shares])
+
+
+def initial_shares(past: Mapping[str, Any]) -> list[float]:
+    """The share of each CONFUSED pair that a record of a training ended with, or the initial one."""
+    pairs = zip(past.get("confused", ()), past.get("shares", ()), strict=True)
+    last = {tuple(pair[:2]): share for pair, share in pairs}
+    return [max(LEAST, last.get((one, other), share)) for one, other, share in CONFUSED]
