@@ -79,11 +79,14 @@ def _compile(session: Session, network: Any) -> float:
     network.requires_grad_(True)
     block, width = network.blocks[0], network.config.num_attention_heads * network.config.attention_head_dim
 
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=session.device, dtype=session.dtype, generator=session.generator(sum(shape)))
+    def draw(*shape: int) -> Tensor:  # like the tensors of training, for which nothing is then compiled again
+        values = torch.randn(
+            *shape, device=session.device, dtype=session.dtype, generator=session.generator(sum(shape))
+        )
+        return values.requires_grad_(True)
 
     rotary = network.rope(torch.zeros(1, 4, 8, 12, 12, device=session.device))
-    inputs = draw(64, 288, width), draw(64, 128, width), draw(64, 6, width), rotary
+    inputs = draw(KIND.batch, 288, width), draw(KIND.batch, 128, width), draw(KIND.batch, 6, width), rotary
     weight = block.attn1.to_q.weight
 
     def run() -> tuple[Tensor, Tensor]:
