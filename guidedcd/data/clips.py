@@ -17,7 +17,9 @@ class ClipError(GuidedCDError):
     """One clip is unreadable or unusable. The message names the clip, the reason and a remedy; runs skip such clips."""
 
 
-def _is_video(instance: object, attribute: attrs.Attribute, value: Tensor) -> None:
+def _is_video(instance: object, attribute: attrs.Attribute, value: Tensor | None) -> None:
+    if value is None:
+        return
     if value.ndim != 4 or value.shape[1] != 3 or not value.is_floating_point():
         raise ClipError(
             f"clip '{getattr(instance, 'id', '?')}': a video must be floats (F, 3, H, W) in [0, 1], "
@@ -42,8 +44,18 @@ class Clip:
     """Free metadata for routes, JSON values only."""
     motion: float | None = None
     """Amount of motion, in a unit of the dataset; None where it is unknown."""
-    video: Tensor = attrs.field(validator=_is_video)
-    """Frames (F, 3, H, W), float in [0, 1]."""
+    video: Tensor | None = attrs.field(default=None, validator=_is_video)
+    """Frames (F, 3, H, W), float in [0, 1]; None for a clip with `latents`."""
+    latents: Tensor | None = None
+    """The autoencoder's own latents of the frames (C, F', h, w), the posterior's mode, before any normalization by
+    their mean or scale. The VAE does not encode such a clip."""
+    prompt_embeds: Tensor | None = None
+    """With `latents`, what the text encoder predicted for the tokens of the caption (L, D), without padding. The text
+    encoder does not embed such a caption, if the teacher has a method `conditioning`."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.video is None and self.latents is None:
+            raise ClipError(f"clip '{self.id}' has neither a video nor latents")
 
 
 @documented

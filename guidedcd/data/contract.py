@@ -36,6 +36,11 @@ def opened(chosen: Chosen, geometry: Geometry) -> CheckedClips:
     return CheckedClips(clips, geometry, whose)
 
 
+def is_encoded(data: Chosen) -> bool:
+    """Whether the clips of a data set have latents and embedded captions."""
+    return bool(getattr(data.component().load(), "encoded", False))
+
+
 class CheckedClips(LazySequence[Clip]):
     """The clips of a dataset; reading one that breaks the contract is an error that names the dataset.
 
@@ -64,6 +69,26 @@ class CheckedClips(LazySequence[Clip]):
             clip = self._clips[index]
         for fault in _faults(clip, self._geometry):
             raise GuidedCDError(f"{self._whose}: clip {index} {fault}.")
+        self._check_values(clip, index)
+        if self._numbers.setdefault(clip.id, index) != index:
+            raise GuidedCDError(
+                f"{self._whose}: clips {self._numbers[clip.id]} and {index} have the same id '{clip.id}'; "
+                "ids must be unique, because the noise of a clip is drawn from its id."
+            )
+        return clip
+
+    def _check_values(self, clip: Clip, index: int) -> None:
+        """Check the pixels, latents and embedded caption of a clip of the right shape.
+
+        Raises:
+            ClipError: A number is not finite.
+            GuidedCDError: The pixels lie outside of [0, 1].
+        """
+        for what, tensor in (("latents", clip.latents), ("prompt_embeds", clip.prompt_embeds)):
+            if tensor is not None and not tensor.isfinite().all():
+                raise ClipError(f"clip '{clip.id}' has {what} that are not finite")
+        if clip.video is None:
+            return
         low, high = _range(clip.video)
         if not math.isfinite(low + high):
             raise ClipError(f"clip '{clip.id}' has pixels that are not finite")
@@ -71,12 +96,6 @@ class CheckedClips(LazySequence[Clip]):
             raise GuidedCDError(
                 f"{self._whose}: clip {index} has pixels from {low:.3g} to {high:.3g}; they must lie in [0, 1]."
             )
-        if self._numbers.setdefault(clip.id, index) != index:
-            raise GuidedCDError(
-                f"{self._whose}: clips {self._numbers[clip.id]} and {index} have the same id '{clip.id}'; "
-                "ids must be unique, because the noise of a clip is drawn from its id."
-            )
-        return clip
 
 
 def _range(video: Tensor) -> tuple[float, float]:
@@ -96,8 +115,12 @@ def _faults(clip: Any, geometry: Geometry) -> Iterator[str]:
         yield f"has a caption of type {type(clip.caption).__name__}; it must be a text"
     if not isinstance(clip.short_caption, str | None):
         yield f"has a short_caption of type {type(clip.short_caption).__name__}; it must be a text or None"
-    if clip.video.shape != geometry.pixel_shape:
+    if clip.video is not None and clip.video.shape != geometry.pixel_shape:
         yield f"has a video of shape {tuple(clip.video.shape)}; this teacher needs {geometry.pixel_shape}"
+    if clip.latents is not None and clip.latents.shape != geometry.encoded_shape:
+        yield f"has latents of shape {tuple(clip.latents.shape)}; this teacher's are {geometry.encoded_shape}"
+    if clip.prompt_embeds is not None and clip.prompt_embeds.ndim != 2:
+        yield f"has prompt_embeds of shape {tuple(clip.prompt_embeds.shape)}; they must be (tokens, width)"
     try:
         json.dumps(dict(clip.tags))
     except (TypeError, ValueError) as error:

@@ -55,6 +55,12 @@ class Geometry:
         return self.channels, self.latent_frames, self.height // self.compression, self.width // self.compression
 
     @property
+    def encoded_shape(self) -> tuple[int, int, int, int]:
+        """(C, F', h, w) of what the autoencoder encodes, without padding."""
+        channels, frames, height, width = self.latent_shape
+        return channels, frames - self.latent_padding, height, width
+
+    @property
     def pixel_shape(self) -> tuple[int, int, int, int]:
         """(F, 3, H, W)."""
         return self.frames, 3, self.height, self.width

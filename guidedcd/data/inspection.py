@@ -14,7 +14,7 @@ from guidedcd.config.kinds import Chosen
 from guidedcd.config.run import Run
 from guidedcd.console import console, plain_table, print_table, progress
 from guidedcd.data.clips import Clip, ClipError, sample_of
-from guidedcd.data.contract import opened
+from guidedcd.data.contract import is_encoded, opened
 from guidedcd.data.geometry import Geometry
 from guidedcd.data.media import contact_sheet
 from guidedcd.data.routing import Reader, Route, Sample, route, rules_of
@@ -69,7 +69,7 @@ def inspect_data(run: Run, *, sample: int = 32, sheet: Path | None = None) -> li
         if sheet.suffix != ".png":
             raise GuidedCDError(f"{sheet}: the contact sheet is a PNG image; choose a name that ends in .png.")
         check_writable(sheet.parent)
-    geometry = geometry_of(run.teacher)
+    geometry = geometry_of(run.teacher, exact=any(is_encoded(chosen) for chosen in run.data))
     datasets = [(chosen, opened(chosen, geometry)) for chosen in run.data]
     tokenizers, rules = readers(run.chosen("reward")), rules_of(run)
     # The components of the kind dataset have configs that derive from DatasetConfig.
@@ -90,23 +90,30 @@ def inspect_data(run: Run, *, sample: int = 32, sheet: Path | None = None) -> li
             metadata = attrs.evolve(sample_of(clip), readers=tokenizers, energies=frozenset(run.energies))
             result.samples.append(metadata)
             result.routes.append(route(metadata, rules))
-            if len(result.samples) <= rows:
+            if clip.video is not None and len(result.samples) <= rows:
                 drawn.append((f"{clip.dataset} {clip.id}: {clip.caption}", clip.video))
         results.append(result)
     _print(results, tokenizers, geometry)
-    if not drawn:
+    if not any(result.samples for result in results):
         reason = next((reason for result in results for reason in result.skipped), "there is none")
         raise GuidedCDError(f"none of the clips of the sample can be used (the first: {reason}).")
-    if sheet is not None:
+    if sheet is not None and not drawn:
+        console.print(f"sheet    {sheet} is not written: the clips are latents, without pixels")
+    elif sheet is not None:
         contact_sheet(sheet, [video for _, video in drawn], [caption for caption, _ in drawn])
         console.print(f"sheet    {sheet}: {len(drawn)} clips in the size of the teacher's videos")
     return results
 
 
-def geometry_of(teacher: Chosen) -> Geometry:
-    """The shape of a teacher's videos: from its options where they have it, else from the teacher itself."""
+def geometry_of(teacher: Chosen, *, exact: bool = False) -> Geometry:
+    """The shape of a teacher's videos: from its options where they have it, else from the teacher itself.
+
+    Args:
+        teacher: The teacher and its options.
+        exact: Whether the shape of the latents is needed too, which only the teacher knows.
+    """
     sizes: dict[str, Any] = {name: getattr(teacher.config, name, None) for name in ("frames", "height", "width", "fps")}
-    if None not in sizes.values():
+    if not exact and None not in sizes.values():
         return Geometry(**sizes)
     with blame_memory("the teacher"):
         geometry: Geometry = teacher.outline().geometry

@@ -5,17 +5,19 @@ Legend: B samples of a pass with gradient, R = 2 B rows of a pass without, L tex
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import torch
 from torch import Tensor
 
 from guidedcd.config.run import Run
+from guidedcd.data.contract import is_encoded
 from guidedcd.energies.traits import stored_part
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.planning.gpus import Machine
 from guidedcd.planning.meter import Cost, metered, size
+from guidedcd.plugins.configs import DatasetConfig
 from guidedcd.preprocessing.estimates import Passes, passes, reference_kinds
 
 ROWS = 2
@@ -50,6 +52,14 @@ class Teaching:
         return self.run.preprocess.batch_size
 
     @property
+    def plain(self) -> float:
+        """Share of the videos that the teacher encodes and whose captions it embeds; others are latents already."""
+        shares = {is_encoded(chosen): 0.0 for chosen in self.run.data}
+        for chosen in self.run.data:
+            shares[is_encoded(chosen)] += cast(DatasetConfig, chosen.config).weight
+        return shares.get(False, 0.0) / sum(shares.values()) if shares else 1.0
+
+    @property
     def peak(self) -> int:
         """Bytes at the peak."""
         costs = (self.encode, self.embed, self.forward, self.guided)
@@ -66,7 +76,7 @@ class Teaching:
     def _of(self, measure: Any, counted: Passes | None) -> float:
         counted = counted or passes(self.run)
         rows = counted.inversion + counted.scored + 2 * counted.plain
-        total = (measure(self.encode) + measure(self.embed)) / self.batch
+        total = self.plain * (measure(self.encode) + measure(self.embed)) / self.batch
         total += rows * measure(self.forward) / (ROWS * self.batch)
         if self.guided is not None:
             total += counted.scored * measure(self.guided) / self.batch

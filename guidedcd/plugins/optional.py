@@ -48,6 +48,12 @@ class OptionalTeacher(Protocol):
     """The part of the solver's grid, as two fractions of it, at which `network` predicts; elsewhere the teacher has
     another network."""
 
+    def scaled(self, z: Tensor) -> Tensor:
+        """Latents as `encode` returns them, of the autoencoder's own (B, C, F, h, w); for clips that have latents."""
+
+    def conditioning(self, prompt_embeds: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What `embed` returns, of captions whose own tokens were embedded already (L, D) each; for such clips."""
+
     def sampler(self, steps: int) -> Any:
         """The sampler of the model's own pipeline: a `guidedcd.models.teachers.scheduler_sampler.SchedulerSampler`."""
 
@@ -139,6 +145,9 @@ class OptionalRoute(Protocol):
 
 class OptionalDataset(Protocol):
     """Optional attributes of a dataset."""
+
+    encoded: bool
+    """Whether its clips have `latents` and `prompt_embeds`, so that neither VAE nor text encoder runs for them."""
 
     def fingerprint(self) -> str:
         """A text that changes when the clips do, such as a digest of file names, sizes and times; cheap to compute."""

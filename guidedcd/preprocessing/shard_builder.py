@@ -29,6 +29,7 @@ from guidedcd.energies import inversion
 from guidedcd.energies.gradients import EnergyGradients
 from guidedcd.models.teachers.contract import check_latents
 from guidedcd.models.teachers.protocol import Cond, Teacher
+from guidedcd.preprocessing.encoding import clean_latents, conditioning
 from guidedcd.preprocessing.padding import PaddedTeacher
 from guidedcd.preprocessing.ragged import trimmed
 from guidedcd.preprocessing.shard_files import Inverted, packed
@@ -171,10 +172,9 @@ class ShardBuilder:
         """The latents and conditioning of clips, with their draws."""
         teacher = self.teacher
         with torch.no_grad(), blame_memory("the teacher's VAE and text encoder", ADVICE):
-            batches = [torch.stack([clip.video for clip in some]) for some in _split(clips, self.batch_size)]
-            z0 = torch.cat([teacher.encode(videos.to(teacher.device)).float() for videos in batches])
+            z0 = clean_latents(teacher, clips, self.batch_size)
             check_latents(z0, teacher.geometry, len(clips))
-            cond = teacher.embed([clip.caption for clip in clips])
+            cond = conditioning(teacher, clips)
         seeds = [clip_seed(self.run.seed, clip.id) for clip in clips]
         scores: dict[str, dict[int, Tensor]] = {name: {} for name in self.run.energies}
         return ShardJobs(clips=clips, z0=z0, cond=cond, seeds=seeds, jobs=self.jobs(seeds), scores=scores)

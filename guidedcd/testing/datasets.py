@@ -70,7 +70,9 @@ def _id(clips: object, number: int) -> str | None:
 
 
 def _same(one: Clip, other: Clip) -> bool:
-    return (one.id, one.caption) == (other.id, other.caption) and torch.equal(one.video, other.video)
+    pairs = ((one.video, other.video), (one.latents, other.latents), (one.prompt_embeds, other.prompt_embeds))
+    same = all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
+    return (one.id, one.caption) == (other.id, other.caption) and same
 
 
 def dataset_ends(checked: CheckedComponent) -> None:
@@ -89,7 +91,8 @@ def dataset_is_safe_in_threads(checked: CheckedComponent) -> None:
 
     def read(number: int) -> torch.Tensor | str:
         try:
-            return clips[number].video
+            clip = clips[number]
+            return clip.video if clip.video is not None else clip.latents
         except ClipError as error:
             return str(error)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import attrs
+import torch
 from rich.table import Table
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from guidedcd.files import check_writable, path_name, write_json
 from guidedcd.inference.teacher_pipeline import GuidedVideos, Guiding, TeacherPipeline
 from guidedcd.locks import locked
 from guidedcd.plugins.configs import EnergyConfig
+from guidedcd.preprocessing.encoding import clean_latents
 from guidedcd.trials.teacher import ADVICE, omega_of, prompts_of, seeds_of, teacher_of
 
 LINES = 13
@@ -139,7 +141,11 @@ def _reference(pipeline: TeacherPipeline, selection: Selection, config: EnergyTr
         video, prompt = read_framed(config.reference, geometry)
         return video, config.reference_prompt or prompt
     clip = opened(selection.data[0], geometry)[0]
-    return clip.video, config.reference_prompt or clip.caption
+    pixels = clip.video
+    if pixels is None:
+        with torch.no_grad():
+            pixels = pipeline.teacher.decode(clean_latents(pipeline.teacher, [clip], 1))[0].cpu()
+    return pixels, config.reference_prompt or clip.caption
 
 
 def _metrics(

@@ -10,7 +10,7 @@ import attrs
 from guidedcd.config.selection import Selection
 from guidedcd.console import console, plain_table, print_table
 from guidedcd.data.clips import ClipError, sample_of
-from guidedcd.data.contract import opened
+from guidedcd.data.contract import is_encoded, opened
 from guidedcd.data.inspection import geometry_of, readers
 from guidedcd.data.prompts import as_prompts
 from guidedcd.data.routing import Route, Sample, route
@@ -76,7 +76,7 @@ def _samples(selection: Selection, captions: Sequence[str], clips: int) -> list[
         return [Sample(id=f"caption {i}", dataset="captions", caption=text) for i, text in enumerate(texts, 1)]
     samples = []
     for chosen in selection.data:
-        listed = opened(chosen, geometry_of(selection.teacher))
+        listed = opened(chosen, geometry_of(selection.teacher, exact=is_encoded(chosen)))
         for number in range(min(clips, len(listed))):
             try:
                 samples.append(sample_of(listed[number]))

@@ -28,9 +28,9 @@ class CogVideoXTeacher(LoraTeacher, TransformerTeacher):
     time_embedding = "time_embedding"
     blocks = ("CogVideoXBlock",)
 
-    def encode(self, video: Tensor) -> Tensor:
-        """Latents as `TransformerTeacher.encode`; padding of the geometry repeats the first latent frame."""
-        z = super().encode(video)
+    def scaled(self, z: Tensor) -> Tensor:
+        """Latents as `TransformerTeacher.scaled`; padding of the geometry repeats the first latent frame."""
+        z = super().scaled(z)
         return torch.cat([z[:, :, :1].expand(-1, -1, self.geometry.latent_padding, -1, -1), z], dim=2)
 
     def decode(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
@@ -30,6 +31,7 @@ SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5
 class LTXTeacher(LoraTeacher, TransformerTeacher):
     """LTX-Video 0.9; latents are (B, C, F, h, w) here and tokens (B, F h w, C) in the network."""
 
+    text: MaskedText
     lora_pipeline = "LTXPipeline"
     time_embedding = "time_embed.emb.timestep_embedder"
     blocks = ("LTXVideoTransformerBlock",)
@@ -65,6 +67,10 @@ class LTXTeacher(LoraTeacher, TransformerTeacher):
             return_dict=False,
         )[0]
         return unpack(output, (frames, height, width), spatial, long)
+
+    def conditioning(self, prompt_embeds: Sequence[Tensor]) -> Cond:
+        """Conditioning of captions whose own tokens were embedded already (L_i, D) each."""
+        return self.text.conditioning(prompt_embeds)
 
     def sampler(self, steps: int) -> SchedulerSampler:
         """The scheduler of `LTXPipeline` with `steps` steps."""

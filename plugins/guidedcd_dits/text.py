@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Cond
 
 
@@ -49,6 +50,31 @@ class T5Text(nn.Module):
         )
         return tokens.input_ids.to(device), tokens.attention_mask.to(device)
 
+    def padded(self, prompt_embeds: Sequence[Tensor]) -> Tensor:
+        """Embedded tokens of captions (L_i, D) each, filled with zeros to (B, L, D), on the encoder's device.
+
+        Rows of zeros at the end of a caption count as padding.
+
+        Raises:
+            GuidedCDError: A caption has another width than the encoder's, or more than L tokens.
+        """
+        width, weight = self.model.config.d_model, next(self.model.parameters())
+        padded = weight.new_zeros(len(prompt_embeds), self.length, width)
+        for row, embeds in zip(padded, prompt_embeds, strict=True):
+            if embeds.shape[1] != width:
+                raise GuidedCDError(
+                    f"the data have captions embedded in {embeds.shape[1]} numbers a token, but this teacher's text "
+                    f"encoder has {width}: they were embedded by another one."
+                )
+            own = embeds[: own_tokens(embeds)]
+            if len(own) > self.length:
+                raise GuidedCDError(
+                    f"the data have a caption of {len(own)} embedded tokens, but this teacher reads {self.length}: "
+                    "raise its text_length."
+                )
+            row[: len(own)] = own.to(row)
+        return padded
+
     def save_tokenizer(self, folder: Path) -> str:
         """Write the tokenizer's files into `folder`; returns the name of its class."""
         self.tokenizer.save_pretrained(folder)
@@ -72,6 +98,13 @@ class MaskedText(T5Text):
         ids, mask = self.tokens(captions)
         return {"prompt_embeds": self.model(ids)[0], "prompt_mask": mask.bool()}
 
+    def conditioning(self, prompt_embeds: Sequence[Tensor]) -> Cond:
+        """What `forward` returns, of embedded tokens (L_i, D) each; masked tokens are zeros."""
+        padded = self.padded(prompt_embeds)
+        lengths = torch.tensor([[own_tokens(embeds)] for embeds in prompt_embeds], device=padded.device)
+        mask = torch.arange(self.length, device=padded.device) < lengths
+        return {"prompt_embeds": padded, "prompt_mask": mask}
+
 
 class TrimmedText(T5Text):
     """The last hidden state of the caption's own tokens, and zeros for the others, as in Wan."""
@@ -83,3 +116,13 @@ class TrimmedText(T5Text):
         hidden = self.model(ids, None if ids.is_meta else mask).last_hidden_state
         own = torch.arange(self.length, device=mask.device) < mask.gt(0).sum(dim=1, keepdim=True)
         return {"prompt_embeds": torch.where(own[..., None], hidden, torch.zeros_like(hidden))}
+
+    def conditioning(self, prompt_embeds: Sequence[Tensor]) -> Cond:
+        """What `forward` returns, of embedded tokens (L_i, D) each."""
+        return {"prompt_embeds": self.padded(prompt_embeds)}
+
+
+def own_tokens(prompt_embeds: Tensor) -> int:
+    """The number of tokens of an embedded caption (L, D) up to the last one that is not zero."""
+    filled = prompt_embeds.ne(0).any(1).nonzero()
+    return int(filled[-1]) + 1 if len(filled) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ USUAL_5B = ((121, 704, 1280), 24.0)
 class WanTeacher(LoraTeacher, TransformerTeacher):
     """Wan 2.1 and 2.2. With two experts, each predicts at its own noise levels; a student is a copy of `network`."""
 
+    text: TrimmedText
     lora_pipeline = "WanPipeline"
     time_embedding = "condition_embedder.time_embedder"
     blocks = ("WanTransformerBlock",)
@@ -109,6 +111,10 @@ class WanTeacher(LoraTeacher, TransformerTeacher):
         text = cond["prompt_embeds"].to(computing_dtype(network))
         velocity: Tensor = network(z, time, text, return_dict=False)[0]
         return velocity
+
+    def conditioning(self, prompt_embeds: Sequence[Tensor]) -> Cond:
+        """Conditioning of captions whose own tokens were embedded already (L_i, D) each."""
+        return self.text.conditioning(prompt_embeds)
 
     def sampler(self, steps: int) -> SchedulerSampler:
         """The scheduler of `WanPipeline` with `steps` steps."""

@@ -87,8 +87,11 @@ class LatentTeacher(nn.Module):
         vae = self._autoencoder
         pixels = video.flatten(0, 1).to(self.device, next(vae.parameters()).dtype) * 2 - 1
         z = torch.cat([vae.encode(images).latent_dist.mode() for images in pixels.split(16)])
-        z = (z.float() - self._shift) * vae.config.scaling_factor
-        return z.unflatten(0, video.shape[:2]).transpose(1, 2).contiguous()
+        return self.scaled(z.float().unflatten(0, video.shape[:2]).transpose(1, 2)).contiguous()
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """Latents as `encode` returns them, of the autoencoder's own (B, C, F, h, w)."""
+        return (z - self._shift) * self._autoencoder.config.scaling_factor
 
     def decode(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
         """Pixels (B, k, 3, H, W) in [0, 1] of the chosen frames, differentiable in `z`.

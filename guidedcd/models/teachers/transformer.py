@@ -82,7 +82,11 @@ class TransformerTeacher(LatentTeacher):
         if height % multiple or width % multiple:
             raise GuidedCDError(f"height and width must be multiples of {multiple}: {height}x{width}.")
         pixels = video.transpose(1, 2).to(self.device, _dtype(self._autoencoder)) * 2 - 1
-        return self.normalized(self._encoded(pixels).float()).contiguous()
+        return self.scaled(self._encoded(pixels).float()).contiguous()
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """Latents as `encode` returns them, of the autoencoder's own: normalized, and padded where the family pads."""
+        return self.normalized(z)
 
     def decode(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
         """Pixels (B, k, 3, H, W) in [0, 1] of the chosen frames, differentiable in `z`; all frames are decoded.
