@@ -9,6 +9,7 @@ import os
 import socket
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -41,8 +42,8 @@ def measure_process(rank: int, world: int, name: str, options: argparse.Namespac
         torch.distributed.destroy_process_group()
 
 
-def spawn(world: int, name: str, options: argparse.Namespace) -> Timing:
-    """The timing of a step in `world` new processes.
+def spawn(world: int, name: str, options: argparse.Namespace, measure: Callable[..., None] = measure_process) -> Timing:
+    """The timing of a step in `world` new processes, each of which calls `measure`.
 
     Raises:
         TimeoutError: They took longer than the whole budget.
@@ -53,7 +54,7 @@ def spawn(world: int, name: str, options: argparse.Namespace) -> Timing:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "timing.json"
         context = torch.multiprocessing.spawn(
-            measure_process, (world, name, options, port, str(out)), nprocs=world, join=False, daemon=True
+            measure, (world, name, options, port, str(out)), nprocs=world, join=False, daemon=True
         )
         until = time.monotonic() + max(options.budget, 60)
         try:

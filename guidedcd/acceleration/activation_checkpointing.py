@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch
 from torch.utils.checkpoint import checkpoint
 
+from guidedcd.acceleration.blocks import RECOMPUTE, drops, recomputed
 from guidedcd.acceleration.convolutions import FrozenConvolution
 from guidedcd.acceleration.switch import SLOT
 
@@ -169,17 +170,22 @@ def checkpoint_layers(network: nn.Module, layers: str = "all", blocks: Collectio
     Args:
         network: Changed in place.
         layers: A key of `RECOMPUTED`, whose classes are those of a UNet.
-        blocks: Names of the classes of another network's repeated blocks, which are recomputed for every key.
+        blocks: Names of the classes of another network's repeated blocks. "all" recomputes all of a block, the other
+            keys all but its fused attention.
     """
     names = tuple(blocks) or RECOMPUTED[layers]
+    keeps = bool(blocks) and layers != "all"
     for module in network.modules():
         wrapped = isinstance(vars(module).get("forward"), functools.partial)
-        if type(module).__name__ in names and not wrapped:
-            module.forward = functools.partial(_checkpointed, module, module.forward)
+        if type(module).__name__ not in names or wrapped:
+            continue
+        if blocks and SLOT in vars(module):  # compiled together with what it recomputes
+            setattr(module, RECOMPUTE, keeps)
+        else:
+            module.forward = functools.partial(_checkpointed, module, module.forward, keeps)
 
 
-def _checkpointed(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
+def _checkpointed(module: nn.Module, forward: Any, keeps: bool, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    drops = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in module.modules())
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=drops, **kwargs)
+    return recomputed(forward, keeps, drops(module.modules()))(*args, **kwargs)

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar
 
+import attrs
 import torch
 from torch import nn
 
@@ -44,11 +45,11 @@ def accelerated(teacher: AnyTeacher, *, fast: str, precision: str, in_place: boo
         network = network if in_place else copy.deepcopy(network)
         cast(network, torch.bfloat16)
         teacher = _with_network(teacher, network)
-    paths = options.choose(fast, network)
+    paths = options.choose(fast, network, getattr(teacher, "blocks", ()))
     if paths is None or is_fast(network):
         yield teacher
         return
-    speed_up(network, compile=paths.compile, graphs=paths.graphs)
+    speed_up(network, **attrs.asdict(paths))
     before = torch.backends.cudnn.benchmark
     # The benchmark tries all algorithms at a convolution's first call; results may then differ from run to run.
     torch.backends.cudnn.benchmark = before or not torch.are_deterministic_algorithms_enabled()
@@ -69,7 +70,7 @@ def _with_network(teacher: AnyTeacher, network: nn.Module) -> AnyTeacher:
 
 
 def accelerate(student: Any, teacher: HasNetwork, option: str = "auto") -> None:
-    """Switch the networks of a student and its teacher, where they are 3D UNets, and the decoder to faster paths.
+    """Switch the networks of a student and its teacher, and the decoder, to faster paths, where there are some.
 
     Args:
         student: Its `network` predicts the videos; changed in place.
@@ -80,6 +81,7 @@ def accelerate(student: Any, teacher: HasNetwork, option: str = "auto") -> None:
         GuidedCDError: The option is unknown.
     """
     options.check(option)
+    repeated = getattr(teacher, "blocks", ())
     for network in (student.network, teacher.network, getattr(teacher, "vae", None)):
-        if network is not None and (paths := options.choose(option, network)) is not None:
-            speed_up(network, compile=paths.compile, graphs=paths.graphs)
+        if network is not None and (paths := options.choose(option, network, repeated)) is not None:
+            speed_up(network, **attrs.asdict(paths))

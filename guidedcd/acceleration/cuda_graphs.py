@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 WARM_UP = 3
 """Passes before a graph is recorded, in which kernels are compiled and chosen."""
+
+_PLAIN = (type(None), bool, int, float, str)
 
 
 def warm_up(function: Callable[[], object], times: int = WARM_UP) -> None:
@@ -47,71 +50,68 @@ class Replay:
     def __init__(self, network: nn.Module) -> None:
         """Set the network whose class's forward pass is recorded."""
         self.network = network
-        self.recorded: dict[Any, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]] = {}
+        self.recorded: dict[Any, tuple[torch.cuda.CUDAGraph, list[Tensor], list[Any]]] = {}
         self.pool: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Replay:
         """A forward method of the copied network, without graphs."""
         return Replay(copy.deepcopy(self.network, memo))
 
-    def __call__(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        *args: Any,
-        timestep_cond: Tensor | None = None,
-        return_dict: bool = True,
-        **kwargs: Any,
-    ) -> Any:
-        """The network's output; see the class."""
-        tensors = {"sample": sample, "timestep": timestep, "encoder_hidden_states": encoder_hidden_states}
-        if timestep_cond is not None:
-            tensors["timestep_cond"] = timestep_cond
-        simple = not args and not kwargs and all(isinstance(x, Tensor) and x.is_cuda for x in tensors.values())
-        if not simple or return_dict or not self.possible(tensors):
-            forward = type(self.network).forward
-            if timestep_cond is not None:
-                kwargs["timestep_cond"] = timestep_cond
-            return forward(
-                self.network, sample, timestep, encoder_hidden_states, *args, return_dict=return_dict, **kwargs
-            )
-        return (self.replay(tensors),)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's output; see the class. Only calls with `return_dict=False` are replayed."""
+        leaves, structure = tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        others = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
+        simple = kwargs.get("return_dict") is False and all(isinstance(leaf, _PLAIN) for leaf in others)
+        if not simple or not tensors or not all(x.is_cuda for x in tensors) or not self.possible(tensors):
+            return type(self.network).forward(self.network, *args, **kwargs)
+        return self.replay(tensors, leaves, structure, others)
 
-    def possible(self, tensors: dict[str, Tensor]) -> bool:
+    def possible(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a call with these inputs may be replayed."""
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors.values(), *self.network.parameters())):
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors, *self.network.parameters())):
             return False
         if getattr(getattr(self.network, "time_embedding", None), "post_act", None) is not None:
             return False  # a frame rate that may be a Python number
-        kind = tensors["sample"].device.type
+        kind = tensors[0].device.type
         if torch.is_autocast_enabled(kind) and any(p.dtype == torch.float32 for p in self.network.parameters()):
             return False  # autocast would cache its narrow copies of weights, which lie in the graph's memory
         # The network's own hooks run outside of its forward pass.
         inner = (module for name, module in self.network.named_modules() if name)
         return not any(m._forward_pre_hooks or m._forward_hooks for m in inner)
 
-    def replay(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Copy the inputs in, run the graph, copy the output out."""
+    def replay(self, tensors: list[Tensor], leaves: list[Any], structure: Any, others: tuple[Any, ...]) -> Any:
+        """Copy the inputs in, run the graph, copy the output out.
+
+        Args:
+            tensors: The tensors among the leaves of the arguments.
+            leaves: All of them.
+            structure: Turns leaves into arguments.
+            others: Those that are no tensors.
+        """
         weights = tuple(p.data_ptr() for p in self.network.parameters())
-        kind = tensors["sample"].device.type
+        kind = tensors[0].device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        key = (*((name, x.shape, x.dtype) for name, x in tensors.items()), autocast, weights)
+        key = (*((x.shape, x.dtype) for x in tensors), structure, others, autocast, weights)
         if key not in self.recorded:
             self.recorded = {old: entry for old, entry in self.recorded.items() if old[-1] == key[-1]}
-            self.recorded[key] = self.record(tensors)
+            self.recorded[key] = self.record(tensors, leaves, structure)
         graph, inputs, output = self.recorded[key]
-        for name, x in tensors.items():
-            inputs[name].copy_(x)
+        for own, x in zip(inputs, tensors, strict=True):
+            own.copy_(x)
         graph.replay()
-        return output.clone()
+        return tuple(x.clone() if isinstance(x, Tensor) else x for x in output)
 
-    def record(self, tensors: dict[str, Tensor]) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor]:
+    def record(
+        self, tensors: list[Tensor], leaves: list[Any], structure: Any
+    ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], list[Any]]:
         """Warm up on copies of the inputs, then record."""
-        inputs = {name: x.detach().clone() for name, x in tensors.items()}
-        run = functools.partial(type(self.network).forward, self.network, **inputs, return_dict=False)
+        inputs = [x.detach().clone() for x in tensors]
+        own = iter(inputs)
+        args, kwargs = tree_unflatten([next(own) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+        run = functools.partial(type(self.network).forward, self.network, *args, **kwargs)
         with torch.no_grad():
             warm_up(run)
-            graph, (output,) = captured(run, self.pool)
+            graph, output = captured(run, self.pool)
         self.pool = graph.pool()
-        return graph, inputs, output
+        return graph, inputs, list(output)

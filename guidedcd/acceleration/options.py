@@ -6,10 +6,13 @@ also replays CUDA graphs; `blocks` and `blocks-tuned` also compile, on GPUs only
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import attrs
 import torch
 from torch import nn
 
+from guidedcd.acceleration.blocks import repeated_blocks
 from guidedcd.errors import GuidedCDError
 
 CHOICES = ("auto", "no", "layers", "graphs", "blocks")
@@ -22,6 +25,7 @@ class Paths:
 
     compile: str | None = None
     graphs: bool = False
+    repeated: tuple[str, ...] = ()
 
 
 def check(option: str) -> None:
@@ -41,21 +45,24 @@ def resolved(option: str, device_type: str) -> str:
     return "layers" if device_type == "cuda" else "no"
 
 
-def choose(option: str, network: nn.Module) -> Paths | None:
+def choose(option: str, network: nn.Module, repeated: Collection[str] = ()) -> Paths | None:
     """The faster paths that the option selects for a network on its device; None keeps the stock paths.
 
     Args:
         option: A value of `fast`.
-        network: Only a `UNet3DConditionModel` and an `AutoencoderKL` have faster paths; the latter is never compiled.
+        network: A `UNet3DConditionModel`, a transformer of repeated blocks, or an `AutoencoderKL`, which is never
+            compiled; others have no faster paths.
+        repeated: Names of the classes of a transformer's blocks; by default those that diffusers names.
     """
     kind, device_type = type(network).__name__, next(network.parameters()).device.type
     option = resolved(option, device_type)
-    if kind not in ("UNet3DConditionModel", "AutoencoderKL") or option == "no":
+    repeated = repeated_blocks(network, repeated)
+    if option == "no" or (kind not in ("UNet3DConditionModel", "AutoencoderKL") and not repeated):
         return None
     if kind == "AutoencoderKL":
         return Paths()
     compile = option if device_type == "cuda" and option.startswith("blocks") else None
-    return Paths(compile=compile, graphs=option == "graphs")
+    return Paths(compile=compile, graphs=option == "graphs", repeated=repeated)
 
 
 def replays(option: str) -> bool:

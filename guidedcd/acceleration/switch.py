@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 
-from guidedcd.acceleration import attention, layers
+from guidedcd.acceleration import attention, blocks, layers
 from guidedcd.acceleration.cuda_graphs import Replay
 
 MODES = {None: None, "blocks": "default", "blocks-tuned": "max-autotune-no-cudagraphs"}
@@ -46,6 +47,8 @@ def compiled(function: Callable[..., Tensor], mode: str) -> Callable[..., Tensor
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 128)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 2048)
+    config.optimize_ddp = False  # it would split a layer at the buckets of DDP, which overlap from layer to layer
+    functorch.donated_buffer = False  # several energies take their gradients through one pass
     return torch.compile(function, dynamic=False, mode=mode)
 
 
@@ -61,21 +64,26 @@ class FrameCounter:
         self.state.frames = (args[0] if args else kwargs["sample"]).shape[2]
 
 
-def speed_up(network: nn.Module, *, compile: str | None = None, graphs: bool = False) -> nn.Module:
-    """Switch a `UNet3DConditionModel` or an `AutoencoderKL` to the fast paths, in place; equal up to rounding.
+def speed_up(
+    network: nn.Module, *, compile: str | None = None, graphs: bool = False, repeated: Collection[str] = ()
+) -> nn.Module:
+    """Switch a denoiser or an `AutoencoderKL` to the fast paths, in place; equal up to rounding.
 
-    Activations and convolution weights become channels-last, temporal convolutions two-dimensional, keys and values of
-    a prompt are computed once per video, norms and activations are fused on GPUs. It works in training, with gradient
-    checkpointing, adapters, and hooks on temporal attentions; a deep copy is fast too. Call it before adapters are
-    added, on the whole network. Layers that differ from the stock network's keep their own forward pass.
+    Of a transformer, the repeated blocks take the fastest attention kernel of their size, and may be compiled, once for
+    all of them. Of a `UNet3DConditionModel` and an `AutoencoderKL`, activations and convolution weights become
+    channels-last, temporal convolutions two-dimensional, keys and values of a prompt are computed once per video, norms
+    and activations are fused on GPUs. It works in training, with gradient checkpointing, adapters, and hooks on
+    temporal attentions; a deep copy is fast too. Call it before adapters are added, on the whole network. Layers that
+    differ from the stock network's keep their own forward pass.
 
     Args:
         network: Any configuration and dtype.
         compile: None compiles nothing. "blocks" compiles one function per kind and size of layer, which takes tens of
             seconds at the first call of each kind (with and without gradient). "blocks-tuned" also tries several
             kernels for every matrix product, which takes minutes.
-        graphs: Record a CUDA graph for each input size and replay it, for passes of a `UNet3DConditionModel` without
-            gradient. Each graph occupies memory.
+        graphs: Record a CUDA graph for each input size and replay it, for passes of a denoiser without gradient. Each
+            graph occupies memory.
+        repeated: Names of the classes of a transformer's repeated blocks; by default those that diffusers names.
 
     Returns:
         `network`.
@@ -86,12 +94,14 @@ def speed_up(network: nn.Module, *, compile: str | None = None, graphs: bool = F
     if compile not in MODES:
         raise ValueError(f"compile must be one of {', '.join(str(mode) for mode in MODES)}: {compile!r}")
     restore(network)
-    state = State(compile)
+    state, repeated = State(compile), blocks.repeated_blocks(network, repeated)
     for name, module in network.named_modules():
-        forward = _path(name, module)
+        forward = _path(name, module, repeated)
         if forward is not None:
             setattr(module, SLOT, state)
             module.forward = types.MethodType(forward, module)
+        if repeated:
+            continue
         if isinstance(module, nn.Conv3d):
             _set_layout(module, torch.channels_last_3d)
         elif isinstance(module, nn.Conv2d):
@@ -110,6 +120,7 @@ def restore(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if SLOT in vars(module):
             delattr(module, SLOT)
+            vars(module).pop(blocks.RECOMPUTE, None)
             del module.forward
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             _set_layout(module, torch.contiguous_format)
@@ -131,8 +142,10 @@ def _set_layout(conv: nn.Conv2d | nn.Conv3d, layout: torch.memory_format) -> Non
     conv.weight.data = conv.weight.data.contiguous(memory_format=layout)
 
 
-def _path(name: str, module: nn.Module) -> Callable[..., Any] | None:
-    """The forward method for one module, or None where the stock one stays."""
+def _path(name: str, module: nn.Module, repeated: Collection[str]) -> Callable[..., Any] | None:
+    """The forward method for one module, or None where the stock one stays; of a transformer's `repeated` blocks."""
+    if repeated:
+        return _block if type(module).__name__ in repeated else None
     if name.rpartition(".")[2] == "conv_norm_out" and type(module) is nn.GroupNorm:
         return _norm
     if type(module) is Upsample2D and module.use_conv and not module.use_conv_transpose and module.name == "conv":
@@ -165,6 +178,10 @@ def _is_standard(transformer: Transformer2DModel | TransformerTemporalModel) -> 
 
 def _state(module: nn.Module) -> State:
     return getattr(module, SLOT)
+
+
+def _block(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return blocks.forward(_state(self), self, args, kwargs)
 
 
 def _norm(self: nn.Module, x: Tensor) -> Tensor:

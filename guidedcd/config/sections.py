@@ -96,8 +96,8 @@ class Preprocess:
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16")))
     """Precision of the network: bf16 for GPUs; latents, tables and the grid's arithmetic stay float32."""
     fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "blocks", "blocks-tuned")))
-    """Faster paths through a 3D UNet: layers are exact; blocks are also compiled; blocks-tuned is also tuned, which
-    takes minutes. auto is layers on GPUs, else no."""
+    """Faster paths through a 3D UNet or a transformer: layers are exact; blocks are also compiled; blocks-tuned is also
+    tuned, which takes minutes. auto is layers on GPUs, else no."""
     recompute: str = attrs.field(default="nothing", validator=in_(("nothing", "cheap", "most")))
     """Activations that are recomputed for energy gradients: cheap needs a third of the memory and takes a third of a
     forward pass longer."""
@@ -171,7 +171,7 @@ class ActivationCheckpointConfig:
 
     layers: str = attrs.field(default="none", validator=in_(("none", "all", "most", "temporal")))
     """Layers of the student that are recomputed: none; all, for about a third more time; most, which is all but the
-    residual blocks; or only the temporal ones."""
+    residual blocks; or only the temporal ones. Of a transformer, most and temporal are all but the fused attention."""
     decoder: bool | None = None
     """Recompute frames decoded for rewards one by one; by default only where `layers` is all."""
 
@@ -240,9 +240,9 @@ class Train:
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))
     """Precision of the networks: bf16 keeps float32 masters in the optimiser; fp16 autocasts and scales the loss."""
     fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks", "blocks-tuned")))
-    """Faster paths through a 3D UNet: layers are exact; with graphs, passes without gradient and rewards are also
-    replayed as CUDA graphs, which need some memory; blocks are layers that are also compiled; blocks-tuned is also
-    tuned, which takes minutes. auto is layers on GPUs, else no."""
+    """Faster paths through a 3D UNet or a transformer: layers are exact; with graphs, passes without gradient and
+    rewards are also replayed as CUDA graphs, which need some memory; blocks are layers that are also compiled;
+    blocks-tuned is also tuned, which takes minutes. auto is layers on GPUs, else no."""
     loss: str = attrs.field(default="huber", validator=in_(("huber", "l2")))
     """Distance of the consistency loss: pseudo-Huber or squared."""
     huber_c: float = attrs.field(default=0.001, validator=gt(0))

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
+import attrs
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -260,10 +261,10 @@ def _accelerate(teacher: Teacher, fast: str, dtype: torch.dtype | None) -> None:
     vae = getattr(teacher, "vae", None)
     if isinstance(vae, nn.Module) and dtype is not None:
         nn.Module.to(vae, dtype)
-    paths = choose(fast, teacher.network)
+    paths = choose(fast, teacher.network, getattr(teacher, "blocks", ()))
     if paths is None or is_fast(teacher.network):
         return
-    speed_up(teacher.network, compile=paths.compile, graphs=paths.graphs)
+    speed_up(teacher.network, **attrs.asdict(paths))
     if isinstance(vae, nn.Module) and type(vae).__name__ == "AutoencoderKL":
         speed_up(vae)
     # cudnn tries all algorithms of a convolution first, whose results may differ from run to run.

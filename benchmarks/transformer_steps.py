@@ -1,0 +1,94 @@
+"""Training steps of `video_transformers.py`, by the trainer's own objects, in one process or several."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+import transformer_networks as wan
+from harness import Recorder
+from training_steps import time_step
+
+from guidedcd.config.sections import ActivationCheckpointConfig, ParallelConfig, Student, Train
+from guidedcd.plugins.configs import RewardConfig
+from guidedcd.rewards.scorer import RewardScorer
+from guidedcd.training.distributed import accelerator_for
+from guidedcd.training.step import TrainStep
+
+FULL, LORA = {"ema": 0.99}, {"kind": "lora", "rank": 64}
+STEPS: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {
+    "cd, small": ("small", "none", (), FULL),
+    "cd, small, recomputed": ("small", "most", (), FULL),
+    "lora, large": ("large", "most", (), LORA),
+    "lora, large, all recomputed": ("large", "all", (), LORA),
+}
+"""By name: size, recomputed layers, rewards, options of the student."""
+
+
+def reward_configs() -> dict[str, RewardConfig]:
+    """The paper's weights of its rewards."""
+    from guidedcd_clip import CLIPConfig
+    from guidedcd_hps import HPSConfig
+
+    return {"hps": HPSConfig(weight=0.2, frames=2), "clip": CLIPConfig(weight=0.2, frames=2)}
+
+
+def build_step(
+    name: str, options: argparse.Namespace, parallel: str = "ddp", batch_size: int = 1
+) -> tuple[TrainStep, str]:
+    """The trainer's own step for a row WHAT/FAST, and how much it recomputes."""
+    what, _, fast = name.partition("/")
+    size, layers, rewards, student = STEPS[what]
+    # The stock network of a trainer recomputes whole blocks.
+    layers = "all" if fast == "no" and layers != "none" else layers
+    settings = Train(
+        batch_size=batch_size,
+        precision="bf16",
+        fast=fast,
+        parallel=ParallelConfig(mode=parallel),
+        activation_checkpoint=ActivationCheckpointConfig(layers=layers),
+        log_every=1000,
+    )
+    run = wan.run_of(settings, Student(**student), rewards={n: c for n, c in reward_configs().items() if n in rewards})
+    accelerator = accelerator_for(run, torch.device(options.device))
+    device = accelerator.device if accelerator.num_processes > 1 else torch.device(options.device)
+    torch.backends.cudnn.benchmark = False  # fast paths turn it on
+    teacher = wan.teacher(device, torch.float32, size, options.tiny, decoder=torch.bfloat16)
+    modules = {reward: (wan.reward(reward, device, options.tiny), run.rewards[reward]) for reward in rewards}
+    scorer = RewardScorer(modules, teacher, low_memory=settings.activation_checkpoint.recomputes_decoder)
+    batches = wan.RandomBatches(batch_size, teacher.geometry.latent_shape, rewards, options.tiny)
+    return TrainStep(run, teacher, accelerator, rewards=scorer, batches=batches), layers
+
+
+def measure_step(recorder: Recorder, name: str, options: argparse.Namespace) -> None:
+    """Seconds and memory of a training step."""
+    step, layers = build_step(name, options)
+    timing, metrics = time_step(step, options)
+    numbers = {key: metrics[key] for key in ("loss", "cd_loss", "grad_norm")}
+    recorder.add(name, timing.values(), recomputed=layers, all_seconds=timing.seconds, **numbers)
+
+
+def measure_process(rank: int, world: int, name: str, options: argparse.Namespace, port: int, out: str) -> None:
+    """In one process of several: time a step on this process's own samples; the first process writes the timing."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NCCL_NVLS_ENABLE": "0"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    if options.device.startswith("cuda"):
+        options.device = f"cuda:{rank}"
+        torch.cuda.set_device(rank)
+    else:
+        torch.set_num_threads(1)
+    mode = "fsdp" if name.startswith("parallel-fsdp") else "ddp"
+    step, _ = build_step(f"cd, small/{options.fast}", options, mode, options.batch)
+    batches = step.batches
+    step.batches = lambda number: batches(number * world + rank)
+    timing, _ = time_step(step, options)
+    if rank == 0:
+        Path(out).write_text(json.dumps(attrs.asdict(timing, filter=attrs.filters.exclude("first_output"))))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
