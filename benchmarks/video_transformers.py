@@ -4,7 +4,7 @@
     python benchmarks/video_transformers.py --processes 2 --only parallel        # two GPUs against one of them
     python benchmarks/video_transformers.py --tiny                               # a CPU, tiny networks
 
-Rows are named WHAT, SIZE/FAST, where FAST is a value of --train.fast: `no` is stock diffusers, `layers` chooses the
+Rows are named WHAT SIZE/FAST, where FAST is a value of --train.fast: `no` is stock diffusers, `layers` chooses the
 attention kernel, `blocks` also compiles the repeated block. `small` videos have 33 frames of 256x448 pixels, `large`
 ones 81 of 480x832. Compiling takes most of the time, so that the rows that share a compiled block are neighbours.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 import transformer_networks as wan
 from harness import Recorder, time_calls
 from training_parallel import spawn
-from transformer_steps import STEPS, measure_process, measure_step
+from transformer_steps import measure_process, measure_step
 
 from guidedcd.acceleration.apply import accelerated
 from guidedcd.acceleration.garbage import settled
@@ -35,9 +34,24 @@ from guidedcd.preprocessing import shard_files
 from guidedcd.preprocessing.shard_builder import ShardBuilder
 
 FORWARD = (("small", 1), ("small", 4), ("large", 1))
+"""Sizes and batches of forward passes."""
+ORDER = (
+    *(f"forward {size} batch {batch}/{fast}" for size, batch in FORWARD for fast in ("no", "layers", "blocks")),
+    *("cd small/no", "cd small/blocks", "lora large/no", "lora large/blocks"),
+    *("preprocess small/no", "preprocess small/blocks", "loading", "lora large all recomputed/blocks"),
+    *("forward small batch 1/graphs", "cd small recomputed/no", "cd small recomputed/blocks"),
+)
+"""What is measured without --only, the most important first, rows that share a compiled block together."""
 PAGE = 4096
 """Bytes of memory that are read at once."""
 PARALLEL = ("parallel-ddp", "parallel-fsdp")
+
+
+def calls(size: str, options: argparse.Namespace) -> dict[str, int]:
+    """Measured and other calls of a row; of large videos fewer."""
+    if size == "small":
+        return {"repeats": options.repeats, "warm_up": options.warm_up}
+    return {"repeats": min(options.repeats, 5), "warm_up": min(options.warm_up, 2)}
 
 
 class ForwardPasses:
@@ -53,7 +67,7 @@ class ForwardPasses:
         """Milliseconds of a pass per sample, and the error against stock diffusers."""
         if self.network is None:
             self.network = wan.network(self.options.device, self.dtype, self.options.tiny)
-        name = f"forward, {size}, batch {batch}"
+        name = f"forward {size} batch {batch}"
         inputs = wan.inputs(batch, size, self.options.device, self.dtype, self.options.tiny)
         paths = choose(fast, self.network)
         torch.backends.cudnn.benchmark = paths is not None
@@ -66,7 +80,7 @@ class ForwardPasses:
         def call() -> torch.Tensor:
             return self.network(**inputs, return_dict=False)[0]
 
-        timing = time_calls(call, self.options.device, repeats=self.options.repeats, warm_up=self.options.warm_up)
+        timing = time_calls(call, self.options.device, **calls(size, self.options))
         output = timing.first_output.float().cpu()
         self.stock.setdefault(name, output)
         errors = harness.relative_errors(output, self.stock[name])
@@ -78,8 +92,9 @@ class ForwardPasses:
             profile(call, name)
 
 
-def measure_preprocessing(recorder: Recorder, fast: str, options: argparse.Namespace) -> None:
+def measure_preprocessing(recorder: Recorder, name: str, options: argparse.Namespace) -> None:
     """Samples of a run with an energy of the output per hour: one draw for each video, a whole shard with its file."""
+    fast = name.partition("/")[2]
     dtype = torch.float32 if options.tiny else torch.bfloat16
     teacher = wan.teacher(options.device, dtype, "small", options.tiny)
     batch, videos = (1, 2) if options.tiny else (4, 32)
@@ -102,7 +117,7 @@ def measure_preprocessing(recorder: Recorder, fast: str, options: argparse.Names
         parts = time_calls(encode, options.device, repeats=3, warm_up=1)
         timing = time_calls(shard, options.device, repeats=min(options.repeats, 3), warm_up=1)
     values = {"samples_per_hour": 3600 * videos / timing.median, **timing.values(per=videos)}
-    recorder.add(f"preprocess, small/{fast}", values, videos=videos, encode_s=parts.median / batch)
+    recorder.add(name, values, videos=videos, encode_s=parts.median / batch)
 
 
 def measure_loading(recorder: Recorder, name: str, options: argparse.Namespace) -> None:
@@ -160,32 +175,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1, help="GPUs for the rows named parallel-*")
     parser.add_argument("--fast", default="blocks", help="--train.fast of the rows named parallel-*")
     parser.add_argument("--batch", type=int, default=2, help="samples per GPU of the rows named parallel-*")
-    parser.add_argument("--modes", default="no,layers,blocks", help="values of FAST")
     parser.add_argument("--profile", action="store_true", help="also print where the time of compiled passes goes")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    recorder, modes = Recorder(options, "video_transformers"), options.modes.split(",")
+    recorder = Recorder(options, "video_transformers")
     passes = ForwardPasses(options, recorder)
-    measures: dict[str, Any] = {}
-    for size, batch in FORWARD:
-        for fast in modes:
-            measures[f"forward, {size}, batch {batch}/{fast}"] = functools.partial(passes.measure, size, batch, fast)
-    for fast in [mode for mode in modes if mode != "layers"]:
-        measures[f"preprocess, small/{fast}"] = functools.partial(measure_preprocessing, recorder, fast, options)
-    for what in STEPS:
-        for fast in [mode for mode in modes if mode != "layers"]:
-            row = f"{what}/{fast}"
-            measures[row] = functools.partial(measure_step, recorder, row, options)
-    measures["loading"] = functools.partial(measure_loading, recorder, "loading", options)
     began = time.perf_counter()
     parallel = [name for name in PARALLEL if harness.selected(f"{name}/{options.fast}", options.only)]
     if options.processes > 1 and parallel:
         measure_parallel(recorder, options, parallel)
-    for row, measure in measures.items():
-        if harness.selected(row, options.only):
-            if not row.startswith("forward"):
-                passes.network = None
-            recorder.attempt(row, measure)
+    for row in ORDER:
+        if not harness.selected(row, options.only):
+            continue
+        what, _, fast = row.partition("/")
+        if what.startswith("forward"):
+            _, size, _, batch = what.split()
+            measure = functools.partial(passes.measure, size, int(batch), fast)
+        else:
+            passes.network = None
+            kinds = {"preprocess": measure_preprocessing, "loading": measure_loading}
+            measure = functools.partial(kinds.get(what.split()[0], measure_step), recorder, row, options)
+        recorder.attempt(row, measure)
     print(f"done after {time.perf_counter() - began:.0f} s", flush=True)
 
 

@@ -92,7 +92,10 @@ def test_a_misspelt_option_is_corrected():
 def test_optional_names_are_those_of_the_protocols():
     """Attributes and methods of a Protocol both count."""
     assert names("metric") == ("titles", "better", "headline", "headlines", "applies", "features", "across")
-    assert {"prompts", "arch", "fps", "fps_weights"} <= set(names("teacher")) and names("dataset") == ("encoded", "fingerprint")
+    assert {"prompts", "arch", "fps", "fps_weights"} <= set(names("teacher")) and names("dataset") == (
+        "encoded",
+        "fingerprint",
+    )
     assert names("text encoder") == ("save_tokenizer",)
 
 
