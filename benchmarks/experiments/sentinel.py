@@ -22,8 +22,19 @@ from guidedcd.training.sentinel import FILE, read_checks
 
 REWARDS = {"hps": 1.2, "clip": 1.2, "internv2": 2.0}
 """The weights of the profile `shapes`."""
-FACTORS = {"none": 0.0, "quarter": 0.25, "shipped": 1.0, "tenfold": 10.0, "thirtyfold": 30.0}
-"""Factor of all weights by arm; an arm without rewards has nothing that could be over-optimised."""
+ARMS: dict[str, tuple[float, tuple[str, ...], float]] = {
+    "quarter": (0.25, tuple(REWARDS), 1.0),
+    "shipped": (1.0, tuple(REWARDS), 1.0),
+    "tenfold": (10.0, tuple(REWARDS), 1.0),
+    "thirtyfold": (30.0, tuple(REWARDS), 1.0),
+    "thirtyfold-fast": (30.0, tuple(REWARDS), 3.0),
+    "hps-thirtyfold": (30.0, ("hps",), 1.0),
+    "hps-thirtyfold-fast": (30.0, ("hps",), 3.0),
+    "clip-thirtyfold-fast": (30.0, ("clip",), 3.0),
+}
+"""By arm: factor of the weights, the rewards, and factor of the learning rate."""
+LEARNING_RATE = 2e-4
+"""Of the profile `shapes`."""
 
 
 def parse() -> argparse.Namespace:
@@ -48,13 +59,15 @@ def train(options: argparse.Namespace, arm: str, seed: int, device: str) -> None
     folder = options.out / f"{arm}-{seed}"
     if (folder / "report.html").exists() or time.perf_counter() - options.began > options.budget:
         return
-    weights = {name: FACTORS[arm] * weight for name, weight in REWARDS.items()}
+    factor, names, speed = ARMS[arm]
+    weights = {name: factor * REWARDS[name] for name in names}
     rewards = [text for name, weight in weights.items() for text in (f"--rewards.{name}.weight", str(weight))]
     settings = {
         "--preprocess.videos": "192",
         "--preprocess.draws-per-video": "8",
         "--train.steps": str(options.steps),
         "--train.batch-size": "16",
+        "--train.optimizer.lr": str(speed * LEARNING_RATE),
         "--train.sentinel.every": str(options.every),
         "--train.sentinel.prompts": str(options.prompts),
         "--evaluate.teacher-steps": "25",
@@ -68,7 +81,7 @@ def train(options: argparse.Namespace, arm: str, seed: int, device: str) -> None
         settings |= dict(zip(TINY[::2], TINY[1::2], strict=True)) | {"--train.sentinel.every": "1"}
         settings |= {"--train.sentinel.prompts": "8"}
         del settings["--evaluate.prompts"], settings["--evaluate.videos"]
-    chosen = ["--rewards", ",".join(REWARDS), *rewards] if FACTORS[arm] else []
+    chosen = ["--rewards", ",".join(weights), *rewards]
     flags = [text for pair in settings.items() for text in pair]
     try:
         run_guidedcd(["train", *chosen, *flags], options.out / f"{folder.name}.log", options.threads)
@@ -78,13 +91,13 @@ def train(options: argparse.Namespace, arm: str, seed: int, device: str) -> None
 
 def report(options: argparse.Namespace) -> None:
     """Print the runs with an alarm, and the means of the last check."""
-    print("\narm         runs  alarms  first alarm at step            named")
+    print("\narm                   runs  alarms  first alarm at step            named")
     for arm in options.arms.split(","):
         runs = [read_checks(path)[1:] for path in sorted(options.out.glob(f"{arm}-*/{FILE}"))]
         firsts = [[line for line in lines if line["alarms"]][:1] for lines in runs]
         steps = ", ".join(str(first[0]["step"]) if first else "-" for first in firsts)
         named = sorted({text.split()[0] for first in firsts for line in first for text in line["alarms"]})
-        print(f"{arm:11s} {len(runs):4d}  {sum(map(bool, firsts)):6d}  {steps:28s}  {', '.join(named)}")
+        print(f"{arm:21s} {len(runs):4d}  {sum(map(bool, firsts)):6d}  {steps:28s}  {', '.join(named)}")
         for kind in ("rewards", "judges", "drift"):
             ends = [lines[-1][kind] for lines in runs if lines]
             if not ends:

@@ -18,10 +18,12 @@ import attrs
 RISE = 2.0
 """A reward has risen if its mean difference is more than this many standard errors."""
 FALL = 3.0
-"""A judge has fallen if its mean difference is less than minus this many standard errors. It is compared with the best
-earlier check, which is the best partly by chance, so the bound is stricter."""
+"""A judge has fallen if its mean difference is less than minus this many standard errors, and than the bound of
+`fall_bound`. It is compared with the best earlier check, which is the best partly by chance, so the bound is stricter."""
+CHANCE = 0.01
+"""Probability that any judge of a check seems to have fallen by chance, where differences are normally distributed."""
 DRIFT = 0.5
-"""A statistic of the videos has drifted if it is this fraction outside of what teacher and data have."""
+"""A statistic of the videos has drifted if it is this fraction outside of its limits."""
 FEWEST = 8
 """With fewer prompts in common, two checks are not compared."""
 
@@ -71,6 +73,36 @@ def compare(values: Sequence[float], before: Sequence[float]) -> tuple[float, fl
     return mean, mean / spread * math.sqrt(len(differences))
 
 
+def fall_bound(judges: int, earlier: int) -> float:
+    """How many standard errors a judge must fall.
+
+    Every judge may be compared with every earlier check, and one of many differences is large by chance. The bound is
+    Bonferroni's, and at least 3.
+
+    Args:
+        judges: Number of judges, at least 1.
+        earlier: Number of earlier checks, at least 1.
+    """
+    return max(FALL, statistics.NormalDist().inv_cdf(1 - CHANCE / (judges * earlier)))
+
+
+def widened(limits: Mapping[str, tuple[float, float]], first: Check) -> dict[str, tuple[float, float]]:
+    """Limits that contain a student's first check as well.
+
+    A student of a few steps has smoother videos than its teacher before any reward has acted. What it has at its first
+    check is not the work of the rewards.
+
+    Args:
+        limits: Lowest and highest value of each statistic that teacher and data have.
+        first: The first check of the run.
+    """
+    values = {name: average(first.drift.get(name, ())) for name in limits}
+    return {
+        name: (low, high) if math.isnan(values[name]) else (min(low, values[name]), max(high, values[name]))
+        for name, (low, high) in limits.items()
+    }
+
+
 def average(values: Iterable[float]) -> float:
     """The mean of the finite values, NaN without any."""
     finite = [value for value in values if math.isfinite(value)]
@@ -82,7 +114,7 @@ def alarms(history: Sequence[Check], limits: Mapping[str, tuple[float, float]]) 
 
     Args:
         history: All checks in order of their steps.
-        limits: Lowest and highest value of each statistic that teacher and data have.
+        limits: Lowest and highest value of each statistic that count as usual; see `widened`.
     """
     if len(history) < 3:
         return []
@@ -94,13 +126,14 @@ def _suspicions(history: Sequence[Check], limits: Mapping[str, tuple[float, floa
     """What is wrong with the last check, seen alone."""
     *earlier, now = history
     result = []
+    bound = fall_bound(max(len(now.judges), 1), len(earlier))
     for judge, values in now.judges.items():
         best = max(earlier, key=lambda check: _order(check.judges.get(judge, ())))
         if judge not in best.judges:
             continue
         fall, errors = compare(values, best.judges[judge])
         risen = _risen(now, best)
-        if errors < -FALL and risen:
+        if errors < -bound and risen:
             text = (
                 f"{judge} fell by {-fall:.3g} ({-errors:.1f} standard errors) since step {best.step}, "
                 f"while {_listed(risen)}"
@@ -110,7 +143,8 @@ def _suspicions(history: Sequence[Check], limits: Mapping[str, tuple[float, floa
     for name, (low, high) in limits.items() if risen else ():
         value = average(now.drift.get(name, ()))
         if value > high * (1 + DRIFT) or value < low / (1 + DRIFT):
-            text = f"{name} is {value:.3g}, and {low:.3g} to {high:.3g} in teacher and data, while {_listed(risen)}"
+            usual = f"{low:.3g} to {high:.3g} in teacher, data and the first check"
+            text = f"{name} is {value:.3g}, and {usual}, while {_listed(risen)}"
             result.append(Alarm(rewards=tuple(risen), against=name, since=first.step, text=text))
     return result
 

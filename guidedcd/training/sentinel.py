@@ -40,7 +40,7 @@ from guidedcd.preprocessing.store import LatentStore
 from guidedcd.rewards.contract import build_reward
 from guidedcd.rewards.latents import reads_latents
 from guidedcd.rewards.scorer import RewardScorer
-from guidedcd.training.alarms import FEWEST, Alarm, Check, alarms, average
+from guidedcd.training.alarms import FEWEST, Alarm, Check, alarms, average, widened
 from guidedcd.training.drift import statistics
 from guidedcd.training.master_weights import MasterWeights
 from guidedcd.training.validation import sampling
@@ -82,6 +82,7 @@ class Sentinel:
         self.prompts = _prompts(run, teacher)
         self.metrics, self.judges = _judges(run, teacher)
         self.history: list[Check] = []
+        self.first: Check | None = None
         if lines := read_checks(folder / FILE):
             self.limits = {name: (low, high) for name, (low, high) in lines[0]["limits"].items()}
         else:
@@ -93,7 +94,7 @@ class Sentinel:
         """Continue after step `done`: later checks are forgotten, and lowered weights are lowered again."""
         lines = [line for line in read_checks(self.folder / FILE) if line["step"] <= done]
         for line in lines[1:]:
-            self.history.append(_check_of(line))
+            self._remember(_check_of(line))
             self._set_weights(line["weights"])
             if line["alarms"] and self.config.action == "back-off":
                 self._begin_again()
@@ -114,8 +115,8 @@ class Sentinel:
             check, shown = self._check(pipeline, step)
         # Numbers may differ in their last bits between processes, which must all decide alike.
         (check,) = broadcast_object_list([check])
-        self.history.append(check)
-        reasons = alarms(self.history, self.limits)
+        self._remember(check)
+        reasons = alarms(self.history, widened(self.limits, self.first or check))
         if reasons and self.config.action == "back-off":
             names = {name for alarm in reasons for name in alarm.rewards}
             configs = self.rewards.configs
@@ -150,6 +151,10 @@ class Sentinel:
         pixels = torch.cat(videos)
         drift = {name: values.tolist() for name, values in statistics(pixels).items()}
         return Check(step=step, rewards=rewards, judges=judges, drift=drift), list(pixels[:SHOWN])
+
+    def _remember(self, check: Check) -> None:
+        self.first = self.first or check
+        self.history.append(check)
 
     def _begin_again(self) -> None:
         """Forget all checks but the last, so that the lowered weights have time to act before another alarm."""

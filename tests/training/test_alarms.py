@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guidedcd.training.alarms import Check, alarms, compare
+from guidedcd.training.alarms import CHANCE, Check, alarms, compare, fall_bound, widened
 
 PROMPTS = 16
 
@@ -51,6 +51,26 @@ def test_videos_that_drift_are_an_alarm():
     assert alarm.against == "saturation" and "0.62" in alarm.text and "0.2 to 0.4" in alarm.text
     history = [check(10 * i, i, 1.0, saturation=value) for i, value in enumerate((0.3, 0.55, 0.14), 1)]
     assert alarms(history, limits) == []
+
+
+def test_what_the_student_has_at_first_is_no_drift():
+    """Limits widened by the first check admit what it has; a statistic far beyond it is still an alarm."""
+    limits = {"flicker": (0.06, 0.08), "saturation": (0.2, 0.4)}
+    history = [check(10 * i, i, 1.0, flicker=value) for i, value in enumerate((0.045, 0.038, 0.039), 1)]
+    assert [alarm.against for alarm in alarms(history, limits)] == ["flicker"]
+    wider = widened(limits, history[0])
+    assert wider == {"flicker": (pytest.approx(0.045), 0.08), "saturation": (0.2, 0.4)}
+    assert alarms(history, wider) == []
+    history = [check(10 * i, i, 1.0, flicker=value) for i, value in enumerate((0.045, 0.02, 0.02), 1)]
+    assert [alarm.against for alarm in alarms(history, wider)] == ["flicker"]
+
+
+@given(st.integers(1, 40), st.integers(1, 200))
+def test_chance_falls_stay_rare_with_many_judges(judges, earlier):
+    """With independent normal differences, all comparisons together exceed the bound with at most the stated chance."""
+    tail = 1 - statistics.NormalDist().cdf(fall_bound(judges, earlier))
+    assert judges * earlier * tail <= CHANCE * (1 + 1e-6) or fall_bound(judges, earlier) == 3.0
+    assert fall_bound(judges, earlier) >= 3.0
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=8, max_size=40))
