@@ -41,7 +41,9 @@ class Seen:
     captions: Sequence[str] = ()
     """Captions of the samples (B)."""
     records: Mapping[str, Mapping[str, Tensor]] = attrs.field(factory=dict)
-    """Attention (B, N, F, F) by need (e.g. "temporal-attention:official") and by layer name; rows sum to 1."""
+    """What the network recorded, by need. Of "temporal-attention:LAYERS", attention (B, N, F, F) by layer name, whose
+    rows sum to 1. Of "self-attention:BLOCK", "queries" and "keys" (B, N, F, h, w, D) of a block's video tokens, after
+    norms and rotary embedding: N heads of width D, a grid of F x h x w tokens."""
     decoder: Callable[[Tensor, Sequence[int] | None], Tensor] | None = None
     """Turns latents into pixels; called by `decode`."""
     frames: int | None = None

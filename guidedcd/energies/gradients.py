@@ -32,8 +32,9 @@ Reference = Any
 class Energy(Protocol):
     """A scalar function of what a network predicts and of a reference.
 
-    Its attribute `needs`, a tuple such as ("temporal-attention:official",), names the activations to record. An energy
-    without it reads none. `guidedcd.plugins.optional.OptionalEnergy` lists the other attributes that it may have.
+    Its attribute `needs`, a tuple such as ("temporal-attention:official",) or ("self-attention:14",), names the
+    activations to record. An energy without it reads none. `guidedcd.plugins.optional.OptionalEnergy` lists the other
+    attributes that it may have.
     """
 
     def __call__(self, seen: Seen, reference: Reference) -> Tensor:
@@ -68,12 +69,17 @@ def kept(energy: Energy, reference: Seen) -> Reference:
     return reference if keep is None else keep(reference)
 
 
+def _read_records_only(energies: Iterable[Energy]) -> bool:
+    """Whether energies read nothing of a pass but its records."""
+    return all(getattr(one, "records_only", False) for one in energies)
+
+
 def observed(
     teacher: Teacher, z: Tensor, t: Tensor, cond: Cond, energies: Sequence[Energy], captions: Sequence[str]
 ) -> Seen:
     """A forward pass for energies of which no gradient is taken; it ends at the last record if they read no more."""
     needs = needs_of(energies)
-    is_short = getattr(teacher, "tails", False) and all(getattr(one, "records_only", False) for one in energies)
+    is_short = getattr(teacher, "tails", False) and _read_records_only(energies)
     options: dict[str, Any] = {"tail": "none"} if is_short and needs else {}
     forward: Any = teacher.seen  # `options` of a teacher with `tails` go beyond the protocol
     return forward(z, t, cond, needs=needs, captions=captions, **options)
@@ -180,7 +186,8 @@ def energy_gradients(
     cond: Cond,
     terms: Sequence[EnergyTerm],
     captions: Sequence[str] = (),
-    **options: Any,
+    *,
+    recompute: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """The prediction at `z`, and each energy's gradient with respect to `z`, from one forward pass.
 
@@ -194,7 +201,8 @@ def energy_gradients(
         cond: Conditioning with first dimension B.
         terms: The energies with their references.
         captions: B texts that the energies receive.
-        options: `tail` and `recompute` of a teacher that has them, see `LatentTeacher.seen`.
+        recompute: As that of `LatentTeacher.seen`, for a teacher with `tails`. With such a teacher, and energies that
+            read records only, the layers behind the last record have no gradient.
 
     Returns:
         (prediction like `z`, one gradient like `z` per term), both without a gradient of their own.
@@ -205,6 +213,10 @@ def energy_gradients(
     """
     needs = needs_of(term.energy for term in terms)
     gradients: list[Tensor] = []
+    options: dict[str, Any] = {}
+    if getattr(teacher, "tails", False):
+        is_short = _read_records_only(term.energy for term in terms)
+        options = {"tail": "detached" if is_short else "whole", "recompute": recompute}
     forward: Any = teacher.seen  # `options` of a teacher with `tails` go beyond the protocol
     with torch.enable_grad():
         z = z.detach().requires_grad_(True)
@@ -243,7 +255,6 @@ class EnergyGradients:
             if not is_reference_free(self.energies[name])
         }
         """By energy with a reference, its kind."""
-        self.tails: bool = getattr(teacher, "tails", False)
 
     def subset(self, names: Collection[str]) -> EnergyGradients:
         """The gradients of some of the energies, which are not built again."""
@@ -281,10 +292,6 @@ class EnergyGradients:
             GuidedCDError: A gradient is not finite.
         """
         kept = self._references(references, cond, captions, batch_size)
-        options: dict[str, Any] = {}
-        if self.tails:
-            options = {"tail": "detached" if self._records_only(self.energies) else "whole"}
-            options["recompute"] = self.recompute != "nothing"
         for group, start in enumerate(range(0, len(z), batch_size)):
             rows = slice(start, start + batch_size)
             terms = [
@@ -299,7 +306,7 @@ class EnergyGradients:
             own = {key: value[rows] for key, value in cond.items()}
             with self._recomputing():
                 output, gradients = energy_gradients(
-                    self.teacher, z[rows], t[rows], own, terms, captions[rows], **options
+                    self.teacher, z[rows], t[rows], own, terms, captions[rows], recompute=self.recompute != "nothing"
                 )
             by_name = zip(self.energies, gradients, strict=True)
             yield start, output.float(), {name: gradient.float() for name, gradient in by_name}
@@ -328,6 +335,3 @@ class EnergyGradients:
         network = self.teacher.network
         temporal, recorded = temporal_layers(network).values(), recorded_layers(network, self.needs)
         return recomputing(network, self.recompute, temporal=temporal, keep=recorded)
-
-    def _records_only(self, names: Collection[str]) -> bool:
-        return self.tails and all(getattr(self.energies[name], "records_only", False) for name in names)

@@ -205,6 +205,7 @@ class _Measured:
     def __init__(self, term: EnergyTerm) -> None:
         self.energy: Energy = term.energy
         self.needs = needs_of([term.energy])
+        self.records_only: bool = getattr(term.energy, "records_only", False)
         self.term: EnergyTerm = attrs.evolve(term, energy=self)
         self.value = torch.empty(0)
 

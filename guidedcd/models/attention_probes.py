@@ -1,15 +1,13 @@
-"""Records of temporal attention: forward pre-hooks recompute softmax(q k^T) while a network runs.
+"""Records of temporal attention: softmax(q k^T) is computed again while a network runs.
 
-The rest of the forward pass after the last record (the tail) may be skipped, or run without gradient.
 Legend: B batch, P latent positions (h w), F frames, N = P * heads with the position outer and the head inner.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -17,10 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from guidedcd.errors import GuidedCDError
+from guidedcd.models import recording
 
 KIND = "temporal-attention"
-TAILS = ("whole", "detached", "none")
-"""How the tail of a forward pass runs."""
 _TEMPORAL = re.compile(r"(^transformer_in|(temp_attentions|motion_modules)\.\d+)\.transformer_blocks\.\d+\.attn[12]$")
 _SETS = {
     # The first temporal self-attention of every up block: nine modules in VideoCrafter2, as in the released code.
@@ -81,85 +78,53 @@ def recorded_layers(network: nn.Module, needs: Sequence[str]) -> set[nn.Module]:
     }
 
 
-class _Probe:
-    """A forward pre-hook that changes nothing and also takes tokens in the order of frames, see `takes_frames`."""
+class _TemporalAttention:
+    """The probe of attention over frames; its arguments are those of `record`."""
 
-    takes_frames = True
-    """Makes `guidedcd.acceleration.layers` keep its fast path and pass (B, F, P, C)."""
+    def __init__(self, batch: int, recompute: bool) -> None:
+        self.batch, self.recompute = batch, recompute
 
-    def __init__(self, hook: Callable[[Attention, tuple, dict], None]) -> None:
-        self.hook = hook
+    def layers(self, network: nn.Module, need: str) -> dict[str, Attention]:
+        """The temporal self-attentions that a need selects."""
+        kind, _, named = need.partition(":")
+        if kind != KIND:
+            raise GuidedCDError(
+                f"a UNet teacher cannot record '{need}'; it knows {KIND}:LAYERS. Its layers attend either within "
+                "frames or over frames, as the energy pta reads them."
+            )
+        return select_layers(network, named or "official")
 
-    def __call__(self, module: Attention, args: tuple, kwargs: dict) -> None:
-        """Call the hook."""
-        self.hook(module, args, kwargs)
+    def values(self, name: str, module: Attention, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+        """By the layer's name, its attention probabilities."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if self.recompute and torch.is_grad_enabled() and hidden.requires_grad:
+            return {
+                name: checkpoint(attention, module, hidden, self.batch, use_reentrant=False, preserve_rng_state=False)
+            }
+        return {name: attention(module, hidden, self.batch)}
 
 
-class _Complete(Exception):
-    """Ends the forward pass after the last record; `record` catches it."""
-
-
-@contextlib.contextmanager
 def record(
     network: nn.Module, needs: Sequence[str], batch: int, *, tail: str = "whole", recompute: bool = False
-) -> Iterator[dict[str, dict[str, Tensor]]]:
+) -> AbstractContextManager[dict[str, dict[str, Tensor]]]:
     """Record attention during the forward pass inside the block.
 
     Args:
         network: A UNet.
         needs: Strings "temporal-attention:LAYERS", see `select_layers`.
         batch: Batch size B of the forward pass.
-        tail: After the last record the pass continues ("whole"), continues without gradient ("detached"), or ends
-            together with the block ("none"). Without needs it always continues.
+        tail: How the rest of the pass runs after the last record, see `recording.record`.
         recompute: Recompute the probabilities for the gradient instead of saving their inputs.
 
     Raises:
         ValueError: `tail` is unknown.
         GuidedCDError: A need is unknown, or selects no layer.
 
-    Yields:
-        By need, by module name: attention probabilities (B, N, F, F), at least float32, rows sum to 1, with gradient
-        where the forward pass has one. Filled by the forward pass; with a whole tail a second pass overwrites.
+    Returns:
+        A context manager, which yields by need, by module name: attention probabilities (B, N, F, F), at least float32,
+        rows sum to 1, with gradient where the forward pass has one.
     """
-    if tail not in TAILS:
-        raise ValueError(f"tail must be one of {', '.join(TAILS)}: {tail!r}")
-    records: dict[str, dict[str, Tensor]] = {need: {} for need in needs}
-    layers: dict[str, Attention] = {}
-    needs_of: dict[str, list[str]] = {}
-    for need in records:
-        kind, _, named = need.partition(":")
-        if kind != KIND:
-            raise GuidedCDError(f"a UNet teacher cannot record '{need}'; it knows {KIND}:LAYERS.")
-        for name, module in select_layers(network, named or "official").items():
-            layers[name] = module
-            needs_of.setdefault(name, []).append(need)
-    waiting, graded = set(layers), torch.is_grad_enabled()
-
-    def hook(name: str, module: Attention, args: tuple, kwargs: dict) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        if recompute and torch.is_grad_enabled() and hidden.requires_grad:
-            maps = checkpoint(attention, module, hidden, batch, use_reentrant=False, preserve_rng_state=False)
-        else:
-            maps = attention(module, hidden, batch)
-        for need in needs_of[name]:
-            records[need][name] = maps
-        waiting.discard(name)
-        if not waiting and tail == "none":
-            raise _Complete
-        if not waiting and tail == "detached":
-            torch.set_grad_enabled(False)
-
-    handles = []
-    for name, module in layers.items():
-        handles.append(module.register_forward_pre_hook(_Probe(functools.partial(hook, name)), with_kwargs=True))
-    try:
-        with contextlib.suppress(_Complete):
-            yield records
-    finally:
-        if tail == "detached":
-            torch.set_grad_enabled(graded)
-        for handle in handles:
-            handle.remove()
+    return recording.record(network, needs, _TemporalAttention(batch, recompute), tail=tail)
 
 
 def attention(module: Attention, hidden: Tensor, batch: int) -> Tensor:

@@ -59,23 +59,27 @@ class CheckedComponent:
 
     @cached_property
     def teacher(self) -> Any:
-        """A tiny teacher, shared by the checks."""
-        from guidedcd.testing.tiny_teacher import tiny_teacher
-
-        return tiny_teacher()
+        """A tiny teacher, shared by the checks: one whose network records what an energy needs."""
+        return self._tiny_teacher()
 
     @cached_property
     def teacher64(self) -> Any:
         """The tiny teacher in float64."""
         import torch
 
-        from guidedcd.testing.tiny_teacher import tiny_teacher
-
-        return tiny_teacher().to("cpu", torch.float64)
+        return self._tiny_teacher().to("cpu", torch.float64)
 
     @cached_property
     def meta_teacher(self) -> Any:
         """The tiny teacher on the meta device, whose tensors have shapes only."""
+        return self._tiny_teacher().to("meta")
+
+    def _tiny_teacher(self) -> Any:
+        needs = getattr(self.built, "needs", ()) if self.component.kind == "energy" else ()
+        if any(str(need).startswith("self-attention") for need in needs):
+            from guidedcd.testing.tiny_transformer import tiny_transformer_teacher
+
+            return tiny_transformer_teacher()
         from guidedcd.testing.tiny_teacher import tiny_teacher
 
-        return tiny_teacher().to("meta")
+        return tiny_teacher()

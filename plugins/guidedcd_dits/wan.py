@@ -92,7 +92,7 @@ class WanTeacher(LoraTeacher, TransformerTeacher):
         if self.other is None or z.is_meta:
             return super().net(z, t, cond, timestep_cond, own)
         times = self.schedule.network_time(t).expand(z.shape[0])
-        others = (times >= self.boundary) != (self.expert == "high")
+        others = self._are_others(times)
         if not bool(others.any()):
             return super().net(z, t, cond, timestep_cond, own)
         learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in own.parameters())
@@ -102,6 +102,24 @@ class WanTeacher(LoraTeacher, TransformerTeacher):
         output = super().net(z, t, cond, timestep_cond, own)
         some = {name: value[others] for name, value in cond.items()}
         return output.index_put((others,), super().net(z[others], times[others].float(), some, None, self.other))
+
+    def network_at(self, t: Tensor) -> nn.Module:
+        """The expert that predicts at timesteps `t` (B,).
+
+        Raises:
+            GuidedCDError: They are at noise levels of both experts.
+        """
+        if self.other is None or t.is_meta:
+            return self.network
+        others = self._are_others(self.schedule.network_time(t))
+        if bool(others.all()):
+            return self.other
+        if bool(others.any()):
+            raise GuidedCDError(
+                "the timesteps of one pass are at noise levels of both experts, so that an energy of attention cannot "
+                "read one network. Draw those of one expert, with --preprocess.noise-range."
+            )
+        return self.network
 
     def predict(self, network: Any, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """The velocity, like `z`."""
@@ -119,6 +137,10 @@ class WanTeacher(LoraTeacher, TransformerTeacher):
     def sampler(self, steps: int) -> SchedulerSampler:
         """The scheduler of `WanPipeline` with `steps` steps."""
         return SchedulerSampler(self.scheduler, steps, self.device)
+
+    def _are_others(self, times: Tensor) -> Tensor:
+        """Whether the other expert predicts at each of the network's times (B,)."""
+        return (times >= self.boundary) != (self.expert == "high")
 
     def networks(self) -> dict[str, nn.Module]:
         """The other expert, if there is one."""

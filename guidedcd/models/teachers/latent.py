@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.diffusion.seen import Seen
+from guidedcd.errors import GuidedCDError
 from guidedcd.models import attention_probes
 from guidedcd.models.teachers.protocol import Cond
 
@@ -162,7 +164,7 @@ class LatentTeacher(nn.Module):
         tail: str = "whole",
         recompute: bool = False,
     ) -> Seen:
-        """One forward pass at `t` (B,), with `records` for each of `needs` ("temporal-attention:LAYERS").
+        """One forward pass at `t` (B,), with `records` for each of `needs` ("temporal-attention:LAYERS" for UNets).
 
         Args:
             z: Noisy latents (B, C, F, h, w).
@@ -173,11 +175,18 @@ class LatentTeacher(nn.Module):
             tail: The rest of the pass after the last record: "whole", "detached" (without gradient), or "none" (it is
                 not computed, and `output` is empty).
             recompute: Recompute the records for the gradient instead of saving their inputs.
+
+        Raises:
+            GuidedCDError: The network does not record a need, or the pass left it out.
         """
         t = t.expand(z.shape[0])
         output = z.new_empty(0)
-        with attention_probes.record(self.network, needs, batch=z.shape[0], tail=tail, recompute=recompute) as records:
+        with self.recording(z, t, needs, tail=tail, recompute=recompute) as records:
             output = self.net(z, t, cond)
+        if missing := [need for need in needs if not records[need]]:
+            raise GuidedCDError(
+                f"the forward pass of {type(self.network).__name__} did not run what '{missing[0]}' reads."
+            )
         alpha, sigma = self.schedule.alpha_sigma(t)
         return Seen(
             z=z,
@@ -191,6 +200,12 @@ class LatentTeacher(nn.Module):
             records=records,
             decoder=self.decode if self.vae is not None else None,
         )
+
+    def recording(
+        self, z: Tensor, t: Tensor, needs: Sequence[str], *, tail: str, recompute: bool
+    ) -> AbstractContextManager[dict[str, dict[str, Tensor]]]:
+        """A context in which a forward pass fills the records that it yields; the arguments are those of `seen`."""
+        return attention_probes.record(self.network, needs, batch=z.shape[0], tail=tail, recompute=recompute)
 
     def fingerprint(self) -> str:
         """SHA-256 of every weight as loaded, of the network's and VAE's configuration, schedule and geometry."""

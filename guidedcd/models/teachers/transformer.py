@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import attrs
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from guidedcd.acceleration.precision import cast, computing_dtype
-from guidedcd.diffusion.seen import Seen
 from guidedcd.errors import GuidedCDError
+from guidedcd.models import recording
+from guidedcd.models.self_attention_probes import SelfAttention, token_grid
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.models.teachers.protocol import Cond
 
@@ -23,13 +25,14 @@ class TransformerTeacher(LatentTeacher):
     `adapter_targets`.
     """
 
-    tails = False
     network: Any
     vae: Any
     time_embedding: str
     """Name of the module to whose output a student's guidance inputs are added."""
     blocks: Sequence[str] = ()
     """Names of the classes of the repeated blocks."""
+    self_attention: str = "attn1"
+    """Name of the self-attention in a block, whose queries and keys energies may read."""
     adapter_targets: str = r"(to_[qkv]|to_out\.0|net\.0\.proj|net\.2)$"
     """Regular expression of the layers that get adapters: attention and feed-forward, and no projection of time or
     text."""
@@ -123,26 +126,23 @@ class TransformerTeacher(LatentTeacher):
         network = self.network if network is None else network
         return self.predict(network, z.to(computing_dtype(network)), time, cond).to(z.dtype)
 
-    def seen(
-        self,
-        z: Tensor,
-        t: Tensor,
-        cond: Cond,
-        needs: Sequence[str] = (),
-        captions: Sequence[str] = (),
-        **tail: Any,
-    ) -> Seen:
-        """One forward pass at `t` (B,), as `LatentTeacher.seen`; no attention is recorded.
+    def recording(
+        self, z: Tensor, t: Tensor, needs: Sequence[str], *, tail: str, recompute: bool
+    ) -> AbstractContextManager[dict[str, dict[str, Tensor]]]:
+        """As `LatentTeacher.recording`, of queries and keys; with `recompute` nothing more is computed again.
 
-        Raises:
-            GuidedCDError: An energy needs a record.
+        Each need is "self-attention:BLOCK", or "self-attention" for the block at half the depth. Its record has
+        "queries" and "keys" (B, heads, frames, height, width, width of a head) of the video's tokens.
         """
-        if needs:
-            raise GuidedCDError(
-                f"a {type(self.network).__name__} records no '{needs[0]}': its attention joins space and time. Use an "
-                "energy of the output, such as x0-motion."
-            )
-        return super().seen(z, t, cond, captions=captions, **tail)
+        if not needs:
+            return nullcontext({})
+        network = self.network_at(t)
+        probe = SelfAttention(self.blocks, self.self_attention, token_grid(network.config, z.shape))
+        return recording.record(network, needs, probe, tail=tail)
+
+    def network_at(self, t: Tensor) -> Any:
+        """The network that predicts at timesteps `t` (B,)."""
+        return self.network
 
     def _encoded(self, pixels: Tensor) -> Tensor:
         """The posterior's mode (B, C, F', h, w) of pixels (B, 3, F, H, W) in [-1, 1]."""
