@@ -2,14 +2,15 @@
 
 `recomputing` serves gradients with respect to the input of a frozen UNet. Its weights need no gradient, so a
 convolution need not save its input; norms and activations are cheap to recompute; wide hidden layers and chains of
-small convolutions free much memory for little time. `checkpoint_layers` serves training. Values stay the same.
+small convolutions free much memory for little time. `light_gradients` does the same in other frozen networks, such as
+decoders of videos. `checkpoint_layers` serves training. Values stay the same.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,6 +83,71 @@ def recomputing(
                 module.forward = forward
 
 
+Activated = Mapping[str, tuple[Sequence[str], str]]
+"""By class of module, the names of its norms and the name of the activation that follows each of them."""
+
+
+@contextlib.contextmanager
+def light_gradients(network: nn.Module, activated: Activated, whole: Collection[str] = ()) -> Iterator[None]:
+    """Save fewer activations for the gradient of a frozen network's input; the backward pass may come later.
+
+    Convolutions save no input, and norms are computed again together with the activations that follow them.
+
+    Args:
+        network: Its frozen convolutions of any class are changed inside the block.
+        activated: Its norms that are followed by an activation at once.
+        whole: Names of classes of layers that are recomputed as a whole: norms without an activation, or blocks.
+    """
+    before: list[tuple[nn.Module, str]] = []
+
+    def change(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+        if name not in vars(module):  # an activation may serve several norms, and a faster path stays
+            before.append((module, name))
+            setattr(module, name, function)
+
+    for module in network.modules():
+        kind = type(module).__name__
+        if kind in whole:
+            rest = {name for name in whole if name != kind}
+            change(module, "forward", _again(_lightly(module, module.forward, activated, rest), draws=True))
+        if isinstance(module, nn.Conv2d | nn.Conv3d) and _is_frozen(module):
+            change(module, "_conv_forward", _frozen_operation(module))
+        norms, act = activated.get(kind, ((), ""))
+        if norms:
+            activation = getattr(module, act)
+            for name in norms:
+                norm = getattr(module, name)
+                change(norm, "forward", _activated(norm.forward, type(activation).forward.__get__(activation)))
+            change(activation, "forward", _unless_activated(activation.forward))
+    try:
+        yield
+    finally:
+        for module, name in before:
+            delattr(module, name)
+
+
+def _lightly(
+    module: nn.Module, forward: Callable[..., Any], activated: Activated, whole: Collection[str]
+) -> Callable[..., Any]:
+    """The forward pass of a layer that saves as little when it is computed again, after the block has ended."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with light_gradients(module, activated, whole):
+            return forward(*args, **kwargs)
+
+    return run
+
+
+def _frozen_operation(module: nn.Conv2d | nn.Conv3d) -> Callable[..., Tensor]:
+    operation = module._conv_forward
+    how = (module.stride, module.padding, module.dilation, module.groups)
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return FrozenConvolution.apply(x, weight, bias, how) if _graded(x) else operation(x, weight, bias)
+
+    return run
+
+
 def _wholes(network: nn.Module, what: str, temporal: set[nn.Module], recorded: set[nn.Module]) -> Iterator[nn.Module]:
     """The outermost modules that are recomputed as a whole; compiled layers recompute by themselves."""
     inside: set[nn.Module] = set()
@@ -112,11 +178,11 @@ def _graded(*values: Any) -> bool:
     return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
 
 
-def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _again(forward: Callable[..., Any], draws: bool = False) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not _graded(*args, *kwargs.values()):
             return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=draws, **kwargs)
 
     return run
 

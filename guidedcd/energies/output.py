@@ -18,6 +18,7 @@ from guidedcd.diffusion.schedule import NoiseSchedule, clean_slope, expand
 from guidedcd.diffusion.seen import Seen, seen_of_latents
 from guidedcd.energies.gradients import Energy, EnergyTerm, blamed, check_finite, energy_values, kept
 from guidedcd.energies.traits import check_reference, check_traits, is_reference_free, output_names
+from guidedcd.models.teachers.contract import decoded_frames
 from guidedcd.models.teachers.protocol import Teacher
 
 Decoder = Callable[[Tensor, Sequence[int] | None], Tensor]
@@ -99,7 +100,7 @@ class OutputGradients:
         Raises:
             GuidedCDError: An attribute of an energy is wrong, or training does not have its reference.
         """
-        self.schedule, self.decoder, self.frames = teacher.schedule, teacher.decode, teacher.geometry.frames
+        self.schedule, self.decoder, self.frames = teacher.schedule, teacher.decode, decoded_frames(teacher)
         names = output_names(run)
         self.energies: dict[str, Energy] = {
             chosen.name: chosen.build() for chosen in run.chosen("energy") if chosen.name in names

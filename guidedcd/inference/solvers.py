@@ -20,6 +20,7 @@ from guidedcd.energies.output import output_gradients, seen_of_step
 from guidedcd.energies.traits import is_of_output
 from guidedcd.errors import GuidedCDError
 from guidedcd.inference.guides import Guide, References
+from guidedcd.models.teachers.contract import decoded_frames
 from guidedcd.models.teachers.protocol import Cond, Teacher
 
 
@@ -173,7 +174,7 @@ def teacher_steps(
         step = TeacherStep(z, t, o_c, o_u, strengths, guider)
         if output or watched_output:
             seen, own = (
-                seen_of_step(schedule, step, captions, teacher.decode, guided=cfg, frames=teacher.geometry.frames)
+                seen_of_step(schedule, step, captions, teacher.decode, guided=cfg, frames=decoded_frames(teacher))
                 for cfg in (True, False)
             )
             measured = [_Measured(term) for term in references.terms(output, t, index, own)]

@@ -44,6 +44,11 @@ class OptionalTeacher(Protocol):
     adapter_targets: str
     """Regular expression of the names of the layers that get adapters; by default every layer gets one."""
 
+    decoded_frames: int
+    """The number of first frames from which `decode(z, frames)` can choose; all by default."""
+    policy: Any
+    """What `decode(z, frames)` decodes, a `guidedcd.plugins.decode_policies.DecodePolicy`, for the table of plans."""
+
     noise_range: tuple[float, float]
     """The part of the solver's grid, as two fractions of it, at which `network` predicts; elsewhere the teacher has
     another network."""
@@ -56,6 +61,12 @@ class OptionalTeacher(Protocol):
 
     def sampler(self, steps: int) -> Any:
         """The sampler of the model's own pipeline: a `guidedcd.models.teachers.scheduler_sampler.SchedulerSampler`."""
+
+    def decode_exactly(self, z: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+        """Pixels as the autoencoder decodes them, if `decode(z, frames)` computes an approximation of them."""
+
+    def decode_recomputing(self, z: Tensor, frames: Sequence[int] | None = None) -> Tensor:
+        """As `decode`, with less memory: its activations are computed again in the backward pass."""
 
     def prompts(self, split: str, count: int) -> Sequence[Any]:
         """The first `count` evaluation prompts of the split "motion" or "no-motion"."""

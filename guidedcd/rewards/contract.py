@@ -22,6 +22,7 @@ from guidedcd.devices import blame_memory
 from guidedcd.diffusion.randomness import reward_generator
 from guidedcd.diffusion.seen import Seen
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.teachers.contract import decoded_frames
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins import objects, process_state
 from guidedcd.plugins.registry import blame
@@ -195,8 +196,14 @@ def rehearse(
             shape, what = (1, *geometry.latent_shape), LATENTS
             values = torch.randn(shape, generator=generator).to(device)
         else:
-            count = config.count(geometry.frames, geometry.fps)
-            if not 1 <= count <= geometry.frames:
+            frames = geometry.frames if teacher is None else decoded_frames(teacher)
+            count = config.count(frames, geometry.fps)
+            if not 1 <= count <= frames:
+                if frames < geometry.frames:
+                    raise GuidedCDError(
+                        f"{whose} reads {count} frames, and of a video only the first one is decoded for rewards: set "
+                        f"its option frames to {frames}, or the teacher's option decode to another value than first."
+                    )
                 continue  # an error of the options, which the scorer explains
             shape, what = (1, count, *geometry.pixel_shape[1:]), FRAMES
             values = torch.rand(shape, generator=generator).to(device)

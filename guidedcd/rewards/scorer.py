@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from guidedcd.data.routing import Reader, Route
 from guidedcd.devices import blame_memory
 from guidedcd.errors import GuidedCDError
+from guidedcd.models.teachers.contract import decoded_frames
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import RewardConfig
 from guidedcd.rewards import contract
@@ -83,7 +84,9 @@ class RewardScorer:
         rewards: By name, the module and its config (weight, frames, pick).
         teacher: Decodes latents.
         whose: By name, the reward's description in errors, for example "reward 'hps' of guidedcd/hps".
-        low_memory: Decode frame by frame and again in the backward pass, without saving activations of the decoder.
+        low_memory: Save few activations of the decoder and decode again in the backward pass, frame by frame or by the
+            teacher's method `decode_recomputing`.
+        exact: Decode all frames of a video by the autoencoder, whatever the teacher decodes for rewards in training.
     """
 
     def __init__(
@@ -93,10 +96,14 @@ class RewardScorer:
         *,
         whose: Mapping[str, str] | None = None,
         low_memory: bool = False,
+        exact: bool = False,
     ) -> None:
         self.modules = {name: module for name, (module, _) in rewards.items()}
         self.configs = {name: config for name, (_, config) in rewards.items()}
         self.teacher, self.low_memory, self.meter = teacher, low_memory, RewardMeter()
+        self.frames = teacher.geometry.frames if exact else decoded_frames(teacher)
+        """Frames of a video from which the rewards' frames are chosen, the first ones."""
+        self._decoder = getattr(teacher, "decode_exactly", teacher.decode) if exact else teacher.decode
         self.whose = {name: (whose or {}).get(name, f"reward '{name}'") for name in rewards}
 
     @property
@@ -156,8 +163,7 @@ class RewardScorer:
             raise ValueError(f"{len(predicted)} samples need as many routes, not {len(routes)}")
         scores = {name: RewardScores(predicted.new_zeros(0), ()) for name in self.names}
         # All frames are drawn first, so that they do not depend on where the samples are routed.
-        choices = [(names, self._indices(names, generator)) for names in self._choices()]
-        for names, indices in choices:
+        for names, indices in self.choices(generator):
             samples = [i for i, route in enumerate(routes) if route.rewards.intersection(names)][:limit]
             if not samples:
                 continue
@@ -165,7 +171,7 @@ class RewardScorer:
                 with blame_memory(
                     "decoding frames for rewards", "Use --train.reward-batch 1, or fewer frames per reward."
                 ):
-                    video = self._decode(predicted[samples], indices)
+                    video = self.decode(predicted[samples], indices)
                 for name in names:
                     scores[name] = self._scores(name, video, samples, routes, generator) or scores[name]
         for name in self.names:
@@ -191,24 +197,31 @@ class RewardScorer:
         for name, config in self.configs.items():
             if reads_latents(self.modules[name]):
                 continue
-            count = config.count(geometry.frames, geometry.fps)
+            count = config.count(self.frames, geometry.fps)
             groups.setdefault((count, config.pick), []).append(name)
         return list(groups.values())
 
     def _indices(self, names: Sequence[str], generator: torch.Generator | None) -> list[int]:
         try:
             geometry = self.teacher.geometry
-            return frame_indices(self.configs[names[0]], geometry.frames, generator, fps=geometry.fps)
+            return frame_indices(self.configs[names[0]], self.frames, generator, fps=geometry.fps)
         except GuidedCDError as error:
             raise GuidedCDError(f"{self.whose[names[0]]}: {error}") from error
 
-    def _decode(self, latents: Tensor, indices: Sequence[int]) -> Tensor:
+    def choices(self, generator: torch.Generator | None = None) -> list[tuple[list[str], list[int]]]:
+        """The names of rewards that share frames, and the indices of these frames, drawn with `generator`."""
+        return [(names, self._indices(names, generator)) for names in self._choices()]
+
+    def decode(self, latents: Tensor, indices: Sequence[int]) -> Tensor:
         """Pixels (n, k, 3, H, W) of latents (n, C, F, h, w)."""
         if not (self.low_memory and torch.is_grad_enabled() and latents.requires_grad):
-            return self.teacher.decode(latents, indices)
+            return self._decoder(latents, indices)
+        recomputing = getattr(self.teacher, "decode_recomputing", None)
+        if recomputing is not None:
+            return torch.cat([recomputing(z, indices) for z in latents.split(1)])
 
         def frame(z: Tensor, index: int) -> Tensor:
-            return checkpoint(self.teacher.decode, z, [index], use_reentrant=False, preserve_rng_state=False)
+            return checkpoint(self._decoder, z, [index], use_reentrant=False, preserve_rng_state=False)
 
         return torch.cat([torch.cat([frame(z, index) for index in indices], dim=1) for z in latents.split(1)])
 

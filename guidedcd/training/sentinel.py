@@ -256,7 +256,7 @@ def _judges(run: Run, teacher: Teacher) -> tuple[list[Metric], RewardScorer]:
         else:
             settings = {"plugin": str(chosen.component().plugin)}
             metrics.append(Metric(chosen.name, chosen.build(), settings=settings))
-    return metrics, RewardScorer(rewards, teacher)
+    return metrics, RewardScorer(rewards, teacher, exact=True)
 
 
 def _limits(run: Run, teacher: Teacher, texts: Sequence[str], clips: LatentStore) -> dict[str, tuple[float, float]]:

@@ -6,12 +6,12 @@ import attrs
 from attrs.validators import ge, in_, optional
 
 from guidedcd.devices import DTYPES
-from guidedcd.plugins.configs import TeacherConfig
+from guidedcd.plugins.decode_policies import VideoTeacherConfig
 from guidedcd.plugins.hookspecs import hookimpl
 
 
 @attrs.frozen(kw_only=True)
-class TransformerConfig(TeacherConfig):
+class TransformerConfig(VideoTeacherConfig):
     """Options of all these teachers."""
 
     frames: int | None = attrs.field(default=None, validator=optional(ge(1)))

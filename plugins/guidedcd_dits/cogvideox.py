@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,15 +26,30 @@ class CogVideoXTeacher(LoraTeacher, TransformerTeacher):
     lora_pipeline = "CogVideoXPipeline"
     time_embedding = "time_embedding"
     blocks = ("CogVideoXBlock",)
+    decoder_layers = ("CogVideoXSpatialNorm3D",)
 
     def scaled(self, z: Tensor) -> Tensor:
         """Latents as `TransformerTeacher.scaled`; padding of the geometry repeats the first latent frame."""
         z = super().scaled(z)
         return torch.cat([z[:, :, :1].expand(-1, -1, self.geometry.latent_padding, -1, -1), z], dim=2)
 
-    def decode(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
-        """Pixels as `TransformerTeacher.decode`, without padding."""
-        return super().decode(z[:, :, self.geometry.latent_padding :], frames)
+    @property
+    def frames_together(self) -> int:
+        """Latent frames whose group norms are one."""
+        return int(self._autoencoder.num_latent_frames_batch_size)
+
+    def decoder_step(self, latents: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Decode the next latent frames as the autoencoder divides them; the state is its cache of convolutions."""
+        vae, together = self._autoencoder, self.frames_together
+        outputs, start = [], 0
+        while start < latents.shape[2]:
+            stop = start + together + (latents.shape[2] % together if state is None else 0)
+            own = latents[:, :, start:stop]
+            own = own if vae.post_quant_conv is None else vae.post_quant_conv(own)
+            output, state = vae.decoder(own, conv_cache=state)
+            outputs.append(output)
+            start = stop
+        return torch.cat(outputs, dim=2), state
 
     def normalized(self, z: Tensor) -> Tensor:
         """Z times the scaling factor."""
@@ -142,4 +156,5 @@ def cogvideox(config: CogVideoXConfig, *, weights: bool = True) -> CogVideoXTeac
         schedule=NoiseSchedule.from_scheduler(scheduler),
         geometry=sizes.geometry(config, config.fps),
         scheduler=scheduler,
+        decode=config.decode,
     )

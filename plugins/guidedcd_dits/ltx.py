@@ -35,6 +35,13 @@ class LTXTeacher(LoraTeacher, TransformerTeacher):
     lora_pipeline = "LTXPipeline"
     time_embedding = "time_embed.emb.timestep_embedder"
     blocks = ("LTXVideoTransformerBlock",)
+    decoder_layers = ("RMSNorm",)
+    decoder_blocks = ("LTXVideoMidBlock3d", "LTXVideoUpBlock3d")
+
+    @property
+    def causal(self) -> bool:
+        """Whether the decoder is causal; those of the published models are not."""
+        return bool(self._autoencoder.config.decoder_causal)
 
     def normalized(self, z: Tensor) -> Tensor:
         """(z - mean) scale / std by channel."""
@@ -150,4 +157,5 @@ def ltx(config: LTXConfig, *, weights: bool = True) -> LTXTeacher:
         schedule=schedule,
         geometry=geometry,
         scheduler=scheduler,
+        decode=config.decode,
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from guidedcd.acceleration.activation_checkpointing import Activated
 from guidedcd.acceleration.precision import computing_dtype
 from guidedcd.devices import dtype_of
 from guidedcd.diffusion.schedule import NoiseSchedule
@@ -35,6 +36,10 @@ class WanTeacher(LoraTeacher, TransformerTeacher):
     lora_pipeline = "WanPipeline"
     time_embedding = "condition_embedder.time_embedder"
     blocks = ("WanTransformerBlock",)
+    decoder_norms: ClassVar[Activated] = {
+        "WanResidualBlock": (("norm1", "norm2"), "nonlinearity"),
+        "WanDecoder3d": (("norm_out",), "nonlinearity"),
+    }
 
     def __init__(
         self,
@@ -134,6 +139,25 @@ class WanTeacher(LoraTeacher, TransformerTeacher):
         """Conditioning of captions whose own tokens were embedded already (L_i, D) each."""
         return self.text.conditioning(prompt_embeds)
 
+    def decoder_step(self, latents: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Decode the next latent frames one by one; the state is the decoder's cache of features."""
+        vae = self._autoencoder
+        decoder = vae.decoder
+        convolutions = sum(type(module).__name__ == "WanCausalConv3d" for module in decoder.modules())
+        cache = [None] * convolutions if state is None else list(state)
+        outputs = [
+            decoder(one, feat_cache=cache, feat_idx=[0], first_chunk=state is None and index == 0)
+            for index, one in enumerate(vae.post_quant_conv(latents).split(1, dim=2))
+        ]
+        return torch.cat(outputs, dim=2), cache
+
+    def decoder_output(self, outputs: Tensor) -> Tensor:
+        """Patches as pixels, clamped."""
+        from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+        patch = self._autoencoder.config.patch_size
+        return (outputs if patch is None else unpatchify(outputs, patch_size=patch)).clamp(-1, 1)
+
     def sampler(self, steps: int) -> SchedulerSampler:
         """The scheduler of `WanPipeline` with `steps` steps."""
         return SchedulerSampler(self.scheduler, steps, self.device)
@@ -194,6 +218,7 @@ def wan(config: WanConfig, *, weights: bool = True) -> WanTeacher:
         text=TrimmedText(folder.text_encoder(), folder.tokenizer(), config.text_length, prompt_clean),
         schedule=schedule,
         geometry=geometry,
+        decode=config.decode,
     )
 
 

@@ -47,6 +47,11 @@ def check(teacher: Any, whose: str) -> None:
         _check_cond(values, f"{whose}: {name}")
 
 
+def decoded_frames(teacher: Any) -> int:
+    """The number of first frames from which `decode(z, frames)` of a teacher can choose; all, unless it states it."""
+    return int(getattr(teacher, "decoded_frames", teacher.geometry.frames))
+
+
 def rehearse(teacher: Any, whose: str, seed: int = 0) -> None:
     """Encode one video of noise, predict once and decode a frame, so that a wrong teacher stops a run early.
 

@@ -112,6 +112,10 @@ class LatentTeacher(nn.Module):
         pixels = torch.cat([vae.decode(images).sample for images in latents.split(16)])
         return (pixels.to(z.dtype) / 2 + 0.5).clamp(0, 1).unflatten(0, (z.shape[0], z.shape[2]))
 
+    def decode_exactly(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
+        """As `decode`; a teacher that may decode an approximation decodes exactly here, and where scores are stored."""
+        return self.decode(z, frames)
+
     def embed(self, captions: Sequence[str]) -> Cond:
         """Conditioning of captions, on the teacher's device, without gradient."""
         if self.text is None:
@@ -198,7 +202,7 @@ class LatentTeacher(nn.Module):
             prediction=self.schedule.prediction,
             captions=tuple(captions),
             records=records,
-            decoder=self.decode if self.vae is not None else None,
+            decoder=self.decode_exactly if self.vae is not None else None,
         )
 
     def recording(

@@ -1,4 +1,7 @@
-"""`TransformerTeacher`: a teacher of a video transformer and an autoencoder that compresses time as well."""
+"""`TransformerTeacher`: a teacher of a video transformer and an autoencoder that compresses time as well.
+
+Legend: B batch, C latent channels, F frames, F' latent frames, H/W pixels, h/w latent size, k chosen frames.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,14 @@ from guidedcd.models import recording
 from guidedcd.models.self_attention_probes import SelfAttention, token_grid
 from guidedcd.models.teachers.latent import LatentTeacher
 from guidedcd.models.teachers.protocol import Cond
+from guidedcd.models.teachers.video_decoding import VideoDecoding
 
 
-class TransformerTeacher(LatentTeacher):
-    """A diffusers video transformer with a causal autoencoder, which encodes and decodes all frames of a video at once.
+class TransformerTeacher(VideoDecoding, LatentTeacher):
+    """A diffusers video transformer with an autoencoder that encodes and decodes the frames of a video together.
 
     A family overrides `normalized`, `denormalized` and `predict`, and names its `time_embedding`, `blocks` and
-    `adapter_targets`.
+    `adapter_targets`. `VideoDecoding` has what it may state about its decoder.
     """
 
     network: Any
@@ -38,11 +42,7 @@ class TransformerTeacher(LatentTeacher):
     text."""
 
     def normalized(self, z: Tensor) -> Tensor:
-        """Latents (B, C, F, h, w) as the denoiser receives them, of the autoencoder's own."""
-        return z
-
-    def denormalized(self, z: Tensor) -> Tensor:
-        """The autoencoder's own latents (B, C, F, h, w); the inverse of `normalized`."""
+        """Latents (B, C, F, h, w) as the denoiser receives them, of the autoencoder's own; see `denormalized`."""
         return z
 
     def predict(self, network: Any, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
@@ -91,20 +91,6 @@ class TransformerTeacher(LatentTeacher):
         """Latents as `encode` returns them, of the autoencoder's own: normalized, and padded where the family pads."""
         return self.normalized(z)
 
-    def decode(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
-        """Pixels (B, k, 3, H, W) in [0, 1] of the chosen frames, differentiable in `z`; all frames are decoded.
-
-        Args:
-            z: Clean latents (B, C, F', h, w).
-            frames: Which frames (k,), the same for every video, or (B, k) for each its own; None takes all.
-        """
-        latents = self.denormalized(z).to(_dtype(self._autoencoder))
-        pixels = (self._decoded(latents).to(z.dtype) / 2 + 0.5).clamp(0, 1).transpose(1, 2)
-        if frames is None:
-            return pixels
-        index = torch.as_tensor(frames, device=z.device).expand(z.shape[0], -1)[:, :, None, None, None]
-        return pixels.gather(1, index.expand(-1, -1, *pixels.shape[2:]))
-
     def net(
         self, z: Tensor, t: Tensor, cond: Cond, timestep_cond: Tensor | None = None, network: nn.Module | None = None
     ) -> Tensor:
@@ -148,11 +134,6 @@ class TransformerTeacher(LatentTeacher):
         """The posterior's mode (B, C, F', h, w) of pixels (B, 3, F, H, W) in [-1, 1]."""
         mode: Tensor = self._autoencoder.encode(pixels).latent_dist.mode()
         return mode
-
-    def _decoded(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, F, H, W) in [-1, 1] of the autoencoder's own latents."""
-        pixels: Tensor = self._autoencoder.decode(latents, return_dict=False)[0]
-        return pixels
 
 
 def channels(values: Sequence[float], like: Tensor) -> Tensor:
