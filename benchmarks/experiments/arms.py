@@ -2,8 +2,9 @@
 
     python benchmarks/experiments/arms.py --seeds 0,1,2 --device cuda --parallel 6 --out runs/arms -- --train.steps 600
 
-Everything after `--` goes to every `guidedcd train`. Unfinished runs are continued. Every student is evaluated on the
-same prompts, and a table of means over seeds is printed and written to OUT/arms.json. `--tiny` takes a few steps.
+`--teacher shapes-dit --energy x0-motion` trains students of the video transformer. Everything after `--` goes to every
+`guidedcd train`. Unfinished runs are continued. Every student is evaluated on the same prompts, and a table of means
+over seeds is printed and written to OUT/arms.json. `--tiny` takes a few steps.
 """
 
 from __future__ import annotations
@@ -19,12 +20,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ARMS = {
-    "cd": [],
-    "energy": ["--energies", "pta"],
-    "rewards": ["--rewards", "hps,clip,internv2"],
-    "both": ["--energies", "pta", "--rewards", "hps,clip,internv2"],
-}
+REWARDS = ["--rewards", "hps,clip,internv2"]
+ARMS = ("cd", "energy", "rewards", "both")
 TINY = [
     *("--preprocess.videos", "4", "--preprocess.draws-per-video", "2", "--solver.steps", "10"),
     *("--train.steps", "4", "--train.batch-size", "2", "--train.rollouts.videos", "0"),
@@ -37,6 +34,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--teacher", default="shapes")
+    parser.add_argument("--energy", default="pta")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each run")
@@ -51,6 +50,12 @@ def parse() -> argparse.Namespace:
         options.seeds, options.prompts = "0", "0"
         options.rest = [*TINY, *options.rest]
     return options
+
+
+def flags_of(options: argparse.Namespace, arm: str) -> list[str]:
+    """Flags of `guidedcd train` by which an arm differs from others, and its teacher."""
+    energy = ["--energies", options.energy] if arm in ("energy", "both") else []
+    return ["--teacher", options.teacher, *energy, *(REWARDS if arm in ("rewards", "both") else [])]
 
 
 def run_guidedcd(arguments: list[str], log: Path, threads: int) -> float:
@@ -78,8 +83,9 @@ def train_and_evaluate(options: argparse.Namespace, arm: str, seed: int) -> tupl
     folder, log = options.out / f"{arm}-{seed}", options.out / f"{arm}-{seed}.log"
     seconds = 0.0
     if not (folder / "report.html").exists():
-        flags = ["train", *ARMS[arm], "--seed", str(seed), "--device", options.device, "--out", str(folder)]
-        seconds = run_guidedcd([*flags, "--name", f"{arm}-{seed}", *options.rest], log, options.threads)
+        flags = ["train", *flags_of(options, arm), "--seed", str(seed), "--device", options.device]
+        flags += ["--out", str(folder), "--name", f"{arm}-{seed}", *options.rest]
+        seconds = run_guidedcd(flags, log, options.threads)
     if options.prompts != "0":
         extra = ["--teacher-omega", options.teacher_omega] if options.teacher_omega else []
         measure = ["evaluate", str(folder), "--prompts", options.prompts, "--seeds", options.evaluation_seeds, *extra]

@@ -9,7 +9,8 @@
 with `--against` (without guidance by default, with the same rewards), paired by prompt and seed. Motion is judged on
 intact videos, because torn objects count as fast. Each student has a process of its own, which trains, samples and
 judges it and writes OUT/ARM-SEED.json; students that have this file are finished. `report` prints the comparison of
-all files in OUT. `--tiny` takes a few steps. `dose` writes OUT/results.json.
+all files in OUT. `--tiny` takes a few steps. `dose` writes OUT/results.json. `--teacher shapes-dit` measures the video
+transformer; give it `--energies` or `--arms` without `pta`, which reads attention over frames.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def parse() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("dose", "students", "student", "report"))
+    parser.add_argument("--teacher", default="shapes")
     parser.add_argument("--out", type=Path, default=Path("runs/energies"))
     parser.add_argument("--device", default="cpu", help="several, comma-separated, share the students")
     parser.add_argument("--seeds", default="0,1,2")
@@ -115,7 +117,7 @@ def dose(options: argparse.Namespace) -> list[dict]:
 
     texts = prompts(options.prompts, options.prompt_seed)["motion"]
     references = drawing.render(truth(texts), generator=torch.Generator().manual_seed(0))
-    teacher = guidedcd.load_teacher("shapes", device=options.device)
+    teacher = guidedcd.load_teacher(options.teacher, device=options.device)
     settings = [
         (None, 0.0),
         *((name, r) for name in options.energies.split(",") for r in map(float, options.doses.split(","))),
@@ -161,8 +163,9 @@ def student(options: argparse.Namespace) -> None:
     """Train, sample and judge one student: the one arm in `--arms` with the one seed in `--seeds`."""
     (arm, flags), seed = next(iter(arms_of(options).items())), int(options.seeds)
     folder, log = options.out / f"{arm}-{seed}", options.out / f"{arm}-{seed}.log"
-    command = ["train", *flags, "--seed", str(seed), "--device", options.device, "--out", str(folder)]
-    run_guidedcd([*command, "--name", folder.name, *NO_EVALUATION, *settings(options.rest)], log, options.threads)
+    command = ["train", "--teacher", options.teacher, *flags, "--seed", str(seed), "--device", options.device]
+    command += ["--out", str(folder), "--name", folder.name, *NO_EVALUATION, *settings(options.rest)]
+    run_guidedcd(command, log, options.threads)
     torch.set_num_threads(options.threads)
     network = guidedcd.load_student(folder, device=options.device)
     values = {}
@@ -180,7 +183,7 @@ def start(options: argparse.Namespace, arm: str, seed: int, device: str) -> None
     if path.exists() or time.perf_counter() - options.began > options.budget:
         return
     command = [sys.executable, __file__, "student", "--arms", arm, "--seeds", str(seed), "--device", device]
-    for name in ("out", "prompts", "prompt_seed", "threads"):
+    for name in ("teacher", "out", "prompts", "prompt_seed", "threads"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     for text in options.arm:
         command += ["--arm", text]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import attrs
-from attrs.validators import ge, in_, le, optional
+from attrs.validators import ge, gt, in_, le, optional
 
 from guidedcd.plugins.configs import DatasetConfig, MetricConfig, OutputEnergyConfig, TeacherConfig
 from guidedcd.plugins.hookspecs import hookimpl
@@ -23,6 +23,16 @@ class ShapesTeacherConfig(TeacherConfig):
 
     path: str = attrs.field(default="embedded", metadata={"positional": True})
     """`embedded`, or a folder that `python -m guidedcd_shapes.recipe` wrote."""
+
+
+@attrs.frozen(kw_only=True)
+class ShapesDitConfig(TeacherConfig):
+    """Options of the teacher `shapes-dit`."""
+
+    path: str = attrs.field(default="embedded", metadata={"positional": True})
+    """`embedded`, or a folder that `python -m guidedcd_shapes.recipe` wrote."""
+    shift: float = attrs.field(default=3.0, validator=gt(0))
+    """Shift of the noise levels of every solver's grid, s = shift u / (1 + (shift - 1) u); 1 is none."""
 
 
 @attrs.frozen(kw_only=True)
@@ -84,12 +94,18 @@ def register_energies(register):
 
 @hookimpl
 def register_teachers(register):
-    """Offer `shapes`."""
+    """Offer `shapes` and `shapes-dit`."""
     register(
         "shapes",
         "guidedcd_shapes.teacher:ShapesTeacher",
         config=ShapesTeacherConfig,
         summary="moving shapes, 8 frames of 48 x 48 pixels; weights included, runs on a CPU",
+    )
+    register(
+        "shapes-dit",
+        "guidedcd_shapes.dit:ShapesDit",
+        config=ShapesDitConfig,
+        summary="the same videos from a small flow-matching transformer of Wan's class; weights included",
     )
 
 

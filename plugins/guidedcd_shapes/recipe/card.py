@@ -26,7 +26,7 @@ def write(folder: Path, page: Path) -> None:
     """Write the model card `page` of the weights in `folder`."""
     meta = models.meta(folder)
     stages = meta.get("stages", {})
-    steps, guided = stages.get("evaluation", {}).get("steps", {}), motion(stages)
+    guided = motion(stages)
     notes = "".join(f"{_item(note)}\n" for note in meta.get("notes", ()))
     variety = models.variety(folder)
     amounts = {
@@ -49,30 +49,15 @@ def write(folder: Path, page: Path) -> None:
             models="\n".join(_row(_model(name, folder, stages)) for name in models.CONFIGS),
             bars=table(("quantity", "figure", "target", ""), bars(stages)),
             notes=f"\n### Notes\n\n{notes}\n" if notes else "",
-            steps=table(
-                (
-                    "prompts",
-                    "steps",
-                    "solver",
-                    "g",
-                    "all",
-                    "all, new pairs",
-                    *ATTRIBUTES,
-                    "direction",
-                    "misfit",
-                ),
-                (
-                    (
-                        kind,
-                        n,
-                        solver,
-                        g,
-                        *_numbers(row, "all", "all-unseen", *ATTRIBUTES, "direction", "misfit"),
-                    )
-                    for kind, n, solver, g, row in best(steps)
-                ),
+            steps=_by_steps(stages.get("evaluation", {})),
+            flow_steps=_by_steps(stages.get("dit-evaluation", {})),
+            confused=table(
+                ("teacher", "pair", "share of captions at the end", "the right one drawn"),
+                [
+                    *(("`shapes`", *row) for row in confused(stages.get("polish") or stages.get("teacher", {}))),
+                    *(("`shapes-dit`", *row) for row in confused(stages.get("dit", {}))),
+                ],
             ),
-            confused=table(("pair", "share of captions at the end", "the right one drawn"), confused(stages)),
             judges=table(
                 ("reward", "pictures", *ATTRIBUTES, "clean preferred to web-like"),
                 (
@@ -130,9 +115,8 @@ def motion(stages: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     return {key: row for key, row in rows.items() if key != "reference clips"}
 
 
-def confused(stages: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """Rows (pair, last share of swapped captions, share of correct samples at the last check)."""
-    stage = stages.get("polish") or stages.get("teacher", {})
+def confused(stage: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Rows (pair, last share of swapped captions, share of correct samples at the last check) of a training."""
     if not stage.get("checks"):
         return []
     quality = stage["checks"][-1]["quality"]
@@ -183,6 +167,15 @@ def bars(stages: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         most = max((r["direction"] for r in cheap), default=0.0)
         bar("motion guidance, direction at a cost of at most 0.02 in shape and in colour", most, 0.9)
     return rows
+
+
+def _by_steps(stage: Mapping[str, Any]) -> str:
+    """The table of a teacher's evaluation: its best setting by kind of prompts and number of steps."""
+    columns = ("all", "all-unseen", *ATTRIBUTES, "speed-class", "direction", "misfit")
+    rows = ((kind, n, solver, g, *_numbers(row, *columns)) for kind, n, solver, g, row in best(stage.get("steps", {})))
+    return table(
+        ("prompts", "steps", "solver", "g", *(name.replace("all-unseen", "all, new pairs") for name in columns)), rows
+    )
 
 
 def _model(name: str, folder: Path, stages: Mapping[str, Any]) -> tuple[Any, ...]:

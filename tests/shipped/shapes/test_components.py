@@ -37,7 +37,7 @@ def test_the_teacher_is_stock_and_small(teacher):
     z = teacher.encode(video)
 
     assert type(teacher.network).__name__ == "UNet3DConditionModel"
-    assert max(files.values()) < 16 and sum(files.values()) < 20
+    assert max(files.values()) < 16 and sum(files.values()) < 22
     assert tuple(z.shape[1:]) == teacher.geometry.latent_shape == models.LATENT
     assert (teacher.decode(z, [0, 5]) - video[:, [0, 5]]).abs().mean() < 0.02
     assert teacher.embed(["a red star"])["prompt_embeds"].shape == (1, 128, models.WIDTH)
