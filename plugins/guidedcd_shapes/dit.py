@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from diffusers import FlowMatchEulerDiscreteScheduler
 from guidedcd_dits.wan import WanTeacher
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.models.teachers.latent import LatentTeacher
@@ -50,6 +51,14 @@ class ShapesDit(Measured, WanTeacher):
     def decode(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
         """Pixels (B, k, 3, H, W) in [0, 1] of the chosen frames alone, as `LatentTeacher.decode`."""
         return LatentTeacher.decode(self, z, frames)
+
+    def decode_exactly(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
+        """As `decode`."""
+        return self.decode(z, frames)
+
+    def decode_recomputing(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
+        """As `decode`, with the decoder's activations computed again in the backward pass."""
+        return checkpoint(self.decode, z, frames, use_reentrant=False, preserve_rng_state=False)
 
     def sampler(self, steps: int) -> SchedulerSampler:
         """Euler's method on evenly spaced times before the shift, 1, 1 - 1/S, ..., 1/S, as in the recipe."""

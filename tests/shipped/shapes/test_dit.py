@@ -120,6 +120,18 @@ def test_the_world_is_that_of_shapes(folder):
     assert teacher.card() == []
 
 
+def test_frames_are_decoded_alone(folder):
+    """Chosen frames are those of the whole video for every kind of decoding, also with the gradient computed again."""
+    teacher = guidedcd.load_teacher(f"shapes-dit:{folder}", device="cpu").teacher
+    z = torch.randn(2, *teacher.geometry.latent_shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    expected = teacher.decode(z)[:, [1, 6]]
+    (gradient,) = torch.autograd.grad(expected.square().sum(), z)
+    for decode in (teacher.decode, teacher.decode_exactly, teacher.decode_recomputing):
+        pixels = decode(z, [1, 6])
+        torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.autograd.grad(pixels.square().sum(), z)[0], gradient, rtol=1e-4, atol=1e-5)
+
+
 def test_a_folder_without_the_transformer_is_refused(tmp_path):
     """The message names the missing files and the way to train them."""
     component = load_plugins().get("teacher", "shapes-dit")
