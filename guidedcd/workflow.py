@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import attrs
 from accelerate.utils import broadcast_object_list
 
-from guidedcd.config.kinds import KINDS, Chosen
+from guidedcd.config.kinds import KINDS
 from guidedcd.config.proportions import unscaled
 from guidedcd.config.run import Run
 from guidedcd.console import console
-from guidedcd.data.clips import ClipError, sample_of
-from guidedcd.data.contract import opened
-from guidedcd.data.geometry import Geometry
-from guidedcd.data.routing import Reader, Sample, route, rules_of
+from guidedcd.data.routing import Reader, Router, Sample, rules_of
 from guidedcd.devices import blame_memory, device, process
 from guidedcd.energies.traits import check_references
 from guidedcd.errors import GuidedCDError
@@ -25,6 +21,7 @@ from guidedcd.evaluation import tables
 from guidedcd.files import file_digest
 from guidedcd.models import initial_lora
 from guidedcd.models.teachers.contract import build_teacher
+from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.registry import blame, load_plugins
 from guidedcd.plugins.requirements import unmet
 from guidedcd.plugins.sources import origin
@@ -32,6 +29,7 @@ from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import open_store
 from guidedcd.rewards import contract
 from guidedcd.rewards.contract import build_rewards, rehearse
+from guidedcd.rewards.latents import scores_own_videos
 from guidedcd.training import optimizer, rollouts, sentinel, store_uses, trackers
 from guidedcd.training.distributed import accelerator_for
 from guidedcd.training.run_folder import claimed, run_folder
@@ -89,11 +87,13 @@ def distil(
         initial_lora.check(teacher, run.student.init)
     if rewards is not None:
         rehearse(rewards, run, teacher.geometry, where, teacher)
-        if run.routes:
-            _check_routes(run, rewards, teacher.geometry)
         for reward in rewards.values():
             reward.to("cpu")  # the preprocessing needs the memory of the device
-    latents = open_store(run, preprocess(run, store_folder=store, teacher=teacher, fill_parts=False))
+    router = _router(run, rewards, teacher)
+    latents = open_store(run, preprocess(run, store_folder=store, teacher=teacher, fill_parts=False, accept=router))
+    if router is not None:
+        for fields in latents.samples:
+            router(Sample(**fields))
     with claimed(run, out, new=new, command=command) if main else nullcontext() as folder:
         (folder,) = broadcast_object_list([folder])
         if main:
@@ -169,38 +169,47 @@ def _check_run(run: Run, components: Mapping[str, Any]) -> None:
                 check(run)
 
 
-def _check_routes(run: Run, rewards: Mapping[str, Any], geometry: Geometry | None = None) -> None:
-    """Apply the routing rules to a made-up sample, or with a geometry to the first clip of every dataset.
+def _check_routes(run: Run, rewards: Mapping[str, Any]) -> None:
+    """Apply the routing rules to a made-up sample.
 
-    A rule may need metadata that the made-up sample has not. Therefore only what it returns is checked there; an
-    exception counts on a clip.
+    A rule may need metadata that the made-up sample has not. Therefore only what it returns is checked; an exception
+    counts on a clip.
 
     Raises:
         GuidedCDError: A rule returns something else than a route to rewards and energies of the run.
     """
-    readers = {name: Reader(max_tokens=one.max_tokens, count=one.count_tokens) for name, one in rewards.items()}
     rules = rules_of(run)
-    if geometry is None:
-        _check_run(run, rules)
-        samples = [Sample(id="example", dataset=run.data[0].name, caption=contract.CAPTION)]
-    else:
-        samples = [sample for chosen in run.data if (sample := _first(chosen, geometry)) is not None]
-    for sample in samples:
-        try:
-            route(attrs.evolve(sample, readers=readers, energies=frozenset(run.energies)), rules)
-        except GuidedCDError as error:
-            if geometry is None and hasattr(error, "__notes__"):  # the rule's own sentence
-                continue
+    _check_run(run, rules)
+    try:
+        Router(rules, _readers(rewards), run.energies)(
+            Sample(id="example", dataset=run.data[0].name, caption=contract.CAPTION)
+        )
+    except GuidedCDError as error:
+        if not hasattr(error, "__notes__"):  # the rule's own sentence has one
             raise
-        except Exception:
-            if geometry is not None:
-                raise
+    except Exception:
+        return
 
 
-def _first(chosen: Chosen, geometry: Geometry) -> Sample | None:
-    """The metadata of the first clip of a dataset that can be used, among a few."""
-    clips = opened(chosen, geometry)
-    for index in range(min(len(clips), 4)):
-        with suppress(ClipError):
-            return sample_of(clips[index])
-    return None
+def _router(run: Run, rewards: Mapping[str, Any] | None, teacher: Teacher) -> Router | None:
+    """Routes clips before they cost GPU time, so that a rule that fails for any of them stops the run early.
+
+    The prompts of the student's own videos are routed at once. None without routes, and without `rewards`: the first
+    process checks for all.
+
+    Raises:
+        GuidedCDError: A rule returns a wrong route for a prompt, or no prompt goes to a reward.
+    """
+    if rewards is None or not run.routes:
+        return None
+    router = Router(rules_of(run), _readers(rewards), run.energies)
+    if run.train.rollouts.videos and any(map(scores_own_videos, rewards.values())):
+        own = rollouts.own_prompts(run, teacher)
+        if own:
+            rollouts.scored(run, own, router)
+    return router
+
+
+def _readers(rewards: Mapping[str, Any]) -> dict[str, Reader]:
+    """The rewards as readers of text."""
+    return {name: Reader(max_tokens=one.max_tokens, count=one.count_tokens) for name, one in rewards.items()}

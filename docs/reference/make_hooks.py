@@ -112,6 +112,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "register": register,
     **{f"hook-{kind}": hook(kind) for kind in HOOKS},
     **{f"optional-{kind}": optional_members(kind) for kind in optional.ATTRIBUTES if kind in HOOKS},
+    "optional-clips": optional_members("clips"),
     "teacher": teacher,
     "values": values,
 }

@@ -56,7 +56,8 @@ def explain(error: BaseException, tokens: Sequence[str], registry: Registry) -> 
     elif isinstance(error, OSError) and error.errno in _EXPLAINED:
         _say(str(_explained(error)))
     elif (whose := _component(error)) is not None and not os.environ.get(TRACEBACK):
-        _say(f"{whose} failed with {described(error)}{_place(error)}. {TRACEBACK}=1 shows the traceback.")
+        where = _place(error) + _subject(error)
+        _say(f"{whose} failed with {described(error)}{where}. {TRACEBACK}=1 shows the traceback.")
     else:
         return None
     return 2
@@ -88,6 +89,11 @@ def _place(error: BaseException) -> str:
     if not (frames := own or frames):
         return ""
     return f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
+
+
+def _subject(error: BaseException) -> str:
+    """What a component was called with, such as " for sample 'toy/900'", where a note names it."""
+    return "".join(f" {note}" for note in getattr(error, "__notes__", ()) if note.startswith("for "))
 
 
 def _notes(error: BaseException) -> str:
@@ -122,7 +128,8 @@ def _say(text: str, prefix: str = "error: ") -> None:
 def _whose(error: GuidedCDError) -> str:
     """The component whose code raised an error that does not name it: " (in energy 'smooth' of acme/smooth)"."""
     notes = [note for note in getattr(error, "__notes__", ()) if note.startswith("in ")]
-    return "".join(f" ({note})" for note in notes if note.removeprefix("in ") not in str(error))
+    unnamed = [note for note in notes if note.removeprefix("in ") not in str(error)]
+    return f" ({' '.join(unnamed)}{_subject(error)})" if unnamed else ""
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

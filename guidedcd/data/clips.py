@@ -73,6 +73,19 @@ class Prompt:
     """Stable name in reports and file names."""
 
 
+def clip_of(sample: Sample, video: Tensor) -> Clip:
+    """The clip with this metadata and video (F, 3, H, W)."""
+    return Clip(
+        id=sample.id,
+        dataset=sample.dataset,
+        caption=sample.caption,
+        short_caption=sample.short_caption,
+        tags=sample.tags,
+        motion=sample.motion,
+        video=video,
+    )
+
+
 def sample_of(clip: Clip) -> Sample:
     """The metadata of a clip, for routes and logs."""
     return Sample(

@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from guidedcd.config.kinds import Chosen
-from guidedcd.data.clips import Clip, ClipError
+from guidedcd.data.clips import Clip, ClipError, sample_of
 from guidedcd.data.geometry import Geometry
 from guidedcd.data.lazy_sequence import LazySequence
+from guidedcd.data.routing import Sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import blame
 
@@ -57,6 +58,27 @@ class CheckedClips(LazySequence[Clip]):
     def __len__(self) -> int:
         """Number of clips."""
         return len(self._clips)
+
+    @property
+    def lists_samples(self) -> bool:
+        """Whether the metadata of a clip can be read without its video."""
+        return callable(getattr(self._clips, "sample", None))
+
+    def sample(self, index: int) -> Sample:
+        """The metadata of a clip, whose video is read only where `lists_samples` is false.
+
+        Raises:
+            ClipError: The clip cannot be used, and the run may skip it.
+            GuidedCDError: The dataset breaks its contract.
+        """
+        if not self.lists_samples:
+            return sample_of(self[index])
+        with blame(self._whose):
+            sample = self._clips.sample(index)  # type: ignore[attr-defined]  # an optional attribute
+        if not isinstance(sample, Sample):
+            kind = type(sample).__name__
+            raise GuidedCDError(f"{self._whose}: sample({index}) returned {kind}; it must return a guidedcd.Sample.")
+        return sample
 
     def read(self, index: int) -> Clip:
         """The clip.

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 
 from guidedcd.data.clips import Clip, ClipError
+from guidedcd.data.contract import CheckedClips
+from guidedcd.data.routing import Sample
 from guidedcd.errors import GuidedCDError
+
+TRIES = 4
+"""Number of clips of a dataset that are decoded at most, to read the metadata of one."""
 
 
 class Mixture:
@@ -42,6 +49,20 @@ class Mixture:
     def __len__(self) -> int:
         """Number of clips."""
         return len(self._entries)
+
+    def samples(self) -> Iterator[Sample]:
+        """The metadata of the clips that can be used; of a dataset that reads it with the videos, that of one clip."""
+        decoded = Counter[int]()
+        for dataset, number in self._entries:
+            clips = self._datasets[dataset][1]
+            if not isinstance(clips, CheckedClips) or decoded[dataset] == TRIES:
+                continue
+            with suppress(ClipError):
+                decoded[dataset] += not clips.lists_samples
+                sample = clips.sample(number)
+                if not clips.lists_samples:
+                    decoded[dataset] = TRIES
+                yield sample
 
     def read(self, positions: range) -> tuple[list[Clip], list[dict[str, str]]]:
         """The clips at `positions`, and {"id", "reason"} of each that cannot be read."""

@@ -99,10 +99,47 @@ def route(sample: Sample, rules: Mapping[str, RoutingRule] | Iterable[RoutingRul
     named = rules.items() if isinstance(rules, Mapping) else ((_name_of(rule), rule) for rule in rules)
     result = Route(caption=sample.caption, rewards=frozenset(sample.readers))
     for whose, rule in named:
-        with blame(whose):
-            result = rule(sample, result)
+        try:
+            with blame(whose):
+                result = rule(sample, result)
+        except Exception as error:
+            error.add_note(f"for sample '{sample.id}'")
+            raise
         _check(result, sample, whose)
     return result
+
+
+class Router:
+    """Routes the samples of a run, each of them once.
+
+    Args:
+        rules: As `rules_of` returns them.
+        readers: The run's rewards as readers of text, by name.
+        energies: Names of the run's energies.
+    """
+
+    def __init__(
+        self,
+        rules: Mapping[str, RoutingRule] | Iterable[RoutingRule],
+        readers: Mapping[str, Reader],
+        energies: Iterable[str] = (),
+    ) -> None:
+        self.rules = rules if isinstance(rules, Mapping) else list(rules)
+        self.readers, self.energies = readers, frozenset(energies)
+        self._routes: dict[tuple[str | None, ...], tuple[Sample, Route]] = {}
+
+    def __call__(self, sample: Sample) -> tuple[Sample, Route]:
+        """The sample with this run's readers, and its route.
+
+        Raises:
+            GuidedCDError: As `route`.
+        """
+        # Two datasets may use the same ids.
+        key = (sample.dataset, sample.id, sample.caption, sample.short_caption)
+        if key not in self._routes:
+            readable = attrs.evolve(sample, readers=self.readers, energies=self.energies)
+            self._routes[key] = (readable, route(readable, self.rules))
+        return self._routes[key]
 
 
 PROMPTS = "prompts"
@@ -130,20 +167,25 @@ def _name_of(rule: RoutingRule) -> str:
 
 def _check(result: Any, sample: Sample, whose: str) -> None:
     """Raise GuidedCDError unless `result` is a route to rewards that the sample has readers of."""
+    of = f"(sample '{sample.id}')"
     if not isinstance(result, Route):
-        raise GuidedCDError(f"{whose} returned {type(result).__name__}; it must return a Route.")
+        raise GuidedCDError(f"{whose} returned {type(result).__name__}; it must return a Route {of}.")
     if not isinstance(result.caption, str) or not isinstance(result.guided, bool):
-        raise GuidedCDError(f"{whose} returned a route whose caption is no text or whose `guided` is no truth value.")
+        raise GuidedCDError(
+            f"{whose} returned a route whose caption is no text or whose `guided` is no truth value {of}."
+        )
     if not isinstance(result.captions, Mapping) or not all(isinstance(text, str) for text in result.captions.values()):
-        raise GuidedCDError(f"{whose} returned a route whose `captions` are no texts by reward.")
+        raise GuidedCDError(f"{whose} returned a route whose `captions` are no texts by reward {of}.")
     if not isinstance(result.without_energies, frozenset | set):
         kind = type(result.without_energies).__name__
         raise GuidedCDError(
-            f"{whose} returned a route whose `without_energies` are a {kind}; they must be a frozenset."
+            f"{whose} returned a route whose `without_energies` are a {kind}; they must be a frozenset {of}."
         )
     if not isinstance(result.rewards, frozenset | set):
         kind = type(result.rewards).__name__
-        raise GuidedCDError(f"{whose} returned a route whose rewards are a {kind}; they must be a frozenset of names.")
+        raise GuidedCDError(
+            f"{whose} returned a route whose rewards are a {kind}; they must be a frozenset of names {of}."
+        )
     if unknown := sorted(str(name) for name in (*result.rewards, *result.captions) if name not in sample.readers):
         action = "sends" if unknown[0] in map(str, result.rewards) else "sends a caption of"
         names = ", ".join(sorted(sample.readers)) or "none"

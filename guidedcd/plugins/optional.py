@@ -164,6 +164,13 @@ class OptionalDataset(Protocol):
         """A text that changes when the clips do, such as a digest of file names, sizes and times; cheap to compute."""
 
 
+class OptionalClips(Protocol):
+    """Optional attributes of the sequence that a dataset's `open` returns."""
+
+    def sample(self, index: int) -> Any:
+        """The `guidedcd.Sample` of clip `index`, with the metadata of the clip, read without its video."""
+
+
 class OptionalMetric(Protocol):
     """Optional attributes of a metric."""
 
@@ -209,9 +216,10 @@ ATTRIBUTES: dict[str, type] = {
     "teacher": OptionalTeacher,
     "text encoder": OptionalTextEncoder,
     "dataset": OptionalDataset,
+    "clips": OptionalClips,
     "metric": OptionalMetric,
 }
-"""The optional attributes by kind of component, and those of a teacher's text encoder."""
+"""The optional attributes by kind of component, and those of a teacher's text encoder and of a dataset's clips."""
 
 OPTIONS: dict[str, type] = {"teacher": OptionalTeacherConfig, "metric": OptionalMetricConfig}
 """The optional options by kind of component."""

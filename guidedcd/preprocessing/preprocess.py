@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from guidedcd.acceleration.apply import accelerated
 from guidedcd.config.run import Run
 from guidedcd.console import console, duration, waiting
+from guidedcd.data.routing import Sample
 from guidedcd.devices import blame_memory, device, launch, process
 from guidedcd.documents import read_json
 from guidedcd.energies.output import OutputGradients
@@ -44,6 +45,7 @@ def preprocess(
     teacher: Teacher | None = None,
     shard: tuple[int, int] = WHOLE,
     fill_parts: bool = True,
+    accept: Callable[[Sample], object] | None = None,
 ) -> Path:
     """Compute the missing shards of the run's latent store, once no other process computes them.
 
@@ -53,6 +55,7 @@ def preprocess(
         teacher: The run's teacher, if it is loaded already; it is not changed.
         shard: (I, N) for part I of N only, 0 <= I < N.
         fill_parts: Whether to compute missing shards of a store that other processes fill in parts.
+        accept: Called with the metadata of every clip before anything of it is computed; an error of it ends the run.
 
     Returns:
         The folder of the store, which is complete unless `shard` names a part.
@@ -90,7 +93,7 @@ def preprocess(
             raise shards.incomplete(folder, identity, absent)
         with blame_memory("the teacher"):
             rehearse(teacher, str(run.teacher.component()), run.seed)
-        _compute(run, teacher, folder, identity, scores, shard, in_place=is_own)
+        _compute(run, teacher, folder, identity, scores, shard, accept, in_place=is_own)
     if shard != WHOLE and (rest := _unfinished(folder, identity, scores)):
         console.print(f"store    {folder}: part {shard[0]}/{shard[1]} is done, {rest}")
         return folder
@@ -120,6 +123,7 @@ def _compute(
     identity: dict[str, Any],
     scores: score_sets.ScoreFolders,
     shard: tuple[int, int],
+    accept: Callable[[Sample], object] | None,
     *,
     in_place: bool,
 ) -> None:
@@ -130,8 +134,10 @@ def _compute(
     options = run.preprocess
     with accelerated(teacher, fast=options.fast, precision=options.precision, in_place=in_place) as fast_teacher:
         # Errors in the data and the energies are raised before anything is written.
-        writer = StoreWriter(run, fast_teacher) if absent else None
+        writer = StoreWriter(run, fast_teacher, accept) if absent else None
         extender = ScoreWriter(run, fast_teacher, scores) if extended else None
+        if writer is not None:
+            writer.check()
         if used := writer or extender:
             used.builder.rehearse()
         is_first = rank == 0
@@ -154,7 +160,7 @@ def _compute(
             # By number, not by position in the list: a process that starts later lists fewer missing shards.
             own = [n for n in _missing(folder, identity, shard) if n // shard[1] % world == rank]
             if own:
-                writer = writer or StoreWriter(run, fast_teacher)  # another process has removed them meanwhile
+                writer = writer or StoreWriter(run, fast_teacher, accept)  # another process has removed them meanwhile
                 writer.fill(folder, own, scores)
             # Another process may have computed shards with the scores of its own energies.
             lacking = [n for n in _without_scores(folder, identity, scores, shard) if n // shard[1] % world == rank]

@@ -14,8 +14,10 @@ from guidedcd.acceleration.prefetch import prefetched
 from guidedcd.config.run import Run
 from guidedcd.config.sections import Preprocess
 from guidedcd.console import console, progress
+from guidedcd.data.clips import sample_of
 from guidedcd.data.contract import opened
 from guidedcd.data.mixture import Mixture
+from guidedcd.data.routing import Sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.configs import DatasetConfig
@@ -30,18 +32,26 @@ class StoreWriter:
     Args:
         run: The configuration.
         teacher: The run's teacher on its device.
+        accept: Called with the metadata of every clip before anything of it is computed; an error of it ends the run.
 
     Raises:
         GuidedCDError: A dataset or an energy cannot be loaded, or a dataset has too few clips.
     """
 
-    def __init__(self, run: Run, teacher: Teacher) -> None:
+    def __init__(self, run: Run, teacher: Teacher, accept: Callable[[Sample], object] | None = None) -> None:
+        self.accept = accept
         datasets = [(chosen.name, opened(chosen, teacher.geometry)) for chosen in run.data]
         # The components of the kind data have configs that derive from DatasetConfig.
         weights = [cast(DatasetConfig, chosen.config).weight for chosen in run.data]
         self.settings: Preprocess = run.preprocess
         self.mixture = Mixture(datasets, weights, self.settings.videos)
         self.builder = ShardBuilder(run, teacher)
+
+    def check(self) -> None:
+        """Give `accept` the metadata of all clips that is known before their videos are decoded."""
+        if self.accept is not None:
+            for sample in self.mixture.samples():
+                self.accept(sample)
 
     def fill(self, folder: Path, missing: Sequence[int], scores: ScoreFolders) -> None:
         """Compute and write the shards `missing`; a thread reads the clips of the next shard meanwhile.
@@ -65,6 +75,9 @@ class StoreWriter:
             clips_of_shards = prefetched(lambda number: self.mixture.read(self.positions(number)), missing)
             for number, (clips, unreadable) in zip(missing, clips_of_shards, strict=True):
                 report = _ShardProgress(advance, len(self.positions(number)) * per_video)
+                if self.accept is not None:
+                    for clip in clips:
+                        self.accept(sample_of(clip))
                 if clips:
                     samples, tensors = self.builder.shard(clips, report)
                 else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from guidedcd.data.clips import Clip, ClipError
+from guidedcd.data.clips import Clip, ClipError, sample_of
 from guidedcd.data.contract import CheckedClips
 from guidedcd.data.geometry import Geometry
 from guidedcd.errors import GuidedCDError
@@ -100,4 +100,26 @@ def dataset_is_safe_in_threads(checked: CheckedComponent) -> None:
     assert same_in_threads(read, numbers), "reading from several threads gives other clips: keep no state in self"
 
 
-RULES = [dataset_yields_clips, dataset_keeps_its_clips, dataset_ends, dataset_is_safe_in_threads]
+def dataset_describes_its_clips(checked: CheckedComponent) -> None:
+    """Its sequence's method `sample`, if there is one, returns the metadata of the same clip."""
+    clips = clips_of(checked)
+    for number in range(min(len(clips), COUNT) if clips.lists_samples else 0):
+        try:
+            clip, sample = clips[number], clips.sample(number)
+        except ClipError:
+            continue
+        except GuidedCDError as error:
+            raise AssertionError(str(error)) from error
+        expected = sample_of(clip)
+        for field in ("id", "dataset", "caption", "short_caption", "motion", "tags"):
+            one, other = getattr(sample, field), getattr(expected, field)
+            assert one == other, f"sample({number}) has the {field} {one!r}, and the clip has {other!r}"
+
+
+RULES = [
+    dataset_yields_clips,
+    dataset_keeps_its_clips,
+    dataset_ends,
+    dataset_is_safe_in_threads,
+    dataset_describes_its_clips,
+]

@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from guidedcd.data.routing import Reader, Route, RoutingRule, Sample, route
+from guidedcd.data.routing import Reader, Route, Router, RoutingRule, Sample
 from guidedcd.diffusion.guidance import guided_from
 from guidedcd.diffusion.randomness import Stream, random_stream
 from guidedcd.plugins.configs import EnergyConfig
@@ -111,11 +111,11 @@ class Batches:
         process: int = 0,
         processes: int = 1,
     ) -> None:
-        self.store, self.readers, self.rules, self.energies = store, readers, rules, energies
+        self.store, self.energies = store, energies
+        self.routed = Router(rules, readers, energies)
         self.stored = [name for name in energies if name in store.scores]
         self.size, self.omega, self.seed = size, omega, seed
         self.process, self.processes = process, processes
-        self._routes: dict[tuple[str | None, ...], tuple[Sample, Route]] = {}
         self._epoch = -1
         self._order = numpy.empty(0, dtype=numpy.int64)
 
@@ -167,12 +167,3 @@ class Batches:
             omega=torch.from_numpy(omega).float(),
             strengths=active,
         )
-
-    def routed(self, sample: Sample) -> tuple[Sample, Route]:
-        """The sample with this run's readers, and its route, which is computed once."""
-        # Two datasets may use the same ids.
-        key = (sample.dataset, sample.id, sample.caption, sample.short_caption)
-        if key not in self._routes:
-            readable = attrs.evolve(sample, readers=self.readers, energies=frozenset(self.energies))
-            self._routes[key] = (readable, route(readable, self.rules))
-        return self._routes[key]

@@ -10,7 +10,7 @@ Legend: R videos of this process and step, E energies; latents (C, F, H, W).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -39,6 +39,30 @@ def listed(run: Run) -> list[Prompt]:
     if not (file and run.train.rollouts.videos and run.rewards):
         return []
     return prompts.read(Path(file.removeprefix("@")).expanduser())
+
+
+def own_prompts(run: Run, teacher: Teacher) -> list[Sample]:
+    """The prompts of the run's file or of the teacher; none where the captions of the clips are the prompts."""
+    texts = [prompt.text for prompt in listed(run) or prompts.training(teacher)]
+    return [Sample(id=f"prompt-{number}", dataset=PROMPTS, caption=text) for number, text in enumerate(texts)]
+
+
+def scored(
+    run: Run, samples: Sequence[Sample], routed: Callable[[Sample], tuple[Sample, Route]]
+) -> list[tuple[Sample, Route]]:
+    """The prompts that a reward scores, with their routes.
+
+    Raises:
+        GuidedCDError: The routes let no prompt through to a reward, or a rule returns a wrong route.
+    """
+    result = [one for one in map(routed, samples) if one[1].rewards]
+    if not result:
+        raise GuidedCDError(
+            f"--train.rollouts.videos: none of {len(samples)} prompts goes to a reward, for the routes "
+            f"({', '.join(run.routes) or 'none'}) let none through. Give shorter ones with "
+            "--train.rollouts.prompts FILE, or --train.rollouts.videos 0."
+        )
+    return result
 
 
 class Rollouts:
@@ -73,16 +97,7 @@ class Rollouts:
         self.own = slice(process * settings.videos, (process + 1) * settings.videos)
         """The videos of this process among them."""
         self.timesteps = multistep_timesteps(settings.steps, timesteps=len(teacher.schedule))
-        texts = [prompt.text for prompt in listed(run) or prompts.training(teacher)]
-        own = [Sample(id=f"prompt-{number}", dataset=PROMPTS, caption=text) for number, text in enumerate(texts)]
-        samples = own or list(clips)
-        self.prompts = [one for one in map(routed, samples) if one[1].rewards]
-        if not self.prompts:
-            raise GuidedCDError(
-                f"--train.rollouts.videos: none of {len(samples)} prompts goes to a reward, for the routes "
-                f"({', '.join(run.routes) or 'none'}) let none through. Give shorter ones with "
-                "--train.rollouts.prompts FILE, or --train.rollouts.videos 0."
-            )
+        self.prompts = scored(run, own_prompts(run, teacher) or list(clips), routed)
 
     def chosen(self, number: int) -> list[tuple[Sample, Route]]:
         """The prompts of batch `number` for this process, with their routes."""

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from guidedcd.data.clips import Clip
+from guidedcd.data.clips import Clip, clip_of
 from guidedcd.data.geometry import Geometry
 from guidedcd.data.lazy_sequence import LazySequence
+from guidedcd.data.routing import Sample
 from guidedcd_shapes import ShapesDataConfig, captions, drawing, models, world
 
 
@@ -41,23 +42,32 @@ class Clips(LazySequence[Clip]):
 
     def read(self, index: int) -> Clip:
         """Draw clip `index`."""
+        sample, scene, seed = self._described(index)
+        generator = torch.Generator().manual_seed(seed)
+        video = drawing.render(world.pack([scene]), sample.tags["set"] == "web", generator, models.variety())[0]
+        return clip_of(sample, fit(video, self.geometry))
+
+    def sample(self, index: int) -> Sample:
+        """The metadata of clip `index`, which is not drawn."""
+        return self._described(index)[0]
+
+    def _described(self, index: int) -> tuple[Sample, world.Scene, int]:
+        """The metadata of clip `index`, its scene, and the seed of its picture."""
         config = self.config
         kind = ("web", "web", "web", "dense")[index % 4] if config.set == "mix" else config.set
         rng = random.Random(f"clip {config.seed} {kind} {config.motion} {index}")
         scene = world.sample_scene(rng, config.motion, unseen=None)  # clips also show pairs that the teacher never saw
-        generator = torch.Generator().manual_seed(rng.getrandbits(62))
-        truth = world.pack([scene])
-        video = drawing.render(truth, kind == "web", generator, models.variety())[0]
+        seed = rng.getrandbits(62)
         caption = (captions.short_caption if kind == "web" else captions.dense_caption)(scene, rng)
-        return Clip(
+        sample = Sample(
             id=f"{kind}-{config.seed}-{index:06d}",
             dataset="shapes",
             caption=caption,
             short_caption=caption if kind == "web" else None,
             tags={"set": kind, "scene": attrs.asdict(scene)},
             motion=0.0 if scene.motion == world.STILL else world.VELOCITY[scene.speed],
-            video=fit(video, self.geometry),
         )
+        return sample, scene, seed
 
 
 def fit(video: Tensor, geometry: Geometry) -> Tensor:

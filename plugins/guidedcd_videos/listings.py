@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
 
-from guidedcd.data.clips import Clip, ClipError
+from guidedcd.data.clips import Clip, ClipError, clip_of
 from guidedcd.data.geometry import Geometry
 from guidedcd.data.lazy_sequence import LazySequence
+from guidedcd.data.routing import Sample
 from guidedcd_videos import VideosConfig
 from guidedcd_videos.decoding import read_clip
 
@@ -73,36 +75,50 @@ class Clips(LazySequence[Clip]):
         Raises:
             ClipError: It cannot be used; the message begins with its id.
         """
+        with self._entry(index) as (sample, listed):
+            source = listed.source if isinstance(listed.source, Path) else listed.source()
+            begin = {"start": 0.0, "middle": 0.5}.get(self.config.begin)
+            video = read_clip(
+                source,
+                self.geometry,
+                fps=self.config.fps or self.geometry.fps,
+                begin=_fraction(sample.id) if begin is None else begin,
+                slow=self.config.short == "slow",
+            )
+            return clip_of(sample, video)
+
+    def sample(self, index: int) -> Sample:
+        """The metadata of clip `index`, whose video is not opened.
+
+        Raises:
+            ClipError: It cannot be used; the message begins with its id.
+        """
+        with self._entry(index) as (sample, _):
+            return sample
+
+    @contextmanager
+    def _entry(self, index: int) -> Iterator[tuple[Sample, Listed]]:
+        """The metadata and the entry of clip `index`; errors of the entry and of the body name the clip."""
         number = index if self._order is None else int(self._order[index])
         id_ = self.listing.key(number)
         if number in self._repeats:
             id_ += f"#{self._repeats[number] + 1}"
         try:
-            return self._clip(id_, self.listing[number])
+            listed = self.listing[number]
+            caption = text_of(listed.caption)
+            if not caption:
+                raise ClipError("has no caption")
+            sample = Sample(
+                id=id_,
+                dataset=self.name,
+                caption=caption,
+                short_caption=text_of(listed.short_caption) or None,
+                tags=dict(listed.tags),
+                motion=number_of(listed.motion),
+            )
+            yield sample, listed
         except ClipError as error:
             raise ClipError(f"{id_}: {error}") from error
-
-    def _clip(self, id_: str, listed: Listed) -> Clip:
-        caption = text_of(listed.caption)
-        if not caption:
-            raise ClipError("has no caption")
-        source = listed.source if isinstance(listed.source, Path) else listed.source()
-        begin = {"start": 0.0, "middle": 0.5}.get(self.config.begin)
-        return Clip(
-            id=id_,
-            dataset=self.name,
-            caption=caption,
-            short_caption=text_of(listed.short_caption) or None,
-            tags=dict(listed.tags),
-            motion=number_of(listed.motion),
-            video=read_clip(
-                source,
-                self.geometry,
-                fps=self.config.fps or self.geometry.fps,
-                begin=_fraction(id_) if begin is None else begin,
-                slow=self.config.short == "slow",
-            ),
-        )
 
 
 def repeats(keys: Iterable[str]) -> dict[int, int]:

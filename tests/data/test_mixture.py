@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guidedcd.data.clips import ClipError
+from guidedcd.data.clips import Clip, ClipError
+from guidedcd.data.contract import CheckedClips
+from guidedcd.data.geometry import Geometry
 from guidedcd.data.mixture import Mixture
+from guidedcd.data.routing import Sample
 from guidedcd.errors import GuidedCDError
 
 
@@ -51,3 +55,33 @@ def test_too_small_dataset_is_refused():
     """Asking for more clips than a dataset holds names the dataset and the option to lower."""
     with pytest.raises(GuidedCDError, match=r"'web' has 3 clips.*`preprocess\.videos`"):
         Mixture([("web", list("abc"))], [1], 4)
+
+
+class Unseen(list):
+    """Clips that cannot be read, with metadata; every third clip has none."""
+
+    def sample(self, index):
+        if index % 3 == 2:
+            raise ClipError("no caption")
+        return Sample(id=self[index], dataset="web", caption="a ball")
+
+
+class Decoded(list):
+    """A dataset without metadata: a clip is decoded when it is read, and the first cannot be."""
+
+    def __getitem__(self, index):
+        self.tried = [*getattr(self, "tried", ()), index]
+        if index == 0:
+            raise ClipError("no video stream")
+        return Clip(id=super().__getitem__(index), dataset="own", caption="a ball", video=torch.zeros(1, 3, 2, 2))
+
+
+def test_metadata_of_all_clips_is_read_without_their_videos():
+    """A dataset that lists it gives that of each usable clip; of another dataset one clip is decoded."""
+    geometry, decoded = Geometry(frames=1, height=2, width=2, fps=8), Decoded("uvwxyz")
+    sets = [("web", CheckedClips(Unseen("abcdef"), geometry, "web")), ("own", CheckedClips(decoded, geometry, "own"))]
+
+    ids = [sample.id for sample in Mixture(sets, [1, 1], 12).samples()]
+
+    assert sorted(ids) == ["a", "b", "d", "e", "v"]
+    assert decoded.tried == [0, 1]

@@ -44,7 +44,7 @@ def test_a_wrong_route_is_an_error_of_its_rule(change, message):
 
 
 def test_an_exception_of_a_rule_names_the_rule():
-    """A bug in a rule keeps its type and gets a note."""
+    """A bug in a rule keeps its type and gets notes with the rule and the sample."""
 
     def odd(sample, one):
         return sample.tags["absent"]
@@ -52,4 +52,4 @@ def test_an_exception_of_a_rule_names_the_rule():
     with pytest.raises(KeyError) as caught:
         route(Sample(id="a/1", dataset="a", caption="a ball"), {"route 'odd' of acme/odd": odd})
 
-    assert caught.value.__notes__ == ["in route 'odd' of acme/odd"]
+    assert caught.value.__notes__ == ["in route 'odd' of acme/odd", "for sample 'a/1'"]

@@ -166,6 +166,21 @@ KIT = {
         "dataset_is_safe_in_threads",
         "keep no state in self",
     ),
+    "metadata of another clip": (
+        "",
+        "",
+        "from guidedcd import Sample; "
+        "self.sample = lambda number: Sample(id=f'clip-{number}', dataset='odd', caption='a ball')",
+        "dataset_describes_its_clips",
+        r"sample\(0\) has the caption 'a ball', and the clip has 'clip 0'",
+    ),
+    "metadata that is no sample": (
+        "",
+        "",
+        "self.sample = lambda number: {'id': f'clip-{number}'}",
+        "dataset_describes_its_clips",
+        r"sample\(0\) returned dict; it must return a guidedcd.Sample",
+    ),
 }
 
 
