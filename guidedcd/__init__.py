@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not read the table 
     from guidedcd.data.routing import Sample as Sample
     from guidedcd.diffusion.seen import Seen as Seen
     from guidedcd.errors import GuidedCDError as GuidedCDError
+    from guidedcd.errors import NeedError as NeedError
     from guidedcd.errors import PluginError as PluginError
     from guidedcd.evaluation.compare import compare as compare
     from guidedcd.evaluation.evaluate import evaluate as evaluate
@@ -122,6 +123,7 @@ _PLACES = {
     "FrozenReward": "guidedcd.rewards.frozen",
     "GradientReplay": "guidedcd.acceleration.cuda_graphs_backward",
     "GuidedCDError": "guidedcd.errors",
+    "NeedError": "guidedcd.errors",
     "PluginError": "guidedcd.errors",
 }
 """By public name, the module that defines it, as "module" or "module:attribute"."""

@@ -79,6 +79,15 @@ class GuidedCDError(Exception):
         super().__init__(*(with_option_names(arg) if isinstance(arg, str) else arg for arg in args))
 
 
+class NeedError(GuidedCDError):
+    """A teacher cannot record what an energy needs; the engine adds which energies those are."""
+
+    def __init__(self, message: str, *, need: str) -> None:
+        """Take the message, and the entry of the energy's `needs`, such as "temporal-attention:official"."""
+        super().__init__(message)
+        self.need = need
+
+
 class PluginError(GuidedCDError):
     """A plugin cannot be found, loaded or told apart from another."""
 

@@ -72,7 +72,7 @@ def evaluate_suite(
     if table:
         if run is not None:
             raise GuidedCDError(f"--table needs no run, but {run} is given. Repeat --table for several files.")
-        return _print_table(chosen, registry, flags, [convert(text, Path, "--table") for text in table])
+        return _print_table(chosen, chosen.build(registry), flags, [convert(text, Path, "--table") for text in table])
     if flags.generate or flags.score:
         return _run(chosen, registry, flags, run, device=device, options=options)
     raise GuidedCDError(
@@ -116,7 +116,7 @@ def _run(
         from guidedcd.evaluation.suites.official import score_videos
 
         results = score_videos(suite, folder, videos)
-    return _print_table(chosen, registry, flags, [results])
+    return _print_table(chosen, suite, flags, [results])
 
 
 def _shard(text: str | None) -> tuple[int, int]:
@@ -133,7 +133,7 @@ def _shard(text: str | None) -> tuple[int, int]:
     raise GuidedCDError(f"--shard is '{text}'; it must be I/N with I from 1 to N, such as 2/8.")
 
 
-def _print_table(chosen: Chosen, registry: Registry, flags: SuiteFlags, paths: Sequence[Path]) -> int:
+def _print_table(chosen: Chosen, suite: Any, flags: SuiteFlags, paths: Sequence[Path]) -> int:
     """Print the scores of a table of results; 1 if a score is absent.
 
     Raises:
@@ -143,7 +143,6 @@ def _print_table(chosen: Chosen, registry: Registry, flags: SuiteFlags, paths: S
     from guidedcd.evaluation.suites.results import read_results
     from guidedcd.evaluation.suites.scores import summary
 
-    suite = chosen.build(registry)
     results = read_results(suite, paths, percent=flags.percent)
     about = summary(suite, chosen.name, results)
     if flags.json:

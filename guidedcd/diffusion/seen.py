@@ -107,11 +107,56 @@ class Seen:
         return self.decoder(self.guided if guided else self.x0, frames)
 
 
+Decoder = Callable[[Tensor, Sequence[int] | None], Tensor]
+"""From latents (B, C, F, H, W) and indices of frames, or None for all, to pixels."""
+
+
+def seen_of_output(
+    schedule: NoiseSchedule,
+    z: Tensor,
+    t: Tensor,
+    output: Tensor,
+    captions: Sequence[str] = (),
+    decoder: Decoder | None = None,
+    *,
+    guided_output: Tensor | None = None,
+    frames: int | None = None,
+) -> Seen:
+    """A forward pass that is over: latents, and what the network predicted for them.
+
+    Args:
+        schedule: Noise levels.
+        z: Noisy latents (B, C, F, H, W).
+        t: Their timesteps (B,).
+        output: The network's prediction with the caption, like `z`.
+        captions: B texts.
+        decoder: Turns latents into pixels.
+        guided_output: The prediction under classifier-free guidance, like `z`; `output` by default.
+        frames: Frames of the decoded video, see `Seen.frames`.
+    """
+    alpha, sigma = (level.to(z.device) for level in schedule.alpha_sigma(t))
+    return Seen(
+        z=z,
+        t=t,
+        alpha=alpha,
+        sigma=sigma,
+        output=output,
+        prediction=schedule.prediction,
+        timesteps=len(schedule),
+        captions=tuple(captions),
+        decoder=decoder,
+        frames=frames,
+        guided_output=output if guided_output is None else guided_output,
+    )
+
+
 def seen_of_latents(
     latents: Tensor,
     t: Tensor,
     captions: Sequence[str] = (),
-    decoder: Callable[[Tensor, Sequence[int] | None], Tensor] | None = None,
+    decoder: Decoder | None = None,
+    *,
+    frames: int | None = None,
 ) -> Seen:
     """Known clean latents in the form of a forward pass without noise: `x0` and `guided` are the latents."""
     from torch import ones, zeros_like
@@ -127,6 +172,7 @@ def seen_of_latents(
         prediction="eps",
         captions=tuple(captions),
         decoder=decoder,
+        frames=frames,
         guided_output=zero,
     )
 
@@ -137,7 +183,9 @@ def seen_of_prediction(
     t: Tensor,
     x0: Tensor,
     captions: Sequence[str] = (),
-    decoder: Callable[[Tensor, Sequence[int] | None], Tensor] | None = None,
+    decoder: Decoder | None = None,
+    *,
+    frames: int | None = None,
 ) -> Seen:
     """Predicted clean latents in the form of a forward pass: `x0` and `guided` are `x0`, with its gradient.
 
@@ -148,6 +196,7 @@ def seen_of_prediction(
         x0: The prediction, like `z`.
         captions: B texts.
         decoder: Turns latents into pixels.
+        frames: Frames of the decoded video, see `Seen.frames`.
     """
     from guidedcd.diffusion.schedule import expand
 
@@ -163,6 +212,7 @@ def seen_of_prediction(
         timesteps=len(schedule),
         captions=tuple(captions),
         decoder=decoder,
+        frames=frames,
         guided_output=eps,
     )
     vars(seen).update(x0=x0, guided=x0, eps=eps)  # where `cached_property` keeps them

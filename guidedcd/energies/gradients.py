@@ -18,7 +18,7 @@ from guidedcd.acceleration.activation_checkpointing import recomputing
 from guidedcd.config.run import Run
 from guidedcd.diffusion.seen import Seen
 from guidedcd.energies.traits import check_traits, is_reference_free
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, NeedError
 from guidedcd.models.attention_probes import recorded_layers, temporal_layers
 from guidedcd.models.teachers.protocol import Cond, Teacher
 from guidedcd.plugins import process_state
@@ -162,21 +162,15 @@ def _naming_needs(energies: Mapping[str, Energy]) -> Iterator[None]:
     """An error of a teacher about activations that it cannot record names the energies, by description, that need them.
 
     Raises:
-        GuidedCDError: The teacher raised it.
+        NeedError: The teacher raised it.
     """
     try:
         yield
-    except GuidedCDError as error:
-        text = str(error)
-        needs = {whose: getattr(energy, "needs", ()) for whose, energy in energies.items()}
-        needing = [
-            whose
-            for whose, own in needs.items()
-            if any(f"'{word}'" in text for need in own for word in {need, need.partition(":")[2]} - {""})
-        ]
-        if not needing or any(whose in text for whose in needing):
+    except NeedError as error:
+        needing = [whose for whose, energy in energies.items() if error.need in getattr(energy, "needs", ())]
+        if not needing:
             raise
-        raise GuidedCDError(f"{' and '.join(needing)}: {text}") from error
+        raise NeedError(f"{' and '.join(needing)}: {error}", need=error.need) from error
 
 
 def energy_gradients(
@@ -320,7 +314,7 @@ class EnergyGradients:
             names = [name for name, own in self.kind_of.items() if own == kind]
             with torch.no_grad():
                 energies = [self.energies[name] for name in names]
-                with _naming_needs({f"energy '{n}' of {self.plugins[n]}": self.energies[n] for n in names}):
+                with _naming_needs(self._by_description):
                     seen = observed(self.teacher, latents, t, cond, energies, captions)
                 for start in range(0, len(latents), batch_size):
                     rows = seen.rows(start, start + batch_size)
@@ -328,10 +322,16 @@ class EnergyGradients:
                         by_energy[name].append(kept(self.energies[name], rows))
         return by_energy
 
+    @property
+    def _by_description(self) -> dict[str, Energy]:
+        """The energies by their names in errors."""
+        return {f"energy '{name}' of {self.plugins[name]}": energy for name, energy in self.energies.items()}
+
     def _recomputing(self) -> AbstractContextManager[None]:
         """The context in which gradients are taken: fewer activations are kept, see `preprocess.recompute`."""
         if self.recompute == "nothing":
             return nullcontext()
         network = self.teacher.network
-        temporal, recorded = temporal_layers(network).values(), recorded_layers(network, self.needs)
+        with _naming_needs(self._by_description):
+            temporal, recorded = temporal_layers(network).values(), recorded_layers(network, self.needs)
         return recomputing(network, self.recompute, temporal=temporal, keep=recorded)

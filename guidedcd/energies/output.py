@@ -7,7 +7,7 @@ Legend: B samples; latents (B, C, F, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,13 +15,11 @@ from torch import Tensor
 from guidedcd.config.run import Run
 from guidedcd.diffusion.guidance import TeacherStep
 from guidedcd.diffusion.schedule import NoiseSchedule, clean_slope, expand
-from guidedcd.diffusion.seen import Seen, seen_of_latents
+from guidedcd.diffusion.seen import Decoder, Seen, seen_of_latents, seen_of_output
 from guidedcd.energies.gradients import Energy, EnergyTerm, blamed, check_finite, energy_values, kept
 from guidedcd.energies.traits import check_reference, check_traits, is_reference_free, output_names
 from guidedcd.models.teachers.contract import decoded_frames
 from guidedcd.models.teachers.protocol import Teacher
-
-Decoder = Callable[[Tensor, Sequence[int] | None], Tensor]
 
 
 def seen_of_step(
@@ -44,20 +42,8 @@ def seen_of_step(
             alone, as for a reference.
         frames: Frames of the decoded video, see `Seen.frames`.
     """
-    alpha, sigma = schedule.alpha_sigma(step.t)
-    return Seen(
-        z=step.z,
-        t=step.t,
-        alpha=alpha,
-        sigma=sigma,
-        output=step.o_c,
-        prediction=schedule.prediction,
-        timesteps=len(schedule),
-        captions=tuple(captions),
-        decoder=decoder,
-        frames=frames,
-        guided_output=step.output if guided else step.o_c,
-    )
+    output = step.output if guided else None
+    return seen_of_output(schedule, step.z, step.t, step.o_c, captions, decoder, guided_output=output, frames=frames)
 
 
 def output_gradients(seen: Seen, terms: Sequence[EnergyTerm], *, check: bool = True) -> list[Tensor]:
@@ -164,7 +150,9 @@ class OutputGradients:
         kinds = set(self.kind_of.values())
         references = {}
         if "prediction" in kinds:
-            references["prediction"] = seen_of_step(self.schedule, step, captions, self.decoder, guided=False)
+            references["prediction"] = seen_of_step(
+                self.schedule, step, captions, self.decoder, guided=False, frames=self.frames
+            )
         if "clean" in kinds:
-            references["clean"] = seen_of_latents(z0, step.t, captions, self.decoder)
+            references["clean"] = seen_of_latents(z0, step.t, captions, self.decoder, frames=self.frames)
         return references

@@ -119,7 +119,9 @@ class References:
             return own
         assert guide.z0 is not None and guide.cond is not None  # their energies have a reference
         if guide.config.reference == "clean" and is_of_output(guide.energy):
-            return seen_of_latents(guide.z0, t, guide.captions, self.teacher.decode)
+            return seen_of_latents(
+                guide.z0, t, guide.captions, self.teacher.decode, frames=self.teacher.geometry.frames
+            )
         match guide.config.reference:
             case "inversion":
                 z, at = self.inverted[id(guide.z0)][index], t

@@ -68,13 +68,17 @@ def select_layers(network: nn.Module, layers: str) -> dict[str, Attention]:
 
 
 def recorded_layers(network: nn.Module, needs: Sequence[str]) -> set[nn.Module]:
-    """The modules whose attention `record` records for `needs`."""
-    kinds = [need.partition(":") for need in needs]
+    """The modules whose attention `record` records for `needs`.
+
+    Raises:
+        NeedError: A need selects no layer.
+    """
+    probe = _TemporalAttention(batch=1, recompute=False)
     return {
         module
-        for kind, _, layers in kinds
-        if kind == KIND
-        for module in select_layers(network, layers or "official").values()
+        for need in needs
+        if need.partition(":")[0] == KIND
+        for module in recording.layers_of(probe, network, need).values()
     }
 
 
@@ -118,7 +122,7 @@ def record(
 
     Raises:
         ValueError: `tail` is unknown.
-        GuidedCDError: A need is unknown, or selects no layer.
+        NeedError: A need is unknown, or selects no layer.
 
     Returns:
         A context manager, which yields by need, by module name: attention probabilities (B, N, F, F), at least float32,

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from guidedcd.errors import GuidedCDError, NeedError
+
 TAILS = ("whole", "detached", "none")
 """How the tail of a forward pass runs."""
 
@@ -51,6 +53,18 @@ class _Complete(Exception):
     """Ends the forward pass after the last record; `record` catches it."""
 
 
+def layers_of(probe: Probe, network: nn.Module, need: str) -> Mapping[str, nn.Module]:
+    """As `probe.layers`.
+
+    Raises:
+        NeedError: The network has none, or the need is of another kind.
+    """
+    try:
+        return probe.layers(network, need)
+    except GuidedCDError as error:
+        raise NeedError(str(error), need=need) from error
+
+
 @contextlib.contextmanager
 def record(
     network: nn.Module, needs: Sequence[str], probe: Probe, *, tail: str = "whole"
@@ -66,7 +80,7 @@ def record(
 
     Raises:
         ValueError: `tail` is unknown.
-        GuidedCDError: A need is unknown, or selects no layer.
+        NeedError: A need is unknown, or selects no layer.
 
     Yields:
         By need, what `probe.values` returned at each of its layers. Filled by the forward pass; with a whole tail a
@@ -78,7 +92,7 @@ def record(
     layers: dict[str, nn.Module] = {}
     needs_of: dict[str, list[str]] = {}
     for need in records:
-        for name, module in probe.layers(network, need).items():
+        for name, module in layers_of(probe, network, need).items():
             layers[name] = module
             needs_of.setdefault(name, []).append(need)
     waiting, graded = set(layers), torch.is_grad_enabled()

@@ -12,7 +12,7 @@ import attrs
 from torch import Tensor
 
 from guidedcd.data.routing import Route
-from guidedcd.diffusion.seen import Seen, seen_of_latents, seen_of_prediction
+from guidedcd.diffusion.seen import Seen, seen_of_latents, seen_of_output, seen_of_prediction
 from guidedcd.models.teachers.protocol import Teacher
 
 FRAMES, LATENTS = "frames", "latents"
@@ -57,27 +57,16 @@ class StudentPredictions:
         """What a reward is called with for the samples `rows`: (seen, captions, reference)."""
         index = list(rows)
         z, t = self.z[index], self.t[index]
-        seen = seen_of_prediction(teacher.schedule, z, t, self.latents[index], captions, teacher.decode)
+        frames = teacher.geometry.frames
+        seen = seen_of_prediction(teacher.schedule, z, t, self.latents[index], captions, teacher.decode, frames=frames)
         return seen, list(captions), self._reference(index, captions, reward, teacher)
 
     def _reference(self, index: list[int], captions: Sequence[str], reward: Any, teacher: Teacher) -> Seen | None:
-        kind, schedule = reference_of(reward), teacher.schedule
+        kind, frames = reference_of(reward), teacher.geometry.frames
         if kind is None or self.clips is None or self.outputs is None:
             return None
         z, t = self.z[index], self.t[index]
         if kind == "clean":
-            return seen_of_latents(self.clips[index], t, captions, teacher.decode)
-        alpha, sigma = (level.to(z.device) for level in schedule.alpha_sigma(t))
+            return seen_of_latents(self.clips[index], t, captions, teacher.decode, frames=frames)
         output = self.outputs[index].to(z.dtype)
-        return Seen(
-            z=z,
-            t=t,
-            alpha=alpha,
-            sigma=sigma,
-            output=output,
-            prediction=schedule.prediction,
-            timesteps=len(schedule),
-            captions=tuple(captions),
-            decoder=teacher.decode,
-            guided_output=output,
-        )
+        return seen_of_output(teacher.schedule, z, t, output, captions, teacher.decode, frames=frames)

@@ -13,7 +13,10 @@ from guidedcd.errors import GuidedCDError, written
 from guidedcd.evaluation.suites.contract import Dimension, PublishedRow, Suite, SuiteVideo
 
 PROMPTS = 100
-"""Prompts of each category, with one video each."""
+"""Prompts of each category, with one video each, in the first version of the benchmark, which the published rows of
+T2V-Turbo-v2 use. The second version has 200."""
+MOST = 1000
+"""Prompts of a category at most: the seed of a video is 1000 times the number of its category, plus its place."""
 
 
 def _category(name: str, title: str, high: float = 1.0) -> Dimension:
@@ -33,7 +36,10 @@ CATEGORIES = {
 
 
 class CompBench(Suite):
-    """T2V-CompBench: 7 categories with 100 prompts each, one video for each prompt. It has no score of all of them."""
+    """T2V-CompBench: 7 categories with 100 prompts each, or 200 in its second version, and one video for each prompt.
+
+    It has no score of all categories.
+    """
 
     title: ClassVar = "T2V-CompBench"
     dimensions: ClassVar = tuple(CATEGORIES.values())
@@ -81,7 +87,7 @@ class CompBench(Suite):
         """One video of each prompt, `CATEGORY/0001.mp4` and so on.
 
         Raises:
-            GuidedCDError: The options name no folder of prompts, or a list is missing.
+            GuidedCDError: The options name no folder of prompts, or a list is missing or has more than `MOST` prompts.
         """
         folder: Path | None = self.config.prompts
         if folder is None or not folder.is_dir():
@@ -97,9 +103,15 @@ class CompBench(Suite):
                 raise GuidedCDError(
                     f"{folder} has {count} *{key}*.txt; it must have one list of prompts of this category."
                 )
+            prompts = read(files[0])
+            if len(prompts) > MOST:
+                raise GuidedCDError(
+                    f"{files[0]} has {len(prompts):,} prompts; a category of T2V-CompBench has at most {MOST:,}. "
+                    "Shorten the list."
+                )
             videos += [
-                SuiteVideo(file=f"{files[0].stem}/{place:04d}.mp4", prompt=prompt.text, number=1000 * number + place)
-                for place, prompt in enumerate(read(files[0])[:1000], 1)
+                SuiteVideo(file=f"{files[0].stem}/{place:04d}.mp4", prompt=prompt.text, number=MOST * number + place)
+                for place, prompt in enumerate(prompts, 1)
             ]
         return videos
 

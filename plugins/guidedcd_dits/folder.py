@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.models.checkpoints import hub
 from guidedcd.models.checkpoints.loading import skeleton
@@ -203,13 +203,16 @@ def locate(path: str, teacher: str, parts: tuple[str, ...], weights: bool) -> Pa
 
 
 def _json(path: Path, teacher: str, absent: str) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    """The object in a JSON file of the folder.
+
+    Raises:
+        GuidedCDError: There is no such file, which `absent` explains, or it cannot be read or contains no object.
+    """
+    if not path.exists():
         where = path.parent if path.name == "model_index.json" else path.parent.parent
-        raise GuidedCDError(f"{teacher}: {where} lacks {path.name} of {path.parent.name}: {absent}.") from None
-    except (OSError, ValueError) as error:
-        raise GuidedCDError(f"{teacher}: cannot read {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise GuidedCDError(f"{teacher}: {path} is damaged: it contains no table.")
+        raise GuidedCDError(f"{teacher}: {where} lacks {path.name} of {path.parent.name}: {absent}.")
+    try:
+        values: dict[str, Any] = read_json(path, dict)
+    except GuidedCDError as error:
+        raise GuidedCDError(f"{teacher}: {error}") from None
     return values

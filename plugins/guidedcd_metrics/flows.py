@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from guidedcd import GuidedCDError
+from guidedcd.errors import GuidedCDError, shortened
+from guidedcd.models.checkpoints.reading import open_state
 
 Flow = Callable[[Tensor, Tensor], Tensor]
 """From frames `first` and `second`, both (P, 3, H, W) in [0, 1], to the flow (P, 2, H, W), (x, y) in pixels."""
@@ -102,16 +103,11 @@ def _load(network: torch.nn.Module, path: Path) -> None:
     """
     if not path.is_file():
         raise GuidedCDError(f"there are no weights of RAFT at {path}.")
+    state = open_state(path)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(state)
-    except Exception as error:
-        text = " ".join(str(error).split())[:200]
+        network.load_state_dict({name: state[name] for name in state})
+    except RuntimeError as error:
+        text = shortened(" ".join(str(error).split()), 200)
         raise GuidedCDError(
             f"{path} has no weights of torchvision's raft_large: {text}. The official raft-things.pth has other names; "
             "use torchvision's file."

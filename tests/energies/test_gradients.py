@@ -7,7 +7,7 @@ import torch
 
 from guidedcd.diffusion.randomness import noise
 from guidedcd.energies.gradients import EnergyTerm, energy_gradients
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, NeedError
 from guidedcd.testing.tiny_teacher import tiny_teacher
 
 
@@ -90,3 +90,32 @@ def test_an_exception_of_an_energy_has_a_note_with_its_name_and_plugin(inputs):
         energy_gradients(teacher, z, t, cond, terms)
 
     assert raised.value.__notes__ == ["in energy 'distance' of acme 1.0"]
+
+
+def test_an_error_about_a_need_names_the_energies_that_have_it(inputs):
+    """The need that cannot be recorded is an attribute of the error, so that no other energy is blamed."""
+    teacher, z, t, cond, reference = inputs
+    terms = []
+    for name, needs in {"near": ("temporal-attention:near",), "plain": (), "wrong": ("wrong",)}.items():
+        energy = Distance()
+        energy.needs = needs
+        terms.append(EnergyTerm(name=name, energy=energy, reference=reference))
+
+    for chosen, need in ((terms, "temporal-attention:near"), (terms[1:], "wrong")):
+        with pytest.raises(NeedError, match=f"^energy '{need.rpartition(':')[2]}': ") as raised:
+            energy_gradients(teacher, z, t, cond, chosen)
+        assert raised.value.need == need
+
+
+def test_another_error_of_the_teacher_blames_no_energy(inputs, monkeypatch):
+    """A sentence that happens to contain the words of a need stays as it is."""
+    teacher, z, t, cond, reference = inputs
+    energy = Distance()
+    energy.needs = ("temporal-attention:official",)
+
+    def seen(*args, **options):
+        raise GuidedCDError("the option 'official' is unknown.")
+
+    monkeypatch.setattr(teacher, "seen", seen)
+    with pytest.raises(GuidedCDError, match=r"^the option 'official' is unknown\.$"):
+        energy_gradients(teacher, z, t, cond, [EnergyTerm(name="near", energy=energy, reference=reference)])

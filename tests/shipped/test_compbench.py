@@ -85,7 +85,7 @@ def test_wrong_files(tmp_path, name, text, message):
 
 
 def test_the_layout_of_videos(tmp_path):
-    """Each category has a folder with one video for each prompt, in the order of the prompts."""
+    """Each category has a folder with one video for each prompt, in the order of the prompts, and no list is cut."""
     for number, key in enumerate(CATEGORIES, 1):
         (tmp_path / f"{number}_{key}.txt").write_text("a cat\na dog\n")
 
@@ -93,6 +93,12 @@ def test_the_layout_of_videos(tmp_path):
 
     assert len(videos) == 14 and len({video.number for video in videos}) == 14
     assert videos[3].file == "2_dynamic_attr/0002.mp4" and videos[3].prompt == "a dog"
+    (tmp_path / "1_consistent_attr.txt").write_text("a cat\n" * 200)
+    assert len(CompBench(CompBenchConfig(prompts=tmp_path)).videos()) == 212
+    (tmp_path / "1_consistent_attr.txt").write_text("a cat\n" * 1001)
+    with pytest.raises(GuidedCDError, match=r"1_consistent_attr.txt has 1,001 prompts; .* at most 1,000"):
+        CompBench(CompBenchConfig(prompts=tmp_path)).videos()
+    (tmp_path / "1_consistent_attr.txt").write_text("a cat\n")
     (tmp_path / "7_numeracy.txt").unlink()
     with pytest.raises(GuidedCDError, match=r"has no file \*numeracy\*.txt"):
         CompBench(CompBenchConfig(prompts=tmp_path)).videos()

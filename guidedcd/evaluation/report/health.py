@@ -15,7 +15,7 @@ from guidedcd.console import counted
 from guidedcd.documents import parse_json
 from guidedcd.evaluation.report.charts import Chart, Point, line_chart
 from guidedcd.evaluation.report.curves import Log, drawn, points
-from guidedcd.evaluation.report.options import differing
+from guidedcd.evaluation.report.options import Difference, differing, options_table
 from guidedcd.evaluation.report.run_files import RunFiles
 from guidedcd.evaluation.report.score_tables import Cell, Row, Table
 from guidedcd.training.log import read_log
@@ -99,7 +99,7 @@ def health(files: RunFiles) -> Health | None:
     return Health(
         _sentence(positions, str(files.run["profile"]), log[-1]["step"]),
         _table(positions),
-        _options(expected, files.run),
+        options_table("Options", ("reference", "this run"), _compared_options(expected, files.run)),
         drawn(charts),
     )
 
@@ -168,14 +168,10 @@ def _table(positions: Sequence[Position]) -> Table:
     return Table("Curves beside the reference run", [Cell("curve"), Cell("band"), Cell("steps inside")], rows)
 
 
-def _options(expected: Mapping[str, Any], run: Mapping[str, Any]) -> Table | None:
+def _compared_options(expected: Mapping[str, Any], run: Mapping[str, Any]) -> list[Difference]:
     """The options of components and sections that differ; the seed and the place of a run are its own."""
-    rows = [
-        Row(Cell(path), [Cell(value) for value in values])
-        for path, values in differing([expected, run])
-        if path not in ("seed", "device", "guidedcd, of the training")
-    ]
-    return Table("Options", [Cell("option"), Cell("reference"), Cell("this run")], rows) if rows else None
+    own = ("seed", "device", "guidedcd, of the training")
+    return [(path, values) for path, values in differing([expected, run]) if path not in own]
 
 
 def reference(files: RunFiles, about: Mapping[str, Any]) -> list[dict[str, Any]]:

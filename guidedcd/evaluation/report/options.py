@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from guidedcd.config.kinds import KINDS
+from guidedcd.evaluation.report.score_tables import Cell, Row, Table
 
 IGNORED = ("command", "name", "plugin_files")
 """Keys of run.json that describe no property of the run."""
@@ -36,6 +37,12 @@ def differing(runs: Sequence[Mapping[str, Any]]) -> list[Difference]:
         if len(set(present)) > 1:
             rows.append((path, ["-" if value is None else value for value in values]))
     return rows
+
+
+def options_table(title: str, heads: Sequence[str], differences: Sequence[Difference]) -> Table | None:
+    """A table of options and their values under `heads`, one for each run; None without a difference."""
+    rows = [Row(Cell(path), [Cell(value) for value in values]) for path, values in differences]
+    return Table(title, [Cell("option"), *map(Cell, heads)], rows) if rows else None
 
 
 def _flat(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from guidedcd.console import counted, duration, latency
 from guidedcd.evaluation import tables
 from guidedcd.evaluation.pairing import Differences, differences, distinct_names, refuse_repeated, unlike
 from guidedcd.evaluation.report.curves import overlaid
-from guidedcd.evaluation.report.options import differing
+from guidedcd.evaluation.report.options import differing, options_table
 from guidedcd.evaluation.report.run_files import RunFiles
 from guidedcd.evaluation.report.score_tables import NOTHING, Cell, Row, Table, difference_cell, score_cell
 from guidedcd.evaluation.report.template import rendered
@@ -52,7 +52,7 @@ def _page(runs: dict[str, RunFiles]) -> str:
         "comparison.html.j2",
         title=" and ".join(runs) if len(runs) == 2 else counted(len(runs), "run"),
         runs=_runs(runs),
-        options=_options(runs),
+        options=options_table("Options that differ", list(runs), differing([one.run for one in runs.values()])),
         scores=[_scores(evaluated, paired, split) for split in _splits(evaluated)],
         unpaired=_unpaired(evaluated),
         missing=[name for name in runs if name not in evaluated],
@@ -76,15 +76,6 @@ def _runs(runs: dict[str, RunFiles]) -> Table:
         rows.append(Row(Cell(name, str(one.folder)), cells))
     heads = ("run", "steps", "training time", "peak GPU memory", "time of a video")
     return Table("Runs", [Cell(text) for text in heads], rows)
-
-
-def _options(runs: dict[str, RunFiles]) -> Table | None:
-    """The options that differ, or None where none does."""
-    rows = [
-        Row(Cell(path), [Cell(value) for value in values])
-        for path, values in differing([one.run for one in runs.values()])
-    ]
-    return Table("Options that differ", [Cell("option"), *(Cell(name) for name in runs)], rows) if rows else None
 
 
 def _splits(evaluated: dict[str, tables.Evaluation]) -> list[str]:

@@ -203,6 +203,7 @@ class LatentTeacher(nn.Module):
             captions=tuple(captions),
             records=records,
             decoder=self.decode_exactly if self.vae is not None else None,
+            frames=self.geometry.frames,
         )
 
     def recording(

@@ -56,7 +56,11 @@ class Teacher(Protocol):
         """The prediction of the denoiser (or `network`, a copy of it) for `z` at `t` (B,), like `z`."""
 
     def seen(self, z: Tensor, t: Tensor, cond: Cond, needs: Sequence[str] = (), captions: Sequence[str] = ()) -> Seen:
-        """One forward pass, with the records that energies need; differentiable in `z` if it requires a gradient."""
+        """One forward pass, with the records that energies need; differentiable in `z` if it requires a gradient.
+
+        Raises:
+            NeedError: It cannot record one of `needs`.
+        """
 
     def fingerprint(self) -> str:
         """A hexadecimal digest of weights and configuration."""
