@@ -15,7 +15,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -67,15 +69,16 @@ def declared(project: Mapping) -> list[Requirement]:
     return sorted(map(Requirement, dict.fromkeys(texts)), key=lambda requirement: requirement.name.lower())
 
 
-def lowest(requirement: Requirement, available: Iterable[str]) -> str:
-    """The lowest of the available versions that a requirement admits.
+def lowest(requirement: Requirement, available: Iterable[str], installs: Callable[[str], bool]) -> str:
+    """The lowest of the available versions that a requirement admits and that `installs`.
 
     Raises:
         SystemExit: There is none.
     """
     versions = sorted({version for text in available if (version := parsed(text))})
     for version in requirement.specifier.filter(versions):
-        return str(version)
+        if installs(str(version)):
+            return str(version)
     newest = versions[-1] if versions else "none"
     sys.exit(f"no version of {requirement.name} with a wheel satisfies {requirement.specifier}; the newest is {newest}")
 
@@ -94,7 +97,11 @@ def environment(interpreter: str, versions: str, requirements: Sequence[Requirem
     python, constraints, complete = folder / "bin" / "python", folder / "constraints.txt", folder / "complete"
     if not python.exists():
         subprocess.run([interpreter, "-m", "venv", folder], check=True)
-    lines = [pinned(python, requirement) for requirement in requirements] if versions == "lowest" else []
+    lines: list[str] = []
+    if versions == "lowest":
+        print(f"looking up the lowest versions of {len(requirements)} packages", flush=True)
+        with ThreadPoolExecutor(4) as threads:
+            lines = list(threads.map(partial(pinned, python), requirements))
     text = "".join(f"{line}\n" for line in lines)
     if complete.exists() and constraints.read_text() == text and versions == "lowest":
         return python
@@ -115,12 +122,17 @@ def pinned(python: Path, requirement: Requirement) -> str:
 
     A wheel is required, because old source archives seldom build with present tools.
     """
-    command = [python, "-m", "pip", "index", "versions", "--only-binary", ":all:", requirement.name]
-    process = subprocess.run(command, capture_output=True, text=True)
+    pip, name = [python, "-m", "pip", "--disable-pip-version-check"], requirement.name
+    process = subprocess.run([*pip, "index", "versions", name], capture_output=True, text=True)
     if process.returncode:
-        sys.exit(f"pip lists no versions of {requirement.name}: {process.stderr.strip()}")
+        sys.exit(f"pip lists no versions of {name}: {process.stderr.strip()}")
     (line,) = (line for line in process.stdout.splitlines() if line.startswith("Available versions:"))
-    return f"{requirement.name}=={lowest(requirement, line.partition(':')[2].replace(',', ' ').split())}"
+
+    def installs(version: str) -> bool:
+        command = [*pip, "install", "--dry-run", "--no-deps", "--ignore-installed", "--only-binary", ":all:"]
+        return subprocess.run([*command, f"{name}=={version}"], capture_output=True).returncode == 0
+
+    return f"{name}=={lowest(requirement, line.partition(':')[2].replace(',', ' ').split(), installs)}"
 
 
 def installed(python: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ def script(repository) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def lowest(script) -> Callable[[Requirement, list[str]], str]:
+def lowest(script) -> Callable[[Requirement, list[str], Callable[[str], bool]], str]:
     """The function that chooses a version."""
     return script["lowest"]
 
@@ -38,13 +38,20 @@ def test_the_lowest_version_is_the_least_that_the_requirement_admits(lowest, req
     """Versions are compared as versions, not as texts; prereleases and texts that are no version do not count."""
     available = ["2026.11.19", "2024.5.15", "2024.5.10", "2024.5.9rc1", "2023.12.25", "2013-12-31"]
 
-    assert lowest(Requirement(requirement), available) == version
+    assert lowest(Requirement(requirement), available, lambda version: True) == version
+
+
+def test_a_version_without_a_wheel_is_passed_over(lowest):
+    """The next version that can be installed is the lowest one."""
+    available = ["2.1.2", "2.1.1", "2.1.0"]
+
+    assert lowest(Requirement("markupsafe>=2.1"), available, lambda version: version != "2.1.0") == "2.1.1"
 
 
 def test_a_requirement_that_no_version_satisfies_ends_the_script(lowest):
     """The sentence names the package, the range and the newest version."""
     with pytest.raises(SystemExit, match=r"no version of torch .* satisfies >=3; the newest is 2.14.1"):
-        lowest(Requirement("torch>=3"), ["2.8.0", "2.14.1"])
+        lowest(Requirement("torch>=3"), ["2.8.0", "2.14.1"], lambda version: True)
 
 
 def test_every_requirement_is_pinned_once(script, project):
