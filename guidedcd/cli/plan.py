@@ -37,7 +37,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         Parameters
         ----------
         on
-            Plan for this GPU instead of the present device: h200, h100, a100, 4090, ...
+            Plan for this GPU instead of the present device: h200, h100, a100, 4090, ...; 8xh100 for eight of them.
         device_tflops
             Peak 16-bit TFLOP/s of the device, in place of the built-in figure.
         device_memory

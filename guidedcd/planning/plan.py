@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import shutil
 import sys
 from contextlib import redirect_stdout
@@ -33,7 +34,7 @@ class Question:
     """Device, extent and output of a plan."""
 
     on: str | None = None
-    """Plan for this GPU instead of the present device."""
+    """Plan for this GPU instead of the present device; 8xNAME for eight of them."""
     tflops: float | None = None
     """Peak 16-bit TFLOP/s of the device."""
     memory: float | None = None
@@ -68,13 +69,11 @@ def print_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
         GuidedCDError: The device is unknown, or the teacher cannot be built.
     """
     question = question or Question()
+    like, count = several(question.on)
     where = machine(
-        find_device("cpu" if question.on else run.device),
-        like=question.on,
-        tflops=question.tflops,
-        memory=question.memory,
+        find_device("cpu" if like else run.device), like=like, tflops=question.tflops, memory=question.memory
     )
-    processes = question.processes or process()[1]
+    processes = question.processes or count or process()[1]
     logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)  # it warns of every cast
     estimator, as_table = Estimator(where, processes), not question.as_json
     with redirect_stdout(sys.stderr):  # what components print is no part of the JSON object
@@ -123,6 +122,12 @@ def print_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
     return figures
 
 
+def several(name: str | None) -> tuple[str | None, int | None]:
+    """The GPU of a name such as "8xh100", and how many of them; None where the name has no number."""
+    match = re.fullmatch(r"([1-9]\d*)x(.+)", name or "")
+    return (match[2], int(match[1])) if match else (name, None)
+
+
 @attrs.frozen(eq=False)
 class Plan:
     """The predicted cost of a run; `str(plan)` is the table that `guidedcd plan` prints."""
@@ -150,7 +155,7 @@ def plan(
 
     Args:
         run: The run.
-        on: Plan for this GPU instead of the present device: "h200", "h100", "a100", "4090", ...
+        on: Plan for this GPU instead of the present device: "h200", "h100", "a100", "4090", ...; "8xh100" for eight.
         tflops: Peak 16-bit TFLOP/s of the device, in place of its data sheet.
         memory: Memory of the device in GiB, in place of its data sheet.
         processes: Number of devices that share the work, by default that of this launch.

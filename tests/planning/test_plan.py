@@ -19,7 +19,7 @@ from guidedcd.planning import calibration
 from guidedcd.planning.alternatives import choices
 from guidedcd.planning.estimate import Estimator
 from guidedcd.planning.gpus import DATA_SHEETS, GIB, SHARES, WITHIN, WITHIN_UNMEASURED, machine
-from guidedcd.planning.plan import Question, plan, print_plan
+from guidedcd.planning.plan import Question, plan, print_plan, several
 from guidedcd.planning.preprocess_cost import ROWS
 
 
@@ -33,6 +33,15 @@ def test_devices_are_found_by_name():
     for name in ("abacus", "h1000", "NVIDIA L40"):
         with pytest.raises(GuidedCDError, match=f"'{name}', which names no known GPU. Known: .*h200"):
             machine(cpu, like=name)
+
+
+def test_a_number_before_the_gpu_is_that_of_devices():
+    """8xh100 plans for eight H100, and a name with an x of its own stays whole."""
+    assert several("8xh100") == ("h100", 8)
+    assert several("rtx-4090") == ("rtx-4090", None)
+    assert several("0xh100") == ("0xh100", None)
+    assert several(None) == (None, None)
+    assert machine(torch.device("cpu"), like="rtx-4090").memory == 24 * GIB
 
 
 @pytest.mark.slow

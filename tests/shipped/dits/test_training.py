@@ -73,6 +73,22 @@ def test_a_run_resumes_exactly_and_its_store_has_the_captions(tiny, tmp_path, mo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("family", "name"), [("wan", "tokens"), ("cogvideox", "long"), ("ltx", "dynamic")])
+def test_fast_paths_train_the_same_student(tiny, tmp_path, family, name):
+    """With `layers` and the blocks' attention kept, losses and weights are those of the stock network."""
+    one = tiny(family, name)
+    stock, fast = run_of(one), run_of(one, fast="layers", activation_checkpoint={"layers": "most"})
+    expected = trained(stock, tmp_path / "a", tmp_path / "s")
+    for line, other in zip(trained(fast, tmp_path / "b", tmp_path / "s"), expected, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    weights, others = (load_file(tmp_path / x / "student" / "model.safetensors") for x in "ab")
+    fresh = one.teacher.teacher.network.state_dict()
+    moved = max((weights[key] - value).abs().max() for key, value in fresh.items())
+    assert max((weights[key] - others[key]).abs().max() for key in weights) < 0.05 * moved
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), [("wan", "experts"), ("ltx", "small")])
 def test_the_command_line_trains_and_samples(tiny, tmp_path, family, name):
     """`guidedcd train --teacher FAMILY:FOLDER --energy x0-motion` makes a student that samples videos."""
