@@ -35,16 +35,22 @@ _TEMPORAL = ("TransformerTemporalModel", "AnimateDiffTransformer3D")
 
 @contextlib.contextmanager
 def recomputing(
-    network: nn.Module, what: str, temporal: Collection[nn.Module] = (), keep: Collection[nn.Module] = ()
+    network: nn.Module,
+    what: str,
+    temporal: Collection[nn.Module] = (),
+    keep: Collection[nn.Module] = (),
+    blocks: Collection[str] = (),
 ) -> Iterator[None]:
     """Save fewer activations in the forward passes inside the block; gradients must be computed inside it, too.
 
     Args:
-        network: A diffusers UNet with frozen weights, stock or fast.
+        network: A diffusers UNet or transformer with frozen weights, stock or fast.
         what: "nothing"; "cheap": feed-forwards, temporal and cross attention, norms and activations, which takes a
-            third of the memory and a third of a forward pass more time; "most": temporal convolutions too.
+            third of the memory and a third of a forward pass more time; "most": temporal convolutions too, and whole
+            `blocks`.
         temporal: The network's temporal self-attentions, each recomputed as a whole.
         keep: Modules that are recorded; a module that contains one of them is not recomputed as a whole.
+        blocks: Names of the classes of a transformer's repeated blocks.
 
     Raises:
         ValueError: `what` is none of these.
@@ -60,7 +66,7 @@ def recomputing(
         before.append((module, vars(module).get("forward")))
         module.forward = forward
 
-    for module in _wholes(network, what, set(temporal), set(keep)):
+    for module in _wholes(network, what, set(temporal), set(keep), blocks):
         change(module, _again(module.forward))
     for module in network.modules():
         if "forward" in vars(module):  # a faster path, or above
@@ -148,7 +154,9 @@ def _frozen_operation(module: nn.Conv2d | nn.Conv3d) -> Callable[..., Tensor]:
     return run
 
 
-def _wholes(network: nn.Module, what: str, temporal: set[nn.Module], recorded: set[nn.Module]) -> Iterator[nn.Module]:
+def _wholes(
+    network: nn.Module, what: str, temporal: set[nn.Module], recorded: set[nn.Module], blocks: Collection[str]
+) -> Iterator[nn.Module]:
     """The outermost modules that are recomputed as a whole; compiled layers recompute by themselves."""
     inside: set[nn.Module] = set()
     for name, module in network.named_modules():
@@ -159,6 +167,9 @@ def _wholes(network: nn.Module, what: str, temporal: set[nn.Module], recorded: s
         cross = name.endswith(".attn2") and module not in temporal
         if fast is not None and fast.compile is not None and not below & recorded:
             inside |= below
+        elif kind in blocks and what == "most" and not below & recorded:
+            inside |= below
+            yield module
         elif kind == "TemporalConvLayer" and what == "cheap":
             inside |= below  # norms and activations are recomputed, convolutions are not; fast ones do so anyway
             if fast is None:

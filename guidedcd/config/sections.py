@@ -99,8 +99,8 @@ class Preprocess:
     """Faster paths through a 3D UNet or a transformer: layers are exact; blocks are also compiled; blocks-tuned is also
     tuned, which takes minutes. auto is layers on GPUs, else no."""
     recompute: str = attrs.field(default="nothing", validator=in_(("nothing", "cheap", "most")))
-    """Activations that are recomputed for energy gradients: cheap needs a third of the memory and takes a third of a
-    forward pass longer."""
+    """Activations that are recomputed for energy gradients: of a UNet, cheap needs a third of the memory and takes a
+    third of a forward pass longer; of a transformer, most keeps the inputs of blocks alone."""
     shard_size: int = attrs.field(default=8, validator=_between(1, 10**6))
     """Videos per shard; a finished shard is never computed again."""
     max_skipped: float = attrs.field(default=0.1, validator=_between(0, 1))

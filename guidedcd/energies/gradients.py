@@ -20,6 +20,7 @@ from guidedcd.diffusion.seen import Seen
 from guidedcd.energies.traits import check_traits, is_reference_free
 from guidedcd.errors import GuidedCDError, NeedError
 from guidedcd.models.attention_probes import recorded_layers, temporal_layers
+from guidedcd.models.self_attention_probes import recorded_blocks
 from guidedcd.models.teachers.protocol import Cond, Teacher
 from guidedcd.plugins import process_state
 from guidedcd.plugins.registry import blame
@@ -331,7 +332,8 @@ class EnergyGradients:
         """The context in which gradients are taken: fewer activations are kept, see `preprocess.recompute`."""
         if self.recompute == "nothing":
             return nullcontext()
-        network = self.teacher.network
+        network, blocks = self.teacher.network, getattr(self.teacher, "blocks", ())
         with _naming_needs(self._by_description):
-            temporal, recorded = temporal_layers(network).values(), recorded_layers(network, self.needs)
-        return recomputing(network, self.recompute, temporal=temporal, keep=recorded)
+            recorded = recorded_layers(network, self.needs) | recorded_blocks(network, blocks, self.needs)
+        temporal = temporal_layers(network).values()
+        return recomputing(network, self.recompute, temporal=temporal, keep=recorded, blocks=blocks)

@@ -42,20 +42,13 @@ class SelfAttention:
         Raises:
             GuidedCDError: The need is of another kind, or the network has no such block.
         """
-        kind, _, number = need.partition(":")
-        if kind != KIND:
+        if need.partition(":")[0] != KIND:
             raise GuidedCDError(
                 f"a {type(network).__name__} records no '{need}': its attention joins space and time. Use an energy of "
                 "such attention (amf, pta-3d), or one of the output (x0-motion)."
             )
-        names = self_attentions(network, self.blocks, self.name)
-        index = middle(len(names)) if not number else int(number) if number.isdecimal() else -1
-        if not 0 <= index < len(names):
-            raise GuidedCDError(
-                f"a {type(network).__name__} with {len(names)} blocks records no '{need}'. Use a block from 0 to "
-                f"{len(names) - 1}."
-            )
-        return {names[index]: network.get_submodule(names[index])}
+        path = f"{_selected(network, self.blocks, need)}.{self.name}"
+        return {path: network.get_submodule(path)}
 
     def values(self, name: str, module: Any, args: tuple, kwargs: dict) -> dict[str, Tensor]:
         """Queries and keys (B, N, F, h, w, D), in the network's dtype, with gradient where the pass has one."""
@@ -68,9 +61,23 @@ def middle(count: int) -> int:
     return (count - 1) // 2
 
 
-def self_attentions(network: nn.Module, blocks: Collection[str], name: str = "attn1") -> list[str]:
-    """The names of the self-attentions in a network's repeated blocks, in order."""
-    return [f"{path}.{name}" for path, module in network.named_modules() if type(module).__name__ in blocks]
+def recorded_blocks(network: nn.Module, blocks: Collection[str], needs: Sequence[str]) -> set[nn.Module]:
+    """The blocks, of these classes, whose self-attention is recorded for `needs`."""
+    own = [need for need in needs if need.partition(":")[0] == KIND]
+    return {network.get_submodule(_selected(network, blocks, need)) for need in own}
+
+
+def _selected(network: nn.Module, blocks: Collection[str], need: str) -> str:
+    """The name of the block that a need selects."""
+    names = [name for name, module in network.named_modules() if type(module).__name__ in blocks]
+    number = need.partition(":")[2]
+    index = middle(len(names)) if not number else int(number) if number.isdecimal() else -1
+    if not 0 <= index < len(names):
+        raise GuidedCDError(
+            f"a {type(network).__name__} with {len(names)} blocks records no '{need}'. Use a block from 0 to "
+            f"{len(names) - 1}."
+        )
+    return names[index]
 
 
 def token_grid(config: Any, latents: Sequence[int]) -> tuple[int, int, int]:

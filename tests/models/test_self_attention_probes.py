@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from guidedcd.acceleration.activation_checkpointing import recomputing
+from guidedcd.acceleration.switch import speed_up
 from guidedcd.diffusion.randomness import noise
 from guidedcd.errors import GuidedCDError
-from guidedcd.models.self_attention_probes import middle, queries_and_keys, token_grid
+from guidedcd.models.self_attention_probes import middle, queries_and_keys, recorded_blocks, token_grid
+from guidedcd.planning.meter import metered
 from guidedcd.testing.tiny_transformer import tiny_transformer_teacher
 
 T, CAPTIONS = torch.tensor([700, 900]), ["a red ball", "two boats"]
@@ -20,8 +25,8 @@ def teacher():
     return tiny_transformer_teacher()
 
 
-def look(teacher, need: str, tail: str = "whole"):
-    """(the pass, the gradient of its keys, numbers kept for it, blocks that ran, whether the attention ran)."""
+def look(teacher, need: str, tail: str = "whole", recompute: str = "nothing"):
+    """(the pass, the gradient of its keys, numbers kept for it, blocks that ran)."""
     z = noise(0, 0, (2, *teacher.geometry.latent_shape)).requires_grad_()
     weights = {p.data_ptr() for p in teacher.network.parameters()}
     saved: dict[int, int] = {}
@@ -32,13 +37,15 @@ def look(teacher, need: str, tail: str = "whole"):
         return x
 
     handles = [
-        block.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
+        block.norm1.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
         for number, block in enumerate(teacher.network.blocks)
     ]
     cond = teacher.embed(CAPTIONS)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        seen = teacher.seen(z, T, cond, (need,), tail=tail)
-    (gradient,) = torch.autograd.grad(seen.records[need]["keys"].square().sum(), z)
+    keep = recorded_blocks(teacher.network, teacher.blocks, (need,))
+    with recomputing(teacher.network, recompute, keep=keep, blocks=teacher.blocks):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            seen = teacher.seen(z, T, cond, (need,), tail=tail)
+        (gradient,) = torch.autograd.grad(seen.records[need]["keys"].square().sum(), z)
     for handle in handles:
         handle.remove()
     return seen, gradient, sum(count for at, count in saved.items() if at not in weights), ran
@@ -60,6 +67,41 @@ def test_a_pass_ends_at_the_block(teacher):
     # One of three blocks, and the attention of the second, need a gradient.
     assert passes["none"][2] < passes["detached"][2] * 1.2 < 0.6 * whole[2]
     assert torch.is_grad_enabled()
+
+
+def test_recomputed_blocks_are_not_kept():
+    """Blocks before the recorded one may be computed again: gradients stay the same bit for bit, less is kept."""
+    deep = tiny_transformer_teacher(blocks=9)
+    plain, cheap, most = (look(deep, "self-attention:7", "detached", what) for what in ("nothing", "cheap", "most"))
+    for seen, gradient, _, _ in (cheap, most):
+        assert torch.equal(gradient, plain[1])
+        assert torch.equal(seen.output, plain[0].output)
+    assert cheap[2] < 0.9 * plain[2] and most[2] < 0.3 * plain[2]
+    assert most[3] == [*range(9), *range(6, -1, -1)]  # block 7 ran once
+
+
+def test_a_reference_costs_less_than_half_of_a_pass():
+    """Up to the block at half the depth a pass takes less than half of the operations of the whole, counted."""
+    deep = tiny_transformer_teacher(blocks=12).to("meta")
+    z = torch.empty(2, *deep.geometry.latent_shape, device="meta")
+    t, cond = torch.zeros(2, dtype=torch.long, device="meta"), deep.embed(CAPTIONS)
+    with torch.no_grad():
+        with metered() as whole:
+            deep.net(z, t, cond)
+        with metered() as reference:
+            deep.seen(z, t, cond, ("self-attention",), tail="none")
+    assert 0.3 * whole.flops < reference.flops < 0.5 * whole.flops
+
+
+@pytest.mark.parametrize("compile", [None, pytest.param("blocks", marks=pytest.mark.slow)])
+def test_fast_networks_record_the_same(teacher, compile):
+    """The probe works on the fast paths of transformers, which leave a recorded block to its stock code."""
+    fast = copy.deepcopy(teacher)
+    speed_up(fast.network, compile=compile, repeated=fast.blocks)
+    expected, own = (look(one, "self-attention:1", "detached") for one in (teacher, fast))
+    for name, value in expected[0].records["self-attention:1"].items():
+        torch.testing.assert_close(own[0].records["self-attention:1"][name], value, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(own[1], expected[1], rtol=1e-3, atol=1e-3)
 
 
 def test_the_attention_of_the_block_itself_does_not_run(teacher):
