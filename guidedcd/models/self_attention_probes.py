@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guidedcd.errors import GuidedCDError
+from guidedcd.errors import GuidedCDError, NeedError
 
 KIND = "self-attention"
 QUERIES, KEYS = "queries", "keys"
@@ -62,7 +62,11 @@ def middle(count: int) -> int:
 
 
 def recorded_blocks(network: nn.Module, blocks: Collection[str], needs: Sequence[str]) -> set[nn.Module]:
-    """The blocks, of these classes, whose self-attention is recorded for `needs`."""
+    """The blocks, of these classes, whose self-attention is recorded for `needs`.
+
+    Raises:
+        NeedError: The network has no such block.
+    """
     own = [need for need in needs if need.partition(":")[0] == KIND]
     return {network.get_submodule(_selected(network, blocks, need)) for need in own}
 
@@ -73,9 +77,10 @@ def _selected(network: nn.Module, blocks: Collection[str], need: str) -> str:
     number = need.partition(":")[2]
     index = middle(len(names)) if not number else int(number) if number.isdecimal() else -1
     if not 0 <= index < len(names):
-        raise GuidedCDError(
+        raise NeedError(
             f"a {type(network).__name__} with {len(names)} blocks records no '{need}'. Use a block from 0 to "
-            f"{len(names) - 1}."
+            f"{len(names) - 1}.",
+            need=need,
         )
     return names[index]
 
