@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 
+from guidedcd.config.from_python import evaluation_of
 from guidedcd.config.kinds import DEFAULT_PROFILE, KINDS, Chosen
 from guidedcd.config.merge import components_of
 from guidedcd.config.sections import EvaluateConfig
@@ -65,7 +66,10 @@ def select(layers: Sequence[Layer], registry: Registry, profile: str | None = No
     chosen = {key: tuple(components_of(key, layers, registry)) for key in KINDS}
     if len(chosen["teacher"]) != 1:
         raise GuidedCDError("one teacher is needed. Use --teacher NAME[:VALUE].")
-    evaluate = structure(EvaluateConfig, below.sections.get("evaluate", {}), "[evaluate]")
+    if below.sections:
+        evaluate = structure(EvaluateConfig, below.sections.get("evaluate", {}), "[evaluate]")
+    else:
+        evaluate = evaluation_of(chosen["teacher"][0].name)
     return Selection(
         teacher=chosen["teacher"][0],
         **{key: chosen[key] for key in KINDS if key != "teacher"},

@@ -14,6 +14,7 @@ from guidedcd.config.resolve import resolve, run_from_dict
 from guidedcd.config.run import Run
 from guidedcd.config.sampling import SampleConfig
 from guidedcd.config.sections import EvaluateConfig
+from guidedcd.config.selection import select
 from guidedcd.config.sources import Layer, profiles, read_config, read_profile, split_names
 from guidedcd.config.structure import Value, changed, options_of
 from guidedcd.errors import GuidedCDError, on_command_line
@@ -248,6 +249,12 @@ def test_a_teacher_is_evaluated_as_its_profile_says():
     assert evaluation_of("shapes").omega == Run.from_profile("shapes").evaluate.omega == 2.0
     assert evaluation_of("videocrafter2").omega == 7.5
     assert evaluation_of("another") == EvaluateConfig()
+
+
+def test_commands_sample_a_teacher_as_its_profile_says(registry):
+    """Without --profile, the defaults of sampling are those of the profile of the chosen teacher."""
+    for teacher, omega in (("shapes", 2.0), ("shapes-dit", 2.0), ("videocrafter2", 7.5), ("toy", 7.5)):
+        assert select([Layer.of_file({"teacher": teacher}, "flags")], registry).evaluate.omega == omega
 
 
 def test_changed_keeps_what_it_does_not_name(registry):
