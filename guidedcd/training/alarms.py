@@ -19,7 +19,7 @@ RISE = 2.0
 """A reward has risen if its mean difference is more than this many standard errors."""
 FALL = 3.0
 """A judge has fallen if its mean difference is less than minus this many standard errors, or more where `fall_bound`
-requires it. It is compared with the best earlier check, which is the best partly by chance, so the bound is stricter."""
+requires it. It is compared with the best earlier check, which is the best partly by chance; the bound is stricter."""
 CHANCE = 0.01
 """Probability that any judge of a check seems to have fallen by chance, where differences are normally distributed."""
 DRIFT = 0.5
