@@ -8,12 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+import torch
 
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.run import Run
 from guidedcd.config.sections import OptimizerConfig
 from guidedcd.errors import GuidedCDError
 from guidedcd.planning.calibration import calibrated
+from guidedcd.planning.decode_cost import DecodeCost, decode_costs, has_policies
 from guidedcd.planning.evaluation_cost import EvaluationCost, evaluation
 from guidedcd.planning.gpus import GIB, Machine
 from guidedcd.planning.preprocess_cost import Teaching, teaching
@@ -143,13 +145,29 @@ class Estimator:
             rewards, beside = self._once(key, lambda: self._rewards(run))
         return attrs.evolve(step, run=run, rewards=rewards, others=beside).sized(self.processes)
 
-    def _rewards(self, run: Run) -> tuple[Any, int]:
+    def decodings(self, run: Run) -> list[DecodeCost]:
+        """The costs of the ways to decode for a run's rewards; none where its teacher or rewards have no choice."""
+        if not run.rewards:
+            return []
+        teacher = self._outline(run.teacher)
+        if not has_policies(teacher):
+            return []
+        on = self._on(run.train.fast)
+        if run.train.precision == "bf16":
+            torch.nn.Module.to(teacher.vae, torch.bfloat16)
+        return decode_costs(run, teacher, self._reward_outlines(run), on)
+
+    def _reward_outlines(self, run: Run) -> dict[str, Any]:
         modules: dict[str, Any] = {}
         for chosen in run.chosen("reward"):
             try:
                 modules[chosen.name] = self._outline(chosen)
             except GuidedCDError as error:
                 self.left_out[f"reward {chosen.name}"] = str(error)
+        return modules
+
+    def _rewards(self, run: Run) -> tuple[Any, int]:
+        modules = self._reward_outlines(run)
         teacher = self._outline(run.teacher)
         beside = others(run, teacher, modules)
         try:

@@ -62,8 +62,8 @@ def print_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
         question: Device, extent and output; the defaults if None.
 
     Returns:
-        JSON values: machine, preprocess, train, evaluate, cheaper, probe, warnings, and the assumption without a
-        dataset.
+        JSON values: machine, preprocess, train, evaluate, decoding (where the teacher has a choice), cheaper, probe,
+        warnings, and the assumption without a dataset.
 
     Raises:
         GuidedCDError: The device is unknown, or the teacher cannot be built.
@@ -97,12 +97,18 @@ def print_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
         )
     if as_table:
         tables.stages(run, where, processes, stages, estimator)
+    with redirect_stdout(sys.stderr):
+        decodings = estimator.decodings(run)
+    if decodings:
+        figures["decoding"] = [attrs.asdict(one) for one in decodings]
     if question.probe:
         from guidedcd.planning.probe import probe
 
         figures["probe"] = probe(run, estimator)
         if as_table:
             tables.probed(figures["probe"])
+    if decodings and as_table:
+        tables.decodings(decodings, figures.get("probe", {}).get("decode_errors"))
     if question.cheaper:
         figures["cheaper"] = []
         for choice in choices(run, where.kind):
@@ -133,7 +139,7 @@ class Plan:
     """The predicted cost of a run; `str(plan)` is the table that `guidedcd plan` prints."""
 
     figures: dict[str, Any]
-    """JSON values: machine, preprocess, train, evaluate, cheaper, probe, warnings."""
+    """JSON values: machine, preprocess, train, evaluate, decoding, cheaper, probe, warnings."""
     text: str = attrs.field(repr=False)
 
     def __str__(self) -> str:

@@ -23,6 +23,7 @@ from guidedcd.config.structure import changed
 from guidedcd.devices import blame_memory, device
 from guidedcd.models.teachers.contract import build_teacher
 from guidedcd.models.teachers.protocol import Teacher
+from guidedcd.planning.decode_cost import decode_errors, has_policies
 from guidedcd.planning.estimate import Estimator, Stage
 from guidedcd.planning.gpus import GIB
 from guidedcd.planning.preprocess_cost import ROWS
@@ -44,7 +45,8 @@ def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any
 
     Returns:
         "rows", each with what, predicted, measured (None with a reason why), unit and, for whole stages, the
-        device-hours of the run that follow; and "seconds", the duration of the probe.
+        device-hours of the run that follow; "decode_errors" by policy, where the teacher has a choice; and "seconds",
+        the duration of the probe.
     """
     with contextlib.redirect_stdout(io.StringIO()), blame_memory("the teacher"):
         teacher = build_teacher(run.teacher, device(run.device))
@@ -56,6 +58,7 @@ def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any
     small = _small(run)
     ratio = rows.seconds(*_pass(small, teacher, estimator), left())
     small = _coarser(small, estimator, SHARE * limit / max(ratio or 1.0, 0.1))
+    errors: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder, "store")
         predicted = estimator.preprocess(small)
@@ -70,6 +73,8 @@ def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any
             whole=whole,
             peak=predicted,
         ):
+            if run.rewards and has_policies(teacher):
+                errors = _decode_errors(run, teacher, LatentStore(store))
             size = sum(file.stat().st_size for file in store.rglob("shard-*"))
             rows.add("store, per video", predicted.disk_gb * 1e3 / videos, size / videos / 1e6, "MB")
             step = estimator.train(small)
@@ -85,7 +90,14 @@ def probe(run: Run, estimator: Estimator, limit: float = LIMIT) -> dict[str, Any
             )
         else:
             rows.add("training", estimator.train(small).each_seconds, None, "s", "it needs a preprocessed batch")
-    return {"rows": rows.rows, "seconds": time.perf_counter() - began}
+    more = {"decode_errors": errors} if errors else {}
+    return {"rows": rows.rows, **more, "seconds": time.perf_counter() - began}
+
+
+def _decode_errors(run: Run, teacher: Teacher, store: LatentStore) -> dict[str, float]:
+    """The errors of the ways to decode for rewards, on a clip of the store."""
+    rewards = {chosen.name: chosen.outline() for chosen in run.chosen("reward")}
+    return decode_errors(run, teacher, rewards, store[0].z0[None].to(teacher.device))
 
 
 class _Rows:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from guidedcd.config.run import Run
 from guidedcd.console import console, duration, duration_range, file_size, latency, print_table
 from guidedcd.errors import written
+from guidedcd.planning.decode_cost import DecodeCost
 from guidedcd.planning.estimate import Estimator, Stage, usable
 from guidedcd.planning.gpus import GIB, Machine
 from guidedcd.preprocessing.estimates import passes
@@ -71,6 +73,21 @@ def cheaper(changes: list[dict[str, Any]]) -> None:
         rows.append([written(one["flags"]), *cells, one["note"]])
     if changes:
         _table(rows)
+
+
+def decodings(costs: Sequence[DecodeCost], errors: Mapping[str, float] | None) -> None:
+    """Print the ways to decode for rewards; `errors` are those that a probe measured."""
+    rows = [["decoding for rewards, a video", "time", "peak GiB", "error", ""]]
+    for one in costs:
+        name = f"{one.policy} (chosen)" if one.chosen else one.policy
+        if one.seconds is None or one.peak_gib is None:
+            rows.append([name, "", "", "", one.why])
+            continue
+        error = "0" if one.policy == "full" else "" if errors is None else f"{errors.get(one.policy, math.nan):.2g}"
+        rows.append([name, latency(one.seconds, 3), _number(one.peak_gib), error, ""])
+    _table(rows)
+    measured = "with --probe" if errors is None else "of the run's own clips"
+    console.print(f"error    root mean square of pixels in [0, 1] against full, {measured}")
 
 
 def probed(probe: dict[str, Any]) -> None:

@@ -232,4 +232,5 @@ def others(run: Run, teacher: Teacher, modules: dict[str, Any]) -> int:
     if decoder is not None and vae and run.train.precision == "bf16":
         vae = vae * 2 // next(decoder.parameters()).itemsize
     text = getattr(teacher, "text", None) if run.train.rollouts.videos else None
+    vae += size(getattr(teacher, "tiny", None))
     return vae + size(text if isinstance(text, torch.nn.Module) else None) + sum(map(size, modules.values()))

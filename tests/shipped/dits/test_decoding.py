@@ -224,6 +224,27 @@ def test_rewards_read_what_the_policy_decodes_and_judges_the_whole_video(teacher
     assert all(any(torch.equal(frame, other) for other in exact) for frame in judged)
 
 
+def test_a_reward_of_frames_that_are_not_decoded_is_refused_before_the_store(tiny):
+    """With `first`, a reward of two frames is one sentence when it is rehearsed, and `full` passes."""
+    from guidedcd.config.resolve import run_from_dict
+    from guidedcd.rewards.contract import rehearse
+
+    one = tiny("wan", "small")
+    run = run_from_dict(
+        {
+            "teacher": {"wan": {"path": str(one.folder), **one.size, "decode": "first"}},
+            "data": [{"shapes": {"size": 4}}],
+            "rewards": {"motion": {"frames": 2}},
+        }
+    )
+    assert run.teacher.config.decode == "first"  # as run.json records it
+    built = guidedcd.load_teacher(run.teacher, device="cpu").teacher
+    with pytest.raises(GuidedCDError, match="reads 2 frames, and of a video only the first one is decoded"):
+        rehearse({"motion": Bright()}, run, built.geometry, torch.device("cpu"), built)
+    built.policy = DecodePolicy()
+    rehearse({"motion": Bright()}, run, built.geometry, torch.device("cpu"), built)
+
+
 def tiny_state(channels: int, factors: tuple[int, int, int], patch: int = 1) -> dict[str, Tensor]:
     """Random weights of a tiny autoencoder with its encoder's, as published files have them."""
     torch.manual_seed(3)
