@@ -14,6 +14,7 @@ from guidedcd_attention_energies.neighbourhoods import PTA3D, over_frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import guidedcd
 from guidedcd.diffusion.guidance import TeacherStep, guided_step
 from guidedcd.diffusion.randomness import noise
 from guidedcd.energies.gradients import EnergyTerm, energy_gradients
@@ -274,6 +275,25 @@ def test_a_single_latent_frame_is_refused():
     energy, single = AMF(AMFConfig()), tiny_transformer_teacher(latent_frames=1)
     with pytest.raises(GuidedCDError, match="use more frames"):
         energy.keep(seen(single, 1, energy))
+
+
+@BOTH
+def test_the_proving_grounds_transformer_has_them(energy):
+    """The teacher `shapes-dit` records its own grid of tokens, and a small guided step of its weights lowers each."""
+    teacher = guidedcd.load_teacher("shapes-dit", device="cpu").teacher
+    z, other = (noise(seed, 0, (1, *teacher.geometry.latent_shape)) for seed in (0, 1))
+    t, cond = torch.tensor([900]), teacher.embed(["a red circle moving left"])
+    with torch.no_grad():
+        kept = teacher.seen(other, t, cond, energy.needs, tail="none")
+    assert kept.records[NEED]["keys"].shape[2:5] == (8, 6, 6)
+    reference = energy.keep(kept)
+    _, (score,) = energy_gradients(teacher, z, t, cond, [EnergyTerm(name="x", energy=energy, reference=reference)])
+    with torch.no_grad():
+        before, after = (
+            energy(teacher.seen(at, t, cond, energy.needs, tail="none"), reference)
+            for at in (z, z - 0.1 * score / score.norm())
+        )
+    assert after < before
 
 
 def test_the_block_is_an_option(teacher):
