@@ -41,6 +41,7 @@ def test_every_policy_has_its_time_and_memory(tiny):
     assert costs["first"].seconds is None and "3 frames are wanted of videos with 1" in costs["first"].why
 
 
+@pytest.mark.slow
 def test_a_training_step_is_planned_with_the_policy(tiny):
     """The peak of rewards is that of the chosen policy, and decoding again lowers it."""
     one = tiny("wan", "small")
@@ -54,6 +55,7 @@ def test_a_training_step_is_planned_with_the_policy(tiny):
     assert again.peak < full.peak and again.flops > full.flops
 
 
+@pytest.mark.slow
 def test_a_plan_prints_policies_where_the_teacher_has_a_choice(tiny):
     """The table names the chosen policy; without rewards there is none."""
     run = planned(tiny("wan", "small"), "window:3", frames=9)
