@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not read the table 
     from guidedcd.acceleration.switch import speed_up as speed_up
     from guidedcd.config.merge import inside as inside
     from guidedcd.config.run import Run as Run
+    from guidedcd.data.buckets import ClipSize as ClipSize
     from guidedcd.data.clips import Clip as Clip
     from guidedcd.data.clips import ClipError as ClipError
     from guidedcd.data.clips import Prompt as Prompt
@@ -115,6 +116,7 @@ _PLACES = {
     "Route": "guidedcd.data.routing",
     "RoutingRule": "guidedcd.data.routing",
     "Clip": "guidedcd.data.clips",
+    "ClipSize": "guidedcd.data.buckets",
     "ClipError": "guidedcd.data.clips",
     "Prompt": "guidedcd.data.clips",
     "Geometry": "guidedcd.data.geometry",

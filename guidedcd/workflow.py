@@ -25,8 +25,7 @@ from guidedcd.models.teachers.protocol import Teacher
 from guidedcd.plugins.registry import blame, load_plugins
 from guidedcd.plugins.requirements import unmet
 from guidedcd.plugins.sources import origin
-from guidedcd.preprocessing.preprocess import preprocess
-from guidedcd.preprocessing.store import open_store
+from guidedcd.preprocessing.bucket_stores import open_stores, preprocess_all
 from guidedcd.rewards import contract
 from guidedcd.rewards.contract import build_rewards, rehearse
 from guidedcd.rewards.latents import scores_own_videos
@@ -90,14 +89,16 @@ def distil(
         for reward in rewards.values():
             reward.to("cpu")  # the preprocessing needs the memory of the device
     router = _router(run, rewards, teacher)
-    latents = open_store(run, preprocess(run, store_folder=store, teacher=teacher, fill_parts=False, accept=router))
+    folders = preprocess_all(run, store_folder=store, teacher=teacher, fill_parts=False, accept=router)
+    latents = open_stores(run, folders)
     if router is not None:
         for fields in latents.samples:
             router(Sample(**fields))
     with claimed(run, out, new=new, command=command) if main else nullcontext() as folder:
         (folder,) = broadcast_object_list([folder])
         if main:
-            store_uses.note(latents.folder, folder)
+            for one in folders:
+                store_uses.note(one, folder)
         if not (folder / "student" / "student.json").exists():
             Trainer(run, folder, latents, teacher, accelerator, rewards).fit()
         rewards = None  # the evaluation needs the memory

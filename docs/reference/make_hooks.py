@@ -17,7 +17,7 @@ from guidedcd.plugins import hookspecs, optional
 from guidedcd.plugins.registry import CONFIGS, HOOKS
 
 HEAD = ("option", "default", "accepts", "meaning")
-RECEIVED = ("Seen", "Sample", "Route", "Clip", "Prompt", "Geometry")
+RECEIVED = ("Seen", "Sample", "Route", "Clip", "ClipSize", "Prompt", "Geometry")
 
 
 def register() -> str:

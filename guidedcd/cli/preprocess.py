@@ -34,9 +34,9 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         run = read_run(flags, registry)
         usable(run.device)
         starting("store    loading PyTorch and the teacher")
-        from guidedcd.preprocessing.preprocess import preprocess
+        from guidedcd.preprocessing.bucket_stores import preprocess_all
 
-        preprocess(run, store_folder=store, shard=chosen)
+        preprocess_all(run, store_folder=store, shard=chosen)
 
     preprocess.__annotations__["flags"] = Annotated[flags_class, Parameter(name="*")]
     preprocess.__annotations__ |= {"store": PathFlag, "shard": str | None}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs.validators import ge, gt, in_, optional
 
+from guidedcd.config.bucket import are_buckets
 from guidedcd.config.sentinel import SentinelConfig
 from guidedcd.config.validators import (
     LARGEST_BATCH,
@@ -103,6 +104,9 @@ class Preprocess:
     third of a forward pass longer; of a transformer, most keeps the inputs of blocks alone."""
     shard_size: int = attrs.field(default=8, validator=_between(1, 10**6))
     """Videos per shard; a finished shard is never computed again."""
+    buckets: tuple[str, ...] = attrs.field(default=(), validator=are_buckets)
+    """Sizes of the training videos, FRAMESxHEIGHTxWIDTH joined by commas, such as 33x256x448,17x448x256. A clip falls
+    into the nearest one, and a batch has clips of one. None: the size of the teacher's videos."""
     max_skipped: float = attrs.field(default=0.1, validator=_between(0, 1))
     """Stop when more than this fraction of the clips cannot be read; skipped clips are listed with the reason."""
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
 
 from guidedcd.config.kinds import Chosen
+from guidedcd.data.buckets import ClipSize, bucket_of
 from guidedcd.data.clips import Clip, ClipError, sample_of
 from guidedcd.data.geometry import Geometry
 from guidedcd.data.lazy_sequence import LazySequence
 from guidedcd.data.routing import Sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.registry import blame
+
+TRIED = 16
+"""Clips whose sizes are compared with the teacher's."""
 
 
 def opened(chosen: Chosen, geometry: Geometry) -> CheckedClips:
@@ -42,6 +47,27 @@ def is_encoded(data: Chosen) -> bool:
     return bool(getattr(data.component().load(), "encoded", False))
 
 
+def check_sizes(clips: CheckedClips, geometry: Geometry) -> None:
+    """Check that some of the first clips have the teacher's size, if the clips are latents.
+
+    Raises:
+        GuidedCDError: None of them has.
+    """
+    own, other = bucket_of(geometry), None
+    for index in range(min(len(clips), TRIED)):
+        with suppress(ClipError):
+            size = clips.size(index)
+            if not size.encoded or (size.frames, size.height, size.width) == (own.frames, own.height, own.width):
+                return
+            other = other or size
+    if other is not None:
+        raise GuidedCDError(
+            f"{clips.whose} has latents of {other.frames} frames of {other.height}x{other.width:g}, and this "
+            f"teacher's videos have {own.frames} frames of {own.height}x{own.width}: set the teacher's frames, height "
+            "and width to a size of the data."
+        )
+
+
 class CheckedClips(LazySequence[Clip]):
     """The clips of a dataset; reading one that breaks the contract is an error that names the dataset.
 
@@ -52,7 +78,7 @@ class CheckedClips(LazySequence[Clip]):
     """
 
     def __init__(self, clips: Sequence[Any], geometry: Geometry, whose: str) -> None:
-        self._clips, self._geometry, self._whose = clips, geometry, whose
+        self._clips, self._geometry, self.whose = clips, geometry, whose
         self._numbers: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -73,11 +99,11 @@ class CheckedClips(LazySequence[Clip]):
         """
         if not self.lists_samples:
             return sample_of(self[index])
-        with blame(self._whose):
+        with blame(self.whose):
             sample = self._clips.sample(index)  # type: ignore[attr-defined]  # an optional attribute
         if not isinstance(sample, Sample):
             kind = type(sample).__name__
-            raise GuidedCDError(f"{self._whose}: sample({index}) returned {kind}; it must return a guidedcd.Sample.")
+            raise GuidedCDError(f"{self.whose}: sample({index}) returned {kind}; it must return a guidedcd.Sample.")
         return sample
 
     def read(self, index: int) -> Clip:
@@ -87,17 +113,36 @@ class CheckedClips(LazySequence[Clip]):
             ClipError: It cannot be used, and the run may skip it.
             GuidedCDError: The dataset breaks its contract.
         """
-        with blame(self._whose):
+        with blame(self.whose):
             clip = self._clips[index]
         for fault in _faults(clip, self._geometry):
-            raise GuidedCDError(f"{self._whose}: clip {index} {fault}.")
+            raise GuidedCDError(f"{self.whose}: clip {index} {fault}.")
         self._check_values(clip, index)
         if self._numbers.setdefault(clip.id, index) != index:
             raise GuidedCDError(
-                f"{self._whose}: clips {self._numbers[clip.id]} and {index} have the same id '{clip.id}'; "
+                f"{self.whose}: clips {self._numbers[clip.id]} and {index} have the same id '{clip.id}'; "
                 "ids must be unique, because the noise of a clip is drawn from its id."
             )
         return clip
+
+    def size(self, index: int) -> ClipSize:
+        """The size of a clip before it is cut to the teacher's; its video is not decoded.
+
+        Raises:
+            ClipError: The clip cannot be used.
+            GuidedCDError: The dataset does not state sizes.
+        """
+        measure = getattr(self._clips, "size", None)
+        if measure is None:
+            raise GuidedCDError(
+                f"{self.whose} does not state the sizes of its clips, for buckets: what `open` returns has no method "
+                "`size(index)`."
+            )
+        with blame(self.whose):
+            size = measure(index)
+        if not isinstance(size, ClipSize) or min(size.frames, size.height, size.width) <= 0:
+            raise GuidedCDError(f"{self.whose}: size({index}) returned {size!r}, and not the size of a clip.")
+        return size
 
     def _check_values(self, clip: Clip, index: int) -> None:
         """Check the pixels, latents and embedded caption of a clip of the right shape.
@@ -116,7 +161,7 @@ class CheckedClips(LazySequence[Clip]):
             raise ClipError(f"clip '{clip.id}' has pixels that are not finite")
         if low < -0.01 or high > 1.01:
             raise GuidedCDError(
-                f"{self._whose}: clip {index} has pixels from {low:.3g} to {high:.3g}; they must lie in [0, 1]."
+                f"{self.whose}: clip {index} has pixels from {low:.3g} to {high:.3g}; they must lie in [0, 1]."
             )
 
 

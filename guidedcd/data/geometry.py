@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 
 from guidedcd.docstrings import documented
@@ -53,6 +55,16 @@ class Geometry:
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(C, F, h, w)."""
         return self.channels, self.latent_frames, self.height // self.compression, self.width // self.compression
+
+    def of_latents(self, shape: Sequence[int]) -> Geometry:
+        """The shape of videos whose latents have the shape (..., F, h, w), of the same autoencoder."""
+        frames, height, width = shape[-3:]
+        return attrs.evolve(
+            self,
+            frames=(frames - self.latent_padding - 1) * self.temporal_compression + 1,
+            height=height * self.compression,
+            width=width * self.compression,
+        )
 
     @property
     def encoded_shape(self) -> tuple[int, int, int, int]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.run import Run
 from guidedcd.console import console, plain_table, print_table, progress
+from guidedcd.data.bucket_inspection import PlacedClips, geometries, print_buckets
 from guidedcd.data.clips import Clip, ClipError, sample_of
 from guidedcd.data.contract import is_encoded, opened
 from guidedcd.data.geometry import Geometry
@@ -69,14 +70,20 @@ def inspect_data(run: Run, *, sample: int = 32, sheet: Path | None = None) -> li
         if sheet.suffix != ".png":
             raise GuidedCDError(f"{sheet}: the contact sheet is a PNG image; choose a name that ends in .png.")
         check_writable(sheet.parent)
-    geometry = geometry_of(run.teacher, exact=any(is_encoded(chosen) for chosen in run.data))
-    datasets = [(chosen, opened(chosen, geometry)) for chosen in run.data]
+    placed: list[PlacedClips] = []
+    if run.preprocess.buckets:
+        shapes = geometries(run.teacher, run.preprocess.buckets)
+        geometry = next(iter(shapes.values()))
+        placed = [PlacedClips(chosen, shapes) for chosen in run.data]
+    else:
+        geometry = geometry_of(run.teacher, exact=any(is_encoded(chosen) for chosen in run.data))
+    datasets: Sequence[Sequence[Clip]] = placed or [opened(chosen, geometry) for chosen in run.data]
     tokenizers, rules = readers(run.chosen("reward")), rules_of(run)
     # The components of the kind dataset have configs that derive from DatasetConfig.
     weights = [cast(DatasetConfig, chosen.config).weight for chosen in run.data]
     rows = -(-SHEET_ROWS // len(datasets))
     results, drawn = [], []
-    for (chosen, clips), weight, name in zip(datasets, weights, _names(run.data), strict=True):
+    for chosen, clips, weight, name in zip(run.data, datasets, weights, _names(run.data), strict=True):
         result = Inspected(
             name=name,
             path=str(getattr(chosen.config, "path", None) or ""),
@@ -94,6 +101,8 @@ def inspect_data(run: Run, *, sample: int = 32, sheet: Path | None = None) -> li
                 drawn.append((f"{clip.dataset} {clip.id}: {clip.caption}", clip.video))
         results.append(result)
     _print(results, tokenizers, geometry)
+    if placed:
+        print_buckets({result.name: clips for result, clips in zip(results, placed, strict=True)}, geometry)
     if not any(result.samples for result in results):
         reason = next((reason for result in results for reason in result.skipped), "there is none")
         raise GuidedCDError(f"none of the clips of the sample can be used (the first: {reason}).")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
+from typing import Any
 
 from guidedcd.data.clips import Clip, ClipError
 from guidedcd.data.contract import CheckedClips
@@ -23,13 +24,21 @@ class Mixture:
         datasets: Sequences of clips, with the names that messages use.
         weights: Relative shares, one per dataset, positive.
         count: Number of clips.
+        belongs: Whether a clip, given by its sequence and number, is one of them; others are left out where they are
+            read. It may raise ClipError.
 
     Raises:
         GuidedCDError: A dataset has fewer clips than its share.
     """
 
-    def __init__(self, datasets: Sequence[tuple[str, Sequence[Clip]]], weights: Sequence[float], count: int) -> None:
-        self._datasets = datasets
+    def __init__(
+        self,
+        datasets: Sequence[tuple[str, Sequence[Clip]]],
+        weights: Sequence[float],
+        count: int,
+        belongs: Callable[[Any, int], bool] | None = None,
+    ) -> None:
+        self._datasets, self._belongs = datasets, belongs
         self._entries: list[tuple[int, int]] = []
         used = [0] * len(datasets)
         shares = [Fraction(weight) for weight in weights]
@@ -47,7 +56,7 @@ class Mixture:
             used[chosen] += 1
 
     def __len__(self) -> int:
-        """Number of clips."""
+        """Number of clips, those included that do not belong to it."""
         return len(self._entries)
 
     def samples(self) -> Iterator[Sample]:
@@ -71,7 +80,8 @@ class Mixture:
             dataset, number = self._entries[position]
             name, sequence = self._datasets[dataset]
             try:
-                clips.append(sequence[number])
+                if self._belongs is None or self._belongs(sequence, number):
+                    clips.append(sequence[number])
             except ClipError as error:
                 skipped.append({"id": f"{name}/{number}", "reason": str(error)})
             except MemoryError:

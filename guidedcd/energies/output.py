@@ -7,6 +7,7 @@ Legend: B samples; latents (B, C, F, H, W).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -86,7 +87,8 @@ class OutputGradients:
         Raises:
             GuidedCDError: An attribute of an energy is wrong, or training does not have its reference.
         """
-        self.schedule, self.decoder, self.frames = teacher.schedule, teacher.decode, decoded_frames(teacher)
+        self.schedule, self.decoder = teacher.schedule, teacher.decode
+        self.frames = functools.partial(decoded_frames, teacher)
         names = output_names(run)
         self.energies: dict[str, Energy] = {
             chosen.name: chosen.build() for chosen in run.chosen("energy") if chosen.name in names
@@ -118,7 +120,7 @@ class OutputGradients:
         """
         if not self.energies:
             return {}
-        seen = seen_of_step(self.schedule, step, captions, self.decoder, frames=self.frames)
+        seen = seen_of_step(self.schedule, step, captions, self.decoder, frames=self.frames(z0.shape))
         references = self._references(step, z0, captions)
         terms = [
             EnergyTerm(
@@ -148,11 +150,11 @@ class OutputGradients:
     def _references(self, step: TeacherStep, z0: Tensor, captions: Sequence[str]) -> Mapping[str, Seen]:
         """By kind of reference that the energies compare with, the clip itself at the same noise level, or clean."""
         kinds = set(self.kind_of.values())
-        references = {}
+        references, frames = {}, self.frames(z0.shape)
         if "prediction" in kinds:
             references["prediction"] = seen_of_step(
-                self.schedule, step, captions, self.decoder, guided=False, frames=self.frames
+                self.schedule, step, captions, self.decoder, guided=False, frames=frames
             )
         if "clean" in kinds:
-            references["clean"] = seen_of_latents(z0, step.t, captions, self.decoder, frames=self.frames)
+            references["clean"] = seen_of_latents(z0, step.t, captions, self.decoder, frames=frames)
         return references

@@ -95,6 +95,8 @@ def print_plan(run: Run, question: Question | None = None) -> dict[str, Any]:
             f"no dataset is selected; the plan assumes {run.preprocess.videos:,} videos of {geometry.frames} frames, "
             f"{geometry.width} x {geometry.height} pixels, the size of the teacher's videos"
         )
+    if run.preprocess.buckets:
+        figures["assumed"] = "every video is counted in the size of the teacher's, whatever its bucket"
     if as_table:
         tables.stages(run, where, processes, stages, estimator)
     with redirect_stdout(sys.stderr):

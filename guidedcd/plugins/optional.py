@@ -59,6 +59,9 @@ class OptionalTeacher(Protocol):
     def conditioning(self, prompt_embeds: Sequence[Tensor]) -> dict[str, Tensor]:
         """What `embed` returns, of captions whose own tokens were embedded already (L, D) each; for such clips."""
 
+    def resized(self, geometry: Any) -> Any:
+        """This teacher for videos of another `guidedcd.Geometry`, sharing its networks; for `--preprocess.buckets`."""
+
     def sampler(self, steps: int) -> Any:
         """The sampler of the model's own pipeline: a `guidedcd.models.teachers.scheduler_sampler.SchedulerSampler`."""
 
@@ -169,6 +172,9 @@ class OptionalClips(Protocol):
 
     def sample(self, index: int) -> Any:
         """The `guidedcd.Sample` of clip `index`, with the metadata of the clip, read without its video."""
+
+    def size(self, index: int) -> Any:
+        """The `guidedcd.ClipSize` of a clip, cheaply; for runs whose clips fall into buckets of several sizes."""
 
 
 class OptionalMetric(Protocol):

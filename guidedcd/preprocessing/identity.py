@@ -63,6 +63,7 @@ def _settings(run: Run) -> dict[str, Any]:
         "dtype": settings.dtype,
         "precision": settings.precision,
         "seed": run.seed,
+        **({"buckets": list(settings.buckets)} if settings.buckets else {}),
     }
 
 

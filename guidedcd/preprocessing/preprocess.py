@@ -17,6 +17,7 @@ from typing import Any
 from guidedcd.acceleration.apply import accelerated
 from guidedcd.config.run import Run
 from guidedcd.console import console, duration, waiting
+from guidedcd.data.buckets import bucket_of
 from guidedcd.data.routing import Sample
 from guidedcd.devices import blame_memory, device, launch, process
 from guidedcd.documents import read_json
@@ -70,6 +71,11 @@ def preprocess(
     if teacher is None:
         with blame_memory("the teacher"):
             teacher = build_teacher(run.teacher, device(run.device))
+    if run.preprocess.buckets and str(bucket_of(teacher.geometry)) not in run.preprocess.buckets:
+        raise GuidedCDError(
+            f"--preprocess.buckets does not list {bucket_of(teacher.geometry)}, the size of this teacher's videos; "
+            "`preprocess_all` of guidedcd.preprocessing.bucket_stores computes the store of each bucket."
+        )
     check(teacher, str(run.teacher.component()))
     time_embedding(teacher)  # no student can be made of a network without one
     outputs = OutputGradients(whole, teacher)
@@ -98,7 +104,7 @@ def preprocess(
         console.print(f"store    {folder}: part {shard[0]}/{shard[1]} is done, {rest}")
         return folder
     latents = _checked(run, folder, scores)
-    if process()[0] == 0:
+    if process()[0] == 0 and len(latents):
         shares.print_shares(folder, run, shards.read_identity(folder), scores)
         output_shares.print_shares(latents, whole, teacher, outputs)
     return folder
@@ -298,6 +304,9 @@ def _checked(run: Run, folder: Path, scores: score_sets.ScoreFolders) -> store.L
         console.print(f"skipped  {skipped - SHOWN} more, see {folder / 'report.json'}")
     if skipped > run.preprocess.max_skipped * (skipped + used):
         raise too_many_skipped(latents.skipped, skipped + used, run.preprocess.max_skipped)
+    if not used and run.preprocess.buckets:
+        console.print(f"store    {folder}: no clip falls into this bucket")
+        return latents
     if not used:
         raise GuidedCDError(f"none of {skipped} clips could be used (the first: {latents.skipped[0]['reason']}).")
     note = f", {skipped} clips skipped" if skipped else ""

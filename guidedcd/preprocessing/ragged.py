@@ -8,6 +8,7 @@ Legend: V videos of a shard, L tokens, R rows that are stored, of all videos.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 PREFIX = "cond."
 ROWS, STARTS, LENGTH = "cond_rows.", "cond_starts.", "cond_length."
 """Beginnings of names: the rows of all videos (R, ...), where each video's begin (V + 1,), and L (1,)."""
+
+STARTING = (PREFIX, ROWS, STARTS, LENGTH)
+"""All of them."""
 
 
 def trimmed(cond: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -65,6 +69,16 @@ def of_video(tensors: Any, key: str, video: int) -> Tensor:
     rows: Tensor = stored[start : max(stop, start + 1)] if stored.get_shape()[0] else stored[:]
     padded = rows.new_zeros(int(tensors.get_tensor(LENGTH + key)), *rows.shape[1:])
     padded[: stop - start] = rows[: stop - start]
+    return padded
+
+
+def of_tensors(tensors: Mapping[str, Tensor], key: str) -> Tensor:
+    """The conditioning (L, ...) of the only video of what `trimmed` returned."""
+    if PREFIX + key in tensors:
+        return tensors[PREFIX + key][0]
+    rows = tensors[ROWS + key]
+    padded = rows.new_zeros(int(tensors[LENGTH + key]), *rows.shape[1:])
+    padded[: len(rows)] = rows
     return padded
 
 

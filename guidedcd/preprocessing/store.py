@@ -105,6 +105,11 @@ class LatentStore:
         return len(self.draws)
 
     @property
+    def sizes(self) -> list[int]:
+        """Numbers of draws whose latents have one size: all."""
+        return [len(self)]
+
+    @property
     def samples(self) -> list[dict[str, Any]]:
         """The fields of the `Sample` of every stored clip."""
         return [sample for shard in self.shards for sample in shard["samples"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ import torch
 
 from guidedcd.acceleration.garbage import settled
 from guidedcd.acceleration.prefetch import prefetched
+from guidedcd.config.bucket import Bucket
 from guidedcd.config.run import Run
 from guidedcd.config.sections import Preprocess
 from guidedcd.console import console, progress
-from guidedcd.data.clips import sample_of
-from guidedcd.data.contract import opened
+from guidedcd.data.buckets import bucket_of, placement
+from guidedcd.data.clips import ClipError, sample_of
+from guidedcd.data.contract import CheckedClips, check_sizes, is_encoded, opened
 from guidedcd.data.mixture import Mixture
 from guidedcd.data.routing import Sample
 from guidedcd.errors import GuidedCDError
@@ -44,7 +47,14 @@ class StoreWriter:
         # The components of the kind data have configs that derive from DatasetConfig.
         weights = [cast(DatasetConfig, chosen.config).weight for chosen in run.data]
         self.settings: Preprocess = run.preprocess
-        self.mixture = Mixture(datasets, weights, self.settings.videos)
+        belongs = None
+        if self.settings.buckets:
+            buckets = [Bucket.parse(text) for text in self.settings.buckets]
+            belongs = functools.partial(_belongs, buckets, bucket_of(teacher.geometry))
+        for chosen, (_, clips) in zip(run.data, datasets, strict=True):
+            if belongs is None and is_encoded(chosen):
+                check_sizes(clips, teacher.geometry)
+        self.mixture = Mixture(datasets, weights, self.settings.videos, belongs)
         self.builder = ShardBuilder(run, teacher)
 
     def check(self) -> None:
@@ -96,6 +106,20 @@ class StoreWriter:
         """The positions in the mixture of a shard's clips."""
         size = self.settings.shard_size
         return range(number * size, min((number + 1) * size, len(self.mixture)))
+
+
+def _belongs(buckets: Sequence[Bucket], own: Bucket, clips: CheckedClips, number: int) -> bool:
+    """Whether a clip falls into the bucket `own`.
+
+    Raises:
+        ClipError: It falls into none, and `own` is the first one, whose store lists such clips.
+    """
+    try:
+        return placement(clips.size(number), buckets).bucket == own
+    except ClipError:
+        if own == buckets[0]:
+            raise
+        return False
 
 
 class ScoreWriter:

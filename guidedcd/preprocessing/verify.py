@@ -21,7 +21,7 @@ from guidedcd.devices import device as find_device
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.contract import build_teacher
 from guidedcd.models.teachers.protocol import Teacher
-from guidedcd.preprocessing import score_sets, shard_files, shards
+from guidedcd.preprocessing import ragged, score_sets, shard_files, shards
 from guidedcd.preprocessing.identity import identify
 from guidedcd.preprocessing.score_sets import ScoreFolders
 from guidedcd.preprocessing.store_writer import StoreWriter
@@ -139,8 +139,10 @@ def _errors(
     with safe_open(folder / f"{shards.shard_name(number)}.safetensors", framework="pt") as file:
         keys = set(file.keys())
         for key, tensor in computed.items():
-            if key in keys and not key.startswith(shard_files.PARTS):
+            if key in keys and not key.startswith((*shard_files.PARTS, *ragged.STARTING)):
                 errors[key] = _relative(tensor, _rows(file, key, video), exact=key in ("index", "noise_seed"))
+        for key in ragged.keys(computed):
+            errors[ragged.PREFIX + key] = _relative(ragged.of_tensors(computed, key), ragged.of_video(file, key, video))
     return errors
 
 

@@ -101,8 +101,7 @@ class RewardScorer:
         self.modules = {name: module for name, (module, _) in rewards.items()}
         self.configs = {name: config for name, (_, config) in rewards.items()}
         self.teacher, self.low_memory, self.meter = teacher, low_memory, RewardMeter()
-        self.frames = teacher.geometry.frames if exact else decoded_frames(teacher)
-        """Frames of a video from which the rewards' frames are chosen, the first ones."""
+        self.exact = exact
         self._decoder = getattr(teacher, "decode_exactly", teacher.decode) if exact else teacher.decode
         self.whose = {name: (whose or {}).get(name, f"reward '{name}'") for name in rewards}
 
@@ -163,7 +162,7 @@ class RewardScorer:
             raise ValueError(f"{len(predicted)} samples need as many routes, not {len(routes)}")
         scores = {name: RewardScores(predicted.new_zeros(0), ()) for name in self.names}
         # All frames are drawn first, so that they do not depend on where the samples are routed.
-        for names, indices in self.choices(generator):
+        for names, indices in self.choices(generator, predicted.shape):
             samples = [i for i, route in enumerate(routes) if route.rewards.intersection(names)][:limit]
             if not samples:
                 continue
@@ -190,27 +189,46 @@ class RewardScorer:
                 total = total + self.configs[name].weight * scores.mean()
         return total
 
-    def _choices(self) -> list[list[str]]:
+    def _choices(self, frames: int) -> list[list[str]]:
         """Names of the rewards that share frames, in order of first appearance."""
         geometry = self.teacher.geometry
         groups: dict[tuple[int, str], list[str]] = {}
         for name, config in self.configs.items():
             if reads_latents(self.modules[name]):
                 continue
-            count = config.count(self.frames, geometry.fps)
+            count = config.count(frames, geometry.fps)
             groups.setdefault((count, config.pick), []).append(name)
         return list(groups.values())
 
-    def _indices(self, names: Sequence[str], generator: torch.Generator | None) -> list[int]:
+    def _indices(self, names: Sequence[str], frames: int, generator: torch.Generator | None) -> list[int]:
         try:
             geometry = self.teacher.geometry
-            return frame_indices(self.configs[names[0]], self.frames, generator, fps=geometry.fps)
+            return frame_indices(self.configs[names[0]], frames, generator, fps=geometry.fps)
         except GuidedCDError as error:
             raise GuidedCDError(f"{self.whose[names[0]]}: {error}") from error
 
-    def choices(self, generator: torch.Generator | None = None) -> list[tuple[list[str], list[int]]]:
-        """The names of rewards that share frames, and the indices of these frames, drawn with `generator`."""
-        return [(names, self._indices(names, generator)) for names in self._choices()]
+    def frames(self, shape: Sequence[int] | None = None) -> int:
+        """Number of a video's first frames from which the rewards' frames are chosen.
+
+        Args:
+            shape: Of the latents (..., F, h, w); by default that of the teacher's videos.
+        """
+        if not self.exact:
+            return decoded_frames(self.teacher, shape)
+        geometry = self.teacher.geometry
+        return geometry.frames if shape is None else geometry.of_latents(shape).frames
+
+    def choices(
+        self, generator: torch.Generator | None = None, shape: Sequence[int] | None = None
+    ) -> list[tuple[list[str], list[int]]]:
+        """The names of rewards that share frames, and the indices of these frames, drawn with `generator`.
+
+        Args:
+            generator: As in `score`.
+            shape: Of the latents (..., F, h, w); by default that of the teacher's videos.
+        """
+        frames = self.frames(shape)
+        return [(names, self._indices(names, frames, generator)) for names in self._choices(frames)]
 
     def decode(self, latents: Tensor, indices: Sequence[int]) -> Tensor:
         """Pixels (n, k, 3, H, W) of latents (n, C, F, h, w)."""

@@ -6,6 +6,7 @@ Legend: G samples of a step over all processes, B of this process, E energies; l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import attrs
 import numpy
@@ -16,7 +17,7 @@ from guidedcd.data.routing import Reader, Route, Router, RoutingRule, Sample
 from guidedcd.diffusion.guidance import guided_from
 from guidedcd.diffusion.randomness import Stream, random_stream
 from guidedcd.plugins.configs import EnergyConfig
-from guidedcd.preprocessing.store import Draw, LatentStore
+from guidedcd.preprocessing.store import Draw
 
 SLIDER_OFF = 0.1
 """Probability that a sample is not guided at all, for an energy with a range of scales."""
@@ -83,11 +84,33 @@ class Batch:
         )
 
 
+class Draws(Protocol):
+    """What batches are read from: a latent store, or several."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """With the number of points of the solver's grid as "steps"."""
+
+    @property
+    def scores(self) -> Mapping[str, Any]:
+        """By energy with stored gradients."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Numbers of draws whose latents have one size, in the order of the draws."""
+
+    def __len__(self) -> int:
+        """Number of draws."""
+
+    def __getitem__(self, position: int) -> Draw:
+        """The draw at `position`."""
+
+
 class Batches:
     """The batches of a run for one of its processes.
 
     Args:
-        store: The draws.
+        store: The draws; a batch has draws of one size.
         readers: The run's rewards as readers of text, by name.
         rules: Routing rules by their description for errors, applied left to right.
         energies: The run's energies, in the order of the columns of `Batch.strengths`.
@@ -100,7 +123,7 @@ class Batches:
 
     def __init__(
         self,
-        store: LatentStore,
+        store: Draws,
         *,
         readers: Mapping[str, Reader],
         rules: Mapping[str, RoutingRule] | Sequence[RoutingRule],
@@ -118,12 +141,16 @@ class Batches:
         self.process, self.processes = process, processes
         self._epoch = -1
         self._order = numpy.empty(0, dtype=numpy.int64)
+        self._ends = numpy.cumsum(store.sizes)
 
     def __call__(self, number: int) -> Batch:
         """Batch `number` of the run (from 0) for this process."""
         total = self.size * self.processes
         own = slice(self.process * self.size, (self.process + 1) * self.size)
-        positions = [self._store_position(number * total + i) for i in range(total)][own]
+        if len(self._ends) > 1:
+            positions = self._positions_of_one_size(number, total)[own]
+        else:
+            positions = [self._store_position(number * total + i) for i in range(total)][own]
         # Numbers are drawn for all processes and then sliced, so two processes train on the samples of one process
         # with twice the batch size.
         random = random_stream(Stream.GUIDANCE, self.seed, number)
@@ -143,6 +170,26 @@ class Batches:
             random = random_stream(Stream.EPOCH_ORDER, self.seed, epoch)
             self._order = random.permutation(len(self.store))
         return int(self._order[position])
+
+    def _positions_of_one_size(self, number: int, total: int) -> list[int]:
+        """The positions of batch `number`, all in one of several stores.
+
+        Every epoch has a new permutation of the draws of each store, cut into whole batches, and the batches of all
+        stores in random order. Draws that are left over are in another epoch. A store with less than one batch gives
+        one, in which draws occur several times.
+        """
+        sizes = self.store.sizes
+        counts = [max(1, size // total) for size in sizes]
+        epoch, position = divmod(number, sum(counts))
+        if self._epoch != epoch:
+            self._epoch = epoch
+            random = random_stream(Stream.EPOCH_ORDER, self.seed, epoch)
+            batches = []
+            for size, count, end in zip(sizes, counts, self._ends, strict=True):
+                order = numpy.resize(random.permutation(size), max(size, total))
+                batches.append(order[: count * total].reshape(count, total) + (end - size))
+            self._order = random.permutation(numpy.concatenate(batches))
+        return [int(one) for one in self._order[position]]
 
     def _assemble(self, draws: Sequence[Draw], omega: numpy.ndarray, scales: numpy.ndarray) -> Batch:
         routed = [self.routed(draw.sample) for draw in draws]

@@ -154,14 +154,14 @@ def clip_predictions(model: Network, batch: Batch, step: BatchStep) -> StudentPr
 
 @attrs.frozen(kw_only=True, eq=False)
 class OwnVideos:
-    """Videos (R, C, F, H, W) that the student samples from noise."""
+    """Videos (R, C, F, H, W) that the student samples from noise, in the size of the batch's clips."""
 
     rollouts: Rollouts
 
     def __call__(self, model: Network, batch: Batch, step: BatchStep) -> StudentPredictions:
         """The predictions of the last sampling step, and the routes of their prompts."""
         with blame_memory("the student's own videos", "Lower --train.rollouts.videos"), step.accelerator.autocast():
-            return self.rollouts(model, step.number)
+            return self.rollouts(model, step.number, batch.z0.shape[1:])
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -106,7 +106,9 @@ class Rollouts:
         )
         return [self.prompts[position] for position in positions[self.own]]
 
-    def __call__(self, model: Callable[..., Tensor], number: int) -> StudentPredictions:
+    def __call__(
+        self, model: Callable[..., Tensor], number: int, shape: Sequence[int] | None = None
+    ) -> StudentPredictions:
         """Clean latents (R, C, F, H, W) that the student predicts in the last of its passes, and their routes.
 
         The number of passes, from 1 to `train.rollouts.steps`, is drawn once for all videos of a step.
@@ -114,6 +116,7 @@ class Rollouts:
         Args:
             model: The student, called as model(z, t, cond, omega, lambdas).
             number: Number of the batch, from 0.
+            shape: Of one video's latents (C, F, H, W); by default that of the teacher's.
         """
         chosen, random = self.chosen(number), random_stream(Stream.ROLLOUTS, self.run.seed, number)
         # As in `Batches`, numbers are drawn for all processes and then sliced.
@@ -126,14 +129,15 @@ class Rollouts:
             for config in self.run.energies.values()
         ]
         fractions = [config.fraction for config in self.run.energies.values()]
-        schedule, device, shape = self.teacher.schedule, self.teacher.device, self.teacher.geometry.latent_shape
+        schedule, device = self.teacher.schedule, self.teacher.device
+        size = self.teacher.geometry.latent_shape if shape is None else shape
         omega = torch.from_numpy(drawn_omega[self.own]).float().to(device)
         lambdas = torch.stack(inputs, dim=1)[self.own].float().to(device) if inputs else None
         with torch.no_grad():
             cond = self.teacher.embed([sample.caption for sample, _ in chosen])
 
         def noises(draw: int) -> Tensor:
-            return torch.stack([noise(int(seed), draw, shape) for seed in seeds]).to(device)
+            return torch.stack([noise(int(seed), draw, size) for seed in seeds]).to(device)
 
         def predict(z: Tensor, t: Tensor) -> Tensor:
             with torch.set_grad_enabled(torch.is_grad_enabled() and int(t[0]) == self.timesteps[last]):

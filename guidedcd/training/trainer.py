@@ -19,6 +19,7 @@ from guidedcd.devices import blame_memory
 from guidedcd.files import leftovers, replacing
 from guidedcd.models.student import write_checksums
 from guidedcd.models.teachers.protocol import Teacher
+from guidedcd.preprocessing.bucket_stores import BucketStores
 from guidedcd.preprocessing.store import LatentStore
 from guidedcd.rewards.contract import build_rewards
 from guidedcd.rewards.scorer import RewardScorer
@@ -40,7 +41,7 @@ class Trainer:
     Args:
         run: The configuration.
         folder: The run's folder, for the log, the checkpoints and the student.
-        store: The run's latent store, complete.
+        store: The run's latent store, complete, or its stores of several sizes.
         teacher: The run's teacher on its device; the student takes over its denoiser.
         accelerator: One for the run's precision and device by default.
         rewards: The run's rewards by name, where they are built already.
@@ -53,7 +54,7 @@ class Trainer:
         self,
         run: Run,
         folder: Path,
-        store: LatentStore,
+        store: LatentStore | BucketStores,
         teacher: Teacher,
         accelerator: Accelerator | None = None,
         rewards: Mapping[str, Any] | None = None,
@@ -86,7 +87,8 @@ class Trainer:
         self.sentinel: Sentinel | None = None
         if run.train.sentinel.every:
             main = self.accelerator.is_main_process
-            self.sentinel = Sentinel(run, folder, teacher, scorer, store, write=main)
+            stored = store if isinstance(store, LatentStore) else store.largest
+            self.sentinel = Sentinel(run, folder, teacher, scorer, stored, write=main)
         samples = self.validation is not None or self.sentinel is not None or rollouts is not None
         text = getattr(teacher, "text", None)
         if not samples and isinstance(text, nn.Module):

@@ -14,17 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guidedcd.data.buckets import ClipSize
 from guidedcd.data.clips import Clip, ClipError
 from guidedcd.data.geometry import Geometry
 from guidedcd.data.lazy_sequence import LazySequence
+from guidedcd.data.routing import Sample
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest
 from guidedcd_fastvideo import FastVideoConfig
 from guidedcd_fastvideo.tables import TAGS, Tables
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-KNOWN = 3
-"""Shapes that an error lists."""
+TRIED = 16
+"""Rows whose shape is read to find out which autoencoder encoded the files."""
 
 
 class FastVideo:
@@ -46,19 +48,18 @@ class FastVideo:
         """All rows of the files; a row of another size than the teacher's raises ClipError when it is read.
 
         Raises:
-            GuidedCDError: There is no file, pyarrow is not installed, a file lacks columns, or no latents have the
-                size of the teacher's.
+            GuidedCDError: There is no file, pyarrow is not installed, a file lacks columns, or another autoencoder
+                than the teacher's encoded the clips.
         """
-        tables = Tables(self._files(), self.path)
-        sizes: set[tuple[int, ...]] = set()
-        for shape in tables.shapes():
-            if shape == geometry.encoded_shape:
-                break
-            sizes |= {shape} if shape else set()
-        else:
-            if sizes:
-                raise GuidedCDError(f"dataset 'fastvideo': {_mismatch(sizes, geometry)}")
-        return Clips(tables, geometry)
+        clips = Clips(Tables(self._files(), self.path), geometry)
+        channels = next((shape[0] for n in range(min(len(clips), TRIED)) if (shape := clips.tables.shape(n))), None)
+        if channels not in (None, geometry.channels):
+            raise GuidedCDError(
+                f"dataset 'fastvideo': its latents have {channels} channels, and this teacher's have "
+                f"{geometry.channels}: another autoencoder encoded them (that of Wan 2.1 and Wan 2.2 A14B has 16 "
+                "channels, that of Wan 2.2 TI2V 5B has 48)."
+            )
+        return clips
 
     def fingerprint(self) -> str:
         """A digest of names, sizes and times of modification of the files."""
@@ -85,31 +86,6 @@ class FastVideo:
         return file.relative_to(self.path).as_posix() if file != self.path else file.name
 
 
-def _mismatch(sizes: set[tuple[int, ...]], geometry: Geometry) -> str:
-    """A sentence about latents none of which has the teacher's size."""
-    channels = {size[0] for size in sizes}
-    if geometry.channels not in channels:
-        return (
-            f"its latents have {' or '.join(map(str, sorted(channels)))} channels, and this teacher's have "
-            f"{geometry.channels}: another autoencoder encoded them (that of Wan 2.1 and Wan 2.2 A14B has 16 channels, "
-            "that of Wan 2.2 TI2V 5B has 48)."
-        )
-    videos = [text for size in sorted(sizes) if size[0] == geometry.channels and (text := _video(size, geometry))]
-    several = f"{', '.join(videos[:KNOWN])}{' and others' if len(videos) > KNOWN else ''}"
-    return (
-        f"its latents are of {several or 'another form'}, and this teacher's videos have "
-        f"{_video(geometry.encoded_shape, geometry)}: set the teacher's frames, height and width to a size of the data."
-    )
-
-
-def _video(size: Sequence[int], geometry: Geometry) -> str:
-    """The frames and pixels of latents (C, F', h, w)."""
-    if len(size) != 4:
-        return ""
-    frames = (size[1] - 1) * geometry.temporal_compression + 1
-    return f"{frames} frames of {size[2] * geometry.compression}x{size[3] * geometry.compression}"
-
-
 class Clips(LazySequence[Clip]):
     """The rows of the files as clips with latents and embedded captions."""
 
@@ -133,10 +109,36 @@ class Clips(LazySequence[Clip]):
         except ClipError as error:
             raise ClipError(f"{id_}: {error}") from error
 
+    def size(self, index: int) -> ClipSize:
+        """The size of the video whose latents row `index` has.
+
+        Raises:
+            ClipError: The row has no latents of a video.
+        """
+        shape, geometry = self.tables.shape(index), self.geometry
+        if len(shape) != 4 or min(shape) < 1:
+            raise ClipError(f"{self.tables.name(index)}: has no latents of a video")
+        return ClipSize(
+            frames=(shape[1] - 1) * geometry.temporal_compression + 1,
+            height=shape[2] * geometry.compression,
+            width=shape[3] * geometry.compression,
+            encoded=True,
+        )
+
+    def sample(self, index: int) -> Sample:
+        """The metadata of the clip of row `index`, whose tensors are not read.
+
+        Raises:
+            ClipError: It has no caption.
+        """
+        id_ = self.tables.name(index)
+        try:
+            return metadata(id_, self.tables.metadata(index))
+        except ClipError as error:
+            raise ClipError(f"{id_}: {error}") from error
+
     def _clip(self, id_: str, row: Mapping[str, Any]) -> Clip:
-        caption = row["caption"].strip() if isinstance(row["caption"], str) else ""
-        if not caption:
-            raise ClipError("has no caption")
+        sample = metadata(id_, row)
         latents = tensor(row, "vae_latent")
         if latents.shape != self.geometry.encoded_shape:
             raise ClipError(
@@ -148,13 +150,26 @@ class Clips(LazySequence[Clip]):
         if embeds.ndim != 2 or not embeds.numel():
             raise ClipError(f"its text embedding is {tuple(embeds.shape)}, and not (tokens, width)")
         return Clip(
-            id=id_,
-            dataset="fastvideo",
-            caption=caption,
-            tags={name: row[name] for name in TAGS if row.get(name) not in (None, "")},
+            id=sample.id,
+            dataset=sample.dataset,
+            caption=sample.caption,
+            tags=sample.tags,
             latents=latents,
             prompt_embeds=embeds,
         )
+
+
+def metadata(id_: str, row: Mapping[str, Any]) -> Sample:
+    """The id, the caption and the tags of a row.
+
+    Raises:
+        ClipError: It has no caption.
+    """
+    caption = row.get("caption")
+    if not isinstance(caption, str) or not caption.strip():
+        raise ClipError("has no caption")
+    tags = {name: row[name] for name in TAGS if row.get(name) not in (None, "")}
+    return Sample(id=id_, dataset="fastvideo", caption=caption.strip(), tags=tags)
 
 
 def tensor(row: Mapping[str, Any], name: str) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import functools
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class Tables:
         # One row group is kept: a group has many rows, and rows are read in order, by one thread or two.
         self._group = functools.lru_cache(maxsize=2)(self._read_group)
         self._names = functools.lru_cache(maxsize=64)(self._read_names)
+        self._metadata = functools.lru_cache(maxsize=64)(self._read_metadata)
+        self._shapes = functools.lru_cache(maxsize=64)(functools.partial(self._column, name=SHAPE))
 
     def __len__(self) -> int:
         """R; a file that cannot be read counts as one row."""
@@ -91,11 +93,17 @@ class Tables:
             for name, column in columns
         }
 
-    def shapes(self) -> Iterator[tuple[int, ...]]:
-        """The shape of the latents of every row, as the files state it; () where there is none."""
-        for number in range(len(self._files)):
-            shapes = self._column(number, SHAPE) or [None] * self._groups[number][-1]
-            yield from (tuple(shape or ()) for shape in shapes)
+    def metadata(self, index: int) -> Mapping[str, Any]:
+        """The caption and the tags of row `index`; its tensors are not read. Empty if the file cannot be read."""
+        number, row = self._locate(index)
+        columns = self._metadata(number)
+        return {name: values[row] for name, values in columns.items() if row < len(values)}
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """The shape of the latents of row `index`, as the file states it; () where there is none."""
+        number, row = self._locate(index)
+        shapes = self._shapes(number)
+        return tuple(shapes[row] or ()) if row < len(shapes) else ()
 
     def _describe(self, number: int) -> str:
         file = self._files[number]
@@ -141,6 +149,10 @@ class Tables:
         for row, id_ in enumerate(self._column(number, "id") or [None] * self._groups[number][-1]):
             names[str(id_) if id_ and str(id_) not in names else f"{id_ or ''}#{row}"] = None
         return list(names)
+
+    def _read_metadata(self, number: int) -> dict[str, list[Any]]:
+        """The columns of a file that are no tensors, by name."""
+        return {name: self._column(number, name) for name in ("caption", *TAGS)}
 
     def _column(self, number: int, name: str) -> list[Any]:
         """One column of a file; empty if the file lacks it or cannot be read."""

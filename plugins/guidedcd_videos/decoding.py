@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guidedcd.data.buckets import ClipSize
 from guidedcd.data.clips import ClipError
 from guidedcd.data.geometry import Geometry
-from guidedcd_videos.frames import fitted
+from guidedcd_videos.frames import fitted, shown_size
 
 # Before version 19, PyAV raised at metadata that is not UTF-8 unless it was opened with this option, which 19 removed.
 # The values are Any because one call passes them to every parameter of `av.open`.
@@ -57,7 +58,7 @@ class Timeline:
             ClipError: The video is too short.
         """
         spare = self.seconds - count / fps
-        if spare < 0 and self.seconds <= (count - 1) / fps + self.tick:
+        if not self._shows(count, fps):
             if not slow or len(self.ticks) < count:
                 raise ClipError(
                     f"too short: {self.seconds:.3g} s with {len(self.ticks)} frames, "
@@ -66,6 +67,19 @@ class Timeline:
             fps, spare = count / self.seconds, 0.0
         start = self._shown(np.array([self.ticks[0] + max(spare, 0.0) * begin / self.tick]))[0]
         return self._shown(start + np.arange(count) / fps / self.tick)
+
+    def frames(self, fps: float) -> int:
+        """The largest number of moments, 1 / fps apart, that `choose` takes without slowing the video down."""
+        count = max(int(self.seconds * fps), 1)
+        while self._shows(count + 1, fps):
+            count += 1
+        while count > 0 and not self._shows(count, fps):
+            count -= 1
+        return count
+
+    def _shows(self, count: int, fps: float) -> bool:
+        """Whether the video lasts for `count` moments; the last one may begin in its last tick."""
+        return self.seconds >= count / fps or self.seconds > (count - 1) / fps + self.tick
 
     def _shown(self, moments: np.ndarray) -> np.ndarray:
         """Ticks of the frames shown at `moments`; half a tick, at most 1 ms, absorbs the rounding of timestamps."""
@@ -96,6 +110,33 @@ def read_clip(source: Path | bytes, geometry: Geometry, *, fps: float, begin: fl
     except OSError as error:
         raise ClipError(f"cannot be read ({error.strerror or type(error).__name__})") from error
     return torch.stack([frames[tick] for tick in ticks.tolist()])
+
+
+def read_size(source: Path | bytes, *, fps: float, slow: bool = False) -> ClipSize:
+    """The size of a video as it is shown; only its first frame is decoded.
+
+    Args:
+        source: A video file, or its content.
+        fps: Frames per second at which it is sampled.
+        slow: Whether a video that is too short is slowed down.
+
+    Raises:
+        ClipError: As `read_clip`.
+    """
+    try:
+        _check_exists(source)
+        timeline, aspect = _timeline(source)
+        with _open(source) as container:
+            frame = next(container.decode(_stream(container)), None)
+    except av.FFmpegError as error:
+        raise ClipError(f"damaged or no video ({error.strerror or type(error).__name__})") from error
+    except OSError as error:
+        raise ClipError(f"cannot be read ({error.strerror or type(error).__name__})") from error
+    if frame is None:
+        raise ClipError("contains no frame")
+    height, width = shown_size(frame, aspect)
+    frames = timeline.frames(fps)
+    return ClipSize(frames=max(frames, len(timeline.ticks)) if slow else frames, height=height, width=width)
 
 
 def _check_exists(source: Path | bytes) -> None:

@@ -30,6 +30,17 @@ def fitted(frame: av.VideoFrame, height: int, width: int, aspect: float = 1.0) -
     return cover(pixels, height, width, 1 / aspect if turned else aspect)
 
 
+def shown_size(frame: av.VideoFrame, aspect: float = 1.0) -> tuple[int, float]:
+    """Height and width of a frame as it is shown, in pixels that are square.
+
+    Args:
+        frame: A decoded frame.
+        aspect: Width of a pixel over its height.
+    """
+    _, turned = upright(np.empty((1, 1, 3), np.uint8), display_matrix(frame))
+    return (frame.width, frame.height / aspect) if turned else (frame.height, frame.width * aspect)
+
+
 def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     """Rotation of the frame for display, (2, 2): x' = a x + c y, y' = b x + d y for rows (a, b), (c, d)."""
     # By name: iteration yields entries before PyAV 19 and types since.

@@ -13,12 +13,13 @@ from typing import Any
 import attrs
 import numpy as np
 
+from guidedcd.data.buckets import ClipSize
 from guidedcd.data.clips import Clip, ClipError, clip_of
 from guidedcd.data.geometry import Geometry
 from guidedcd.data.lazy_sequence import LazySequence
 from guidedcd.data.routing import Sample
 from guidedcd_videos import VideosConfig
-from guidedcd_videos.decoding import read_clip
+from guidedcd_videos.decoding import read_clip, read_size
 
 SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".gif", ".ts")
 CAPTION = ("caption", "text", "prompt")
@@ -76,10 +77,9 @@ class Clips(LazySequence[Clip]):
             ClipError: It cannot be used; the message begins with its id.
         """
         with self._entry(index) as (sample, listed):
-            source = listed.source if isinstance(listed.source, Path) else listed.source()
             begin = {"start": 0.0, "middle": 0.5}.get(self.config.begin)
             video = read_clip(
-                source,
+                _source(listed),
                 self.geometry,
                 fps=self.config.fps or self.geometry.fps,
                 begin=_fraction(sample.id) if begin is None else begin,
@@ -95,6 +95,16 @@ class Clips(LazySequence[Clip]):
         """
         with self._entry(index) as (sample, _):
             return sample
+
+    def size(self, index: int) -> ClipSize:
+        """The size of clip `index`, as it is shown and at the teacher's frame rate.
+
+        Raises:
+            ClipError: As `read`.
+        """
+        with self._entry(index) as (_, listed):
+            fps = self.config.fps or self.geometry.fps
+            return read_size(_source(listed), fps=fps, slow=self.config.short == "slow")
 
     @contextmanager
     def _entry(self, index: int) -> Iterator[tuple[Sample, Listed]]:
@@ -119,6 +129,11 @@ class Clips(LazySequence[Clip]):
             yield sample, listed
         except ClipError as error:
             raise ClipError(f"{id_}: {error}") from error
+
+
+def _source(listed: Listed) -> Path | bytes:
+    """The video file, or its content."""
+    return listed.source if isinstance(listed.source, Path) else listed.source()
 
 
 def repeats(keys: Iterable[str]) -> dict[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from guidedcd import GuidedCDError, RewardConfig, Route
+from guidedcd.data.geometry import Geometry
 from guidedcd.plugins.configs import PICKS
 from guidedcd.rewards.scorer import RewardScorer, frame_indices
 
@@ -22,7 +22,7 @@ FRAMES = 8
 class Teacher:
     """Decodes latents (B, 1, F, 2, 2) to pixels by repeating them; remembers how often, and of how many."""
 
-    geometry = SimpleNamespace(frames=FRAMES, fps=8.0)
+    geometry = Geometry(frames=FRAMES, height=16, width=16, fps=8.0)
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, tuple[int, ...], bool]] = []

@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_names_the_prompts(toy, tmp_path, monkeypatch)
     """The message lists the step's clips and, in quotation marks, its prompts."""
     call = Rollouts.__call__
 
-    def broken(self, model, number):
+    def broken(self, model, number, shape):
         made = call(self, model, number)
         return attrs.evolve(made, latents=made.latents * float("inf"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,9 +48,19 @@ def check(teacher: Any, whose: str) -> None:
         _check_cond(values, f"{whose}: {name}")
 
 
-def decoded_frames(teacher: Any) -> int:
-    """The number of first frames from which `decode(z, frames)` of a teacher can choose; all, unless it states it."""
-    return int(getattr(teacher, "decoded_frames", teacher.geometry.frames))
+def decoded_frames(teacher: Any, shape: Sequence[int] | None = None) -> int:
+    """The number of first frames from which `decode(z, frames)` of a teacher can choose; all, unless it states it.
+
+    Args:
+        teacher: The teacher.
+        shape: Of the latents (..., F, h, w); by default that of the teacher's videos.
+    """
+    whole = teacher.geometry.frames
+    count = int(getattr(teacher, "decoded_frames", whole))
+    if shape is None:
+        return count
+    frames: int = teacher.geometry.of_latents(shape).frames
+    return frames if count == whole else min(count, frames)
 
 
 def rehearse(teacher: Any, whose: str, seed: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -238,6 +239,13 @@ class LatentTeacher(nn.Module):
                 digest.update(f"{name} {value}".encode())
             self._digest = digest.hexdigest()
         return self._digest
+
+    def resized(self, geometry: Geometry) -> LatentTeacher:
+        """This teacher for videos of another size; the copy shares the networks."""
+        teacher = copy.copy(self)
+        teacher._modules = dict(self._modules)  # a shallow copy shares the dictionary of submodules
+        teacher.geometry, teacher._digest = geometry, None
+        return teacher
 
     def networks(self) -> dict[str, nn.Module]:
         """Other networks than `network`, `vae` and `text` on which predictions depend, by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from unittest import SkipTest
 
 import attrs
 import fastvideo_files
@@ -12,10 +13,12 @@ from guidedcd_fastvideo import FastVideoConfig
 from guidedcd_fastvideo.dataset import FastVideo
 
 from guidedcd.config.kinds import Chosen
-from guidedcd.data.clips import ClipError
-from guidedcd.data.contract import opened
+from guidedcd.data.clips import ClipError, sample_of
+from guidedcd.data.contract import check_sizes, opened
 from guidedcd.data.geometry import Geometry
 from guidedcd.errors import GuidedCDError
+from guidedcd.testing import checks
+from guidedcd.testing.datasets import RULES
 
 pytest.importorskip("pyarrow")
 
@@ -56,6 +59,7 @@ def test_rows_of_all_files_become_clips(tmp_path):
         clip = clips[number]
         assert clip.caption == f"caption {number}" and clip.video is None
         assert torch.equal(clip.latents, latents(number)) and torch.equal(clip.prompt_embeds, embeds(number + 1))
+        assert clips.sample(number) == sample_of(clip)
         assert clip.tags == {"file_name": f"clip{number}", "media_type": "video", "duration_sec": 1.0, "fps": 16.0}
 
 
@@ -137,13 +141,15 @@ def test_latents_of_another_autoencoder(tmp_path):
 
 
 def test_latents_of_another_size(tmp_path):
-    """If no row has the teacher's size, the error states the sizes of the data in frames and pixels."""
+    """If no clip has the teacher's size, the error states that of the data in frames and pixels."""
     rows = [fastvideo_files.row("x", latents(0, (4, 5, 4, 6)), embeds())]
     fastvideo_files.write(tmp_path / "a.parquet", rows)
     with pytest.raises(
-        GuidedCDError, match="latents are of 17 frames of 32x48, .* 9 frames of 32x48: set the teacher's"
+        GuidedCDError, match="latents of 17 frames of 32x48, and .* 9 frames of 32x48: set the teacher's"
     ):
-        clips_of(tmp_path)
+        check_sizes(clips_of(tmp_path), GEOMETRY)
+    fastvideo_files.write(tmp_path / "b.parquet", [fastvideo_files.row("y", latents(), embeds())])
+    check_sizes(clips_of(tmp_path), GEOMETRY)
 
 
 def test_missing_columns_files_and_folders(tmp_path):
@@ -180,3 +186,15 @@ def test_the_fingerprint_changes_with_the_files(tmp_path):
     assert dataset.fingerprint() != before
     (path.parent / "b.parquet").unlink()
     assert dataset.fingerprint() == before
+
+
+def test_the_conformance_checks_leave_latents_to_a_run(tmp_path):
+    """`guidedcd plugins check` skips a dataset of latents with the reason, and does not call it broken."""
+    fastvideo_files.write(tmp_path / "a.parquet", [fastvideo_files.row("x", latents(), embeds())])
+    skipped = 0
+    for check in checks("dataset", "fastvideo", config=FastVideoConfig(path=tmp_path)):
+        try:
+            check()
+        except SkipTest as reason:
+            skipped += "its clips are latents" in str(reason)
+    assert skipped == len(RULES)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import video_files
-from guidedcd_videos.decoding import Timeline, read_clip
+from guidedcd_videos.decoding import Timeline, read_clip, read_size
 from guidedcd_videos.frames import upright
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -184,3 +184,32 @@ def test_pixels_that_are_not_square_are_shown_as_meant():
 
     row = read_clip(content, GEOMETRY, fps=8, begin=0)[0, 0, 8]
     assert row[:3].min() > 0.9 and row[13:].min() > 0.9 and row[6:10].max() < 0.1
+
+
+@given(
+    gaps=st.lists(st.integers(1, 400), min_size=1, max_size=30),
+    fps=st.sampled_from([1.0, 7.5, 8.0, 16.0, 23.976, 30.0]),
+)
+@settings(deadline=None)
+def test_the_number_of_frames_is_the_largest_that_can_be_chosen(gaps, fps):
+    """A video is as long as the longest choice of frames from it that is not refused."""
+    timeline = Timeline(np.cumsum([0, *gaps[:-1]]), gaps[-1], 1e-3)
+    count = timeline.frames(fps)
+    if count:
+        timeline.choose(count, fps, 0.0)
+    with pytest.raises(ClipError, match="too short"):
+        timeline.choose(count + 1, fps, 0.0)
+
+
+def test_the_size_of_a_video_is_that_which_is_shown():
+    """Sizes are those of the upright picture with square pixels, at the rate at which frames are taken."""
+    size = read_size(video_files.video(12, fps=8), fps=8)
+    assert (size.frames, size.height, size.width) == (12, 24, 32)
+    assert read_size(video_files.video(12, fps=8), fps=4).frames == 6
+    assert read_size(video_files.video(12, fps=16), fps=8, slow=True).frames == 12
+    turned = read_size(video_files.video([corners()] * 4, matrix=video_files.QUARTER_TURN), fps=8)
+    assert (turned.height, turned.width) == (32, 24)
+    wide = read_size(video_files.video(4, aspect=Fraction(2, 1)), fps=8)
+    assert (wide.height, wide.width) == (24, 64)
+    with pytest.raises(ClipError, match="damaged or no video"):
+        read_size(b"no video", fps=8)
