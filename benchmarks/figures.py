@@ -124,5 +124,42 @@ FIGURES = (
     ),
     Figure("2 GPUs, FSDP2, likewise", ("training: parallel-fsdp*",), (Target("times_one_gpu", 1.85, True),)),
 )
+STOCK: dict[str, dict[str, float]] = {
+    "forward small batch 1": {"ms_per_sample": 41.2},
+    "forward small batch 4": {"ms_per_sample": 40.4},
+    "forward large batch 1": {"ms_per_sample": 620},
+    "cd small": {"seconds": 0.289},
+    "lora large": {"seconds": 3.44, "peak_gb": 11.6},
+}
+"""Values of diffusers' own code at Wan 1.3B's size on one H200, by the beginning of a row of `video_transformers.py`.
+
+They are of the run whose compiled rows are in results.json, but for the pass of a single small video: there the host
+was slower at first (74 ms), and 41 ms were measured the day before.
+"""
+
+
+def _wan(title: str, row: str, *targets: Target) -> Figure:
+    note = "diffusers" if row in STOCK else ""
+    return Figure(
+        title,
+        (f"video_transformers: {row}/blocks", f"video_transformers: {row}/layers"),
+        targets,
+        STOCK.get(row, {}),
+        note,
+    )
+
+
+FIGURES += (
+    _wan("Wan 1.3B forward, 33 frames of 256x448, batch 1", "forward small batch 1"),
+    _wan("the same per sample, batch 4", "forward small batch 4", Target("ms_per_sample", 27)),
+    _wan("Wan 1.3B forward, 81 frames of 480x832", "forward large batch 1", Target("ms_per_sample", 480)),
+    _wan("Wan 1.3B, CD step, full fine-tuning, batch 1, 33 small frames", "cd small", Target("seconds", 0.17)),
+    _wan("the same, LoRA, 81 frames of 480x832", "lora large", Target("seconds", 2.5), Target("peak_gb", 24)),
+    _wan(
+        "samples preprocessed per GPU-hour, 33 small frames",
+        "preprocess small",
+        Target("samples_per_hour", 15000, True),
+    ),
+)
 EIGHT_BIT = "training: cd-8bit*"
 """Counts for a figure that names it, and for no other."""

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as nnf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 CHOOSE = True
 """Whether cuDNN's kernel is tried, which also needs `torch.backends.cudnn.benchmark`."""
@@ -39,8 +38,14 @@ def tries(q: Tensor) -> bool:
 
 
 def tensors_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors among the arguments of a call."""
-    return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    """The tensors among the arguments of a call, also those in tuples."""
+    tensors: list[Tensor] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif isinstance(value, tuple | list):
+            tensors += [one for one in value if isinstance(one, Tensor)]
+    return tensors
 
 
 def kernels_of(
@@ -50,12 +55,10 @@ def kernels_of(
 
     Args:
         kind: Class of the module.
-        tensors: Its inputs; modules of a class with inputs of the same sizes share one choice.
+        tensors: Its inputs, for which `tries` holds; modules of a class with inputs of the same sizes share one choice.
         graded: Whether its weights need a gradient.
         call: The module's forward pass, which is called once for each size, to observe its attentions.
     """
-    if not tensors or not tries(tensors[0]):
-        return contextlib.nullcontext
     graded = graded or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
     key = (kind, graded, *((x.device, x.dtype, x.shape, x.stride()) for x in tensors))
     if key not in _FASTER:

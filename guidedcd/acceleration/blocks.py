@@ -63,7 +63,7 @@ def forward(state: Compiler, block: nn.Module, args: tuple[Any, ...], kwargs: di
     stock = type(block).forward
     if torch.compiler.is_compiling():
         return stock(block, *args, **kwargs)
-    inner = [module for module in block.modules() if module is not block]
+    inner = _below(block)
     keeps = vars(block).get(RECOMPUTE) if torch.is_grad_enabled() else None
     function = stock if keeps is None else _recomputed(stock, keeps, drops(inner))
     compiled = state.function(function, *inner)
@@ -73,6 +73,14 @@ def forward(state: Compiler, block: nn.Module, args: tuple[Any, ...], kwargs: di
         compiled = recomputed(functools.partial(_within, kernels, stock), keeps, drops(inner))
     with kernels():
         return compiled(block, *args, **kwargs)
+
+
+def _below(block: nn.Module) -> list[nn.Module]:
+    """The modules inside a block; `Module.modules` takes several times as long."""
+    modules: list[nn.Module] = [child for child in block._modules.values() if child is not None]
+    for module in modules:  # grows meanwhile
+        modules += [child for child in module._modules.values() if child is not None]
+    return modules
 
 
 def recomputed(function: Callable[..., Any], keeps: bool, random: bool) -> Callable[..., Any]:
@@ -114,6 +122,8 @@ def _kernels(
     block: nn.Module, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[[], contextlib.AbstractContextManager[Any]]:
     """The order of attention kernels for a block: chosen for its largest attention, at the first call of a size."""
-    graded = torch.is_grad_enabled() and any(p.requires_grad for p in block.parameters())
     tensors = attention_backend.tensors_of(args, kwargs)
+    if not tensors or not attention_backend.tries(tensors[0]):
+        return contextlib.nullcontext
+    graded = torch.is_grad_enabled() and any(p.requires_grad for p in block.parameters())
     return attention_backend.kernels_of(type(block), tensors, graded, lambda: stock(block, *args, **kwargs))

@@ -18,7 +18,7 @@ from guidedcd.planning.calibration import calibrated
 from guidedcd.planning.decode_cost import DecodeCost, decode_costs, has_policies
 from guidedcd.planning.evaluation_cost import EvaluationCost, evaluation
 from guidedcd.planning.gpus import GIB, Machine
-from guidedcd.planning.preprocess_cost import Teaching, teaching
+from guidedcd.planning.preprocess_cost import Teaching, other_networks, teaching
 from guidedcd.planning.skeletons import outline
 from guidedcd.planning.training_cost import Training, others, scoring, training
 from guidedcd.preprocessing.estimates import reference_kinds, store_bytes
@@ -74,7 +74,7 @@ class Estimator:
     def preprocess(self, run: Run, *, largest: bool = True) -> Stage:
         """The cost of computing the store of a run; `largest` also predicts the largest batch."""
         counted, videos = self.teaching(run), run.preprocess.videos
-        seconds = counted.seconds(self._on(run.preprocess.fast))
+        seconds = counted.seconds(self.on(run, run.preprocess.fast))
         cond = sum(math.prod(shape) * width for shape, width in counted.cond.values())
         return Stage(
             tflop=counted.flops() * videos / 1e12,
@@ -88,7 +88,7 @@ class Estimator:
     def train(self, run: Run, *, largest: bool = True) -> Stage:
         """The cost of training the student of a run; `largest` also predicts the largest batch."""
         counted, settings = self.training(run), run.train
-        seconds = counted.seconds(self._on(settings.fast))
+        seconds = counted.seconds(self.on(run, settings.fast))
         per_step = settings.accumulate * self.processes
         return Stage(
             tflop=counted.flops * per_step * settings.steps / 1e12,
@@ -105,7 +105,7 @@ class Estimator:
         counted: EvaluationCost = self._once(
             ("evaluate", settings), lambda: evaluation(settings, self._outline(run.teacher))
         )
-        seconds = counted.seconds(self._on(settings.fast))
+        seconds = counted.seconds(self.on(run, settings.fast))
         return Stage(
             tflop=counted.flops / 1e12, **self._times(seconds, 1), each_seconds=seconds / max(counted.videos, 1)
         )
@@ -143,6 +143,7 @@ class Estimator:
             recomputes = settings.activation_checkpoint.recomputes_decoder
             key = (*sizes, settings.precision, recomputes, *run.rewards.items())
             rewards, beside = self._once(key, lambda: self._rewards(run))
+        beside += self._once(("others", run.teacher.name), lambda: other_networks(self._outline(run.teacher)))
         return attrs.evolve(step, run=run, rewards=rewards, others=beside).sized(self.processes)
 
     def decodings(self, run: Run) -> list[DecodeCost]:
@@ -195,8 +196,10 @@ class Estimator:
         except Exception:  # a plugin's object need not be one that can be copied
             return outline(chosen)
 
-    def _on(self, fast: str) -> Machine:
-        return self.machine.with_layers(fast)
+    def on(self, run: Run, fast: str) -> Machine:
+        """The machine with the share that the teacher's denoiser reaches on the path `fast`."""
+        blocks = self._once(("blocks", run.teacher.name), lambda: getattr(self._outline(run.teacher), "blocks", ()))
+        return self.machine.with_layers(fast, transformer=bool(blocks))
 
     def _largest(self, run: Run, section: str, count: Callable[[Run], Any]) -> int:
         """The largest batch size that fits, extrapolated linearly from the memory at two batch sizes."""

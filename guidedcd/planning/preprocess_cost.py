@@ -104,10 +104,17 @@ def teaching(run: Run, teacher: Teacher) -> Teaching:
         forward=forward,
         guided=scores,
         left_out=left_out,
-        resident=sum(size(getattr(teacher, name, None)) for name in ("network", "vae", "text")),
+        resident=sum(size(getattr(teacher, name, None)) for name in ("network", "vae", "text"))
+        + other_networks(teacher),
         latent=z[0].numel(),
         cond={key: (tuple(value.shape[1:]), value.element_size()) for key, value in cond.items()},
     )
+
+
+def other_networks(teacher: Teacher) -> int:
+    """Bytes of the networks besides `network` on which a teacher's predictions depend, such as another expert."""
+    networks: Any = getattr(teacher, "networks", dict)
+    return sum(size(network) for network in networks().values())
 
 
 def guided(run: Run, teacher: Teacher) -> tuple[Cost, str]:

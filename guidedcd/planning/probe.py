@@ -179,7 +179,7 @@ def _coarser(run: Run, estimator: Estimator, seconds: float) -> Run:
 def _pass(run: Run, teacher: Teacher, estimator: Estimator) -> tuple[str, float, Any]:
     """One pass of the teacher as in preprocessing: its name, predicted seconds, and the function that runs it."""
     rows = ROWS * run.preprocess.batch_size
-    counted, where = estimator.teaching(run).forward, estimator.machine.with_layers(run.preprocess.fast)
+    counted, where = estimator.teaching(run).forward, estimator.on(run, run.preprocess.fast)
 
     def work() -> float:
         settings = run.preprocess

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import wan_sizes
 
+from guidedcd.planning.gpus import SHARES, TRANSFORMERS, machine
+from guidedcd.planning.meter import size as size_of
+from guidedcd.planning.preprocess_cost import other_networks
 from guidedcd.planning.skeletons import outline
 
 PROFILES = {
@@ -29,3 +33,14 @@ def test_a_profile_reads_its_model_without_weights(tmp_path, profile):
     low, high = run.preprocess.noise_range
     assert teacher.noise_range == pytest.approx((low, high), abs=2e-3)
     assert run.train.fast == run.preprocess.fast == "blocks"
+    experts = 2 if profile == "wan-a14b-high" else 1
+    assert other_networks(teacher) == (experts - 1) * size_of(teacher.network)
+
+
+def test_transformers_have_shares_of_their_own():
+    """Compiled blocks are faster than stock ones by the ratio that was measured, whatever the path of UNets reaches."""
+    gpu = machine(torch.device("cpu"), like="h200")
+    stock, compiled = (gpu.with_layers(fast, transformer=True) for fast in ("layers", "blocks"))
+    assert stock.share == TRANSFORMERS["no"][0] and compiled.share == TRANSFORMERS["blocks"][0]
+    assert gpu.with_layers("layers").share == SHARES["layers"]
+    assert compiled.launch < stock.launch < gpu.launch
