@@ -153,7 +153,7 @@ class Estimator:
         teacher = self._outline(run.teacher)
         if not has_policies(teacher):
             return []
-        on = self._on(run.train.fast)
+        on = self.machine.with_layers(run.train.fast)
         if run.train.precision == "bf16":
             torch.nn.Module.to(teacher.vae, torch.bfloat16)
         return decode_costs(run, teacher, self._reward_outlines(run), on)
