@@ -13,12 +13,12 @@ from guidedcd.config.kinds import KINDS
 from guidedcd.config.proportions import unscaled
 from guidedcd.config.run import Run
 from guidedcd.console import console
-from guidedcd.data.routing import Reader, Router, Sample, rules_of
+from guidedcd.data.routing import Reader, Router, Sample, counts, rules_of
 from guidedcd.devices import blame_memory, device, process
 from guidedcd.energies.traits import check_references
 from guidedcd.errors import GuidedCDError
 from guidedcd.evaluation import tables
-from guidedcd.files import file_digest
+from guidedcd.files import file_digest, write_json
 from guidedcd.models import initial_lora
 from guidedcd.models.teachers.contract import build_teacher
 from guidedcd.models.teachers.protocol import Teacher
@@ -88,17 +88,17 @@ def distil(
         rehearse(rewards, run, teacher.geometry, where, teacher)
         for reward in rewards.values():
             reward.to("cpu")  # the preprocessing needs the memory of the device
-    router = _router(run, rewards, teacher)
-    folders = preprocess_all(run, store_folder=store, teacher=teacher, fill_parts=False, accept=router)
+    router = None if rewards is None else _router(run, rewards, teacher)
+    accept = router if run.routes else None  # without rules no route can be wrong
+    folders = preprocess_all(run, store_folder=store, teacher=teacher, fill_parts=False, accept=accept)
     latents = open_stores(run, folders)
-    if router is not None:
-        for fields in latents.samples:
-            router(Sample(**fields))
+    routes = [router(Sample(**fields))[1] for fields in latents.samples] if router is not None else []
     with claimed(run, out, new=new, command=command) if main else nullcontext() as folder:
         (folder,) = broadcast_object_list([folder])
         if main:
             for one in folders:
                 store_uses.note(one, folder)
+            write_json(folder / "routing.json", counts(routes, run.rewards, run.energies))
         if not (folder / "student" / "student.json").exists():
             Trainer(run, folder, latents, teacher, accelerator, rewards).fit()
         rewards = None  # the evaluation needs the memory
@@ -192,19 +192,16 @@ def _check_routes(run: Run, rewards: Mapping[str, Any]) -> None:
         return
 
 
-def _router(run: Run, rewards: Mapping[str, Any] | None, teacher: Teacher) -> Router | None:
+def _router(run: Run, rewards: Mapping[str, Any], teacher: Teacher) -> Router:
     """Routes clips before they cost GPU time, so that a rule that fails for any of them stops the run early.
 
-    The prompts of the student's own videos are routed at once. None without routes, and without `rewards`: the first
-    process checks for all.
+    The prompts of the student's own videos are routed at once.
 
     Raises:
         GuidedCDError: A rule returns a wrong route for a prompt, or no prompt goes to a reward.
     """
-    if rewards is None or not run.routes:
-        return None
     router = Router(rules_of(run), _readers(rewards), run.energies)
-    if run.train.rollouts.videos and any(map(scores_own_videos, rewards.values())):
+    if run.routes and run.train.rollouts.videos and any(map(scores_own_videos, rewards.values())):
         own = rollouts.own_prompts(run, teacher)
         if own:
             rollouts.scored(run, own, router)

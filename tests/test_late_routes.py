@@ -6,6 +6,7 @@ import attrs
 import pytest
 
 import guidedcd
+from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError
 
 RUN = {
@@ -75,6 +76,9 @@ def test_a_dataset_that_decodes_its_clips_is_routed_shard_by_shard(toy, wrong, t
 
     assert shards == ["shard-00000.json", "shard-00001.json"]
     assert (folder / "student" / "student.json").exists()
+    numbers = {"clips": 6, "rewards": {"toy": 6}, "without_rewards": 0, "energies": {}}
+    assert read_json(folder / "routing.json") == numbers
+    assert "Routing: clips of the store" in (folder / "report.html").read_text()
 
 
 def test_a_complete_store_is_routed_before_the_first_step(toy, wrong, tmp_path):

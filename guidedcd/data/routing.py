@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
@@ -140,6 +140,22 @@ class Router:
             readable = attrs.evolve(sample, readers=self.readers, energies=self.energies)
             self._routes[key] = (readable, route(readable, self.rules))
         return self._routes[key]
+
+
+def counts(routes: Sequence[Route], rewards: Iterable[str], energies: Iterable[str]) -> dict[str, Any]:
+    """Numbers of clips by objective, as JSON values.
+
+    Args:
+        routes: One for each clip; every clip feeds the consistency loss.
+        rewards: Names of the run's rewards.
+        energies: Names of the run's energies.
+    """
+    return {
+        "clips": len(routes),
+        "rewards": {name: sum(name in one.rewards for one in routes) for name in rewards},
+        "without_rewards": sum(not one.rewards for one in routes),
+        "energies": {name: sum(one.is_guided_by(name) for one in routes) for name in energies},
+    }
 
 
 PROMPTS = "prompts"

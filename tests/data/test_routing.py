@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from guidedcd.data.routing import Reader, Sample, route
+from guidedcd.data.routing import Reader, Route, Sample, counts, route
 from guidedcd.errors import GuidedCDError
 
 
@@ -41,6 +41,22 @@ def test_a_wrong_route_is_an_error_of_its_rule(change, message):
 
     with pytest.raises(GuidedCDError, match=f"route 'odd' of acme/odd .*{message}"):
         route(Sample(id="a/1", dataset="a", caption="a ball", readers=READERS, energies=frozenset({"pta"})), rules)
+
+
+def test_clips_are_counted_by_objective():
+    """A reward counts the clips that are sent to it, and an energy those that it guides."""
+    routes = [
+        Route(caption="a", rewards=frozenset({"clip", "hps"})),
+        Route(caption="b", rewards=frozenset({"clip"}), without_energies=frozenset({"pta"})),
+        Route(caption="c", rewards=frozenset(), guided=False),
+    ]
+
+    assert counts(routes, ["hps", "clip"], ["pta", "dynamics"]) == {
+        "clips": 3,
+        "rewards": {"hps": 1, "clip": 2},
+        "without_rewards": 1,
+        "energies": {"pta": 1, "dynamics": 2},
+    }
 
 
 def test_an_exception_of_a_rule_names_the_rule():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from guidedcd.evaluation.report.components import components, energies, parts, rewards
+from guidedcd.evaluation.report.components import components, energies, parts, rewards, routing
 from guidedcd.evaluation.report.run_files import RunFiles
 from guidedcd.evaluation.report.score_tables import Table
 
@@ -45,6 +45,21 @@ def test_times_are_shares_of_the_step():
         ["reward hps", "500.0 ms", "12 %", "-"],
         ["backward", "2.00 s", "50 %", "3.25 GB"],
     ]
+
+
+def test_clips_are_counted_by_objective():
+    """All feed the consistency loss; the others have their number and share, and a run without numbers no table."""
+    numbers = {"clips": 8, "rewards": {"hps": 6, "clip": 0}, "without_rewards": 2, "energies": {"pta": 4}}
+    table = routing(numbers)
+
+    assert {row.head.text: [cell.text for cell in row.cells] for row in table.rows} == {
+        "consistency": ["8", "100 %"],
+        "energy pta": ["4", "50 %"],
+        "reward hps": ["6", "75 %"],
+        "reward clip": ["0", "0 %"],
+        "no reward": ["2", "25 %"],
+    }
+    assert routing(None) is None and routing({**numbers, "clips": 0}) is None
 
 
 def test_a_log_without_these_numbers_has_no_tables():

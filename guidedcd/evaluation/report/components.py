@@ -20,8 +20,28 @@ TIME, MEMORY, REWARD = "seconds/", "memory_gb/", "reward:"
 
 def components(files: RunFiles) -> list[Table]:
     """The tables that the log has numbers for."""
-    tables = (energies(files.log), rewards(files.run, files.log), parts(files.log))
+    tables = (routing(files.routing), energies(files.log), rewards(files.run, files.log), parts(files.log))
     return [table for table in tables if table]
+
+
+def routing(numbers: Mapping[str, Any] | None) -> Table | None:
+    """How many clips of the store feed each objective; None without numbers."""
+    if numbers is None or not numbers["clips"]:
+        return None
+    total = numbers["clips"]
+    objectives = {
+        "consistency": total,
+        **{f"energy {name}": count for name, count in numbers["energies"].items()},
+        **{f"reward {name}": count for name, count in numbers["rewards"].items()},
+    }
+    if numbers["rewards"]:
+        objectives["no reward"] = numbers["without_rewards"]
+    rows = [
+        Row(Cell(name), [Cell(f"{count:,}"), Cell(f"{100 * count / total:.0f} %")])
+        for name, count in objectives.items()
+    ]
+    caption = "Routing: clips of the store that feed each objective; videos of the student's own are not among them"
+    return Table(caption, [Cell("objective"), Cell("clips"), Cell("share")], rows)
 
 
 def energies(log: Log) -> Table | None:

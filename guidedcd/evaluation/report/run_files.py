@@ -33,6 +33,9 @@ RUN = {
 }
 """Form of the keys of run.json that the report reads; see `guidedcd.documents`."""
 
+ROUTING = {"clips": int, "rewards": {str: int}, "without_rewards": int, "energies": {str: int}}
+"""Form of routing.json: numbers of clips by objective."""
+
 
 @attrs.frozen(kw_only=True)
 class RunFiles:
@@ -47,6 +50,8 @@ class RunFiles:
     """The folder of the evaluation."""
     evaluation: tables.Evaluation | None
     """The content of evaluation.json."""
+    routing: Mapping[str, Any] | None = None
+    """The content of routing.json; None without the file, which older runs lack."""
 
     @property
     def name(self) -> str:
@@ -74,4 +79,5 @@ class RunFiles:
             log=read_log(folder / "log.jsonl"),
             results=results,
             evaluation=tables.read_if_there(results),
+            routing=read_json(routing, ROUTING) if (routing := folder / "routing.json").is_file() else None,
         )
