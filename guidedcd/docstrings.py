@@ -5,11 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
-import sys
 import textwrap
-from collections.abc import Sequence
 from functools import cache
-from types import ModuleType
 from typing import TypeVar, cast
 
 import attrs
@@ -45,28 +42,14 @@ def docs_of(cls: type) -> dict[str, str]:
     """The docstring under every field, on one line; inherited fields have their own class's."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        for field, text in itertools.pairwise(_body(base)):
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except (OSError, TypeError, SyntaxError, IndexError):
+            continue
+        statements = getattr(body, "body", [])
+        for field, text in itertools.pairwise(statements):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
                 value = text.value
                 if isinstance(value, ast.Constant) and isinstance(value.value, str):
                     docs[field.target.id] = " ".join(value.value.split())
     return docs
-
-
-def _body(cls: type) -> Sequence[ast.stmt]:
-    """The statements of a class, as its source has them; none where there is no source."""
-    try:
-        definitions = _definitions(sys.modules[cls.__module__])
-        if cls.__qualname__ in definitions:
-            return definitions[cls.__qualname__]
-        parsed = ast.parse(textwrap.dedent(inspect.getsource(cls))).body  # a class inside of a function
-    except (KeyError, OSError, TypeError, SyntaxError):
-        return []
-    return getattr(parsed[0], "body", []) if parsed else []
-
-
-@cache
-def _definitions(module: ModuleType) -> dict[str, list[ast.stmt]]:
-    """The statements of every class of a module by its name; the source is parsed once for all of them."""
-    statements = ast.parse(inspect.getsource(module)).body
-    return {one.name: one.body for one in statements if isinstance(one, ast.ClassDef)}
