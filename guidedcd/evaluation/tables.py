@@ -283,7 +283,7 @@ def _against(
     paired = difference(evaluation, few["name"], split, key)
     if paired is None or paired["mean"] is None:
         return sentence + "."
-    if not evaluation["metrics"].get(key, {}).get("better"):
+    if paired["low"] is None or not evaluation["metrics"].get(key, {}).get("better"):
         return f"{sentence} ({_in_words(paired)})."
     verdicts = {"good": "better", "bad": "worse"}
     meaning = verdicts.get(verdict(evaluation, paired, key), "no significant difference at the 95 % level")
@@ -300,7 +300,7 @@ def _in_words(paired: Mapping[str, Any], digits: int = 3) -> str:
     """A difference in a sentence."""
     mean, low, high = (signed(paired[key], digits) for key in ("mean", "low", "high"))
     if paired["low"] is None:
-        return f"{mean}, on too few prompts for an interval"
+        return f"difference {mean}, of too few prompts for an interval"
     return f"{mean}, 95 % interval {low} to {high}"
 
 
