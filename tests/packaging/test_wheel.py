@@ -59,13 +59,14 @@ def test_the_wheel_carries_the_embedded_models(names):
 
 
 def test_weights_are_small(repository):
-    """All weights in the repository together stay below 20 MB: a clone and an installation take seconds."""
+    """No file of weights has 6 MB, and all together have less than 25: a clone and an installation take seconds."""
     folders = [repository / name for name in ("guidedcd", "plugins", "tests", "examples")]
     kinds = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz")
     sizes = {file: file.stat().st_size for folder in folders for file in folder.rglob("*") if file.suffix in kinds}
 
     assert len(sizes) >= 6
-    assert sum(sizes.values()) < 20e6, sizes
+    assert max(sizes.values()) < 6e6, sizes
+    assert sum(sizes.values()) < 25e6, sizes
 
 
 def test_every_package_is_typed(names, repository):
