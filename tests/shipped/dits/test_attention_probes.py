@@ -20,7 +20,10 @@ from guidedcd.planning.preprocess_cost import guided
 from guidedcd.planning.skeletons import outline
 
 ALL = [(family, name) for family, sizes in tiny_pipelines.SIZES.items() for name in sizes]
-EVERY = pytest.mark.parametrize(("family", "name"), ALL, ids=[f"{family}-{name}" for family, name in ALL])
+EVERY = pytest.mark.parametrize(
+    ("family", "name"),
+    [pytest.param(*one, marks=[] if one[1] == "small" else pytest.mark.slow, id="-".join(one)) for one in ALL],
+)
 FIRST = pytest.mark.parametrize(("family", "name"), [(f, next(iter(s))) for f, s in tiny_pipelines.SIZES.items()])
 PROMPTS = ["a red ball moves left", "two boats in the rain"]
 

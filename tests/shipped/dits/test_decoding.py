@@ -29,7 +29,9 @@ EVERY = pytest.mark.parametrize(
     ("family", "name"),
     [pytest.param(*one, marks=[] if one[1] == "small" else pytest.mark.slow, id="-".join(one)) for one in ALL],
 )
-EACH = pytest.mark.parametrize("family", list(tiny_pipelines.SIZES))
+EACH = pytest.mark.parametrize(
+    "family", [pytest.param(one, marks=[] if one == "wan" else pytest.mark.slow) for one in tiny_pipelines.SIZES]
+)
 
 
 @pytest.fixture

@@ -22,7 +22,10 @@ from guidedcd.testing import teachers
 
 ALL = [(family, name) for family, sizes in tiny_pipelines.SIZES.items() for name in sizes]
 PROMPTS = ["a red ball moves left", "two boats in the rain"]
-EVERY = pytest.mark.parametrize(("family", "name"), ALL, ids=[f"{family}-{name}" for family, name in ALL])
+EVERY = pytest.mark.parametrize(
+    ("family", "name"),
+    [pytest.param(*one, marks=[] if one[1] == "small" else pytest.mark.slow, id="-".join(one)) for one in ALL],
+)
 
 
 def close(one: torch.Tensor, other: torch.Tensor, atol: float = 2e-6) -> None:
