@@ -17,12 +17,27 @@ import torch
 from harness import Recorder, Timing
 from training_steps import BASE, build_step, time_step
 
+from guidedcd.training.step import TrainStep
+
 ALONE = "parallel-one"
 PARALLEL = ("parallel-ddp", "parallel-fsdp")
 
 
 def measure_process(rank: int, world: int, name: str, options: argparse.Namespace, port: int, out: str) -> None:
-    """In one process of several: time a step on this process's own samples; the first process writes the timing."""
+    """In one process of several: time a row's step on this process's own samples."""
+    mode = mode_of(name)
+    time_in_process(rank, world, options, port, out, lambda: build_step(f"cd/{options.fast}", options, mode))
+
+
+def mode_of(name: str) -> str:
+    """How several processes share the step of a row: "fsdp" or "ddp"."""
+    return "fsdp" if name.startswith("parallel-fsdp") else "ddp"
+
+
+def time_in_process(
+    rank: int, world: int, options: argparse.Namespace, port: int, out: str, build: Callable[[], TrainStep]
+) -> None:
+    """Join the other processes, build a step and time it on this process's samples; the first one writes the timing."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NCCL_NVLS_ENABLE": "0"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     if options.device.startswith("cuda"):
@@ -30,7 +45,7 @@ def measure_process(rank: int, world: int, name: str, options: argparse.Namespac
         torch.cuda.set_device(rank)
     else:
         torch.set_num_threads(1)
-    step = build_step(f"cd/{options.fast}", options, "fsdp" if name.startswith("parallel-fsdp") else "ddp")
+    step = build()
     batches = step.batches
     step.batches = lambda number: batches(number * world + rank)
     timing, _ = time_step(step, options)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 import transformer_networks as wan
 from harness import Recorder
+from training_parallel import mode_of, time_in_process
 from training_steps import time_step
 
 from guidedcd.config.sections import ActivationCheckpointConfig, ParallelConfig, Student, Train
@@ -76,21 +73,6 @@ def measure_step(recorder: Recorder, name: str, options: argparse.Namespace) -> 
 
 
 def measure_process(rank: int, world: int, name: str, options: argparse.Namespace, port: int, out: str) -> None:
-    """In one process of several: time a step on this process's own samples; the first process writes the timing."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NCCL_NVLS_ENABLE": "0"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    if options.device.startswith("cuda"):
-        options.device = f"cuda:{rank}"
-        torch.cuda.set_device(rank)
-    else:
-        torch.set_num_threads(1)
-    mode = "fsdp" if name.startswith("parallel-fsdp") else "ddp"
-    step, _ = build_step(f"cd small/{options.fast}", options, mode, options.batch)
-    batches = step.batches
-    step.batches = lambda number: batches(number * world + rank)
-    timing, _ = time_step(step, options)
-    if rank == 0:
-        Path(out).write_text(json.dumps(attrs.asdict(timing, filter=attrs.filters.exclude("first_output"))))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    """In one process of several: time the step of a small transformer on this process's own samples."""
+    row, mode = f"cd small/{options.fast}", mode_of(name)
+    time_in_process(rank, world, options, port, out, lambda: build_step(row, options, mode, options.batch)[0])

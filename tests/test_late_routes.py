@@ -65,7 +65,7 @@ def test_a_dataset_that_lists_its_metadata_is_routed_before_the_store(toy, wrong
 
 
 def test_a_dataset_that_decodes_its_clips_is_routed_shard_by_shard(toy, wrong, tmp_path):
-    """A wrong route in the third shard keeps two, computes nothing of the third, and the mended rule continues."""
+    """A wrong route in the third shard keeps two, computes nothing of the third, and the corrected rule continues."""
     wrong("toy/4")
     with pytest.raises(GuidedCDError, match="sends sample 'toy/4' to reward 'clap'"):
         distil(strict, "toy", tmp_path)

@@ -59,7 +59,7 @@ def train(options: argparse.Namespace, arm: str, seed: int, device: str) -> None
     folder = options.out / f"{arm}-{seed}"
     if (folder / "report.html").exists() or time.perf_counter() - options.began > options.budget:
         return
-    factor, names, speed = ARMS[arm]
+    factor, names, rate_factor = ARMS[arm]
     weights = {name: factor * REWARDS[name] for name in names}
     rewards = [text for name, weight in weights.items() for text in (f"--rewards.{name}.weight", str(weight))]
     settings = {
@@ -67,7 +67,7 @@ def train(options: argparse.Namespace, arm: str, seed: int, device: str) -> None
         "--preprocess.draws-per-video": "8",
         "--train.steps": str(options.steps),
         "--train.batch-size": "16",
-        "--train.optimizer.lr": str(speed * LEARNING_RATE),
+        "--train.optimizer.lr": str(rate_factor * LEARNING_RATE),
         "--train.sentinel.every": str(options.every),
         "--train.sentinel.prompts": str(options.prompts),
         "--evaluate.teacher-steps": "25",

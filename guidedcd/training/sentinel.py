@@ -82,7 +82,6 @@ class Sentinel:
         self.prompts = _prompts(run, teacher)
         self.metrics, self.judges = _judges(run, teacher)
         self.history: list[Check] = []
-        self.first: Check | None = None
         if lines := read_checks(folder / FILE):
             self.limits = {name: (low, high) for name, (low, high) in lines[0]["limits"].items()}
         else:
@@ -116,7 +115,7 @@ class Sentinel:
         # Numbers may differ in their last bits between processes, which must all decide alike.
         (check,) = broadcast_object_list([check])
         self._remember(check)
-        reasons = alarms(self.history, widened(self.limits, self.first or check))
+        reasons = alarms(self.history, self.limits)
         if reasons and self.config.action == "back-off":
             names = {name for alarm in reasons for name in alarm.rewards}
             configs = self.rewards.configs
@@ -153,7 +152,8 @@ class Sentinel:
         return Check(step=step, rewards=rewards, judges=judges, drift=drift), list(pixels[:SHOWN])
 
     def _remember(self, check: Check) -> None:
-        self.first = self.first or check
+        if not self.history:  # only before the first check
+            self.limits = widened(self.limits, check)
         self.history.append(check)
 
     def _begin_again(self) -> None:

@@ -19,12 +19,12 @@ from guidedcd.data.clips import Clip, ClipError
 from guidedcd.data.geometry import Geometry
 from guidedcd.data.lazy_sequence import LazySequence
 from guidedcd.data.routing import Sample
+from guidedcd.devices import DTYPES, dtype_of
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import digest
 from guidedcd_fastvideo import FastVideoConfig
 from guidedcd_fastvideo.tables import TAGS, Tables
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TRIED = 16
 """Rows whose shape is read to find out which autoencoder encoded the files."""
 
@@ -182,9 +182,10 @@ def tensor(row: Mapping[str, Any], name: str) -> Tensor:
     what = name.replace("_", " ")
     if content is None or not len(content):
         raise ClipError(f"has no {what}")
-    dtype = DTYPES.get(str(kind).removeprefix("torch."))
-    if dtype is None:
+    known = str(kind).removeprefix("torch.")
+    if known not in DTYPES:
         raise ClipError(f"its {what} has the dtype {kind!r}; known are {', '.join(DTYPES)}")
+    dtype = dtype_of(known)
     shape = tuple(shape or ())
     if min(shape, default=0) < 1 or torch.Size(shape).numel() * dtype.itemsize != len(content):
         raise ClipError(f"its {what} has {len(content)} bytes, which are no {kind} of shape {shape}")

@@ -52,7 +52,7 @@ def logit(queries, keys, b, f, p, g, q):
 def looped_amf(sample, reference, span: int, temperature: float) -> list[float]:
     """The energy of attention motion flow, number by number."""
     batch, _, frames, height, width, _ = sample[0].shape
-    places = [(row, column) for row in range(height) for column in range(width)]
+    positions = [(row, column) for row in range(height) for column in range(width)]
     energies = []
     for b in range(batch):
         terms = []
@@ -60,17 +60,17 @@ def looped_amf(sample, reference, span: int, temperature: float) -> list[float]:
             for g in range(frames):
                 if f == g or abs(f - g) > span:
                     continue
-                for p in places:
-                    ours = [temperature * logit(*sample, b, f, p, g, q) for q in places]
-                    theirs = [logit(*reference, b, f, p, g, q) for q in places]
-                    top = max(ours)
-                    weights = [math.exp(one - top) for one in ours]
-                    target = places[theirs.index(max(theirs))]
+                for p in positions:
+                    of_sample = [temperature * logit(*sample, b, f, p, g, q) for q in positions]
+                    of_reference = [logit(*reference, b, f, p, g, q) for q in positions]
+                    top = max(of_sample)
+                    weights = [math.exp(one - top) for one in of_sample]
+                    target = positions[of_reference.index(max(of_reference))]
                     shift = [target[axis] - p[axis] for axis in (0, 1)]
                     if shift == [0, 0]:
                         continue
                     own = [
-                        sum(weight * (q[axis] - p[axis]) for weight, q in zip(weights, places, strict=True))
+                        sum(weight * (q[axis] - p[axis]) for weight, q in zip(weights, positions, strict=True))
                         / sum(weights)
                         for axis in (0, 1)
                     ]
@@ -105,9 +105,9 @@ def looped_pta(sample, reference, size: int) -> list[float]:
             for f in range(frames):
                 for y in range(height):
                     for x in range(width):
-                        theirs = row(*reference, b, n, f, y, x)
-                        g = theirs.index(max(theirs))
-                        squares.append((row(*sample, b, n, f, y, x)[g] - theirs[g]) ** 2)
+                        of_reference = row(*reference, b, n, f, y, x)
+                        g = of_reference.index(max(of_reference))
+                        squares.append((row(*sample, b, n, f, y, x)[g] - of_reference[g]) ** 2)
         energies.append(sum(squares) / len(squares))
     return energies
 
