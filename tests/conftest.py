@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,12 +41,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip the mark `gpu` without CUDA, and keep torch on one thread, wherever it was imported."""
-    torch = sys.modules.get("torch")
-    if item.get_closest_marker("gpu") and not (torch and torch.cuda.is_available()):
+    """Skip the mark `gpu` without CUDA; keep torch on one thread; give every test the same global random streams."""
+    import numpy as np
+    import torch
+
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    if torch is not None and torch.get_num_threads() != 1:
+    if torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+    # A process starts with another seed each time, so that a test without a generator would pass by luck.
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
