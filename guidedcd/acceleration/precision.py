@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+GATHERED = "gathered_dtype"
+"""Attribute of a network that FSDP2 shards: the dtype of its gathered weights."""
+
 
 def cast(network: nn.Module, dtype: torch.dtype) -> None:
     """Cast a network in place, except what its class keeps in float32 (`_keep_in_fp32_modules` of diffusers).
@@ -27,7 +30,14 @@ def cast(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def computing_dtype(network: nn.Module) -> torch.dtype:
-    """The dtype in which a network computes: that of its first weight that need not stay in float32."""
+    """The dtype in which a network computes: that of its first weight that need not stay in float32.
+
+    The weights of a network that FSDP2 shards are float32 between two passes; it computes in the dtype in which they
+    are gathered.
+    """
+    gathered: torch.dtype | None = getattr(network, GATHERED, None)
+    if gathered is not None:
+        return gathered
     weights = network.named_parameters()
     dtype: torch.dtype = next(weight.dtype for name, weight in weights if not stays(network, name))
     return dtype

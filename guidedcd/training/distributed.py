@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+from guidedcd.acceleration.precision import GATHERED, stays
 from guidedcd.config.run import Run
 from guidedcd.devices import dtype_of_precision, process
 from guidedcd.errors import GuidedCDError
@@ -80,9 +81,9 @@ def distribute(student: Student, run: Run, accelerator: Accelerator) -> tuple[An
 def shard(network: nn.Module, mesh: Any, dtype: torch.dtype | None, *, keep: bool = False) -> None:
     """Shard a network's float32 weights over the processes of `mesh` with FSDP2.
 
-    Vectors, and the smallest matrices up to the share `WHOLE` of all weights, stay whole in every process, and
-    `ShardedWeights` averages their gradients. They are four fifths of all parameters, and a host needs as long to
-    gather a small one as a large one.
+    Vectors, the smallest matrices up to the share `WHOLE` of all weights, and what stays in float32 are whole in every
+    process, and `ShardedWeights` averages their gradients. They are four fifths of all parameters, and a host needs as
+    long to gather a small one as a large one.
 
     Args:
         network: Changed in place.
@@ -93,12 +94,17 @@ def shard(network: nn.Module, mesh: Any, dtype: torch.dtype | None, *, keep: boo
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP2 and the fused optimiser need one layout
     sharded = sharded_parameters(network)
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
+    # The caller casts latents and texts, as for a network in one piece. FSDP2 would round times and angles too.
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None, cast_forward_inputs=False
+    )
     whole = {parameter for parameter in network.parameters() if parameter not in sharded}
     options = {"mesh": mesh, "mp_policy": policy, "reshard_after_forward": not keep, "ignored_params": whole}
     for group in groups(network, sharded):
         fully_shard(group, **options)
     fully_shard(network, **options)
+    if dtype is not None:
+        setattr(network, GATHERED, dtype)
 
 
 def groups(network: nn.Module, sharded: set[nn.Parameter]) -> list[list[nn.Module]]:
@@ -127,8 +133,12 @@ def groups(network: nn.Module, sharded: set[nn.Parameter]) -> list[list[nn.Modul
 
 
 def sharded_parameters(network: nn.Module) -> set[nn.Parameter]:
-    """The parameters of a network that are sharded over the processes: all matrices but the smallest."""
-    matrices = sorted((p for p in network.parameters() if p.dim() > 1), key=lambda p: p.numel())
+    """The parameters of a network that are sharded over the processes: all matrices but the smallest.
+
+    Those that stay in float32 (`precision.stays`) are whole, because FSDP2 gathers all weights in one dtype.
+    """
+    wide = (p for name, p in network.named_parameters() if p.dim() > 1 and not stays(network, name))
+    matrices = sorted(wide, key=lambda p: p.numel())
     left = WHOLE * sum(p.numel() for p in matrices)
     for number, parameter in enumerate(matrices):
         left -= parameter.numel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +34,9 @@ from guidedcd.training.sentinel import Sentinel
 from guidedcd.training.step import PendingStep, TrainStep
 from guidedcd.training.trackers import tracked
 from guidedcd.training.validation import Validation
+
+FEWEST_SCORES = 3
+"""A reward with fewer steps may have the same score by chance."""
 
 
 class Trainer:
@@ -219,22 +223,30 @@ class _LogLine:
     def __init__(self, trainer: Trainer, done: int, advance: Callable[..., None]) -> None:
         self.trainer, self.done, self.advance, self.began = trainer, done, advance, time.perf_counter()
         self.log: Log | None = None
-        self.routed: set[str] = set()
-        """Names of the rewards that scored a sample."""
+        self.scores: dict[str, list[float]] = {name: [] for name in trainer.run.rewards}
+        """Mean score of each reward at the steps that scored a sample."""
         if trainer.accelerator.is_main_process:
             self.log = Log(trainer.folder / "log.jsonl", resumed_at=done)
             for line in read_log(trainer.folder / "log.jsonl"):
-                self._note_routed(line)
+                self._note_scores(line)
 
-    def _note_routed(self, line: Mapping[str, float]) -> None:
-        names = self.trainer.run.rewards
-        self.routed |= {name for name in names if line.get(f"routed/{name}", 0) > 0}
+    def _note_scores(self, line: Mapping[str, float]) -> None:
+        for name, scores in self.scores.items():
+            if line.get(f"routed/{name}", 0) > 0:
+                scores.append(line.get(f"reward/{name}", math.nan))
 
     def print_unused_rewards(self) -> None:
-        """Name the rewards that scored no sample of the whole run."""
+        """Name the rewards that scored no sample of the whole run, or all samples the same."""
         rewards = self.trainer.step.rewards
         for name, reader in rewards.readers.items():
-            if name not in self.routed:
+            scores = self.scores[name]
+            if len(scores) >= FEWEST_SCORES and len(set(scores)) == 1:
+                console.print(
+                    f"warning  {rewards.whose[name]} scored {scores[0]:g} at each of {len(scores):,} steps, so that it "
+                    "trained nothing. Look at what it scores with `guidedcd try reward`.",
+                    markup=False,
+                )
+            if not scores:
                 console.print(
                     f"warning  {rewards.whose[name]} scored no sample, so that it trained nothing: no route sends "
                     f"it one, or captions are longer than its {reader.max_tokens} tokens. See `guidedcd data inspect`.",
@@ -243,7 +255,7 @@ class _LogLine:
 
     def __call__(self, number: int, pending: PendingStep) -> None:
         line = pending()
-        self._note_routed(line)
+        self._note_scores(line)
         self.advance(1, f"loss {line['loss']:.3f}")
         if not self.trainer.step.is_logged(number):
             return

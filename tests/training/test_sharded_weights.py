@@ -105,9 +105,35 @@ def test_vectors_stay_whole_and_masters_are_plain_float32(mesh):
         assert parameter.dtype == (torch.float32 if parameter.dim() > 1 else torch.bfloat16), name
     assert all(not isinstance(m, DTensor) and m.dtype == torch.float32 for m in weights.masters)
     before = copy.deepcopy(weights.state())
-    step(weights, net, torch.randn(5, 3))
+    step(weights, net, torch.randn(5, 3).bfloat16())
     assert all(not torch.equal(value, before[name]) for name, value in weights.state().items())
     assert torch.equal(net[1].weight, weights.masters[weights.names.index("1.weight")].bfloat16())
+
+
+def test_what_stays_in_float32_is_whole_and_computes_in_float32(mesh):
+    """Matrices that a class keeps in float32 are whole float32 parameters; the others are gathered in bfloat16."""
+
+    class Net(nn.Module):
+        _keep_in_fp32_modules = ("time",)
+
+        def __init__(self):
+            super().__init__()
+            self.time, self.linear = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.linear(self.time(x).bfloat16())
+
+    plain = Net()
+    net, x = copy.deepcopy(plain), torch.randn(5, 8)
+    own = MasterWeights(plain, dtype=torch.bfloat16)
+    shard(net, mesh, torch.bfloat16, keep=True)
+    weights = ShardedWeights(net, dtype=torch.bfloat16)
+
+    assert net.time.weight.dtype == torch.float32 and not isinstance(net.time.weight, DTensor)
+    assert isinstance(net.linear.weight, DTensor)
+    assert torch.equal(net(x), plain(x))
+    torch.testing.assert_close(step(weights, net, x), step(own, plain, x))
+    torch.testing.assert_close(weights.state(), own.state())
 
 
 def test_no_forward_pass_has_weights_of_before(mesh):

@@ -229,6 +229,17 @@ def test_a_reward_that_scored_nothing_is_named_at_the_end(toy, tmp_path, capsys)
     assert "reward 'toy' of toy-components/toy_components scored no sample" in capsys.readouterr().out
 
 
+def test_a_reward_whose_score_never_changes_is_named_at_the_end(toy, tmp_path, capsys, monkeypatch):
+    """A reward with one score at all steps is named at the end; one with several scores is not."""
+    trained(make(train={"steps": 3}), tmp_path / "a", tmp_path / "s")
+    assert "trained nothing" not in capsys.readouterr().out
+
+    monkeypatch.setattr(Reward, "forward", lambda self, video, captions: video.flatten(1).mean(1) * 0)
+    trained(make(train={"steps": 3}), tmp_path / "b", tmp_path / "s")
+    text = "reward 'toy' of toy-components/toy_components scored 0 at each of 3 steps, so that it trained nothing."
+    assert text in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_reward_that_is_not_finite_is_named(toy, tmp_path, monkeypatch):
     """A loss that is not finite because of a reward names the reward, not the learning rate."""
     monkeypatch.setattr(Reward, "forward", lambda self, video, captions: video.flatten(1).mean(1) * float("nan"))

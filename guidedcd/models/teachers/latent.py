@@ -13,6 +13,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from guidedcd.acceleration.precision import computing_dtype
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.diffusion.seen import Seen
@@ -72,7 +73,7 @@ class LatentTeacher(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the denoiser's weights."""
-        return next(self.network.parameters()).dtype
+        return computing_dtype(self.network)
 
     def to(  # type: ignore[override]  # a module's `to` has many forms; the engine calls this one
         self, device: torch.device | str, dtype: torch.dtype | None = None
@@ -143,7 +144,7 @@ class LatentTeacher(nn.Module):
             network: A copy of the denoiser to use instead, for example the student's.
         """
         network = self.network if network is None else network
-        dtype = next(network.parameters()).dtype
+        dtype = computing_dtype(network)
         arguments: dict[str, Any] = {} if timestep_cond is None else {"timestep_cond": timestep_cond.to(dtype)}
         output = network(
             z.to(dtype),

@@ -146,10 +146,13 @@ def test_a_reward_trains_through_the_autoencoder(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_equal_one(tiny, tmp_path, parallel):
+@pytest.mark.parametrize(
+    ("parallel", "precision", "loss_error", "weights_error"),
+    [("ddp", "no", 1e-4, 0.01), ("fsdp", "no", 1e-4, 0.01), ("fsdp", "bf16", 0.02, 0.1)],
+)
+def test_two_processes_equal_one(tiny, tmp_path, parallel, precision, loss_error, weights_error):
     """Two gloo processes with half the batch give the losses and weights of one process, guidance inputs included."""
-    one = run_of(tiny("wan", "tokens"), batch_size=4)
+    one = run_of(tiny("wan", "tokens"), batch_size=4, precision=precision)
     straight = trained(one, tmp_path / "a", tmp_path / "s")
     two = changed(one, train={"batch_size": 2, "parallel": {"mode": parallel}})
     process = launch(two, tmp_path / "b", tmp_path / "s", TWO_PROCESSES)
@@ -157,9 +160,9 @@ def test_two_processes_equal_one(tiny, tmp_path, parallel):
     assert process.returncode == 0, output
     lines = [json.loads(line) for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
     for line, expected in zip(lines, straight, strict=True):
-        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4, abs=1e-6)
+        assert line["loss"] == pytest.approx(expected["loss"], rel=loss_error, abs=1e-6)
     weights, other = (load_file(tmp_path / x / "student" / "model.safetensors") for x in "ab")
     fresh = one.teacher.build().network.state_dict()
     moved = sum((weights[key] - value).square().sum() for key, value in fresh.items()).sqrt()
     apart = sum((weights[key] - other[key]).square().sum() for key in weights).sqrt()
-    assert apart < 0.01 * moved
+    assert apart < weights_error * moved
