@@ -6,6 +6,7 @@ Every layer has non-zero weights, also where training begins at zero. Time and m
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import harness  # noqa: F401  first: it finds guidedcd where that is not installed
 import torch
@@ -45,6 +46,15 @@ TINY_INTERNVIDEO2 = {
         "fusion_layer": 1,
     },
 }
+TINY_QWEN = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+}
+TINY_QWEN_VISION = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "num_heads": 2}
 TOKENS = 77
 FRAMES = {"hps": 2, "clip": 2, "internv2": 4}
 """Frames that T2V-Turbo-v2 gives to each reward."""
@@ -111,17 +121,19 @@ def teacher(device: str | torch.device, dtype: torch.dtype, tiny: bool = False) 
     return model.to(device)
 
 
-def reward(name: str, device: str | torch.device, tiny: bool = False, checkpointed: bool = False) -> FrozenReward:
+def reward(name: str, device: str | torch.device, tiny: bool = False, checkpointed: bool = False) -> Any:
     """A reward of the published size in bfloat16 (tiny: float32) that remembers the features of captions as always.
 
     Args:
-        name: hps, clip or internv2.
+        name: hps, clip, internv2 or videoreward.
         device: Where its weights are.
         tiny: A network of a few thousand weights.
         checkpointed: Its blocks are recomputed in the backward pass.
     """
     if name == "internv2":
         return _internvideo2(device, tiny, checkpointed)
+    if name == "videoreward":
+        return _videoreward(device, tiny, checkpointed)
     import open_clip
     from guidedcd_clip import CLIPConfig
     from guidedcd_clip.reward import CLIPScore
@@ -142,6 +154,38 @@ def reward(name: str, device: str | torch.device, tiny: bool = False, checkpoint
     FrozenReward.__init__(module, model, ClipTokens())
     module.config, module.prepare, module.tiled = config(dtype=dtype_name), prepare, False
     return module.to(device)
+
+
+def _videoreward(device: str | torch.device, tiny: bool, checkpointed: bool) -> Any:
+    from guidedcd_videoreward import VideoRewardConfig
+    from guidedcd_videoreward.chat import PlaceholderChat
+    from guidedcd_videoreward.model import FULL, FULL_VOCABULARY, VideoRewardModel, set_frequencies
+    from guidedcd_videoreward.patches import Preparation
+    from guidedcd_videoreward.reward import (
+        RELEASED_MAX_PIXELS,
+        RELEASED_MIN_PIXELS,
+        RELEASED_NORMALISATION,
+        VideoReward,
+    )
+
+    dtype, dtype_name = (torch.float32, "fp32") if tiny else (torch.bfloat16, "bf16")
+    sizes = {**FULL, **TINY_QWEN, "vision_config": {**FULL["vision_config"], **TINY_QWEN_VISION}} if tiny else FULL
+    with torch.device(device):
+        model = fill(VideoRewardModel(sizes, FULL_VOCABULARY, 1).to(dtype), seed=4)
+    model.rm_head.float()
+    set_frequencies(model)
+    if checkpointed:
+        model.gradient_checkpointing()
+    module = VideoReward.__new__(VideoReward)  # __init__ would read a file
+    torch.nn.Module.__init__(module)
+    module.config, module.factors = VideoRewardConfig(dtype=dtype_name), (1.0, 1.0, 1.0)
+    module.model, module.chat = model, PlaceholderChat(FULL["max_position_embeddings"])
+    vision = model.config.vision_config
+    largest = RELEASED_MIN_PIXELS if tiny else RELEASED_MAX_PIXELS
+    smallest = 3136 if tiny else RELEASED_MIN_PIXELS
+    module.prepare = Preparation(smallest, largest, True, vision.patch_size, vision.spatial_merge_size)
+    module.normalisation = RELEASED_NORMALISATION
+    return module.requires_grad_(False).eval().to(device)
 
 
 def _internvideo2(device: str | torch.device, tiny: bool, checkpointed: bool) -> FrozenReward:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 import harness  # noqa: F401  first: it finds guidedcd where that is not installed
-import networks
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from guidedcd_dits.wan import WanTeacher
@@ -99,9 +97,15 @@ def prompt(batch: int, device: str | torch.device, tiny: bool) -> Tensor:
 
 
 def teacher(
-    device: str | torch.device, dtype: torch.dtype, size: str, tiny: bool = False, *, decoder: torch.dtype | None = None
+    device: str | torch.device,
+    dtype: torch.dtype,
+    size: str,
+    tiny: bool = False,
+    *,
+    decoder: torch.dtype | None = None,
+    decode: str = "full",
 ) -> WanTeacher:
-    """The denoiser, the autoencoder in the dtype `decoder`, and random text."""
+    """The denoiser, the autoencoder in the dtype `decoder`, and random text; rewards see what `decode` decodes."""
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     model = WanTeacher(
         network=network(device, dtype, tiny),
@@ -110,6 +114,7 @@ def teacher(
         scheduler=scheduler,
         schedule=NoiseSchedule.from_scheduler(scheduler),
         geometry=geometry(size, tiny),
+        decode=decode,
     )
     model._digest = "random"  # nothing here reads the fingerprint, and hashing 6 GB takes as long as everything else
     model.schedule.to(torch.device(device))
@@ -188,10 +193,3 @@ def inputs(batch: int, size: str, device: str | torch.device, dtype: torch.dtype
         "timestep": times.to(device),
         "encoder_hidden_states": prompt(batch, device, tiny).to(dtype),
     }
-
-
-def reward(name: str, device: str | torch.device, tiny: bool) -> Any:
-    """A reward of the published size in bfloat16 (tiny: float32) with random weights."""
-    if name != "videoreward":
-        return networks.reward(name, device, tiny)
-    raise NotImplementedError(f"no random weights for {name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import networks
 import torch
 import transformer_networks as wan
 from harness import Recorder
@@ -23,16 +24,24 @@ STEPS: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {
     "cd small recomputed": ("small", "most", (), FULL),
     "lora large": ("large", "most", (), LORA),
     "lora large all recomputed": ("large", "all", (), LORA),
+    "lora large rewards": ("large", "most", ("hps", "clip", "videoreward"), LORA),
 }
 """By name: size, recomputed layers, rewards, options of the student."""
+DECODE = "window:2"
+"""What of a video is decoded for rewards."""
 
 
 def reward_configs() -> dict[str, RewardConfig]:
-    """The paper's weights of its rewards."""
+    """The paper's weights of its rewards, and `videoreward` with four frames."""
     from guidedcd_clip import CLIPConfig
     from guidedcd_hps import HPSConfig
+    from guidedcd_videoreward import VideoRewardConfig
 
-    return {"hps": HPSConfig(weight=0.2, frames=2), "clip": CLIPConfig(weight=0.2, frames=2)}
+    return {
+        "hps": HPSConfig(weight=0.2, frames=2),
+        "clip": CLIPConfig(weight=0.2, frames=2),
+        "videoreward": VideoRewardConfig(weight=0.1, frames=4, dtype="bf16"),
+    }
 
 
 def build_step(
@@ -55,8 +64,8 @@ def build_step(
     accelerator = accelerator_for(run, torch.device(options.device))
     device = accelerator.device if accelerator.num_processes > 1 else torch.device(options.device)
     torch.backends.cudnn.benchmark = False  # fast paths turn it on
-    teacher = wan.teacher(device, torch.float32, size, options.tiny, decoder=torch.bfloat16)
-    modules = {reward: (wan.reward(reward, device, options.tiny), run.rewards[reward]) for reward in rewards}
+    teacher = wan.teacher(device, torch.float32, size, options.tiny, decoder=torch.bfloat16, decode=DECODE)
+    modules = {reward: (networks.reward(reward, device, options.tiny), run.rewards[reward]) for reward in rewards}
     scorer = RewardScorer(modules, teacher, low_memory=settings.activation_checkpoint.recomputes_decoder)
     batches = wan.RandomBatches(batch_size, teacher.geometry.latent_shape, rewards, options.tiny)
     return TrainStep(run, teacher, accelerator, rewards=scorer, batches=batches), layers

@@ -38,7 +38,8 @@ FORWARD = (("small", 1), ("small", 4), ("large", 1))
 ORDER = (
     *(f"forward {size} batch {batch}/{fast}" for size, batch in FORWARD for fast in ("no", "layers", "blocks")),
     *("cd small/no", "cd small/blocks", "lora large/no", "lora large/blocks"),
-    *("preprocess small/no", "preprocess small/blocks", "loading", "lora large all recomputed/blocks"),
+    *("preprocess small/no", "preprocess small/blocks", "loading", "lora large rewards/blocks"),
+    *("lora large all recomputed/blocks", "lora large rewards/no"),
     *("forward small batch 1/graphs", "cd small recomputed/no", "cd small recomputed/blocks"),
 )
 """What is measured without --only, the most important first, rows that share a compiled block together."""

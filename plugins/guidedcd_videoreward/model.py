@@ -196,12 +196,12 @@ def load_videoreward(
         model = skeleton(lambda: VideoRewardModel(sizes, vocabulary, outputs)).to(dtype)
     model.rm_head.float()
     if state is not None:
-        _set_buffers(model)
+        set_frequencies(model)
     fill(model, state, what="videoreward")
     return model
 
 
-def _set_buffers(model: VideoRewardModel) -> None:
+def set_frequencies(model: VideoRewardModel) -> None:
     """Compute the rotary frequencies, which no checkpoint contains, in float32."""
     language, sizes = model.model.language_model, model.config.vision_config
     language.rotary_emb = type(language.rotary_emb)(config=language.config)
