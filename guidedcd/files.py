@@ -67,17 +67,22 @@ def replacing(path: Path) -> Iterator[Path]:
 def _private_folder(parent: Path) -> Iterator[Path]:
     """A new folder in `parent` that no other process knows, removed at the end with all that is in it."""
     folder = parent / f".{secrets.token_hex(8)}.part"
-    folder.mkdir(mode=0o700)
     descriptor = None
     try:
+        folder.mkdir(mode=0o700)
         with contextlib.suppress(OSError):  # Windows opens no folders, and some file systems lock none
             descriptor = os.open(folder, os.O_RDONLY)
             locks.lock(descriptor)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if descriptor is not None:
-            os.close(descriptor)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        except KeyboardInterrupt:  # a signal in the middle of it
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 def _check_replaceable(path: Path) -> None:

@@ -31,7 +31,7 @@ from guidedcd.rewards.contract import build_rewards, rehearse
 from guidedcd.rewards.latents import scores_own_videos
 from guidedcd.training import optimizer, rollouts, sentinel, store_uses, trackers
 from guidedcd.training.distributed import accelerator_for
-from guidedcd.training.run_folder import claimed, run_folder
+from guidedcd.training.run_folder import check_student, claimed, run_folder
 from guidedcd.training.trainer import Trainer
 
 
@@ -75,7 +75,7 @@ def distil(
     console.quiet = not main
     rewards: dict[str, Any] | None = None
     if main:
-        run_folder(run, out, new=new)
+        check_student(run_folder(run, out, new=new))
         if note := unscaled(run):
             console.print(f"note     {note}")
         rewards = _check_components(run)

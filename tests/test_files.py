@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -38,6 +39,21 @@ def test_interrupted_folder_vanishes(tmp_path):
         raise KeyboardInterrupt
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_while_a_temporary_folder_is_removed_leaves_nothing(tmp_path, monkeypatch):
+    """The removal is completed before the interruption goes on."""
+    remove = shutil.rmtree
+
+    def interrupted(folder: Path, **options: object) -> None:
+        monkeypatch.setattr(shutil, "rmtree", remove)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "x") as part:
+        part.write_text("all")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,9 @@ def _run(argv: Sequence[str]) -> Any:
             check_inner(tokens, INNER)
         with _plain_warnings():
             app = build(registry, tokens[0] if tokens else "", _profile(tokens))
-            return app(help_pages.with_help(tokens))
+            status = app(help_pages.with_help(tokens))
+            sys.stdout.flush()  # here, where a full disk is one sentence
+            return status
     except (Exception, KeyboardInterrupt) as error:
         status = explain(error, tokens, registry)
         if status is None:

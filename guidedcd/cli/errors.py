@@ -51,7 +51,7 @@ def explain(error: BaseException, tokens: Sequence[str], registry: Registry) -> 
     elif _is_out_of_memory(error):
         _say(f"out of memory{_notes(error)}. {SMALLER.get(command, 'Use a smaller batch.')}")
     elif isinstance(error, BrokenPipeError):  # the reader of a pipe has gone; print nothing, also not at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
     elif isinstance(error, OSError) and error.errno in _EXPLAINED:
         _say(str(_explained(error)))
@@ -121,8 +121,16 @@ def _is_out_of_reach(path: Path) -> bool:
 
 def _say(text: str, prefix: str = "error: ") -> None:
     """One line on standard error, however the text was broken."""
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # what it still holds can never be written, and must not fail once more at exit
+        _drop_output()
     print(prefix + shortened(harmless(" ".join(text.split())), LONGEST), file=sys.stderr, flush=True)
+
+
+def _drop_output() -> None:
+    """Let what is printed from now on go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _whose(error: GuidedCDError) -> str:

@@ -137,6 +137,20 @@ def claimed(run: Run, out: Path | None, *, new: bool, command: str | None = None
         folder = other
 
 
+def check_student(folder: Path) -> None:
+    """Refuse a run whose trained student has lost its weights.
+
+    Raises:
+        GuidedCDError: There is a student without weights.
+    """
+    student = folder / "student"
+    if (student / "student.json").is_file() and not (student / "model.safetensors").is_file():
+        raise GuidedCDError(
+            f"{student} has no model.safetensors. Restore the file, or delete the folder: the same command then "
+            "continues from the newest checkpoint."
+        )
+
+
 SOURCES = "sources.json"
 """The versions and sources of a run's components, as of the last start of its training."""
 

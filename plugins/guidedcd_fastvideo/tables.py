@@ -115,6 +115,8 @@ class Tables:
         return number, index - (self._ends[number - 1] if number else 0)
 
     def _open(self, number: int) -> Any:
+        if not self._files[number].is_file():
+            raise OSError("it is no regular file")  # a pipe would wait for a writer
         return self._parquet.ParquetFile(self._files[number])
 
     def _read_groups(self, number: int) -> list[int]:

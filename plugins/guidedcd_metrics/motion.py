@@ -22,7 +22,12 @@ SMALLEST = 128
 """Short side in pixels from which DIS is the default. On smaller frames it finds motion in noise: on students of the
 proving ground (48 pixels) its flow was twice the true speed, and the classical one within a third of it."""
 
-CALLED = {"dis": "DIS flow", "classical": "classical flow", "raft": "RAFT", "auto": "DIS or classical flow"}
+CALLED = {
+    "dis": "DIS flow",
+    "classical": "classical flow",
+    "raft": "RAFT",
+    "auto": f"DIS flow from {SMALLEST} pixels on, classical flow below",
+}
 """The flows in titles."""
 
 
@@ -46,11 +51,8 @@ class DynamicDegree:
             self.flows["dis"] = _explaining(dis())
         if config.weights is not None:
             self.flows["raft"] = raft(config.weights)
-        self._state(config.flow)
-
-    def _state(self, name: str) -> None:
-        """Let the titles name the flow."""
-        called = CALLED[name]
+        # The same before and after a call: an evaluation that continues has the scores, and calls nothing.
+        called = CALLED["classical" if config.flow == "auto" and "dis" not in self.flows else config.flow]
         self.titles = {
             "dynamic_degree": f"share of videos that are dynamic (VBench's rule, {called})",
             "flow_px": f"optical flow in pixels per frame ({called})",
@@ -75,7 +77,6 @@ class DynamicDegree:
             return {"dynamic_degree": torch.zeros(count), "flow_px": torch.full((count,), float("nan"))}
         first, second = judged[:, :-1].flatten(0, 1), judged[:, 1:].flatten(0, 1)
         step, name = self.config.batch_size, self.chosen(min(height, width))
-        self._state(name)
         scores = [
             largest(self.flows[name](first[i : i + step], second[i : i + step])) for i in range(0, len(first), step)
         ]

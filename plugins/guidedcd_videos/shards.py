@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guidedcd.data.clips import ClipError
+from guidedcd.documents import open_regular
 from guidedcd.errors import GuidedCDError
 from guidedcd_videos.listings import SUFFIXES, Listed, Listing, entry_of
 
@@ -26,7 +27,7 @@ def members(path: Path) -> tuple[list[tuple[str, Extent]], str]:
     files: list[tuple[str, Extent]] = []
     end, size = 0, path.stat().st_size
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_regular(path) as handle, tarfile.open(fileobj=handle, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
                 if member.isreg() and member.offset_data + member.size <= size:  # a cut one would be read short
@@ -34,7 +35,7 @@ def members(path: Path) -> tuple[list[tuple[str, Extent]], str]:
                 archive.members = []  # type: ignore[attr-defined]  # undocumented; saves memory
     except (tarfile.TarError, EOFError, ValueError) as error:
         return files, f"damaged after {len(files)} members ({error})"
-    with open(path, "rb") as handle:
+    with open_regular(path) as handle:
         handle.seek(end)
         rest = handle.read(BLOCK)
     # tarfile stops without an error at a header that it cannot read; an intact archive ends in zeros, or right there.
@@ -120,7 +121,7 @@ def content_of(path: Path, extent: Extent) -> bytes:
         ClipError: The shard ends before it does.
     """
     offset, size = extent
-    with open(path, "rb") as handle:
+    with open_regular(path) as handle:
         handle.seek(offset)
         content = handle.read(size)
     if len(content) < size:

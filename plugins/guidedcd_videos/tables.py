@@ -15,6 +15,7 @@ from typing import Any
 
 from guidedcd.data.clips import ClipError
 from guidedcd.data.lazy_sequence import LazySequence
+from guidedcd.documents import open_regular
 from guidedcd.errors import GuidedCDError
 
 Row = Mapping[str, Any]
@@ -47,7 +48,7 @@ class Lines(Iterator[str]):
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         """Open the file."""
-        self._handle = open(path, "rb")  # noqa: SIM115 - closed with its last line, or with this object
+        self._handle = open_regular(path)  # closed with its last line, or with this object
         self._handle.seek(offset)
         self.next = offset
 
@@ -177,7 +178,8 @@ class JsonList(Table):
         """Read the whole file."""
         super().__init__(path)
         try:
-            entries = json.loads(path.read_bytes().decode("utf-8-sig", "surrogateescape"))
+            with open_regular(path) as handle:
+                entries = json.loads(handle.read().decode("utf-8-sig", "surrogateescape"))
         except (ValueError, RecursionError) as error:
             raise GuidedCDError(f"{path} is damaged and cannot be read as JSON: {error}.") from None
         if not isinstance(entries, list):

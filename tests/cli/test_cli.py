@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -178,6 +181,21 @@ def test_a_full_disk_or_a_closed_folder_is_one_line(command, toys, number, text)
 
     assert (done.status, done.err.count("\n")) == (2, 1)
     assert text in done.err and "some/file" in done.err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plugins", "list"]])
+def test_a_full_disk_behind_standard_output_is_one_line(arguments):
+    """What is printed is flushed before the command ends, and a failed flush is one error."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "guidedcd", *arguments], stdout=full, stderr=subprocess.PIPE, env=environment
+        )
+
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert b"disk is full" in done.stderr
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("x"), OSError(errno.EIO, "x"), KeyError("x")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ TRAIN = ("train", "--config", "toy.toml", "--out", "new", "--store", "store")
 EVALUATE = ("evaluate", "run", "--prompts", "1")
 REPORT = ("report", "run")
 EXPORT = ("export", "run", "out", "--format", "t2v-turbo-v2")
+CONTINUE = ("train", "--config", "toy.toml", "--out", "run", "--store", "store")
 STORE = {"needs": "store toy.toml"}
 WRITERS = {
     "sample": (SAMPLE, "run"),
@@ -77,7 +79,13 @@ CASES = [
         "link",
         both(text("kept", "x"), link("run/.evaluation.lock", "kept")),
     ),
-    Case("a store's lock that is a link", TRAIN, "link", both(text("kept", "x"), link("store/.lock", "kept")), **STORE),
+    Case(
+        "a store's lock that is a link",
+        WRITERS["preprocess"][0],
+        "link",
+        both(text("kept", "x"), directory("new"), link("new/.lock", "kept")),
+        needs="toy.toml",
+    ),
     Case(
         "a page that is a link",
         REPORT,
@@ -94,13 +102,21 @@ CASES = [
     ),
     Case(
         "a log that is a link",
-        ("train", "--config", "toy.toml", "--out", "run", "--store", "store"),
-        "",
-        both(
+        CONTINUE,
+        change=both(
             text("kept", "x"),
-            lambda folder: (folder / "run" / "student" / "model.safetensors").unlink(),
+            lambda folder: shutil.rmtree(folder / "run" / "student"),
             link("run/log.jsonl", "kept"),
         ),
+        needs="run store toy.toml",
+        status=(0, 2),
+        writes=("run/*",),
+    ),
+    Case(
+        "a student without weights",
+        CONTINUE,
+        "has no model.safetensors",
+        lambda folder: (folder / "run" / "student" / "model.safetensors").unlink(),
         needs="run store toy.toml",
     ),
     Case(

@@ -152,14 +152,17 @@ def test_dis_flow_is_the_true_speed(speed):
     assert "DIS" in metric.titles["dynamic_degree"]
 
 
-def test_the_default_flow_depends_on_the_size():
-    """With OpenCV, frames of at least 128 pixels have DIS, smaller ones the classical flow; titles name it."""
-    pytest.importorskip("cv2")
+def test_the_default_flow_depends_on_the_size(monkeypatch):
+    """With OpenCV, frames of at least 128 pixels have DIS, smaller ones the classical flow; the titles name both."""
+    monkeypatch.setattr("guidedcd_metrics.motion.has_opencv", lambda: True)
+    monkeypatch.setattr("guidedcd_metrics.motion.dis", lambda: flow)
     metric = DynamicDegree(DynamicDegreeConfig())
     names = [metric.chosen(side) for side in (127, 128)]
+    before = dict(metric.titles)
     metric(torch.rand(1, 2, 3, 128, 160))
 
-    assert names == ["classical", "dis"] and "DIS flow" in metric.titles["flow_px"]
+    assert names == ["classical", "dis"]
+    assert metric.titles == before and "DIS flow from 128 pixels on, classical" in before["flow_px"]
 
 
 def test_the_default_flow_needs_no_opencv(monkeypatch):

@@ -101,6 +101,17 @@ def test_a_run_keeps_the_command_that_made_it(toy, unmeasured, tmp_path):
     assert "command" not in read_json(distil(run, new=True) / "run.json")
 
 
+def test_a_student_without_weights_is_an_error_before_any_work(toy, tmp_path):
+    """A folder `student` whose weights are missing is named, and how to continue."""
+    run = make()
+    (tmp_path / "run" / "student").mkdir(parents=True)
+    write_json(tmp_path / "run" / "run.json", run.to_dict())
+    write_json(tmp_path / "run" / "student" / "student.json", {})
+
+    with pytest.raises(GuidedCDError, match="has no model.safetensors. Restore the file, or delete the folder"):
+        distil(run, out=tmp_path / "run")
+
+
 def test_runs_that_start_together_do_not_share_a_folder(toy, tmp_path, monkeypatch):
     """A run whose new name another run takes first chooses another name, also where that run is finished."""
     one, other = make(), make(seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from unittest import SkipTest
 
@@ -118,6 +119,13 @@ def test_a_damaged_file_is_one_unusable_clip(tmp_path):
     assert len(clips) == 2 and clips[1].id == "b/x"
     with pytest.raises(ClipError, match="a: the file is damaged or no Parquet file"):
         clips[0]
+
+
+def test_a_pipe_is_an_unusable_clip(tmp_path):
+    """A named pipe, which would wait for a writer, counts as a file that cannot be read."""
+    os.mkfifo(tmp_path / "a.parquet")
+    with pytest.raises(ClipError, match="it is no regular file"):
+        clips_of(tmp_path)[0]
 
 
 def test_damaged_pages_are_an_unusable_clip(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import tarfile
 
@@ -185,6 +186,22 @@ def test_rows_that_cannot_be_read_are_counted_one_by_one(tmp_path):
         5: "x#2: has no caption",
         7: "metadata.csv line 11: malformed up to line 12 (unexpected end of data)",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "listing"),
+    [
+        ("webvid", "results_2M_train.csv"),
+        ("vidgen", "VidGen_1M_video_caption.json"),
+        ("webdataset", "train-00000.tar"),
+    ],
+)
+def test_a_pipe_in_the_place_of_a_list_is_an_error(tmp_path, name, listing):
+    """A named pipe, which would wait for a writer, is refused with its path."""
+    os.mkfifo(tmp_path / listing)
+
+    with pytest.raises(GuidedCDError, match=f"{listing} is a device or pipe"):
+        opened(name, tmp_path)
 
 
 def test_json_that_cannot_be_read_is_counted_too(tmp_path):
