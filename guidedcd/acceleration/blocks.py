@@ -1,7 +1,7 @@
 """Repeated blocks of transformers: compiled once for all of them, with the fastest attention kernel of their size.
 
 The blocks are stock modules of any family. A compiler fuses their norms, modulations, rotations and residuals better
-than kernels of our own would, so nothing here knows what a block computes.
+than our own kernels would, so that nothing here depends on what a block computes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def repeated_blocks(network: nn.Module, names: Collection[str] = ()) -> tuple[st
 
     Args:
         network: Any denoiser; a 3D UNet has none, since its layers have paths of their own.
-        names: Those that the teacher names; none takes those that diffusers names (`_repeated_blocks`).
+        names: Class names from the teacher; without any, those of diffusers (`_repeated_blocks`).
     """
     if type(network).__name__ in _UNETS:
         return ()
@@ -55,8 +55,8 @@ def forward(state: Compiler, block: nn.Module, args: tuple[Any, ...], kwargs: di
     """The output of a block's own forward method, on the fast paths.
 
     Args:
-        state: Compiles.
-        block: With a `RECOMPUTE`, its activations are computed again in the backward pass.
+        state: Compiles the block's forward method, unless a module inside has hooks.
+        block: With the attribute `RECOMPUTE`, its activations are computed again in the backward pass.
         args: As the stock method takes them.
         kwargs: Likewise.
     """
@@ -78,7 +78,7 @@ def forward(state: Compiler, block: nn.Module, args: tuple[Any, ...], kwargs: di
 def _below(block: nn.Module) -> list[nn.Module]:
     """The modules inside a block; `Module.modules` takes several times as long."""
     modules: list[nn.Module] = [child for child in block._modules.values() if child is not None]
-    for module in modules:  # grows meanwhile
+    for module in modules:  # the list grows in the loop
         modules += [child for child in module._modules.values() if child is not None]
     return modules
 
@@ -88,8 +88,8 @@ def recomputed(function: Callable[..., Any], keeps: bool, random: bool) -> Calla
 
     Args:
         function: A forward pass.
-        keeps: Keep the outputs of fused attention: at 30,000 tokens it takes two thirds of a block's time, and its
-            output a twentieth of a block's activations.
+        keeps: Keep the outputs of fused attention: at 30,000 tokens attention takes two thirds of a block's time,
+            and its output is a twentieth of a block's activations.
         random: Whether it drops activations, and its random numbers must be repeated.
     """
     options: dict[str, Any] = {"context_fn": _keep_attention} if keeps else {}

@@ -19,9 +19,9 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     def inspect(*, flags: Any = None, sample: int = 32, out: PathFlag = None) -> None:
         """Read a sample of every dataset, as `train` with the same flags does, and show the clips and their captions.
 
-        A table: clips, what can be read, captions in each reward's own tokens, and where the routes send them. The
-        reason of every clip that cannot be used. With --out also a contact sheet of the others, in the size of the
-        teacher's videos.
+        Prints which clips can be read, the reason for every clip that cannot, the length of captions in each reward's
+        own tokens, and how many clips the routes send to each reward. With --out, writes a contact sheet of the clips
+        in the size of the teacher's videos.
 
         Parameters
         ----------

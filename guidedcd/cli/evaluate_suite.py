@@ -34,7 +34,7 @@ class SuiteFlags:
     percent: bool = False
     """The values of the table are percent instead of fractions."""
     generate: bool = False
-    """Sample the benchmark's videos with the run's student; those that are there are kept."""
+    """Sample the benchmark's videos with the run's student; existing videos are kept."""
     shard: str | None = None
     """With --generate, only the videos of one of several processes, as I/N: 1/8 to 8/8."""
     score: bool = False

@@ -26,7 +26,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         Parameters
         ----------
         store
-            The store's folder; by default runs/stores/FINGERPRINT, where `train` looks for it.
+            The store's folder; by default runs/stores/FINGERPRINT, the folder that `train` reads.
         shard
             I/N computes only part I of N, counted from 0, for several machines with one store or one each.
         """

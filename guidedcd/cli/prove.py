@@ -49,8 +49,8 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
     ) -> None:
         """Test the paper's claims on the proving ground: train small students, compare them, write a ledger.
 
-        Each arm and seed gives one result. What is there is kept, so that the same command continues, and calls with
-        other arms and seeds add to the same ledger. With --energies or --rewards the command compares your own
+        Each arm and seed gives one result. Existing results are kept: the same command continues, and calls with other
+        arms and seeds add to the same ledger. With --energies or --rewards the command compares your own
         components with the arms without them.
 
         Parameters
@@ -76,7 +76,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         parallel
             Trainings side by side.
         budget
-            Seconds after which no training begins; the ledger of what is there is written all the same.
+            Seconds after which no training begins; the ledger of the existing results is still written.
         steps
             Training steps of every arm, in place of the proof's.
         device

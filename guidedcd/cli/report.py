@@ -16,7 +16,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
 
     @app.command
     def report(run: PathArgument, /, *more: PathArgument, out: PathFlag = None) -> None:
-        """Write a run's report: one HTML file with curves, scores and videos; several runs: one page about all.
+        """Write a run's report: one HTML file with curves, scores and videos; several runs: one page about all of them.
 
         The page of several runs has the options in which they differ, their scores with paired differences from the
         first, and their curves in the same charts. It measures nothing: `guidedcd evaluate` does. Both pages can be

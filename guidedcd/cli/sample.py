@@ -49,7 +49,7 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         prompts
             What to show, each prompt one argument; @FILE reads a file of prompts, one a line or a JSON list.
         out
-            Where the videos go; by default `samples` in the run's folder, or here without a run.
+            Folder of the videos; by default `samples` in the run's folder, or the current folder without a run.
         device
             auto, cpu, cuda, cuda:N or mps; by default as in the run.
         """

@@ -62,11 +62,11 @@ def add(app: App, registry: Registry, flags_class: Any) -> None:
         unused: Annotated[bool, Parameter(negative="")] = False,
         yes: Annotated[bool, Parameter(name=["--yes", "-y"], negative="")] = False,
     ) -> None:
-        """List what no run needs of latent stores, and remove it after a question.
+        """List the parts of latent stores that no run needs, and remove them after a question.
 
         These are scores of former versions of an energy and of energies that are not installed, inversions of stores
-        whose runs are all finished, and unfinished stores that were not written for a day. What an unfinished or a
-        running run uses is never removed.
+        whose runs are all finished, and unfinished stores that were not written for a day. Data of an unfinished or a
+        running run are never removed.
 
         Parameters
         ----------

@@ -47,7 +47,7 @@ class SampleConfig:
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
     """Data type in which the networks compute."""
     fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks")))
-    """Faster paths through 3D UNets: layers (exact), graphs, blocks (compiled); auto is layers on GPUs, else no."""
+    """Faster paths through the networks: layers (exact), graphs, blocks (compiled); auto is layers on GPUs, else no."""
 
     @property
     def size(self) -> dict[str, int]:

@@ -286,7 +286,7 @@ class EvaluateConfig:
     """What an evaluation measures, on paired prompts and noise; `guidedcd evaluate` takes the same options."""
 
     prompts: int | Path | Sequence[Any] = attrs.field(default=48, converter=_own_prompts, validator=is_count_or_prompts)
-    """How many prompts, or a file of prompts; student and teacher see the same prompts and initial noise."""
+    """How many prompts, or a file of prompts; student and teacher receive the same prompts and initial noise."""
     seeds: int | tuple[int, ...] = attrs.field(default=1, validator=are_seeds)
     """How many seeds per prompt, or the seeds themselves, such as 5,7; intervals are over prompts."""
     steps: int = attrs.field(default=4, validator=_between(1, 50))
@@ -306,7 +306,7 @@ class EvaluateConfig:
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
     """Data type in which the networks compute."""
     fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks")))
-    """Faster paths through 3D UNets: layers (exact), graphs, blocks (compiled); auto is layers on GPUs, else no."""
+    """Faster paths through the networks: layers (exact), graphs, blocks (compiled); auto is layers on GPUs, else no."""
 
     @property
     def each_seed(self) -> tuple[int, ...]:

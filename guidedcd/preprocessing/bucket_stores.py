@@ -38,11 +38,11 @@ def preprocess_all(
     fill_parts: bool = True,
     accept: Callable[[Sample], object] | None = None,
 ) -> list[Path]:
-    """Compute what is missing of the run's stores: one of each bucket, or the only one of a run without buckets.
+    """Compute the missing shards of a run's stores: one store for each bucket, or the only one without buckets.
 
     Args:
         run: The configuration.
-        store_folder: The store's folder; with buckets, the folder of a folder for each, such as `33x256x448`.
+        store_folder: The store's folder; with buckets, the folder that contains one for each, such as `33x256x448`.
         teacher: As in `preprocess`.
         shard: As in `preprocess`.
         fill_parts: As in `preprocess`.
@@ -60,7 +60,7 @@ def preprocess_all(
                 run, store_folder=store_folder, teacher=teacher, shard=shard, fill_parts=fill_parts, accept=accept
             )
         ]
-    sizes = dict(runs_of(run))  # a bucket that is not possible is an error before anything is loaded
+    sizes = dict(runs_of(run))  # an impossible bucket is an error before anything is loaded
     if teacher is None:
         with blame_memory("the teacher"):
             teacher = build_teacher(run.teacher, device(run.device))
@@ -129,7 +129,7 @@ def _same(one: NoiseSchedule, other: NoiseSchedule) -> bool:
 
 
 class BucketStores:
-    """Several stores of a run as one: the draws of the first one, then those of the second, and so on.
+    """Several stores of a run as one: the draws of the first store, then those of the second, and so on.
 
     Args:
         stores: Complete stores, at least one.
@@ -145,9 +145,9 @@ class BucketStores:
                 "none of the clips falls into a bucket of --preprocess.buckets; `guidedcd data inspect` states why."
             )
         self.identity: dict[str, Any] = self.stores[0].identity
-        """Of the first store; the others have another size of the videos."""
+        """That of the first store; the others differ in the size of the videos."""
         self.scores = self.stores[0].scores
-        """By energy with stored gradients, the folder of those of the first store."""
+        """Folders of the first store's gradients, by energy with stored gradients."""
 
     @property
     def sizes(self) -> list[int]:

@@ -21,7 +21,7 @@ HOLDS, FAILS, UNDECIDED, MISSING = "holds", "does not hold", "undecided", "not r
 
 @attrs.frozen(kw_only=True)
 class SeedEstimate:
-    """The mean of n values, its standard error, and its interval; the latter are NaN for one value."""
+    """The mean of n values, its standard error and its interval; error and interval are NaN for one value."""
 
     mean: float
     error: float
@@ -31,7 +31,7 @@ class SeedEstimate:
 
 
 def over_seeds(values: Sequence[float], level: float = LEVEL) -> SeedEstimate:
-    """The mean of one value a seed, with its standard error and t interval."""
+    """The mean of the values of n seeds, with its standard error and t interval."""
     n = len(values)
     mean = statistics.fmean(values) if n else math.nan
     if n < 2:

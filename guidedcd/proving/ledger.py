@@ -38,8 +38,8 @@ def write(proof: Proof, out: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     content = build(proof, results.read_all(out), about)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "ledger.json", content)
-    with replacing(out / "ledger.md") as part:
-        part.write_text(page(content), encoding="utf-8")
+    with replacing(out / "ledger.md") as temporary:
+        temporary.write_text(page(content), encoding="utf-8")
     _print(content)
     console.print(f"ledger   {out / 'ledger.md'}", markup=False)
     return content
@@ -152,7 +152,7 @@ def shown(numbers: Mapping[str, Any]) -> str:
 
 def _paper(claim: Mapping[str, Any]) -> str:
     holds = PAPER[claim["paper_holds"]]
-    return ": ".join(part for part in (holds, claim["paper"]) if part)
+    return ": ".join(text for text in (holds, claim["paper"]) if text)
 
 
 def page(content: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What one job computes: a latent store, or an arm, trained and measured on the prompts of a proof."""
+"""Jobs of a proof: compute a latent store, or train an arm and measure it on the proof's prompts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from guidedcd.proving import results
 from guidedcd.workflow import distil
 
 SHOWN = 6
-"""Videos of an arm's contact sheet, of the first prompts of each split."""
+"""Videos of each split on an arm's contact sheet, of the first prompts."""
 
 
 def fill_store(job: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ def fill_store(job: Mapping[str, Any]) -> None:
 
 
 def measure_arms(job: Mapping[str, Any]) -> None:
-    """Train the student of `job` unless it is there, sample it in each way that the job lists, and write results."""
+    """Train the student of `job` unless it exists, sample it in each way that the job lists, and write results."""
     began, out, folder = time.perf_counter(), Path(job["out"]), Path(job["folder"])
     run = run_from_dict(job["run"])
     if not (folder / "student" / "student.json").is_file():

@@ -1,4 +1,4 @@
-"""Jobs computed side by side in processes of their own, each after those that it needs. No torch here."""
+"""Jobs computed side by side in separate processes, each after the job that it needs. No torch here."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Job:
     content: Mapping[str, Any]
     """What the worker receives, as JSON values."""
     after: str | None = None
-    """The id of the job that must have ended before; where that failed, this one fails with the same error."""
+    """The id of the job that must end before; if it fails, this job fails with the same error."""
 
 
 @attrs.define
 class Pool:
-    """Computes jobs in the order in which they are listed, as far as what they need is there."""
+    """Computes jobs in the listed order; a job begins once the job that it needs has ended."""
 
     parallel: int
     budget: float
     """Seconds after which no job begins."""
     finished: Callable[[Job, str | None], None]
-    """Called in turn for every job that ended, with what went wrong."""
+    """Called once for every job that ended, with its error; None if there is none."""
     _waiting: list[Job] = attrs.field(factory=list, init=False)
     _running: set[str] = attrs.field(factory=set, init=False)
     _errors: dict[str, str | None] = attrs.field(factory=dict, init=False)
@@ -76,7 +76,7 @@ class Pool:
             if error is None:
                 if process is None or process.poll() is not None:
                     process = self._start()
-                error = _ask(process, job.content)
+                error = _compute_in(process, job.content)
             with self._changed:
                 if self._stopped:
                     return
@@ -120,8 +120,8 @@ class Pool:
         return process
 
 
-def _ask(process: subprocess.Popen[str], content: Mapping[str, Any]) -> str | None:
-    """Let a worker compute a job; returns what went wrong."""
+def _compute_in(process: subprocess.Popen[str], content: Mapping[str, Any]) -> str | None:
+    """Compute a job in a worker's process; returns its error."""
     assert process.stdin is not None and process.stdout is not None
     try:
         process.stdin.write(json.dumps(content) + "\n")

@@ -1,4 +1,4 @@
-"""Proofs: arms, metrics and claims from a TOML file that a teacher's plugin ships, or that is given. No torch."""
+"""Proofs: arms, metrics and claims from a TOML file, which a teacher's plugin ships or the user names. No torch."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ class Claim:
     claim: str
     criteria: Sequence[Criterion]
     source: str = ""
-    """Where the paper makes it."""
+    """Where the paper states it."""
     paper: str = ""
     """The paper's numbers, as printed."""
     paper_holds: bool | None = None
-    """Whether it holds for the printed numbers."""
+    """Whether it holds for the paper's printed numbers."""
 
     @property
     def arms(self) -> list[str]:
@@ -127,7 +127,7 @@ class Proof:
         return resolve([read_profile(self.profile), Layer.of_file(content, f"arm '{arm}'")], registry)
 
     def with_steps(self, steps: int) -> Proof:
-        """The proof whose runs have this many training steps, with a warmup and cooldown of at most half of them."""
+        """The proof whose runs have `steps` training steps, with a warmup and a cooldown of at most half of them."""
         options = merged(self.options, {"train": {"steps": steps}})
         schedule = options["train"].get("lr_schedule", {})
         short = {name: min(value, steps // 2) for name, value in schedule.items() if isinstance(value, int)}
@@ -231,7 +231,7 @@ def _known(name: str, names: Mapping[str, Any], where: str) -> str:
 
 
 def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Two tables of options together, the second one winning, option by option."""
+    """Two tables of options merged option by option; the second one takes precedence."""
     result = {ALIASES.get(key, key): deepcopy(value) for key, value in one.items()}
     for written, value in other.items():
         key = ALIASES.get(written, written)

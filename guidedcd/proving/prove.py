@@ -1,4 +1,4 @@
-"""Train and measure the arms of a proof, and write the ledger. No torch here: the work is done in other processes."""
+"""Train and measure the arms of a proof, and write the ledger. No torch here: other processes do the work."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ProofConfig:
 
 
 def prove(proof: Proof, config: ProofConfig, registry: Registry) -> dict[str, Any]:
-    """Compute the results that are missing, and write the ledger of all that are there.
+    """Compute the missing results, and write the ledger of all results.
 
     Args:
         proof: The arms, metrics and claims.
@@ -101,11 +101,11 @@ def chosen_arms(proof: Proof, arms: Sequence[str] | None, claims: Sequence[str] 
         GuidedCDError: There is no such arm or claim.
     """
     by_id = {claim.id: claim for claim in proof.claims}
-    for kind, names, known in (("arm", arms, proof.arms), ("claim", claims, by_id)):
+    for kind, names, listed in (("arm", arms, proof.arms), ("claim", claims, by_id)):
         for name in names or ():
-            if name not in known:
+            if name not in listed:
                 raise GuidedCDError(
-                    f"there is no {kind} '{name}'.{suggest(name, known)} `guidedcd prove --list` prints them."
+                    f"there is no {kind} '{name}'.{suggest(name, listed)} `guidedcd prove --list` prints them."
                 )
     if arms is None and claims is None:
         return list(proof.arms)
@@ -119,7 +119,7 @@ def _run(proof: Proof, arm: str, seed: int, config: ProofConfig, registry: Regis
 
 
 def _settings(proof: Proof, arm: str, run: Run, registry: Registry) -> dict[str, Any]:
-    """What a result depends on, in short; the code of an energy, reward, route or metric may have been edited."""
+    """Digests of what a result depends on, including the source of its energies, rewards, routes and metrics."""
     one, described = proof.arms[arm], run.to_dict()
     keys = ("teacher", "metrics") if one.teacher is not None else tuple(described)
     kinds = ("metric",) if one.teacher is not None else ("energy", "reward", "route", "metric")
@@ -182,7 +182,7 @@ def _jobs(
 
 
 def _compute(config: ProofConfig, jobs: Sequence[Job]) -> dict[str, str]:
-    """Compute jobs with a line of progress; returns what went wrong by job, and those for which there was no time."""
+    """Compute jobs with a line of progress; returns the error of each job that failed or was not begun in time."""
     failed: dict[str, str] = {}
     with progress("prove", len(jobs), unit="jobs") as advance:
 

@@ -65,7 +65,7 @@ def check_same(
     """Refuse results of other settings than those of this call.
 
     Args:
-        results: What is in the folder.
+        results: The results in the folder.
         arms: Names of the arms of this call.
         seed_settings: By arm and seed, the settings of this call.
 

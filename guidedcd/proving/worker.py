@@ -1,7 +1,7 @@
 """A process that computes jobs one after the other: `python -m guidedcd.proving.worker`. It is started by `pool`.
 
-It reads one JSON object a line and answers each with a line: {} or {"error": TEXT}. What a job prints goes to the
-job's own log. The process ends when its input does, also in the middle of a job: nothing outlives the command.
+It reads one JSON object a line and answers each with a line: {} or {"error": TEXT}. The output of a job goes to
+its own log. The process ends when its input does, also in the middle of a job, so that it never outlives the command.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _answer(job: dict[str, Any]) -> dict[str, str]:
-    """Compute a job; what goes wrong is returned."""
+    """Compute a job; returns its error, if any."""
     try:
         with on_command_line():
             compute(job)

@@ -1,8 +1,8 @@
 """When a sentinel raises an alarm: a trained reward rises while a held-out judge falls, or the videos drift. No torch.
 
-A reward is a proxy, and optimising it for too long makes what it stands for worse (Goodhart's law; Gao et al. 2023,
-Scaling Laws for Reward Model Overoptimization). Judges that train nothing see it. Checks are compared prompt by prompt,
-since all of them sample the same prompts from the same noise.
+A reward is a proxy of quality, and optimising it for too long lowers the quality (Goodhart's law; Gao et al. 2023,
+Scaling Laws for Reward Model Overoptimization). Judges that train nothing detect this. Checks are compared prompt by
+prompt, since all of them sample the same prompts from the same noise.
 
 Legend: P prompts.
 """
@@ -19,7 +19,7 @@ RISE = 2.0
 """A reward has risen if its mean difference is more than this many standard errors."""
 FALL = 3.0
 """A judge has fallen if its mean difference is less than minus this many standard errors, or more where `fall_bound`
-requires it. It is compared with the best earlier check, which is the best partly by chance; the bound is stricter."""
+requires it. The best earlier check is the best partly by chance, so that this bound is stricter than that of a rise."""
 CHANCE = 0.01
 """Probability that any judge of a check seems to have fallen by chance, where differences are normally distributed."""
 DRIFT = 0.5
@@ -89,8 +89,8 @@ def fall_bound(judges: int, earlier: int) -> float:
 def widened(limits: Mapping[str, tuple[float, float]], first: Check) -> dict[str, tuple[float, float]]:
     """Limits that contain a student's first check as well.
 
-    A student of a few steps has smoother videos than its teacher before any reward has acted. What it has at its first
-    check is not the work of the rewards.
+    A student of a few steps has smoother videos than its teacher before any reward has acted. The rewards are not the
+    cause of its values at the first check.
 
     Args:
         limits: Lowest and highest value of each statistic that teacher and data have.
@@ -123,7 +123,7 @@ def alarms(history: Sequence[Check], limits: Mapping[str, tuple[float, float]]) 
 
 
 def _suspicions(history: Sequence[Check], limits: Mapping[str, tuple[float, float]]) -> list[Alarm]:
-    """What is wrong with the last check, seen alone."""
+    """The reasons for an alarm at the last check, whatever held at the one before."""
     *earlier, now = history
     result = []
     bound = fall_bound(max(len(now.judges), 1), len(earlier))

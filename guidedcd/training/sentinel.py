@@ -1,8 +1,8 @@
 """Checks during training for rewards that rise while the videos get worse.
 
-The student samples the same prompts from the same noise at every check. Its trained rewards are compared with judges
-that train nothing, and statistics of its videos with those of the teacher's videos and of the clips. `alarms` decides,
-`drift` computes the statistics.
+The student samples the same prompts from the same noise at every check. The rewards that train it are compared with
+judges that train nothing. Statistics of its videos are compared with those of the teacher's videos and of the clips.
+`drift` computes the statistics, and `alarms` decides.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ FORM = {
 SHOWN = 4
 """Videos on the contact sheet of a check."""
 TEACHER_PROMPTS = 16
-"""The teacher, which takes many steps, samples at most this many of the prompts."""
+"""The teacher samples at most this many of the prompts, because it takes many steps."""
 
 
 class Sentinel:
@@ -90,7 +90,7 @@ class Sentinel:
             self._append({"step": 0, "limits": self.limits})
 
     def restore(self, done: int) -> None:
-        """Continue after step `done`: later checks are forgotten, and lowered weights are lowered again."""
+        """Continue after step `done`: forget later checks, and restore the lowered weights."""
         lines = [line for line in read_checks(self.folder / FILE) if line["step"] <= done]
         for line in lines[1:]:
             self._remember(_check_of(line))
@@ -283,7 +283,7 @@ def _limits(run: Run, teacher: Teacher, texts: Sequence[str], clips: LatentStore
 def _scores(
     scorer: RewardScorer, latents: Tensor, texts: Sequence[str], generator: torch.Generator
 ) -> dict[str, list[float]]:
-    """Scores (B,) by reward of frames, of every video whose caption the reward can read, else NaN."""
+    """Scores (B,) by reward of frames; NaN for a video whose caption the reward cannot read in full."""
     readers = {n: r for n, r in scorer.readers.items() if not reads_latents(scorer.modules[n])}
     routes = [
         Route(rewards=frozenset(n for n, r in readers.items() if r.count(text) <= r.max_tokens), caption=text)

@@ -18,11 +18,12 @@ class TransformerConfig(VideoTeacherConfig):
     """Frames per video, 1 more than a multiple of the autoencoder's frames per latent frame; none is the model's
     usual number."""
     height: int | None = attrs.field(default=None, validator=optional(ge(1)))
-    """Pixels, a multiple of the autoencoder's compression times the patch size; none is the model's usual height."""
+    """Height in pixels, a multiple of the autoencoder's compression times the patch size; none is the model's usual
+    height."""
     width: int | None = attrs.field(default=None, validator=optional(ge(1)))
-    """Pixels, likewise."""
+    """Width in pixels, a multiple of the same number; none is the model's usual width."""
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
-    """Of the weights; a student keeps float32 masters only if its teacher has them."""
+    """Data type of the weights; a student keeps float32 masters only if its teacher has float32 weights."""
 
 
 @attrs.frozen(kw_only=True)
@@ -32,7 +33,7 @@ class WanConfig(TransformerConfig):
     path: str = attrs.field(default="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", metadata={"positional": True})
     """Folder or hub id with a `WanPipeline`: Wan 2.1 T2V 1.3B or 14B, 2.2 TI2V 5B, 2.2 T2V A14B."""
     fps: float | None = attrs.field(default=None, validator=optional(ge(1)))
-    """Frames per second of the videos it makes; the network has no such input. None is the model's usual rate."""
+    """Frames per second of the sampled videos; the network has no such input. None is the model's usual rate."""
     expert: str = attrs.field(default="high", validator=in_(("high", "low")))
     """Which expert of Wan 2.2 A14B a student is a copy of: that of high noise (transformer), or of low noise
     (transformer_2). The teacher's own other expert predicts at the other noise levels. A model with one transformer has
@@ -48,7 +49,7 @@ class CogVideoXConfig(TransformerConfig):
     path: str = attrs.field(default="THUDM/CogVideoX-2b", metadata={"positional": True})
     """Folder or hub id with a `CogVideoXPipeline`."""
     fps: float = attrs.field(default=8.0, validator=ge(1))
-    """Frames per second of the videos it makes; the network has no such input."""
+    """Frames per second of the sampled videos; the network has no such input."""
 
 
 @attrs.frozen(kw_only=True)

@@ -35,11 +35,11 @@ class CogVideoXTeacher(LoraTeacher, TransformerTeacher):
 
     @property
     def frames_together(self) -> int:
-        """Latent frames whose group norms are one."""
+        """The number of latent frames that share one group norm."""
         return int(self._autoencoder.num_latent_frames_batch_size)
 
     def decoder_step(self, latents: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Decode the next latent frames as the autoencoder divides them; the state is its cache of convolutions."""
+        """Decode the next latent frames in the autoencoder's own pieces; the state is its cache of convolutions."""
         vae, together = self._autoencoder, self.frames_together
         outputs, start = [], 0
         while start < latents.shape[2]:

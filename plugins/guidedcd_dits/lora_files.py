@@ -30,7 +30,7 @@ NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """Names of files in folders, of PEFT and of diffusers; PEFT's has its alpha in adapter_config.json."""
 KOHYA = ("lora_unet__", "lora_unet_")
 PREFIXES = ("transformer.", "base_model.model.", "model.diffusion_model.", "diffusion_model.", "")
-"""Beginnings of keys; the first two precede diffusers' names."""
+"""Prefixes of keys; the first two precede diffusers' names."""
 DOWN, UP, ALPHA, UP_BIAS, WEIGHT, BIAS, MODULATION = "down", "up", "alpha", "up bias", "weight", "bias", "modulation"
 SUFFIXES = {
     ".lora_A.default.weight": DOWN,
@@ -56,7 +56,7 @@ SUFFIXES = {
     ".b_norm": BIAS,
     ".diff_m": MODULATION,
 }
-"""What a key holds, by its end."""
+"""The kind of tensor of a key, by the end of the key."""
 
 
 @attrs.frozen(kw_only=True)
@@ -233,14 +233,14 @@ def check_base(adapter: Adapter, network: nn.Module, what: str) -> None:
     """Check that a network has every layer of an adapter, in its shape.
 
     Raises:
-        GuidedCDError: It has not; names the first one.
+        GuidedCDError: A layer is missing or of another shape; names the first one.
     """
     shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
     sizes = {f"{name}.weight": (len(up), *down.shape[1:]) for name, (down, up) in adapter.pairs.items()}
     sizes |= {name: tuple(delta.shape) for name, delta in adapter.deltas.items()}
     for name, size in sizes.items():
         if name not in shapes:
-            raise GuidedCDError(f"{what} changes {name}, which this transformer has not: it belongs to another base.")
+            raise GuidedCDError(f"{what} changes {name}, which this transformer lacks: it belongs to another base.")
         if torch.Size(size) != shapes[name]:
             raise GuidedCDError(
                 f"{what} changes {name} of shape {list(size)}, this transformer has {list(shapes[name])}: "
@@ -276,7 +276,7 @@ class LoraTeacher:
 
         Args:
             scheduler: The scheduler of its pipeline.
-            parts: Arguments of the class that follows.
+            parts: Arguments of the next base class.
         """
         super().__init__(**parts)
         self.scheduler = scheduler
@@ -332,7 +332,7 @@ def diffusers_state(adapter: Adapter, network: nn.Module | None = None) -> tuple
             belongs to a pair, which is zero where there is no other.
 
     Raises:
-        GuidedCDError: The adapter has full changes of weights, which this layout has no place for.
+        GuidedCDError: The adapter has full changes of weights, which this layout cannot contain.
     """
     biases = {}
     if network is not None:

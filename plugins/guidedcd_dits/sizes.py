@@ -1,4 +1,4 @@
-"""The size of a teacher's videos: that of its options, or the model's usual one, brought to what the network takes."""
+"""The size of a teacher's videos: that of its options, or the model's usual one, which is rounded down to fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from guidedcd_dits import TransformerConfig
 
 @attrs.frozen(kw_only=True)
 class Sizes:
-    """What a network and an autoencoder take, and the model's usual videos."""
+    """The sizes that a network and an autoencoder accept, and the model's usual size."""
 
     teacher: str
     """Name of the teacher, for errors."""

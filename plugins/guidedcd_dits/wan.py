@@ -26,7 +26,7 @@ NETWORK = "WanTransformer3DModel"
 USUAL = ((81, 480, 832), 16.0)
 """Frames, height, width and frame rate of `WanPipeline`."""
 USUAL_5B = ((121, 704, 1280), 24.0)
-"""Those of TI2V 5B, whose pipeline has `expand_timesteps`."""
+"""The same of TI2V 5B, whose pipeline has `expand_timesteps`."""
 
 
 class WanTeacher(LoraTeacher, TransformerTeacher):
@@ -56,7 +56,7 @@ class WanTeacher(LoraTeacher, TransformerTeacher):
         Args:
             scheduler: The scheduler of its pipeline.
             expand_timesteps: Whether the network receives a time for each token.
-            other: The other expert than `network`; None if there is one network.
+            other: The expert that is not `network`; None if there is one network.
             expert: Which one `network` is: "high" or "low".
             boundary: The smallest time at which the expert of high noise predicts.
             parts: Arguments of `LatentTeacher`.
@@ -90,8 +90,8 @@ class WanTeacher(LoraTeacher, TransformerTeacher):
     ) -> Tensor:
         """The prediction, as `TransformerTeacher.net`, of each row by the expert of its time.
 
-        A `network` takes the place of the expert that it was copied from. The rows of the other expert are always
-        predicted by the teacher's: they anchor the consistency of a student at the boundary.
+        A `network` takes the place of the expert that it was copied from. The teacher's own expert always
+        predicts the rows of the other expert: they anchor the consistency of a student at the boundary.
         """
         own = self.network if network is None else network
         if self.other is None or z.is_meta:
@@ -103,7 +103,7 @@ class WanTeacher(LoraTeacher, TransformerTeacher):
         learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in own.parameters())
         if bool(others.all()) and not learns:
             return super().net(z, t, cond, timestep_cond, self.other)
-        # A network in training predicts all rows, also where none counts: its gradient is zero there, not missing.
+        # A network in training predicts all rows, even if it owns none of them: its gradient is then zero, not missing.
         output = super().net(z, t, cond, timestep_cond, own)
         some = {name: value[others] for name, value in cond.items()}
         return output.index_put((others,), super().net(z[others], times[others].float(), some, None, self.other))

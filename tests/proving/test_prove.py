@@ -103,7 +103,7 @@ def test_jobs_wait_for_what_they_need(monkeypatch):
         order.append(content["name"])
         return "broken" if content["name"] == "b" else None
 
-    monkeypatch.setattr("guidedcd.proving.pool._ask", ask)
+    monkeypatch.setattr("guidedcd.proving.pool._compute_in", ask)
     monkeypatch.setattr(Pool, "_start", lambda self: subprocess.Popen([sys.executable, "-c", ""], stdin=-1))
     jobs = [
         Job(id="a", content={"name": "a"}),

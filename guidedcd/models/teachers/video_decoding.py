@@ -1,4 +1,4 @@
-"""`VideoDecoding`: what a teacher with an autoencoder over time decodes, and with how much memory for the gradient.
+"""`VideoDecoding`: what a teacher decodes if its autoencoder compresses time, with little memory for the gradient.
 
 Legend: B batch, C latent channels, F frames, L latent frames, H/W pixels, h/w latent size, k chosen frames.
 """
@@ -21,9 +21,9 @@ from guidedcd.plugins.decode_policies import DecodePolicy
 
 
 class VideoDecoding:
-    """The method `decode` of a teacher whose autoencoder compresses time; the first of its base classes.
+    """The method `decode` of a teacher whose autoencoder compresses time; it must be the first base class.
 
-    A family states what is special about its decoder: `causal`, `frames_together`, `decoder_norms`, `decoder_layers`,
+    A family defines what is special about its decoder: `causal`, `frames_together`, `decoder_norms`, `decoder_layers`,
     and either `decoder_step` with `decoder_output`, or `decoder_blocks`.
     """
 
@@ -31,8 +31,8 @@ class VideoDecoding:
     vae: Any
     network: Any
     decoder_norms: ClassVar[Activated] = {}
-    """By class of module of the decoder, the names of its norms and the name of the activation that follows them: they
-    are computed again in the backward pass."""
+    """By class of a module of the decoder, the names of its norms and of the activation that follows them. They are
+    computed again in the backward pass."""
     decoder_layers: Sequence[str] = ()
     """Names of other classes of cheap layers of the decoder, which are computed again."""
     decoder_blocks: Sequence[str] = ()
@@ -42,8 +42,8 @@ class VideoDecoding:
         """Combine the networks.
 
         Args:
-            decode: What is decoded where frames are chosen, a text of `DecodePolicy`.
-            parts: Arguments of the class that follows.
+            decode: A `DecodePolicy` as text: what is decoded when frames are chosen.
+            parts: Arguments of the next base class.
 
         Raises:
             GuidedCDError: A file of a tiny autoencoder is missing, damaged or for other latents.
@@ -73,11 +73,11 @@ class VideoDecoding:
     def decode(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
         """Pixels (B, k, 3, H, W) in [0, 1] of the chosen frames, differentiable in `z`.
 
-        All frames are those of the autoencoder, for any policy. With chosen frames, the policy states what is decoded.
+        Without chosen frames, the autoencoder decodes all of them. The policy applies to chosen frames only.
 
         Args:
             z: Clean latents (B, C, L, h, w), with the padding of the geometry.
-            frames: Which frames (k,), the same for every video, or (B, k) for each its own; None takes all.
+            frames: Frames (k,) that are the same for every video, or (B, k) for each video; None takes all.
 
         Raises:
             ValueError: The policy is `first`, and other frames than 0 are chosen.
@@ -85,7 +85,7 @@ class VideoDecoding:
         return self._frames(z, frames, self._run, self.policy)
 
     def decode_exactly(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
-        """As `decode` with the policy `full`: what the autoencoder decodes."""
+        """As `decode` with the policy `full`: the frames of the autoencoder itself."""
         return self._frames(z, frames, self._run, DecodePolicy())
 
     def decode_recomputing(self, z: Tensor, frames: Sequence[int] | Tensor | None = None) -> Tensor:
@@ -93,7 +93,7 @@ class VideoDecoding:
         return self._frames(z, frames, self._run_recomputing, self.policy)
 
     def denormalized(self, z: Tensor) -> Tensor:
-        """The autoencoder's own latents (B, C, L, h, w) of those of the denoiser."""
+        """Latents (B, C, L, h, w) in the autoencoder's own scale, of latents in that of the denoiser."""
         return z
 
     def decoder_step(self, latents: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -102,7 +102,7 @@ class VideoDecoding:
         Args:
             latents: The autoencoder's own (B, C, l, h, w), a multiple of `frames_together`; the first ones of a video
                 also include the remainder.
-            state: What the decoder keeps of earlier ones, which must not be changed; None at the start.
+            state: The decoder's state after the earlier latent frames, not to be changed in place; None at the start.
 
         Returns:
             Their output, and the state after them.
@@ -149,7 +149,7 @@ class VideoDecoding:
         return pixels.gather(1, index.expand(-1, -1, *pixels.shape[2:]))
 
     def _windows(self, policy: DecodePolicy, frames: Sequence[int], total: int) -> list[Window]:
-        """What is decoded for these frames of a video with `total` latent frames."""
+        """The windows that are decoded for these frames of a video with `total` latent frames."""
         temporal, together = self.geometry.temporal_compression, self.frames_together
         if policy.kind == "first":
             return [Window(0, min(together + total % together, total))]
