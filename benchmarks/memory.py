@@ -101,7 +101,7 @@ def on_paper() -> Iterator[None]:
         stack.enter_context(mock.patch.object(operations, "fused", lambda x: True))
         stack.enter_context(mock.patch("guidedcd.acceleration.layers.fused", lambda x: True))
         stack.enter_context(mock.patch.object(attention, "takes", lambda q: True))
-        for module in (operations, convolutions):  # autocast knows no such device
+        for module in (operations, convolutions):  # autocast does not support this device
             stack.enter_context(mock.patch.object(module, "target_dtype", lambda x: x.dtype))
         yield
 

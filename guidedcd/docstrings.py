@@ -18,7 +18,7 @@ def documented(cls: Class) -> Class:
     """Let `help(cls)` list the fields of an attrs class; the outermost decorator of the class.
 
     Python ignores a string below a field. The class docstring therefore gets a section "Attributes", which is read
-    from the source when somebody asks for it, so that imports take no longer.
+    from the source on first use, so that imports take no longer.
     """
     # A class evaluates a descriptor in the place of its docstring.
     cls.__doc__ = cast(str, _WithFields(inspect.cleandoc(cls.__doc__ or "")))

@@ -65,7 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _private_folder(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent` that no other process knows, removed at the end with all that is in it."""
+    """A new folder in `parent` that no other process uses, removed at the end with all its contents."""
     folder = parent / f".{secrets.token_hex(8)}.part"
     descriptor = None
     try:

@@ -18,7 +18,7 @@ from guidedcd.errors import GuidedCDError, unwritable
 UNAVAILABLE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
 """Errors of file systems that have no locks, as some clusters': then nobody can be refused."""
 _FIRST, _PLACES = 2**30, 64
-"""Windows locks bytes and knows no shared locks: a shared lock takes one of these bytes, an exclusive one all."""
+"""Windows locks bytes and has no shared locks: a shared lock takes one of these bytes, an exclusive one all."""
 
 
 def _optional(name: str) -> Any:

@@ -192,11 +192,11 @@ def test_an_attribute_gives_an_object_its_options():
         def __call__(self, seen, reference):
             return pull(seen, reference)
 
-    mine = Mine()
-    run = guidedcd.Run.from_profile("shapes", energies={"mine": mine})
+    energy = Mine()
+    run = guidedcd.Run.from_profile("shapes", energies={"mine": energy})
 
     assert run.energies["mine"].relative == 0.2
-    assert run.build("energy")["mine"] is mine
+    assert run.build("energy")["mine"] is energy
 
 
 def test_a_value_that_a_function_captured_is_part_of_its_source():

@@ -116,7 +116,7 @@ def test_rooms_import_only_rooms_below():
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_circles():
+def test_no_module_imports_itself():
     """No module imports itself through others, imports inside functions included."""
     assert not circle(arrows())
 
@@ -183,7 +183,7 @@ def test_rooms_introduce_themselves(package):
     assert ast.get_docstring(TREES[package / "__init__.py"])
 
 
-def test_sizes():
+def test_modules_and_functions_are_short():
     """Modules have at most 350 lines, 130 in the median, and functions at most 80."""
     lines = {path: len((ENGINE / path).read_text().splitlines()) for path in TREES}
     middle = statistics.median(lines.values())

@@ -7,7 +7,7 @@ from guidedcd.console import file_size, progress
 
 
 def test_a_quick_job_is_one_line(capsys):
-    """Nothing is repeated while little time passes, and the end is said once."""
+    """Nothing is repeated while little time passes, and the end is printed once."""
     with progress("count", 1000, unit="things") as advance:
         for _ in range(1000):
             advance()
@@ -18,7 +18,7 @@ def test_a_quick_job_is_one_line(capsys):
     assert lines[0].startswith("count: 1000/1000 things, ") and "things/s" in lines[0]
 
 
-def test_a_slow_job_says_how_long_it_will_take(capsys, monkeypatch):
+def test_a_slow_job_prints_its_remaining_time(capsys, monkeypatch):
     """After the first seconds, then every ten seconds, a line with rate, remaining time and note."""
     now = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])

@@ -42,7 +42,7 @@ def test_damaged_json_is_one_sentence(tmp_path, content, words):
     ids=["operator", "deep", "dotted", "dotted-table"],
 )
 def test_damaged_toml_is_one_sentence(tmp_path, content, words):
-    """The same holds for TOML, with the line where the parser knows it."""
+    """The same holds for TOML, with the line if the parser reports it."""
     (tmp_path / "run.toml").write_text(content)
 
     with pytest.raises(GuidedCDError, match=rf"run\.toml is malformed: .*{words}"):

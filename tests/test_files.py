@@ -60,7 +60,7 @@ def test_a_signal_while_a_temporary_folder_is_removed_leaves_nothing(tmp_path, m
     ("number", "words"),
     [(errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission"), (errno.ENOTDIR, "in the way")],
 )
-def test_failed_write_says_what_to_do(tmp_path, number, words):
+def test_a_failed_write_is_an_error_with_a_remedy(tmp_path, number, words):
     """Each usual cause of a failed write has its own sentence with the path in it."""
     error = unwritable(OSError(number, "x"), tmp_path)
 
@@ -68,7 +68,7 @@ def test_failed_write_says_what_to_do(tmp_path, number, words):
     assert str(tmp_path) in str(error)
 
 
-def test_a_full_disk_is_told_whoever_writes(tmp_path):
+def test_every_library_that_writes_reports_a_full_disk(tmp_path):
     """torch.save and safetensors hide the operating system's error; the user still reads that the disk is full."""
     with pytest.raises(GuidedCDError, match="disk is full"), replacing(tmp_path / "a") as part:
         part.symlink_to("/dev/full")
@@ -107,7 +107,7 @@ def test_others_may_read_what_is_written(tmp_path):
     assert modes == {(tmp_path / "c").stat().st_mode}
 
 
-def test_a_folder_that_cannot_be_made_is_found_out(tmp_path):
+def test_a_folder_that_cannot_be_created_is_detected(tmp_path):
     """Below a file nothing can be made; asking makes nothing."""
     (tmp_path / "file").touch()
     check_writable(tmp_path / "a" / "b")

@@ -69,7 +69,7 @@ def test_ctrl_c_ends_a_wait_at_once(tmp_path, ctrl_c):
     assert [seconds for _, seconds in reports] == sorted(seconds for _, seconds in reports)
 
 
-def test_processes_of_one_launch_know_their_lock(tmp_path):
+def test_processes_of_one_launch_share_their_lock(tmp_path):
     """A note tells processes that were started together from others; the holder's number is read without it."""
     assert not noted(tmp_path, "here:1")
     with locked(tmp_path, "the store", note="here:1"):
@@ -106,10 +106,10 @@ class Bytes(types.ModuleType):
     def locking(self, descriptor: int, mode: int, count: int) -> None:
         """Take `count` bytes from the descriptor's position on, or raise."""
         start = os.lseek(descriptor, 0, os.SEEK_CUR)
-        wanted = set(range(start, start + count))
-        if any(wanted & taken for taken in self.held.values()):
+        locked_bytes = set(range(start, start + count))
+        if any(locked_bytes & taken for taken in self.held.values()):
             raise OSError(13, "Permission denied")
-        self.held.setdefault(descriptor, set()).update(wanted)
+        self.held.setdefault(descriptor, set()).update(locked_bytes)
 
 
 def test_windows_locks_bytes(tmp_path, monkeypatch):
@@ -136,7 +136,7 @@ POSIX = {"fcntl", "termios", "pwd", "grp", "resource", "tty", "pty"}
 
 
 def test_no_module_needs_posix(repository):
-    """Nothing imports a module that Windows lacks; locks ask for theirs by name and do without."""
+    """Nothing imports a module that Windows lacks; locks import theirs only if it exists."""
     imported = {}
     for folder in ("guidedcd", "plugins"):
         for path in (repository / folder).rglob("*.py"):

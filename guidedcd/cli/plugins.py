@@ -229,9 +229,9 @@ def _named(name: str, registry: Registry) -> list[Component]:
     components = [component for component in registry.components if component.name == name]
     if not components:
         names = sorted({component.name for component in registry.components})
-        known = ", ".join(names) or "none"
+        installed = ", ".join(names) or "none"
         raise GuidedCDError(
-            f"no component named '{name}'.{suggest(name, names)} Known: {known}.{registry.not_loaded()}"
+            f"no component named '{name}'.{suggest(name, names)} Known: {installed}.{registry.not_loaded()}"
         )
     return components
 

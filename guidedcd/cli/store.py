@@ -86,7 +86,7 @@ def _answer() -> bool:
     """Whether the user agrees to the removal.
 
     Raises:
-        GuidedCDError: Nobody can be asked.
+        GuidedCDError: There is no terminal for the question.
     """
     if not sys.stdin.isatty():
         raise GuidedCDError("nothing was removed, since no terminal can be asked: give --yes to remove these folders.")

@@ -31,7 +31,7 @@ SECTIONS = {"solver": Solver, "preprocess": Preprocess, "student": Student, "tra
 """The engine's own options."""
 
 DEFAULT_PROFILE = "shapes"
-"""The profile of a run that names none; nothing else in the engine knows it."""
+"""The profile of a run that names none; nothing else in the engine names it."""
 
 
 @documented

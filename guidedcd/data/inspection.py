@@ -119,7 +119,7 @@ def geometry_of(teacher: Chosen, *, exact: bool = False) -> Geometry:
 
     Args:
         teacher: The teacher and its options.
-        exact: Whether the shape of the latents is needed too, which only the teacher knows.
+        exact: Whether the shape of the latents is needed too, which only the teacher can compute.
     """
     sizes: dict[str, Any] = {name: getattr(teacher.config, name, None) for name in ("frames", "height", "width", "fps")}
     if not exact and None not in sizes.values():

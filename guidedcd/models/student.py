@@ -73,7 +73,7 @@ class Student(nn.Module):
         self._teacher = (teacher,)  # in a tuple, so that torch does not take it for a submodule
         self.config = config or sections.Student()
         self.energies = tuple(energies)
-        # Of a teacher that hashes its weights when asked, a trained network would give another fingerprint.
+        # A teacher may hash its weights only when its fingerprint is read; a trained network would then change it.
         self._fingerprint = teacher.fingerprint() if take else None
         self.network = (teacher.network if take else copy.deepcopy(teacher.network)).requires_grad_(True)
         if self.config.init:

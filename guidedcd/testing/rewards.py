@@ -121,7 +121,7 @@ def reward_reads_up_to_its_limit(checked: CheckedComponent) -> None:
     with torch.no_grad():
         first, second = (rewards(checked, frames, [caption]) for caption in ("ball", "boat"))
         if torch.equal(first, second):
-            return  # it does not depend on captions, or its tokenizer knows neither word
+            return  # it does not depend on captions, or its tokenizer has neither word
         one, other = (rewards(checked, frames, [caption]) for caption in captions)
     assert not torch.equal(one, other), (
         f"max_tokens is {limit}, but the last word of a caption of {reward.count_tokens(captions[0])} tokens has no "

@@ -103,7 +103,7 @@ def teacher_has_a_time_convention(checked: CheckedComponent) -> None:
 
 
 def teacher_states_its_prediction(checked: CheckedComponent) -> None:
-    """The kind of prediction of its schedule is one that the engine knows, and gives finite clean latents."""
+    """The kind of prediction of its schedule is one that the engine supports, and gives finite clean latents."""
     schedule, z = checked.built.schedule, _latents(checked)
     t = torch.full((1,), T, device=z.device)
     alpha, sigma = schedule.alpha_sigma(t)

@@ -197,7 +197,7 @@ def family_of(network: object) -> Family:
 
 
 def all_known(names: Iterable[str], rename: object) -> bool:
-    """Whether `rename` knows every name."""
+    """Whether `rename` accepts every name."""
     try:
         for name in names:
             rename(name)  # type: ignore[operator]

@@ -182,10 +182,10 @@ def tensor(row: Mapping[str, Any], name: str) -> Tensor:
     what = name.replace("_", " ")
     if content is None or not len(content):
         raise ClipError(f"has no {what}")
-    known = str(kind).removeprefix("torch.")
-    if known not in DTYPES:
+    dtype_name = str(kind).removeprefix("torch.")
+    if dtype_name not in DTYPES:
         raise ClipError(f"its {what} has the dtype {kind!r}; known are {', '.join(DTYPES)}")
-    dtype = dtype_of(known)
+    dtype = dtype_of(dtype_name)
     shape = tuple(shape or ())
     if min(shape, default=0) < 1 or torch.Size(shape).numel() * dtype.itemsize != len(content):
         raise ClipError(f"its {what} has {len(content)} bytes, which are no {kind} of shape {shape}")

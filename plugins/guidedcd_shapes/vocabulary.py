@@ -64,7 +64,7 @@ def save_tokenizer(folder: Path, length: int) -> str:
     """
     transformers_tokenizer(length).save_pretrained(folder)
     config = folder / "tokenizer_config.json"
-    # transformers 5 writes a class name that 4 does not know; both know this one.
+    # transformers 5 writes a class name that 4 does not have; both have this one.
     write_json(config, {**read_json(config), "tokenizer_class": "PreTrainedTokenizerFast"})
     return "PreTrainedTokenizerFast"
 

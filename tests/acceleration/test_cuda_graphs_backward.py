@@ -42,17 +42,17 @@ def test_values_and_gradients_are_the_functions():
     """Two uses one after the other have their own values and gradients, scaled by what comes after."""
     graphs, inputs = Recorded(torch.zeros(2, 3)), torch.randn(2, 2, 3)
     for x in inputs:
-        mine, plain = (x.clone().requires_grad_(True) for _ in range(2))
-        actual, expected = Replayed.apply(mine, graphs), function(plain)
+        replayed, plain = (x.clone().requires_grad_(True) for _ in range(2))
+        actual, expected = Replayed.apply(replayed, graphs), function(plain)
         assert torch.equal(actual, expected) and graphs.is_busy()
         (2 * actual).sum().backward()
         (2 * expected).sum().backward()
         assert not graphs.is_busy()
-        torch.testing.assert_close(mine.grad, plain.grad)
+        torch.testing.assert_close(replayed.grad, plain.grad)
 
 
-def test_one_use_at_a_time():
-    """A pass waits for its gradient until that was asked for, or nobody can ask any more."""
+def test_a_graph_is_busy_until_its_output_is_gone():
+    """A pass whose gradient may still be computed keeps its graph busy."""
     graphs = Recorded(torch.zeros(1, 3))
     assert not graphs.is_busy()
     y = Replayed.apply(torch.randn(1, 3, requires_grad=True), graphs)
@@ -113,7 +113,7 @@ def test_on_a_cpu_and_without_gradient_nothing_is_recorded(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["clip", "internv2"])
-def test_a_reward_can_be_told_to(name, tmp_path):
+def test_a_reward_replays_graphs_after_use_graphs(name, tmp_path):
     """Once is enough; scores stay as they were, and graphs are forgotten where weights are moved."""
     reward = BUILDERS[name](write(tmp_path))
     video = torch.rand(2, 4, 3, 20, 32)

@@ -69,7 +69,7 @@ def test_the_network_is_measured_and_trained_as_the_trainer_does(scripts, monkey
     assert rows["step fast most, batch 3"]["details"]["moved"] > 0
 
 
-def test_profiles_know_our_kernels(scripts):
+def test_profiles_group_every_triton_kernel(scripts):
     """Every Triton kernel of the fast paths has a group of its own in a profile, none of them is `other`."""
     pytest.importorskip("triton")
     import unet

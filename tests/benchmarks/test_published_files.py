@@ -53,7 +53,7 @@ def test_a_row_that_fails_leaves_the_others(benchmark, tmp_path, monkeypatch):
     assert rows["reward internv2"]["details"]["finite"]
 
 
-def test_what_has_not_begun_in_time_is_left_out(benchmark, tmp_path):
+def test_rows_beyond_the_budget_have_an_error(benchmark, tmp_path):
     """With no time at all every row has an error, and the command ends."""
     out = tmp_path / "published_files.json"
 

@@ -32,7 +32,7 @@ class Done:
 
 @pytest.fixture
 def command(capsys, monkeypatch, tmp_path) -> Callable[..., Done]:
-    """Run `guidedcd` in an empty folder, with a training that only notes what it was asked."""
+    """Run `guidedcd` in an empty folder, with a training that only records its arguments."""
     monkeypatch.chdir(tmp_path)
     runs: list[Run] = []
 

@@ -78,7 +78,7 @@ def test_a_prompt_with_a_null_byte_is_refused():
 
 
 @pytest.mark.parametrize("name", ["xpu", "meta", "cuda:-1", "cuda:x", "", "cpu:0", "d" * 5000])
-def test_devices_that_torch_knows_but_guidedcd_does_not_use(name):
+def test_other_devices_of_torch_are_refused(name):
     """Any other device than those that the help names is refused, whatever torch would do with it."""
     with pytest.raises(GuidedCDError, match="no device named") as error:
         devices.device(name)

@@ -127,7 +127,7 @@ def test_unknown_commands_are_corrected(command):
     assert 'Did you mean "train"?' in done.err
 
 
-def test_a_missing_gpu_is_said_before_anything_is_written(command, toys, monkeypatch):
+def test_a_missing_gpu_is_an_error_before_anything_is_written(command, toys, monkeypatch):
     """--device cuda without a GPU, or with too high a number, is the user's mistake."""
     import torch
 
@@ -152,7 +152,7 @@ def raising(error: BaseException) -> Callable[..., None]:
     return training
 
 
-def test_an_interrupt_says_how_to_go_on(command, toys):
+def test_an_interrupt_prints_how_to_continue(command, toys):
     """Ctrl-C is one line and status 130."""
     done = command("train", *TOYS, training=raising(KeyboardInterrupt()))
 
@@ -210,8 +210,8 @@ def test_a_bug_keeps_its_traceback(monkeypatch, toys, error):
 
 
 @pytest.mark.parametrize("argv", [["report"], ["evaluate"], ["sample"]])
-def test_a_missing_run_folder_is_said(command, argv):
-    """Commands on a run say when there is none."""
+def test_a_missing_run_folder_is_an_error(command, argv):
+    """Commands on a run that does not exist end with an error."""
     done = command(*argv, "nowhere", *(["a prompt"] if argv == ["sample"] else []))
 
     assert (done.status, done.err.count("\n")) == (2, 1)

@@ -149,7 +149,7 @@ def test_wrong_tables(table, content, message):
     assert "Traceback" not in done.err
 
 
-def test_percent(table):
+def test_percentages_give_the_scores_of_fractions(table):
     """With --percent, percentages give the same scores as fractions."""
     fractions = json.loads(table(COMPLETE).out)
     percent = json.loads(table({n: 100 * v for n, v in COMPLETE.items()}, percent=True).out)

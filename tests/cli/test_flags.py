@@ -110,7 +110,7 @@ def test_an_evaluation_can_be_skipped(command, toys, words):
     assert "--evaluate is a group of options" in command("train", *TOYS, "--evaluate", "5").err
 
 
-def test_the_command_is_told_as_it_was_typed(command, toys):
+def test_training_receives_the_command_as_typed(command, toys):
     """The training gets the exact words, quoted for a shell, to keep beside its results."""
     done = command("train", *TOYS, "--out", "my runs/a", "--reward", "smile")
 

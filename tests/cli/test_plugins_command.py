@@ -46,7 +46,7 @@ def test_show_states_what_profiles_have_instead(command):
     assert "profile   shapes has relative 1.6, fraction 0.5 instead" in out
 
 
-def test_doctor_tells_each_failure_and_fails(command, toys, monkeypatch):
+def test_doctor_lists_each_failure_and_exits_with_1(command, toys, monkeypatch):
     """Status 1 if anything is wrong, so that it can be used in CI."""
     monkeypatch.setenv("GUIDEDCD_BLOCK", "guidedcd")  # checking all the shipped ones takes long
     assert command("plugins", "doctor", "keep").status == 1  # the toys do not behave

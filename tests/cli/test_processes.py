@@ -38,7 +38,7 @@ def test_nothing_of_the_current_folder_runs(tmp_path):
     assert not (tmp_path / "OWNED").exists()
 
 
-def test_child_processes_see_no_current_folder(tmp_path, monkeypatch):
+def test_child_processes_import_nothing_from_the_current_folder(tmp_path, monkeypatch):
     """The self-test's process imports libraries from where they are installed, also with PYTHONPATH=. set."""
     from guidedcd.inference.export.self_test import CleanProcess
 
@@ -104,7 +104,7 @@ class Shared(dict):
 
 
 def test_processes_stop_after_the_same_step():
-    """The process that was asked proposes a step that no other has passed, and all save after that one."""
+    """The process that received the signal proposes a step that no other has passed, and all save after that one."""
     shared = Shared()
     first, second = Stop(), Stop()
     first._store = second._store = shared

@@ -50,7 +50,7 @@ def test_the_light_layer_imports_nothing_heavy(module):
     assert run(f"import sys, {module}; print(*[m for m in {HEAVY!r} if m in sys.modules])").strip() == ""
 
 
-def test_seen_is_there_when_asked_for():
+def test_importing_seen_imports_torch():
     """`from guidedcd import Seen` works, and is what brings torch."""
     assert run("import sys; from guidedcd import Seen; print(Seen.__name__, 'torch' in sys.modules)").split() == [
         "Seen",

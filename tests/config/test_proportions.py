@@ -7,7 +7,7 @@ from guidedcd.config.run import Run
 from guidedcd.errors import on_command_line
 
 
-def test_a_shorter_run_is_told_the_profiles_proportions():
+def test_a_shorter_run_prints_the_profiles_proportions():
     """Options that are still the profile's are named with numbers in proportion; changed ones are not."""
     note = unscaled(Run.from_profile("shapes", train={"steps": 120}))
     other = unscaled(Run.from_profile("shapes", train={"steps": 120, "lr_schedule": {"cooldown": 30}}))

@@ -1,4 +1,4 @@
-"""The run: what flags, files and profiles say together, and what is said about what they say wrongly."""
+"""The run: how flags, files and profiles combine, and the errors for mistakes in them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_run_survives_json(registry):
     assert run_from_dict(json.loads(json.dumps(run.to_dict())), registry) == run
 
 
-def test_a_written_run_says_which_version_wrote_it(registry):
+def test_run_json_contains_the_version(registry):
     """run.json names the version, and is read as a --config file."""
     described = of(registry).to_dict()
 
@@ -153,7 +153,7 @@ def test_a_program_selects_what_it_gives_options(registry):
 
 
 def test_a_scale_replaces_a_relative_scale_below(registry):
-    """Whoever asks for an absolute scale gets it, whatever the profile prefers; one source states one of them."""
+    """An absolute scale replaces the profile's relative strength; one source may set only one of the two."""
     relative = {"energy": {"shake": {"relative": 0.3}}}
 
     assert of(registry, relative, {"energy": {"shake": {"scale": 9}}}).energies["shake"].relative is None
@@ -195,7 +195,7 @@ def test_value_after_a_colon_fills_the_positional_field(registry):
     assert [chosen.config.path for chosen in run.data] == ["s3://bucket/a,b", "c"]
 
 
-def test_a_value_belongs_to_the_name_where_the_option_says_so(registry):
+def test_a_value_is_part_of_the_name_if_the_option_states_so(registry):
     """`wrap:x` keeps its value in the run, in whatever form it is selected; `sized:x` is called `sized`."""
     forms = ["wrap:x", ["wrap:x"], {"wrap:x": {}}, {"wrap": {"of": "x"}}]
     runs = [of(registry, {"rewards": form}) for form in forms]
@@ -244,14 +244,14 @@ def test_a_group_of_options_is_merged_option_by_option(registry):
     assert (run.train.optimizer.lr, run.train.optimizer.max_grad_norm) == (3.0, 2.0)
 
 
-def test_a_teacher_is_evaluated_as_its_profile_says():
+def test_a_loaded_teacher_has_its_profiles_guidance():
     """The guidance strength of a loaded teacher is that of the profile which selects it, or the default."""
     assert evaluation_of("shapes").omega == Run.from_profile("shapes").evaluate.omega == 2.0
     assert evaluation_of("videocrafter2").omega == 7.5
     assert evaluation_of("another") == EvaluateConfig()
 
 
-def test_commands_sample_a_teacher_as_its_profile_says(registry):
+def test_commands_sample_a_teacher_with_its_profiles_options(registry):
     """Without --profile, the defaults of sampling are those of the profile of the chosen teacher."""
     for teacher, omega in (("shapes", 2.0), ("shapes-dit", 2.0), ("videocrafter2", 7.5), ("toy", 7.5)):
         assert select([Layer.of_file({"teacher": teacher}, "flags")], registry).evaluate.omega == omega
@@ -366,7 +366,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("content", "message"), WRONG.values(), ids=WRONG)
-def test_a_mistake_is_told_where_it_is(registry, content, message):
+def test_errors_name_file_key_and_value(registry, content, message):
     """The message names file and key, the value and what is accepted."""
     with pytest.raises(GuidedCDError, match=message):
         of(registry, content)
@@ -377,8 +377,8 @@ def test_a_profile_names_only_what_exists(name):
     """Every shipped profile is valid: its components are installed and take its options."""
     registry = load_plugins()
     layer = read_profile(name)
-    given = {key for key in ("teacher", "data") if not layer.select.get(key)}
-    more = Layer.of_file({key: "shapes" for key in given}, "file")
+    unselected = {key for key in ("teacher", "data") if not layer.select.get(key)}
+    more = Layer.of_file({key: "shapes" for key in unselected}, "file")
     mentioned = Layer.of_file(
         {"select": {key: [n for n, _ in options] for key, options in layer.options.items()}}, "file"
     )
@@ -388,7 +388,7 @@ def test_a_profile_names_only_what_exists(name):
     assert run_from_dict(run.to_dict(), registry) == run
 
 
-def test_the_papers_numbers(registry):
+def test_the_papers_profile_has_the_papers_numbers(registry):
     """The profile of the paper has lambda 500 on the mean energy, tau 0.5, 0.2/0.2/0.5 and 200 solver steps."""
     run = resolve([read_profile("t2v-turbo-v2"), Layer.of_file({"data": ["toy"]}, "f")], registry)
 
@@ -426,7 +426,7 @@ def test_a_run_folder_can_be_the_config(tmp_path, registry):
     assert resolve([read_profile("shapes"), read_config(tmp_path)], registry) == run
 
 
-def test_a_chosen_component_knows_its_kind_and_builds(registry):
+def test_a_chosen_component_builds_an_object_with_its_options(registry):
     """From a run to an object in one call; options arrive."""
     run = of(registry, {"energy": {"shake": {"top": 4}}})
 

@@ -73,7 +73,7 @@ def test_latents_need_a_bucket_of_exactly_their_size():
         st.builds(Bucket, st.integers(1, 99), st.integers(8, 512), st.integers(8, 512)), min_size=1, unique=True
     ),
 )
-def test_every_clip_is_placed_where_nothing_is_made_up(frames, height, width, buckets):
+def test_a_clip_fills_its_bucket_and_loses_the_fewest_pixels(frames, height, width, buckets):
     """A clip has at least its bucket's frames, no other filled bucket cuts fewer pixels, and order does not matter."""
     clip = size(frames, height, width)
     if frames < min(bucket.frames for bucket in buckets):

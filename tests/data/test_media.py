@@ -23,7 +23,7 @@ def moving_square(frames: int = 6, height: int = 48, width: int = 48) -> torch.T
 
 
 def test_an_mp4_is_what_browsers_show(tmp_path):
-    """The file is H.264 in yuv420p, with the frames and the rate that were asked for."""
+    """The file is H.264 in yuv420p, with the frames and the rate of the call."""
     path = media.write_video(tmp_path / "a.mp4", moving_square(), fps=8)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -58,10 +58,16 @@ def test_odd_sizes_survive(tmp_path, height, width):
 def test_metadata_lies_beside_the_video(tmp_path):
     """The JSON beside an mp4 has what the caller gave and the size of the video."""
     path = media.write_video(tmp_path / "a.mp4", moving_square(), fps=8, enlarge=2, metadata={"prompt": "a red square"})
-    known = json.loads((tmp_path / "a.json").read_text())
+    metadata = json.loads((tmp_path / "a.json").read_text())
 
-    assert known["prompt"] == "a red square"
-    assert (known["frames"], known["height"], known["width"], known["fps"], known["enlarge"]) == (6, 96, 96, 8, 2)
+    assert metadata["prompt"] == "a red square"
+    assert (metadata["frames"], metadata["height"], metadata["width"], metadata["fps"], metadata["enlarge"]) == (
+        6,
+        96,
+        96,
+        8,
+        2,
+    )
     assert media.sidecar(path) == tmp_path / "a.json"
 
 

@@ -22,7 +22,7 @@ SOLVER = Solver(steps=50)
 
 
 def stub(z, t, cond, omega, lambdas, **_):
-    """A network whose answer depends on everything that it is told."""
+    """A network whose output depends on all of its inputs."""
     told = omega + (lambdas.sum(1) * 100 if lambdas is not None else 0)
     return 0.1 * z * expand(told.to(z.dtype), z) + expand(t.to(z.dtype) / 1000, z)
 

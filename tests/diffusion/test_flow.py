@@ -119,16 +119,16 @@ def test_noise_factor_and_relative_strength_of_flow(t, relative, seed):
     z, output, score = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(seed)).double().unbind()
     at, sigma = torch.full((2,), t), schedule.sigma[t].double()
     factors = {"official": sigma.sqrt(), "sqrt-one-minus": sigma}
-    step, wanted = TeacherStep(z, at, output, output, torch.zeros(2)), torch.full((2,), relative).double()
+    step, norms = TeacherStep(z, at, output, output, torch.zeros(2)), torch.full((2,), relative).double()
     steps = []
     for name, factor in factors.items():
         torch.testing.assert_close(noise_factor(schedule, at, name, z).flatten(), factor.expand(2), rtol=1e-5, atol=0)
         rule = Rule("official", name)
-        term = guidance_term(schedule, step, score, wanted, True, rule)
-        torch.testing.assert_close(guided_share(schedule, step, term, rule), wanted, rtol=1e-6, atol=0)
-        strength = strength_from_relative(schedule, step, score, wanted, rule)
+        term = guidance_term(schedule, step, score, norms, True, rule)
+        torch.testing.assert_close(guided_share(schedule, step, term, rule), norms, rtol=1e-6, atol=0)
+        strength = strength_from_relative(schedule, step, score, norms, rule)
         _, eps = schedule.to_x0_eps(z, output, at)
-        expected = wanted * eps.norm(dim=1) / (factor * score.norm(dim=1))
+        expected = norms * eps.norm(dim=1) / (factor * score.norm(dim=1))
         torch.testing.assert_close(strength, expected, rtol=1e-5, atol=0)
         steps.append(guided_step(schedule, step, schedule.previous(at, 50), [term], rule))
     torch.testing.assert_close(*steps, rtol=1e-6, atol=1e-8)

@@ -102,7 +102,7 @@ def test_literal_rule_adds_to_z():
     torch.testing.assert_close(moved, 0.01 * p.score)
 
 
-def test_terms_add_up():
+def test_terms_of_several_energies_are_added():
     """Two energies push independently."""
     p = point()
     one, two = (p.score, constant(2.0)), (noise(9, 9, SHAPE).double(), constant(-1.0))
@@ -158,7 +158,7 @@ def test_relative_strength_sets_the_norm(rule, factor, prediction):
 
 
 def test_relative_strength_of_a_zero_score_is_zero():
-    """Where there is no gradient, or no strength is asked for, there is no guidance."""
+    """Where there is no gradient, or the strength is 0, there is no guidance."""
     p = point()
     relative = torch.tensor([0.3, 0.0, 0.3])
     score = p.score * torch.tensor([0.0, 1.0, 1.0]).double().view(3, 1, 1, 1, 1)
@@ -177,7 +177,7 @@ def test_window_compares_like_the_released_code():
 
 
 def test_lambda_inputs_agree():
-    """Scale 500 and relative 0.3 are told to the student as the same number, 0.05."""
+    """The student's input is the same for scale 500 and relative 0.3: 0.05."""
     assert pytest.approx(float(lambda_input(torch.tensor(500.0)))) == 0.05
     assert pytest.approx(float(lambda_input(torch.tensor(0.3), relative=True))) == 0.05
 

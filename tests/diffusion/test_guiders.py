@@ -35,11 +35,11 @@ def test_apg_is_that_of_diffusers(seed, eta, rescale):
     guided = Guider("apg", eta, rescale)(o_c, o_u, OMEGA)
 
     for row, omega in enumerate(OMEGA.tolist()):
-        theirs = AdaptiveProjectedGuidance(
+        guider = AdaptiveProjectedGuidance(
             guidance_scale=omega, eta=eta, adaptive_projected_guidance_rescale=rescale, use_original_formulation=True
         )
-        theirs.set_state(0, 1, None)
-        assert torch.equal(guided[row], theirs.forward(o_c[row : row + 1], o_u[row : row + 1])[0][0])
+        guider.set_state(0, 1, None)
+        assert torch.equal(guided[row], guider.forward(o_c[row : row + 1], o_u[row : row + 1])[0][0])
 
 
 @given(st.integers(0, 9))
@@ -50,13 +50,13 @@ def test_cfg_zero_is_that_of_diffusers(seed):
     guided = Guider("cfg-zero")(o_c, o_u, OMEGA)
 
     for row, omega in enumerate(OMEGA.tolist()):
-        theirs = ClassifierFreeZeroStarGuidance(guidance_scale=omega + 1, zero_init_steps=0)
-        theirs.set_state(0, 1, None)
-        expected = theirs.forward(o_c[row : row + 1], o_u[row : row + 1])[0][0]
+        guider = ClassifierFreeZeroStarGuidance(guidance_scale=omega + 1, zero_init_steps=0)
+        guider.set_state(0, 1, None)
+        expected = guider.forward(o_c[row : row + 1], o_u[row : row + 1])[0][0]
         torch.testing.assert_close(guided[row], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_formulas():
+def test_apg_and_cfg_zero_follow_their_formulas():
     """Without eta the update is orthogonal to o_c, with eta 1 apg is plain, and cfg-zero ignores the size of o_u."""
     o_c, o_u = (output.double() for output in outputs())
     omega = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)

@@ -34,7 +34,7 @@ def latents(teacher):
 
 
 class Listener:
-    """A student that notes what it is told."""
+    """A student that records its inputs."""
 
     def __init__(self, energies: tuple[str, ...] = ()) -> None:
         self.energies, self.told = energies, []
@@ -47,8 +47,8 @@ class Listener:
 @pytest.mark.parametrize(
     ("steps", "fraction", "kept"), [(4, 0.5, 2), (8, 0.5, 4), (16, 0.5, 9), (16, 0.3, 5), (4, 0.0, 0)]
 )
-def test_lambda_is_told_early_only(teacher, latents, steps, fraction, kept):
-    """lambda is told while t >= 1000 (1 - fraction), 0 afterwards; omega always."""
+def test_lambda_is_an_input_at_early_timesteps_only(teacher, latents, steps, fraction, kept):
+    """lambda is an input while t >= 1000 (1 - fraction), and 0 afterwards; omega is always an input."""
     student = Listener(("pta",))
     sample(student, teacher, {}, latents, steps, 7.5, [0.05], fraction)
     values = [lambdas[0][0] for _, _, lambdas in student.told]
@@ -70,8 +70,8 @@ def test_each_energy_has_its_window_and_each_sample_its_strength(teacher, latent
     torch.testing.assert_close(torch.tensor(student.told[1][2]), torch.tensor([[0.1, 0.0], [0.3, 0.0]]))
 
 
-def test_a_student_with_energies_is_always_told(teacher, latents):
-    """Without lambdas a student with energies is told zeros; one without energies is told nothing."""
+def test_a_student_with_energies_receives_zeros_without_lambdas(teacher, latents):
+    """Without lambdas a student with energies receives zeros; one without energies receives none."""
     with_energy, without = Listener(("pta",)), Listener()
     for student in (with_energy, without):
         sample(student, teacher, {}, latents, 2, 7.5)
@@ -90,7 +90,7 @@ def test_one_step_draws_no_noise(teacher, latents):
     assert torch.equal(step.z, step.denoised)
 
 
-def test_noise_comes_from_where_it_is_asked(teacher, latents):
+def test_noise_comes_from_a_generator_or_a_list(teacher, latents):
     """A generator makes sampling repeatable, a list of noises fixes it; the last noise does not matter."""
     student = Student(teacher).eval()
     cond = teacher.embed(["a", "b"])
@@ -209,7 +209,7 @@ def test_steering_lowers_the_energy(teacher, latents):
 
 
 def test_mistakes_are_sentences(teacher, latents):
-    """Unknown solvers, energies with dpm++ and a missing reference noise are said in one sentence."""
+    """Unknown solvers, energies with dpm++ and a missing reference noise are errors of one sentence."""
     cond, null = teacher.null(2), teacher.null(2)
     config = EnergyConfig(reference="single-step")
     guide = Guide(energy=PTA(PTAConfig()), config=config, z0=latents, cond=cond)

@@ -93,7 +93,7 @@ def test_flow_step_is_euler():
 
 
 def test_flow_is_clean_at_zero():
-    """At timestep 0 a flow model's consistency function is the identity, whatever the network says."""
+    """At timestep 0 a flow model's consistency function is the identity, whatever the network predicts."""
     schedule, z = NoiseSchedule.flow(), noise(0, 0, (1, 4, 2, 3, 3))
 
     assert torch.equal(schedule.consistency(z, noise(0, 1, z.shape), torch.tensor([0])), z)

@@ -60,8 +60,8 @@ INVENTED = {
 
 def blocks(page: Path, language: str) -> list[str]:
     """The code blocks of one language, without the indentation of a list around them."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page.read_text(encoding="utf-8"), re.M | re.S)
-    return [re.sub(f"(?m)^{indent}", "", code) for indent, code in found]
+    matches = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [re.sub(f"(?m)^{indent}", "", code) for indent, code in matches]
 
 
 def command_lines(page: Path) -> Iterator[list[str]]:

@@ -64,7 +64,7 @@ def test_a_reference_is_not_guided():
 
 
 def test_an_energy_must_read_the_prediction():
-    """One that reads the noisy latents alone has no gradient, which the error says."""
+    """One that reads the noisy latents alone has no gradient, which the error states."""
     now = step()
     term = EnergyTerm(name="mine", energy=lambda seen, _: seen.z.flatten(1).mean(1), reference=None)
     with pytest.raises(GuidedCDError, match="energy 'mine' does not depend on its first argument"):
@@ -116,7 +116,7 @@ def test_which_energies_need_a_video():
     assert needs_video(object(), EnergyConfig()) and not needs_video(free, EnergyConfig())
 
 
-def test_gradients_that_are_not_finite_are_found():
+def test_a_gradient_that_is_not_finite_names_energy_and_sample():
     """With `check`, the error names the energy and the sample."""
     now = step()
     broken = EnergyTerm(name="root", energy=lambda seen, _: (seen.x0 * 0).sqrt().flatten(1).sum(1), reference=None)

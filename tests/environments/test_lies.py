@@ -131,7 +131,7 @@ def test_a_program_that_is_no_python_is_one_sentence(python):
     check(error, "ended with status|cannot be started|instead of an answer", python)
 
 
-def test_a_message_that_nobody_reads_ends_in_time(tmp_path):
+def test_a_request_larger_than_the_pipe_times_out(tmp_path):
     """A request larger than the pipe does not block when the process no longer reads."""
     function = foreign(lying_python(tmp_path, call="time.sleep(1000)"))
     with pytest.raises(GuidedCDError, match="no answer within 0.4 s"):

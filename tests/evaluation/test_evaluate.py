@@ -57,7 +57,7 @@ def test_the_proving_ground_has_prompts_with_scenes():
     assert not any("motion" in prompt.named for prompt in splits["no-motion"])
 
 
-def test_a_teacher_may_bring_its_own_prompts():
+def test_a_teachers_own_prompts_replace_the_general_ones():
     """A method `prompts(split, count)` replaces the general prompts."""
 
     class Own:
@@ -222,7 +222,7 @@ def test_own_prompts_are_one_split(run):
     assert evaluation["videos"] == []
 
 
-def test_a_metric_that_cannot_judge_is_left_out():
+def test_a_metric_that_applies_to_no_prompt_is_left_out():
     """A metric whose `applies` is false for every prompt is left out."""
 
     class Oracle:
@@ -297,7 +297,7 @@ def test_runs_that_differ_in_prompts_are_not_paired(run, tmp_path):
         compare([run, other])
 
 
-def test_the_summary_says_what_is_certain():
+def test_the_summary_states_significant_differences_only():
     """Better or worse only where the interval excludes zero, on enough prompts, and the direction is known."""
 
     def evaluation(low: float, high: float, better: str = "higher", n: int = 32) -> dict:

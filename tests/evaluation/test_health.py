@@ -36,30 +36,30 @@ def profile(tmp_path, monkeypatch):
     lines = reference(a_run(tmp_path / "good"), {"command": "guidedcd train"})
     file = tmp_path / "mine.reference.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    known = reference_of
+    original = reference_of
     monkeypatch.setattr(
-        "guidedcd.evaluation.report.health.reference_of", lambda name: file if name == "mine" else known(name)
+        "guidedcd.evaluation.report.health.reference_of", lambda name: file if name == "mine" else original(name)
     )
     return file
 
 
 def test_the_same_run_lies_inside(tmp_path, profile):
     """Every curve of the reference run itself is inside, and the sentence begins with yes; clocks are not compared."""
-    found = health(a_run(tmp_path / "own", seed=3))
+    section = health(a_run(tmp_path / "own", seed=3))
 
-    assert found is not None and found.options is None
-    assert found.sentence.startswith("Yes: all 3 curves of this run lie inside")
-    assert [row.head.text for row in found.table.rows] == ["loss", "cd_loss", "reward/hps"]
-    assert all(chart.band for chart in found.charts)
+    assert section is not None and section.options is None
+    assert section.sentence.startswith("Yes: all 3 curves of this run lie inside")
+    assert [row.head.text for row in section.table.rows] == ["loss", "cd_loss", "reward/hps"]
+    assert all(chart.band for chart in section.charts)
 
 
 def test_a_curve_that_leaves_is_named(tmp_path, profile):
     """A loss that rises after step 40 is outside above its band, from there to the end, and the others are inside."""
-    found = health(a_run(tmp_path / "own", shift=1.0, after=40, train={"steps": 60}))
+    section = health(a_run(tmp_path / "own", shift=1.0, after=40, train={"steps": 60}))
 
-    assert found is not None
-    assert "1 of 3 curves leaves its band, compared at 60 logged steps: cd_loss (above)." in found.sentence
-    row = found.table.rows[1]
+    assert section is not None
+    assert "1 of 3 curves leaves its band, compared at 60 logged steps: cd_loss (above)." in section.sentence
+    row = section.table.rows[1]
     assert (row.cells[0].text, row.cells[0].verdict) == ("outside, above", "bad")
     assert row.cells[0].note is not None and 38 <= int(row.cells[0].note.split()[2]) <= 45
 
@@ -67,10 +67,10 @@ def test_a_curve_that_leaves_is_named(tmp_path, profile):
 def test_the_beginning_of_a_run_is_no_whole_run(tmp_path, profile):
     """A run that ends early is so far inside, and the sentence has the steps that were compared."""
     files = a_run(tmp_path / "own")
-    found = health(attrs.evolve(files, log=files.log[:20]))
+    section = health(attrs.evolve(files, log=files.log[:20]))
 
-    assert found is not None and found.sentence.startswith("So far yes: all 3 curves")
-    assert found.sentence.endswith("compared at 20 logged steps in the first 20 of its 60 steps.")
+    assert section is not None and section.sentence.startswith("So far yes: all 3 curves")
+    assert section.sentence.endswith("compared at 20 logged steps in the first 20 of its 60 steps.")
 
 
 def test_runs_that_are_no_match_are_not_compared(tmp_path, profile):

@@ -86,7 +86,7 @@ def test_the_page_is_valid_and_complete(folder):
         assert title in page.text
 
 
-def test_the_page_asks_for_nothing(folder):
+def test_the_page_loads_no_other_file(folder):
     """No address of another file or server: every source is inside."""
     text, page = read(folder)
 
@@ -142,7 +142,7 @@ def test_videos_are_inside_and_named(folder):
     assert "hidden" in player
 
 
-def test_curves_are_drawn_and_said(folder):
+def test_charts_contain_first_and_last_values(folder):
     """Loss, each reward, gradient norm and routed shares have a chart whose text contains its first and last value."""
     _, page = read(folder)
     labels = [a["aria-label"] for a in page.of("svg")]
@@ -195,7 +195,7 @@ def test_ticks_are_round_and_cover():
     assert low < 0.3 < high
 
 
-def test_ticks_can_be_told_apart():
+def test_ticks_have_different_labels():
     """The ticks of a curve that hardly changes have different labels."""
     chart = line_chart("x", {"a": [(1, 1.6), (2, 1.600001)]})
 
@@ -204,7 +204,7 @@ def test_ticks_can_be_told_apart():
     assert len(texts) == len(set(texts)) > 2
 
 
-def test_a_chart_of_nothing_is_nothing():
+def test_a_curve_without_finite_points_has_no_chart():
     """A curve without finite points has no chart."""
     assert line_chart("x", {"a": [(1, float("nan"))]}) is None
 

@@ -53,14 +53,14 @@ def page(tmp_path, request):
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_page_fits_its_window(page, width):
     """On a phone and on a desktop nothing reaches beyond the edge, no text is tiny, and nothing is requested."""
-    found = browser.measured(page, width)
+    measures = browser.measured(page, width)
 
-    assert found["scrolls"] <= found["width"] <= width
-    assert found["wide"] == []
-    assert found["scrolled"] == 0 or width > 600  # a wide table scrolls by itself, but not on a phone
-    assert found["smallest"] >= 11
-    assert found["requests"] == []
-    assert found["player"] == (page.name == "report.html")
+    assert measures["scrolls"] <= measures["width"] <= width
+    assert measures["wide"] == []
+    assert measures["scrolled"] == 0 or width > 600  # a wide table scrolls by itself, but not on a phone
+    assert measures["smallest"] >= 11
+    assert measures["requests"] == []
+    assert measures["player"] == (page.name == "report.html")
 
 
 def test_the_page_has_a_picture_and_a_print(page):

@@ -86,7 +86,7 @@ def test_runs_that_cannot_be_paired_have_scores_alone(tmp_path):
     assert "+0.000" not in page
 
 
-def test_runs_of_the_same_name_are_told_apart(tmp_path):
+def test_runs_of_the_same_name_are_named_by_folder(tmp_path):
     """Runs of one name are named by their folders, and nothing of a run is taken for HTML."""
     page = written(tmp_path, a_run(tmp_path / "a", HOSTILE), a_run(tmp_path / "b", HOSTILE, seed=HOSTILE))
 

@@ -53,9 +53,9 @@ def measured(page: Path, width: int) -> dict[str, Any]:
         encoding="utf-8",
     )
     shown = _chromium("--virtual-time-budget=5000", "--dump-dom", around.as_uri())
-    found = re.search(r"<body>(\{.*\})</body>", shown, re.DOTALL)
-    assert found, shown[-1000:]
-    measurements: dict[str, Any] = json.loads(html.unescape(found[1]))
+    match = re.search(r"<body>(\{.*\})</body>", shown, re.DOTALL)
+    assert match, shown[-1000:]
+    measurements: dict[str, Any] = json.loads(html.unescape(match[1]))
     return measurements
 
 

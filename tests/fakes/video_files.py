@@ -20,7 +20,7 @@ QUARTER_TURN = (0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)
 
 
 def picture(number: int, height: int = 24, width: int = 32) -> np.ndarray:
-    """A frame (h, w, 3) uint8 whose grey says its number: 8 per frame."""
+    """A frame (h, w, 3) uint8 whose grey level is its number: 8 per frame."""
     return np.full((height, width, 3), min(8 * number + 4, 255), np.uint8)
 
 

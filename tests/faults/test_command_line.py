@@ -116,7 +116,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
-def test_bad_options(case, toys, folder, monkeypatch):
+def test_odd_options_are_one_line_and_write_nothing(case, toys, folder, monkeypatch):
     """A command with an odd option states it in one line and writes nothing."""
     if case.user is not None and os.getuid():
         pytest.skip("only root can become another user")

@@ -162,7 +162,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
-def test_damaged_data(case, toys, folder):
+def test_damaged_clips_are_skipped_and_damaged_listings_refused(case, toys, folder):
     """Damaged clips are skipped, damaged listings refused; nothing outside of the data set is read."""
     if case.user is not None and os.getuid():
         pytest.skip("only root can become another user")

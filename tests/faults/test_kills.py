@@ -90,10 +90,10 @@ class Operations:
 @pytest.fixture(scope="session")
 def undisturbed(toys, tmp_path_factory) -> Callable[[str], tuple[int, dict[str, str]]]:
     """By command, how many file operations it needs and what it leaves; computed at the first request."""
-    known: dict[str, tuple[int, dict[str, str]]] = {}
+    undisturbed_results: dict[str, tuple[int, dict[str, str]]] = {}
 
     def find(name: str) -> tuple[int, dict[str, str]]:
-        if name not in known:
+        if name not in undisturbed_results:
             folder, command = tmp_path_factory.mktemp(name) / "work", COMMANDS[name]
             toys.copy(folder, command.needs)
             command.prepare(folder)
@@ -101,8 +101,8 @@ def undisturbed(toys, tmp_path_factory) -> Callable[[str], tuple[int, dict[str, 
             child = forked.start(command.arguments, folder, modules=toys.modules, prepare=operations)
             done = forked.ended(child, folder, seconds=600)
             assert done.status == 0, done.err
-            known[name] = int(folder.with_name("count").read_text()), results(folder)
-        return known[name]
+            undisturbed_results[name] = int(folder.with_name("count").read_text()), results(folder)
+        return undisturbed_results[name]
 
     return find
 

@@ -132,7 +132,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
-def test_things_in_the_way(case, toys, folder):
+def test_files_and_links_in_the_way_are_named_and_kept(case, toys, folder):
     """What lies in the way is named in one line; it and what it points to stay as they are."""
     if case.user is not None and os.getuid():
         pytest.skip("only root can become another user")
@@ -153,7 +153,7 @@ def disk(folder):
 
 @pytest.mark.parametrize("room", [0, 4096, 40_000, 400_000])
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "evaluate"])
-def test_a_full_disk(name, room, toys, folder, disk):
+def test_a_command_on_a_full_disk_ends_well_or_names_it(name, room, toys, folder, disk):
     """On a disk with little room a command ends well or names the full disk; with room again it ends as elsewhere."""
     arguments, needs = WRITERS[name]
     toys.copy(folder, needs)

@@ -148,7 +148,7 @@ def test_a_bad_prompts_file_is_a_clear_error(run, tmp_path, name, text, match):
         generate(run, tmp_path / name)
 
 
-def test_a_folder_without_student_says_what_to_do(tmp_path, run):
+def test_a_folder_without_student_is_an_error_with_a_remedy(tmp_path, run):
     """Neither run nor student, a run that is not trained yet, and a student without its run have different errors."""
     with pytest.raises(GuidedCDError, match="there is no run folder"):
         pipeline.StudentPipeline.from_run(tmp_path / "nothing")
@@ -173,7 +173,7 @@ def test_a_scale_without_energies_is_refused(run):
         pipeline.strengths(pipeline.StudentPipeline.from_run(run), 0.3)
 
 
-def test_a_fixed_scale_is_all_that_a_student_knows(tmp_path):
+def test_a_student_of_one_scale_accepts_that_scale_and_0(tmp_path):
     """A student trained at one scale takes that and 0; the error tells how to train a slider."""
     loaded = pipeline.StudentPipeline.from_run(
         tiny_run.run_folder(tmp_path / "r", energies={"calm": {"relative": 0.3}})
@@ -225,7 +225,7 @@ def test_half_precision_gives_nearly_the_same_video(run):
     assert 0 < (full - half).abs().mean() < 0.02
 
 
-def test_the_command_makes_videos(run, capsys):
+def test_the_command_writes_videos(run, capsys):
     """`guidedcd sample` takes prompts, files and options, and exits 2 with one line on a mistake."""
     with pytest.raises(SystemExit) as done:
         main(["sample", str(run), "a red dot", "--steps", "1", "--omega", "3", "--gif"])

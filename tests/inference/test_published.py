@@ -46,7 +46,7 @@ def student(tmp_path):
 
 @pytest.fixture
 def command(capsys, monkeypatch, tmp_path):
-    """Run `guidedcd sample`: its exit status and what it said on standard error."""
+    """Run `guidedcd sample`: its exit status and its standard error."""
     monkeypatch.chdir(tmp_path)
 
     def run(*argv: object) -> tuple[int, str]:
@@ -59,12 +59,12 @@ def command(capsys, monkeypatch, tmp_path):
 
 def teacher(path, config, **options) -> Chosen:
     """The component with its options."""
-    known = load_plugins().get("teacher", "videocrafter2").config
-    return Chosen("videocrafter2", known(path=str(path), arch=str(config), **{**SMALL, **options}))
+    config_class = load_plugins().get("teacher", "videocrafter2").config
+    return Chosen("videocrafter2", config_class(path=str(path), arch=str(config), **{**SMALL, **options}))
 
 
 def test_the_published_files_are_sampled_by_the_command(shared, command, tmp_path):
-    """T2V-Turbo's own files with their base: videos and their metadata, and the policy for the missing matrix said."""
+    """T2V-Turbo's own files with their base: videos and their metadata, and a note on the missing matrix."""
     base, file = shared("videocrafter2", "vc2_tiny"), shared("videocrafter2", "t2v_turbo_v1_lora_tiny", "unet_lora.pt")
     named = ["--teacher", f"videocrafter2:{base / 'model.safetensors'}", "--arch", base / "config.json"]
     size = ["--frames", 3, "--height", 32, "--width", 48, "--fps", 16]
@@ -77,10 +77,10 @@ def test_the_published_files_are_sampled_by_the_command(shared, command, tmp_pat
 
 
 @pytest.mark.parametrize("steps", [4, 8, 16])
-def test_a_published_student_is_told_what_it_was_trained_with(command, base, student, tmp_path, steps):
+def test_a_published_student_receives_its_inputs_of_training(command, base, student, tmp_path, steps):
     """omega 7.5, lambda 500/1e4 in the noisier half and 0 below, on the released sampler's grid."""
-    status, said = command("--student", student, *base, "--steps", steps, "a cat")
-    assert status == 0, said
+    status, message = command("--student", student, *base, "--steps", steps, "a cat")
+    assert status == 0, message
 
     loaded = load_published(student, teacher(tmp_path / "model.ckpt", tmp_path / "config.json"))
     told = []
@@ -112,7 +112,7 @@ def test_noise_is_given_again_between_the_steps(student, base, tmp_path):
 
 
 def test_our_warnings_are_one_line():
-    """The user reads what is the matter and not which line of code said so; other packages' warnings stay as usual."""
+    """A warning of guidedcd is its sentence without the line of code; other packages' warnings stay as usual."""
     with _plain_warnings():
         ours, theirs = (warnings.formatwarning("zero is used", UserWarning, f, 1) for f in (guidedcd.__file__, "x.py"))
 
@@ -134,12 +134,12 @@ def test_strength_and_fraction_are_free_as_in_the_released_sampler(command, base
         (("--scale=-1",), "not at -1"),
         (("--fraction", 1.5), "--fraction is 1.5; it must be from 0 to 1"),
     ):
-        status, said = command("--student", student, *base, *flags, "a cat", "--out", "other")
-        assert (status, said.count("\n")) == (2, 1) and message in said
+        status, error = command("--student", student, *base, *flags, "a cat", "--out", "other")
+        assert (status, error.count("\n")) == (2, 1) and message in error
 
 
-def test_the_fraction_decides_where_the_strength_is_told(student, base, tmp_path):
-    """0.3 tells it at the timesteps from 700 on, as the released app does."""
+def test_the_fraction_bounds_the_timesteps_with_lambda(student, base, tmp_path):
+    """With 0.3, lambda is an input at the timesteps from 700 on, as in the released app."""
     built = teacher(tmp_path / "model.ckpt", tmp_path / "config.json")
     loaded = load_published(student, built, fraction=0.3)
     told = []
@@ -177,9 +177,9 @@ def test_mistakes_are_one_line_and_leave_nothing(command, base, student, tmp_pat
         ([student, "a cat"], "--student"),
         ([], "give a run's folder"),
     ]:
-        status, said = command(*wrong)
-        assert (status, said.count("\n")) == (2, 1), (wrong, said)
-        assert text in said
+        status, message = command(*wrong)
+        assert (status, message.count("\n")) == (2, 1), (wrong, message)
+        assert text in message
     height = base.index("--height") + 1
     assert "multiples of" in command(*alone, *base[:height], "5", *base[height + 1 :])[1]
     assert not (tmp_path / "samples").exists() and not (tmp_path / "run-by-mistake").exists()
@@ -200,7 +200,7 @@ def run(request, install, tmp_path, base):
     return folder
 
 
-def test_a_student_makes_videos_of_another_size(run, tmp_path):
+def test_a_student_samples_videos_of_another_size(run, tmp_path):
     """Frames, height and width can be chosen where the teacher has them as options; also with adapters."""
     (path,) = generate(run, "a cat", steps=1, frames=3, height=8, out=tmp_path / "s")
 
@@ -212,7 +212,7 @@ def test_a_student_makes_videos_of_another_size(run, tmp_path):
         generate(run, "a cat", frames=0)
 
 
-def test_a_teacher_of_one_size_says_so(install, command, tmp_path):
+def test_a_teacher_of_one_size_refuses_another(install, command, tmp_path):
     """A teacher without such options, and flags of published students, are refused by name."""
     install("tiny-components", tiny_run.PLUGIN)
     folder = tiny_run.run_folder(tmp_path / "run")

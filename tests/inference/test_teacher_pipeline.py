@@ -111,7 +111,7 @@ def test_guided_sampling_equals_a_loop_with_diffusers(prediction):
 
 
 def test_energies_receive_captions(pipeline, reference):
-    """An energy sees the prompt of each sample, and the caption of each reference."""
+    """An energy receives the prompt of each sample, and the caption of each reference."""
     captions = []
 
     def reads(seen, reference):

@@ -119,7 +119,7 @@ def test_the_attention_of_the_block_itself_does_not_run(teacher):
     assert ran == ["queries"]
 
 
-def test_several_blocks(teacher):
+def test_each_need_has_the_record_of_its_block(teacher):
     """Each need has the record of its own block, and the pass ends at the last of them."""
     z = noise(0, 0, (2, *teacher.geometry.latent_shape))
     needs = ("self-attention:2", "self-attention:0", "self-attention")
@@ -130,7 +130,7 @@ def test_several_blocks(teacher):
     assert not torch.equal(records[needs[0]]["keys"], records[needs[1]]["keys"])
 
 
-def test_rows_of_a_pass(teacher):
+def test_rows_select_the_records_of_samples(teacher):
     """`rows` of what was seen are the records of these samples."""
     seen = teacher.seen(
         noise(0, 0, (2, *teacher.geometry.latent_shape)), T, teacher.embed(CAPTIONS), ("self-attention",)

@@ -1,4 +1,4 @@
-"""The trained copy: it begins as its teacher, is told omega and lambda, and comes back from disk."""
+"""The trained copy: it begins as its teacher, has the inputs omega and lambda, and is loaded from disk."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_damaged_student_is_named(teacher, tmp_path):
 @pytest.mark.parametrize("config", [sections.Student(), LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("energies", [(), ("pta",), ("pta", "jerk")], ids=len)
 def test_a_fresh_student_is_its_teacher(teacher, inputs, config, energies):
-    """Whatever it is told, in train mode too, a fresh student says bit for bit what the teacher says."""
+    """For all inputs, in train mode too, a fresh student predicts bit for bit what the teacher predicts."""
     z, t, cond, omega, lambdas = inputs
     student = Student(teacher, config, energies).train()
     with torch.no_grad():
@@ -89,8 +89,8 @@ def test_only_the_outermost_matrix_is_zero(teacher, inputs):
     assert conditioning.time_cond_proj.weight.grad.any() and conditioning.motion_cond_proj.weight.grad.any()
 
 
-def test_a_trained_student_hears_every_input(teacher, inputs):
-    """Omega, each energy's input, and their absence all change what a trained student says; samples stay apart."""
+def test_a_trained_student_depends_on_every_input(teacher, inputs):
+    """Omega, each energy's input, and their absence change a trained prediction; samples stay independent."""
     z, t, cond, omega, lambdas = inputs
     student = shaken(Student(teacher, None, ("pta", "jerk"))).eval()
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_the_teacher_is_no_part_of_the_student(teacher):
     assert not teacher.train().training
 
 
-def test_dropout_is_off_unless_asked_for(teacher, inputs):
+def test_dropout_is_off_by_default(teacher, inputs):
     """Training mode alone adds no noise; with dropout 0.1 the temporal convolutions do, and nothing else."""
     z, t, cond, *_ = inputs
     quiet, noisy = Student(teacher).train(), Student(teacher, sections.Student(dropout=0.1)).train()
@@ -180,7 +180,7 @@ def test_lora_trains_few_weights(teacher):
 
 @pytest.mark.parametrize("config", [sections.Student(), LORA], ids=["full", "lora"])
 def test_a_student_comes_back_from_disk(teacher, inputs, config, tmp_path):
-    """Loading what was saved gives a student that says exactly the same, in eval mode, with its energies' names."""
+    """A saved student that is loaded predicts exactly the same, in eval mode, with its energies' names."""
     z, t, cond, omega, lambdas = inputs
     student = shaken(Student(teacher, config, ("pta", "jerk"))).eval()
     student.save(tmp_path / "student")

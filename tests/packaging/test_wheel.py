@@ -18,7 +18,7 @@ def names(wheel) -> set[str]:
 
 
 def test_the_wheel_offers_every_shipped_plugin(wheel, repository):
-    """The folders under plugins/ are the entry points of the wheel, as a reader that shares no code with us sees it."""
+    """The folders under plugins/ are the entry points of the wheel, as read without guidedcd's own code."""
     shipped = {folder.name for folder in (repository / "plugins").iterdir() if (folder / "__init__.py").exists()}
 
     offered = entrypoints.get_group_named("guidedcd", path=[str(wheel)])
@@ -43,11 +43,11 @@ def test_the_wheel_carries_every_file(names, repository):
     if listed.returncode:
         pytest.skip("this is no git checkout")
     files = [Path(name) for name in listed.stdout.split("\0") if name and (repository / name).exists()]
-    wanted = {
+    expected = {
         file.relative_to("plugins") if file.parts[0] == "plugins" else file for file in files if file.suffix != ".md"
     }
 
-    assert sorted(str(file) for file in wanted if str(file) not in names) == []
+    assert sorted(str(file) for file in expected if str(file) not in names) == []
 
 
 def test_the_wheel_carries_the_embedded_models(names):

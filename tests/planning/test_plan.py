@@ -23,7 +23,7 @@ from guidedcd.planning.plan import Question, plan, print_plan, several
 from guidedcd.planning.preprocess_cost import ROWS
 
 
-def test_devices_are_found_by_name():
+def test_devices_are_chosen_by_words_of_their_name():
     """Words of a GPU's name suffice, flags precede the data sheet, and the error of an unknown name lists all."""
     cpu = torch.device("cpu")
     assert machine(cpu, like="h200").half == DATA_SHEETS["h200"][0] * 1e12

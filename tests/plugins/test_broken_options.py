@@ -108,7 +108,7 @@ def test_requirements_that_are_not_met_are_named(install, metadata, message):
     assert len(missing) == 1 and message in missing[0]
 
 
-def test_two_distributions_with_one_component_are_told_apart(install):
+def test_two_distributions_with_one_component_are_both_listed(install):
     """Both are listed, and neither wins."""
     for name in ("acme-odd", "acme-twin"):
         install(

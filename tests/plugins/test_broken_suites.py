@@ -35,8 +35,8 @@ def rows(**options: object):
 
 def videos(*files: str, numbers: tuple[int, ...] = (0, 1), prompt: str = "a cat"):
     """The method `videos` with these files."""
-    made = [SuiteVideo(file=file, prompt=prompt, number=one) for file, one in zip(files, numbers, strict=True)]
-    return lambda self: made
+    listed = [SuiteVideo(file=file, prompt=prompt, number=one) for file, one in zip(files, numbers, strict=True)]
+    return lambda self: listed
 
 
 FAULTS = {
@@ -89,7 +89,7 @@ def test_the_right_suite_passes():
         rule(suite(videos=videos("a.mp4", "b.mp4")))
 
 
-def test_a_suite_without_videos_or_program_says_so():
+def test_a_suite_without_videos_or_program_is_an_error():
     """A suite that has only tables is one clear error when videos or a program are needed."""
     built = suite().built
 

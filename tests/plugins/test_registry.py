@@ -60,14 +60,14 @@ def test_a_malformed_entry_point_is_reported(install):
 
 
 @pytest.mark.parametrize("text", ["no section here\n", "[guidedcd\nx = y\n", "\x00\x01", "[guidedcd]\nx\n"])
-def test_an_unreadable_entry_points_file_harms_nobody_else(install, text):
+def test_an_unreadable_entry_points_file_affects_its_plugin_alone(install, text):
     """What one distribution writes into its metadata cannot take the others down."""
     install("acme-broken", "", entry_points=text)
 
     assert "pta" in load_plugins().of_kind("energy")
 
 
-def test_a_name_offered_twice_must_be_told_apart(install, monkeypatch):
+def test_a_name_of_two_plugins_is_an_error_until_one_is_blocked(install, monkeypatch):
     """Neither plugin wins a contested name; blocking one settles it, by id or by distribution."""
     install("acme-twin", OFFER.format(name="pta"))
 
@@ -107,7 +107,7 @@ def test_what_a_failed_plugin_printed_is_a_note(install):
     assert failure.error.__notes__ == ["before it failed, it printed: no licence"]
 
 
-def test_an_empty_registry_knows_nothing():
+def test_an_empty_registry_has_a_readable_error():
     """Without plugins every name is unknown, and the message still reads well."""
     with pytest.raises(PluginError, match="Known: none"):
         Registry().get("reward", "hps")
@@ -121,7 +121,7 @@ def test_a_target_that_cannot_be_imported_is_named(install):
         load_plugins().get("energy", "lost").load()
 
 
-def test_an_exception_of_a_plugin_keeps_its_type_and_says_whose_it_is(install):
+def test_an_exception_of_a_plugin_keeps_its_type_and_gains_a_note(install):
     """A bug in a plugin is not disguised: a note is added."""
     install("acme-bug", OFFER.format(name="bug").replace("acme:Thing", "acme_bug:Thing") + "\nclass Thing: ...")
 

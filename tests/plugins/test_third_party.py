@@ -95,7 +95,7 @@ def test_both_packages_are_listed(installed):
     assert "did not load" not in done.stdout
 
 
-def test_the_engine_does_not_know_the_example(repository):
+def test_the_engine_does_not_name_the_example(repository):
     """No module of the engine contains the example's name, apart from the docstring of the conformance checks."""
     modules = [path for path in (repository / "guidedcd").rglob("*.py") if "testing" not in path.parts]
     assert len(modules) > 100

@@ -114,7 +114,7 @@ def test_an_edited_energy_is_scored_again(store, monkeypatch, capsys):
 
 
 def forget_digests():
-    """What a new process knows of sources: nothing."""
+    """Forget the cached digests of sources, as in a new process."""
     sources._files.cache_clear()
     sources._digest.cache_clear()
 
@@ -190,7 +190,7 @@ def test_a_store_of_the_first_format_opens(store, monkeypatch, capsys):
     assert len(verify_store(store, samples=1)["samples"]) == 1
 
 
-def test_stores_without_a_name_of_their_own_are_found(store, tmp_path, monkeypatch):
+def test_stores_under_any_name_are_opened(store, tmp_path, monkeypatch):
     """A store of the first format, or of data whose files are gone, is found in runs/stores under any name."""
     run = make()
     identity = identify(run, run.teacher.build())

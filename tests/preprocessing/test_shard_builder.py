@@ -145,7 +145,7 @@ def test_half_precision_leaves_the_teacher_alone(toy):
     assert 1e-5 < error < 0.05
 
 
-def test_compiled_layers_see_few_sizes(toy):
+def test_compiled_layers_run_in_three_sizes(toy):
     """With compiled layers every pass has one of three sizes, and the results are the same."""
     run = make(energy={"pta": {}}, preprocess={"batch_size": 4})
     teacher = run.teacher.build()

@@ -166,7 +166,7 @@ def test_unreadable_clips_are_listed_or_stop_the_run(toy, tmp_path):
             preprocess(strict, store_folder=tmp_path / "s")
 
 
-def test_mistakes_in_the_data_leave_nothing(toy, tmp_path):
+def test_a_dataset_that_is_too_small_begins_no_store(toy, tmp_path):
     """A dataset that is too small is found out before a store is begun."""
     with pytest.raises(GuidedCDError, match="dataset 'toy' has 50 clips"):
         preprocess(make(preprocess={"videos": 60}), store_folder=tmp_path / "s")

@@ -80,7 +80,7 @@ def test_the_second_uses_what_the_first_computed(toy, tmp_path, monkeypatch, fil
     assert "to compute" not in printed
 
 
-def test_the_second_goes_on_in_the_place_of_the_first(toy, tmp_path, monkeypatch, fills):
+def test_a_waiting_process_continues_an_abandoned_store(toy, tmp_path, monkeypatch, fills):
     """When the lock is free and shards are missing, it computes these and no others."""
     run, folder = make(energy={}, preprocess=SMALL), tmp_path / "s"
     preprocess(run, store_folder=folder)

@@ -48,10 +48,10 @@ def test_claims_use_the_seeds_that_all_arms_have(proof_file, out):
 
 def test_values_that_do_not_apply_are_left_out(proof_file, out):
     """A metric is the mean over keys of the mean over the prompts of its splits, without those that are null."""
-    proof, found = read_proof(proof_file), results.read_all(out)
+    proof, measured = read_proof(proof_file), results.read_all(out)
 
-    assert math.isclose(results.value_of(found["slow"][0], proof.metrics["misfit"]), 0.4, abs_tol=1e-6)
-    assert math.isclose(results.value_of(found["slow"][0], proof.metrics["both"]), 0.15, abs_tol=1e-6)
+    assert math.isclose(results.value_of(measured["slow"][0], proof.metrics["misfit"]), 0.4, abs_tol=1e-6)
+    assert math.isclose(results.value_of(measured["slow"][0], proof.metrics["both"]), 0.15, abs_tol=1e-6)
     write_result(out, "teacher", 0, [NAN])
     assert math.isnan(results.value_of(results.read_all(out)["teacher"][0], proof.metrics["misfit"]))
 

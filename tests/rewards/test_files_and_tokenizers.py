@@ -84,7 +84,7 @@ def test_wrong_keys_are_named(files, tmp_path):
     ],
 )
 @pytest.mark.parametrize("path", ["auto", "nowhere.pt"])
-def test_a_missing_file_says_how_to_get_it(name, config, publisher, file, path, tmp_path, monkeypatch):
+def test_a_missing_file_is_an_error_with_the_download(name, config, publisher, file, path, tmp_path, monkeypatch):
     """Without the weights there is one line with publisher, file name, command and place; nothing is downloaded."""
     _offline(tmp_path, monkeypatch)
     kind = {"hps": HPS, "clip": CLIPScore, "internv2": InternV2}[name]
@@ -96,14 +96,14 @@ def test_a_missing_file_says_how_to_get_it(name, config, publisher, file, path, 
     assert message.startswith(f"{name}: ")
 
 
-def test_a_missing_vocabulary_says_how_to_get_it(files, tmp_path, monkeypatch):
+def test_a_missing_vocabulary_is_an_error_with_the_download(files, tmp_path, monkeypatch):
     """InternVideo2 also needs BERT's vocabulary, which has an error of its own."""
     _offline(tmp_path, monkeypatch)
     with pytest.raises(GuidedCDError, match=r"vocabulary: .*hf download google-bert/bert-large-uncased vocab\.txt"):
         InternV2(InternV2Config(path=str(files / "video.pt"), arch=str(files / "video.json")))
 
 
-def test_auto_finds_the_cache_folder_and_customary_places(files, tmp_path, monkeypatch):
+def test_auto_searches_the_cache_folder_and_the_original_folders(files, tmp_path, monkeypatch):
     """`auto` takes the file from GUIDEDCD_CACHE first, then from where the model's own code keeps it."""
     _offline(tmp_path, monkeypatch)
     legacy, cached = tmp_path / ".cache" / "hpsv2", tmp_path / "cache"

@@ -134,7 +134,7 @@ def test_an_image_tower_multiplies_all_tokens_with_a_frozen_weight_at_once():
 
 @each
 def test_scores_are_cosines_with_gradient(files, name):
-    """Scores are (B,) float32 in [-1, 1] with a gradient in every frame; no weight wants one, and train() is inert."""
+    """Scores are (B,) float32 in [-1, 1] with a gradient in every frame but none in weights; train() has no effect."""
     reward = BUILDERS[name](files)
     x = video().requires_grad_()
     state = torch.get_rng_state()
@@ -262,7 +262,7 @@ def test_padding_does_not_change_text_features(files):
 
 @each
 def test_embedded_models_work(name):
-    """The embedded reward models load, know their context, and score."""
+    """The embedded reward models load, have a context length, and score."""
     folder = models.WEIGHTS
     if not (folder / f"{name}.safetensors").is_file():
         pytest.skip("the embedded weights are not part of this checkout")

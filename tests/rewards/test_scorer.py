@@ -53,7 +53,7 @@ class Bright(nn.Module):
 
 
 def latents(batch: int = 4) -> Tensor:
-    """Predictions (batch, 1, F, 2, 2) that want a gradient."""
+    """Predictions (batch, 1, F, 2, 2) that require a gradient."""
     return torch.randn(batch, 1, FRAMES, 2, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
 
@@ -140,7 +140,7 @@ def test_a_route_may_give_a_reward_a_text_of_its_own():
 
 
 def test_equal_choices_share_one_decode():
-    """Rewards with equal frames and pick see the same frames from one decode; another choice is another decode."""
+    """Rewards with equal frames and pick receive the same frames from one decode; another choice is another decode."""
     rewards, teacher = engine(
         a=RewardConfig(), b=RewardConfig(weight=2.0), c=RewardConfig(frames=4), d=RewardConfig(pick="strided")
     )
@@ -160,11 +160,11 @@ def test_samples_go_where_they_are_routed(wanted, limit):
     for names in ("ab", "c"):
         decoded = [i for i, one in enumerate(wanted) if set(one) & set(names)][:limit]
         for name in names:
-            mine = tuple(i for i in decoded if name in wanted[i])
-            assert scores[name].samples == mine
-            assert scores[name].scores.shape == (len(mine),)
-            if mine:
-                assert rewards.modules[name].seen[0][1] == ["c" * (i + 1) for i in mine]
+            rows = tuple(i for i in decoded if name in wanted[i])
+            assert scores[name].samples == rows
+            assert scores[name].scores.shape == (len(rows),)
+            if rows:
+                assert rewards.modules[name].seen[0][1] == ["c" * (i + 1) for i in rows]
     decodes = [[i for i, one in enumerate(wanted) if set(one) & set(names)][:limit] for names in ("ab", "c")]
     assert [count for count, _, _ in teacher.calls] == [len(one) for one in decodes if one]
 
@@ -226,7 +226,7 @@ def test_low_memory_gives_the_same_scores_and_gradients():
     assert [calls for *_, calls in results] == [1, 3 * 2 * 2]  # samples, frames, passes
 
 
-def test_errors_inside_a_reward_say_whose_they_are():
+def test_errors_inside_a_reward_name_the_reward():
     """An exception in a reward keeps its type and gains a note with the reward and its plugin."""
 
     class Broken(Bright):
@@ -278,7 +278,7 @@ def test_frames_do_not_depend_on_routing():
 
 
 def test_readers_count_with_the_rewards_own_tokenizers():
-    """Routing asks each reward for its context length and its own count."""
+    """Routing uses each reward's own context length and token count."""
     rewards, _ = engine(a=RewardConfig())
     assert rewards.readers["a"].max_tokens == 5
     assert rewards.readers["a"].count("abc") == 3

@@ -91,7 +91,7 @@ def test_the_source_of_the_reward_inside_is_recorded(tmp_path):
     assert sources["reward 'clip' in energy 'reward:clip'"]["plugin"] == "guidedcd/clip"
 
 
-def test_its_gradient_is_that_of_the_reward_through_the_decoder(teacher):
+def test_the_gradient_of_a_reward_energy_passes_the_decoder(teacher):
     """The score equals the derivative written out by hand, and a guided step along it raises the reward."""
     energy = RewardEnergy(config(part=(0.0, 1.0)))
     step = step_of(teacher, [300, 600])
@@ -136,7 +136,7 @@ def step_rest(step: TeacherStep) -> tuple[torch.Tensor, ...]:
     return step.t, step.o_c, step.o_u, step.omega
 
 
-def test_it_acts_in_its_part_and_on_captions_that_the_reward_can_read(teacher):
+def test_a_reward_energy_is_0_outside_of_its_part(teacher):
     """Elsewhere the energy and its gradient are 0, and nothing is decoded."""
     step, decoded = step_of(teacher, [100, 333, 334, 100]), []
 

@@ -247,7 +247,7 @@ def test_a_guided_step_lowers_it(teacher, energy):
 
 
 @BOTH
-def test_it_works_in_bfloat16(teacher, energy):
+def test_attention_energies_of_a_bfloat16_network_are_float32(teacher, energy):
     """With a network in bfloat16, energies are float32 numbers near those of float32, with a finite gradient."""
     rough = copy.deepcopy(teacher).to("cpu", torch.bfloat16)
     values = []
@@ -271,7 +271,7 @@ def test_the_displacements_of_a_reference_are_small(teacher):
 
 
 def test_a_single_latent_frame_is_refused():
-    """`amf` of one latent frame is an error that asks for more frames."""
+    """`amf` of one latent frame is an error that recommends more frames."""
     energy, single = AMF(AMFConfig()), tiny_transformer_teacher(latent_frames=1)
     with pytest.raises(GuidedCDError, match="use more frames"):
         energy.keep(seen(single, 1, energy))
@@ -305,7 +305,7 @@ def test_the_block_is_an_option(teacher):
 
 
 @BOTH
-def test_unets_refuse_it(energy):
+def test_unets_refuse_attention_energies(energy):
     """A UNet, whose layers attend within frames or over frames, refuses the energies in a sentence."""
     unet = tiny_teacher()
     with pytest.raises(GuidedCDError, match="either within frames or over frames"):

@@ -67,7 +67,7 @@ def scored(teacher, reward: nn.Module, sources: list[StudentPredictions], weight
 
 
 @pytest.mark.parametrize(("name", "size"), [("dynamics", 0.1), ("saturation", 4.0), ("x0-motion", 0.1)])
-def test_its_gradient_is_that_of_the_energy(teacher, name, size):
+def test_the_gradient_of_an_energy_reward_is_that_of_the_energy(teacher, name, size):
     """The gradient of the loss is the weight times that of the mean energy at the student's clean latents."""
     one = source(teacher, [{"one"}, {"one"}], size=size)
     reward = EnergyReward(EnergyRewardConfig(energy=name))
@@ -150,7 +150,7 @@ def test_a_weight_of_0_needs_no_gradient(teacher):
         (lambda seen: 1 / 0, "division by zero"),
     ],
 )
-def test_a_wrong_reward_of_latents_is_found_before_the_store(teacher, monkeypatch, change, words):
+def test_a_wrong_reward_of_latents_is_an_error_before_the_store(teacher, monkeypatch, change, words):
     """The rehearsal calls it on noise, in the middle of the schedule."""
     run = Run.from_profile("shapes", rewards=["energy:dynamics"], energies=[])
     rewards = {"energy:dynamics": Small(change)}
@@ -208,7 +208,7 @@ def test_options_and_refusals():
         EnergyReward(EnergyRewardConfig(energy="dynamics", inside=options))
 
 
-def test_it_is_no_reward_of_frames(teacher, tmp_path):
+def test_a_reward_of_latents_cannot_score_frames(teacher, tmp_path):
     """Where frames are scored, a reward that reads latents is refused in one sentence."""
     energy = RewardEnergy(RewardEnergyConfig(reward="energy:dynamics", part=(0.0, 1.0)))
     one = source(teacher, [set()])

@@ -133,8 +133,8 @@ def test_random_numbers_follow_the_step(tmp_path):
     assert scores[0] == scores[1] != scores[2] and scores[0][1] == 1
 
 
-def test_a_plan_leaves_it_out():
-    """A plan starts no process, and prints that it knows no cost."""
+def test_a_plan_leaves_out_the_reward_external():
+    """A plan starts no process, and prints that its cost is unknown."""
     with pytest.raises(GuidedCDError, match="it runs in a process of its own, whose time and memory are not known"):
         outline(Chosen("external:a:b", ExternalConfig(function="a:b", python=sys.executable)))
 

@@ -80,7 +80,7 @@ def test_every_model_has_a_class():
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_scorer_is_found_and_frozen(fake, model):
+def test_every_scorer_is_imported_and_frozen(fake, model):
     """Each model is imported from its module, built from its repository or path, in eval mode and without training."""
     fake(model)
     reward = Imscore(ImscoreConfig(model=model))

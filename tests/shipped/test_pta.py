@@ -74,7 +74,7 @@ def teacher():
 
 
 def seen(teacher, seed: int, energy: PTA, grad: bool = False):
-    """What the teacher sees of two random samples."""
+    """The teacher's forward pass of two random samples."""
     z = noise(seed, 0, (2, *teacher.geometry.latent_shape)).double().requires_grad_(grad)
     return teacher.seen(z, torch.tensor([700, 900]), teacher.null(2), energy.needs)
 

@@ -118,13 +118,13 @@ def test_every_teacher_encodes_decodes_and_denoises(teachers, name):
     z = torch.randn(2, *geometry.latent_shape)
     t = torch.tensor([10, 900])
     with torch.no_grad():
-        said = teacher.net(z, t, teacher.embed(["a cat!", "two dogs"]))
+        output = teacher.net(z, t, teacher.embed(["a cat!", "two dogs"]))
         silent = teacher.net(z, t, teacher.null(2))
 
         assert teacher.encode(torch.rand(1, *geometry.pixel_shape)).shape == (1, *geometry.latent_shape)
         assert teacher.decode(z, [0, 2]).shape == (2, 2, 3, geometry.height, geometry.width)
-    assert said.shape == z.shape
-    assert not torch.equal(said, silent)
+    assert output.shape == z.shape
+    assert not torch.equal(output, silent)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -195,14 +195,14 @@ def test_separate_adapters_use_linear_noise_levels(teachers, folders):
 )
 def test_animatediff_mistakes_are_one_line(folders, options, message):
     """Too many frames, no adapter, odd sizes, nothing there."""
-    found = {key: str(folders / value) if isinstance(value, str) else value for key, value in options.items()}
+    config = {key: str(folders / value) if isinstance(value, str) else value for key, value in options.items()}
     with pytest.raises(GuidedCDError, match=message) as error:
-        animatediff(AnimateDiffConfig(**{**SIZE, **found}))
+        animatediff(AnimateDiffConfig(**{**SIZE, **config}))
     assert "\n" not in str(error.value)
 
 
 def test_a_file_is_no_folder_of_a_3d_unet(tmp_path):
-    """A checkpoint given to `unet3d` is told which loader reads it."""
+    """For a checkpoint file, the error of `unet3d` names the loader that reads it."""
     (tmp_path / "model.ckpt").touch()
     with pytest.raises(GuidedCDError, match=r"model\.ckpt is a file: .*`teacher=.videocrafter2:FILE.`"):
         load_unet3d(tmp_path / "model.ckpt", frames=1, height=8, width=8, fps=8)
@@ -222,11 +222,11 @@ def test_half_precision_teachers_compute_in_half_precision(tmp_path):
     teacher = videocrafter2(VideoCrafter2Config(path=str(path), arch=str(arch), dtype="bfloat16", **SIZE))
     z = torch.randn(1, *teacher.geometry.latent_shape)
     with torch.no_grad():
-        said = teacher.net(z, torch.tensor([500]), teacher.embed(["x"]))
+        output = teacher.net(z, torch.tensor([500]), teacher.embed(["x"]))
 
     assert teacher.dtype == torch.bfloat16
     assert next(teacher.vae.parameters()).dtype == torch.bfloat16
-    assert said.dtype == torch.float32
+    assert output.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["videocrafter2", "unet3d", "animatediff"])

@@ -160,7 +160,7 @@ def test_gradients_are_those_of_finite_differences(options, monkeypatch):
 
 
 def test_a_reward_is_the_weighted_sum_of_normalised_scores(reward, options):
-    """Weights multiply normalised scores, raw ones if asked, and the sequence may end at the last token that counts."""
+    """Weights multiply normalised scores, or raw ones by option; the sequence may end at the last token that counts."""
     with torch.no_grad():
         raw = reward.raw(clips(), CAPTIONS)
         mean, std = torch.tensor([[0.3, 2.0], [-0.2, 0.5], [0.1, 1.5]]).T

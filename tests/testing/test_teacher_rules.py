@@ -104,7 +104,7 @@ def test_every_rule_has_a_broken_plugin(kind, repository):
 
 
 def test_an_unknown_kind_of_prediction_is_caught():
-    """The kind of prediction must be one that the engine knows."""
+    """The kind of prediction must be one that the engine supports."""
     teacher = tiny_teacher()
     teacher.schedule.prediction = "score"
 

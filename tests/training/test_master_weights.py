@@ -24,9 +24,9 @@ from guidedcd.workflow import distil
 def network() -> nn.Module:
     """Two layers, the second one frozen."""
     torch.manual_seed(0)
-    made = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    made[1].requires_grad_(False)
-    return made
+    layers = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    layers[1].requires_grad_(False)
+    return layers
 
 
 def test_masters_keep_what_bfloat16_would_lose():
@@ -100,8 +100,8 @@ def test_the_teacher_s_network_is_taken_over(toy):
     assert teacher.fingerprint() == other.fingerprint()
     z, t = torch.randn(1, *teacher.geometry.latent_shape), torch.tensor([500])
     with torch.no_grad():
-        said = student.eval()(z, t, teacher.embed(["x"]), torch.tensor([3.0]))
-        torch.testing.assert_close(said, other.net(z, t, other.embed(["x"])), atol=1e-6, rtol=1e-5)
+        output = student.eval()(z, t, teacher.embed(["x"]), torch.tensor([3.0]))
+        torch.testing.assert_close(output, other.net(z, t, other.embed(["x"])), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{"student": {"ema": 0.9}}, {"train": {"average": 0.9}}], ids=["ema", "average"])

@@ -122,7 +122,7 @@ def test_the_consistency_loss_has_a_weight(step):
     assert torch.equal(losses[0.5], 0.5 * losses[1.0]) and losses[0.0] == 0
 
 
-def test_a_run_that_trains_nothing_is_refused(toy):
+def test_a_run_without_any_objective_is_refused(toy):
     """Without rewards and guided steps, a weight of 0 is one sentence."""
     with pytest.raises(GuidedCDError, match="nothing trains the student"):
         make(replace=("rewards",), rewards={}, train={"consistency_weight": 0.0})

@@ -42,7 +42,7 @@ def test_lora_and_average_resume(toy, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_bfloat16_learns_as_float32_does_and_resumes_exactly(toy, tmp_path, monkeypatch):
+def test_bfloat16_training_agrees_with_float32_and_resumes_exactly(toy, tmp_path, monkeypatch):
     """Losses agree to bfloat16's accuracy, weights are saved in float32, and a resumed run repeats every number."""
     options = {"steps": 2, "accumulate": 2, "average": 0.5, "checkpoint": {"every": 1}}
     options["activation_checkpoint"] = {"layers": "all"}

@@ -23,8 +23,8 @@ CLIPS = [Sample(id=f"{i}", dataset="toy", caption=f"clip {i}") for i in range(9)
 
 def routed(sample: Sample):
     """Every reward of the toy run reads everything."""
-    known = attrs.evolve(sample, readers={"toy": Reader(max_tokens=8, count=len)})
-    return known, route(known, [])
+    with_reader = attrs.evolve(sample, readers={"toy": Reader(max_tokens=8, count=len)})
+    return with_reader, route(with_reader, [])
 
 
 def rollouts(run, teacher, clips=CLIPS, **options) -> Rollouts:
@@ -51,8 +51,8 @@ def test_only_the_last_pass_has_a_gradient(toy):
     lengths = set()
     for number in range(24):
         calls.clear()
-        made = own(model, number)
-        predicted, routes = made.latents, made.routes
+        rollout = own(model, number)
+        predicted, routes = rollout.latents, rollout.routes
         assert predicted.shape == (2, *teacher.geometry.latent_shape) and predicted.requires_grad
         assert [t for t, _ in calls] == [999, 749, 499, 249][: len(calls)]
         assert [grad for _, grad in calls] == [False] * (len(calls) - 1) + [True]
@@ -73,8 +73,8 @@ def test_the_last_of_all_passes_is_what_sampling_gives(toy):
         seen.append(z)
         return student(z, *args)
 
-    made = own(model, 7)
-    predicted, routes = made.latents, made.routes
+    rollout = own(model, 7)
+    predicted, routes = rollout.latents, rollout.routes
     cond = teacher.embed([one.caption for one in routes])
     lambdas = [run.energies["toy"].relative / 6]
     expected = sample(student, teacher, cond, seen[0], 1, 2.5, lambdas, run.energies["toy"].fraction)
@@ -89,11 +89,11 @@ def test_numbers_depend_on_seed_and_step_alone(toy):
     whole = rollouts(make(train={"rollouts": {"videos": 4, "steps": 2}}), teacher)
     parts = [rollouts(run, teacher, process=i, processes=2) for i in range(2)]
     for number in (5, 3, 5):
-        made = whole(student, number)
-        expected, routes = made.latents, made.routes
-        found = [part(student, number) for part in parts]
-        torch.testing.assert_close(torch.cat([one.latents for one in found]), expected, atol=1e-5, rtol=1e-5)
-        assert [r.caption for one in found for r in one.routes] == [r.caption for r in routes]
+        rollout = whole(student, number)
+        expected, routes = rollout.latents, rollout.routes
+        shares = [part(student, number) for part in parts]
+        torch.testing.assert_close(torch.cat([one.latents for one in shares]), expected, atol=1e-5, rtol=1e-5)
+        assert [r.caption for one in shares for r in one.routes] == [r.caption for r in routes]
     other = rollouts(make(train={"rollouts": {"videos": 4, "steps": 2}}, seed=1), teacher)
     assert [s.id for s, _ in other.chosen(5)] != [s.id for s, _ in whole.chosen(5)]
 
@@ -108,8 +108,8 @@ def test_prompts_come_from_a_file_the_teacher_or_the_store(toy, tmp_path):
     assert [s.caption for s, _ in rollouts(run, teacher).prompts] == ["of the teacher"] * 3
     (tmp_path / "list.txt").write_text("one\n\ntwo\n")
     listed = make(train={"rollouts": {"videos": 1, "prompts": str(tmp_path / "list.txt")}})
-    found = [s for s, _ in rollouts(listed, teacher).prompts]
-    assert [s.caption for s in found] == ["one", "two"] and {s.dataset for s in found} == {"prompts"}
+    texts = [s for s, _ in rollouts(listed, teacher).prompts]
+    assert [s.caption for s in texts] == ["one", "two"] and {s.dataset for s in texts} == {"prompts"}
     with pytest.raises(GuidedCDError, match="there is no prompts file"):
         rollouts(make(train={"rollouts": {"videos": 1, "prompts": str(tmp_path / "none.txt")}}), teacher)
 
@@ -123,14 +123,14 @@ def test_a_missing_file_of_prompts_is_an_error_before_the_work(toy, tmp_path):
     assert listed(make(train={"rollouts": {"prompts": missing}})) == []
 
 
-def test_prompts_that_no_reward_reads_are_left_out(toy):
+def test_prompts_without_a_reward_are_left_out(toy):
     """Routes decide about prompts as about clips; when none is left, the error names the options to change."""
     run = make(train={"rollouts": {"videos": 1}})
     teacher = run.teacher.build()
 
     def none(sample):
-        known, found = routed(sample)
-        return known, attrs.evolve(found, rewards=frozenset() if sample.caption != "clip 3" else found.rewards)
+        reader_step, routes = routed(sample)
+        return reader_step, attrs.evolve(routes, rewards=frozenset() if sample.caption != "clip 3" else routes.rewards)
 
     kept = Rollouts(run, teacher, CLIPS, routed=none).prompts
     assert [s.caption for s, _ in kept] == ["clip 3"]
@@ -141,12 +141,12 @@ def test_prompts_that_no_reward_reads_are_left_out(toy):
 def test_the_proving_ground_has_prompts_of_its_own():
     """More than a thousand prompts, with and without motion words; none is among those that evaluations measure."""
     teacher = ShapesTeacher(ShapesTeacherConfig())
-    found = prompts.training(teacher)
-    assert 1000 < len(found) < 2000 and 500 < sum("motion" in p.named for p in found) < 1001
+    own_prompts = prompts.training(teacher)
+    assert 1000 < len(own_prompts) < 2000 and 500 < sum("motion" in p.named for p in own_prompts) < 1001
     for count in (48, 384):
         splits, others = prompts.evaluation(teacher, count)
         measured = {p.text for some in (*splits.values(), others) for p in some}
-        assert not measured & {p.text for p in found}
+        assert not measured & {p.text for p in own_prompts}
     assert prompts.training(object()) == []
 
 
@@ -178,8 +178,8 @@ def test_a_loss_that_is_not_finite_names_the_prompts(toy, tmp_path, monkeypatch)
     call = Rollouts.__call__
 
     def broken(self, model, number, shape):
-        made = call(self, model, number)
-        return attrs.evolve(made, latents=made.latents * float("inf"))
+        rollout = call(self, model, number)
+        return attrs.evolve(rollout, latents=rollout.latents * float("inf"))
 
     monkeypatch.setattr(Rollouts, "__call__", broken)
     with pytest.raises(GuidedCDError, match=r"not finite at step 1, samples toy/\d#\d, toy/\d#\d, 'clip \d'"):

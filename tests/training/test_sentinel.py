@@ -155,7 +155,7 @@ def test_a_trained_reward_that_reads_latents_is_not_scored(judges, tmp_path):
 
 
 def test_statistics_of_videos():
-    """A grey, constant video has no saturation, change or flicker; colour, steady motion and noise are told apart."""
+    """A grey, constant video has no saturation, change or flicker; colour, motion and noise change different ones."""
     grey = torch.full((1, 4, 3, 16, 16), 0.5)
     steady = grey + torch.linspace(0, 0.3, 4).view(1, 4, 1, 1, 1)
     red = grey.clone()

@@ -1,4 +1,4 @@
-"""A network spread over processes: what its optimiser, its averages and its checkpoints see; here in one process."""
+"""A network spread over processes: its optimiser, its averages and its checkpoints; here in one process."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def test_a_step_equals_that_of_whole_weights(mesh, passes):
         torch.testing.assert_close(step(weights, net, x, passes), step(own, plain, x, passes))
     torch.testing.assert_close(net(x), plain(x))
     for averaged in (False, True):
-        found, expected = weights.state(averaged=averaged), own.state(averaged=averaged)
-        assert found.keys() == expected.keys()
+        state, expected = weights.state(averaged=averaged), own.state(averaged=averaged)
+        assert state.keys() == expected.keys()
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value)
+            torch.testing.assert_close(state[name], value)
 
 
 def test_the_smallest_matrices_stay_whole():

@@ -1,4 +1,4 @@
-"""A step's numbers: means over its batches, sent off when it is launched and asked for later."""
+"""A step's numbers: means over its batches, copied to the host when it is launched and read later."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def test_a_line_has_means_over_batches(losses, shares):
         {"loss": torch.tensor((losses * count)[n])} | ({"routed/a": shares[n]} if n < len(shares) else {})
         for n in range(count)
     ]
-    found = StepMetrics(seen, torch.tensor(3.0)).wait()
+    metrics = StepMetrics(seen, torch.tensor(3.0)).wait()
 
-    assert found.losses == (losses * count)[:count] and found.everywhere is None
-    assert found.line.keys() == {"loss", "routed/a", "grad_norm"} and found.line["grad_norm"] == 3.0
-    assert found.line["loss"] == pytest.approx(sum(found.losses) / count)
-    assert found.line["routed/a"] == pytest.approx(sum(shares) / len(shares))
+    assert metrics.losses == (losses * count)[:count] and metrics.everywhere is None
+    assert metrics.line.keys() == {"loss", "routed/a", "grad_norm"} and metrics.line["grad_norm"] == 3.0
+    assert metrics.line["loss"] == pytest.approx(sum(metrics.losses) / count)
+    assert metrics.line["routed/a"] == pytest.approx(sum(shares) / len(shares))
 
 
 def test_means_over_processes_leave_out_what_a_process_has_not():
@@ -48,10 +48,10 @@ def test_means_over_processes_leave_out_what_a_process_has_not():
     )
     keys = ("loss", "grad_norm", "routed/a", "reward/a", "reward/b")
     outcome.share(Others([3.0, 2.0, 0.75, math.nan, math.nan]), keys)
-    found = outcome.wait()
+    metrics = outcome.wait()
 
-    assert found.everywhere == {"loss": 2.0, "grad_norm": 2.0, "routed/a": 0.5, "reward/a": 4.0}
-    assert found.line["loss"] == 1.0 and found.losses == [1.0]
+    assert metrics.everywhere == {"loss": 2.0, "grad_norm": 2.0, "routed/a": 0.5, "reward/a": 4.0}
+    assert metrics.line["loss"] == 1.0 and metrics.losses == [1.0]
 
 
 def test_numbers_are_those_of_the_launch():

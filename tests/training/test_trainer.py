@@ -164,35 +164,39 @@ def test_a_tracker_receives_every_logged_step(toy, tmp_path, monkeypatch):
     with pytest.raises(GuidedCDError, match="pip install wandb"):
         distil(run)
 
-    class Heard(tracking.GeneralTracker):
+    class RecordingTracker(tracking.GeneralTracker):
         name, requires_logging_directory = "wandb", False
-        said: list = []  # noqa: RUF012 - what all of them heard
+        calls: list = []  # noqa: RUF012 - the calls of all instances
 
         def __init__(self, run_name, **kwargs):
             super().__init__()
 
         def start(self):
-            self.said.append("start")
+            self.calls.append("start")
 
         @property
         def tracker(self):
             return self
 
         def store_init_configuration(self, values):
-            self.said.append(values["train.steps"])
+            self.calls.append(values["train.steps"])
 
         def log(self, values, step, **kwargs):
-            self.said.append((step, values["cd_loss"]))
+            self.calls.append((step, values["cd_loss"]))
 
         def finish(self):
-            self.said.append("finish")
+            self.calls.append("finish")
 
     monkeypatch.setattr("guidedcd.training.trackers.get_available_trackers", lambda: ["wandb"])
     monkeypatch.setattr("guidedcd.training.trackers.filter_trackers", lambda name, folder: [name])
-    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Heard)
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", RecordingTracker)
     lines = trained(run, tmp_path / "a", tmp_path / "s")
 
-    assert [one for one in Heard.said if one != "start"] == [3, *((x["step"], x["cd_loss"]) for x in lines), "finish"]
+    assert [one for one in RecordingTracker.calls if one != "start"] == [
+        3,
+        *((x["step"], x["cd_loss"]) for x in lines),
+        "finish",
+    ]
 
 
 @pytest.mark.slow

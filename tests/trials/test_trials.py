@@ -135,7 +135,7 @@ def test_a_reward_is_drawn_over_the_pixels(tmp_path, clip, capsys):
     assert "1 of 1 captions have more than the 3 tokens" in capsys.readouterr().out
 
 
-def test_a_reward_sees_the_pixels_that_were_sampled(tmp_path, clip):
+def test_a_reward_receives_the_pixels_that_were_sampled(tmp_path, clip):
     """An enlarged video is reduced to its own size first."""
     from guidedcd.trials.reward import _videos
 

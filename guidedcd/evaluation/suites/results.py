@@ -194,7 +194,7 @@ def described_unknown(results: Results, suite: Suite) -> list[dict[str, str]]:
     described = []
     names = [dimension.name for dimension in suite.dimensions]
     for written, file in results.unknown.items():
-        other = next((title for title, theirs in suite.other_versions.items() if _is_of(written, theirs)), None)
+        other = next((title for title, listed in suite.other_versions.items() if _is_of(written, listed)), None)
         hint = f" It is a dimension of {other}." if other else suggest(dimension_name(written), names)
         described.append({"name": written, "file": file, "hint": hint.strip()})
     return described

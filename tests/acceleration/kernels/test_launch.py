@@ -13,7 +13,7 @@ from guidedcd.acceleration.kernels.launch import Launcher, cdiv, power_of_2
 
 
 class Kernel:
-    """Counts how often it is asked to find out what it is called with, and what was launched after that."""
+    """Counts how often its arguments are specialised, and records what was launched after that."""
 
     arg_names = ("X", "N", "SCALE", "BLOCK", "WIDTH")
 
@@ -52,8 +52,8 @@ def test_a_second_call_of_a_kind_is_launched_at_once():
 
 
 @pytest.mark.parametrize("changed", ["dtype", "alignment", "number", "constant", "warps"])
-def test_another_kind_of_call_is_found_out_anew(changed):
-    """A dtype, a pointer's alignment, a number or a constant that differs asks Triton again; the first kind is kept."""
+def test_another_kind_of_call_is_specialised_again(changed):
+    """Another dtype, alignment, number or constant runs Triton's dispatch again; the first kind stays cached."""
     kernel, x = Kernel(), torch.zeros(16)
     launcher = Launcher(kernel)
     call = {"x": x, "n": 8, "block": 16, "warps": 1}
@@ -76,7 +76,7 @@ def test_another_kind_of_call_is_found_out_anew(changed):
     assert [number for number, *_ in kernel.launched] == [1]
 
 
-def test_an_interpreter_is_asked_every_time():
+def test_an_interpreter_computes_every_call():
     """Triton's interpreter gives nothing back to be kept, and computes at every call."""
     calls = []
 

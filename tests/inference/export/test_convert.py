@@ -53,16 +53,16 @@ def test_the_folder_is_complete(converted):
 def test_the_folder_is_the_same_teacher(converted, checkpoint):
     """Read as any diffusers folder it gives the checkpoint's outputs, text included."""
     size = {"frames": 2, "height": 8, "width": 8}
-    ours = load_videocrafter2(checkpoint[0], arch=checkpoint[1], fps=16, **size)
-    theirs = unet3d(UNet3DConfig(path=str(converted), **size))
+    published = load_videocrafter2(checkpoint[0], arch=checkpoint[1], fps=16, **size)
+    converted_teacher = unet3d(UNet3DConfig(path=str(converted), **size))
     z, t = torch.randn(2, 4, 2, 8, 8), torch.tensor([20, 700])
-    cond, again = (teacher.embed(["A “red” cat!", ""]) for teacher in (ours, theirs))
+    cond, again = (teacher.embed(["A “red” cat!", ""]) for teacher in (published, converted_teacher))
 
     torch.testing.assert_close(again["prompt_embeds"], cond["prompt_embeds"], atol=1e-6, rtol=0)
     with torch.no_grad():
-        torch.testing.assert_close(theirs.net(z, t, again), ours.net(z, t, cond), atol=1e-5, rtol=0)
-        torch.testing.assert_close(theirs.decode(z), ours.decode(z), atol=1e-5, rtol=0)
-    assert torch.equal(theirs.schedule.alphas_cumprod, ours.schedule.alphas_cumprod)
+        torch.testing.assert_close(converted_teacher.net(z, t, again), published.net(z, t, cond), atol=1e-5, rtol=0)
+        torch.testing.assert_close(converted_teacher.decode(z), published.decode(z), atol=1e-5, rtol=0)
+    assert torch.equal(converted_teacher.schedule.alphas_cumprod, published.schedule.alphas_cumprod)
 
 
 class Silent:
@@ -96,7 +96,7 @@ def test_a_folder_that_exists_is_never_overwritten(converted, checkpoint):
 
 
 def test_a_foreign_vocabulary_is_converted_without_a_tokenizer(tmp_path, capsys, monkeypatch):
-    """A text tower whose tokens are not open_clip's keeps its weights; the note says what is missing."""
+    """A text tower whose tokens are not open_clip's keeps its weights; the note lists what is missing."""
     monkeypatch.setattr(convert, "CleanProcess", lambda: Silent({}))
     monkeypatch.setattr(convert, "assert_close", lambda *_: 0.0)
     config = json.loads(json.dumps(LVDM_CONFIG))

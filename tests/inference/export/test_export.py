@@ -58,7 +58,7 @@ def trained(teacher, kind: str = "full", energies: tuple[str, ...] = ("pta",)) -
 
 
 def outputs(network, width: int):
-    """What a network says of fixed inputs with a guidance embedding of `width`."""
+    """The predictions of a network for fixed inputs with a guidance embedding of `width`."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
@@ -71,7 +71,7 @@ def outputs(network, width: int):
 
 @pytest.mark.parametrize("energies", [(), ("pta",), ("pta", "other")])
 def test_one_linear_layer_does_what_the_projections_do(teacher, energies):
-    """The stock class represents every student whose energies are always told."""
+    """The stock class represents every student whose energies' inputs are constant."""
     network = merged_student.merged_network(trained(teacher, energies=energies).student)
     stock = merged_student.stock(network, merged_student.composite(merged_student.projection(network)))
     width = 256 * (1 + len(energies))
@@ -81,7 +81,7 @@ def test_one_linear_layer_does_what_the_projections_do(teacher, energies):
 
 
 def test_adapters_are_merged_into_plain_layers(teacher):
-    """A LoRA student's plain network says the same and has no adapter left; the student keeps its own."""
+    """A LoRA student's plain network predicts the same and has no adapter left; the student keeps its own."""
     student = trained(teacher, "lora").student
     plain = merged_student.merged_network(student)
 
@@ -139,7 +139,7 @@ def test_an_extracted_adapter_is_better_with_more_rank(teacher):
     assert lost[2] == pytest.approx((moved / total) ** 0.5, rel=1e-3)
 
 
-def test_teachers_without_a_clip_text_model_say_what_else_works(tmp_path):
+def test_teachers_without_a_clip_text_model_name_the_other_formats(tmp_path):
     """The diffusers folder is refused with the formats that remain; T2V-Turbo's layout works."""
     built = tiny_teacher(frames=2)
     chosen = Chosen("any", TeacherConfig())
@@ -255,7 +255,7 @@ def test_projections_refuse_embeddings_of_another_width():
 
 
 def test_strengths_and_steps_out_of_range_are_refused():
-    """The pipeline says which energies there are and how many steps are possible."""
+    """The pipeline's errors list the energies and the possible steps."""
     from diffusers import DDIMScheduler
 
     pipe = few_step_pipeline.FewStepPipeline(

@@ -53,15 +53,15 @@ def test_an_exported_student_samples_the_same_where_guidedcd_is_not_installed(py
             main(words.split())
         assert not done.value.code, words
 
-    ours = pipeline.StudentPipeline.from_run(tmp_path / "run", device="cpu")
-    latents = pipeline.initial(ours.teacher, [0, 1])
-    noises = torch.stack([pipeline.initial(ours.teacher, [0, 1], 1 + step) for step in range(STEPS)])
-    scales, config = pipeline.strengths(ours), ours.run.energies["pta"]
+    student = pipeline.StudentPipeline.from_run(tmp_path / "run", device="cpu")
+    latents = pipeline.initial(student.teacher, [0, 1])
+    noises = torch.stack([pipeline.initial(student.teacher, [0, 1], 1 + step) for step in range(STEPS)])
+    scales, config = pipeline.strengths(student), student.run.energies["pta"]
     told = lambda_input(torch.tensor([scales["pta"]]), relative=config.relative is not None)
-    cond, omega = ours.teacher.embed(TEXTS), ours.run.evaluate.omega
-    z = sample(ours.student, ours.teacher, cond, latents, STEPS, omega, told, config.fraction, noises=noises)
+    cond, omega = student.teacher.embed(TEXTS), student.run.evaluate.omega
+    z = sample(student.student, student.teacher, cond, latents, STEPS, omega, told, config.fraction, noises=noises)
     with torch.no_grad():
-        pixels = ours.teacher.decode(z).permute(0, 1, 3, 4, 2)
+        pixels = student.teacher.decode(z).permute(0, 1, 3, 4, 2)
 
     save_file({"latents": latents, "noises": noises}, tmp_path / "given.safetensors")
     places = [tmp_path / name for name in ("out", "given.safetensors", "theirs.safetensors")]
@@ -70,9 +70,9 @@ def test_an_exported_student_samples_the_same_where_guidedcd_is_not_installed(py
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1"})
 
     assert done.returncode == 0, done.stderr[-3000:]
-    theirs = load_file(tmp_path / "theirs.safetensors")
-    assert (theirs["latents"] - z).abs().max() < 1e-4 * z.abs().max()
-    assert (theirs["video"] - pixels).abs().max() < 1e-3
+    exported = load_file(tmp_path / "theirs.safetensors")
+    assert (exported["latents"] - z).abs().max() < 1e-4 * z.abs().max()
+    assert (exported["video"] - pixels).abs().max() < 1e-3
 
 
 @pytest.mark.slow

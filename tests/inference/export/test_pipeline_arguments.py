@@ -104,7 +104,7 @@ def test_guidance_scale_is_omega_plus_one(example):
     assert not torch.equal(default, other)
 
 
-def test_a_list_of_generators_makes_each_video_alone(example):
+def test_a_list_of_generators_samples_each_video_alone(example):
     """Two videos of one prompt with two generators equal those made one by one."""
     pipe = example["pipe"]
     options = {"num_inference_steps": 2, "output_type": "latent"}
@@ -131,7 +131,7 @@ def test_every_output_type_has_the_same_pixels(example):
         pipe("a cat", output_type="mp4")
 
 
-def test_a_callback_sees_and_replaces_the_latents(example):
+def test_a_callback_receives_and_replaces_the_latents(example):
     """The callback gets the tensors of its list after every step, and its return value replaces them."""
     pipe, steps = example["pipe"], []
 

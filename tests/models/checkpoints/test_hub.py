@@ -24,21 +24,21 @@ def cut_off(monkeypatch):
     monkeypatch.setattr("urllib.request.getproxies", dict)
 
 
-def test_a_hub_out_of_reach_is_not_asked_again(cut_off):
+def test_an_unreachable_hub_is_contacted_once(cut_off):
     """The reason names the host, and the hub's libraries look in their cache only from then on."""
     assert hub.why_not() == "huggingface.co cannot be reached"
     assert constants.HF_HUB_OFFLINE
 
 
-def test_a_proxy_is_trusted(cut_off, monkeypatch):
-    """Behind a proxy this machine need not know the hub's address."""
+def test_a_proxy_resolves_the_hubs_address(cut_off, monkeypatch):
+    """Behind a proxy this machine need not resolve the hub's address."""
     monkeypatch.setattr("urllib.request.getproxies", lambda: {"https": "http://proxy:3128"})
 
     assert hub.why_not() == ""
 
 
-def test_a_missing_teacher_says_why(cut_off, tmp_path):
-    """A name that is neither a folder nor to be had names both; a folder's own fault is told as it is."""
+def test_a_missing_teacher_is_an_error_with_its_reason(cut_off, tmp_path):
+    """The error of a name that is no folder and cannot be downloaded states both; a faulty folder has its own error."""
     size = {"frames": 2, "height": 8, "width": 8, "fps": 8}
     with pytest.raises(GuidedCDError, match="no such folder, and huggingface.co cannot be reached"):
         load_unet3d("some/model", **size)

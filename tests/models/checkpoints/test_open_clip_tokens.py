@@ -24,11 +24,11 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Tokenizer folders by vocabulary size."""
-    made = {}
+    paths = {}
     for size in (514, 1000, 49408):
-        made[size] = tmp_path_factory.mktemp(f"tokens{size}")
-        write_tokenizer(made[size], size, 77)
-    return made
+        paths[size] = tmp_path_factory.mktemp(f"tokens{size}")
+        write_tokenizer(paths[size], size, 77)
+    return paths
 
 
 def test_ids_are_the_reference_ones(shared):

@@ -46,7 +46,7 @@ def test_code_in_a_bare_pickle_is_refused_and_not_run(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.ckpt", "old.ckpt", "x.safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
-def test_truncated_files_say_so(tmp_path, name, share):
+def test_truncated_files_are_errors_with_their_size(tmp_path, name, share):
     """Every format, cut anywhere, is one line with the size."""
     state = {f"layer{i}.weight": torch.randn(20, 20) for i in range(20)}
     if name.endswith("safetensors"):
@@ -60,7 +60,7 @@ def test_truncated_files_say_so(tmp_path, name, share):
         open_state(tmp_path / name)
 
 
-def test_files_of_other_kinds_say_what_they_hold(tmp_path):
+def test_errors_of_other_files_name_their_content(tmp_path):
     """Text, a tensor, numbers, a list."""
     (tmp_path / "text.pt").write_text("not a checkpoint at all, only some words\n" * 9)
     with pytest.raises(GuidedCDError, match="no checkpoint"):
@@ -75,8 +75,8 @@ def test_files_of_other_kinds_say_what_they_hold(tmp_path):
             open_state(tmp_path / "x.pt")
 
 
-def test_missing_files_and_folders_say_what_to_do(tmp_path):
-    """A missing file says where to get it, a diffusers folder which loader reads it."""
+def test_missing_files_and_folders_are_errors_with_a_remedy(tmp_path):
+    """The error of a missing file states where to get it, that of a diffusers folder which loader reads it."""
     with pytest.raises(GuidedCDError, match="is not at .*: from there"):
         exists(tmp_path / "model.ckpt", "the model", "from there")
     (tmp_path / "unet").mkdir()

@@ -36,8 +36,8 @@ def test_the_four_conditioning_paths_are_the_reference_ones(shared, fps):
     for name, cond in paths.items():
         if (key := f"out.eps_{name}_fps{fps}") in io:
             with torch.no_grad():
-                made = network(io["x"], io["t"], io["context"], timestep_cond=cond).sample
-            torch.testing.assert_close(made, io[key], atol=2e-5, rtol=0, msg=key)
+                output = network(io["x"], io["t"], io["context"], timestep_cond=cond).sample
+            torch.testing.assert_close(output, io[key], atol=2e-5, rtol=0, msg=key)
 
 
 def test_a_low_rank_file_is_merged_as_the_reference_merges_it(shared):
@@ -56,8 +56,8 @@ def test_a_low_rank_file_is_merged_as_the_reference_merges_it(shared):
         changed = float((merged[key].double() - base[key].double()).abs().sum())
         assert changed == pytest.approx(sums["delta_abs_sum"], rel=1e-5), key
     with torch.no_grad():
-        made = network(io["x"], io["t"], io["context"], timestep_cond=io["omega_embedding"]).sample
-    torch.testing.assert_close(made, io["out.eps_merged"], atol=5e-5, rtol=0)
+        output = network(io["x"], io["t"], io["context"], timestep_cond=io["omega_embedding"]).sample
+    torch.testing.assert_close(output, io["out.eps_merged"], atol=5e-5, rtol=0)
 
 
 def test_the_low_rank_order_is_the_published_one(shared):
@@ -113,8 +113,8 @@ def test_a_low_rank_list_needs_its_base_and_its_size(base, tmp_path):
         turbo.merge(factors, wide, unet_state(wide))
 
 
-def test_a_lambda_input_has_no_place_in_the_old_format(base):
-    """v1 knows omega only."""
+def test_a_lambda_input_cannot_be_written_as_version_1(base):
+    """Version 1 has the input omega only."""
     with pytest.raises(GuidedCDError, match="no place for motion_cond_proj"):
         turbo.lora_list(LVDM_UNET, base, unet_state(student=1), rank=2)
 

@@ -74,7 +74,7 @@ def test_the_way_back_gives_the_file_again(config):
 
 
 @pytest.mark.parametrize("config", SIZES[:4])
-def test_the_architecture_is_found_again_from_the_network(config):
+def test_the_architecture_follows_from_the_network(config):
     """lvdm's arguments follow from the diffusers configuration."""
     network = vc2.load_unet(config, unet_state(config), fps=8)
     arguments = lvdm_config(network.config)
@@ -121,14 +121,14 @@ def test_numbers_are_the_reference_ones_in_float32(shared, name):
     parts = vc2.load(folder / "model.safetensors", fps=8, arch=Architecture.read(folder / "config.json"))
     t = io["unet.t_pair"][:1]
     with torch.no_grad():
-        made = {
+        tensors = {
             f"out.unet.eps_t{int(t)}_fps8": parts.unet(io["unet.x"], t.expand(2), io["unet.context"]).sample,
             "out.vae.mean": parts.vae.encode(io["vae.image"]).latent_dist.mean,
             "out.vae.decode_z": parts.vae.decode(io["vae.z"]).sample,
             "out.text.embedding": parts.text(input_ids=io["text.tokens"]).last_hidden_state,
         }
 
-    for key, value in made.items():
+    for key, value in tensors.items():
         torch.testing.assert_close(value, io[key], atol=2e-5, rtol=0, msg=key)
 
 
@@ -189,7 +189,7 @@ def test_whole_numbers_are_no_weights(tmp_path):
         vc2.load_unet(LVDM_UNET, state, fps=8)
 
 
-def test_another_size_asks_for_the_architecture(tmp_path):
+def test_a_file_of_another_size_names_the_option_arch(tmp_path):
     """A file of another size names the option that helps."""
     path, _ = write(tmp_path)
 
@@ -292,8 +292,8 @@ def test_architecture_files_with_mistakes_are_one_line(tmp_path, part, name, val
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_views_read_only_what_is_asked_for():
-    """A view knows its keys without reading a value."""
+def test_views_read_only_the_values_that_are_used():
+    """A view lists its keys without reading a value."""
 
     class Lazy(dict):
         def __getitem__(self, key):

@@ -143,7 +143,7 @@ def test_the_official_layers_of_videocrafter2_are_nine():
     assert len(select_layers(network, "motionclone")) == 6
 
 
-def test_fingerprint_knows_weights_and_settings(teacher):
+def test_the_fingerprint_depends_on_weights_and_settings(teacher):
     """Other weights, another schedule or another size is another teacher; rounding by `to` is not."""
     first = tiny_teacher(frames=3).fingerprint()
 

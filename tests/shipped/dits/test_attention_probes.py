@@ -138,7 +138,7 @@ def run_of(one: Any) -> Any:
 
 
 @FIRST
-def test_a_plan_counts_them(tiny, family, name):
+def test_a_plan_counts_the_passes_of_attention_energies(tiny, family, name):
     """A plan counts the energies' passes on the meta device and leaves out none."""
     run = run_of(tiny(family, name))
     _, left_out = guided(run, outline(run.teacher))

@@ -92,7 +92,7 @@ def test_pixels_of_another_size_are_refused(tiny):
         teacher.encode(torch.zeros(1, 5, 3, 30, 48))
 
 
-def test_experts(tiny, tmp_path):
+def test_missing_experts_are_errors(tiny, tmp_path):
     """The low expert needs two, a listed expert must be there, and a boundary without a second expert is ignored."""
     one, two = tiny("wan", "small"), tiny("wan", "experts")
 

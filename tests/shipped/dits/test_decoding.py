@@ -163,7 +163,7 @@ def test_without_chosen_frames_every_policy_decodes_in_full(teacher, family):
     assert torch.equal(one.decode_exactly(z, [4, 9]), stock(one, z)[:, [4, 9]])
 
 
-def test_what_energies_of_the_network_see_depends_on_no_policy(tiny, teacher):
+def test_the_decoder_of_a_forward_pass_is_exact(tiny, teacher):
     """The decoder of a forward pass, of which scores are stored, is exact, so that no store depends on the policy."""
     one, full = teacher("wan", decode="window:2"), teacher("wan")
     assert one.fingerprint() == full.fingerprint()

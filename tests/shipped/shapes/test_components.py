@@ -85,7 +85,7 @@ def test_clips_are_the_same_at_every_reading():
 
 
 @pytest.mark.parametrize("kind", ["web", "dense"])
-def test_clips_say_what_they_are(kind):
+def test_clips_have_captions_and_motion_of_their_kind(kind):
     """Web clips have a short caption that equals their caption, dense ones only a long one; motion is their speed."""
     clips = component("dataset", "shapes", set=kind).open(GEOMETRY)
     read = [clips[i] for i in range(40)]

@@ -97,7 +97,7 @@ def test_the_recipe_samples_as_the_teacher(folder, tmp_path):
     torch.testing.assert_close(models.decode(teacher.vae, z), videos, rtol=0, atol=2e-5)
 
 
-def test_it_passes_the_checks_of_a_teacher(folder):
+def test_shapes_dit_passes_the_checks_of_a_teacher(folder):
     """Every rule of teachers holds: a fresh student predicts as the teacher, adapters, gradients, chosen frames."""
     results = run_checks(checks("teacher", "shapes-dit", config=ShapesDitConfig(path=str(folder))))
     failed = {result.check.description: result.reason for result in results if result.status != "passed"}

@@ -93,7 +93,7 @@ def test_stages_leave_stock_state(tmp_path):
     assert Session(out=tmp_path, tiny=True).size(10, 2) == 2
 
 
-def test_the_page_says_what_is_missed(tmp_path):
+def test_the_page_marks_figures_below_their_bar(tmp_path):
     """The page has a row per model and bar; a figure below its bar is marked, and the shipped page is up to date."""
     stages = {
         "vae": {"steps": 5, "seconds": 1.5, "truth-clean": {"all": 1.0}, "through-vae-clean": {"all": 0.5}},
@@ -123,7 +123,7 @@ def test_stages_side_by_side_lose_nothing(tmp_path):
     assert sessions[1].done("vae")
 
 
-def test_the_tracker_sees_single_objects_only():
+def test_the_tracker_is_trained_on_single_objects_only():
     """Its loss ignores scenes with two objects, reaches the video tower, and distinguishes the frames."""
     tower = models.build("internv2").vision_encoder
     tracking.initialize_positions(tower)

@@ -22,7 +22,7 @@ def scenes(count: int, seed: int = 0, **options) -> list[world.Scene]:
 
 @pytest.mark.parametrize("variety", [world.Variety(), recipe.VARIETY], ids=["plain", "varied"])
 @pytest.mark.parametrize(("web", "bar"), [(False, 0.98), (True, 0.95)])
-def test_the_oracle_knows_the_truth(web, bar, variety):
+def test_the_oracle_measures_the_drawn_attributes(web, bar, variety):
     """The oracle measures every attribute of drawn videos correctly: 98 % of clean and 95 % of degraded ones."""
     truth = world.pack(scenes(64, unseen=None))
     video = drawing.render(truth, web, torch.Generator().manual_seed(0), variety)
@@ -33,7 +33,7 @@ def test_the_oracle_knows_the_truth(web, bar, variety):
     assert all(means[name] >= bar for name in (*ATTRIBUTES, "speed-class", "all", "direction")), means
 
 
-def test_the_oracle_sees_through_wrong_videos():
+def test_the_oracle_rejects_videos_of_other_scenes():
     """Videos of other scenes are not accepted, and an empty video shows no object."""
     truth, other = world.pack(scenes(32)), world.pack(scenes(32, seed=1))
     scores = Oracle().score(drawing.render(other, generator=torch.Generator().manual_seed(0)), truth)
@@ -75,7 +75,7 @@ def test_captions_use_one_vocabulary():
     assert max(INDEX.values()) == END
 
 
-def test_where_captions_say_what():
+def test_captions_fit_the_rewards_that_they_are_for():
     """Short captions fit every reward; dense ones hide half the objects from InternV2 and all directions from all."""
     rng, counts, positions = random.Random(0), {}, {"object": [], "direction": []}
     count = WorldTokenizer(128).count

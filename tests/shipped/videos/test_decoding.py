@@ -91,7 +91,7 @@ def test_a_short_video_is_refused_or_slowed():
 
 
 @pytest.mark.parametrize("kind", video_files.BROKEN)
-def test_a_broken_file_says_what_is_wrong(kind, tmp_path):
+def test_a_damaged_file_is_a_clip_error_with_its_reason(kind, tmp_path):
     """Every kind of damage is a ClipError with its reason, which does not name a path of this machine."""
     make, reason = video_files.BROKEN[kind]
     path = tmp_path / "x.mp4"
@@ -112,7 +112,7 @@ def test_a_file_that_ends_early_is_refused(share):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_damage_inside_a_file_is_found(seed):
+def test_damage_inside_a_file_is_detected(seed):
     """Where bytes in the middle of the pictures are overwritten, the decoder's repair is not taken for the picture."""
     content, random = bytearray(video_files.noisy()), np.random.default_rng(seed)
     at = random.integers(len(content) // 3, len(content) - 600)
@@ -176,7 +176,7 @@ def test_shrinking_does_not_alias():
     assert float((small - 0.5).abs().max()) < 0.1
 
 
-def test_pixels_that_are_not_square_are_shown_as_meant():
+def test_pixels_that_are_not_square_are_scaled_to_squares():
     """A 16 x 32 picture of pixels twice as wide as high is square: all of it is used."""
     image = np.zeros((32, 16, 3), np.uint8)
     image[:, :4], image[:, 12:] = 255, 255

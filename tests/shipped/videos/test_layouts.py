@@ -140,7 +140,7 @@ def test_shuffling_is_a_permutation_that_the_seed_decides(tmp_path):
     assert sorted(orders[1]) == sorted(orders[3]) == orders[0]
 
 
-def test_other_columns_and_places_can_be_named(tmp_path):
+def test_options_name_other_columns_and_folders(tmp_path):
     """A folder's own metadata: any of the usual column names, one that is named, videos elsewhere, a motion, tags."""
     video_files.write(tmp_path / "films" / "x.mp4", video_files.video())
     (tmp_path / "metadata.jsonl").write_text(
@@ -280,7 +280,7 @@ def test_shards_are_read_in_any_order(tmp_path):
     assert len(opened("webdataset", root / "train-00001.tar")) == 4
 
 
-def test_a_cut_shard_loses_what_is_cut_and_says_so(tmp_path):
+def test_a_truncated_shard_lists_its_lost_samples_once(tmp_path):
     """Of a shard that ends early the samples before the cut are used, and the loss of the rest is one listed entry."""
     root = video_files.shards(tmp_path, [video_files.video()] * 4, size=4)
     path = root / "train-00000.tar"
@@ -311,7 +311,7 @@ def test_members_are_grouped_as_webdataset_does(tmp_path):
     assert reasons(clips) == {1: "x/b/1: has no video, only .txt"}
 
 
-def test_a_huge_list_keeps_only_places(tmp_path):
+def test_a_long_list_keeps_16_bytes_per_row(tmp_path):
     """Of a long CSV or .jsonl file only 16 bytes per row stay in memory."""
     (tmp_path / "m.csv").write_text("file,caption\n" + "x.mp4,words\n" * 1000)
     (tmp_path / "m.jsonl").write_text('{"file": "x.mp4"}\n' * 1000)
