@@ -182,18 +182,18 @@ def check_name(path: Path) -> None:
     Raises:
         GuidedCDError: A part of the path is longer than 255 bytes, or has a null byte or bytes that are no text.
     """
-    for part in path.parts:
+    for name in path.parts:
         try:
-            size = len(part.encode("utf-8"))
+            size = len(name.encode("utf-8"))
         except UnicodeEncodeError:
-            raise GuidedCDError(f"the name {shortened(ascii(part))} is no UTF-8 text. Choose another name.") from None
+            raise GuidedCDError(f"the name {shortened(ascii(name))} is no UTF-8 text. Choose another name.") from None
         if size > LONGEST_NAME:
             raise GuidedCDError(
-                f"the name '{shortened(part)}' has {size} bytes; a file's or folder's name has at most "
+                f"the name '{shortened(name)}' has {size} bytes; a file's or folder's name has at most "
                 f"{LONGEST_NAME}. Choose a shorter one."
             )
-        if "\0" in part:
-            raise GuidedCDError(f"the name {shortened(ascii(part))} has a null byte. Choose another name.")
+        if "\0" in name:
+            raise GuidedCDError(f"the name {shortened(ascii(name))} has a null byte. Choose another name.")
 
 
 def check_writable(folder: Path) -> None:
@@ -231,8 +231,8 @@ def append_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def child_environment() -> dict[str, str]:

@@ -44,9 +44,9 @@ def lock(descriptor: int, *, shared: bool = False) -> None:
 
 
 def _lock_bytes(msvcrt: Any, descriptor: int, shared: bool) -> None:
-    choices = [(place, 1) for place in range(_PLACES)] if shared else [(0, _PLACES)]
-    for place, count in choices:
-        os.lseek(descriptor, _FIRST + place, os.SEEK_SET)
+    choices = [(offset, 1) for offset in range(_PLACES)] if shared else [(0, _PLACES)]
+    for offset, count in choices:
+        os.lseek(descriptor, _FIRST + offset, os.SEEK_SET)
         with contextlib.suppress(OSError):
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, count)
             os.lseek(descriptor, 0, os.SEEK_SET)

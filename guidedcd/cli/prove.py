@@ -164,8 +164,8 @@ def _seeds(text: str) -> list[int]:
         GuidedCDError: The text has another form.
     """
     seeds: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", part)
+    for item in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})(?:-(\d{1,6}))?\s*", item)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first or last - first >= 1000:
             raise GuidedCDError(f"--seeds takes numbers such as 0,1,2 or 0-9 (got '{shortened(text, 40)}').")

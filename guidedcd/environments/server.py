@@ -212,8 +212,8 @@ def build(name, options):
     else:
         module = importlib.import_module(module_name)
     value = module
-    for part in attribute.split("."):
-        value = getattr(value, part)
+    for name in attribute.split("."):
+        value = getattr(value, name)
     if isinstance(value, type):
         return value(**options)
     if options:
@@ -235,11 +235,11 @@ def reward_of_guidedcd(name, options):
 
 
 def described(error):
-    """An exception as a part of a sentence, with the place where it was raised."""
+    """An exception as a part of a sentence, with the file and line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     text = " ".join(str(error).split())
-    place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
-    return f"raised {type(error).__name__}: {text[:300]}{place}"
+    location = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    return f"raised {type(error).__name__}: {text[:300]}{location}"
 
 
 def end():

@@ -65,7 +65,7 @@ def prove(proof: Proof, config: ProofConfig, registry: Registry) -> dict[str, An
         results.check_same(done, config.arms, settings)
         missing = [key for key in runs if key[1] not in done.get(key[0], {})]
         jobs = _jobs(proof, config, runs, settings, missing)
-        kept = f", {counted(len(runs) - len(missing), 'result')} of before" if len(missing) < len(runs) else ""
+        kept = f", {counted(len(runs) - len(missing), 'result')} kept" if len(missing) < len(runs) else ""
         console.print(
             f"prove    {counted(len(config.arms), 'arm')} x {counted(len(config.seeds), 'seed')}: "
             f"{counted(len(missing), 'result')} to compute{kept}"

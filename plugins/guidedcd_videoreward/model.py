@@ -163,7 +163,7 @@ class VideoRewardModel(nn.Module):
         positions = torch.arange(longest, device=patches.device).expand(3, len(rows), longest)
         output = language(inputs_embeds=torch.stack(embeds), position_ids=positions, use_cache=False)
         places = [
-            [place for place in chat.positions(count) if place < len(row)]
+            [position for position in chat.positions(count) if position < len(row)]
             for chat, count, row in zip(chats, counts, rows, strict=True)
         ]
         index = torch.tensor(places).to(patches.device)[..., None].expand(-1, -1, words.shape[-1])

@@ -182,8 +182,8 @@ def test_killed_preprocessing_continues_to_the_same_store(toys, folder, number):
 def test_killed_sampling_continues_to_the_same_videos(toys, folder):
     """Sampling that is killed while it writes its second video ends in the same files as an undisturbed one."""
     whole = folder.with_name("whole")
-    for place in (folder, whole):
-        toys.copy(place, "run")
+    for copy in (folder, whole):
+        toys.copy(copy, "run")
     assert forked.ended(forked.start(SAMPLE, whole, modules=toys.modules), whole).status == 0
     child = forked.start(SAMPLE, folder, modules=toys.modules)
     forked.killed(child, folder, signal.SIGKILL, lambda: list((folder / "out").glob("0001-*")))

@@ -142,13 +142,13 @@ def test_files_and_links_in_the_way_are_named_and_kept(case, toys, folder):
 @pytest.fixture
 def disk(folder):
     """A disk of one megabyte, mounted at the folder's `disk`; only root can mount one."""
-    place = folder / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    mount_point = folder / "disk"
+    mount_point.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount_point)]
     if os.getuid() or sys.platform != "linux" or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("needs the right to mount a disk")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    yield mount_point
+    subprocess.run(["umount", "-l", str(mount_point)], check=True)
 
 
 @pytest.mark.parametrize("room", [0, 4096, 40_000, 400_000])

@@ -34,8 +34,8 @@ def test_two_commands_at_once(name, toys, folder):
     """At least one of two commands ends well; another is refused in one line, and can be run afterwards."""
     first, second, needs = PAIRS[name]
     alone = folder.with_name("alone")
-    for place in (folder, alone):
-        toys.copy(place, needs)
+    for copy in (folder, alone):
+        toys.copy(copy, needs)
     children = [
         forked.start(command, folder, modules=toys.modules, output=f"-{number}")
         for number, command in enumerate((first, second))

@@ -174,4 +174,4 @@ def test_a_proof_is_computed_interrupted_and_continued(proof_file, tmp_path, mon
     assert [arm["arm"] for arm in ledger["arms"]] == ["teacher", "plain", "slow", "slow-3"]
     assert not ledger["failed"] and "not run" not in {claim["verdict"] for claim in ledger["claims"]}
     assert len(list((tmp_path / "out" / "videos").glob("*.png"))) == 4
-    assert "results to compute, 4 results of before" in call()
+    assert "results to compute, 4 results kept" in call()
