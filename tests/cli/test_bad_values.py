@@ -86,7 +86,7 @@ def test_other_devices_of_torch_are_refused(name):
     assert len(str(error.value)) < 200
 
 
-def test_more_videos_than_a_call_makes():
+def test_too_many_videos_are_refused_at_once():
     """A number of videos that no disk holds is refused at once, before anything is loaded."""
     with pytest.raises(GuidedCDError, match=r"are more than 100,000 videos"):
         generate(Path("missing"), ["a circle", "a star"], per_prompt=60_000)

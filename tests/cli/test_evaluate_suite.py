@@ -60,7 +60,7 @@ def table(registry, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"table {row['table']} {row['id']}" for row in ROWS])
-def test_published_rows(table, row):
+def test_published_rows_have_the_official_scores(table, row):
     """The scores of each published row are those of the official script, and those printed but for Kling's."""
     done = table({name: value / 100 for name, value in row["dimensions"].items()})
 
@@ -141,7 +141,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("content", "message"), WRONG.values(), ids=WRONG)
-def test_wrong_tables(table, content, message):
+def test_wrong_tables_are_one_sentence(table, content, message):
     """Each wrong table is one sentence, and exit code 2."""
     done = table(content)
 
@@ -178,7 +178,7 @@ def test_a_later_file_overwrites(table, command, tmp_path):
         assert done.status == 0 and content["dimensions"]["color"] == 0.9 and len(content["sources"]) == 2
 
 
-def test_the_official_example(command):
+def test_a_file_of_one_dimension_names_the_missing_ones(command):
     """A file of the official program with one dimension has its value, and names the fifteen that are missing."""
     done = command("evaluate", "--suite", "vbench", "--table", str(GOLDEN / "example_eval_results.json"))
 
@@ -197,7 +197,7 @@ def test_an_incomplete_run_is_named(table):
     assert "subject_consistency: 350 of 360 videos were scored" in table(content, json=False).out
 
 
-def test_the_row_beside_published_ones(table):
+def test_the_terminal_shows_published_rows_beside_the_scores(table):
     """The terminal has the paper's columns, published rows with marked misprints, and scores with twelve digits."""
     done = table(COMPLETE, json=False)
 
@@ -230,7 +230,7 @@ LINES = {
 
 
 @pytest.mark.parametrize(("words", "message"), LINES.values(), ids=LINES)
-def test_wrong_command_lines(command, tmp_path, words, message):
+def test_wrong_command_lines_are_one_sentence(command, tmp_path, words, message):
     """Each wrong command line is one sentence, and exit code 2."""
     (tmp_path / "y.zip").write_text("no archive")
     (tmp_path / "folder").mkdir()

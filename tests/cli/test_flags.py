@@ -67,7 +67,7 @@ def test_lists_by_comma_and_data_by_repetition(command, toys):
     assert str(run.teacher.config.path) == "w.ckpt"
 
 
-def test_options_of_one_of_two_values(command, toys):
+def test_an_option_may_be_set_for_one_of_two_values(command, toys):
     """--rewards.NAME:VALUE.weight sets the option of one, --rewards.NAME.weight that of all."""
     both = "--rewards", "wrap:x,sized:a.b/c.pt,sized:d", "--reward.sized.frames", "1"
     run = command("train", *TOYS, *both, "--reward.sized:a.b/c.pt.weight=2", "--rewards.sized:d.frames", "3").run
@@ -81,7 +81,7 @@ def test_options_of_one_of_two_values(command, toys):
     assert "Did you mean --rewards.wrap:y.frames?" in command("train", *TOYS, "--rewards.wrap:y.frame", "4").err
 
 
-def test_booleans_and_none(command, toys):
+def test_booleans_have_a_negative_and_numbers_can_be_none(command, toys):
     """A boolean is a switch with a negative, and an optional number can be none."""
     off = "--train.average", "none"
     one = "--train.activation-checkpoint.decoder", "true", "--data.toy.mirror", "--student.ema", "0.9"

@@ -209,7 +209,7 @@ def test_a_value_is_part_of_the_name_if_the_option_states_so(registry):
         of(registry, {"rewards": "wrap"})
 
 
-def test_one_component_with_two_values(registry):
+def test_two_values_of_a_component_have_own_options(registry):
     """Each has a name and options of its own, beside those of both; the same value twice is refused."""
     options = {"wrap": {"weight": 3, "frames": 5}, "wrap:y": {"weight": 4}}
     profile = Layer.of_file({"rewards": options}, "profile", profile=True)

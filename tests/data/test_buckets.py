@@ -114,7 +114,7 @@ def test_the_option_takes_different_buckets():
             run_from_dict(run.to_dict() | {"preprocess": {"buckets": buckets}})
 
 
-def test_geometry_of_latents():
+def test_the_geometry_follows_from_latents():
     """The frames and pixels of latents of another size follow from the autoencoder, with its padding."""
     geometry = Geometry(frames=9, height=32, width=48, fps=16, channels=4, temporal_compression=4, latent_multiple=2)
     assert geometry.of_latents(geometry.latent_shape) == geometry

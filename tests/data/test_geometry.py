@@ -11,7 +11,7 @@ from guidedcd.errors import GuidedCDError
 
 
 @given(count=st.integers(0, 40), factor=st.integers(1, 8), multiple=st.integers(1, 3))
-def test_latent_frames(count, factor, multiple):
+def test_latent_frames_follow_from_the_compression_of_time(count, factor, multiple):
     """The first frame has a latent frame of its own, every `factor` others share one, and padding fills up."""
     geometry = Geometry(
         frames=count * factor + 1,

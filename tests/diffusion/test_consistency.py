@@ -67,7 +67,7 @@ def test_the_loss_is_the_distance_to_the_guided_step():
     torch.testing.assert_close(predicted, f)
 
 
-def test_huber_and_l2():
+def test_huber_and_l2_follow_their_formulas():
     """Huber is mean(sqrt(d^2 + c^2) - c), l2 mean(d^2); both are zero for equal sides."""
     schedule, z = NoiseSchedule.scaled_linear(), noise(0, 0, SHAPE)
     t = torch.tensor([500, 800])

@@ -70,7 +70,7 @@ def test_every_euler_step_is_the_schedulers(shift, seed):
         torch.testing.assert_close(z, other, rtol=1e-6, atol=2e-6)
 
 
-def test_times_of_the_network():
+def test_flow_models_receive_times_and_others_timesteps():
     """Whole timesteps are looked up, floating-point numbers are times already, and other models receive timesteps."""
     schedule = NoiseSchedule.flow(1000, shift=3.0)
     t = torch.tensor([0, 250, 999])
@@ -99,7 +99,7 @@ def test_a_shift_by_resolution_is_taken():
         (FlowMatchHeunDiscreteScheduler(), "takes no sigmas"),
     ],
 )
-def test_schedulers_without_a_table(scheduler, match):
+def test_schedulers_without_a_table_are_refused(scheduler, match):
     """Reversed levels, an unknown shift and a flow without its sigmas are refused in one sentence."""
     with pytest.raises(GuidedCDError, match=match):
         NoiseSchedule.from_scheduler(scheduler)

@@ -41,7 +41,7 @@ def test_read_from_a_scheduler():
 
 
 @pytest.mark.parametrize(("steps", "first", "last"), [(200, 4, 999), (50, 19, 999), (1000, 0, 999), (30, 32, 989)])
-def test_grid_ends(steps, first, last):
+def test_the_grid_ends_at_multiples_of_the_stride(steps, first, last):
     """t_i = (i + 1) * (1000 // N) - 1, also where N does not divide 1000."""
     grid = NoiseSchedule.scaled_linear().grid(steps)
 

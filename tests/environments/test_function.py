@@ -56,7 +56,7 @@ def test_values_and_gradients_are_those_of_the_function(foreign, here):
 
 
 @pytest.mark.slow
-def test_a_thousand_calls_are_those_of_the_function(own_process, here):
+def test_a_thousand_calls_leak_nothing(own_process, here):
     """A thousand calls give the same bits, and leave neither open files nor graphs in the other process."""
     function = own_process("score")
     compare(function, here["score"], 10, (2, 2, 3, 16, 20))
@@ -118,7 +118,7 @@ def test_a_fault_of_the_function_is_one_sentence(foreign, name, message):
         foreign(name)(torch.rand(2, 5), ["a", "b"])
 
 
-def test_faults_of_gradients(foreign):
+def test_a_function_without_a_gradient_is_detached(foreign):
     """A function without a gradient is detached here; one whose backward pass fails is one sentence."""
     tensor = torch.rand(2, 5, requires_grad=True)
     assert not foreign("constant")(tensor, ["a", "b"]).requires_grad
@@ -146,7 +146,7 @@ LOADS = {
 
 
 @pytest.mark.parametrize(("name", "fault"), LOADS.items(), ids=LOADS)
-def test_a_name_that_is_no_function(functions, name, fault):
+def test_a_name_without_a_function_is_refused(functions, name, fault):
     """A missing attribute, one that cannot be called, and options of a function are refused."""
     error, message = fault
     with pytest.raises(error, match=message):
@@ -174,7 +174,7 @@ def test_a_class_is_built_with_options(functions):
 
 
 @pytest.mark.slow
-def test_every_process_has_its_own(own_process, monkeypatch):
+def test_copies_and_forks_start_their_own_process(own_process, monkeypatch):
     """A copy, a pickled function and a fork start processes of their own, which are no part of a launch."""
     monkeypatch.setenv("RANK", "1")
     function, tensor = own_process("process"), torch.rand(1)
@@ -199,7 +199,7 @@ def test_every_process_has_its_own(own_process, monkeypatch):
         one.end()
 
 
-def test_threads_take_turns(foreign, here):
+def test_calls_from_threads_receive_their_own_results(foreign, here):
     """Calls from several threads are answered with their own results."""
     function = foreign("score")
     wrong = []

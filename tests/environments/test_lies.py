@@ -168,7 +168,7 @@ def test_an_interruption_ends_the_process(tmp_path, monkeypatch):
     assert torch.equal(function(torch.ones(2, 3), ["a"]), torch.tensor([1.0, 2.0]))
 
 
-def test_windows_is_one_sentence(tmp_path, monkeypatch):
+def test_windows_is_refused_in_one_sentence(tmp_path, monkeypatch):
     """On a system whose processes share no open files, the error states which do."""
     monkeypatch.delattr(os, "killpg")
     with pytest.raises(GuidedCDError, match="reward 'other' needs Linux or macOS"):

@@ -365,7 +365,7 @@ CONFIGS += [
 
 
 @pytest.mark.parametrize("case", [*RUNS, *CHECKPOINTS, *STORES, *PUBLISHED, *CONFIGS], ids=ids)
-def test_damaged_files(case, toys, folder):
+def test_damaged_files_are_refused_or_not_needed(case, toys, folder):
     """A damaged file is refused in one line, or the command serves what it does not need; nothing is lost."""
     if case.user is not None and os.getuid():
         pytest.skip("only root can become another user")

@@ -114,7 +114,7 @@ def expected(toys) -> dict[str, str]:
     return results(toys.home / "run" / "student")
 
 
-def test_random_damage(toys, folder, expected, random_case):
+def test_random_damage_never_misleads(toys, folder, expected, random_case):
     """The rules of `faults.judge` hold for any damage of any file, and files with checksums never mislead."""
     draw = random.Random(f"damage {random_case}")
     target, kind = draw.choice(TARGETS), draw.random()

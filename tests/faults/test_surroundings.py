@@ -188,7 +188,7 @@ def test_a_command_on_a_full_disk_ends_well_or_names_it(name, room, toys, folder
 
 
 @pytest.mark.parametrize("name", ["plan", "store", "help", "list"])
-def test_output_that_cannot_be_written(name, toys, folder):
+def test_a_full_disk_behind_standard_output_is_one_error(name, toys, folder):
     """A full disk behind standard output is one error, and no traceback."""
     toys.copy(folder, "store")
     commands = {

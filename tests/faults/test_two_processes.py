@@ -30,7 +30,7 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("name", PAIRS, ids=lambda name: name.replace(" ", "-"))
-def test_two_commands_at_once(name, toys, folder):
+def test_of_two_commands_at_once_one_ends_well(name, toys, folder):
     """At least one of two commands ends well; another is refused in one line, and can be run afterwards."""
     first, second, needs = PAIRS[name]
     alone = folder.with_name("alone")

@@ -185,7 +185,7 @@ def test_a_student_of_one_scale_accepts_that_scale_and_0(tmp_path):
         pipeline.strengths(loaded, 0.2)
 
 
-def test_a_slider_has_its_range(tmp_path):
+def test_a_student_of_a_range_accepts_scales_in_it(tmp_path):
     """A student trained on a range takes any scale in it, and its energies by name."""
     energies = {"calm": {"scale": 500.0, "scale_range": (100.0, 800.0)}}
     loaded = pipeline.StudentPipeline.from_run(tiny_run.run_folder(tmp_path / "r", energies=energies))

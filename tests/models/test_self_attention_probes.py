@@ -162,7 +162,7 @@ def test_a_pass_that_leaves_out_the_attention_is_an_error(monkeypatch):
         teacher.seen(torch.zeros(1, *teacher.geometry.latent_shape), T[:1], teacher.null(1), ("self-attention",))
 
 
-def test_the_default_block():
+def test_the_default_block_is_at_half_the_depth():
     """The default is the middle: block 14 of Wan 1.3B (30), 19 of Wan 14B (40), 20 of CogVideoX 5B (42)."""
     assert [middle(count) for count in (30, 40, 42, 28, 3, 2, 1)] == [14, 19, 20, 13, 1, 0, 0]
 
@@ -176,7 +176,7 @@ def test_the_default_block():
         ({"patch_size": 1}, (6, 8, 10)),
     ],
 )
-def test_the_grid_of_tokens(config, expected):
+def test_the_grid_of_tokens_follows_the_patch_sizes(config, expected):
     """The grid follows the patch sizes in each of the forms that diffusers' configurations have."""
 
     class Config(dict):

@@ -209,7 +209,7 @@ def test_a_plan_needs_no_dataset(toy, capsys):
     assert "no dataset is selected" in printed and "together" in printed
 
 
-def test_work_of_an_evaluation():
+def test_a_plan_counts_the_network_calls_of_an_evaluation():
     """Two prompts and seeds: student and teachers with 4 and 2 steps, two strengths on 3 prompts, one slow video."""
     config = EvaluateConfig(seeds=2, steps=4, omega=2.0, teacher_omega=(1.0, 0.0), teacher_steps=50)
     calls = 4 * (4 + 8 + 4) + 3 * 2 * (8 + 4 + 4 + 2) + 1 * 100

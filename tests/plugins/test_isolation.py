@@ -158,7 +158,7 @@ HOOKS = {
 
 
 @pytest.mark.parametrize(("code", "message"), HOOKS.values(), ids=HOOKS)
-def test_a_mistake_of_beginners_is_a_plugin_that_did_not_load(install, code, message):
+def test_forgotten_decorators_and_misspelt_hooks_are_explained(install, code, message):
     """A forgotten decorator, a misspelt hook and a class as target are explained, and named with a missing name."""
     install("acme-odd", code)
 

@@ -30,7 +30,7 @@ def test_a_store_that_cannot_fit_is_refused_at_once(toy, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("energies", [{}, {"pta": {}, "toy": {}}])
-def test_the_size_is_known_before(toy, tmp_path, energies):
+def test_the_estimated_size_is_within_a_tenth(toy, tmp_path, energies):
     """The estimate is within a tenth of what is written, apart from headers."""
     run = make(energy=energies, preprocess={"videos": 8, "draws_per_video": 4, "shard_size": 8, "dtype": "float16"})
     folder = preprocess(run, store_folder=tmp_path / "s")

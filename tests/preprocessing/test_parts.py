@@ -124,7 +124,7 @@ def test_a_store_with_run_json_alone_is_begun(tmp_path):
         begin(tmp_path, identity)
 
 
-def test_a_part_is_given_as_a_fraction():
+def test_a_part_is_a_fraction():
     """--shard takes 0/1 to N-1/N; anything else is an error that states the form."""
     assert (parse_shard(None), parse_shard("0/1"), parse_shard("3/4")) == ((0, 1), (0, 1), (3, 4))
     for wrong in ("4/4", "1", "a/b", "-1/2", "1/0", "0/0", "0/" + "9" * 5000):

@@ -60,7 +60,7 @@ def test_verify_compares_with_the_teacher(toy, tmp_path, key):
         verify_store(folder, samples=2)
 
 
-def test_a_store_is_shown(toy, tmp_path, capsys):
+def test_store_show_prints_contents_and_missing_shards(toy, tmp_path, capsys):
     """`store show` prints teacher, energies, videos and missing shards, without loading the teacher."""
     folder = preprocess(make(), store_folder=tmp_path / "s", shard=(0, 2))
     capsys.readouterr()

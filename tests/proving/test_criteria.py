@@ -23,7 +23,7 @@ def test_a_criterion_is_what_it_reads(a, b, c):
     assert criterion.metric == "m"
 
 
-def test_less_and_absolute_value():
+def test_criteria_bound_contrasts_from_above_or_both_sides():
     """`<` bounds a contrast from above, an absolute value from both sides."""
     less, both = parse("m: a + 1 < 2*b"), parse("m: |a - b| < 0.5")
 

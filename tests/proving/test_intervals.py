@@ -62,7 +62,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_states():
 
 
 @given(values=st.lists(st.floats(-5, 5), min_size=1, max_size=5), bound=st.floats(-5, 5))
-def test_verdicts_of_opposite_claims(values, bound):
+def test_opposite_claims_have_opposite_verdicts(values, bound):
     """Where "above the bound" holds, "below the bound" does not, and both are undecided together."""
     one = intervals.over_seeds(values)
     above = intervals.verdict(one, bound, math.inf)
@@ -76,7 +76,7 @@ def test_verdicts_of_opposite_claims(values, bound):
         assert intervals.UNDECIDED not in (above, below)
 
 
-def test_verdicts_together():
+def test_a_claim_holds_with_all_of_its_criteria():
     """A claim fails with one criterion, and holds with all of them only."""
     holds, fails, undecided, missing = (
         intervals.HOLDS,

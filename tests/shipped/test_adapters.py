@@ -68,7 +68,7 @@ def test_the_reward_inside_has_the_options_of_its_kind():
         Run.from_profile("shapes", energies=["reward"])
 
 
-def test_flags_of_the_reward_inside():
+def test_flags_of_the_reward_inside_an_energy_select_no_reward():
     """A flag of the reward inside an energy selects no reward, and takes precedence over a recorded option."""
     registry = load_plugins()
     below = [read_profile("shapes"), Layer.of_file({"energies": "reward:clip"}, "file")]
@@ -172,7 +172,7 @@ def test_the_conformance_kit_passes():
 
 
 @pytest.mark.slow
-def test_a_run_with_a_reward_as_an_energy(tmp_path):
+def test_a_run_guides_clips_by_a_reward(tmp_path):
     """Two steps on the proving ground: the energy guides the clips, and the store has no scores of it."""
     run = Run.from_profile(
         "shapes",
@@ -215,7 +215,7 @@ def test_the_metric_breaks_no_rule(monkeypatch):
         check()
 
 
-def test_an_evaluation_with_held_out_rewards(tmp_path, install, capsys):
+def test_a_finished_evaluation_gains_held_out_rewards(tmp_path, install, capsys):
     """A finished evaluation gets rewards with the options of its run's profile, by flags and in Python."""
     install("tiny-components", tiny_run.PLUGIN)
     folder = tiny_run.run_folder(tmp_path / "run", evaluate={"prompts": ["a red circle", "a star"], "videos": 0})

@@ -296,7 +296,7 @@ def test_the_proving_grounds_transformer_has_them(energy):
     assert after < before
 
 
-def test_the_block_is_an_option(teacher):
+def test_the_option_block_chooses_the_block(teacher):
     """`block` names the block that is read; by default it is the one at half the depth."""
     assert AMF(AMFConfig()).needs == PTA3D(PTA3DConfig()).needs == ("self-attention",)
     assert AMF(AMFConfig(block=2)).needs == PTA3D(PTA3DConfig(block=2)).needs == ("self-attention:2",)

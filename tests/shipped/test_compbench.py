@@ -26,7 +26,7 @@ from guidedcd.evaluation.suites.scores import summary
 GOLDEN = Path(__file__).parents[1] / "goldens" / "vbench"
 
 
-def test_motion_binding():
+def test_scores_of_motion_binding_are_the_official_ones():
     """Scores of videos from displacements, and of the category, equal the official script's."""
     content = json.loads((GOLDEN / "motion_binding.json").read_text())
     scores = []
@@ -51,7 +51,7 @@ def test_ratings_become_fractions():
     assert spatial_frame(2, holds=True, overlap=0.25, depth=True) == pytest.approx(0.55)
 
 
-def test_csv_files(tmp_path):
+def test_the_last_line_of_a_csv_file_is_its_value(tmp_path):
     """The last line of each official CSV file is the value of the category in its name."""
     for number, key in enumerate(CATEGORIES):
         rows = "".join(f"{i:04d},prompt,0.3\n" for i in range(100))
@@ -76,7 +76,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("name", "text", "message"), WRONG.values(), ids=WRONG)
-def test_wrong_files(tmp_path, name, text, message):
+def test_a_wrong_file_is_one_sentence_of_the_suite(tmp_path, name, text, message):
     """A wrong file is one sentence."""
     (tmp_path / name).write_text(text)
 
@@ -84,7 +84,7 @@ def test_wrong_files(tmp_path, name, text, message):
         read_results(CompBench(CompBenchConfig()), [tmp_path / name])
 
 
-def test_the_layout_of_videos(tmp_path):
+def test_each_category_has_a_folder_of_videos(tmp_path):
     """Each category has a folder with one video for each prompt, in the order of the prompts, and no list is cut."""
     for number, key in enumerate(CATEGORIES, 1):
         (tmp_path / f"{number}_{key}.txt").write_text("a cat\na dog\n")

@@ -189,7 +189,7 @@ def tiny_schedule(kind: str) -> NoiseSchedule:
     return NoiseSchedule.scaled_linear(prediction=kind)
 
 
-def test_options_and_refusals():
+def test_options_of_an_energy_reward_are_those_of_the_energy():
     """Options are those of the energy, and are recorded; energies that no reward can be made of name the way out."""
     rewards = {"energy:dynamics": {"weight": 0.5}}
     run = Run.from_profile("shapes", rewards=rewards, energies=[])

@@ -157,7 +157,7 @@ def test_a_reward_of_guidedcd_gives_the_same_there():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", ["same", "cpu"])
-def test_frames_on_a_gpu(function, device):
+def test_frames_on_a_gpu_have_the_same_scores(function, device):
     """Scores and gradients of frames on a GPU are there, and have the values of the function here."""
     frames = torch.rand(2, 2, 3, 32, 32, device="cuda", requires_grad=True)
     scores = external(function, device=device)(frames, ["a", "bb"])

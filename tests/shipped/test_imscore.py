@@ -74,7 +74,7 @@ def fake(tmp_path, monkeypatch):
             patch.delitem(sys.modules, name)
 
 
-def test_every_model_has_a_class():
+def test_the_option_and_the_table_list_the_same_models():
     """The names of the option and of the table agree."""
     assert tuple(SCORERS) == MODELS
 

@@ -106,7 +106,7 @@ def test_the_speed_of_a_moving_pattern_is_its_displacement(shift_x, shift_y, con
     assert 0.75 * expected - 1e-3 < speed(video).item() < 1.05 * expected + 1e-3
 
 
-def test_the_reward_has_a_cap():
+def test_the_motion_reward_has_a_maximum():
     """It rises up to the target, is 0 up to exp(margin) times the target, and falls beyond."""
     reward = Motion(MotionConfig(target=0.01, margin=0.5))
     values = [reward(texture(pixels, 0.0), ["a"]).item() for pixels in (0.0, 0.3, 0.6, 0.9, 2.5, 3.0)]

@@ -48,7 +48,7 @@ def test_all_keeps_every_largest_entry(seed, frames):
 
 
 @pytest.mark.parametrize("ties", ["first", "all"])
-def test_top_entries(ties):
+def test_the_option_top_keeps_the_largest_entries(ties):
     """top = 2 keeps the two largest of a row, and more than F keeps all; without ties both ways agree."""
     ref = maps(0, 6, 5, 5)
     expected = ref >= ref.topk(2, -1).values[..., -1:]

@@ -137,7 +137,7 @@ def test_the_conformance_kit_passes():
 
 
 @pytest.mark.slow
-def test_a_run_with_both_routes(tmp_path):
+def test_the_rewards_of_a_run_score_the_named_dataset(tmp_path):
     """The rewards of a run of two steps score the clips of the named dataset."""
     run = Run.from_profile(
         "shapes",

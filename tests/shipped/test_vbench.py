@@ -69,7 +69,7 @@ def test_a_score_is_there_if_all_of_its_dimensions_are(absent, value):
     assert (scores["total"] is None) == bool(absent)
 
 
-def test_points_of_total():
+def test_a_point_of_a_dimension_changes_total_by_its_weight():
     """One point of a dimension changes the Total by the known rates, such as 0.422 for motion smoothness."""
     suite = VBench(VBenchConfig())
     middle = {dimension.name: 0.3 for dimension in suite.dimensions}
@@ -96,7 +96,7 @@ def test_published_rows_reproduce():
     assert checked == 30
 
 
-def test_misprints_are_misprints():
+def test_uncorrected_rows_do_not_reproduce():
     """Without its correction, each corrected row does not reproduce."""
     suite = VBench(VBenchConfig())
     rows = {(row.table, row.id): row for row in suite.published()}

@@ -53,14 +53,14 @@ def test_motion_smoothness_by_hand():
     assert np.isnan(motion_smoothness(frames[:2], average))
 
 
-def test_position_scores():
+def test_position_scores_are_the_official_ones():
     """Every pair of boxes has the official score of its relation."""
     for case in golden("spatial_relationship.json")["position_score"]:
         score = position_score(case["relation"], case["box1"], case["box2"])
         assert score == pytest.approx(case["score"], abs=1e-12), case
 
 
-def test_frame_scores():
+def test_frame_scores_are_the_official_ones():
     """Every frame has its official score; two boxes of one class count as the pair."""
     case = golden("spatial_relationship.json")["frame_scores"]
     key = case["key"]
@@ -84,19 +84,19 @@ def test_position_scores_are_symmetric_and_fractions(first, second, relation):
     assert intersection_over_union(first, first) == pytest.approx(1)
 
 
-def test_sampled_frames():
+def test_sampled_frames_are_the_official_ones():
     """Which frames are read equals the official sampler."""
     for case in golden("sampling.json")["middle_sampler"]:
         assert middle_frames(case["vlen"], case["num"]) == case["idx"]
 
 
-def test_prompts_of_files():
+def test_prompts_in_file_names_are_the_official_ones():
     """The prompt in a file's name is that of the official code."""
     for file, prompt in golden("sampling.json")["prompt_from_filename"].items():
         assert prompt_of(file) == prompt
 
 
-def test_the_static_filter():
+def test_the_static_filter_has_its_thresholds():
     """Two of 16 frames may move at 256 pixels, and the long pairs may reach four thresholds of 3 pixels."""
     still, moving = 2.9, 3.1
     options = {"height": 256, "width": 512}

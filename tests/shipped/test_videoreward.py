@@ -303,7 +303,7 @@ def test_a_plan_needs_no_files():
     assert cost.flops == pytest.approx(1.3e13, rel=0.1)
 
 
-def test_bf16_is_near(reward, options):
+def test_bfloat16_scores_differ_by_rounding(reward, options):
     """In bfloat16 the reward differs by rounding, and the head stays float32."""
     half = VideoReward(VideoRewardConfig(**options, dtype="bf16"))
     assert half.model.rm_head.weight.dtype == torch.float32

@@ -83,7 +83,7 @@ def test_checkpoints_that_may_not_be_listed_are_an_error(tmp_path, monkeypatch):
     ],
     ids=["shape", "nan"],
 )
-def test_wrong_moments_are_damage(toy, tmp_path, monkeypatch, moment, words):
+def test_a_checkpoint_with_wrong_moments_is_refused(toy, tmp_path, monkeypatch, moment, words):
     """A state whose checksum is right, but whose moments are not, is refused before the next step."""
     run, store = make(), tmp_path / "s"
     monkeypatch.setattr(Trainer, "write_student", lambda self, target: None)

@@ -69,7 +69,7 @@ def test_the_total_is_the_sum_in_order(step):
     assert guided.any() and float(metrics["share/toy"]) == pytest.approx(0.3, rel=1e-4)
 
 
-def test_the_loss_by_noise_level(step):
+def test_the_loss_is_the_mean_of_its_quarters(step):
     """The consistency loss is the mean of its quarters of the grid, weighted by samples; empty quarters are NaN."""
     now, _ = step()
     loss = now.noisy.consistency_loss().detach()

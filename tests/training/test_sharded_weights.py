@@ -158,7 +158,7 @@ def test_no_forward_pass_has_weights_of_before(mesh):
     assert not torch.allclose(mean, moved)
 
 
-def test_what_is_whole_can_be_parted_again(mesh):
+def test_optimiser_states_are_gathered_and_sharded_again(mesh):
     """An optimiser's state of a part becomes one of the whole weight, and that the same part."""
     _, weights = spread(mesh)
     for n, master in enumerate(weights.masters):

@@ -47,7 +47,7 @@ def test_the_layer_norm_kernel_is_layer_norm(kernels, compare):
     )  # fmt: skip
 
 
-def test_the_elementwise_kernels(kernels, compare):
+def test_elementwise_kernels_agree_with_pytorch(kernels, compare):
     """Gated GELU, and a sum of two tensors and a bias, agree with PyTorch in values and gradients."""
 
     def gated(x, b=0):

@@ -50,7 +50,7 @@ def names(run):
     return sorted(path.name for path in (run / "suites" / "vbench" / "videos").iterdir())
 
 
-def test_official_names_seeds_and_copies(run, suite):
+def test_videos_have_official_names_and_recorded_seeds(run, suite):
     """Five videos of a prompt and 25 for flicker, with official names, true size, and one recorded seed each."""
     status, out, _ = suite("--generate", "--steps", "1")
 
@@ -69,7 +69,7 @@ def test_official_names_seeds_and_copies(run, suite):
 
 
 @pytest.mark.slow
-def test_shards_and_resume(run, suite, tmp_path):
+def test_shards_equal_one_call_and_resume(run, suite, tmp_path):
     """Three shards sample the videos of one call, byte for byte; a video that is lost is sampled again."""
     words, some = ("--generate", "--steps", "1", "--out", "parts"), {"dimensions": "dynamic_degree"}
     assert "6 of 10 are still missing" in suite(*words, "--shard", "1/3", **some)[1]
@@ -87,7 +87,7 @@ def test_shards_and_resume(run, suite, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_layout_with_folders(run, suite):
+def test_the_layout_folders_has_one_folder_for_each_list(run, suite):
     """With one folder for each list, videos lie in them."""
     suite("--generate", "--steps", "1", "--suite.vbench.layout", "folders", dimensions="motion_smoothness")
 
@@ -132,7 +132,7 @@ def program(tmp_path):
 
 
 @pytest.mark.slow
-def test_scores_of_the_installed_program(run, suite, program):
+def test_the_installed_program_scores_each_dimension_once(run, suite, program):
     """The program scores each dimension once; the table names the others as missing."""
     suite("--generate", "--steps", "1")
 
@@ -157,7 +157,7 @@ FAILURES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "message"), FAILURES.items(), ids=FAILURES)
-def test_a_program_that_fails(run, suite, program, monkeypatch, how, message):
+def test_a_program_that_fails_is_one_sentence(run, suite, program, monkeypatch, how, message):
     """A crash, a hang and a program without results are one sentence each, and leave no results."""
     suite("--generate", "--steps", "1", dimensions="dynamic_degree")
     monkeypatch.setenv("FAKE", how)
@@ -186,7 +186,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("words", "options", "message"), WRONG.values(), ids=WRONG)
-def test_wrong_calls(run, suite, words, options, message):
+def test_wrong_calls_are_one_sentence(run, suite, words, options, message):
     """Each wrong call is one sentence, and exit code 2; nothing is sampled."""
     status, _, err = suite(*words, **options)
 

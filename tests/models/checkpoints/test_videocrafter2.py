@@ -58,7 +58,7 @@ def test_full_size_file_fills_the_stock_modules_on_the_meta_device(shared):
 
 
 @pytest.mark.parametrize("config", SIZES)
-def test_the_way_back_gives_the_file_again(config):
+def test_reading_and_writing_a_unet_changes_no_weight(config):
     """Reading a UNet of any size and writing it under its original keys changes no weight and no shape."""
     state = unet_state(config)
     folded = vc2.load_unet(config, state, fps=7)

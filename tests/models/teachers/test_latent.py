@@ -39,7 +39,7 @@ def test_encoding_is_deterministic_and_per_frame(teacher):
     torch.testing.assert_close(z[:, :, 1], teacher.encode(video[:, [1]])[:, :, 0], atol=1e-5, rtol=1e-4)
 
 
-def test_decoding_chosen_frames(teacher, latents):
+def test_chosen_frames_decode_as_among_all(teacher, latents):
     """Some frames are decoded as among all, the same for the batch or each its own; gradients reach the latents."""
     z = latents.clone().requires_grad_(True)
     whole = teacher.decode(z)
@@ -114,7 +114,7 @@ def test_records_carry_gradients(teacher, latents):
     assert len(records) == len(temporal_layers(teacher.network))
 
 
-def test_layer_sets(teacher):
+def test_names_and_prefixes_choose_layers(teacher):
     """Named sets, prefixes and lists of prefixes choose layers; what matches nothing is answered with what exists."""
     network = teacher.network
     every = set(temporal_layers(network))

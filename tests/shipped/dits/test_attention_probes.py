@@ -145,7 +145,7 @@ def test_a_plan_counts_the_passes_of_attention_energies(tiny, family, name):
     assert left_out == ""
 
 
-def test_a_run_trains_with_them(tiny, tmp_path):
+def test_a_run_trains_with_attention_energies(tiny, tmp_path):
     """Scores of both energies are computed, stored and learnt: their shares are logged, positive and finite."""
     log = trained(run_of(tiny("wan", "small")), tmp_path / "run", tmp_path / "store")
     for name in ("amf", "pta-3d"):

@@ -70,7 +70,7 @@ def test_another_family_names_its_teacher(tiny):
         ("wan", "tokens", {"width": 48}, "width must be a multiple of 32"),
     ],
 )
-def test_sizes_that_do_not_fit(tiny, family, name, size, match):
+def test_sizes_that_do_not_fit_are_refused(tiny, family, name, size, match):
     """A number of frames or a side that autoencoder and patches cannot take is refused, with one that they can."""
     refused(f"{family}:{tiny(family, name).folder}", match, **size)
 
@@ -156,13 +156,13 @@ def test_an_expert_predicts_at_its_own_times(tiny):
         ("transformer/config.json", {"ffn_dim": 48}, "cannot read"),
     ],
 )
-def test_damaged_folders(tiny, tmp_path, file, values, match):
+def test_damaged_folders_are_refused_with_the_file(tiny, tmp_path, file, values, match):
     """A folder whose files lack a class, or contradict each other, is refused with the file."""
     refused(changed(tiny("wan", "small"), tmp_path, file, **values), match)
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "tokenizer", "scheduler", "transformer"])
-def test_missing_and_damaged_parts(tiny, tmp_path, part):
+def test_folders_without_a_part_are_refused(tiny, tmp_path, part):
     """A folder without one of its parts, or with half a file of weights, is refused with the part."""
     one = tiny("wan", "small")
     folder = tmp_path / "wan"

@@ -191,7 +191,7 @@ def test_parquet_of_several_sizes_falls_into_buckets(tiny, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_trained_over_buckets(tiny, tmp_path):
+def test_impossible_buckets_are_one_sentence(tiny, tmp_path):
     """Impossible sizes, noise levels that depend on the size, data without sizes, empty buckets: one sentence each."""
     one, other = tiny("wan", "small"), tiny("ltx", "dynamic")
     write_videos(tmp_path / "all", ["s1", "s2"])

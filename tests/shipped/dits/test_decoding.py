@@ -172,7 +172,7 @@ def test_the_decoder_of_a_forward_pass_is_exact(tiny, teacher):
 
 
 @EACH
-def test_less_is_saved_for_the_gradient(teacher, family):
+def test_autograd_saves_less_than_in_diffusers(teacher, family):
     """Autograd saves less for `full` than in diffusers, and less again for a window and where it recomputes."""
     one = teacher(family)
     z, frames, saved = latents(one), [FRAMES - 2], {}

@@ -136,7 +136,7 @@ def _module(parameter: str) -> str:
 
 
 @pytest.mark.parametrize(("network", "count"), [(ltx, 280), (cogvideox, 180)])
-def test_names_of_the_other_families(network, count):
+def test_layers_of_ltx_and_cogvideox_have_names(network, count):
     """Every layer of LTX-Video and CogVideoX has a name in LoRA files; block layers are as many as published."""
     tiny = network(num_layers=28 if network is ltx else 30)
     family = family_of(tiny)
@@ -202,7 +202,7 @@ def test_every_layout_is_read_back(network, layout, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["diffusion_model.", ""])
-def test_lightning_files(prefix):
+def test_lightning_files_are_read(prefix):
     """Wan2.2-Lightning: pairs of block layers with an int64 alpha of 8 at rank 64, which is a scale of 1/8."""
     network = wan(attention_head_dim=64)
     adapter = random_adapter(network, "blocks.", ranks=lambda number: 64)
@@ -214,7 +214,7 @@ def test_lightning_files(prefix):
     assert_same(parse(state, WAN, {}), adapter, 1 / 8)
 
 
-def test_lightx2v_files(tmp_path):
+def test_lightx2v_files_are_read(tmp_path):
     """LightX2V's extractions: pairs without alpha, and full changes of norms, biases, patches and modulation."""
     network, generator = wan(), torch.Generator().manual_seed(2)
     pairs = random_adapter(network, "blocks.").pairs
@@ -259,7 +259,7 @@ def test_lightx2v_files(tmp_path):
         ("lora_linear_layer.down", "lora_linear_layer.up", 2.0),
     ],
 )
-def test_spellings_of_pairs(down, up, alpha):
+def test_all_spellings_of_pairs_give_the_same_adapter(down, up, alpha):
     """All spellings that ComfyUI reads give the same adapter; alpha / rank is its scale, for any shape of alpha."""
     adapter = random_adapter(wan(), "blocks.")
     state = {}
@@ -298,7 +298,7 @@ def test_alpha_in_metadata_belongs_to_diffusers_names(tmp_path):
     assert_same(lora_files.read(tmp_path, network), adapter, 3.0)
 
 
-def test_kohya_files():
+def test_kohya_files_are_read():
     """musubi's alpha of 1 is a scale of 1 / rank, and none or 0 is the rank; VideoX-Fun writes two underscores."""
     adapter = random_adapter(wan(), "blocks.")
     for alpha, scale in ((1.0, 1 / RANK), (0.0, 1.0), (None, 1.0)):
@@ -318,7 +318,7 @@ def test_kohya_files():
     assert_same(parse(state, COGVIDEOX, {}), cog)
 
 
-def test_metadata_is_complete():
+def test_metadata_has_every_field_of_peft():
     """PEFT's configuration has every field, since diffusers 0.38 reads them all, and an alpha that is the rank."""
     from peft import LoraConfig
 

@@ -202,7 +202,7 @@ def test_four_steps_of_a_student_equal_the_lcm_scheduler(tiny, family, name):
 
 
 @EVERY
-def test_the_rules_of_teachers(tiny, family, name):
+def test_teachers_of_transformers_conform(tiny, family, name):
     """Every conformance rule of teachers holds."""
     teacher = tiny(family, name).teacher.teacher
     for rule in teachers.RULES:

@@ -64,7 +64,7 @@ def test_rows_of_all_files_become_clips(tmp_path):
         assert clip.tags == {"file_name": f"clip{number}", "media_type": "video", "duration_sec": 1.0, "fps": 16.0}
 
 
-def test_older_rows_and_half_precision(tmp_path):
+def test_older_rows_and_half_precision_are_read(tmp_path):
     """An embedding with a dimension of the batch, float16 latents, names of torch and repeated ids are read."""
     half = latents().half()
     rows = [
@@ -138,7 +138,7 @@ def test_damaged_pages_are_an_unusable_clip(tmp_path):
         clips_of(tmp_path)[0]
 
 
-def test_latents_of_another_autoencoder(tmp_path):
+def test_latents_of_another_autoencoder_are_refused(tmp_path):
     """Latents of 48 channels for a teacher with 16 are one sentence that names both autoencoders."""
     shape = (48, 3, 2, 3)
     fastvideo_files.write(tmp_path / "a.parquet", [fastvideo_files.row("x", latents(0, shape), embeds())])
@@ -148,7 +148,7 @@ def test_latents_of_another_autoencoder(tmp_path):
         clips_of(tmp_path, attrs.evolve(GEOMETRY, channels=16))
 
 
-def test_latents_of_another_size(tmp_path):
+def test_latents_of_another_size_are_refused(tmp_path):
     """If no clip has the teacher's size, the error states that of the data in frames and pixels."""
     rows = [fastvideo_files.row("x", latents(0, (4, 5, 4, 6)), embeds())]
     fastvideo_files.write(tmp_path / "a.parquet", rows)

@@ -252,7 +252,7 @@ def test_rows_are_the_same_in_any_order(tmp_path, rows):
     assert list(table.scan()) == expected
 
 
-def test_captions_beside_videos(tmp_path):
+def test_captions_beside_videos_are_read(tmp_path):
     """A .txt is the caption, a .json may have one and more; without any, or with a damaged one, the clip is lost."""
     for name in "abcde":
         video_files.write(tmp_path / f"{name}.mp4", video_files.video())
