@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16")
 """torch's names of the floating-point types that options offer."""
+QUANTIZE = ("no", "int8")
+"""Values of options `quantize`, which round frozen weights."""
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """torch's names by the short ones."""
 

@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import nn
 
-from guidedcd.acceleration import options
+from guidedcd.acceleration import int8, options
 from guidedcd.acceleration.precision import cast, computing_dtype
 from guidedcd.acceleration.switch import is_fast, restore, speed_up
 
@@ -30,20 +30,27 @@ AnyTeacher = TypeVar("AnyTeacher", bound=HasNetwork)
 
 
 @contextlib.contextmanager
-def accelerated(teacher: AnyTeacher, *, fast: str, precision: str, in_place: bool = False) -> Iterator[AnyTeacher]:
+def accelerated(
+    teacher: AnyTeacher, *, fast: str, precision: str, quantize: str = "no", in_place: bool = False
+) -> Iterator[AnyTeacher]:
     """Yield the teacher prepared for many forward passes; where the options change nothing, the same object.
 
     Args:
         teacher: Loaded, on its device.
         fast: See `guidedcd.acceleration.options`.
         precision: "bf16" rounds the network's weights; any other value keeps them.
+        quantize: "int8" then rounds the weights of its layers to int8, see `guidedcd.acceleration.int8`.
         in_place: Round the teacher's own network instead of a copy; for callers that own the teacher.
     """
     network = teacher.network
-    if precision == "bf16" and computing_dtype(network) != torch.bfloat16:
+    narrow = precision == "bf16" and computing_dtype(network) != torch.bfloat16
+    if narrow or (quantize == "int8" and not int8.saved(network)):
         teacher.fingerprint()  # of the weights as they were loaded
         network = network if in_place else copy.deepcopy(network)
-        cast(network, torch.bfloat16)
+        if narrow:
+            cast(network, torch.bfloat16)
+        if quantize == "int8":
+            int8.quantise(network)
         teacher = _with_network(teacher, network)
     paths = options.choose(fast, network, getattr(teacher, "blocks", ()))
     if paths is None or is_fast(network):

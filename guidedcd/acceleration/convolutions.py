@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeGuard, TypeVar
 
 import torch
@@ -27,12 +28,23 @@ class FrozenConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of x, a transposed convolution."""
-        # Not aten's convolution_backward, which needs the input and gives the gradient the input's layout.
-        stride, padding, dilation, groups = ctx.how
-        shapes = zip(ctx.shape[2:], grad.shape[2:], ctx.weight.shape[2:], stride, padding, dilation, strict=True)
-        more = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in shapes]
-        dx = torch.convolution(grad, ctx.weight, None, stride, padding, dilation, True, more, groups)
-        return dx, None, None, None
+        return input_gradient(grad, ctx.weight, ctx.shape, ctx.how), None, None, None
+
+
+def input_gradient(grad: Tensor, weight: Tensor, shape: Sequence[int], how: tuple) -> Tensor:
+    """The gradient of a convolution's input of `shape` (N, C, ...), a transposed convolution of the output's gradient.
+
+    Args:
+        grad: The gradient of the output.
+        weight: The convolution's weight.
+        shape: Of the input.
+        how: (stride, padding, dilation, groups).
+    """
+    # Not aten's convolution_backward, which needs the input and gives the gradient the input's layout.
+    stride, padding, dilation, groups = how
+    shapes = zip(shape[2:], grad.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    more = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in shapes]
+    return torch.convolution(grad, weight, None, stride, padding, dilation, True, more, groups)
 
 
 def convolution(x: Tensor, weight: Tensor, how: tuple, bias: Tensor | None = None) -> Tensor:

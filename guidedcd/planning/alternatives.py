@@ -65,6 +65,8 @@ def _preprocess(run: Run, kind: str) -> Iterator[Choice]:
             )
     if settings.precision == "no" and kind == "cuda":
         yield choice("", precision="bf16")
+    if settings.quantize == "no":
+        yield choice("predictions differ by 1 to 2 %", quantize="int8")
     if settings.recompute == "nothing" and stored_part(run).energies:
         yield choice("", recompute="cheap")
     if settings.dtype == "float32":
@@ -86,6 +88,9 @@ def _train(run: Run, kind: str) -> Iterator[Choice]:
     wide = [name for name, config in run.rewards.items() if getattr(config, "dtype", None) == "fp32"]
     if wide and kind == "cuda":
         yield _rewards(run, wide, "dtype", lambda config: "bf16")
+    networks = [name for name, config in run.rewards.items() if hasattr(config, "dtype") and config.quantize == "no"]
+    if networks:
+        yield _rewards(run, networks, "quantize", lambda config: "int8")
     many = [name for name, config in run.rewards.items() if config.frames > 1]
     if many:
         yield _rewards(run, many, "frames", lambda config: config.frames // 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 import attrs
 import torch
@@ -58,8 +59,8 @@ def _passes(run: Run, rows: int) -> tuple[float, float]:
     z = torch.zeros(rows, *teacher.geometry.latent_shape, device=teacher.device)
     t, text = torch.full((rows,), 500, device=teacher.device), teacher.null(rows)
     seconds: list[float] = []
-    precision = run.preprocess.precision
-    with torch.no_grad(), accelerated(teacher, fast="no", precision=precision, in_place=True) as teacher:
+    how: dict[str, Any] = {"precision": run.preprocess.precision, "quantize": run.preprocess.quantize}
+    with torch.no_grad(), accelerated(teacher, fast="no", **how, in_place=True) as teacher:
         teacher.net(z, t, text)
         worked, began = time.process_time(), time.perf_counter()
         while len(seconds) < PASSES and time.perf_counter() - began < LIMIT:

@@ -122,7 +122,8 @@ class Estimator:
     def teaching(self, run: Run) -> Teaching:
         """The costs of the teacher's passes for a run."""
         settings, kinds = run.preprocess, len({*reference_kinds(run).values()})
-        key = ("teach", settings.batch_size, settings.precision, settings.recompute, kinds, tuple(run.energies))
+        weights = (settings.precision, settings.quantize)
+        key = ("teach", settings.batch_size, weights, settings.recompute, kinds, tuple(run.energies))
         costs = self._once(key, lambda: teaching(run, self._outline(run.teacher)))
         if costs.left_out:
             self.left_out["the computation of the energies"] = costs.left_out

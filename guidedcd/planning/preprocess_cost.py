@@ -11,6 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from guidedcd.acceleration.int8 import quantise
 from guidedcd.config.run import Run
 from guidedcd.data.contract import is_encoded
 from guidedcd.energies.traits import stored_part
@@ -87,6 +88,8 @@ def teaching(run: Run, teacher: Teacher) -> Teaching:
     """Count the passes of a teacher on the meta device, at the run's batch size."""
     if run.preprocess.precision == "bf16":
         teacher.network.to(torch.bfloat16)
+    if run.preprocess.quantize == "int8":
+        quantise(teacher.network)
     geometry, batch = teacher.geometry, run.preprocess.batch_size
     with torch.no_grad():
         with metered() as encode:

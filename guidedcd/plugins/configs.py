@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import attrs
 from attrs.validators import ge, gt, in_, le, optional
 
-from guidedcd.devices import SHORT_DTYPES
+from guidedcd.devices import QUANTIZE, SHORT_DTYPES
 from guidedcd.docstrings import documented
 from guidedcd.errors import refusal
 
@@ -95,6 +95,8 @@ class RewardConfig(ComponentConfig):
     pick: str = attrs.field(default="random", validator=in_(PICKS))
     """Which frames: `random` (without replacement), `strided` (evenly spaced from a random start), or `even` (evenly
     spaced with the first and the last)."""
+    quantize: str = attrs.field(default="no", validator=in_(QUANTIZE))
+    """Keep the reward's weights in int8, half the memory of bf16; `guidedcd try reward` measures the error."""
 
     def count(self, total: int, clip_fps: float) -> int:
         """Number of frames that are decoded and scored of videos with `total` frames at `clip_fps` frames per second.

@@ -19,6 +19,8 @@ from guidedcd.preprocessing.shards import FORMAT
 if TYPE_CHECKING:
     from guidedcd.models.teachers.protocol import Teacher
 
+OPTIONAL = ("buckets", "quantize")
+"""Keys of the identity that only a store with these options has."""
 FINGERPRINT = "fingerprint"
 """Key of a dataset's own fingerprint in the identity of a store."""
 
@@ -45,7 +47,7 @@ def may_use(run: Run, stored: dict[str, Any]) -> bool:
         if isinstance(entry, dict)
     ]
     expected = {"data": [{"name": chosen.name} | unstructure(chosen.config) for chosen in run.data], **_settings(run)}
-    same = {key: stored.get(key) for key in expected} | {"data": data}
+    same = {key: stored[key] for key in {*expected, *OPTIONAL} & stored.keys()} | {"data": data}
     return stored["teacher"]["name"] == run.teacher.name and digest(same) == digest(expected)
 
 
@@ -64,6 +66,7 @@ def _settings(run: Run) -> dict[str, Any]:
         "precision": settings.precision,
         "seed": run.seed,
         **({"buckets": list(settings.buckets)} if settings.buckets else {}),
+        **({"quantize": settings.quantize} if settings.quantize != "no" else {}),
     }
 
 

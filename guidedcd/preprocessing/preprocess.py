@@ -29,7 +29,7 @@ from guidedcd.locks import holder, locked, noted
 from guidedcd.models.student import time_embedding
 from guidedcd.models.teachers.contract import build_teacher, check, rehearse
 from guidedcd.models.teachers.protocol import Teacher
-from guidedcd.preprocessing import estimates, output_shares, score_sets, shard_files, shards, shares, store
+from guidedcd.preprocessing import estimates, output_shares, rounding, score_sets, shard_files, shards, shares, store
 from guidedcd.preprocessing.identity import identify, is_same
 from guidedcd.preprocessing.store_writer import ScoreWriter, StoreWriter, too_many_skipped
 
@@ -138,7 +138,12 @@ def _compute(
     absent = {*_missing(folder, identity, shard)}
     extended = _without_scores(folder, identity, scores, shard)
     options = run.preprocess
-    with accelerated(teacher, fast=options.fast, precision=options.precision, in_place=in_place) as fast_teacher:
+    before = rounding.measured(teacher, run) if options.quantize != "no" and rank == 0 else None
+    how: dict[str, Any] = {"fast": options.fast, "precision": options.precision, "quantize": options.quantize}
+    with accelerated(teacher, **how, in_place=in_place) as fast_teacher:
+        if before is not None:
+            after = rounding.measured(fast_teacher, run)
+            console.print(f"weights  {rounding.line(before, after, fast_teacher)}", markup=False)
         # Errors in the data and the energies are raised before anything is written.
         writer = StoreWriter(run, fast_teacher, accept) if absent else None
         extender = ScoreWriter(run, fast_teacher, scores) if extended else None

@@ -62,7 +62,8 @@ def verify_store(folder: Path, *, samples: int = 0, device: str | None = None, s
     videos = [(n, v) for n in present for v in range(len(shards.read_shard(folder, n)["samples"]))]
     chosen = sorted(random.Random(seed).sample(videos, min(samples, len(videos))))
     is_half = "16" in run.preprocess.dtype or run.preprocess.precision != "no"
-    with accelerated(teacher, fast="no", precision=run.preprocess.precision, in_place=True) as fast_teacher:
+    how: dict[str, Any] = {"precision": run.preprocess.precision, "quantize": run.preprocess.quantize}
+    with accelerated(teacher, fast="no", **how, in_place=True) as fast_teacher:
         writer = StoreWriter(run, fast_teacher)
         with progress("teacher", len(chosen), unit="videos") as advance:
             for number, video in chosen:

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guidedcd.acceleration.int8 import quantise
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.run import Run
+from guidedcd.console import console, file_size
 from guidedcd.data.geometry import Geometry
 from guidedcd.devices import blame_memory
 from guidedcd.diffusion.randomness import reward_generator
@@ -44,13 +46,25 @@ def build_reward(chosen: Chosen) -> Any:
     """A reward, frozen and in eval mode.
 
     Raises:
-        GuidedCDError: It lacks a member that the engine reads; names its plugin.
+        GuidedCDError: It lacks a member that the engine reads, or has no weights for its option `quantize`; names its
+            plugin.
     """
-    reward = chosen.build()
-    check_members(reward, str(chosen.component()), is_object=hasattr(chosen.config, objects.MARK))
+    reward, whose = chosen.build(), str(chosen.component())
+    check_members(reward, whose, is_object=hasattr(chosen.config, objects.MARK))
     if isinstance(reward, nn.Module):
         reward.eval().requires_grad_(False)
+    if getattr(chosen.config, "quantize", "no") == "int8":
+        _quantise(reward, whose, chosen.name)
     return reward
+
+
+def _quantise(reward: Any, whose: str, name: str) -> None:
+    saved = quantise(reward) if isinstance(reward, nn.Module) else 0
+    if not saved:
+        raise GuidedCDError(
+            f"{whose} has no linear layers or convolutions for int8: leave out --rewards.{name}.quantize."
+        )
+    console.print(f"weights  {whose} in int8: {file_size(saved)} less", markup=False)
 
 
 def check_members(reward: Any, whose: str, *, is_object: bool = False) -> None:

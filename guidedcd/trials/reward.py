@@ -13,6 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from guidedcd.acceleration.int8 import relative_error
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.selection import Selection
 from guidedcd.config.structure import unstructure
@@ -87,23 +88,27 @@ def try_reward(
     check_writable(out)
     where = find_device(config.device)
     with blame_memory(f"reward '{chosen.name}'"):
-        reward = build_reward(chosen).to(where)
+        reward, plain = (None if one is None else build_reward(one).to(where) for one in (chosen, _plain(chosen)))
     if reads_latents(reward):
         raise GuidedCDError(
             f"{chosen.component()} reads the student's predicted latents, which a video file does not have. Train with "
             "it for some steps, and read its values in the log."
         )
-    scored = [
-        _scored(chosen, reward, name, caption, video.to(where), fps, config.seed)
-        for name, caption, video, fps in _videos(selection, videos, prompts, config)
-    ]
+    inputs = _videos(selection, videos, prompts, config)
+
+    def graded(module: Any) -> list[_Graded]:
+        return [_graded(chosen, module, n, text, video.to(where), fps, config.seed) for n, text, video, fps in inputs]
+
+    results = graded(reward)
+    scored = [_scored(reward, name, text, one) for (name, text, _, _), one in zip(inputs, results, strict=True)]
+    rounding = {} if plain is None else {"rounding": _rounding(results, graded(plain))}
     with locked(out, "the folder"):
         largest = max(float(one.gradient.max()) for one in scored)
         rows = [image for one in scored for image in (one.frames, heat(one.gradient, largest))]
         captions = [text for one in scored for text in (_title(one), "gradient over the pixels above")]
         contact_sheet(out / "contact_sheet.png", rows, captions, size=128)
-        write_json(out / "reward.json", described(selection, scored))
-    _print(chosen, reward, scored, out)
+        write_json(out / "reward.json", described(selection, scored) | rounding)
+    _print(chosen, reward, scored, out, **rounding)
     return scored
 
 
@@ -148,7 +153,30 @@ def _videos(
     return result
 
 
-def _scored(chosen: Chosen, reward: Any, name: str, caption: str, video: Tensor, fps: float, seed: int) -> ScoredVideo:
+@attrs.frozen(eq=False)
+class _Graded:
+    """The score of frames (k, 3, H, W), and its gradient of the same shape."""
+
+    frames: Tensor
+    score: float
+    gradient: Tensor
+
+
+def _plain(chosen: Chosen) -> Chosen | None:
+    """The reward without its option `quantize`; None if it does not use the option."""
+    if getattr(chosen.config, "quantize", "no") == "no":
+        return None
+    return attrs.evolve(chosen, config=attrs.evolve(cast(RewardConfig, chosen.config), quantize="no"))
+
+
+def _rounding(graded: Sequence[_Graded], exact: Sequence[_Graded]) -> dict[str, float]:
+    """The largest difference of scores, and the relative error of all gradients, of a reward in int8."""
+    pairs = list(zip(graded, exact, strict=True))
+    gradients = [torch.cat([one.gradient.flatten() for one in side]) for side in (graded, exact)]
+    return {"score": max(abs(a.score - b.score) for a, b in pairs), "gradient": relative_error(*gradients)}
+
+
+def _graded(chosen: Chosen, reward: Any, name: str, caption: str, video: Tensor, fps: float, seed: int) -> _Graded:
     """One video's score and gradient."""
     # The components of the kind reward have configs that derive from RewardConfig.
     config, whose, generator = cast(RewardConfig, chosen.config), str(chosen.component()), reward_generator(seed, 0)
@@ -162,13 +190,17 @@ def _scored(chosen: Chosen, reward: Any, name: str, caption: str, video: Tensor,
         (gradient,) = torch.autograd.grad(scores.sum(), frames)
     if not (scores.isfinite().all() and gradient.isfinite().all()):
         raise GuidedCDError(f"{whose} gave {float(scores.detach()):g} for {name}; score and gradient must be finite.")
+    return _Graded(frames[0].detach().cpu(), float(scores.detach()), gradient[0].cpu())
+
+
+def _scored(reward: Any, name: str, caption: str, one: _Graded) -> ScoredVideo:
     return ScoredVideo(
         name=name,
         caption=caption,
-        frames=frames[0].detach().cpu(),
+        frames=one.frames,
         tokens=int(reward.count_tokens(caption)),
-        score=float(scores.detach()),
-        gradient=gradient[0].norm(dim=1).cpu(),
+        score=one.score,
+        gradient=one.gradient.norm(dim=1),
     )
 
 
@@ -176,7 +208,13 @@ def _title(one: ScoredVideo) -> str:
     return f"{one.score:.4g}: {one.caption}"
 
 
-def _print(chosen: Chosen, reward: Any, scored: Sequence[ScoredVideo], out: Path) -> None:
+def _print(
+    chosen: Chosen,
+    reward: Any,
+    scored: Sequence[ScoredVideo],
+    out: Path,
+    rounding: dict[str, float] | None = None,
+) -> None:
     counts = [len(one.frames) for one in scored]
     fewest, most = min(counts), max(counts)
     number = f"{most}" if fewest == most else f"{fewest} to {most}"
@@ -187,6 +225,9 @@ def _print(chosen: Chosen, reward: Any, scored: Sequence[ScoredVideo], out: Path
         gradient = float(one.gradient.square().mean().sqrt())
         table.add_row(one.name, f"{one.score:.4g}", f"{gradient:.3g}", str(one.tokens), shortened(one.caption, 80))
     print_table(table)
+    if rounding:
+        errors = f"scores by {rounding['score']:.2g} at most, gradients by {rounding['gradient']:.2%} of their size"
+        console.print(f"weights  int8 changes {errors}")
     if long := sum(one.tokens > reward.max_tokens for one in scored):
         console.print(
             f"note     {long} of {len(scored)} captions have more than the {reward.max_tokens} tokens that it reads"

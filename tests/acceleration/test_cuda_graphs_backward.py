@@ -12,6 +12,7 @@ from torch import Tensor
 
 from guidedcd.acceleration import cuda_graphs_backward
 from guidedcd.acceleration.cuda_graphs_backward import GradientReplay, Graphs, Replayed
+from guidedcd.acceleration.int8 import quantise
 
 
 def function(x: Tensor) -> Tensor:
@@ -129,10 +130,13 @@ def test_a_reward_replays_graphs_after_use_graphs(name, tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("in_int8", [False, True])
 @pytest.mark.parametrize("name", ["clip", "hps", "internv2"])
-def test_on_a_gpu_replayed_rewards_are_the_rewards(name, tmp_path):
-    """Scores and gradients of several clips, in turn and two at once, are those without graphs."""
+def test_on_a_gpu_replayed_rewards_are_the_rewards(name, in_int8, tmp_path):
+    """Scores and gradients of several clips, in turn and two at once, are those without graphs; also in int8."""
     plain, replayed = (BUILDERS[name](write(tmp_path)).cuda() for _ in range(2))
+    for reward in (plain, replayed) if in_int8 else ():
+        quantise(reward)
     replayed.use_graphs()
     videos = torch.rand(3, 1, 4, 3, 20, 32, device="cuda")
 
