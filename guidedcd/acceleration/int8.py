@@ -67,7 +67,7 @@ class Product(torch.autograd.Function):
         """The gradient of x."""
         # One product of all rows: with a grad that is not contiguous, `@` would multiply each of its matrices.
         x = grad.reshape(-1, grad.shape[-1]) @ ctx.layer.dequantised(grad.dtype)
-        return x.view(*grad.shape[:-1], -1), None, None
+        return x.view(*grad.shape[:-1], x.shape[-1]), None, None
 
 
 class Convolution(torch.autograd.Function):
@@ -87,14 +87,15 @@ class Convolution(torch.autograd.Function):
         return input_gradient(grad, layer.dequantised(grad.dtype), ctx.shape, how), None
 
 
-def _is_graded(x: Tensor) -> bool:
-    """Whether autograd would save a weight; a compiler keeps the int8 one by itself."""
-    return torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling()
+def _is_graded(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether only x needs a gradient, and autograd would save a weight; a compiler keeps the int8 one by itself."""
+    trained = bias is not None and bias.requires_grad
+    return torch.is_grad_enabled() and x.requires_grad and not trained and not torch.compiler.is_compiling()
 
 
 def product(x: Tensor, layer: Int8Layer, bias: Tensor | None) -> Tensor:
     """x W^T + b for x (..., C), with the dequantised weight W (N, C) of a layer."""
-    if _is_graded(x):
+    if _is_graded(x, bias):
         return Product.apply(x, layer, bias)
     return nnf.linear(x, layer.dequantised(x.dtype), bias)
 
@@ -116,7 +117,7 @@ class Int8Convolution(Int8Layer):
 
     def forward(self: Any, input: Tensor) -> Tensor:
         """See `nn.Conv2d`."""
-        if _is_graded(input) and input.dim() == self.int8.dim():
+        if _is_graded(input, self.bias) and input.dim() == self.int8.dim():
             return Convolution.apply(input, self)
         return self._conv_forward(input, self.dequantised(input.dtype), self.bias)
 

@@ -170,6 +170,22 @@ def test_an_adapter_is_trained_beside_an_int8_layer():
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("kind", ["linear", "strided and grouped"])
+def test_a_bias_can_be_trained(kind):
+    """A bias that is trained afterwards has its gradient, and the input keeps its own; no rows are no error."""
+    torch.manual_seed(0)
+    make, shape = LAYERS[kind]
+    layer, x = make(), torch.randn(shape)
+    quantise(layer)
+    before = graded(layer, x)
+    layer.bias.requires_grad_(True)
+    torch.testing.assert_close(graded(layer, x), before)
+    layer(x).sum().backward()
+    assert layer.bias.grad is not None
+    layer.requires_grad_(False)
+    assert graded(layer, x[:0])[1].shape == x[:0].shape
+
+
 def test_recomputed_and_autocast_layers_have_the_same_gradient():
     """A checkpoint around int8 layers, and autocast to bfloat16, change the gradient by their rounding alone."""
     torch.manual_seed(0)
