@@ -57,7 +57,7 @@ class LTXConfig(TransformerConfig):
     """Options of the teacher `ltx`."""
 
     path: str = attrs.field(default="Lightricks/LTX-Video", metadata={"positional": True})
-    """Folder or hub id with an `LTXPipeline`: LTX-Video 0.9 to 0.9.7."""
+    """Folder or hub id with an `LTXPipeline`, such as LTX-Video 0.9."""
     fps: float = attrs.field(default=25.0, validator=ge(1))
     """Frames per second, an input of the network."""
     text_length: int = attrs.field(default=128, validator=ge(1))
