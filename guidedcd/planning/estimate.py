@@ -18,6 +18,7 @@ from guidedcd.planning.calibration import calibrated
 from guidedcd.planning.decode_cost import DecodeCost, decode_costs, has_policies
 from guidedcd.planning.evaluation_cost import EvaluationCost, evaluation
 from guidedcd.planning.gpus import GIB, Machine
+from guidedcd.planning.largest_batch import largest_batch
 from guidedcd.planning.preprocess_cost import Teaching, other_networks, teaching
 from guidedcd.planning.skeletons import outline
 from guidedcd.planning.training_cost import Training, others, scoring, training
@@ -203,14 +204,13 @@ class Estimator:
         return self.machine.with_layers(fast, transformer=bool(blocks))
 
     def _largest(self, run: Run, section: str, count: Callable[[Run], Any]) -> int:
-        """The largest batch size that fits, extrapolated linearly from the memory at two batch sizes."""
-        batch, room = getattr(run, section).batch_size, usable(self.machine)
-        peak = count(run).peak
-        other = max(1, int(batch * min(room / peak, 4.0)))  # larger batches take longer to count
-        other += other == batch
-        changed = attrs.evolve(getattr(run, section), batch_size=other)
-        slope = (count(attrs.evolve(run, **{section: changed})).peak - peak) / (other - batch)
-        return max(0, math.floor(batch + (room - peak) / max(slope, 1)))
+        """The largest batch size that fits, at most `LARGEST_BATCH`; 0 if none does."""
+
+        def peak(batch: int) -> float:
+            changed = attrs.evolve(getattr(run, section), batch_size=batch)
+            return float(count(attrs.evolve(run, **{section: changed})).peak)
+
+        return largest_batch(peak, usable(self.machine), getattr(run, section).batch_size)
 
 
 def _first_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ from guidedcd.documents import read_json
 from guidedcd.errors import GuidedCDError, shortened
 from guidedcd.models.checkpoints import hub
 from guidedcd.models.checkpoints.loading import skeleton
+from guidedcd_dits.published import configurations
 
 TEACHERS = {"WanPipeline": "wan", "CogVideoXPipeline": "cogvideox", "LTXPipeline": "ltx"}
 """The teacher that reads a pipeline, by the pipeline's class."""
@@ -31,12 +32,16 @@ class PipelineFolder:
     """model_index.json."""
     dtype: torch.dtype
     weights: bool
+    temporary: Any = None
+    """What removes a temporary `folder` when this object is deleted."""
 
     @classmethod
     def open(
         cls, path: str, pipeline: str, parts: tuple[str, ...], *, dtype: torch.dtype, weights: bool
     ) -> PipelineFolder:
         """Find a folder, or download its parts, and check that it is of the family.
+
+        Without weights, the configurations of a published pipeline need neither a folder nor the network.
 
         Args:
             path: Folder or hub id.
@@ -49,7 +54,8 @@ class PipelineFolder:
             GuidedCDError: There is no such folder, it cannot be downloaded, or it is of another family.
         """
         teacher = TEACHERS[pipeline]
-        folder = locate(path, teacher, parts, weights)
+        temporary = None if weights or Path(path).expanduser().exists() else configurations(path)
+        folder = locate(path, teacher, parts, weights) if temporary is None else Path(temporary.name)
         index = _json(folder / "model_index.json", teacher, f"it is no folder of a {pipeline} in diffusers' layout")
         name = index.get("_class_name")
         if name is None:
@@ -58,7 +64,7 @@ class PipelineFolder:
             other = TEACHERS.get(str(name))
             advice = f"use --teacher {other}:{path}" if other else f"{teacher} reads a {pipeline}"
             raise GuidedCDError(f"{teacher}: {folder} is a {shortened(name)}: {advice}.")
-        return cls(folder=folder, teacher=teacher, index=index, dtype=dtype, weights=weights)
+        return cls(folder=folder, teacher=teacher, index=index, dtype=dtype, weights=weights, temporary=temporary)
 
     def has(self, name: str) -> bool:
         """Whether the pipeline has the component `name`, by its model_index.json."""
