@@ -4,6 +4,7 @@
     python benchmarks/training.py --processes 2 --only parallel        # two GPUs: DDP and FSDP2 against one of them
     python benchmarks/training.py --tiny                               # a CPU, tiny networks
     python benchmarks/training.py --profile cd/layers                  # a table of operations of one step
+    python benchmarks/training.py --count --tiny --only cd/no          # how many operations a step launches
 
 It calls the trainer's own step. Rows are named WHAT/FAST, where FAST is a value of --train.fast.
 """
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 
 import harness
 from training_parallel import ALONE, PARALLEL, measure_parallel
-from training_steps import STEPS, measure_reward, measure_sample, measure_step, profile
+from training_steps import STEPS, count_step, measure_reward, measure_sample, measure_step, profile
 
 ORDER = (
     *("all-most-internv2/graphs", "all-most/layers", "cd/layers", "all/layers", "cd-checkpointed/layers"),
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1, help="GPUs for the rows named parallel-*")
     parser.add_argument("--fast", default="layers", help="--train.fast of the rows named parallel-*")
     parser.add_argument("--profile", metavar="ROW", help="profile this row's step instead, such as cd/layers")
+    parser.add_argument("--count", action="store_true", help="count the operations of steps instead of timing them")
     options = parser.parse_args(arguments)
     if options.profile:
         return profile(options.profile, options)
@@ -50,7 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
         measure_parallel(recorder, options, parallel)
     measures = {"reward": measure_reward, "sample": measure_sample}
     for name in rows(options.only):
-        measure = measures.get(name.replace("/", "-").partition("-")[0], measure_step)
+        what = name.replace("/", "-").partition("-")[0]
+        if options.count and what in measures:
+            continue
+        measure = count_step if options.count else measures.get(what, measure_step)
         recorder.attempt(name, lambda name=name, measure=measure: measure(recorder, name, options))
     print(f"done after {recorder.seconds:.0f} s", flush=True)
 

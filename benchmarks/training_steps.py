@@ -11,6 +11,8 @@ import harness  # first: it finds guidedcd where that is not installed
 import networks
 import torch
 from harness import Recorder, Timing, time_calls
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from training_batches import CAPTION, RandomBatches, paper_run
 
 from guidedcd.acceleration.switch import speed_up
@@ -90,6 +92,31 @@ def measure_step(recorder: Recorder, name: str, options: argparse.Namespace) -> 
     parameters = sum(p.numel() for p in step.student.network.parameters())
     losses = {key: metrics[key] for key in ("loss", "cd_loss", "grad_norm")}
     recorder.add(name, timing.values(), parameters=parameters, all_seconds=timing.seconds, **losses)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that PyTorch launches, and the bytes of their outputs."""
+
+    count, size = 0, 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call the operation, and count it."""
+        output = function(*args, **(kwargs or {}))
+        self.count += 1
+        self.size += sum(one.nbytes for one in tree_leaves(output) if isinstance(one, torch.Tensor))
+        return output
+
+
+def count_step(recorder: Recorder, name: str, options: argparse.Namespace) -> None:
+    """The operations of the third training step: seconds differ from process to process, and these do not."""
+    step = build_step(name, options)
+    for number in (1, 2):
+        step(number)
+    with Operations() as operations:
+        step(3)
+    recorder.add(name, {"operations": operations.count, "output_mb": operations.size / 1e6})
 
 
 def measure_reward(recorder: Recorder, name: str, options: argparse.Namespace) -> None:

@@ -71,3 +71,17 @@ def test_a_profile_is_a_table_of_operations(repository, tmp_path):
 
     assert "Self CPU" in output
     assert "aten::" in (tmp_path / "training.profile.txt").read_text()
+
+
+@pytest.mark.slow
+def test_operations_are_counted(repository, tmp_path):
+    """The same step launches the same operations each time, and an energy of the output some more."""
+    counts = []
+    for _ in range(2):
+        out = tmp_path / "counts.json"
+        run(repository, tmp_path, "--count", "--only", "cd/no,cd-x0-motion/no,sample/no", "--out", str(out))
+        rows = json.loads(out.read_text())["runs"][0]["rows"]
+        counts.append({row["name"]: row["values"]["operations"] for row in rows})
+
+    assert counts[0] == counts[1]
+    assert 0 < counts[0]["cd/no"] < counts[0]["cd-x0-motion/no"] and len(counts[0]) == 2
