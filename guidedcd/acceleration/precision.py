@@ -20,12 +20,16 @@ def cast(network: nn.Module, dtype: torch.dtype) -> None:
     if not kept:
         nn.Module.to(network, dtype)  # a diffusers network's own method may warn about layers that it does not have
         return
+    for name, parameter in network.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if stays(network, name) else dtype)
+    cast_buffers(network, dtype)
+
+
+def cast_buffers(network: nn.Module, dtype: torch.dtype) -> None:
+    """Cast a network's buffers in place, except whole numbers and what its class keeps in float32."""
     for prefix, module in network.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            wide = not kept.isdisjoint([*prefix.split("."), name])
-            parameter.data = parameter.data.to(torch.float32 if wide else dtype)
         for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point() and kept.isdisjoint([*prefix.split("."), name]):
+            if buffer.is_floating_point() and not stays(network, f"{prefix}.{name}"):
                 setattr(module, name, buffer.to(dtype))
 
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from guidedcd.acceleration.precision import GATHERED, stays
 from guidedcd.config.run import Run
@@ -105,6 +105,10 @@ def shard(network: nn.Module, mesh: Any, dtype: torch.dtype | None, *, keep: boo
     fully_shard(network, **options)
     if dtype is not None:
         setattr(network, GATHERED, dtype)
+    if mesh.device_type == "cpu":  # gloo's average of torch 2.8 is a sum
+        for module in network.modules():
+            if isinstance(module, FSDPModule):
+                module.set_force_sum_reduction_for_comms(True)
 
 
 def groups(network: nn.Module, sharded: set[nn.Parameter]) -> list[list[nn.Module]]:

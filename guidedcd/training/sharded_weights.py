@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from guidedcd.acceleration.precision import stays
+from guidedcd.acceleration.precision import cast_buffers, stays
 from guidedcd.training.master_weights import MasterWeights
 
 
@@ -128,6 +128,8 @@ class ShardedWeights(MasterWeights):
         for name, whole in parameters.items():
             if dtype is not None and not isinstance(whole, DTensor) and not stays(network, name):
                 whole.data = whole.data.to(dtype)  # FSDP2 casts the others where it gathers them
+        if dtype is not None:
+            cast_buffers(network, dtype)
         return working, masters
 
     def _copy(self, into: Sequence[Tensor], values: Sequence[Tensor]) -> None:

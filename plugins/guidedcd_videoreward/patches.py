@@ -55,7 +55,7 @@ class Preparation:
         """Frames (..., 3, H, W) in [0, 1] -> resized frames (..., 3, H', W') in [0, 1], at least float32.
 
         The area is that of the network's input. As in the released code, the bicubic result is clamped and rounded as
-        values from 0 to 255; the clamp has no gradient outside, the rounding has the gradient 1.
+        values from 0 to 255; the clamp has a gradient strictly inside only, the rounding has the gradient 1.
         """
         video = video if video.dtype == torch.float64 else video.float()
         height, width = self.size(*video.shape[-2:])
@@ -64,7 +64,9 @@ class Preparation:
             flat = scaled.reshape(-1, *scaled.shape[-3:])
             flat = nnf.interpolate(flat, size=(height, width), mode="bicubic", align_corners=False, antialias=True)
             scaled = flat.reshape(*video.shape[:-2], height, width)
-        scaled = scaled.clamp(0, 255)
+        # The gradient of `clamp` at 0 and at 255 is 1 in torch 2.8, and 0 in torch 2.14.
+        inside = (scaled > 0) & (scaled < 255)
+        scaled = torch.where(inside, scaled, scaled.detach().clamp(0, 255))
         if self.rounding:
             scaled = scaled + (scaled.round() - scaled).detach()
         return scaled / 255

@@ -239,6 +239,7 @@ def test_int8_layers_are_compiled(monkeypatch):
         return torch.compile(function, dynamic=False, backend="aot_eager", fullgraph=True)
 
     monkeypatch.setattr(switch, "compiled", compiled)
+    torch.compiler.reset()  # torch 2.8 counts what other tests of this process have compiled of the same functions
     stock, batch = in_int8(tiny_unet("attention everywhere")), inputs()
     fast = acceleration.speed_up(copy.deepcopy(stock), compile="blocks")
     assert_near(gradients(fast, *batch), gradients(stock, *batch))
