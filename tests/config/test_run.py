@@ -408,7 +408,7 @@ def test_a_malformed_file_is_reported_with_its_line(tmp_path):
     """The message names file, line and column."""
     toml, json_ = tmp_path / "a.toml", tmp_path / "a.json"
     toml.write_text("seed = 1\n[train\nlr = 1\n")
-    json_.write_text('{"seed": 1,\n}')
+    json_.write_text('{"seed": 1,\n"train" 2}')
 
     with pytest.raises(GuidedCDError, match=r"a\.toml is .*: .*line 2"):
         read_config(toml)
