@@ -10,7 +10,6 @@ rewards, whose time would hide that of the energy.
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,12 +17,13 @@ from pathlib import Path
 
 import harness  # first: it finds guidedcd where that is not installed
 import torch
-from harness import Recorder
+from harness import Recorder, Timing
 
 from guidedcd.acceleration.garbage import settled
 from guidedcd.config.run import Run
 from guidedcd.models.teachers.contract import build_teacher
 from guidedcd.preprocessing.bucket_stores import open_stores, preprocess_all
+from guidedcd.proving.intervals import over_seeds
 from guidedcd.training.step import TrainStep
 from guidedcd.training.trainer import Trainer
 
@@ -32,7 +32,7 @@ VIDEOS, DRAWS = 8, 4
 
 
 def step_of(profile: str, energies: Sequence[str], device: str, folder: Path) -> TrainStep:
-    """The trainer's own step of a run without rewards, and with `energies` at their usual strength."""
+    """The trainer's own step of a run without rewards, whose `energies` have the relative strength 0.3."""
     run = Run.from_profile(
         profile,
         energies={name: {"relative": 0.3} for name in energies},
@@ -46,8 +46,8 @@ def step_of(profile: str, energies: Sequence[str], device: str, folder: Path) ->
     return Trainer(run, folder / "run", open_stores(run, folders), teacher).step
 
 
-def time_pairs(steps: dict[str, TrainStep], device: str, pairs: int, warm_up: int) -> dict[str, list[float]]:
-    """Seconds of every step by setting; the settings follow each other in each pair."""
+def time_pairs(steps: dict[str, TrainStep], device: str, pairs: int, warm_up: int) -> dict[str, Timing]:
+    """The time of a step by setting; the settings follow each other in each pair."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     with settled():
         for number in range(1, warm_up + pairs + 1):
@@ -56,18 +56,16 @@ def time_pairs(steps: dict[str, TrainStep], device: str, pairs: int, warm_up: in
                 start = time.perf_counter()
                 step(number)
                 harness.synchronize(device)
-                if number > warm_up:
-                    seconds[name].append(time.perf_counter() - start)
-    return seconds
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(tuple(values[warm_up:]), values[0]) for name, values in seconds.items()}
 
 
 def ratio(seconds: Sequence[float], without: Sequence[float]) -> dict[str, float]:
     """The mean ratio of pairs and its 95 % interval, without the highest and the lowest twentieth."""
     ratios = sorted(a / b for a, b in zip(seconds, without, strict=True))
     cut = len(ratios) // 20
-    kept = ratios[cut : len(ratios) - cut]
-    mean, error = statistics.fmean(kept), 1.96 * statistics.stdev(kept) / len(kept) ** 0.5
-    return {"times": mean, "times_low": mean - error, "times_high": mean + error}
+    estimate = over_seeds(ratios[cut : len(ratios) - cut])
+    return {"times": estimate.mean, "times_low": estimate.low, "times_high": estimate.high}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -83,12 +81,10 @@ def main(arguments: list[str] | None = None) -> None:
         for name, chosen in {"without": [], **{name: [name] for name in names}}.items():
             (Path(folder) / name).mkdir()
             steps[name] = step_of(options.profile, chosen, options.device, Path(folder) / name)
-        seconds = time_pairs(steps, options.device, options.repeats, options.warm_up)
-    for name, values in seconds.items():
-        numbers = {"seconds": statistics.median(values), "spread_s": max(values) - min(values)}
-        if name != "without":
-            numbers |= ratio(values, seconds["without"])
-        recorder.add(name, numbers)
+        timings = time_pairs(steps, options.device, options.repeats, options.warm_up)
+    for name, timing in timings.items():
+        times = {} if name == "without" else ratio(timing.seconds, timings["without"].seconds)
+        recorder.add(name, timing.values() | times)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ Every layer has non-zero weights, also where training begins at zero. Time and m
 from __future__ import annotations
 
 import functools
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import harness  # noqa: F401  first: it finds guidedcd where that is not installed
@@ -156,36 +159,22 @@ def reward(name: str, device: str | torch.device, tiny: bool = False, checkpoint
     return module.to(device)
 
 
-def _videoreward(device: str | torch.device, tiny: bool, checkpointed: bool) -> Any:
+def _videoreward(device: str | torch.device, tiny: bool, checkpointed: bool) -> nn.Module:
     from guidedcd_videoreward import VideoRewardConfig
-    from guidedcd_videoreward.chat import PlaceholderChat
-    from guidedcd_videoreward.model import FULL, FULL_VOCABULARY, VideoRewardModel, set_frequencies
-    from guidedcd_videoreward.patches import Preparation
-    from guidedcd_videoreward.reward import (
-        RELEASED_MAX_PIXELS,
-        RELEASED_MIN_PIXELS,
-        RELEASED_NORMALISATION,
-        VideoReward,
-    )
+    from guidedcd_videoreward.model import FULL, set_frequencies
+    from guidedcd_videoreward.reward import VideoReward
 
-    dtype, dtype_name = (torch.float32, "fp32") if tiny else (torch.bfloat16, "bf16")
-    sizes = {**FULL, **TINY_QWEN, "vision_config": {**FULL["vision_config"], **TINY_QWEN_VISION}} if tiny else FULL
-    with torch.device(device):
-        model = fill(VideoRewardModel(sizes, FULL_VOCABULARY, 1).to(dtype), seed=4)
-    model.rm_head.float()
-    set_frequencies(model)
-    if checkpointed:
-        model.gradient_checkpointing()
-    module = VideoReward.__new__(VideoReward)  # __init__ would read a file
-    torch.nn.Module.__init__(module)
-    module.config, module.factors = VideoRewardConfig(dtype=dtype_name), (1.0, 1.0, 1.0)
-    module.model, module.chat = model, PlaceholderChat(FULL["max_position_embeddings"])
-    vision = model.config.vision_config
-    largest = RELEASED_MIN_PIXELS if tiny else RELEASED_MAX_PIXELS
-    smallest = 3136 if tiny else RELEASED_MIN_PIXELS
-    module.prepare = Preparation(smallest, largest, True, vision.patch_size, vision.spatial_merge_size)
-    module.normalisation = RELEASED_NORMALISATION
-    return module.requires_grad_(False).eval().to(device)
+    options: dict[str, Any] = {"dtype": "fp32" if tiny else "bf16", "gradient_checkpointing": checkpointed}
+    with tempfile.TemporaryDirectory() as folder:
+        if tiny:
+            sizes = {**FULL, **TINY_QWEN, "vision_config": {**FULL["vision_config"], **TINY_QWEN_VISION}}
+            path = Path(folder, "config.json")
+            path.write_text(json.dumps(sizes))
+            options |= {"arch": str(path), "min_pixels": 3136, "max_pixels": 100_352}
+        reward = VideoReward(VideoRewardConfig(**options), weights=False).to_empty(device=device)
+    fill(reward.model, seed=4)
+    set_frequencies(reward.model)
+    return reward.to(device)
 
 
 def _internvideo2(device: str | torch.device, tiny: bool, checkpointed: bool) -> FrozenReward:

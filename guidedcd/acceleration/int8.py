@@ -213,12 +213,6 @@ def saved(network: nn.Module) -> int:
     return sum(module.saved for module in network.modules() if isinstance(module, Int8Layer))
 
 
-def relative_error(values: Tensor, reference: Tensor) -> float:
-    """|values - reference| / |reference|, Euclidean norms in float64."""
-    values, reference = values.detach().double(), reference.detach().double()
-    return float((values - reference).norm() / reference.norm().clamp_min(1e-300))
-
-
 def _is_usual(module: nn.Module) -> bool:
     """Whether a layer has one weight, and pads with zeros if it is a convolution."""
     padding = getattr(module, "padding_mode", "zeros") == "zeros" and not isinstance(getattr(module, "padding", 0), str)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 GATHERED = "gathered_dtype"
 """Attribute of a network that FSDP2 shards: the dtype of its gathered weights."""
@@ -50,6 +50,12 @@ def computing_dtype(network: nn.Module) -> torch.dtype:
 def stays(network: nn.Module, name: str) -> bool:
     """Whether the weight `name` of a network stays in float32."""
     return not _kept(network).isdisjoint(name.split("."))
+
+
+def relative_error(values: Tensor, reference: Tensor) -> float:
+    """|values - reference| / |reference|, Euclidean norms in float64."""
+    values, reference = values.detach().double(), reference.detach().double()
+    return float((values - reference).norm() / reference.norm().clamp_min(1e-30))
 
 
 def _kept(network: Any) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 import attrs
 import torch
@@ -59,8 +58,13 @@ def _passes(run: Run, rows: int) -> tuple[float, float]:
     z = torch.zeros(rows, *teacher.geometry.latent_shape, device=teacher.device)
     t, text = torch.full((rows,), 500, device=teacher.device), teacher.null(rows)
     seconds: list[float] = []
-    how: dict[str, Any] = {"precision": run.preprocess.precision, "quantize": run.preprocess.quantize}
-    with torch.no_grad(), accelerated(teacher, fast="no", **how, in_place=True) as teacher:
+    settings = run.preprocess
+    with (
+        torch.no_grad(),
+        accelerated(
+            teacher, fast="no", precision=settings.precision, quantize=settings.quantize, in_place=True
+        ) as teacher,
+    ):
         teacher.net(z, t, text)
         worked, began = time.process_time(), time.perf_counter()
         while len(seconds) < PASSES and time.perf_counter() - began < LIMIT:

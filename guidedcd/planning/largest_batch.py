@@ -23,25 +23,23 @@ def largest_batch(peak: Callable[[int], float], room: float, batch: int) -> int:
         room: Bytes that may be used.
         batch: The batch size at which the search begins, at least 1.
     """
-    fits, over = (batch, peak(batch)), (0, math.inf)
-    if fits[1] > room:
-        smallest = (1, peak(1)) if batch > 1 else fits
-        if smallest[1] > room:
+    first = (batch, peak(batch))
+    if first[1] > room:
+        fits, over = (1, peak(1)) if batch > 1 else first, first
+        if fits[1] > room:
             return 0
-        fits, over = smallest, fits
-    if over[0] == 0:
-        other = max(batch + 1, int(batch * min(room / fits[1], 4.0)))  # larger batches take longer to count
-        here = (other, peak(other))
-        if here[1] <= room:
-            slope = (here[1] - fits[1]) / (other - batch)
-            promised = other + (room - here[1]) / slope if slope > 1 else LARGEST_BATCH
-            fits, other = here, min(math.floor(promised), LARGEST_BATCH)
+    else:
+        other = max(batch + 1, int(batch * min(room / first[1], 4.0)))  # larger batches take longer to count
+        fits, over = first, (other, peak(other))
+        if over[1] <= room:
+            slope = (over[1] - first[1]) / (other - batch)
+            promised = other + (room - over[1]) / slope if slope > 1 else LARGEST_BATCH
+            fits, other = over, min(math.floor(promised), LARGEST_BATCH)
             if other == fits[0]:
                 return other
-            here = (other, peak(other))
-            if here[1] <= room:
+            over = (other, peak(other))
+            if over[1] <= room:
                 return other
-        over = here
     for _ in range(COUNTS):
         if over[0] - fits[0] <= 1 + fits[0] // 20:
             break

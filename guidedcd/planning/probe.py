@@ -183,8 +183,12 @@ def _pass(run: Run, teacher: Teacher, estimator: Estimator) -> tuple[str, float,
 
     def work() -> float:
         settings = run.preprocess
-        how: dict[str, Any] = {"fast": settings.fast, "precision": settings.precision, "quantize": settings.quantize}
-        with torch.no_grad(), accelerated(teacher, **how) as fast_teacher:
+        with (
+            torch.no_grad(),
+            accelerated(
+                teacher, fast=settings.fast, precision=settings.precision, quantize=settings.quantize
+            ) as fast_teacher,
+        ):
             z = torch.zeros(rows, *teacher.geometry.latent_shape, device=teacher.device)
             t, text = torch.full((rows,), 500, device=teacher.device), teacher.null(rows)
             fast_teacher.net(z[:1], t[:1], {key: value[:1] for key, value in text.items()})

@@ -139,8 +139,9 @@ def _compute(
     extended = _without_scores(folder, identity, scores, shard)
     options = run.preprocess
     before = rounding.measured(teacher, run) if options.quantize != "no" and rank == 0 else None
-    how: dict[str, Any] = {"fast": options.fast, "precision": options.precision, "quantize": options.quantize}
-    with accelerated(teacher, **how, in_place=in_place) as fast_teacher:
+    with accelerated(
+        teacher, fast=options.fast, precision=options.precision, quantize=options.quantize, in_place=in_place
+    ) as fast_teacher:
         if before is not None:
             after = rounding.measured(fast_teacher, run)
             console.print(f"weights  {rounding.line(before, after, fast_teacher)}", markup=False)

@@ -6,7 +6,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from guidedcd.acceleration.int8 import relative_error, saved
+from guidedcd.acceleration.int8 import saved
+from guidedcd.acceleration.precision import relative_error
 from guidedcd.config.run import Run
 from guidedcd.console import file_size
 from guidedcd.energies.traits import stored_part

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from guidedcd.acceleration.apply import accelerated
+from guidedcd.acceleration.precision import relative_error
 from guidedcd.config.resolve import read_run
 from guidedcd.config.run import Run
 from guidedcd.console import progress
@@ -62,8 +63,10 @@ def verify_store(folder: Path, *, samples: int = 0, device: str | None = None, s
     videos = [(n, v) for n in present for v in range(len(shards.read_shard(folder, n)["samples"]))]
     chosen = sorted(random.Random(seed).sample(videos, min(samples, len(videos))))
     is_half = "16" in run.preprocess.dtype or run.preprocess.precision != "no"
-    how: dict[str, Any] = {"precision": run.preprocess.precision, "quantize": run.preprocess.quantize}
-    with accelerated(teacher, fast="no", **how, in_place=True) as fast_teacher:
+    settings = run.preprocess
+    with accelerated(
+        teacher, fast="no", precision=settings.precision, quantize=settings.quantize, in_place=True
+    ) as fast_teacher:
         writer = StoreWriter(run, fast_teacher)
         with progress("teacher", len(chosen), unit="videos") as advance:
             for number, video in chosen:
@@ -158,5 +161,4 @@ def _relative(computed: Tensor, stored: Tensor, exact: bool = False) -> float:
         return float("inf")
     if exact:
         return 0.0 if torch.equal(computed.cpu(), stored) else float("inf")
-    computed, stored = computed.double().cpu(), stored.double()
-    return float((computed - stored).norm() / stored.norm().clamp_min(1e-30))
+    return relative_error(computed.cpu(), stored)

@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from guidedcd.acceleration.int8 import relative_error
+from guidedcd.acceleration.precision import relative_error
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.selection import Selection
 from guidedcd.config.structure import unstructure

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from guidedcd import acceleration
 from guidedcd.acceleration import switch
 from guidedcd.acceleration.apply import accelerated
-from guidedcd.acceleration.int8 import CLASSES, Int8Layer, quantise, relative_error, rounded, saved
+from guidedcd.acceleration.int8 import CLASSES, Int8Layer, quantise, rounded, saved
+from guidedcd.acceleration.precision import relative_error
 
 LAYERS = {
     "linear": (lambda: nn.Linear(12, 7), (3, 5, 12)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -10,12 +9,12 @@ import pytest
 
 
 @pytest.mark.slow
-def test_every_policy_is_measured_against_stock(repository, tmp_path):
+def test_every_policy_is_measured_against_stock(repository, rows_of, tmp_path):
     """Every row has a time, `full` and `first` have no error, and a window has one."""
     out = tmp_path / "out.json"
     command = [sys.executable, repository / "benchmarks" / "decoding.py", "--tiny", "--device", "cpu", "--out", out]
     subprocess.run([*command, "--repeats", "1", "--warm-up", "0", "--budget", "400"], check=True, capture_output=True)
-    rows = {row["name"]: row for row in json.loads(out.read_text())["runs"][0]["rows"]}
+    rows = rows_of(out)
 
     assert all("error" not in row and row["values"]["seconds"] > 0 for row in rows.values())
     exact = ("few: full", "few: full, recomputing", "first: first", "first: first, recomputing", "even: full")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import runpy
 import sys
@@ -54,14 +53,13 @@ def test_more_recomputing_keeps_less_and_computes_more(scripts):
 
 
 @pytest.mark.slow
-def test_the_network_is_measured_and_trained_as_the_trainer_does(scripts, monkeypatch, tmp_path):
+def test_the_network_is_measured_and_trained_as_the_trainer_does(scripts, rows_of, monkeypatch, tmp_path):
     """Forward passes and steps give times and small errors, and a step moves the weights."""
     out = tmp_path / "unet.json"
     command = ["unet.py", "--tiny", "--device", "cpu", "--only", "fast most,fast no-triton", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", command)
     runpy.run_path(str(scripts / "unet.py"), run_name="__main__")
-    (run,) = json.loads(out.read_text())["runs"]
-    rows = {row["name"]: row for row in run["rows"]}
+    rows = rows_of(out)
 
     assert set(rows) == {"fast no-triton, batch 4", "step fast most, batch 3"}
     assert not any("error" in row for row in rows.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -24,12 +23,12 @@ def run(repository, folder, *arguments):
 
 
 @pytest.mark.slow
-def test_rows_are_measured_one_by_one_and_a_failure_stops_no_other(repository, tmp_path):
+def test_rows_are_measured_one_by_one_and_a_failure_stops_no_other(repository, rows_of, tmp_path):
     """Steps, rewards and sampling give seconds and finite losses; 8-bit AdamW without its package is an error."""
     out = tmp_path / "training.json"
     only = "all-checkpointed/no,lora-checkpointed/layers,cd-8bit-checkpointed/no,reward-*,sample/layers"
     output = run(repository, tmp_path, "--only", only, "--out", str(out))
-    rows = {row["name"]: row for row in json.loads(out.read_text())["runs"][0]["rows"]}
+    rows = rows_of(out)
 
     assert len(rows) == 7
     assert "official seconds=1.34" in output
@@ -42,22 +41,19 @@ def test_rows_are_measured_one_by_one_and_a_failure_stops_no_other(repository, t
     assert "reward-internv2" in output
 
 
-def test_no_row_begins_when_the_time_is_over(repository, monkeypatch, capsys):
+def test_no_row_begins_when_the_time_is_over(script, capsys):
     """With a budget of nothing every row has an error that states it."""
-    monkeypatch.syspath_prepend(repository / "benchmarks")
-    import training
-
-    training.main(["--tiny", "--only", "cd/*", "--budget", "0"])
+    script("training").main(["--tiny", "--only", "cd/*", "--budget", "0"])
 
     assert capsys.readouterr().out.count("the budget of 0 s is spent") == 5
 
 
 @pytest.mark.slow
-def test_two_processes_are_measured_beside_one(repository, tmp_path):
+def test_two_processes_are_measured_beside_one(repository, rows_of, tmp_path):
     """DDP and FSDP2 run the same step in two processes, and their rows contain how many times one they are."""
     out = tmp_path / "training.json"
     run(repository, tmp_path, "--only", "parallel", "--processes", "2", "--out", str(out), "--budget", "300")
-    rows = {row["name"]: row for row in json.loads(out.read_text())["runs"][0]["rows"]}
+    rows = rows_of(out)
 
     for name in ("parallel-ddp/layers", "parallel-fsdp/layers"):
         assert rows[name]["details"]["processes"] == 2
@@ -74,14 +70,13 @@ def test_a_profile_is_a_table_of_operations(repository, tmp_path):
 
 
 @pytest.mark.slow
-def test_operations_are_counted(repository, tmp_path):
+def test_operations_are_counted(repository, rows_of, tmp_path):
     """The same step launches the same operations each time, and an energy of the output some more."""
     counts = []
     for _ in range(2):
         out = tmp_path / "counts.json"
         run(repository, tmp_path, "--count", "--only", "cd/no,cd-x0-motion/no,sample/no", "--out", str(out))
-        rows = json.loads(out.read_text())["runs"][0]["rows"]
-        counts.append({row["name"]: row["values"]["operations"] for row in rows})
+        counts.append({name: row["values"]["operations"] for name, row in rows_of(out).items()})
 
     assert counts[0] == counts[1]
     assert 0 < counts[0]["cd/no"] < counts[0]["cd-x0-motion/no"] and len(counts[0]) == 2

@@ -8,7 +8,8 @@ import pytest
 import torch
 from planned_runs import shipped_run
 
-from guidedcd.acceleration.int8 import relative_error, saved
+from guidedcd.acceleration.int8 import saved
+from guidedcd.acceleration.precision import relative_error
 from guidedcd.cli import main
 from guidedcd.config.kinds import Chosen
 from guidedcd.errors import GuidedCDError

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from guidedcd.acceleration.precision import relative_error
 from guidedcd.console import progress
 from guidedcd.files import write_json
 from guidedcd.inference.export import few_step_pipeline, merged_student
@@ -101,7 +102,7 @@ def write_lora(trained: StudentPipeline, folder: Path, rank: int | None) -> str:
         results = run_clean(_SCRIPT, folder, sample.inputs, options)
     error = assert_close({"latents": sample.result}, results, 1e-3)
     whole = merged_student.short_sample(trained).result
-    difference = float((sample.result - whole).norm() / whole.norm())
+    difference = relative_error(sample.result, whole)
     return (
         f"rank {rank} leaves out {lost:.2%} of the change of the weights; its samples differ from the student's by "
         f"{difference:.2%}; a fresh process without guidedcd samples the same, largest relative error {error:.1g}"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guidedcd.acceleration.precision import relative_error
 from guidedcd.diffusion.embeddings import guidance_embedding
 from guidedcd.diffusion.randomness import noise
 from guidedcd.diffusion.sampler import multistep_timesteps
@@ -95,7 +96,7 @@ def write_lora(trained: StudentPipeline, folder: Path, rank: int | None) -> str:
     always = f" and {energies} at its strength in every step" if energies else ""
     return (
         f"the files ({', '.join(files)}) of rank {rank} leave out {lost:.2%} of the change of the weights; "
-        f"predictions differ from the student's by {float((after - before).norm() / before.norm()):.2%}; a guidance of "
+        f"predictions differ from the student's by {relative_error(after, before):.2%}; a guidance of "
         f"{trained.run.evaluate.omega:g}{always} is part of the weights; a fresh process without guidedcd loads the "
         f"first file through {teacher.lora_pipeline} and predicts the same, largest relative error {error:.1g}"
     )
