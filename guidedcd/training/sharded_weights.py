@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from guidedcd.acceleration.precision import cast_buffers, stays
-from guidedcd.training.master_weights import MasterWeights
+from guidedcd.training.master_weights import MasterWeights, copy_all
 
 
 class ShardedWeights(MasterWeights):
@@ -135,8 +135,7 @@ class ShardedWeights(MasterWeights):
     def _copy(self, into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         # Shards, and vectors that compute in float32, share the network's memory.
         pairs = [(i, v) for i, v in zip(into, values, strict=True) if i.dtype != v.dtype] if into else []
-        if pairs:
-            torch._foreach_copy_([i for i, _ in pairs], [v for _, v in pairs])
+        copy_all([i for i, _ in pairs], [v for _, v in pairs])
         for block in self._blocks:
             block.reshard()  # after a forward pass without a backward one, a block still holds gathered weights
 

@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file
 from short_training import trained
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy_plugin import make
 
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.student import Student
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
-from guidedcd.training.master_weights import MasterWeights
+from guidedcd.training.master_weights import MasterWeights, copy_all
 from guidedcd.training.trainer import Trainer
 from guidedcd.workflow import distil
 
@@ -144,3 +145,29 @@ def test_eight_bit_states_need_their_package(toy, tmp_path, monkeypatch):
     assert type(trainer.step.optimizer.optimizer) is AdamW8bit
     with pytest.raises(GuidedCDError, match="Use one or the other"):
         distil(make(train={"optimizer": {"name": "adamw-8bit"}, "parallel": {"mode": "fsdp"}}))
+
+
+def test_weights_of_two_dtypes_are_copied_in_two_operations():
+    """Of a mixed list, PyTorch would launch one copy for each tensor."""
+    kinds = [torch.bfloat16, torch.float32, torch.bfloat16, torch.float32, torch.bfloat16]
+    into = [torch.zeros(3, dtype=kind) for kind in kinds]
+    values = [torch.full((3,), 1 / 3 + number) for number in range(5)]
+    with Operations() as operations:
+        copy_all(into, values)
+
+    assert operations.names == ["_foreach_copy_"] * 2
+    for one, value, kind in zip(into, values, kinds, strict=True):
+        assert torch.equal(one, value.to(kind))
+
+
+class Operations(TorchDispatchMode):
+    """Records the names of the operations that PyTorch calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Call the operation and record its name."""
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
