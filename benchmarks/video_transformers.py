@@ -5,8 +5,9 @@
     python benchmarks/video_transformers.py --tiny                               # a CPU, tiny networks
 
 Rows are named WHAT SIZE/FAST, where FAST is a value of --train.fast: `no` is stock diffusers, `layers` chooses the
-attention kernel, `blocks` also compiles the repeated block. `small` videos have 33 frames of 256x448 pixels, `large`
-ones 81 of 480x832. Compiling takes most of the time, so that the rows that share a compiled block are neighbours.
+attention kernel, `blocks` also compiles the repeated block, and `blocks-graphs` also replays passes without gradient.
+`small` videos have 33 frames of 256x448 pixels, `large` ones 81 of 480x832. Compiling takes most of the time, so that
+the rows that share a compiled block are neighbours.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ FORWARD = (("small", 1), ("small", 4), ("large", 1))
 """Sizes and batches of forward passes."""
 ORDER = (
     *(f"forward {size} batch {batch}/{fast}" for size, batch in FORWARD for fast in ("no", "layers", "blocks")),
-    *("cd small/no", "cd small/blocks", "lora large/no", "lora large/blocks"),
+    *("cd small/no", "cd small/blocks", "cd small/blocks-graphs", "lora large/no", "lora large/blocks"),
     *("preprocess small/no", "preprocess small/blocks", "loading", "lora large rewards/blocks"),
     *("lora large all recomputed/blocks", "lora large rewards/no"),
     *("forward small batch 1/graphs", "cd small recomputed/no", "cd small recomputed/blocks"),

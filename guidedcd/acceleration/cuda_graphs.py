@@ -14,7 +14,16 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 WARM_UP = 3
 """Passes before a graph is recorded, in which kernels are compiled and chosen."""
 
+REPLAYABLE = "_guidedcd_replayable"
+"""Attribute of a hook that a graph may contain: it reads tensors of the pass, its weights and a `SideInput` alone."""
 _PLAIN = (type(None), bool, int, float, str)
+
+
+class SideInput(nn.Module):
+    """A module that reads a tensor which is set for one forward pass of the network, beside its arguments."""
+
+    inputs: Tensor | None = None
+    """The tensor of the present pass, or None."""
 
 
 def warm_up(function: Callable[[], object], times: int = WARM_UP) -> None:
@@ -42,9 +51,9 @@ def captured(function: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.
 class Replay:
     """A forward method that records a CUDA graph for each input size and replays it.
 
-    It replays if the inputs are on a GPU, nothing needs a gradient, and no submodule has hooks; otherwise it calls the
-    class's forward method. A graph reads the current values of the weights. If weights have moved in memory, the graph
-    is recorded again.
+    It replays if the inputs are on a GPU, nothing needs a gradient, and no submodule has hooks but `REPLAYABLE` ones;
+    otherwise it calls the class's forward method. A graph reads the current values of the weights. If weights have
+    moved in memory, the graph is recorded again.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -63,9 +72,11 @@ class Replay:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         others = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
         simple = kwargs.get("return_dict") is False and all(isinstance(leaf, _PLAIN) for leaf in others)
-        if not simple or not tensors or not all(x.is_cuda for x in tensors) or not self.possible(tensors):
+        side_inputs = [m for m in self.network.modules() if isinstance(m, SideInput) and m.inputs is not None]
+        everything = [*tensors, *(m.inputs for m in side_inputs if m.inputs is not None)]
+        if not simple or not tensors or not all(x.is_cuda for x in everything) or not self.possible(everything):
             return type(self.network).forward(self.network, *args, **kwargs)
-        return self.replay(tensors, leaves, structure, others)
+        return self.replay(tensors, leaves, structure, others, side_inputs)
 
     def possible(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a call with these inputs may be replayed."""
@@ -78,9 +89,17 @@ class Replay:
             return False  # autocast would cache its narrow copies of weights, which lie in the graph's memory
         # The network's own hooks run outside of its forward pass.
         inner = (module for name, module in self.network.named_modules() if name)
-        return not any(m._forward_pre_hooks or m._forward_hooks for m in inner)
+        hooks = (h for m in inner for each in (m._forward_pre_hooks, m._forward_hooks) for h in each.values())
+        return all(hasattr(hook, REPLAYABLE) for hook in hooks)
 
-    def replay(self, tensors: list[Tensor], leaves: list[Any], structure: Any, others: tuple[Any, ...]) -> Any:
+    def replay(
+        self,
+        tensors: list[Tensor],
+        leaves: list[Any],
+        structure: Any,
+        others: tuple[Any, ...],
+        side_inputs: Sequence[SideInput],
+    ) -> Any:
         """Copy the inputs in, run the graph, copy the output out.
 
         Args:
@@ -88,30 +107,41 @@ class Replay:
             leaves: All of them.
             structure: Turns leaves into arguments.
             others: Those that are no tensors.
+            side_inputs: The modules whose tensors the pass reads as well.
         """
         weights = tuple(p.data_ptr() for p in self.network.parameters())
         kind = tensors[0].device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        key = (*((x.shape, x.dtype) for x in tensors), structure, others, autocast, weights)
+        sides = [module.inputs for module in side_inputs if module.inputs is not None]
+        sizes = tuple((x.shape, x.dtype) for x in (*tensors, *sides))
+        key = (sizes, len(sides), structure, others, autocast, weights)
         if key not in self.recorded:
             self.recorded = {old: entry for old, entry in self.recorded.items() if old[-1] == key[-1]}
-            self.recorded[key] = self.record(tensors, leaves, structure)
+            self.recorded[key] = self.record(tensors, leaves, structure, side_inputs)
         graph, inputs, output = self.recorded[key]
-        for own, x in zip(inputs, tensors, strict=True):
+        for own, x in zip(inputs, [*tensors, *sides], strict=True):
             own.copy_(x)
         graph.replay()
         return tuple(x.clone() if isinstance(x, Tensor) else x for x in output)
 
     def record(
-        self, tensors: list[Tensor], leaves: list[Any], structure: Any
+        self, tensors: list[Tensor], leaves: list[Any], structure: Any, side_inputs: Sequence[SideInput]
     ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], list[Any]]:
         """Warm up on copies of the inputs, then record."""
         inputs = [x.detach().clone() for x in tensors]
+        sides = [module.inputs for module in side_inputs if module.inputs is not None]
+        copies = [x.detach().clone() for x in sides]
         own = iter(inputs)
         args, kwargs = tree_unflatten([next(own) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
         run = functools.partial(type(self.network).forward, self.network, *args, **kwargs)
-        with torch.no_grad():
-            warm_up(run)
-            graph, output = captured(run, self.pool)
+        try:
+            for module, copied in zip(side_inputs, copies, strict=True):
+                module.inputs = copied
+            with torch.no_grad():
+                warm_up(run)
+                graph, output = captured(run, self.pool)
+        finally:
+            for module, value in zip(side_inputs, sides, strict=True):
+                module.inputs = value
         self.pool = graph.pool()
-        return graph, inputs, list(output)
+        return graph, [*inputs, *copies], list(output)

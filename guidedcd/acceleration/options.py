@@ -1,7 +1,7 @@
 """The option `fast` of the commands: what each of its values means for a network, a device or a store.
 
 `auto` is `layers` on GPUs and `no` elsewhere; `no` keeps stock networks; `layers` uses exact, faster layers; `graphs`
-also replays CUDA graphs; `blocks` and `blocks-tuned` also compile, on GPUs only.
+also replays CUDA graphs; `blocks` and `blocks-tuned` also compile, on GPUs only, and `blocks-graphs` does both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from guidedcd.acceleration.blocks import repeated_blocks
 from guidedcd.errors import GuidedCDError
 
-CHOICES = ("auto", "no", "layers", "graphs", "blocks")
+CHOICES = ("auto", "no", "layers", "graphs", "blocks", "blocks-graphs")
 """Values of `--fast` of the commands that generate videos."""
 
 
@@ -61,13 +61,14 @@ def choose(option: str, network: nn.Module, repeated: Collection[str] = ()) -> P
         return None
     if kind == "AutoencoderKL":
         return Paths()
-    compile = option if device_type == "cuda" and option.startswith("blocks") else None
-    return Paths(compile=compile, graphs=option == "graphs", repeated=repeated)
+    compiles = device_type == "cuda" and option.startswith("blocks")
+    compile = option.removesuffix("-graphs") if compiles else None
+    return Paths(compile=compile, graphs=replays(option), repeated=repeated)
 
 
 def replays(option: str) -> bool:
     """Whether passes without gradient, and rewards with theirs, are replayed as CUDA graphs."""
-    return option == "graphs"
+    return option in ("graphs", "blocks-graphs")
 
 
 def repeats_sizes(option: str, device: torch.device) -> bool:

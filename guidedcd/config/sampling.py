@@ -46,8 +46,11 @@ class SampleConfig:
     """Name files "PROMPT-N.mp4", at true size, as VBench reads them."""
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
     """Data type in which the networks compute."""
-    fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks")))
-    """Faster paths through the networks: layers (exact), graphs, blocks (compiled); auto is layers on GPUs, else no."""
+    fast: str = attrs.field(
+        default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks", "blocks-graphs"))
+    )
+    """Faster paths through the networks: layers (exact), graphs, blocks (compiled), blocks-graphs (both); auto is
+    layers on GPUs, else no."""
 
     @property
     def size(self) -> dict[str, int]:

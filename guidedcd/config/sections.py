@@ -245,10 +245,12 @@ class Train:
     """Batches per optimiser step."""
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))
     """Precision of the networks: bf16 keeps float32 masters in the optimiser; fp16 autocasts and scales the loss."""
-    fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks", "blocks-tuned")))
+    fast: str = attrs.field(
+        default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks", "blocks-graphs", "blocks-tuned"))
+    )
     """Faster paths through a 3D UNet or a transformer: layers are exact; with graphs, passes without gradient and
     rewards are also replayed as CUDA graphs, which need some memory; blocks are layers that are also compiled;
-    blocks-tuned is also tuned, which takes minutes. auto is layers on GPUs, else no."""
+    blocks-graphs is both; blocks-tuned is also tuned, which takes minutes. auto is layers on GPUs, else no."""
     loss: str = attrs.field(default="huber", validator=in_(("huber", "l2")))
     """Distance of the consistency loss: pseudo-Huber or squared."""
     huber_c: float = attrs.field(default=0.001, validator=gt(0))
@@ -307,8 +309,11 @@ class EvaluateConfig:
     """Videos per forward pass; by default as many as fit."""
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
     """Data type in which the networks compute."""
-    fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks")))
-    """Faster paths through the networks: layers (exact), graphs, blocks (compiled); auto is layers on GPUs, else no."""
+    fast: str = attrs.field(
+        default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks", "blocks-graphs"))
+    )
+    """Faster paths through the networks: layers (exact), graphs, blocks (compiled), blocks-graphs (both); auto is
+    layers on GPUs, else no."""
 
     @property
     def each_seed(self) -> tuple[int, ...]:

@@ -15,6 +15,8 @@ import torch
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
+from guidedcd.acceleration.cuda_graphs import REPLAYABLE, SideInput
+
 if TYPE_CHECKING:
     from diffusers import UNet3DConditionModel
 
@@ -60,11 +62,11 @@ class GuidanceProjection(nn.Module):
         return self.combine_proj(torch.cat([projected, motion], dim=1))
 
 
-class GuidanceEmbedding(nn.Module):
-    """Projects the omega and lambda embeddings onto the output of a time embedding; zero in a fresh student."""
+class GuidanceEmbedding(SideInput):
+    """Projects the omega and lambda embeddings onto the output of a time embedding; zero in a fresh student.
 
-    inputs: Tensor | None
-    """The embeddings (B, inputs) of the present forward pass; None adds nothing."""
+    `inputs` are the embeddings (B, inputs) of the present forward pass; None adds nothing.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         """Build the projection.
@@ -76,7 +78,16 @@ class GuidanceEmbedding(nn.Module):
         super().__init__()
         self.proj = nn.Linear(width, channels, bias=False)
         nn.init.zeros_(self.proj.weight)
-        self.inputs = None
+
+    def term(self, inputs: Tensor) -> Tensor:
+        """The guidance (B, channels) of embeddings (B, inputs); without lambdas, their columns do not take part.
+
+        The embeddings are divided by the root of the width. Their numbers are cosines and sines, most of which are the
+        same for all samples and act together as one bias. Adam moves each weight by the learning rate, so that without
+        the division this bias would move by `width` times the learning rate a step.
+        """
+        weight = self.proj.weight[:, : inputs.shape[1]]
+        return nn.functional.linear(inputs.to(weight.dtype) * self.proj.in_features**-0.5, weight)
 
     def forward(self, output: Tensor) -> Tensor:
         """The time embedding with the guidance added, like `output`.
@@ -86,8 +97,7 @@ class GuidanceEmbedding(nn.Module):
         """
         if self.inputs is None:
             return output
-        weight = self.proj.weight[:, : self.inputs.shape[1]]  # without lambdas, their columns do not take part
-        term = nn.functional.linear(self.inputs.to(weight.dtype), weight).to(output.dtype)
+        term = self.term(self.inputs).to(output.dtype)
         if output.dim() == 3:
             return output + term[:, None]
         if output.shape[0] % term.shape[0]:
@@ -116,6 +126,9 @@ def add_guidance_embedding(network: nn.Module, path: str, energies: int, width: 
 def _add_guidance(module: Any, args: Any, output: Tensor) -> Tensor:
     result: Tensor = module.guidance_embedding(output)
     return result
+
+
+setattr(_add_guidance, REPLAYABLE, True)
 
 
 @contextlib.contextmanager

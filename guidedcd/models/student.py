@@ -27,7 +27,8 @@ from guidedcd.models import initial_lora
 from guidedcd.models.guidance_inputs import GuidanceProjection, add_guidance_embedding, guidance_inputs
 from guidedcd.models.teachers.protocol import Teacher
 
-FORMAT = 1
+FORMAT, SCALED = 1, 2
+"""Formats of student.json: of UNets, and of networks at whose time embedding the guidance inputs are scaled."""
 CHECKSUMS = "checksums.json"
 """SHA-256 of the other files in a student's folder; folders of older versions have it in checkpoints only."""
 FORM = {
@@ -91,6 +92,11 @@ class Student(nn.Module):
     def teacher(self) -> Teacher:
         """The teacher it was copied from."""
         return self._teacher[0]
+
+    @property
+    def format(self) -> int:
+        """The format in which it is saved."""
+        return format_of(self.teacher)
 
     @property
     def trainable(self) -> list[nn.Parameter]:
@@ -159,7 +165,7 @@ class Student(nn.Module):
         if online is not None:
             write_weights(folder / "online.safetensors", {**state, **online})
         meta = {
-            "format": FORMAT,
+            "format": self.format,
             "energies": list(self.energies),
             "teacher": self._fingerprint or self.teacher.fingerprint(),
             "student": attrs.asdict(self.config),
@@ -177,7 +183,7 @@ class Student(nn.Module):
         """
         folder = Path(folder)
         meta = read_json(folder / "student.json", {"format": int})
-        if meta["format"] != FORMAT:
+        if meta["format"] != format_of(teacher):
             raise GuidedCDError(f"{folder} was written by another version of guidedcd (format {meta['format']}).")
         check_form(meta, FORM, folder / "student.json")
         names = {field.name for field in attrs.fields(sections.Student)}
@@ -213,6 +219,11 @@ class Student(nn.Module):
         student.network.load_state_dict(weights, strict=config.kind == "full")
         student.config = config
         return student.eval()
+
+
+def format_of(teacher: Teacher) -> int:
+    """The format of student.json for students of a teacher."""
+    return FORMAT if getattr(teacher, "time_embedding", None) is None else SCALED
 
 
 def write_checksums(folder: Path, **more: Any) -> None:

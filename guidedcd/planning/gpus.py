@@ -42,7 +42,14 @@ DATA_SHEETS = {
 }
 """By words in the driver's name of the GPU; the longest match is used."""
 
-SHARES = {"no": 0.37, "layers": 0.65, "graphs": 0.65, "blocks": 0.62, "blocks-tuned": 0.62}
+SHARES = {
+    "no": 0.37,
+    "layers": 0.65,
+    "graphs": 0.65,
+    "blocks": 0.62,
+    "blocks-graphs": 0.62,
+    "blocks-tuned": 0.62,
+}
 """Share of a GPU's peaks that each path through a network reaches; the options `fast` of preprocess and train.
 
 On an H200 at VideoCrafter2's size: stock kernels take 57 ms a sample and 0.81 s a step at batch 3, both 0.37; `layers`
@@ -51,7 +58,14 @@ On an H200 at VideoCrafter2's size: stock kernels take 57 ms a sample and 0.81 s
 LAUNCH = 5e-5
 """Seconds that the host needs to launch one kernel from Python."""
 _STOCK, _COMPILED = (0.68, 2.5e-5), (0.88, 1.1e-5)
-TRANSFORMERS = {"no": _STOCK, "layers": _STOCK, "graphs": _STOCK, "blocks": _COMPILED, "blocks-tuned": _COMPILED}
+TRANSFORMERS = {
+    "no": _STOCK,
+    "layers": _STOCK,
+    "graphs": _STOCK,
+    "blocks": _COMPILED,
+    "blocks-graphs": _COMPILED,
+    "blocks-tuned": _COMPILED,
+}
 """The share of the peaks, and the seconds to launch a kernel, of a transformer of repeated blocks by path.
 
 On an H200 at Wan 1.3B's size a stock pass takes 41 ms (33 frames of 256x448), 162 ms (four such videos) and 620 ms (81

@@ -111,7 +111,7 @@ def load(
     optimizer: torch.optim.Optimizer,
     scaler: Any = None,
     *,
-    energies: Sequence[str] | None = None,
+    student: Student | None = None,
 ) -> int:
     """Restore weights, optimiser and scaler in place; returns the number of the checkpoint's step.
 
@@ -120,15 +120,15 @@ def load(
         weights: The weights of the student.
         optimizer: Its optimiser.
         scaler: The gradient scaler of float16, if there is one.
-        energies: Names of the student's energies, in their order; None compares none.
+        student: The student, whose energies and format are compared; None compares nothing.
 
     Raises:
         GuidedCDError: A file is missing, is damaged or belongs to another checkpoint, or may not be read; or the
-            checkpoint is one of a student with other energies.
+            checkpoint is one of a student with other energies, or of another version.
     """
     verify(path)
-    if energies is not None:
-        _check_energies(path, energies)
+    if student is not None:
+        _check_student(path, student)
     try:
         online = path / "online.safetensors"
         average = load_file(path / "model.safetensors") if weights.average is not None else None
@@ -148,18 +148,20 @@ def load(
         raise damaged(path, error) from error
 
 
-def _check_energies(path: Path, energies: Sequence[str]) -> None:
-    """Compare the energies of a checkpoint's student with those of the run.
+def _check_student(path: Path, student: Student) -> None:
+    """Compare the student of a checkpoint with that of the run.
 
     Raises:
-        GuidedCDError: They differ.
+        GuidedCDError: It has other energies, or the format of another version.
     """
-    trained = read_json(path / "student.json", {"energies": [str]})["energies"]
-    if list(trained) != list(energies):
-        raise GuidedCDError(
-            f"checkpoint {path} is of a student with {_listed(trained)}, but the run has {_listed(energies)}. "
-            "Move it away, or choose another --out."
-        )
+    saved = read_json(path / "student.json", {"energies": [str], "format": int})
+    problem = ""
+    if list(saved["energies"]) != list(student.energies):
+        problem = f"is of a student with {_listed(saved['energies'])}, but the run has {_listed(student.energies)}"
+    elif saved["format"] != student.format:
+        problem = f"was written by another version of guidedcd (format {saved['format']})"
+    if problem:
+        raise GuidedCDError(f"checkpoint {path} {problem}. Move it away, or choose another --out.")
 
 
 def _listed(energies: Sequence[str]) -> str:

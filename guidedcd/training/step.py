@@ -93,6 +93,7 @@ class TrainStep:
             self.student = Student(teacher, run.student, tuple(run.energies), take=True).to(self.device)
             if settings.activation_checkpoint.layers != "none":
                 self.student.enable_gradient_checkpointing(settings.activation_checkpoint.layers)
+            self.student.train()
             self.model, self.weights = distributed.distribute(self.student, run, accelerator)
         self.objectives = objectives(run, self.student.target, rewards, rollouts)
         self.optimizer = accelerator.prepare(optimizer.build(self.weights.masters, settings))
@@ -111,7 +112,8 @@ class TrainStep:
         """Launch step `number`, from 1, without waiting for the device."""
         # Dropout, where it is configured, is the only consumer of the global generator.
         torch.manual_seed(dropout_seed(self.run.seed, number, self.accelerator.process_index))
-        self.student.train()
+        if not self.student.training:  # after a validation; walking over all modules takes milliseconds
+            self.student.train()
         self._schedule_learning_rate(number)
         self.stopwatch.is_on = self.is_logged(number)
         samples, metrics = self._backward(number)

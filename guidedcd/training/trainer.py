@@ -176,7 +176,7 @@ class Trainer:
                 self.step.weights,
                 self.step.optimizer,
                 self.accelerator.scaler,
-                energies=self.step.student.energies,
+                student=self.step.student,
             )
             console.print(f"train    continuing after step {done} ({saved[-1]})")
         if self.sentinel is not None:

@@ -41,7 +41,7 @@ def test_the_option_selects_the_paths():
     assert not acceleration.is_fast(student.network)
     z, t, cond = torch.randn(1, *master.geometry.latent_shape), torch.tensor([500]), master.embed(["a"])
     output, pixels = student(z, t, cond), master.decode(z)
-    for choice in ("layers", "graphs"):
+    for choice in ("layers", "graphs", "blocks-graphs"):
         accelerate(student, master, choice)
         assert (
             acceleration.is_fast(student.network)
@@ -50,5 +50,7 @@ def test_the_option_selects_the_paths():
         )
         assert (student(z, t, cond) - output).abs().max() < 1e-5
         assert (master.decode(z) - pixels).abs().max() < 1e-5
-    with pytest.raises(GuidedCDError, match="`fast` must be one of auto, no, layers, graphs, blocks, not 'very'"):
+    with pytest.raises(
+        GuidedCDError, match="`fast` must be one of auto, no, layers, graphs, blocks, blocks-graphs, not 'very'"
+    ):
         accelerate(student, master, "very")

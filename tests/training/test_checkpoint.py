@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,13 +55,26 @@ def test_a_file_in_the_place_of_the_checkpoints_is_an_error(tmp_path):
 
 def test_a_checkpoint_of_other_energies_is_refused(tmp_path):
     """Weights fit a student with as many other energies, so their names are compared before anything is loaded."""
-    folder = tmp_path / "step-000002"
-    folder.mkdir()
-    write_json(folder / "student.json", {"energies": ["calm", "pta"]})
-    checksum = file_digest(folder / "student.json")
-    write_json(folder / "checksums.json", {"step": 2, "sha256": {"student.json": checksum}})
+    folder = saved_student(tmp_path, {"energies": ["calm", "pta"], "format": 1})
     with pytest.raises(GuidedCDError, match="the energies calm, pta, but the run has no energy.*another"):
-        checkpoint.load(folder, None, None, energies=())
+        checkpoint.load(folder, None, None, student=SimpleNamespace(energies=(), format=1))
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path):
+    """Its weights would fit, and the student would compute something else with them."""
+    folder = saved_student(tmp_path, {"energies": [], "format": 1})
+    with pytest.raises(GuidedCDError, match=r"another version of guidedcd \(format 1\)\. Move it away"):
+        checkpoint.load(folder, None, None, student=SimpleNamespace(energies=(), format=2))
+
+
+def saved_student(folder: Path, content: dict) -> Path:
+    """A checkpoint that contains student.json alone."""
+    checkpoint_folder = folder / "step-000002"
+    checkpoint_folder.mkdir()
+    write_json(checkpoint_folder / "student.json", content)
+    checksum = file_digest(checkpoint_folder / "student.json")
+    write_json(checkpoint_folder / "checksums.json", {"step": 2, "sha256": {"student.json": checksum}})
+    return checkpoint_folder
 
 
 def test_checkpoints_that_may_not_be_listed_are_an_error(tmp_path, monkeypatch):

@@ -126,8 +126,7 @@ def _folded(network: nn.Module, path: str, inputs: Tensor) -> tuple[str, Tensor]
     embedding: Any = network.get_submodule(path)
     layers = [name for name, module in embedding.named_modules() if hasattr(module, "out_features")]
     last = [name for name in layers if not name.startswith("guidance_embedding")][-1]
-    weight = embedding.guidance_embedding.proj.weight
-    return f"{path}.{last}.bias", nn.functional.linear(inputs.to(weight.dtype), weight)[0].detach()
+    return f"{path}.{last}.bias", embedding.guidance_embedding.term(inputs)[0].detach()
 
 
 @torch.no_grad()

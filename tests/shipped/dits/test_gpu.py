@@ -10,7 +10,9 @@ import torch
 from short_training import trained
 
 import guidedcd
+from guidedcd.acceleration.switch import speed_up
 from guidedcd.config.resolve import run_from_dict
+from guidedcd.models.student import Student
 
 ONE_EACH = pytest.mark.parametrize(("family", "name"), [(f, next(iter(s))) for f, s in tiny_pipelines.SIZES.items()])
 
@@ -48,3 +50,32 @@ def test_a_student_trains_on_the_gpu(tiny, tmp_path, family, name, precision):
     lines = trained(run, tmp_path / "a", tmp_path / "s")
     assert all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in lines)
     assert lines[-1]["share/x0-motion"] == pytest.approx(0.2, rel=1e-2)
+
+
+@pytest.mark.gpu
+@ONE_EACH
+@pytest.mark.parametrize("compile", [None, "blocks"])
+def test_a_student_is_replayed_with_its_guidance(tiny, family, name, compile):
+    """A CUDA graph of a student reads the guidance of each pass, and the weights of each step."""
+    one = tiny(family, name)
+    teacher = guidedcd.load_teacher(f"{family}:{one.folder}", device="cuda", size=one.size).teacher
+    student = Student(teacher, energies=("energy",)).eval()
+    embedding = student.network.get_submodule(teacher.time_embedding).guidance_embedding
+    embedding.proj.weight.data.normal_(generator=torch.Generator("cuda").manual_seed(0))
+    generator = torch.Generator("cuda").manual_seed(1)
+    z = torch.randn(2, *teacher.geometry.latent_shape, device="cuda", generator=generator)
+    t, cond = torch.tensor([999, 500], device="cuda"), teacher.embed(["a red ball", "two boats"])
+
+    def predictions(scale: float) -> list[torch.Tensor]:
+        guidance = [(torch.full((2,), omega), torch.full((2, 1), 0.1 * omega)) for omega in (1.0, 3.0)]
+        with torch.no_grad():
+            embedding.proj.weight.mul_(scale)
+            return [student(z, t, cond, omega.cuda(), lambdas.cuda()) for omega, lambdas in guidance]
+
+    stock = [*predictions(1.0), *predictions(0.5), *predictions(2.0)]
+    speed_up(student.network, compile=compile, graphs=True, repeated=teacher.blocks)
+    fast = [*predictions(1.0), *predictions(0.5), *predictions(2.0)]
+    assert len(student.network.forward.recorded) == 1
+    assert not torch.equal(stock[0], stock[1]) and not torch.equal(stock[0], stock[2])
+    for one_fast, one_stock in zip(fast, stock, strict=True):
+        torch.testing.assert_close(one_fast, one_stock, rtol=1e-3, atol=1e-4 * one_stock.abs().max().item())

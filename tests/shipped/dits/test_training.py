@@ -17,6 +17,7 @@ from guidedcd.config.merge import choose
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.structure import changed
 from guidedcd.data.inspection import geometry_of
+from guidedcd.diffusion.embeddings import guidance_embedding
 from guidedcd.errors import GuidedCDError
 from guidedcd.files import write_json
 from guidedcd.models.student import Student
@@ -166,3 +167,19 @@ def test_two_processes_equal_one(tiny, tmp_path, parallel, precision, loss_error
     moved = sum((weights[key] - value).square().sum() for key, value in fresh.items()).sqrt()
     apart = sum((weights[key] - other[key]).square().sum() for key in weights).sqrt()
     assert apart < weights_error * moved
+
+
+def test_guidance_inputs_learn_no_faster_than_other_layers(tiny):
+    """A step of Adam moves the time embedding by at most the learning rate times the root of the guidance's width."""
+    for family, name in (("wan", "tokens"), ("cogvideox", "long"), ("ltx", "dynamic")):
+        teacher = tiny(family, name).teacher.teacher
+        student = Student(teacher, energies=("energy",))
+        embedding = student.network.get_submodule(teacher.time_embedding).guidance_embedding
+        optimizer = torch.optim.Adam(embedding.parameters(), lr=1e-3)
+        inputs = guidance_embedding(torch.tensor([2.0, 3.0]), torch.tensor([[0.01], [0.01]]))
+        embedding.term(inputs).sum().backward()
+        optimizer.step()
+
+        moved = embedding.term(inputs).abs().max().item()
+        assert 1e-3 < moved <= 1e-3 * embedding.proj.in_features**0.5
+        assert torch.equal(embedding.term(inputs[:, :256]), embedding.term(inputs * (torch.arange(512) < 256)))
