@@ -196,12 +196,9 @@ def start(options: argparse.Namespace, arm: str, seed: int, device: str) -> None
 
 def students(options: argparse.Namespace) -> None:
     """Train and judge all arms."""
-    arms, seeds = arms_of(options), [int(seed) for seed in options.seeds.split(",")]
-    jobs = [(arm, seed) for seed in seeds for arm in arms]
-    # The first arm of each seed computes the predictions that the others reuse: one that inverts videos, if any.
-    first = [(next((arm for arm in arms if "pta" in arm), next(iter(arms))), seed) for seed in seeds]
-    for group in (first, [job for job in jobs if job not in first]):
-        side_by_side(functools.partial(start, options), group, options.device, options.parallel)
+    # Runs with the same seed share a store, and wait for the one that fills it.
+    jobs = [(arm, int(seed)) for seed in options.seeds.split(",") for arm in arms_of(options)]
+    side_by_side(functools.partial(start, options), jobs, options.device, options.parallel)
     report(options)
 
 
