@@ -156,19 +156,21 @@ def measure_loading(recorder: Recorder, name: str, options: argparse.Namespace) 
 
 
 def measure_parallel(recorder: Recorder, options: argparse.Namespace, names: list[str]) -> None:
-    """Samples per second of several processes and of one, measured in turn."""
-    worlds = {f"{name}/{options.fast}": options.processes for name in names}
-    worlds = {f"parallel-one/{options.fast}": 1, **worlds}
-    timings = recorder.in_turn(
-        {n: functools.partial(spawn, world, n, options, measure_process) for n, world in worlds.items()}, rounds=1
-    )
-    speeds = {name: worlds[name] / timing.median for name, timing in timings.items()}
-    alone = speeds.get(f"parallel-one/{options.fast}")
-    for name, timing in timings.items():
+    """Samples per second of one process, and of several by each way; a row is written as soon as it is known."""
+    speeds: list[float] = []
+
+    def measure(name: str, world: int) -> None:
+        timing = spawn(world, name, options, measure_process)
         values = timing.values()
-        if alone and worlds[name] > 1:
-            values["times_one_gpu"] = speeds[name] / alone
-        recorder.add(name, values, processes=worlds[name], all_seconds=timing.seconds)
+        if world > 1 and speeds:
+            values["times_one_gpu"] = world / timing.median / speeds[0]
+        elif world == 1:
+            speeds.append(1 / timing.median)
+        recorder.add(name, values, processes=world, all_seconds=timing.seconds)
+
+    for what, world in (("parallel-one", 1), *((name, options.processes) for name in names)):
+        name = f"{what}/{options.fast}"
+        recorder.attempt(name, functools.partial(measure, name, world))
 
 
 def main(arguments: list[str] | None = None) -> None:

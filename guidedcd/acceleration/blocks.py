@@ -63,7 +63,7 @@ def forward(state: Compiler, block: nn.Module, args: tuple[Any, ...], kwargs: di
     stock = type(block).forward
     if torch.compiler.is_compiling():
         return stock(block, *args, **kwargs)
-    inner = _below(block)
+    inner = below(block)
     keeps = vars(block).get(RECOMPUTE) if torch.is_grad_enabled() else None
     function = stock if keeps is None else _recomputed(stock, keeps, drops(inner))
     compiled = state.function(function, *inner)
@@ -75,11 +75,11 @@ def forward(state: Compiler, block: nn.Module, args: tuple[Any, ...], kwargs: di
         return compiled(block, *args, **kwargs)
 
 
-def _below(block: nn.Module) -> list[nn.Module]:
-    """The modules inside a block; `Module.modules` takes several times as long."""
-    modules: list[nn.Module] = [child for child in block._modules.values() if child is not None]
-    for module in modules:  # the list grows in the loop
-        modules += [child for child in module._modules.values() if child is not None]
+def below(module: nn.Module) -> list[nn.Module]:
+    """The modules inside a module; `Module.modules` takes several times as long. A shared one may occur twice."""
+    modules: list[nn.Module] = [child for child in module._modules.values() if child is not None]
+    for one in modules:  # the list grows in the loop
+        modules += [child for child in one._modules.values() if child is not None]
     return modules
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from guidedcd.acceleration.blocks import below
 
 WARM_UP = 3
 """Passes before a graph is recorded, in which kernels are compiled and chosen."""
@@ -72,14 +74,22 @@ class Replay:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         others = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
         simple = kwargs.get("return_dict") is False and all(isinstance(leaf, _PLAIN) for leaf in others)
-        side_inputs = [m for m in self.network.modules() if isinstance(m, SideInput) and m.inputs is not None]
-        everything = [*tensors, *(m.inputs for m in side_inputs if m.inputs is not None)]
-        if not simple or not tensors or not all(x.is_cuda for x in everything) or not self.possible(everything):
+        inner = below(self.network)
+        sides = _side_inputs(inner)
+        everything = [*tensors, *sides.values()]
+        if not simple or not tensors or not all(x.is_cuda for x in everything) or not self.possible(everything, inner):
             return type(self.network).forward(self.network, *args, **kwargs)
-        return self.replay(tensors, leaves, structure, others, side_inputs)
+        modules = (self.network, *inner)
+        weights = tuple(p.data_ptr() for module in modules for p in module._parameters.values() if p is not None)
+        return self.replay(tensors, leaves, structure, others, sides, weights)
 
-    def possible(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether a call with these inputs may be replayed."""
+    def possible(self, tensors: Sequence[Tensor], inner: Sequence[nn.Module]) -> bool:
+        """Whether a call with these inputs may be replayed.
+
+        Args:
+            tensors: The inputs.
+            inner: The modules inside the network, whose own hooks run outside of its forward pass.
+        """
         if torch.is_grad_enabled() and any(x.requires_grad for x in (*tensors, *self.network.parameters())):
             return False
         if getattr(getattr(self.network, "time_embedding", None), "post_act", None) is not None:
@@ -87,8 +97,6 @@ class Replay:
         kind = tensors[0].device.type
         if torch.is_autocast_enabled(kind) and any(p.dtype == torch.float32 for p in self.network.parameters()):
             return False  # autocast would cache its narrow copies of weights, which lie in the graph's memory
-        # The network's own hooks run outside of its forward pass.
-        inner = (module for name, module in self.network.named_modules() if name)
         hooks = (h for m in inner for each in (m._forward_pre_hooks, m._forward_hooks) for h in each.values())
         return all(hasattr(hook, REPLAYABLE) for hook in hooks)
 
@@ -98,7 +106,8 @@ class Replay:
         leaves: list[Any],
         structure: Any,
         others: tuple[Any, ...],
-        side_inputs: Sequence[SideInput],
+        sides: Mapping[SideInput, Tensor],
+        weights: tuple[int, ...],
     ) -> Any:
         """Copy the inputs in, run the graph, copy the output out.
 
@@ -107,41 +116,45 @@ class Replay:
             leaves: All of them.
             structure: Turns leaves into arguments.
             others: Those that are no tensors.
-            side_inputs: The modules whose tensors the pass reads as well.
+            sides: The tensors beside the arguments, by the module that reads each.
+            weights: Where the weights are in memory.
         """
-        weights = tuple(p.data_ptr() for p in self.network.parameters())
         kind = tensors[0].device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        sides = [module.inputs for module in side_inputs if module.inputs is not None]
-        sizes = tuple((x.shape, x.dtype) for x in (*tensors, *sides))
+        sizes = tuple((x.shape, x.dtype) for x in (*tensors, *sides.values()))
         key = (sizes, len(sides), structure, others, autocast, weights)
         if key not in self.recorded:
             self.recorded = {old: entry for old, entry in self.recorded.items() if old[-1] == key[-1]}
-            self.recorded[key] = self.record(tensors, leaves, structure, side_inputs)
+            self.recorded[key] = self.record(tensors, leaves, structure, sides)
         graph, inputs, output = self.recorded[key]
-        for own, x in zip(inputs, [*tensors, *sides], strict=True):
+        for own, x in zip(inputs, [*tensors, *sides.values()], strict=True):
             own.copy_(x)
         graph.replay()
         return tuple(x.clone() if isinstance(x, Tensor) else x for x in output)
 
     def record(
-        self, tensors: list[Tensor], leaves: list[Any], structure: Any, side_inputs: Sequence[SideInput]
+        self, tensors: list[Tensor], leaves: list[Any], structure: Any, sides: Mapping[SideInput, Tensor]
     ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], list[Any]]:
         """Warm up on copies of the inputs, then record."""
         inputs = [x.detach().clone() for x in tensors]
-        sides = [module.inputs for module in side_inputs if module.inputs is not None]
-        copies = [x.detach().clone() for x in sides]
+        copies = {module: x.detach().clone() for module, x in sides.items()}
         own = iter(inputs)
         args, kwargs = tree_unflatten([next(own) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
         run = functools.partial(type(self.network).forward, self.network, *args, **kwargs)
         try:
-            for module, copied in zip(side_inputs, copies, strict=True):
+            for module, copied in copies.items():
                 module.inputs = copied
             with torch.no_grad():
                 warm_up(run)
                 graph, output = captured(run, self.pool)
         finally:
-            for module, value in zip(side_inputs, sides, strict=True):
+            for module, value in sides.items():
                 module.inputs = value
         self.pool = graph.pool()
-        return graph, [*inputs, *copies], list(output)
+        return graph, [*inputs, *copies.values()], list(output)
+
+
+def _side_inputs(modules: Sequence[nn.Module]) -> dict[SideInput, Tensor]:
+    """The tensors that modules read beside the network's arguments."""
+    readers = (module for module in modules if isinstance(module, SideInput))
+    return {module: module.inputs for module in readers if module.inputs is not None}

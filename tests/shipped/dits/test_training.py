@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from short_training import TWO_PROCESSES, interrupted, launch, trained
 
 import guidedcd
+from guidedcd.acceleration.blocks import below
+from guidedcd.acceleration.switch import speed_up
 from guidedcd.config.merge import choose
 from guidedcd.config.resolve import run_from_dict
 from guidedcd.config.structure import changed
@@ -183,3 +185,16 @@ def test_guidance_inputs_learn_no_faster_than_other_layers(tiny):
         moved = embedding.term(inputs).abs().max().item()
         assert 1e-3 < moved <= 1e-3 * embedding.proj.in_features**0.5
         assert torch.equal(embedding.term(inputs[:, :256]), embedding.term(inputs * (torch.arange(512) < 256)))
+
+
+def test_the_guidance_of_a_student_is_no_obstacle_to_graphs(tiny):
+    """A student's pass without gradient may be recorded, though a hook adds its guidance; other hooks prevent it."""
+    for family, name in (("wan", "tokens"), ("cogvideox", "long"), ("ltx", "dynamic")):
+        teacher = tiny(family, name).teacher.teacher
+        network = Student(teacher, energies=("energy",)).network
+        speed_up(network, graphs=True, repeated=teacher.blocks)
+        with torch.no_grad():
+            assert network.forward.possible([torch.zeros(1)], below(network))
+            handle = next(iter(below(network))).register_forward_hook(lambda *args: None)
+            assert not network.forward.possible([torch.zeros(1)], below(network))
+            handle.remove()
