@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import torch
 
+from guidedcd.acceleration.blocks import COMPILED_KEEPS_ATTENTION
 from guidedcd.acceleration.options import replays
 from guidedcd.acceleration.precision import cast
 from guidedcd.config.run import Run
@@ -110,8 +111,10 @@ def training(run: Run, teacher: Teacher, cond: dict[str, tuple[int, ...]]) -> Tr
         for network in (student.network, student.averaged):
             if network is not None:
                 cast(network, narrow)
-    if settings.activation_checkpoint.layers != "none":
-        student.enable_gradient_checkpointing(settings.activation_checkpoint.layers)
+    layers = settings.activation_checkpoint.layers
+    if layers != "none":
+        compiled = settings.fast.startswith("blocks") and getattr(teacher, "blocks", ())
+        student.enable_gradient_checkpointing("all" if compiled and not COMPILED_KEEPS_ATTENTION else layers)
     student.train()
     z = [empty(batch, *teacher.geometry.latent_shape) for _ in range(4)]
     samples = Batch(

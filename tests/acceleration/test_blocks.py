@@ -296,3 +296,38 @@ def test_compiled_blocks_on_a_gpu(family):
     fast = acceleration.speed_up(copy.deepcopy(stock), compile="blocks", repeated=names)
     errors = [(predict(network, narrow).float() - exact).norm() / exact.norm() for network in (stock, fast)]
     assert errors[1] < 2 * errors[0] + 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layers", ["all", "most"])
+@pytest.mark.parametrize("compile", [None, "blocks"])
+def test_recomputed_blocks_have_the_same_gradients_on_a_gpu(layers, compile):
+    """In bfloat16, with adapters and the attention kernels of a GPU, gradients are as near float32's as stock ones."""
+    from diffusers import WanTransformer3DModel
+
+    from guidedcd.acceleration.precision import cast
+
+    torch.manual_seed(0)
+    network = WanTransformer3DModel(
+        num_attention_heads=4, attention_head_dim=128, text_dim=64, ffn_dim=1024, num_layers=LAYERS
+    )
+    adapters = LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    network = inject_adapter_in_model(adapters, network.requires_grad_(False)).cuda()
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.02)
+    arguments = {
+        "hidden_states": torch.randn(1, 16, 5, 32, 56, device="cuda"),
+        "timestep": torch.tensor([300.0], device="cuda"),
+        "encoder_hidden_states": torch.randn(1, 64, 64, device="cuda"),
+    }
+    exact = torch.cat([one.flatten() for one in gradients(network, arguments)[1:]])
+    cast(network, torch.bfloat16)
+    narrow = {name: x if name == "timestep" else x.bfloat16() for name, x in arguments.items()}
+    fast = acceleration.speed_up(copy.deepcopy(network), compile=compile, repeated=("WanTransformerBlock",))
+    checkpoint_layers(fast, layers, ("WanTransformerBlock",))
+    errors = []
+    for one in (network, fast):
+        gradient = torch.cat([part.float().flatten() for part in gradients(one, narrow)[1:]])
+        errors.append((gradient - exact).norm() / exact.norm())
+    assert errors[1] < 2 * errors[0] + 1e-3

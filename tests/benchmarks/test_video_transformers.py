@@ -26,4 +26,4 @@ def test_no_row_begins_when_the_time_is_over(script, capsys):
     """With a budget of nothing every row has an error that states it."""
     script("video_transformers").main(["--tiny", "--only", "cd small/*,loading", "--budget", "0"])
 
-    assert capsys.readouterr().out.count("the budget of 0 s is spent") == 3
+    assert capsys.readouterr().out.count("the budget of 0 s is spent") == 4
