@@ -113,7 +113,7 @@ def training(run: Run, teacher: Teacher, cond: dict[str, tuple[int, ...]]) -> Tr
                 cast(network, narrow)
     layers = settings.activation_checkpoint.layers
     if layers != "none":
-        compiled = settings.fast.startswith("blocks") and getattr(teacher, "blocks", ())
+        compiled = settings.fast.startswith("blocks") and bool(getattr(teacher, "blocks", None))
         student.enable_gradient_checkpointing("all" if compiled and not COMPILED_KEEPS_ATTENTION else layers)
     student.train()
     z = [empty(batch, *teacher.geometry.latent_shape) for _ in range(4)]

@@ -56,6 +56,19 @@ def test_a_training_step_is_planned_with_the_policy(tiny):
 
 
 @pytest.mark.slow
+def test_compiled_blocks_are_planned_to_recompute_attention(tiny):
+    """`most` keeps attention where blocks are not compiled, and is `all` where they are."""
+    one = tiny("wan", "small")
+
+    def operations(fast: str, layers: str) -> float:
+        train = {"batch_size": 1, "fast": fast, "activation_checkpoint": {"layers": layers}}
+        return Estimator(gpu()).training(planned(one, "full", count=2, train=train)).step.flops
+
+    assert operations("layers", "most") < operations("layers", "all") == operations("blocks", "all")
+    assert operations("blocks", "most") == operations("blocks", "all")
+
+
+@pytest.mark.slow
 def test_a_plan_prints_policies_where_the_teacher_has_a_choice(tiny):
     """The table names the chosen policy; without rewards there is none."""
     run = planned(tiny("wan", "small"), "window:3", frames=9)
