@@ -6,7 +6,6 @@ Legend: B batch, C channels, F frames, H/W latent size, E energies.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from guidedcd.documents import check_form, open_regular, read_json
 from guidedcd.errors import GuidedCDError, unreadable
 from guidedcd.files import file_digest, replacing, write_json
 from guidedcd.models import initial_lora
+from guidedcd.models.adapters import adapter_targets, with_adapters
 from guidedcd.models.guidance_inputs import GuidanceProjection, add_guidance_embedding, guidance_inputs
 from guidedcd.models.teachers.protocol import Teacher
 
@@ -81,7 +81,7 @@ class Student(nn.Module):
             initial_lora.merge(teacher, self.network, self.config.init)
         set_dropout(self.network, self.config.dropout)
         if self.config.kind == "lora":
-            self.network = _with_adapters(self.network, self.config.rank, adapter_targets(teacher, self.network))
+            self.network = with_adapters(self.network, self.config.rank, adapter_targets(teacher, self.network))
         self._time_embedding = getattr(teacher, "time_embedding", None)
         _add_conditioning(self.network, len(self.energies), self._time_embedding)
         self.averaged = None
@@ -312,22 +312,6 @@ def time_embedding(teacher: Teacher) -> Any:
         ) from None
 
 
-def adapter_targets(teacher: Any, network: nn.Module) -> list[str]:
-    """Names of the layers of a teacher's denoiser that get adapters: those that the teacher names, else every layer.
-
-    Raises:
-        GuidedCDError: The teacher names layers, and the network has none of them.
-    """
-    layers = [name for name, m in network.named_modules() if type(m) in (nn.Linear, nn.Conv2d, nn.Conv3d)]
-    pattern = getattr(teacher, "adapter_targets", None)
-    if pattern is None:
-        return layers
-    chosen = [name for name in layers if re.search(pattern, name)]
-    if not chosen:
-        raise GuidedCDError(f"no layer of {type(network).__name__} matches the teacher's `adapter_targets`: {pattern}")
-    return chosen
-
-
 def _add_conditioning(network: nn.Module, energies: int, path: str | None) -> None:
     if path is not None:
         add_guidance_embedding(network, path, energies, EMBEDDING)
@@ -337,23 +321,3 @@ def _add_conditioning(network: nn.Module, energies: int, path: str | None) -> No
     projection = GuidanceProjection(first.in_features, EMBEDDING, EMBEDDING * energies)
     nn.init.zeros_(projection.outermost.weight)
     embedding.cond_proj = projection.to(first.weight.device, first.weight.dtype)
-
-
-def _with_adapters(network: nn.Module, rank: int, targets: Sequence[str]) -> nn.Module:
-    from peft import LoraConfig, inject_adapter_in_model
-
-    # alpha = rank, so the adapter's output is not scaled. lora_dropout 0, since `set_dropout` sets all dropout.
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(targets))
-    network.requires_grad_(False)
-    adapted = inject_adapter_in_model(config, network)
-    for module in adapted.modules():
-        if type(module).__name__ == "AnimateDiffTransformer3D":  # it calls these layers with the keyword `input`
-            for layer in (module.proj_in, module.proj_out):
-                layer.register_forward_pre_hook(_positional, with_kwargs=True)
-    return adapted
-
-
-def _positional(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Pass the keyword `input` of a layer as its first argument, whose name in peft's layers is `x`."""
-    others = {name: value for name, value in kwargs.items() if name != "input"}
-    return (kwargs["input"], *args) if "input" in kwargs else args, others
