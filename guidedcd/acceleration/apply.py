@@ -82,7 +82,7 @@ def accelerate(student: Any, teacher: HasNetwork, option: str = "auto") -> None:
     Args:
         student: Its `network` predicts the videos; changed in place.
         teacher: Its `network`, and its `vae`, which decodes; changed in place.
-        option: One of `guidedcd.acceleration.options.CHOICES`.
+        option: One of `guidedcd.devices.FAST`.
 
     Raises:
         GuidedCDError: The option is unknown.

@@ -13,10 +13,8 @@ import torch
 from torch import nn
 
 from guidedcd.acceleration.blocks import repeated_blocks
+from guidedcd.devices import FAST
 from guidedcd.errors import GuidedCDError
-
-CHOICES = ("auto", "no", "layers", "graphs", "blocks", "blocks-graphs")
-"""Values of `--fast` of the commands that generate videos."""
 
 
 @attrs.frozen
@@ -34,8 +32,8 @@ def check(option: str) -> None:
     Raises:
         GuidedCDError: It lists the choices.
     """
-    if option not in CHOICES:
-        raise GuidedCDError(f"--fast must be one of {', '.join(CHOICES)}, not '{option}'.")
+    if option not in FAST:
+        raise GuidedCDError(f"--fast must be one of {', '.join(FAST)}, not '{option}'.")
 
 
 def resolved(option: str, device_type: str) -> str:

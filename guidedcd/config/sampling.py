@@ -9,7 +9,7 @@ from attrs.validators import ge, in_, optional
 
 from guidedcd.config.sections import GuidanceRule, GuiderConfig
 from guidedcd.config.validators import LARGEST_BATCH, MOST_PROMPTS, is_seed
-from guidedcd.devices import DTYPES
+from guidedcd.devices import DTYPES, FAST
 from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.configs import _between
@@ -46,9 +46,7 @@ class SampleConfig:
     """Name files "PROMPT-N.mp4", at true size, as VBench reads them."""
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
     """Data type in which the networks compute."""
-    fast: str = attrs.field(
-        default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks", "blocks-graphs"))
-    )
+    fast: str = attrs.field(default="auto", validator=in_(FAST))
     """Faster paths through the networks: layers (exact), graphs, blocks (compiled), blocks-graphs (both); auto is
     layers on GPUs, else no."""
 

@@ -20,7 +20,7 @@ from guidedcd.config.validators import (
     is_count_or_prompts,
     is_subrange,
 )
-from guidedcd.devices import DTYPES, QUANTIZE
+from guidedcd.devices import DTYPES, FAST, QUANTIZE
 from guidedcd.docstrings import documented
 from guidedcd.errors import GuidedCDError
 from guidedcd.plugins.configs import _ascending, _between
@@ -246,9 +246,7 @@ class Train:
     """Batches per optimiser step."""
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))
     """Precision of the networks: bf16 keeps float32 masters in the optimiser; fp16 autocasts and scales the loss."""
-    fast: str = attrs.field(
-        default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks", "blocks-graphs", "blocks-tuned"))
-    )
+    fast: str = attrs.field(default="auto", validator=in_((*FAST, "blocks-tuned")))
     """Faster paths through a 3D UNet or a transformer: layers are exact; with graphs, passes without gradient and
     rewards are also replayed as CUDA graphs, which need some memory; blocks are layers that are also compiled;
     blocks-graphs is both; blocks-tuned is also tuned, which takes minutes. auto is layers on GPUs, else no."""
@@ -310,9 +308,7 @@ class EvaluateConfig:
     """Videos per forward pass; by default as many as fit."""
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
     """Data type in which the networks compute."""
-    fast: str = attrs.field(
-        default="auto", validator=in_(("auto", "no", "layers", "graphs", "blocks", "blocks-graphs"))
-    )
+    fast: str = attrs.field(default="auto", validator=in_(FAST))
     """Faster paths through the networks: layers (exact), graphs, blocks (compiled), blocks-graphs (both); auto is
     layers on GPUs, else no."""
 
