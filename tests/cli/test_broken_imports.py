@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from forked import ended, start
+from forked import ended, error_line, start
 
 from guidedcd.plugins.probe import probe
 from guidedcd.plugins.registry import load_plugins
@@ -170,7 +170,7 @@ def test_a_crash_names_the_plugin_and_doctor_survives_it(install, tmp_path, comm
 
     dead, done = ended(start(["plugins", "list"], folder), folder), command("plugins", "doctor")
 
-    assert dead.status == -number and dead.err == (
+    assert dead.status == -number and error_line(folder) == (
         "error: guidedcd was killed while plugin acme-odd/acme_odd was imported; "
         "GUIDEDCD_BLOCK=acme-odd/acme_odd leaves it out.\n"
     )

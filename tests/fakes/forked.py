@@ -102,6 +102,14 @@ def ended(child: int, folder: Path, seconds: float = 600.0, output: str = "") ->
     return Ended(os.waitstatus_to_exitcode(status), out, err)
 
 
+def error_line(folder: Path, seconds: float = 60.0) -> str:
+    """The standard error of a command as soon as it has a line, which a process that outlives it may write."""
+    path, deadline = folder.with_name(folder.name + ".err"), time.monotonic() + seconds
+    while not (text := path.read_text(encoding="utf-8")).endswith("\n") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return text
+
+
 def killed(child: int, folder: Path, number: signal.Signals, when: Callable[[], object]) -> Ended:
     """Send a signal to a child as soon as `when()` is true; the child must not have ended before."""
     while not when():
