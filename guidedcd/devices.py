@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float16", "bfloat16")
 """torch's names of the floating-point types that options offer."""
 FAST = ("auto", "no", "layers", "graphs", "blocks", "blocks-graphs")
-"""Values of the option `fast` wherever there is one; `guidedcd.acceleration.options` states their meaning."""
+"""Values of the option `fast` of sampling; those of training and preprocessing differ. See `acceleration.options`."""
 QUANTIZE = ("no", "int8")
 """Values of options `quantize`, which round frozen weights."""
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -59,9 +59,13 @@ def choose(option: str, network: nn.Module, repeated: Collection[str] = ()) -> P
         return None
     if kind == "AutoencoderKL":
         return Paths()
-    compiles = device_type == "cuda" and option.startswith("blocks")
-    compile = option.removesuffix("-graphs") if compiles else None
+    compile = option.removesuffix("-graphs") if device_type == "cuda" and compiles(option) else None
     return Paths(compile=compile, graphs=replays(option), repeated=repeated)
+
+
+def compiles(option: str) -> bool:
+    """Whether blocks are compiled on a GPU."""
+    return option.startswith("blocks")
 
 
 def replays(option: str) -> bool:
@@ -72,7 +76,7 @@ def replays(option: str) -> bool:
 def repeats_sizes(option: str, device: torch.device) -> bool:
     """Whether short batches are padded: for each new size layers are compiled and convolutions tried again."""
     option = resolved(option, device.type)
-    return option.startswith("blocks") or (option != "no" and device.type == "cuda")
+    return compiles(option) or (option != "no" and device.type == "cuda")
 
 
 def without_compilation(option: str) -> str:

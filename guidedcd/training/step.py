@@ -112,7 +112,7 @@ class TrainStep:
         """Launch step `number`, from 1, without waiting for the device."""
         # Dropout, where it is configured, is the only consumer of the global generator.
         torch.manual_seed(dropout_seed(self.run.seed, number, self.accelerator.process_index))
-        if not self.student.training:  # after a validation; walking over all modules takes milliseconds
+        if not self.student.training:  # walking over all modules takes milliseconds
             self.student.train()
         self._schedule_learning_rate(number)
         self.stopwatch.is_on = self.is_logged(number)
