@@ -19,9 +19,6 @@ from guidedcd.acceleration import attention_backend
 
 RECOMPUTE = "_guidedcd_recompute"
 """Attribute of a block whose activations are recomputed: True keeps the outputs of attention, False nothing."""
-COMPILED_KEEPS_ATTENTION = False
-"""Whether compiled blocks that recompute the rest keep the outputs of attention. On an H200 with torch 2.11 the norm of
-the gradient was ten times that of the stock network then, and not finite with rewards."""
 _UNETS = ("UNet3DConditionModel", "AutoencoderKL")
 _ATTENTION = tuple(
     getattr(torch.ops.aten, name).default
@@ -68,7 +65,7 @@ def forward(state: Compiler, block: nn.Module, args: tuple[Any, ...], kwargs: di
         return stock(block, *args, **kwargs)
     inner = below(block)
     keeps = vars(block).get(RECOMPUTE) if torch.is_grad_enabled() else None
-    function = stock if keeps is None else _recomputed(stock, keeps and COMPILED_KEEPS_ATTENTION, drops(inner))
+    function = stock if keeps is None else _recomputed(stock, keeps, drops(inner))
     compiled = state.function(function, *inner)
     kernels = _kernels(block, stock, args, kwargs)
     if compiled is function and keeps is not None:

@@ -24,6 +24,7 @@ from guidedcd.acceleration.cuda_graphs import Replay
 MODES = {None: None, "blocks": "default", "blocks-tuned": "max-autotune-no-cudagraphs"}
 """Values of `compile`, with the modes of `torch.compile`."""
 SLOT = "_guidedcd_fast"
+WRONG_FUSION = "triton.mix_order_reduction"
 
 
 class State:
@@ -49,7 +50,22 @@ def compiled(function: Callable[..., Tensor], mode: str) -> Callable[..., Tensor
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 2048)
     config.optimize_ddp = False  # it would split a layer at the buckets of DDP, which overlap from layer to layer
     functorch.donated_buffer = False  # several energies take their gradients through one pass
-    return torch.compile(function, dynamic=False, mode=mode)
+    return torch.compile(function, dynamic=False, options=inductor_options(mode))
+
+
+def inductor_options(mode: str) -> dict[str, Any]:
+    """Options of Inductor for a mode of `torch.compile`, without a fusion whose gradients are wrong.
+
+    Since PyTorch 2.10 Inductor fuses reductions over rows with those over columns. If the gradient of a chunked tensor,
+    such as the shifts and scales of a transformer's block, is such a reduction, then it is never written, and contains
+    what was in memory (https://github.com/pytorch/pytorch/issues/193061).
+    """
+    import torch._inductor as inductor  # a second, for what only compiled layers need
+
+    choices: dict[str, Any] = dict(inductor.list_mode_options(mode))
+    if WRONG_FUSION in inductor.list_options():
+        choices[WRONG_FUSION] = False
+    return choices
 
 
 class FrameCounter:

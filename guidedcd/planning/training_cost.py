@@ -10,8 +10,7 @@ from typing import Any
 import attrs
 import torch
 
-from guidedcd.acceleration.blocks import COMPILED_KEEPS_ATTENTION
-from guidedcd.acceleration.options import compiles, replays
+from guidedcd.acceleration.options import replays
 from guidedcd.acceleration.precision import cast
 from guidedcd.config.run import Run
 from guidedcd.data.routing import Route
@@ -113,8 +112,7 @@ def training(run: Run, teacher: Teacher, cond: dict[str, tuple[int, ...]]) -> Tr
                 cast(network, narrow)
     layers = settings.activation_checkpoint.layers
     if layers != "none":
-        compiled = compiles(settings.fast) and bool(getattr(teacher, "blocks", None))
-        student.enable_gradient_checkpointing("all" if compiled and not COMPILED_KEEPS_ATTENTION else layers)
+        student.enable_gradient_checkpointing(layers)
     student.train()
     z = [empty(batch, *teacher.geometry.latent_shape) for _ in range(4)]
     samples = Batch(

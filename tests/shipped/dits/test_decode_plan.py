@@ -56,8 +56,8 @@ def test_a_training_step_is_planned_with_the_policy(tiny):
 
 
 @pytest.mark.slow
-def test_compiled_blocks_are_planned_to_recompute_attention(tiny):
-    """`most` keeps attention where blocks are not compiled, and is `all` where they are."""
+def test_most_is_planned_to_keep_attention(tiny):
+    """A step that recomputes most of its blocks has fewer operations than one that recomputes all, compiled or not."""
     one = tiny("wan", "small")
 
     def operations(fast: str, layers: str) -> float:
@@ -65,7 +65,7 @@ def test_compiled_blocks_are_planned_to_recompute_attention(tiny):
         return Estimator(gpu()).training(planned(one, "full", count=2, train=train)).step.flops
 
     assert operations("layers", "most") < operations("layers", "all") == operations("blocks", "all")
-    assert operations("blocks", "most") == operations("blocks", "all")
+    assert operations("blocks", "most") == operations("layers", "most")
 
 
 @pytest.mark.slow
