@@ -2,6 +2,7 @@
 
     python benchmarks/decoding.py                                       # Wan 2.1's autoencoder, 33 frames of 256x448
     python benchmarks/decoding.py --frames 81 --height 480 --width 832  # the usual size
+    python benchmarks/decoding.py --fast blocks                         # with the autoencoder's faster paths
 
 The autoencoder has random weights in bfloat16 (--tiny: float32). One video is decoded, and a weighted sum of the chosen
 frames is differentiated. `few` are two frames, as random choices have them; `even` are eight from the first to the
@@ -26,6 +27,7 @@ from guidedcd_dits.wan import WanTeacher
 from safetensors.torch import save_file
 from torch import Tensor
 
+from guidedcd.acceleration.autoencoders import restore_autoencoder, speed_up_autoencoder_of
 from guidedcd.data.geometry import Geometry
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.models.checkpoints.tiny_autoencoder import TinyDecoder
@@ -113,6 +115,9 @@ def measure(recorder: harness.Recorder, options: argparse.Namespace, folder: Pat
             if harness.selected(row, options.only) or policy == "stock":
                 run = partial(with_gradient, call, z, frames)
                 recorder.attempt(row, partial(add, recorder, row, run, options, reference))
+            if policy == "stock":
+                speed_up_autoencoder_of(one, options.fast)
+        restore_autoencoder(vae)
 
 
 def add(
@@ -141,7 +146,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=33, help="1 more than a multiple of 4")
     parser.add_argument("--height", type=int, default=256)
     parser.add_argument("--width", type=int, default=448)
+    parser.add_argument("--fast", default="no", help="--train.fast of all rows but stock, on a GPU")
     options = parser.parse_args()
+    torch.backends.cudnn.benchmark = options.fast != "no"  # as in training
     if options.tiny:
         options.frames, options.height, options.width = 17, 32, 48
     recorder = harness.Recorder(options, "decoding")

@@ -126,7 +126,7 @@ class Cases:
 
     def attention(self, positions: int, channels: int) -> Iterator[Case]:
         """Within frames, by PyTorch's first choice and by cuDNN's kernel, forward and with its gradient."""
-        from guidedcd.acceleration.attention_backend import CUDNN
+        from guidedcd.acceleration.attention_backend import ORDERS
 
         heads, where = max(1, channels // 64), f"({self.frames}, {positions}, {channels})"
         packed = self.new(self.frames, positions, 3 * channels)
@@ -135,7 +135,7 @@ class Cases:
         flops = 4 * self.frames * positions**2 * channels
 
         def run(cudnn: bool, graded: bool) -> Any:
-            with sdpa_kernel(CUDNN, set_priority=True) if cudnn else contextlib.nullcontext():
+            with sdpa_kernel(ORDERS["cudnn"], set_priority=True) if cudnn else contextlib.nullcontext():
                 if not graded:
                     return nnf.scaled_dot_product_attention(q, k, v)
                 out = nnf.scaled_dot_product_attention(*leaves)

@@ -32,15 +32,15 @@ DECODE = "window:2"
 
 
 def reward_configs() -> dict[str, RewardConfig]:
-    """The paper's weights of its rewards, and `videoreward` with four frames."""
+    """The paper's weights of its rewards, and `videoreward`; all read the same four frames, which are decoded once."""
     from guidedcd_clip import CLIPConfig
     from guidedcd_hps import HPSConfig
     from guidedcd_videoreward import VideoRewardConfig
 
     return {
-        "hps": HPSConfig(weight=0.2, frames=2),
-        "clip": CLIPConfig(weight=0.2, frames=2),
-        "videoreward": VideoRewardConfig(weight=0.1, frames=4, dtype="bf16"),
+        "hps": HPSConfig(weight=0.2, frames=4, pick="even"),
+        "clip": CLIPConfig(weight=0.2, frames=4, pick="even"),
+        "videoreward": VideoRewardConfig(weight=0.1, frames=4, pick="even", dtype="bf16"),
     }
 
 
@@ -56,6 +56,7 @@ def build_step(
         batch_size=batch_size,
         precision="bf16",
         fast=fast,
+        flash_attention=options.flash_attention if fast != "no" else None,
         parallel=ParallelConfig(mode=parallel),
         activation_checkpoint=ActivationCheckpointConfig(layers=layers),
         log_every=1000,

@@ -2,6 +2,7 @@
 
     python benchmarks/video_transformers.py --out transformers.json              # one GPU
     python benchmarks/video_transformers.py --processes 2 --only parallel        # two GPUs against one of them
+    python benchmarks/video_transformers.py --flash-attention FA4                # FlashAttention 4 where it is faster
     python benchmarks/video_transformers.py --tiny                               # a CPU, tiny networks
 
 Rows are named WHAT SIZE/FAST, where FAST is a value of --train.fast: `no` is stock diffusers, `layers` chooses the
@@ -26,6 +27,7 @@ from harness import Recorder, time_calls
 from training_parallel import spawn
 from transformer_steps import measure_process, measure_step
 
+from guidedcd.acceleration import attention_backend
 from guidedcd.acceleration.apply import accelerated
 from guidedcd.acceleration.garbage import settled
 from guidedcd.acceleration.options import choose
@@ -180,7 +182,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fast", default="blocks", help="--train.fast of the rows named parallel-*")
     parser.add_argument("--batch", type=int, default=2, help="samples per GPU of the rows named parallel-*")
     parser.add_argument("--profile", action="store_true", help="also print where the time of compiled passes goes")
+    parser.add_argument("--flash-attention", help="--train.flash-attention, for all rows but those of stock diffusers")
     options = parser.parse_args(arguments)
+    if options.flash_attention:
+        attention_backend.activate(options.flash_attention, torch.device(options.device))
     recorder = Recorder(options, "video_transformers")
     passes = ForwardPasses(options, recorder)
     began = time.perf_counter()

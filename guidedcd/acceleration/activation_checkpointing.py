@@ -78,7 +78,7 @@ def recomputing(
             act = block.nonlinearity
             for norm in (block.norm1, block.norm2):
                 change(norm, _activated(norm.forward, act.forward))
-            change(act, _unless_activated(act.forward))
+            change(act, unless_activated(act.forward))
     try:
         with functorch.patch(activation_memory_budget=_BUDGET[what]):
             yield
@@ -124,7 +124,7 @@ def light_gradients(network: nn.Module, activated: Activated, whole: Collection[
             for name in norms:
                 norm = getattr(module, name)
                 change(norm, "forward", _activated(norm.forward, type(activation).forward.__get__(activation)))
-            change(activation, "forward", _unless_activated(activation.forward))
+            change(activation, "forward", unless_activated(activation.forward))
     try:
         yield
     finally:
@@ -146,9 +146,9 @@ def _lightly(
 
 def _frozen_operation(module: nn.Conv2d | nn.Conv3d) -> Callable[..., Tensor]:
     operation = module._conv_forward
-    how = (module.stride, module.padding, module.dilation, module.groups)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        how = (module.stride, module.padding, module.dilation, module.groups)
         return FrozenConvolution.apply(x, weight, bias, how) if _graded(x) else operation(x, weight, bias)
 
     return run
@@ -208,13 +208,14 @@ def _activated(norm: Callable[[Tensor], Tensor], act: Callable[[Tensor], Tensor]
         if not _graded(x):
             return norm(x)
         y = checkpoint(both, x, use_reentrant=False, preserve_rng_state=False)
-        y.is_activated = True  # type: ignore[attr-defined]  # read by `_unless_activated`
+        y.is_activated = True  # type: ignore[attr-defined]  # read by `unless_activated`
         return y
 
     return run
 
 
-def _unless_activated(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def unless_activated(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """An activation, which leaves a tensor unchanged that the norm before it has activated."""
     return lambda x: x if getattr(x, "is_activated", False) else act(x)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from guidedcd.acceleration import int8, options
+from guidedcd.acceleration.autoencoders import restore_autoencoder, speed_up_autoencoder_of
 from guidedcd.acceleration.precision import cast, computing_dtype
 from guidedcd.acceleration.switch import is_fast, restore, speed_up
 
@@ -57,6 +58,7 @@ def accelerated(
         yield teacher
         return
     speed_up(network, **attrs.asdict(paths))
+    autoencoder = speed_up_autoencoder_of(teacher, fast)
     before = torch.backends.cudnn.benchmark
     # The benchmark tries all algorithms at a convolution's first call; results may then differ from run to run.
     torch.backends.cudnn.benchmark = before or not torch.are_deterministic_algorithms_enabled()
@@ -65,6 +67,8 @@ def accelerated(
     finally:
         torch.backends.cudnn.benchmark = before
         restore(network)
+        if autoencoder is not None:
+            restore_autoencoder(autoencoder)
 
 
 def _with_network(teacher: AnyTeacher, network: nn.Module) -> AnyTeacher:
@@ -92,3 +96,4 @@ def accelerate(student: Any, teacher: HasNetwork, option: str = "auto") -> None:
     for network in (student.network, teacher.network, getattr(teacher, "vae", None)):
         if network is not None and (paths := options.choose(option, network, repeated)) is not None:
             speed_up(network, **attrs.asdict(paths))
+    speed_up_autoencoder_of(teacher, option)

@@ -1,11 +1,13 @@
-"""Attention over positions by the faster fused kernel of its size: PyTorch's default or cuDNN's.
+"""Attention over positions by the fastest fused kernel of its size: PyTorch's default, cuDNN's or FlashAttention 4.
 
 `attention` serves layers that are written here; `kernels_of` serves stock modules, whose attentions it observes.
+FlashAttention 4 takes part after `activate`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,17 +19,79 @@ from torch.nn import functional as nnf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from guidedcd.errors import GuidedCDError
+
 CHOOSE = True
-"""Whether cuDNN's kernel is tried, which also needs `torch.backends.cudnn.benchmark`."""
+"""Whether other kernels than the default are tried, which also needs `torch.backends.cudnn.benchmark`."""
 MARGIN = 0.97
-"""cuDNN's kernel is used if it needs less than this share of the default kernel's time."""
-CUDNN = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-_FASTER: dict[tuple[Any, ...], bool] = {}
+"""Another kernel is used if it needs less than this share of the default kernel's time."""
+USUAL = "usual"
+"""The order in which PyTorch itself tries its kernels."""
+_OTHERS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+ORDERS = {
+    "cudnn": [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, *_OTHERS],
+    "flash": [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, *_OTHERS],
+    "math": [SDPBackend.MATH],
+}
+"""Other orders, by the kernel that comes first."""
+WIDEST = 256
+"""Numbers of the widest head that a fast kernel takes."""
+_FASTEST: dict[tuple[Any, ...], str] = {}
+
+
+def activate(implementation: str, device: torch.device) -> None:
+    """Let another FlashAttention take the place of PyTorch's own in this process; it is used where it is the fastest.
+
+    Args:
+        implementation: A name of `torch.nn.attention.list_flash_attention_impls`, such as "FA4".
+        device: Where attention is computed.
+
+    Raises:
+        GuidedCDError: The device is no GPU, PyTorch is too old, or the package is missing or does not fit PyTorch.
+    """
+    from torch.nn import attention as implementations
+
+    option = f"flash-attention {implementation}"
+    if device.type != "cuda":
+        raise GuidedCDError(f"the option {option} needs an NVIDIA GPU; leave it out on '{device.type}'.")
+    if not hasattr(implementations, "activate_flash_attention_impl"):
+        raise GuidedCDError(f"the option {option} needs PyTorch 2.11 or newer; this is {torch.__version__}.")
+    if implementations.current_flash_attention_impl() == implementation:
+        return
+    try:
+        implementations.activate_flash_attention_impl(implementation)
+        q = torch.ones(1, 1, 128, 64, dtype=torch.bfloat16, device=device)
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
+            same = bool((nnf.scaled_dot_product_attention(q, q, q) == 1).all())
+        if not same:
+            raise ValueError("wrong values")
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        implementations.restore_flash_attention_impl()
+        raise GuidedCDError(
+            f"the option {option} does not work with PyTorch {torch.__version__} here ({error}). Install a version of "
+            "its package that fits: see docs/how-to/video-transformers.md."
+        ) from error
+    _FASTEST.clear()
+
+
+def candidates(width: int) -> list[str]:
+    """Keys of `ORDERS` that are compared with PyTorch's own order, for heads of a width.
+
+    The fast kernels have heads of at most 256 numbers. Of wider ones, products of matrices may be faster than what
+    PyTorch chooses.
+    """
+    from torch.nn import attention as implementations
+
+    if width > WIDEST:
+        return ["math"]
+
+    current = getattr(implementations, "current_flash_attention_impl", lambda: None)
+    return ["cudnn"] if current() is None else ["cudnn", "flash"]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(q k^T scale) v of (N, heads, L, D), differentiable."""
-    with cudnn_first() if _cudnn_is_faster(q, k, v, scale) else contextlib.nullcontext():
+    with first(_fastest(q, k, v, scale)):
         return nnf.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
@@ -51,7 +115,7 @@ def tensors_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
 def kernels_of(
     kind: type, tensors: Sequence[Tensor], graded: bool, call: Callable[[], Any]
 ) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """A context in which a stock module computes its attentions with the kernel that is faster for the largest one.
+    """A context in which a stock module computes its attentions with the kernel that is fastest for the largest one.
 
     Args:
         kind: Class of the module.
@@ -61,18 +125,20 @@ def kernels_of(
     """
     graded = graded or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
     key = (kind, graded, *((x.device, x.dtype, x.shape, x.stride()) for x in tensors))
-    if key not in _FASTER:
+    if key not in _FASTEST:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return contextlib.nullcontext
         with torch.no_grad(), _Attentions() as observed:
             call()
-        _FASTER[key] = observed.largest is not None and _cudnn_is_faster(*observed.largest, graded=graded)
-    return cudnn_first if _FASTER[key] else contextlib.nullcontext
+        _FASTEST[key] = USUAL if observed.largest is None else _fastest(*observed.largest, graded=graded)
+    return functools.partial(first, _FASTEST[key])
 
 
-def cudnn_first() -> contextlib.AbstractContextManager[Any]:
-    """A context in which cuDNN's kernel computes the attentions that it can."""
-    context: contextlib.AbstractContextManager[Any] = sdpa_kernel(CUDNN, set_priority=True)
+def first(order: str) -> contextlib.AbstractContextManager[Any]:
+    """A context in which the first kernel of an order computes the attentions that it can."""
+    if order == USUAL:
+        return contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[Any] = sdpa_kernel(ORDERS[order], set_priority=True)
     return context
 
 
@@ -97,26 +163,26 @@ class _Attentions(TorchFunctionMode):
             self.largest = query, key, value, options.get("scale")
 
 
-def _cudnn_is_faster(q: Tensor, k: Tensor, v: Tensor, scale: float | None, *, graded: bool | None = None) -> bool:
+def _fastest(q: Tensor, k: Tensor, v: Tensor, scale: float | None, *, graded: bool | None = None) -> str:
     if torch.compiler.is_compiling() or not tries(q):
-        return False
+        return USUAL
     if graded is None:
         graded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     key = (q.device, q.dtype, graded, *((x.shape, x.stride()) for x in (q, k, v)))
-    if key not in _FASTER:
+    if key not in _FASTEST:
         if q.is_cuda and torch.cuda.is_current_stream_capturing():
-            return False
+            return USUAL
         inputs = [x.detach() for x in (q, k, v)]
         # In a separate thread, because a checkpoint around the caller must not count these calls.
         with ThreadPoolExecutor(1) as thread:
-            _FASTER[key] = thread.submit(is_faster, inputs, scale, graded).result()
-    return _FASTER[key]
+            _FASTEST[key] = thread.submit(fastest, inputs, scale, graded).result()
+    return _FASTEST[key]
 
 
-def is_faster(inputs: list[Tensor], scale: float | None, graded: bool) -> bool:
-    """Whether cuDNN's kernel takes less time for these q, k and v with the same result; with gradients if `graded`.
+def fastest(inputs: list[Tensor], scale: float | None, graded: bool) -> str:
+    """The order whose kernel takes the least time for these q, k and v; with gradients if `graded`.
 
-    A kernel that fails is not faster.
+    A kernel that fails, or has another result than PyTorch's default one, does not take part.
     """
     device = inputs[0].device
     if device.type == "cuda":
@@ -131,14 +197,18 @@ def is_faster(inputs: list[Tensor], scale: float | None, graded: bool) -> bool:
         return out.detach()
 
     with torch.set_grad_enabled(graded):
-        usual, usual_seconds = run(), _seconds(run, device)
-        try:
-            with sdpa_kernel(CUDNN, set_priority=True):
-                cudnn, cudnn_seconds = run(), _seconds(run, device)
-        except RuntimeError:
-            return False
-    same = (usual.float() - cudnn.float()).norm() <= 1e-2 * usual.float().norm()
-    return bool(same) and cudnn_seconds < MARGIN * usual_seconds
+        usual = run()
+        least, best = MARGIN * _seconds(run, device), USUAL
+        for order in candidates(q.shape[-1]):
+            try:
+                with first(order):
+                    output, seconds = run(), _seconds(run, device)
+            except RuntimeError:
+                continue
+            same = (usual.float() - output.float()).norm() <= 1e-2 * usual.float().norm()
+            if bool(same) and seconds < least:
+                least, best = seconds, order
+    return best
 
 
 def _seconds(run: Any, device: torch.device, repeats: int = 5) -> float:

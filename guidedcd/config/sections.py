@@ -10,6 +10,7 @@ import attrs
 from attrs.validators import ge, gt, in_, optional
 
 from guidedcd.config.bucket import are_buckets
+from guidedcd.config.rollouts import RolloutsConfig
 from guidedcd.config.sentinel import SentinelConfig
 from guidedcd.config.validators import (
     LARGEST_BATCH,
@@ -101,6 +102,8 @@ class Preprocess:
     fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "blocks", "blocks-tuned")))
     """Faster paths through a 3D UNet or a transformer: layers are exact; blocks are also compiled; blocks-tuned is also
     tuned, which takes minutes. auto is layers on GPUs, else no."""
+    flash_attention: str | None = attrs.field(default=None, validator=optional(in_(("FA4",))))
+    """Compare a separately installed FlashAttention with PyTorch's own kernels, and use it where it is faster: FA4."""
     recompute: str = attrs.field(default="nothing", validator=in_(("nothing", "cheap", "most")))
     """Activations that are recomputed for energy gradients: of a UNet, cheap needs a third of the memory and takes a
     third of a forward pass longer; of a transformer, most keeps the inputs of blocks alone."""
@@ -219,22 +222,6 @@ class ValidationConfig:
 
 @documented
 @attrs.frozen(kw_only=True)
-class RolloutsConfig:
-    """Videos that the student samples from noise while it trains, for the rewards."""
-
-    videos: int = attrs.field(default=0, validator=_between(0, LARGEST_BATCH))
-    """Number of videos that the student samples from noise in each step and process, for the rewards to score; their
-    prompts need no clips."""
-    steps: int = attrs.field(default=4, validator=_between(1, 50))
-    """Sampling steps of a video that the student samples for the rewards; it ends after a random number of them,
-    and only the last has a gradient."""
-    prompts: str | None = None
-    """File of prompts for the videos that the student samples for the rewards, one a line. By default the teacher's own
-    prompts, or the store's captions if the teacher has none."""
-
-
-@documented
-@attrs.frozen(kw_only=True)
 class Train:
     """The optimisation."""
 
@@ -250,6 +237,8 @@ class Train:
     """Faster paths through a 3D UNet or a transformer: layers are exact; with graphs, passes without gradient and
     rewards are also replayed as CUDA graphs, which need some memory; blocks are layers that are also compiled;
     blocks-graphs is both; blocks-tuned is also tuned, which takes minutes. auto is layers on GPUs, else no."""
+    flash_attention: str | None = attrs.field(default=None, validator=optional(in_(("FA4",))))
+    """Compare a separately installed FlashAttention with PyTorch's own kernels, and use it where it is faster: FA4."""
     loss: str = attrs.field(default="huber", validator=in_(("huber", "l2")))
     """Distance of the consistency loss: pseudo-Huber or squared."""
     huber_c: float = attrs.field(default=0.001, validator=gt(0))

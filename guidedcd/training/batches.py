@@ -65,10 +65,15 @@ class Batch:
     """Each energy's scale or relative strength (B, E): 0 outside of its fraction and where the route excludes it."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
+        """The same batch on `device`.
+
+        To a GPU it is copied from pinned memory: a copy from other memory waits for all that the GPU is still to do,
+        and until then other threads cannot launch anything.
+        """
 
         def move(value: Tensor) -> Tensor:
-            return value.to(device, non_blocking=True)
+            pinned = value.pin_memory() if device.type == "cuda" and value.device.type == "cpu" else value
+            return pinned.to(device, non_blocking=True)
 
         return attrs.evolve(
             self,

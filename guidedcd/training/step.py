@@ -17,6 +17,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from guidedcd.acceleration import attention_backend
+from guidedcd.acceleration.autoencoders import speed_up_autoencoder_of
 from guidedcd.acceleration.options import choose, replays
 from guidedcd.acceleration.switch import is_fast, speed_up
 from guidedcd.config.run import Run
@@ -79,6 +81,8 @@ class TrainStep:
         settings, self.device = run.train, teacher.device
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        if settings.flash_attention is not None:
+            attention_backend.activate(settings.flash_attention, self.device)
         if replays(settings.fast):
             for module in rewards.modules.values():
                 if callable(getattr(module, "use_graphs", None)):
@@ -269,5 +273,6 @@ def _accelerate(teacher: Teacher, fast: str, dtype: torch.dtype | None) -> None:
     speed_up(teacher.network, **attrs.asdict(paths))
     if isinstance(vae, nn.Module) and type(vae).__name__ == "AutoencoderKL":
         speed_up(vae)
+    speed_up_autoencoder_of(teacher, fast)
     # cudnn tries all algorithms of a convolution first, whose results may differ from run to run.
     torch.backends.cudnn.benchmark |= not torch.are_deterministic_algorithms_enabled()

@@ -244,13 +244,13 @@ def test_the_kernel_is_chosen_once_per_size(monkeypatch):
     torch.manual_seed(0)
     stock, arguments = wan()
     fast, sizes, entered = acceleration.speed_up(copy.deepcopy(stock)), [], []
-    monkeypatch.setattr(attention_backend, "_FASTER", {})
+    monkeypatch.setattr(attention_backend, "_FASTEST", {})
     monkeypatch.setattr(attention_backend, "tries", lambda q: True)
     monkeypatch.setattr(
-        attention_backend, "is_faster", lambda tensors, *how: sizes.append((*tensors[0].shape, how[1])) or True
+        attention_backend, "fastest", lambda tensors, *how: sizes.append((*tensors[0].shape, how[1])) or "cudnn"
     )
-    order = attention_backend.cudnn_first
-    monkeypatch.setattr(attention_backend, "cudnn_first", lambda: entered.append(1) or order())
+    order = attention_backend.first
+    monkeypatch.setattr(attention_backend, "first", lambda name: entered.append(name) or order(name))
     expected = gradients(stock, arguments)
 
     for _ in range(2):
@@ -258,7 +258,7 @@ def test_the_kernel_is_chosen_once_per_size(monkeypatch):
     with torch.no_grad():
         predict(fast, arguments)
     assert sizes == [(2, 2, 12, 12, True), (2, 2, 12, 12, False)]
-    assert len(entered) == 3 * LAYERS
+    assert entered == ["cudnn"] * 3 * LAYERS
     checkpoint_layers(fast, "all", ("WanTransformerBlock",))
     entered.clear()
     gradients(fast, arguments)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from guidedcd.acceleration.activation_checkpointing import Activated, light_gradients
+from guidedcd.acceleration.autoencoders import LayerPaths
 from guidedcd.data.geometry import Geometry
 from guidedcd.models.checkpoints.tiny_autoencoder import read_tiny
 from guidedcd.models.teachers.windows import Window, latent_frame, windows
@@ -33,6 +34,8 @@ class VideoDecoding:
     decoder_norms: ClassVar[Activated] = {}
     """By class of a module of the decoder, the names of its norms and of the activation that follows them. They are
     computed again in the backward pass."""
+    autoencoder_paths: ClassVar[LayerPaths] = {}
+    """By class of a layer of the autoencoder, a forward method with the same values that `--fast` uses on GPUs."""
     decoder_layers: Sequence[str] = ()
     """Names of other classes of cheap layers of the decoder, which are computed again."""
     decoder_blocks: Sequence[str] = ()
@@ -179,7 +182,7 @@ class VideoDecoding:
         together = self.frames_together
         count, rest = divmod(latents.shape[2], together)
         # The state between two pieces needs about as much memory as the activations of a latent frame.
-        piece = max(math.isqrt(count), 1) * together
+        piece = (math.isqrt(count) if count > 2 else max(count, 1)) * together
         state, outputs = None, []
         for start in (0, *range(piece + rest, latents.shape[2], piece)):
             stop = start + piece + (0 if start else rest)
