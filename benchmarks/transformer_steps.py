@@ -27,6 +27,8 @@ STEPS: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {
     "lora large rewards": ("large", "most", ("hps", "clip", "videoreward"), LORA),
 }
 """By name: size, recomputed layers, rewards, options of the student."""
+CHECKPOINTED = ("hps", "clip")
+"""Rewards whose blocks are recomputed: the two ViT-H/14 then need 5 GB less, and little more time."""
 DECODE = "window:2"
 """What of a video is decoded for rewards."""
 
@@ -66,7 +68,10 @@ def build_step(
     device = accelerator.device if accelerator.num_processes > 1 else torch.device(options.device)
     torch.backends.cudnn.benchmark = False  # fast paths turn it on
     teacher = wan.teacher(device, torch.float32, size, options.tiny, decoder=torch.bfloat16, decode=DECODE)
-    modules = {reward: (networks.reward(reward, device, options.tiny), run.rewards[reward]) for reward in rewards}
+    modules = {
+        reward: (networks.reward(reward, device, options.tiny, reward in CHECKPOINTED), run.rewards[reward])
+        for reward in rewards
+    }
     scorer = RewardScorer(modules, teacher, low_memory=settings.activation_checkpoint.recomputes_decoder)
     batches = wan.RandomBatches(batch_size, teacher.geometry.latent_shape, rewards, options.tiny)
     return TrainStep(run, teacher, accelerator, rewards=scorer, batches=batches), layers
