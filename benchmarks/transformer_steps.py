@@ -18,17 +18,18 @@ from guidedcd.rewards.scorer import RewardScorer
 from guidedcd.training.distributed import accelerator_for
 from guidedcd.training.step import TrainStep
 
+REWARDS = ("hps", "clip", "videoreward")
 FULL, LORA = {"ema": 0.99}, {"kind": "lora", "rank": 64}
 STEPS: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {
     "cd small": ("small", "none", (), FULL),
     "cd small recomputed": ("small", "most", (), FULL),
     "lora large": ("large", "most", (), LORA),
     "lora large all recomputed": ("large", "all", (), LORA),
-    "lora large rewards": ("large", "most", ("hps", "clip", "videoreward"), LORA),
+    "lora large rewards": ("large", "most", REWARDS, LORA),
+    "lora large rewards recomputed": ("large", "most", REWARDS, LORA),
 }
-"""By name: size, recomputed layers, rewards, options of the student."""
-CHECKPOINTED = ("hps", "clip")
-"""Rewards whose blocks are recomputed: the two ViT-H/14 then need 5 GB less, and little more time."""
+"""By name: size, recomputed layers, rewards, options of the student. In rows named `rewards recomputed` the rewards'
+networks recompute their blocks as well."""
 DECODE = "window:2"
 """What of a video is decoded for rewards."""
 
@@ -69,7 +70,10 @@ def build_step(
     torch.backends.cudnn.benchmark = False  # fast paths turn it on
     teacher = wan.teacher(device, torch.float32, size, options.tiny, decoder=torch.bfloat16, decode=DECODE)
     modules = {
-        reward: (networks.reward(reward, device, options.tiny, reward in CHECKPOINTED), run.rewards[reward])
+        reward: (
+            networks.reward(reward, device, options.tiny, what.endswith("rewards recomputed")),
+            run.rewards[reward],
+        )
         for reward in rewards
     }
     scorer = RewardScorer(modules, teacher, low_memory=settings.activation_checkpoint.recomputes_decoder)

@@ -180,8 +180,7 @@ class ActivationCheckpointConfig:
 
     layers: str = attrs.field(default="none", validator=in_(("none", "all", "most", "temporal")))
     """Layers of the student that are recomputed: none; all, for about a third more time; most, which is all but the
-    residual blocks; or only the temporal ones. Of a transformer, most and temporal are all but the fused attention, and
-    with compiled blocks all."""
+    residual blocks; or only the temporal ones. Of a transformer, most and temporal are all but the fused attention."""
     decoder: bool | None = None
     """Recompute frames decoded for rewards one by one; by default only where `layers` is all."""
 
