@@ -13,6 +13,7 @@ import attrs
 
 from guidedcd.cli.arguments import trained
 from guidedcd.cli.command_line import starting
+from guidedcd.cli.preprocess import parse_shard
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.option_types import flag
 from guidedcd.config.structure import convert
@@ -36,7 +37,7 @@ class SuiteFlags:
     generate: bool = False
     """Sample the benchmark's videos with the run's student; existing videos are kept."""
     shard: str | None = None
-    """With --generate, only the videos of one of several processes, as I/N: 1/8 to 8/8."""
+    """With --generate, only the videos of one of several processes, as I/N: 0/8 to 7/8."""
     score: bool = False
     """Score the videos with the benchmark's own program, and print the scores."""
     out: Path | None = None
@@ -91,7 +92,7 @@ def _run(
     """
     from guidedcd.evaluation.suites.places import SuiteFolder
 
-    shard = _shard(flags.shard)
+    shard = parse_shard(flags.shard)
     if flags.generate and run is None:
         raise GuidedCDError("--generate needs a run's folder, whose student samples the videos.")
     sampling = SAMPLING if flags.generate else ()
@@ -117,20 +118,6 @@ def _run(
 
         results = score_videos(suite, folder, videos)
     return _print_table(chosen, suite, flags, [results])
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    """The numbers of I/N.
-
-    Raises:
-        GuidedCDError: It has another form.
-    """
-    if text is None:
-        return 1, 1
-    number, _, count = text.partition("/")
-    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) <= 10_000:
-        return int(number), int(count)
-    raise GuidedCDError(f"--shard is '{text}'; it must be I/N with I from 1 to N, such as 2/8.")
 
 
 def _print_table(chosen: Chosen, suite: Any, flags: SuiteFlags, paths: Sequence[Path]) -> int:

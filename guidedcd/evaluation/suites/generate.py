@@ -39,7 +39,7 @@ def generate_videos(
         run: The folder of a run, or of a student or checkpoint in it.
         folder: Where the videos go.
         device: As in `evaluate`.
-        shard: (i, n) samples each n-th video from number i - 1; the shards of several processes share the folder.
+        shard: (i, n) samples each n-th video from number i, from 0; the shards of several processes share the folder.
         options: Fields of `SampleConfig`, by default as in the run's evaluation.
 
     Raises:
@@ -49,7 +49,7 @@ def generate_videos(
     config = SampleConfig(**options_of(SampleConfig, options, "a benchmark", mark="--"), enlarge=1)
     first = suite.config.seed
     check_seed(first + max(video.number for video in videos), "the last video's seed")
-    own = videos[shard[0] - 1 :: shard[1]]
+    own = videos[shard[0] :: shard[1]]
     jobs = [VideoJob(folder.video(one), one.prompt, first + one.number, record=folder.record(one)) for one in own]
     if not jobs:
         raise GuidedCDError(f"shard {shard[0]} of {shard[1]} has no videos: there are only {len(videos)}.")

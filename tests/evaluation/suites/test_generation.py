@@ -72,9 +72,9 @@ def test_videos_have_official_names_and_recorded_seeds(run, suite):
 def test_shards_equal_one_call_and_resume(run, suite, tmp_path):
     """Three shards sample the videos of one call, byte for byte; a video that is lost is sampled again."""
     words, some = ("--generate", "--steps", "1", "--out", "parts"), {"dimensions": "dynamic_degree"}
-    assert "6 of 10 are still missing" in suite(*words, "--shard", "1/3", **some)[1]
-    suite(*words, "--shard", "2/3", **some)
-    assert "is complete" in suite(*words, "--shard", "3/3", **some)[1]
+    assert "6 of 10 are still missing" in suite(*words, "--shard", "0/3", **some)[1]
+    suite(*words, "--shard", "1/3", **some)
+    assert "is complete" in suite(*words, "--shard", "2/3", **some)[1]
     lost = tmp_path / "parts" / "videos" / "a dog-1.mp4"
     content = lost.read_bytes()
     lost.unlink()
@@ -177,11 +177,11 @@ WRONG = {
     "no run": (["--generate"], {"run": ""}, "--generate needs a run's folder"),
     "no folder": (["--score"], {"run": ""}, "give a run's folder, or with --out FOLDER"),
     "no such run": (["--generate"], {"run": "gone"}, "there is no run folder gone."),
-    "shard": (["--generate", "--shard", "4/3"], {}, "--shard is '4/3'; it must be I/N with I from 1 to N"),
+    "shard": (["--generate", "--shard", "3/3"], {}, "--shard must be I/N with 0 <= I < N, such as 0/4, not '3/3'"),
     "shard alone": (["--score", "--shard", "1/3"], {}, "--shard chooses videos that are sampled"),
     "both": (["--generate", "--table", "x"], {}, "--table reads results that are there"),
     "another option": (["--generate", "--teacher-omega", "2"], {}, "--teacher-omega belongs to the evaluation of"),
-    "many shards": (["--generate", "--shard", "40/40"], {}, "shard 40 of 40 has no videos: there are only 35."),
+    "many shards": (["--generate", "--shard", "39/40"], {}, "shard 39 of 40 has no videos: there are only 35."),
 }
 
 
