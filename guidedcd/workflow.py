@@ -7,8 +7,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
 
+from guidedcd.acceleration.flash_attention import flash_attention
 from guidedcd.config.kinds import KINDS
 from guidedcd.config.proportions import unscaled
 from guidedcd.config.run import Run
@@ -78,7 +80,7 @@ def distil(
         check_student(run_folder(run, out, new=new))
         if note := unscaled(run):
             console.print(f"note     {note}")
-        rewards = _check_components(run)
+        rewards = _check_components(run, where)
     console.print(f"train    building the teacher {run.teacher.name}" + _listed("the rewards", run.rewards))
     with blame_memory("the teacher"):
         teacher = build_teacher(run.teacher, where)
@@ -127,7 +129,7 @@ def _is_evaluated(folder: Path) -> bool:
     return evaluation.get("student") == file_digest(folder / "student" / "model.safetensors")[:16]
 
 
-def _check_components(run: Run) -> dict[str, Any]:
+def _check_components(run: Run, where: torch.device) -> dict[str, Any]:
     """Load all plugins and rewards before the preprocessing, so that a missing package or file stops the run early.
 
     Returns:
@@ -149,6 +151,9 @@ def _check_components(run: Run) -> dict[str, Any]:
             chosen.component().load()
     check_references(run)
     optimizer.check(run.train)
+    for settings in (run.preprocess, run.train):
+        with flash_attention(settings, where):
+            pass
     trackers.check(run.train.tracker)
     if run.train.sentinel.every:
         sentinel.check(run)

@@ -97,7 +97,8 @@ Activated = Mapping[str, tuple[Sequence[str], str]]
 def light_gradients(network: nn.Module, activated: Activated, whole: Collection[str] = ()) -> Iterator[None]:
     """Save fewer activations for the gradient of a frozen network's input; the backward pass may come later.
 
-    Convolutions save no input, and norms are computed again together with the activations that follow them.
+    Convolutions save no input, and norms are computed again together with the activations that follow them. Norms on a
+    faster path stay as they are: compiled ones save their input alone.
 
     Args:
         network: Its frozen convolutions of any class are changed inside the block.
@@ -146,9 +147,9 @@ def _lightly(
 
 def _frozen_operation(module: nn.Conv2d | nn.Conv3d) -> Callable[..., Tensor]:
     operation = module._conv_forward
+    how = (module.stride, module.padding, module.dilation, module.groups)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        how = (module.stride, module.padding, module.dilation, module.groups)
         return FrozenConvolution.apply(x, weight, bias, how) if _graded(x) else operation(x, weight, bias)
 
     return run

@@ -12,7 +12,11 @@ import torch
 from torch import nn
 
 from guidedcd.acceleration import int8, options
-from guidedcd.acceleration.autoencoders import restore_autoencoder, speed_up_autoencoder_of
+from guidedcd.acceleration.autoencoders import (
+    is_fast_autoencoder,
+    restore_autoencoder,
+    speed_up_autoencoder_of,
+)
 from guidedcd.acceleration.precision import cast, computing_dtype
 from guidedcd.acceleration.switch import is_fast, restore, speed_up
 
@@ -57,17 +61,19 @@ def accelerated(
     if paths is None or is_fast(network):
         yield teacher
         return
-    speed_up(network, **attrs.asdict(paths))
-    autoencoder = speed_up_autoencoder_of(teacher, fast)
-    before = torch.backends.cudnn.benchmark
+    before, autoencoder = torch.backends.cudnn.benchmark, getattr(teacher, "vae", None)
+    was_fast = is_fast_autoencoder(autoencoder)
     # The benchmark tries all algorithms at a convolution's first call; results may then differ from run to run.
     torch.backends.cudnn.benchmark = before or not torch.are_deterministic_algorithms_enabled()
     try:
+        speed_up(network, **attrs.asdict(paths))
+        if not was_fast:
+            speed_up_autoencoder_of(teacher, fast)
         yield teacher
     finally:
         torch.backends.cudnn.benchmark = before
         restore(network)
-        if autoencoder is not None:
+        if isinstance(autoencoder, nn.Module) and not was_fast:
             restore_autoencoder(autoencoder)
 
 

@@ -1,13 +1,12 @@
 """Attention over positions by the fastest fused kernel of its size: PyTorch's default, cuDNN's or FlashAttention 4.
 
-`attention` serves layers that are written here; `kernels_of` serves stock modules, whose attentions it observes.
-FlashAttention 4 takes part after `activate`.
+`attention` serves layers that are written here; `order_of` serves stock modules, whose attentions it observes.
+FlashAttention 4 takes part while it is active (`guidedcd.acceleration.flash_attention`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from torch.nn import functional as nnf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from guidedcd.errors import GuidedCDError
+from guidedcd.acceleration import flash_attention
 
 CHOOSE = True
 """Whether other kernels than the default are tried, which also needs `torch.backends.cudnn.benchmark`."""
@@ -36,57 +35,20 @@ ORDERS = {
 """Other orders, by the kernel that comes first."""
 WIDEST = 256
 """Numbers of the widest head that a fast kernel takes."""
+LONGEST = 8192
+"""Tokens up to which the gradient of wide heads may keep matrices of L x L: 0.7 GB there."""
 _FASTEST: dict[tuple[Any, ...], str] = {}
 
 
-def activate(implementation: str, device: torch.device) -> None:
-    """Let another FlashAttention take the place of PyTorch's own in this process; it is used where it is the fastest.
-
-    Args:
-        implementation: A name of `torch.nn.attention.list_flash_attention_impls`, such as "FA4".
-        device: Where attention is computed.
-
-    Raises:
-        GuidedCDError: The device is no GPU, PyTorch is too old, or the package is missing or does not fit PyTorch.
-    """
-    from torch.nn import attention as implementations
-
-    option = f"flash-attention {implementation}"
-    if device.type != "cuda":
-        raise GuidedCDError(f"the option {option} needs an NVIDIA GPU; leave it out on '{device.type}'.")
-    if not hasattr(implementations, "activate_flash_attention_impl"):
-        raise GuidedCDError(f"the option {option} needs PyTorch 2.11 or newer; this is {torch.__version__}.")
-    if implementations.current_flash_attention_impl() == implementation:
-        return
-    try:
-        implementations.activate_flash_attention_impl(implementation)
-        q = torch.ones(1, 1, 128, 64, dtype=torch.bfloat16, device=device)
-        with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
-            same = bool((nnf.scaled_dot_product_attention(q, q, q) == 1).all())
-        if not same:
-            raise ValueError("wrong values")
-    except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        implementations.restore_flash_attention_impl()
-        raise GuidedCDError(
-            f"the option {option} does not work with PyTorch {torch.__version__} here ({error}). Install a version of "
-            "its package that fits: see docs/how-to/video-transformers.md."
-        ) from error
-    _FASTEST.clear()
-
-
-def candidates(width: int) -> list[str]:
-    """Keys of `ORDERS` that are compared with PyTorch's own order, for heads of a width.
+def candidates(q: Tensor, graded: bool) -> list[str]:
+    """Keys of `ORDERS` that are compared with PyTorch's own order, for queries (..., L, D).
 
     The fast kernels have heads of at most 256 numbers. Of wider ones, products of matrices may be faster than what
-    PyTorch chooses.
+    PyTorch chooses, but keep several matrices of L x L for the gradient.
     """
-    from torch.nn import attention as implementations
-
-    if width > WIDEST:
-        return ["math"]
-
-    current = getattr(implementations, "current_flash_attention_impl", lambda: None)
-    return ["cudnn"] if current() is None else ["cudnn", "flash"]
+    if q.shape[-1] > WIDEST:
+        return [] if graded and q.shape[-2] > LONGEST else ["math"]
+    return ["cudnn"] if flash_attention.active() is None else ["cudnn", "flash"]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -112,10 +74,8 @@ def tensors_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     return tensors
 
 
-def kernels_of(
-    kind: type, tensors: Sequence[Tensor], graded: bool, call: Callable[[], Any]
-) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """A context in which a stock module computes its attentions with the kernel that is fastest for the largest one.
+def order_of(kind: type, tensors: Sequence[Tensor], graded: bool, call: Callable[[], Any]) -> str:
+    """The order of kernels that is fastest for the largest attention of a stock module; see `first`.
 
     Args:
         kind: Class of the module.
@@ -124,14 +84,14 @@ def kernels_of(
         call: The module's forward pass, which is called once for each size, to observe its attentions.
     """
     graded = graded or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors))
-    key = (kind, graded, *((x.device, x.dtype, x.shape, x.stride()) for x in tensors))
+    key = (kind, graded, flash_attention.active(), *((x.device, x.dtype, x.shape, x.stride()) for x in tensors))
     if key not in _FASTEST:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            return contextlib.nullcontext
+            return USUAL
         with torch.no_grad(), _Attentions() as observed:
             call()
         _FASTEST[key] = USUAL if observed.largest is None else _fastest(*observed.largest, graded=graded)
-    return functools.partial(first, _FASTEST[key])
+    return _FASTEST[key]
 
 
 def first(order: str) -> contextlib.AbstractContextManager[Any]:
@@ -168,7 +128,7 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, scale: float | None, *, graded: bo
         return USUAL
     if graded is None:
         graded = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    key = (q.device, q.dtype, graded, *((x.shape, x.stride()) for x in (q, k, v)))
+    key = (q.device, q.dtype, graded, flash_attention.active(), *((x.shape, x.stride()) for x in (q, k, v)))
     if key not in _FASTEST:
         if q.is_cuda and torch.cuda.is_current_stream_capturing():
             return USUAL
@@ -199,11 +159,11 @@ def fastest(inputs: list[Tensor], scale: float | None, graded: bool) -> str:
     with torch.set_grad_enabled(graded):
         usual = run()
         least, best = MARGIN * _seconds(run, device), USUAL
-        for order in candidates(q.shape[-1]):
+        for order in candidates(q, graded):
             try:
                 with first(order):
                     output, seconds = run(), _seconds(run, device)
-            except RuntimeError:
+            except Exception:  # packages and their compilers have classes of their own
                 continue
             same = (usual.float() - output.float()).norm() <= 1e-2 * usual.float().norm()
             if bool(same) and seconds < least:

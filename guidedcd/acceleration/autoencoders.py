@@ -19,6 +19,7 @@ from guidedcd.acceleration.switch import MODES, compiled
 LayerPaths = Mapping[str, Callable[..., Any]]
 """By class of a layer, a forward method with the same values."""
 _SLOT = "_guidedcd_fast_autoencoder"
+"""Attribute of a fast autoencoder, and of each of its layers with another forward method."""
 
 
 def speed_up_autoencoder(
@@ -68,7 +69,7 @@ def restore_autoencoder(autoencoder: nn.Module) -> None:
 
 
 def speed_up_autoencoder_of(teacher: Any, option: str) -> nn.Module | None:
-    """Switch a teacher's autoencoder to what `--fast` selects, and return it; None if it has no faster paths.
+    """Switch a teacher's autoencoder to what `--fast` selects, and return it; None if it has no faster paths there.
 
     Args:
         teacher: May have `vae`, `decoder_norms` and `autoencoder_paths`; see `VideoDecoding`.
@@ -77,9 +78,8 @@ def speed_up_autoencoder_of(teacher: Any, option: str) -> nn.Module | None:
     autoencoder = getattr(teacher, "vae", None)
     if not isinstance(autoencoder, nn.Module) or not any(isinstance(m, nn.Conv3d) for m in autoencoder.modules()):
         return None
-    device = next(autoencoder.parameters()).device.type
-    option = options.resolved(option, device)
-    if option == "no" or device != "cuda" or hasattr(autoencoder, _SLOT):
+    option = options.resolved(option, _device_type(autoencoder))
+    if option == "no" or _device_type(autoencoder) != "cuda":
         return None
     speed_up_autoencoder(
         autoencoder,
@@ -88,6 +88,15 @@ def speed_up_autoencoder_of(teacher: Any, option: str) -> nn.Module | None:
         paths=getattr(teacher, "autoencoder_paths", None),
     )
     return autoencoder
+
+
+def is_fast_autoencoder(autoencoder: Any) -> bool:
+    """Whether `speed_up_autoencoder` has switched it."""
+    return hasattr(autoencoder, _SLOT)
+
+
+def _device_type(autoencoder: nn.Module) -> str:
+    return next(autoencoder.parameters()).device.type
 
 
 class _Activated:

@@ -6,7 +6,6 @@ than our own kernels would, so that nothing here depends on what a block compute
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
@@ -34,8 +33,8 @@ _ATTENTION = tuple(
 class Compiler(Protocol):
     """The state of a fast network, as far as blocks are concerned."""
 
-    def function(self, function: Callable[..., Any], *watched: nn.Module) -> Callable[..., Any]:
-        """`function`, compiled unless a `watched` module has hooks."""
+    def function(self, function: Callable[..., Any], *watched: nn.Module, variant: str = "") -> Callable[..., Any]:
+        """`function`, compiled unless a `watched` module has hooks, and once for each `variant`."""
 
 
 def repeated_blocks(network: nn.Module, names: Collection[str] = ()) -> tuple[str, ...]:
@@ -66,12 +65,12 @@ def forward(state: Compiler, block: nn.Module, args: tuple[Any, ...], kwargs: di
     inner = below(block)
     keeps = vars(block).get(RECOMPUTE) if torch.is_grad_enabled() else None
     function = stock if keeps is None else _recomputed(stock, keeps, drops(inner))
-    compiled = state.function(function, *inner)
-    kernels = _kernels(block, stock, args, kwargs)
+    order = _order(block, stock, args, kwargs)
+    compiled = state.function(function, *inner, variant=order)
     if compiled is function and keeps is not None:
         # The backward pass computes the block again, and must then choose the same kernels.
-        compiled = recomputed(functools.partial(_within, kernels, stock), keeps, drops(inner))
-    with kernels():
+        compiled = recomputed(functools.partial(_within, order, stock), keeps, drops(inner))
+    with attention_backend.first(order):
         return compiled(block, *args, **kwargs)
 
 
@@ -113,17 +112,15 @@ def _keep_attention() -> Any:
     return create_selective_checkpoint_contexts(list(_ATTENTION))
 
 
-def _within(kernels: Callable[[], Any], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    with kernels():
+def _within(order: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with attention_backend.first(order):
         return function(*args, **kwargs)
 
 
-def _kernels(
-    block: nn.Module, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+def _order(block: nn.Module, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """The order of attention kernels for a block: chosen for its largest attention, at the first call of a size."""
     tensors = attention_backend.tensors_of(args, kwargs)
     if not tensors or not attention_backend.tries(tensors[0]):
-        return contextlib.nullcontext
+        return attention_backend.USUAL
     graded = torch.is_grad_enabled() and any(p.requires_grad for p in block.parameters())
-    return attention_backend.kernels_of(type(block), tensors, graded, lambda: stock(block, *args, **kwargs))
+    return attention_backend.order_of(type(block), tensors, graded, lambda: stock(block, *args, **kwargs))

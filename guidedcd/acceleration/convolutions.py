@@ -48,11 +48,11 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: Sequence[int], how: tupl
 
 
 def convolution(x: Tensor, weight: Tensor, how: tuple, bias: Tensor | None = None) -> Tensor:
-    """`conv2d` of x (N, C, H, W); `how` is (stride, padding, dilation, groups)."""
+    """`conv2d` of x (N, C, H, W), or `conv3d` of (N, C, F, H, W); `how` is (stride, padding, dilation, groups)."""
     learns = weight.requires_grad or (bias is not None and bias.requires_grad)
     graded = torch.is_grad_enabled() and x.requires_grad and not learns
     if not graded or torch.compiler.is_compiling():
-        return nnf.conv2d(x, weight, bias, *how)
+        return (nnf.conv3d if x.dim() == 5 else nnf.conv2d)(x, weight, bias, *how)
     dtype = target_dtype(x)
     return FrozenConvolution.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), how)
 

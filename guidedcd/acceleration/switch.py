@@ -25,6 +25,7 @@ MODES = {None: None, "blocks": "default", "blocks-tuned": "max-autotune-no-cudag
 """Values of `compile`, with the modes of `torch.compile`."""
 SLOT = "_guidedcd_fast"
 WRONG_FUSION = "triton.mix_order_reduction"
+"""See `inductor_options`."""
 
 
 class State:
@@ -35,11 +36,28 @@ class State:
         self.compile = compile
         self.frames = 1
 
-    def function(self, function: Callable[..., Tensor], *watched: nn.Module) -> Callable[..., Tensor]:
-        """`function`, compiled if a mode is set and no `watched` module has hooks, which compiled code skips."""
+    def function(
+        self, function: Callable[..., Tensor], *watched: nn.Module, variant: str = ""
+    ) -> Callable[..., Tensor]:
+        """`function`, compiled if a mode is set and no `watched` module has hooks, which compiled code skips.
+
+        Functions of different variants are compiled separately: compiled code keeps the order of attention kernels in
+        which it was compiled.
+        """
         if self.compile is None or any(m._forward_pre_hooks or m._forward_hooks for m in watched):
             return function
-        return compiled(function, MODES[self.compile])
+        return compiled(variant_of(function, variant), MODES[self.compile])
+
+
+@functools.cache
+def variant_of(function: Callable[..., Tensor], variant: str) -> Callable[..., Tensor]:
+    """A copy of a function with code of its own, by which torch.compile finds what it has compiled."""
+    if not variant or not isinstance(function, types.FunctionType):
+        return function
+    code = function.__code__.replace(co_name=f"{function.__name__}_{variant}")
+    copied = types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
 
 
 @functools.cache
@@ -50,6 +68,7 @@ def compiled(function: Callable[..., Tensor], mode: str) -> Callable[..., Tensor
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 2048)
     config.optimize_ddp = False  # it would split a layer at the buckets of DDP, which overlap from layer to layer
     functorch.donated_buffer = False  # several energies take their gradients through one pass
+    functorch.enable_autograd_cache = False  # its files do not tell orders of attention kernels apart
     return torch.compile(function, dynamic=False, options=inductor_options(mode))
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from guidedcd.acceleration import attention_backend
 from guidedcd.acceleration.apply import accelerated
+from guidedcd.acceleration.flash_attention import flash_attention
 from guidedcd.config.run import Run
 from guidedcd.console import console, duration, waiting
 from guidedcd.data.buckets import bucket_of
@@ -139,12 +139,13 @@ def _compute(
     absent = {*_missing(folder, identity, shard)}
     extended = _without_scores(folder, identity, scores, shard)
     options = run.preprocess
-    if options.flash_attention is not None:
-        attention_backend.activate(options.flash_attention, teacher.device)
     before = rounding.measured(teacher, run) if options.quantize != "no" and rank == 0 else None
-    with accelerated(
-        teacher, fast=options.fast, precision=options.precision, quantize=options.quantize, in_place=in_place
-    ) as fast_teacher:
+    with (
+        flash_attention(options, teacher.device),
+        accelerated(
+            teacher, fast=options.fast, precision=options.precision, quantize=options.quantize, in_place=in_place
+        ) as fast_teacher,
+    ):
         if before is not None:
             after = rounding.measured(fast_teacher, run)
             console.print(f"weights  {rounding.line(before, after, fast_teacher)}", markup=False)

@@ -17,8 +17,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from guidedcd.acceleration import attention_backend
 from guidedcd.acceleration.autoencoders import speed_up_autoencoder_of
+from guidedcd.acceleration.flash_attention import activate
 from guidedcd.acceleration.options import choose, replays
 from guidedcd.acceleration.switch import is_fast, speed_up
 from guidedcd.config.run import Run
@@ -81,8 +81,7 @@ class TrainStep:
         settings, self.device = run.train, teacher.device
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if settings.flash_attention is not None:
-            attention_backend.activate(settings.flash_attention, self.device)
+        activate(settings, self.device)
         if replays(settings.fast):
             for module in rewards.modules.values():
                 if callable(getattr(module, "use_graphs", None)):

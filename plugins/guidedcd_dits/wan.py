@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from guidedcd.acceleration import attention_backend
 from guidedcd.acceleration.activation_checkpointing import Activated
 from guidedcd.acceleration.autoencoders import LayerPaths
+from guidedcd.acceleration.convolutions import convolution
 from guidedcd.acceleration.precision import computing_dtype
 from guidedcd.devices import dtype_of
 from guidedcd.diffusion.schedule import NoiseSchedule
@@ -45,21 +46,16 @@ def _convolution(self: Any, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
         before -= cache_x.shape[2]
     if before > 0:
         x = nn.functional.pad(x, (0, 0, 0, 0, before, 0))
-    usual, self.padding = self.padding, (0, tall, wide)
-    try:
-        output: Tensor = self._conv_forward(x, self.weight, self.bias)
-    finally:
-        self.padding = usual
-    return output
+    return convolution(x, self.weight, (self.stride, (0, tall, wide), self.dilation, self.groups), self.bias)
 
 
 def _attention(self: Any, x: Tensor) -> Tensor:
-    """As the stock block, with the kernel that is fastest for its heads of 384 numbers."""
+    """As the stock block, with the kernel that is fastest for its heads, which are too wide for most."""
     stock: Callable[[Any, Tensor], Tensor] = type(self).forward
     if not attention_backend.tries(x):
         return stock(self, x)
-    kernels = attention_backend.kernels_of(type(self), [x], False, lambda: stock(self, x))
-    with kernels():
+    order = attention_backend.order_of(type(self), [x], False, lambda: stock(self, x))
+    with attention_backend.first(order):
         return stock(self, x)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from guidedcd import acceleration
-from guidedcd.acceleration import attention_backend, options, switch
+from guidedcd.acceleration import attention_backend, blocks, options, switch
 from guidedcd.acceleration.activation_checkpointing import checkpoint_layers
 
 LAYERS = 3
@@ -333,6 +333,18 @@ def test_recomputed_blocks_have_the_same_gradients_on_a_gpu(layers, compile):
     for own, usual, reference in zip(gradients(fast, narrow)[1:], gradients(network, narrow)[1:], exact, strict=True):
         errors = [float((one.float() - reference).norm() / reference.norm()) for one in (own, usual)]
         assert errors[0] < 2 * errors[1] + 1e-2
+
+
+def test_each_order_of_kernels_is_compiled_for_itself(counters, monkeypatch):
+    """Compiled code keeps the kernels that came first when it was compiled, so that another order is another code."""
+    torch.manual_seed(0)
+    stock, arguments = wan()
+    fast, order = acceleration.speed_up(copy.deepcopy(stock), compile="blocks"), ["usual"]
+    monkeypatch.setattr(blocks, "_order", lambda *call: order[0])
+    with torch.no_grad():
+        for order[0], compilations in (("usual", 1), ("math", 2), ("usual", 2), ("math", 2)):
+            assert_equal([predict(fast, arguments)], [predict(stock, arguments)])
+            assert sum(counter.frame_count for counter in counters.values()) == compilations
 
 
 def test_a_fusion_with_wrong_gradients_is_off():

@@ -25,15 +25,15 @@ class VideoDecoding:
     """The method `decode` of a teacher whose autoencoder compresses time; it must be the first base class.
 
     A family defines what is special about its decoder: `causal`, `frames_together`, `decoder_norms`, `decoder_layers`,
-    and either `decoder_step` with `decoder_output`, or `decoder_blocks`.
+    and either `decoder_step` with `decoder_output`, or `decoder_blocks`. It may have `autoencoder_paths`.
     """
 
     geometry: Geometry
     vae: Any
     network: Any
     decoder_norms: ClassVar[Activated] = {}
-    """By class of a module of the decoder, the names of its norms and of the activation that follows them. They are
-    computed again in the backward pass."""
+    """By class of a module of the autoencoder, the names of its norms and of the activation that follows them. The
+    decoder's are computed again in the backward pass, and `--fast blocks` compiles all of them."""
     autoencoder_paths: ClassVar[LayerPaths] = {}
     """By class of a layer of the autoencoder, a forward method with the same values that `--fast` uses on GPUs."""
     decoder_layers: Sequence[str] = ()

@@ -57,15 +57,14 @@ def test_a_training_step_is_planned_with_the_policy(tiny):
 
 @pytest.mark.slow
 def test_most_is_planned_to_keep_attention(tiny):
-    """A step that recomputes most of its blocks has fewer operations than one that recomputes all, compiled or not."""
+    """A step that recomputes most of its blocks has fewer operations than one that recomputes all."""
     one = tiny("wan", "small")
 
-    def operations(fast: str, layers: str) -> float:
-        train = {"batch_size": 1, "fast": fast, "activation_checkpoint": {"layers": layers}}
+    def operations(layers: str) -> float:
+        train = {"batch_size": 1, "fast": "blocks", "activation_checkpoint": {"layers": layers}}
         return Estimator(gpu()).training(planned(one, "full", count=2, train=train)).step.flops
 
-    assert operations("layers", "most") < operations("layers", "all") == operations("blocks", "all")
-    assert operations("blocks", "most") == operations("layers", "most")
+    assert operations("none") < operations("most") < operations("all")
 
 
 @pytest.mark.slow
