@@ -27,12 +27,12 @@ from harness import Recorder, time_calls
 from training_parallel import spawn
 from transformer_steps import measure_process, measure_step
 
-from guidedcd.acceleration import attention_backend
 from guidedcd.acceleration.apply import accelerated
+from guidedcd.acceleration.flash_attention import activate
 from guidedcd.acceleration.garbage import settled
 from guidedcd.acceleration.options import choose
 from guidedcd.acceleration.switch import restore, speed_up
-from guidedcd.config.sections import Preprocess
+from guidedcd.config.sections import Preprocess, Train
 from guidedcd.preprocessing import shard_files
 from guidedcd.preprocessing.shard_builder import ShardBuilder
 
@@ -184,8 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--profile", action="store_true", help="also print where the time of compiled passes goes")
     parser.add_argument("--flash-attention", help="--train.flash-attention, for all rows but those of stock diffusers")
     options = parser.parse_args(arguments)
-    if options.flash_attention:
-        attention_backend.activate(options.flash_attention, torch.device(options.device))
+    activate(Train(flash_attention=options.flash_attention), torch.device(options.device))
     recorder = Recorder(options, "video_transformers")
     passes = ForwardPasses(options, recorder)
     began = time.perf_counter()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from guidedcd.errors import GuidedCDError
+
 
 @pytest.mark.slow
 def test_every_row_is_measured(script, rows_of, tmp_path):
@@ -27,3 +29,9 @@ def test_no_row_begins_when_the_time_is_over(script, capsys):
     script("video_transformers").main(["--tiny", "--only", "cd small/*,loading", "--budget", "0"])
 
     assert capsys.readouterr().out.count("the budget of 0 s is spent") == 4
+
+
+def test_flash_attention_needs_a_gpu(script):
+    """The option of another FlashAttention is that of training, with its error on a CPU."""
+    with pytest.raises(GuidedCDError, match="flash-attention FA4 needs an NVIDIA GPU"):
+        script("video_transformers").main(["--tiny", "--device", "cpu", "--flash-attention", "FA4"])
