@@ -124,7 +124,7 @@ def test_sources_are_read_before_they_are_imported(toy, monkeypatch):
     seen, load = [], Component.load
     monkeypatch.setattr(workflow, "origin", lambda component: seen.append(component.kind))
     monkeypatch.setattr(Component, "load", lambda component: (seen.append("load"), load(component))[1])
-    workflow._check_components(toy_run())
+    workflow._check_components(toy_run(), torch.device("cpu"))
 
     assert {"energy", "reward", "teacher", "dataset"} <= set(seen[: seen.index("load")])
 
