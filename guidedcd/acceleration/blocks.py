@@ -66,7 +66,7 @@ def forward(state: Compiler, block: nn.Module, args: tuple[Any, ...], kwargs: di
     keeps = vars(block).get(RECOMPUTE) if torch.is_grad_enabled() else None
     function = stock if keeps is None else _recomputed(stock, keeps, drops(inner))
     order = _order(block, stock, args, kwargs)
-    compiled = state.function(function, *inner, variant=order)
+    compiled = state.function(function, *inner, variant="" if order == attention_backend.USUAL else order)
     if compiled is function and keeps is not None:
         # The backward pass computes the block again, and must then choose the same kernels.
         compiled = recomputed(functools.partial(_within, order, stock), keeps, drops(inner))
