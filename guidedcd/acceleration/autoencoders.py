@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from guidedcd.acceleration import options
 from guidedcd.acceleration.activation_checkpointing import Activated, unless_activated
-from guidedcd.acceleration.switch import MODES, compiled
+from guidedcd.acceleration.switch import MODES, compiled, set_layout
 
 LayerPaths = Mapping[str, Callable[..., Any]]
 """By class of a layer, a forward method with the same values."""
@@ -78,12 +78,13 @@ def speed_up_autoencoder_of(teacher: Any, option: str) -> nn.Module | None:
     autoencoder = getattr(teacher, "vae", None)
     if not isinstance(autoencoder, nn.Module) or not any(isinstance(m, nn.Conv3d) for m in autoencoder.modules()):
         return None
-    option = options.resolved(option, _device_type(autoencoder))
-    if option == "no" or _device_type(autoencoder) != "cuda":
+    device_type = _device_type(autoencoder)
+    option = options.resolved(option, device_type)
+    if option == "no" or device_type != "cuda":
         return None
     speed_up_autoencoder(
         autoencoder,
-        compile=option.removesuffix("-graphs") if options.compiles(option) else None,
+        compile=options.compilation(option, device_type),
         norms=getattr(teacher, "decoder_norms", None),
         paths=getattr(teacher, "autoencoder_paths", None),
     )
@@ -127,5 +128,4 @@ def _switch(module: nn.Module, forward: Callable[..., Any]) -> None:
 def _set_layouts(autoencoder: nn.Module, images: torch.memory_format, videos: torch.memory_format) -> None:
     for module in autoencoder.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
-            layout = videos if isinstance(module, nn.Conv3d) else images
-            module.weight.data = module.weight.data.contiguous(memory_format=layout)
+            set_layout(module, videos if isinstance(module, nn.Conv3d) else images)

@@ -59,13 +59,17 @@ def choose(option: str, network: nn.Module, repeated: Collection[str] = ()) -> P
         return None
     if kind == "AutoencoderKL":
         return Paths()
-    compile = option.removesuffix("-graphs") if device_type == "cuda" and compiles(option) else None
-    return Paths(compile=compile, graphs=replays(option), repeated=repeated)
+    return Paths(compile=compilation(option, device_type), graphs=replays(option), repeated=repeated)
 
 
 def compiles(option: str) -> bool:
     """Whether blocks are compiled on a GPU."""
     return option.startswith("blocks")
+
+
+def compilation(option: str, device_type: str) -> str | None:
+    """The argument `compile` of `speed_up` on a device of this type; None compiles nothing."""
+    return option.removesuffix("-graphs") if device_type == "cuda" and compiles(option) else None
 
 
 def replays(option: str) -> bool:

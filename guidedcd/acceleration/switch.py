@@ -138,9 +138,9 @@ def speed_up(
         if repeated:
             continue
         if isinstance(module, nn.Conv3d):
-            _set_layout(module, torch.channels_last_3d)
+            set_layout(module, torch.channels_last_3d)
         elif isinstance(module, nn.Conv2d):
-            _set_layout(module, torch.channels_last)
+            set_layout(module, torch.channels_last)
     if any(type(module) is Transformer2DModel for module in network.modules()):
         network.register_forward_pre_hook(FrameCounter(state), with_kwargs=True)
     if graphs:
@@ -158,7 +158,7 @@ def restore(network: nn.Module) -> nn.Module:
             vars(module).pop(blocks.RECOMPUTE, None)
             del module.forward
         if isinstance(module, nn.Conv2d | nn.Conv3d):
-            _set_layout(module, torch.contiguous_format)
+            set_layout(module, torch.contiguous_format)
     if isinstance(vars(network).get("forward"), Replay):
         del network.forward
     for key, hook in list(network._forward_pre_hooks.items()):
@@ -173,7 +173,8 @@ def is_fast(network: nn.Module) -> bool:
     return any(SLOT in vars(module) for module in network.modules())
 
 
-def _set_layout(conv: nn.Conv2d | nn.Conv3d, layout: torch.memory_format) -> None:
+def set_layout(conv: nn.Conv2d | nn.Conv3d, layout: torch.memory_format) -> None:
+    """Give a convolution's weight another layout in memory, in place."""
     conv.weight.data = conv.weight.data.contiguous(memory_format=layout)
 
 
