@@ -77,6 +77,16 @@ def dtype_of_precision(precision: str) -> torch.dtype | None:
     return None if precision == "no" else dtype_of_short(precision)
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on `device`, where the host does not wait for what a GPU is still to do.
+
+    A copy from pageable memory waits for it. Until then no thread can launch anything, and the GPU runs out of work.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def process() -> tuple[int, int]:
     """(rank, number of processes) of this launch, from the variables that torchrun and `accelerate launch` set.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from guidedcd.acceleration.cuda_graphs_backward import GradientReplay
+from guidedcd.devices import to_device
 from guidedcd.rewards.tokenizers import CaptionFeatures, Tokenizer
 
 
@@ -51,7 +52,7 @@ class FrozenReward(nn.Module):
         return super()._apply(fn, recurse)
 
     def _encode(self, caption: str) -> Tensor:
-        ids, mask = (tensor.to(self.device) for tensor in self.tokenizer([caption]))
+        ids, mask = (to_device(tensor, self.device) for tensor in self.tokenizer([caption]))
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return self.text_features(ids, mask)[0]
 

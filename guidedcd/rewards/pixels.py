@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from guidedcd.devices import to_device
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -25,8 +27,8 @@ Offsets = tuple[int, int]
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(images - mean) / std per channel, float32."""
     images = images.float()
-    channels = (len(mean), 1, 1)
-    return (images - images.new_tensor(mean).view(channels)) / images.new_tensor(std).view(channels)
+    means, stds = (to_device(torch.tensor(values).view(-1, 1, 1), images.device) for values in (mean, std))
+    return (images - means) / stds
 
 
 def resize(images: Tensor, height: int, width: int, antialias: bool = True) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from guidedcd.data.routing import Reader, Route
-from guidedcd.devices import blame_memory
+from guidedcd.devices import blame_memory, to_device
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.contract import decoded_frames
 from guidedcd.models.teachers.protocol import Teacher
@@ -62,6 +62,13 @@ def frame_indices(
 def even_indices(frames: int, count: int) -> list[int]:
     """`count` indices in equal steps from the first to the last frame, rounded half to even in float32."""
     return torch.linspace(0, frames - 1, count, dtype=torch.float32, device="cpu").round().long().tolist()
+
+
+def _rows(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some rows, ascending, of a tensor (B, ...)."""
+    if len(rows) == len(tensor):
+        return tensor
+    return tensor[to_device(torch.tensor(rows), tensor.device)]
 
 
 @attrs.frozen(eq=False)
@@ -170,7 +177,7 @@ class RewardScorer:
                 with blame_memory(
                     "decoding frames for rewards", "Use --train.reward-batch 1, or fewer frames per reward."
                 ):
-                    video = self.decode(predicted[samples], indices)
+                    video = self.decode(_rows(predicted, samples), indices)
                 for name in names:
                     scores[name] = self._scores(name, video, samples, routes, generator) or scores[name]
         for name in self.names:
@@ -258,7 +265,7 @@ class RewardScorer:
         samples = tuple(decoded[row] for row in rows)
         module, whose = self.modules[name], self.whose[name]
         grad = torch.is_grad_enabled() and self.configs[name].weight > 0
-        frames = video if len(rows) == len(decoded) else video[rows]
+        frames = _rows(video, rows)
         advice = "Use --train.reward-batch 1, or the reward's options dtype and gradient_checkpointing."
         captions = [routes[sample].caption_of(name) for sample in samples]
         with blame_memory(whose, advice), torch.set_grad_enabled(grad), contract.drawing(module, generator):

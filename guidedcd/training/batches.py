@@ -5,6 +5,7 @@ Legend: G samples of a step over all processes, B of this process, E energies; l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from guidedcd.data.routing import Reader, Route, Router, RoutingRule, Sample
+from guidedcd.devices import to_device
 from guidedcd.diffusion.guidance import guided_from
 from guidedcd.diffusion.randomness import Stream, random_stream
 from guidedcd.plugins.configs import EnergyConfig
@@ -65,16 +67,8 @@ class Batch:
     """Each energy's scale or relative strength (B, E): 0 outside of its fraction and where the route excludes it."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`.
-
-        To a GPU it is copied from pinned memory: a copy from other memory waits for all that the GPU is still to do,
-        and until then other threads cannot launch anything.
-        """
-
-        def move(value: Tensor) -> Tensor:
-            pinned = value.pin_memory() if device.type == "cuda" and value.device.type == "cpu" else value
-            return pinned.to(device, non_blocking=True)
-
+        """The same batch on `device`, without waiting for a GPU."""
+        move = functools.partial(to_device, device=device)
         return attrs.evolve(
             self,
             index=move(self.index),

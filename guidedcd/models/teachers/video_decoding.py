@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from guidedcd.acceleration.activation_checkpointing import Activated, light_gradients
 from guidedcd.acceleration.autoencoders import LayerPaths
 from guidedcd.data.geometry import Geometry
+from guidedcd.devices import to_device
 from guidedcd.models.checkpoints.tiny_autoencoder import read_tiny
 from guidedcd.models.teachers.windows import Window, latent_frame, windows
 from guidedcd.plugins.decode_policies import DecodePolicy
@@ -142,12 +143,12 @@ class VideoDecoding:
         for window in self._windows(policy, numbers, z.shape[2]):
             own = [number for number in numbers if window.contains(number, temporal)]
             pixels = run(z[:, :, window.start : window.stop])
-            pieces.append(pixels[:, :, [window.frame(number, temporal) for number in own]])
+            pieces.append(pixels[:, :, _index([window.frame(number, temporal) for number in own], z)])
             columns |= {number: len(columns) + position for position, number in enumerate(own)}
         pixels = torch.cat(pieces, dim=2).transpose(1, 2)
         if not each:
-            return pixels[:, [columns[number] for number in rows]]
-        index = torch.tensor([[columns[number] for number in row] for row in rows], device=z.device)
+            return pixels[:, _index([columns[number] for number in rows], z)]
+        index = _index([[columns[number] for number in row] for row in rows], z)
         index = index.expand(len(z), -1)[:, :, None, None, None]
         return pixels.gather(1, index.expand(-1, -1, *pixels.shape[2:]))
 
@@ -209,6 +210,10 @@ class VideoDecoding:
         if self.vae is None:
             raise RuntimeError("this teacher has no autoencoder: it only receives latents")
         return self.denormalized(z).to(_dtype(self.vae))
+
+
+def _index(numbers: list[Any], like: Tensor) -> Tensor:
+    return to_device(torch.tensor(numbers, dtype=torch.long), like.device)
 
 
 def _graded(latents: Tensor) -> bool:

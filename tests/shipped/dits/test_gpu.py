@@ -79,3 +79,20 @@ def test_a_student_is_replayed_with_its_guidance(tiny, family, name, compile):
     assert not torch.equal(stock[0], stock[1]) and not torch.equal(stock[0], stock[2])
     for one_fast, one_stock in zip(fast, stock, strict=True):
         torch.testing.assert_close(one_fast, one_stock, rtol=1e-3, atol=1e-4 * one_stock.abs().max().item())
+
+
+@pytest.mark.gpu
+@ONE_EACH
+@pytest.mark.parametrize("choice", [[0, 3, 4], [[1, 4], [0, 2]]], ids=["alike", "each its own"])
+def test_decoding_does_not_wait_for_the_gpu(tiny, family, name, choice):
+    """Chosen frames are decoded without a copy for which the host waits, and the gradient is launched alike."""
+    one = tiny(family, name)
+    teacher = guidedcd.load_teacher(f"{family}:{one.folder}", device="cuda", size=one.size).teacher
+    z = torch.randn(2, *teacher.geometry.latent_shape, device="cuda").requires_grad_()
+    teacher.decode(z, choice).sum().backward()  # libraries are loaded
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        teacher.decode(z, choice).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(z.grad).all()
