@@ -28,8 +28,10 @@ STEPS: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {
     "lora large rewards": ("large", "most", REWARDS, LORA),
     "lora large rewards recomputed": ("large", "most", REWARDS, LORA),
 }
-"""By name: size, recomputed layers, rewards, options of the student. In rows named `rewards recomputed` the rewards'
-networks recompute their blocks as well."""
+"""By name: size, recomputed layers, rewards, options of the student. In the row named `rewards recomputed` the rewards of
+`RECOMPUTED` recompute their blocks as well."""
+RECOMPUTED = ("videoreward",)
+"""It keeps more activations than the other rewards together, and each recomputed block costs the host time."""
 DECODE = "window:2"
 """What of a video is decoded for rewards."""
 
@@ -71,7 +73,7 @@ def build_step(
     teacher = wan.teacher(device, torch.float32, size, options.tiny, decoder=torch.bfloat16, decode=DECODE)
     modules = {
         reward: (
-            networks.reward(reward, device, options.tiny, what.endswith("rewards recomputed")),
+            networks.reward(reward, device, options.tiny, what.endswith("rewards recomputed") and reward in RECOMPUTED),
             run.rewards[reward],
         )
         for reward in rewards

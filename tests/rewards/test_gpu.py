@@ -48,6 +48,8 @@ def test_rewards_do_not_wait_for_the_gpu(tmp_path):
 
     chosen = [("hps", "videoreward"), (), ("clip", "internv2", "videoreward")]
     step("a red square")  # libraries are loaded
+    for i in range(3):
+        modules["internv2"].caption_features([f"a blue circle {i}"])  # transformers' BERT waits for its mask
     torch.cuda.set_sync_debug_mode("error")
     try:
         gradient = step("a blue circle")
