@@ -28,8 +28,8 @@ STEPS: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {
     "lora large rewards": ("large", "most", REWARDS, LORA),
     "lora large rewards recomputed": ("large", "most", REWARDS, LORA),
 }
-"""By name: size, recomputed layers, rewards, options of the student. In the row named `rewards recomputed` the rewards of
-`RECOMPUTED` recompute their blocks as well."""
+"""By name: size, recomputed layers, rewards, options of the student. In the row named `rewards recomputed` the rewards
+of `RECOMPUTED` recompute their blocks as well."""
 RECOMPUTED = ("videoreward",)
 """It keeps more activations than the other rewards together, and each recomputed block costs the host time."""
 DECODE = "window:2"
