@@ -29,8 +29,8 @@ STEPS: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {
     "lora large rewards recomputed": ("large", "most", REWARDS, LORA),
 }
 """By name: size, recomputed layers, rewards, options of the student. In the row named `rewards recomputed` the rewards
-of `RECOMPUTED` recompute their blocks as well."""
-RECOMPUTED = ("videoreward",)
+of `RECOMPUTED_REWARDS` recompute their blocks as well."""
+RECOMPUTED_REWARDS = ("videoreward",)
 """It keeps more activations than the other rewards together, and each recomputed block costs the host time."""
 DECODE = "window:2"
 """What of a video is decoded for rewards."""
@@ -71,9 +71,10 @@ def build_step(
     device = accelerator.device if accelerator.num_processes > 1 else torch.device(options.device)
     torch.backends.cudnn.benchmark = False  # fast paths turn it on
     teacher = wan.teacher(device, torch.float32, size, options.tiny, decoder=torch.bfloat16, decode=DECODE)
+    again = RECOMPUTED_REWARDS if what.endswith("rewards recomputed") else ()
     modules = {
         reward: (
-            networks.reward(reward, device, options.tiny, what.endswith("rewards recomputed") and reward in RECOMPUTED),
+            networks.reward(reward, device, options.tiny, reward in again),
             run.rewards[reward],
         )
         for reward in rewards

@@ -78,13 +78,22 @@ def dtype_of_precision(precision: str) -> torch.dtype | None:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor on `device`, where the host does not wait for what a GPU is still to do.
+    """The tensor on `device`. The host does not wait until a CUDA GPU has done what was launched before.
 
-    A copy from pageable memory waits for it. Until then no thread can launch anything, and the GPU runs out of work.
+    A blocking copy waits for that, and the GPU then runs out of work. Other copies block: on MPS a copy that does not
+    block may read memory that was freed. Not for the capture of a CUDA graph, whose replays would read host memory
+    that has other content by then.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def tensor_like(values: Any, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Numbers as a tensor on the device of `like`, in its dtype or in `dtype`; see `to_device`."""
+    import torch
+
+    return to_device(torch.as_tensor(values, dtype=dtype or like.dtype), like.device)
 
 
 def process() -> tuple[int, int]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from guidedcd.devices import to_device
+from guidedcd.devices import tensor_like
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -27,7 +27,7 @@ Offsets = tuple[int, int]
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(images - mean) / std per channel, float32."""
     images = images.float()
-    means, stds = (to_device(torch.tensor(values).view(-1, 1, 1), images.device) for values in (mean, std))
+    means, stds = (tensor_like(values, images).view(-1, 1, 1) for values in (mean, std))
     return (images - means) / stds
 
 

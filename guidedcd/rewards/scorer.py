@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from guidedcd.data.routing import Reader, Route
-from guidedcd.devices import blame_memory, to_device
+from guidedcd.devices import blame_memory, tensor_like
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.contract import decoded_frames
 from guidedcd.models.teachers.protocol import Teacher
@@ -68,7 +68,7 @@ def _rows(tensor: Tensor, rows: Sequence[int]) -> Tensor:
     """Some rows, ascending, of a tensor (B, ...)."""
     if len(rows) == len(tensor):
         return tensor
-    return tensor[to_device(torch.tensor(rows), tensor.device)]
+    return tensor[tensor_like(rows, tensor, torch.long)]
 
 
 @attrs.frozen(eq=False)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from guidedcd.devices import tensor_like
+
 THUMBNAIL = 16
 """Size at which videos are compared with each other."""
 
@@ -24,7 +26,7 @@ def statistics(videos: Tensor) -> dict[str, Tensor]:
     where there is nothing to compare.
     """
     videos = videos.float()
-    luminance = (videos * videos.new_tensor([0.2126, 0.7152, 0.0722]).view(3, 1, 1)).sum(2)
+    luminance = (videos * tensor_like([0.2126, 0.7152, 0.0722], videos).view(3, 1, 1)).sum(2)
     values = {
         "saturation": (videos.amax(2) - videos.amin(2)).flatten(1).mean(1),
         "brightness": luminance.flatten(1).mean(1),

@@ -20,6 +20,7 @@ from guidedcd.config.run import Run
 from guidedcd.data import prompts
 from guidedcd.data.clips import Prompt
 from guidedcd.data.routing import PROMPTS, Route, Sample
+from guidedcd.devices import to_device
 from guidedcd.diffusion.guidance import lambda_input
 from guidedcd.diffusion.randomness import Stream, noise, random_stream
 from guidedcd.diffusion.sampler import lambdas_at, multistep_consistency_sampling, multistep_timesteps
@@ -131,13 +132,13 @@ class Rollouts:
         fractions = [config.fraction for config in self.run.energies.values()]
         schedule, device = self.teacher.schedule, self.teacher.device
         size = self.teacher.geometry.latent_shape if shape is None else shape
-        omega = torch.from_numpy(drawn_omega[self.own]).float().to(device)
-        lambdas = torch.stack(inputs, dim=1)[self.own].float().to(device) if inputs else None
+        omega = to_device(torch.from_numpy(drawn_omega[self.own]).float(), device)
+        lambdas = to_device(torch.stack(inputs, dim=1)[self.own].float(), device) if inputs else None
         with torch.no_grad():
             cond = self.teacher.embed([sample.caption for sample, _ in chosen])
 
         def noises(draw: int) -> Tensor:
-            return torch.stack([noise(int(seed), draw, size) for seed in seeds]).to(device)
+            return to_device(torch.stack([noise(int(seed), draw, size) for seed in seeds]), device)
 
         def predict(z: Tensor, t: Tensor) -> Tensor:
             with torch.set_grad_enabled(torch.is_grad_enabled() and int(t[0]) == self.timesteps[last]):

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from guidedcd.devices import to_device
 from guidedcd.training.log import SOMETIMES
 
 
@@ -53,9 +54,7 @@ class StepMetrics:
         """Compute the means over processes as well; to be called in all of them with the same keys."""
         means = [_combined(key, self._listed.get(key, [math.nan])) for key in keys]
         host = torch.tensor([math.nan if isinstance(mean, Tensor) else mean for mean in means])
-        if self._device.type == "cuda":
-            host = host.pin_memory()  # a copy from pageable memory would wait for the device
-        values = host.to(self._device, non_blocking=True)
+        values = to_device(host, self._device)
         for position, mean in enumerate(means):
             if isinstance(mean, Tensor):
                 values[position] = mean

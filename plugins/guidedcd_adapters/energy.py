@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from guidedcd import GuidedCDError, RewardConfig, Seen, inside
+from guidedcd.devices import tensor_like
 from guidedcd.diffusion.randomness import reward_generator
 from guidedcd.rewards.contract import build_reward, call, drawing
 from guidedcd_adapters import RewardEnergyConfig
@@ -82,7 +83,7 @@ class RewardEnergy:
         video = seen.decoder(latents, self._indices(seen.frames or latents.shape[2]))
         with drawing(reward, reward_generator(0, 0)):
             rewards = call(reward, video, [texts[row] for row in rows], self._whose)
-        return energy.index_add(0, torch.tensor(rows, device=energy.device), -rewards.to(energy.dtype))
+        return energy.index_add(0, tensor_like(rows, energy, torch.long), -rewards.to(energy.dtype))
 
     def _indices(self, frames: int) -> list[int]:
         """The evenly spaced frames that the reward receives (k), ascending."""

@@ -126,7 +126,13 @@ class PipelineFolder:
                     raise
                 return stated.from_pretrained(self.folder / "tokenizer")
 
-        return self._read("tokenizer", read)
+        tokenizer = self._read("tokenizer", read)
+        if tokenizer.pad_token is None:
+            raise GuidedCDError(
+                f"{self.teacher}: the tokenizer of {self.folder / 'tokenizer'} has no padding token: its "
+                "tokenizer_config.json is missing or incomplete."
+            )
+        return tokenizer
 
     def scheduler(self) -> Any:
         """The scheduler of diffusers, of the class that its own configuration names.

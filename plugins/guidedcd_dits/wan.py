@@ -192,7 +192,10 @@ class WanTeacher(LoraTeacher, TransformerTeacher):
 
     def sampler(self, steps: int) -> SchedulerSampler:
         """The scheduler of `WanPipeline` with `steps` steps."""
-        return SchedulerSampler(self.scheduler, steps, self.device)
+        sampler = SchedulerSampler(self.scheduler, steps, self.device)
+        if hasattr(sampler.scheduler, "set_begin_index"):  # as the pipeline: rounded times may repeat
+            sampler.scheduler.set_begin_index(0)
+        return sampler
 
     def _are_others(self, times: Tensor) -> Tensor:
         """Whether the other expert predicts at each of the network's times (B,)."""

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
 from guidedcd.acceleration.cuda_graphs_backward import GradientReplay
-from guidedcd.devices import to_device
+from guidedcd.devices import tensor_like
 from guidedcd.models.checkpoints.loading import assign, describing, fill, skeleton
 from guidedcd_videoreward import vision
 from guidedcd_videoreward.chat import Chat
@@ -153,7 +153,7 @@ class VideoRewardModel(nn.Module):
         counts = [len(video) for video in videos]
         rows = [chat.ids(count) for chat, count in zip(chats, counts, strict=True)]
         longest = max(map(len, rows))
-        ids = to_device(torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows]), patches.device)
+        ids = tensor_like([[*row, *[pad] * (longest - len(row))] for row in rows], patches, torch.long)
         language = self.model.language_model
         words = language.embed_tokens(ids)
         embeds = []
@@ -167,7 +167,7 @@ class VideoRewardModel(nn.Module):
             [position for position in chat.positions(count) if position < len(row)]
             for chat, count, row in zip(chats, counts, rows, strict=True)
         ]
-        index = to_device(torch.tensor(places), patches.device)[..., None].expand(-1, -1, words.shape[-1])
+        index = tensor_like(places, patches, torch.long)[..., None].expand(-1, -1, words.shape[-1])
         return output.last_hidden_state.gather(1, index)
 
     def raw(self, hidden: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from guidedcd.devices import to_device
+from guidedcd.devices import tensor_like
 from guidedcd.rewards import pixels
 from guidedcd_videoreward.protocol import PAIR, prepared_size
 
@@ -78,10 +78,7 @@ class Preparation:
         Rows are ordered by video, frame pair, then squares of merged patches; D by channel, frame, row, column.
         """
         frames = self.frames(video)
-        mean, std = (
-            to_device(torch.tensor(values, dtype=frames.dtype).view(3, 1, 1), frames.device)
-            for values in (pixels.CLIP_MEAN, pixels.CLIP_STD)
-        )
+        mean, std = (tensor_like(values, frames).view(3, 1, 1) for values in (pixels.CLIP_MEAN, pixels.CLIP_STD))
         frames = (frames - mean) / std
         batch, count, channels, height, width = frames.shape
         rows, columns = height // self.factor, width // self.factor

@@ -6,12 +6,12 @@ Legend: B videos, F frames, H/W pixels, K reward tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from guidedcd.devices import dtype_of_short, to_device
+from guidedcd.devices import dtype_of_short, tensor_like
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.checkpoints.loading import architecture
 from guidedcd_videoreward import VideoRewardConfig
@@ -131,15 +131,11 @@ class VideoReward(nn.Module):
         with torch.autocast(video.device.type, enabled=False):
             raw = self.raw(video, captions, heads)
             scores = self.normalised(raw)
-            return (scores * _like(scores, self.factors[:heads])).sum(1)
+            return (scores * tensor_like(self.factors[:heads], scores)).sum(1)
 
     def normalised(self, raw: Tensor) -> Tensor:
         """Raw scores (B, K) -> scores in standard deviations from the mean of the checkpoint's training clips."""
         if not self.config.normalised:
             return raw
-        mean, std = _like(raw, self.normalisation[: raw.shape[1]]).unbind(1)
+        mean, std = tensor_like(self.normalisation[: raw.shape[1]], raw).unbind(1)
         return (raw - mean) / std
-
-
-def _like(tensor: Tensor, values: Sequence[Any]) -> Tensor:
-    return to_device(torch.tensor(values, dtype=tensor.dtype), tensor.device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from guidedcd.acceleration.precision import cast, computing_dtype
-from guidedcd.devices import to_device
+from guidedcd.devices import tensor_like
 from guidedcd.errors import GuidedCDError
 from guidedcd.models import recording
 from guidedcd.models.self_attention_probes import SelfAttention, token_grid
@@ -139,7 +139,7 @@ class TransformerTeacher(VideoDecoding, LatentTeacher):
 
 def channels(values: Sequence[float], like: Tensor) -> Tensor:
     """Numbers by channel (C,) as a tensor (1, C, 1, 1, 1) on the device and in the dtype of latents."""
-    return to_device(torch.as_tensor(values, dtype=like.dtype), like.device).view(1, -1, 1, 1, 1)
+    return tensor_like(values, like).view(1, -1, 1, 1, 1)
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

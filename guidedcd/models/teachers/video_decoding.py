@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from guidedcd.acceleration.activation_checkpointing import Activated, light_gradients
 from guidedcd.acceleration.autoencoders import LayerPaths
 from guidedcd.data.geometry import Geometry
-from guidedcd.devices import to_device
+from guidedcd.devices import tensor_like
 from guidedcd.models.checkpoints.tiny_autoencoder import read_tiny
 from guidedcd.models.teachers.windows import Window, latent_frame, windows
 from guidedcd.plugins.decode_policies import DecodePolicy
@@ -213,7 +213,7 @@ class VideoDecoding:
 
 
 def _index(numbers: list[Any], like: Tensor) -> Tensor:
-    return to_device(torch.tensor(numbers, dtype=torch.long), like.device)
+    return tensor_like(numbers, like, torch.long)
 
 
 def _graded(latents: Tensor) -> bool:

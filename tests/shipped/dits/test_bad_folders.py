@@ -180,3 +180,13 @@ def test_energies_of_attention_are_refused(tiny):
         tiny("wan", "small").teacher.sample(
             "a red ball", energies={"pta": {"relative": 0.1}}, reference=torch.rand(1, 9, 3, 32, 48), steps=2
         )
+
+
+def test_a_tokenizer_without_padding_is_refused(tiny, tmp_path):
+    """A folder whose tokenizer_config.json is empty is refused when it is read, not at the first prompt."""
+    folder = tmp_path / "wan"
+    shutil.copytree(tiny("wan", "small").folder, folder)
+    (folder / "tokenizer" / "tokenizer_config.json").write_text("{}")
+    (folder / "tokenizer" / "special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(GuidedCDError, match="has no padding token"):
+        guidedcd.load_teacher(f"wan:{folder}", device="cpu")

@@ -10,6 +10,7 @@ import tiny_pipelines
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 
+import guidedcd
 from guidedcd.config import sections
 from guidedcd.config.merge import choose
 from guidedcd.diffusion.guidance import TeacherStep, guided_step
@@ -236,3 +237,19 @@ def test_every_solver_begins_at_pure_noise(tiny):
     assert all(video.isfinite().all() for video in videos)
     for other in videos[1:]:
         assert (other - videos[0]).abs().mean() < 0.02
+
+
+def test_first_times_that_are_equal_are_two_steps(tmp_path):
+    """Where rounding makes the first times equal, the solver `own` starts at the first step, as the pipeline does."""
+    pipeline = tiny_pipelines.wan(tmp_path / "wan", scheduler=lambda: tiny_pipelines.unipc(12.0))
+    size = {"frames": 1, "height": 16, "width": 16}
+    loaded = guidedcd.load_teacher(f"wan:{tmp_path / 'wan'}", device="cpu", size=size)
+    teacher = loaded.teacher
+    times = teacher.sampler(100).times
+    assert times[0] == times[1]
+    latents = initial(teacher, [3])
+    videos = loaded.sample(PROMPTS[:1], steps=100, omega=4.0, latents=latents)
+    options = {"num_inference_steps": 100, "guidance_scale": 5.0, "output_type": "pt", "latents": latents.clone()}
+    options |= tiny_pipelines.CALL["wan"](teacher)
+    expected = pipeline(PROMPTS[:1], num_frames=1, height=16, width=16, **options).frames
+    torch.testing.assert_close(videos, expected, rtol=0, atol=1e-4)
