@@ -13,7 +13,7 @@ from tiny_videoreward import write_release
 
 from guidedcd import RewardConfig, Route
 from guidedcd.data.geometry import Geometry
-from guidedcd.devices import to_device
+from guidedcd.devices import tensor_like
 from guidedcd.rewards.scorer import RewardScorer
 
 
@@ -24,7 +24,7 @@ class Frames:
 
     def decode(self, z: torch.Tensor, frames: list[int]) -> torch.Tensor:
         """The chosen frames (B, k, 3, H, W), in [0, 1]."""
-        return z[:, :, to_device(torch.tensor(frames), z.device)].transpose(1, 2).sigmoid()
+        return z[:, :, tensor_like(frames, z, torch.long)].transpose(1, 2).sigmoid()
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from guidedcd.acceleration.precision import computing_dtype
 from guidedcd.data.geometry import Geometry
-from guidedcd.devices import to_device
+from guidedcd.devices import tensor_like
 from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.diffusion.seen import Seen
 from guidedcd.errors import GuidedCDError
@@ -106,7 +106,7 @@ class LatentTeacher(nn.Module):
             frames: Which frames (k,), the same for every video, or (B, k) for each its own; None takes all.
         """
         if frames is not None:
-            index = to_device(torch.as_tensor(frames), z.device)
+            index = tensor_like(frames, z, torch.long)
             index = index.expand(z.shape[0], -1)[:, None, :, None, None]
             z = z.gather(2, index.expand(-1, z.shape[1], -1, *z.shape[3:]))
         vae = self._autoencoder
