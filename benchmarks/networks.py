@@ -144,7 +144,7 @@ def reward(name: str, device: str | torch.device, tiny: bool = False, checkpoint
     from guidedcd_hps.reward import HPS
 
     from guidedcd.rewards import pixels
-    from guidedcd.rewards.image_text import build_clip
+    from guidedcd.rewards.image_text import build_clip, recompute_blocks
     from guidedcd.rewards.tokenizers import ClipTokens
 
     kind, config, prepare = {"hps": (HPS, HPSConfig, pixels.hps), "clip": (CLIPScore, CLIPConfig, pixels.clip)}[name]
@@ -152,7 +152,8 @@ def reward(name: str, device: str | torch.device, tiny: bool = False, checkpoint
     dtype, dtype_name = (torch.float32, "fp32") if tiny else (torch.bfloat16, "bf16")
     with torch.device(device):
         model = fill(build_clip(sizes, dtype), seed=2)
-    model.set_grad_checkpointing(checkpointed)
+    if checkpointed:
+        recompute_blocks(model.visual)
     module = kind.__new__(kind)  # __init__ would read a file
     FrozenReward.__init__(module, model, ClipTokens())
     module.config, module.prepare, module.tiled = config(dtype=dtype_name), prepare, False

@@ -17,6 +17,7 @@ from open_clip.model import CLIP, convert_weights_to_lp
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
+from guidedcd.acceleration.blocks import recomputed
 from guidedcd.devices import dtype_of_short
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.checkpoints.hub import Published, find
@@ -54,6 +55,15 @@ def _tokens_first(tower: nn.Module) -> None:
         stack.batch_first = False
         for block in stack.resblocks:
             block.attn.batch_first = False
+
+
+def recompute_blocks(tower: nn.Module) -> None:
+    """Recompute the activations of an image tower's transformer blocks in the backward pass; a ResNet keeps all.
+
+    open_clip's own switch also restores the state of random numbers, which a CUDA graph may not contain.
+    """
+    for block in getattr(getattr(tower, "transformer", None), "resblocks", ()):
+        block.forward = recomputed(block.forward, keeps=False, random=False)
 
 
 def load_clip(
@@ -166,13 +176,9 @@ class ImageTextReward(FrozenReward):
         state = open_weights(source.file(), what) if weights else None
         model = load_clip(source.sizes, state, what, dtype_of_short(config.dtype))
         super().__init__(model, source.tokenizer())
-        self.model.set_grad_checkpointing(config.gradient_checkpointing)
+        if config.gradient_checkpointing:
+            recompute_blocks(self.model.visual)
         self.config, self.prepare, self.tiled = config, prepare, tiled
-
-    def use_graphs(self) -> None:
-        """See the base class; without effect with gradient checkpointing, which reads the state of random numbers."""
-        if not self.config.gradient_checkpointing:
-            super().use_graphs()
 
     @property
     def image_size(self) -> int:

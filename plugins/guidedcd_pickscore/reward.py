@@ -6,15 +6,14 @@ Legend: B videos, F frames, E width of the shared space.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import CLIPConfig, CLIPModel
 
+from guidedcd.acceleration.blocks import recomputed
 from guidedcd.devices import dtype_of_short
 from guidedcd.models.checkpoints.hub import Published, find
 from guidedcd.models.checkpoints.loading import architecture, describing, fill, finish, open_weights, skeleton
@@ -71,7 +70,7 @@ class PickScore(FrozenReward):
         self.config = config
         if config.gradient_checkpointing:
             for layer in model.vision_model.encoder.layers:
-                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+                layer.forward = recomputed(layer.forward, keeps=False, random=False)
 
     @staticmethod
     def tokens(config: PickScoreConfig) -> Tokenizer:

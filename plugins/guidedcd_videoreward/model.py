@@ -6,16 +6,15 @@ Legend: B videos, P patches, D values of a patch, N video tokens, L positions, C
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as nnf
 import transformers
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen2_vl import modeling_qwen2_vl
 
+from guidedcd.acceleration.blocks import recomputed
 from guidedcd.acceleration.cuda_graphs_backward import GradientReplay
 from guidedcd.devices import tensor_like
 from guidedcd.models.checkpoints.loading import assign, describing, fill, skeleton
@@ -83,7 +82,7 @@ class VideoRewardModel(nn.Module):
         self.config, self.text = config, config.get_text_config()
         self.model = Towers(config)
         self.recomputes = False
-        self._last: tuple[Any, tuple[Tensor, Tensor]] | None = None
+        self._rotations: dict[Any, tuple[Tensor, Tensor]] = {}
         self.rm_head = nn.Linear(self.text.hidden_size, outputs, bias=False)
 
     @property
@@ -95,7 +94,7 @@ class VideoRewardModel(nn.Module):
         """Recompute the activations of every block in the backward pass."""
         self.recomputes = True
         for layer in self.model.language_model.layers:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+            layer.forward = recomputed(layer.forward, keeps=False, random=False)
 
     def video_tokens(self, patches: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
         """Patches (P, D) of videos, one after another -> their tokens (N, C) each, in the network's dtype."""
@@ -106,19 +105,19 @@ class VideoRewardModel(nn.Module):
         arguments = (*self._rotation(tuple(grids)), vision.runs(grids))
         output: Callable[..., Tensor] = vision.block_output
         if self.recomputes:
-            output = partial(checkpoint, output, use_reentrant=False, preserve_rng_state=False)
+            output = recomputed(output, keeps=False, random=False)
         for block in tower.blocks:
             hidden = output(block, hidden, *arguments)
         return list(tower.merger(hidden).split([t * h * w // merge**2 for t, h, w in grids]))
 
     def _rotation(self, grids: tuple[Grid, ...]) -> tuple[Tensor, Tensor]:
-        """The rotation of these grids, kept for the next call: a step's videos have the size of the last one's."""
+        """The rotation of these grids. It is kept, because graphs read it and training has few sizes."""
         frequencies, merge = self.visual.rotary_pos_emb.inv_freq, self.config.vision_config.spatial_merge_size
-        key, last = (grids, frequencies.device, frequencies.dtype), self._last
-        if last is None or last[0] != key:
+        key = grids, frequencies.device, frequencies.dtype
+        if key not in self._rotations:
             with torch.inference_mode(False):  # a later call may need it for a gradient
-                last = self._last = key, vision.rotation(grids, merge, frequencies)
-        return last[1]
+                self._rotations[key] = vision.rotation(grids, merge, frequencies)
+        return self._rotations[key]
 
     def equal_videos(self, patches: Tensor) -> Tensor:
         """Patches (B, t, h, w, D) of videos of one size -> their tokens (B, N, C)."""
@@ -127,12 +126,12 @@ class VideoRewardModel(nn.Module):
 
     def use_graphs(self) -> None:
         """Replay the vision tower and its gradient as CUDA graphs on a GPU, until the weights move."""
-        if not (self.recomputes or isinstance(self.equal_videos, GradientReplay)):
+        if not isinstance(self.equal_videos, GradientReplay):
             # An attribute of the object shadows the method of the class.
             self.equal_videos = GradientReplay(self.equal_videos)  # type: ignore[method-assign, assignment]
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Self:
-        self._last = None
+        self._rotations.clear()
         if isinstance(self.equal_videos, GradientReplay):
             self.equal_videos.recorded.clear()
         return super()._apply(fn, recurse)

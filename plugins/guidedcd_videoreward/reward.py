@@ -94,7 +94,7 @@ class VideoReward(nn.Module):
         return ChatTokens(find_release(config.path).tokenizer, context)
 
     def use_graphs(self) -> None:
-        """Replay the vision tower as CUDA graphs, unless its activations are recomputed; the text has many lengths."""
+        """Replay the vision tower as CUDA graphs; the text has many lengths."""
         self.model.use_graphs()
 
     def train(self, mode: bool = True) -> Self:

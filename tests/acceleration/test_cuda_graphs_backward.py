@@ -113,10 +113,11 @@ def test_on_a_cpu_and_without_gradient_nothing_is_recorded(monkeypatch):
     assert torch.equal(replay(x.requires_grad_(True)), function(x))
 
 
+@pytest.mark.parametrize("recomputes", [False, True])
 @pytest.mark.parametrize("name", ["clip", "internv2"])
-def test_a_reward_replays_graphs_after_use_graphs(name, tmp_path):
+def test_a_reward_replays_graphs_after_use_graphs(name, recomputes, tmp_path):
     """Once is enough; scores stay as they were, and graphs are forgotten where weights are moved."""
-    reward = BUILDERS[name](write(tmp_path))
+    reward = BUILDERS[name](write(tmp_path), gradient_checkpointing=recomputes)
     video = torch.rand(2, 4, 3, 20, 32)
     before = reward(video, ["a", "b"])
     reward.use_graphs()
@@ -130,11 +131,12 @@ def test_a_reward_replays_graphs_after_use_graphs(name, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("in_int8", [False, True])
+@pytest.mark.parametrize(("in_int8", "recomputes"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("name", ["clip", "hps", "internv2"])
-def test_on_a_gpu_replayed_rewards_are_the_rewards(name, in_int8, tmp_path):
+def test_on_a_gpu_replayed_rewards_are_the_rewards(name, in_int8, recomputes, tmp_path):
     """Scores and gradients of several clips, in turn and two at once, are those without graphs; also in int8."""
-    plain, replayed = (BUILDERS[name](write(tmp_path)).cuda() for _ in range(2))
+    files = write(tmp_path)
+    plain, replayed = (BUILDERS[name](files, gradient_checkpointing=again).cuda() for again in (False, recomputes))
     for reward in (plain, replayed) if in_int8 else ():
         quantise(reward)
     replayed.use_graphs()

@@ -392,9 +392,11 @@ def _with(reward: VideoReward, config: VideoRewardConfig) -> VideoReward:
 
 
 @pytest.mark.gpu
-def test_graphs_change_no_number(options):
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_graphs_change_no_number(options, recomputes):
     """The vision tower as CUDA graphs gives the same reward and gradient as without, for two sizes in turn."""
-    reward, plain = (VideoReward(VideoRewardConfig(**options)).cuda() for _ in range(2))
+    configs = (VideoRewardConfig(**options, gradient_checkpointing=again) for again in (recomputes, False))
+    reward, plain = (VideoReward(config).cuda() for config in configs)
     reward.use_graphs()
     for height in (40, 60, 40):
         results = []
