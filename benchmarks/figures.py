@@ -124,8 +124,8 @@ FIGURES = (
     ),
     Figure("2 GPUs, FSDP2, likewise", ("training: parallel-fsdp*",), (Target("times_one_gpu", 1.85, True),)),
 )
-RECOMPUTED = (" recomputed/blocks", " all recomputed/blocks")
-"""Ends of the names of rows that recompute more: a reward's blocks, or attention too."""
+VARIANTS = (" replayed/blocks", " recomputed/blocks", " all recomputed/blocks")
+"""Ends of the names of rows that replay rewards, or recompute more: a reward's blocks, or attention too."""
 STOCK: dict[str, dict[str, float]] = {
     "forward small batch 1": {"ms_per_sample": 41.2},
     "forward small batch 4": {"ms_per_sample": 40.4},
@@ -145,7 +145,7 @@ def _wan(title: str, row: str, *targets: Target) -> Figure:
     note = "diffusers" if row in STOCK else ""
     return Figure(
         title,
-        tuple(f"video_transformers: {row}{more}" for more in ("/blocks", "/blocks-graphs", "/layers", *RECOMPUTED)),
+        tuple(f"video_transformers: {row}{more}" for more in ("/blocks", "/blocks-graphs", "/layers", *VARIANTS)),
         targets,
         STOCK.get(row, {}),
         note,

@@ -27,11 +27,15 @@ STEPS: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {
     "lora large all recomputed": ("large", "all", (), LORA),
     "lora large rewards": ("large", "most", REWARDS, LORA),
     "lora large rewards recomputed": ("large", "most", REWARDS, LORA),
+    "lora large rewards replayed": ("large", "most", REWARDS, LORA),
 }
-"""By name: size, recomputed layers, rewards, options of the student. In the row named `rewards recomputed` the rewards
-of `RECOMPUTED_REWARDS` recompute their blocks as well."""
-RECOMPUTED_REWARDS = ("videoreward",)
-"""It keeps more activations than the other rewards together, and each recomputed block costs the host time."""
+"""By name: size, recomputed layers, rewards, options of the student."""
+RECOMPUTED_REWARDS = {"recomputed": ("videoreward",), "replayed": REWARDS}
+"""The rewards that recompute their blocks, by the end of a row's name; `replayed` ones are CUDA graphs as well.
+
+Without graphs each recomputed block costs the host time, and `videoreward` alone keeps more activations than the
+others together. With graphs recomputation costs little, and saves the memory that the graphs would keep.
+"""
 DECODE = "window:2"
 """What of a video is decoded for rewards."""
 
@@ -63,6 +67,7 @@ def build_step(
         fast=fast,
         flash_attention=options.flash_attention if fast != "no" else None,
         parallel=ParallelConfig(mode=parallel),
+        replay_rewards=True if what.endswith("replayed") else None,
         activation_checkpoint=ActivationCheckpointConfig(layers=layers),
         log_every=1000,
     )
@@ -71,7 +76,7 @@ def build_step(
     device = accelerator.device if accelerator.num_processes > 1 else torch.device(options.device)
     torch.backends.cudnn.benchmark = False  # fast paths turn it on
     teacher = wan.teacher(device, torch.float32, size, options.tiny, decoder=torch.bfloat16, decode=DECODE)
-    again = RECOMPUTED_REWARDS if what.endswith("rewards recomputed") else ()
+    again = RECOMPUTED_REWARDS.get(what.partition("rewards ")[2], ())
     modules = {
         reward: (
             networks.reward(reward, device, options.tiny, reward in again),

@@ -42,7 +42,8 @@ ORDER = (
     *(f"forward {size} batch {batch}/{fast}" for size, batch in FORWARD for fast in ("no", "layers", "blocks")),
     *("cd small/no", "cd small/blocks", "cd small/blocks-graphs", "lora large/no", "lora large/blocks"),
     *("preprocess small/no", "preprocess small/blocks", "loading", "lora large rewards/blocks"),
-    *("lora large rewards recomputed/blocks", "lora large all recomputed/blocks", "lora large rewards/no"),
+    *("lora large rewards replayed/blocks", "lora large rewards recomputed/blocks"),
+    *("lora large all recomputed/blocks", "lora large rewards/no"),
     *("forward small batch 1/graphs", "cd small recomputed/no", "cd small recomputed/blocks"),
 )
 """What is measured without --only, the most important first, rows that share a compiled block together."""

@@ -73,8 +73,13 @@ def compilation(option: str, device_type: str) -> str | None:
 
 
 def replays(option: str) -> bool:
-    """Whether passes without gradient, and rewards with theirs, are replayed as CUDA graphs."""
+    """Whether passes without gradient, and by default rewards with theirs, are replayed as CUDA graphs."""
     return option in ("graphs", "blocks-graphs")
+
+
+def replays_rewards(option: str, rewards: bool | None) -> bool:
+    """Whether rewards are replayed on a GPU, by the options `fast` and `replay_rewards` of training."""
+    return replays(option) if rewards is None else rewards
 
 
 def repeats_sizes(option: str, device: torch.device) -> bool:

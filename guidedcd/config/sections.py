@@ -236,6 +236,8 @@ class Train:
     """Faster paths through a 3D UNet or a transformer: layers are exact; with graphs, passes without gradient and
     rewards are also replayed as CUDA graphs, which need some memory; blocks are layers that are also compiled;
     blocks-graphs is both; blocks-tuned is also tuned, which takes minutes. auto is layers on GPUs, else no."""
+    replay_rewards: bool | None = None
+    """Replay rewards as CUDA graphs on a GPU, which keep the memory of their activations; by default as `fast` does."""
     flash_attention: str | None = attrs.field(default=None, validator=optional(in_(("FA4",))))
     """Compare a separately installed FlashAttention with PyTorch's own kernels, and use it where it is faster: FA4."""
     loss: str = attrs.field(default="huber", validator=in_(("huber", "l2")))

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import torch
 
+from guidedcd.acceleration.options import replays_rewards
 from guidedcd.config.kinds import Chosen
 from guidedcd.config.run import Run
 from guidedcd.config.sections import OptimizerConfig
@@ -20,6 +21,7 @@ from guidedcd.planning.evaluation_cost import EvaluationCost, evaluation
 from guidedcd.planning.gpus import GIB, Machine
 from guidedcd.planning.largest_batch import largest_batch
 from guidedcd.planning.preprocess_cost import Teaching, other_networks, teaching
+from guidedcd.planning.replay_cost import replayed
 from guidedcd.planning.skeletons import outline
 from guidedcd.planning.training_cost import Training, others, scoring, training
 from guidedcd.preprocessing.estimates import reference_kinds, store_bytes
@@ -143,7 +145,8 @@ class Estimator:
         if run.rewards:
             sizes = (settings.batch_size, settings.rollouts.videos, settings.reward_batch)
             recomputes = settings.activation_checkpoint.recomputes_decoder
-            key = (*sizes, settings.precision, recomputes, *run.rewards.items())
+            graphs = replays_rewards(settings.fast, settings.replay_rewards)
+            key = (*sizes, settings.precision, recomputes, graphs, *run.rewards.items())
             rewards, beside = self._once(key, lambda: self._rewards(run))
         beside += self._once(("others", run.teacher.name), lambda: other_networks(self._outline(run.teacher)))
         return attrs.evolve(step, run=run, rewards=rewards, others=beside).sized(self.processes)
@@ -174,7 +177,7 @@ class Estimator:
         teacher = self._outline(run.teacher)
         beside = others(run, teacher, modules)
         try:
-            return scoring(run, teacher, modules) if modules else None, beside
+            cost = scoring(run, teacher, modules) if modules else None
         except Exception:
             for name in list(modules):  # find the rewards that fail
                 try:
@@ -182,7 +185,12 @@ class Estimator:
                 except Exception as error:
                     self.left_out[f"reward {name}"] = f"it does not run on the meta device ({_first_line(error)})"
                     del modules[name]
-            return scoring(run, teacher, modules) if modules else None, beside
+            cost = scoring(run, teacher, modules) if modules else None
+        settings = run.train
+        if cost is None or self.machine.kind != "cuda" or not replays_rewards(settings.fast, settings.replay_rewards):
+            return cost, beside
+        cost, reserved = replayed(run, teacher, modules, cost)
+        return cost, beside + reserved
 
     def _once(self, key: Any, make: Any) -> Any:
         key = repr(key)  # options may be lists and dicts, which have no hash

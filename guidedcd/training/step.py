@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from guidedcd.acceleration.autoencoders import speed_up_autoencoder_of
 from guidedcd.acceleration.flash_attention import activate
-from guidedcd.acceleration.options import choose, replays
+from guidedcd.acceleration.options import choose, replays_rewards
 from guidedcd.acceleration.switch import is_fast, speed_up
 from guidedcd.config.run import Run
 from guidedcd.devices import Stopwatch, blame_memory
@@ -82,7 +82,7 @@ class TrainStep:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         activate(settings, self.device)
-        if replays(settings.fast):
+        if replays_rewards(settings.fast, settings.replay_rewards):
             for module in rewards.modules.values():
                 if callable(getattr(module, "use_graphs", None)):
                     module.use_graphs()

@@ -12,10 +12,11 @@ from toy_plugin import make
 import guidedcd
 from guidedcd.config.structure import changed
 from guidedcd.planning.estimate import Estimator, run_bytes
+from guidedcd.planning.gpus import Machine
 from guidedcd.planning.meter import metered
 from guidedcd.planning.preprocess_cost import empty
 from guidedcd.planning.skeletons import outline
-from guidedcd.planning.training_cost import resident
+from guidedcd.planning.training_cost import Training, resident
 from guidedcd.preprocessing.estimates import passes, reference_kinds, store_bytes
 from guidedcd.preprocessing.preprocess import preprocess
 from guidedcd.preprocessing.store import LatentStore
@@ -96,6 +97,31 @@ def test_a_cuda_graph_adds_the_memory_of_its_pass(toy):
 
     assert plain.replayed == 0 < replayed.replayed < plain.step.peak
     assert replayed.peak - plain.peak == replayed.replayed
+
+
+@pytest.mark.slow
+def test_replayed_rewards_reserve_the_activations_of_their_towers():
+    """A reward in a CUDA graph reserves its tower's peak; the work is the same, and a CPU has no graphs."""
+
+    def training(machine: Machine, replay: bool) -> Training:
+        rewards = {name: {"weight": 1.0, "path": "shapes"} for name in ("hps", "internv2")}
+        return Estimator(machine).training(shipped_run(rewards=rewards, train={"replay_rewards": replay}))
+
+    plain, replayed = (training(gpu(), replay) for replay in (False, True))
+    towers = 0
+    for chosen in shipped_run(rewards={"hps": {"path": "shapes"}, "internv2": {"path": "shapes"}}).chosen("reward"):
+        reward, count = outline(chosen), plain.run.rewards[chosen.name].count(16, 8)
+        size = reward.image_size
+        shape = (4 * count, 3, size, size) if chosen.name == "hps" else (4, count, 3, size, size)
+        x = empty(*shape).requires_grad_()
+        with metered() as cost:
+            torch.autograd.grad(reward.pixel_features(x).sum(), x)
+        towers += cost.peak
+
+    assert replayed.others - plain.others == pytest.approx(towers, rel=0.05)
+    assert replayed.rewards.peak < plain.rewards.peak < replayed.rewards.peak + 1.1 * towers
+    assert replayed.flops == plain.flops
+    assert training(gpu(kind="cpu"), True).peak == training(gpu(kind="cpu"), False).peak
 
 
 @pytest.mark.slow

@@ -35,6 +35,19 @@ def test_training_moves_the_student_and_is_logged(toy, tmp_path):
     assert any(not torch.equal(weights[k], v) for k, v in fresh.items())
 
 
+@pytest.mark.parametrize(
+    ("options", "replayed"),
+    [({}, 0), ({"fast": "graphs"}, 1), ({"fast": "graphs", "replay_rewards": False}, 0), ({"replay_rewards": True}, 1)],
+)
+def test_rewards_are_replayed_as_the_options_choose(toy, tmp_path, monkeypatch, options, replayed):
+    """Rewards prepare CUDA graphs where passes are replayed, unless `replay_rewards` differs."""
+    calls = []
+    monkeypatch.setattr(Reward, "use_graphs", lambda self: calls.append(self), raising=False)
+    trained(make(train={"steps": 1, **options}), tmp_path / "a", tmp_path / "s")
+
+    assert len(calls) == replayed
+
+
 def test_a_reward_is_logged_as_its_mean(toy, tmp_path, monkeypatch):
     """A reward without samples in one of a step's batches is averaged over the others."""
     losses = TrainStep.losses
