@@ -46,6 +46,7 @@ MISTAKES = {
     "name": (["--name", "a/b"], "--name is 'a/b'; it names a folder"),
     "no-value": (["--train.optimizer.lr"], "--train.optimizer.lr requires an argument"),
     "word": (["extra"], "'extra' is not expected here"),
+    "switch": (["--preprocess.keep-inversions", "true"], "A switch takes its value after '=', such as --option=true."),
     "profile": (["--profile", "shape"], "no profile named 'shape'. Did you mean 'shapes'?"),
     "no-file": (["--config", "none.toml"], "--config: none.toml is missing."),
     "device": (["--device", "gpu"], "--device is 'gpu'; it must be auto, cpu, cuda, cuda:N or mps"),
