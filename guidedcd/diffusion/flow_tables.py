@@ -33,7 +33,8 @@ def flow_tables(scheduler: Any, mu: float | None = None) -> tuple[Tensor, Tensor
         mu: The shift, where it depends on the resolution (`use_dynamic_shifting`).
 
     Raises:
-        GuidedCDError: The scheduler reverses its noise levels, or needs a `mu`, or sets another number of steps.
+        GuidedCDError: The scheduler is of no flow model, reverses its noise levels, needs a `mu`, or sets another
+            number of steps.
     """
     name, config = type(scheduler).__name__, scheduler.config
     if config.get("invert_sigmas"):
@@ -51,6 +52,11 @@ def flow_tables(scheduler: Any, mu: float | None = None) -> tuple[Tensor, Tensor
             raise GuidedCDError(f"{name} takes no sigmas: use FlowMatchEulerDiscreteScheduler with the same shift.")
         scheduler.set_timesteps(sigmas=numpy.linspace(1.0, 1 / count, count).tolist(), **options)
     else:
+        if not hasattr(scheduler, "sigmas"):
+            raise GuidedCDError(
+                f"{name} is no scheduler of flow models: use FlowMatchEulerDiscreteScheduler or "
+                "UniPCMultistepScheduler."
+            )
         if not config.get("use_flow_sigmas"):
             raise GuidedCDError(f"{name} predicts a flow without use_flow_sigmas: set it to true.")
         scheduler.set_timesteps(count, **options)

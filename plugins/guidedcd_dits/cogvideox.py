@@ -9,7 +9,7 @@ from torch import Tensor
 
 from guidedcd.acceleration.precision import computing_dtype
 from guidedcd.devices import dtype_of
-from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Cond
 from guidedcd.models.teachers.scheduler_sampler import SchedulerSampler
 from guidedcd.models.teachers.transformer import TransformerTeacher
@@ -131,13 +131,19 @@ def cogvideox(config: CogVideoXConfig, *, weights: bool = True) -> CogVideoXTeac
     """Read a folder of a `CogVideoXPipeline`; without weights its shapes alone.
 
     Raises:
-        GuidedCDError: The folder is missing or of another family, or the size does not fit.
+        GuidedCDError: The folder is missing, of another family or another kind of model, or the size does not fit.
     """
     parts = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
     folder = PipelineFolder.open(config.path, "CogVideoXPipeline", parts, dtype=dtype_of(config.dtype), weights=weights)
     network = folder.model("transformer", "CogVideoXTransformer3DModel")
     vae = folder.model("vae", "AutoencoderKLCogVideoX")
     options = network.config
+    if options.ofs_embed_dim is not None:
+        raise folder.refused(
+            "transformer", "ofs_embed_dim", options.ofs_embed_dim, "null: models from images to videos are not read"
+        )
+    length = folder.number("transformer", options, "max_text_seq_length", above=0)
+    folder.number("vae", vae.config, "scaling_factor", above=0)
     spatial = 2 ** (len(vae.config.block_out_channels) - 1)
     sizes = Sizes(
         teacher="cogvideox",
@@ -148,13 +154,30 @@ def cogvideox(config: CogVideoXConfig, *, weights: bool = True) -> CogVideoXTeac
         odd=True,
         usual=(options.sample_frames, options.sample_height * spatial, options.sample_width * spatial),
     )
+    geometry = sizes.geometry(config, config.fps)
+    if options.use_learned_positional_embeddings and geometry.latent_shape[2:] != (
+        options.sample_height,
+        options.sample_width,
+    ):
+        raise GuidedCDError(
+            f"cogvideox: the learned positions of {folder.folder} are those of videos of height {sizes.usual[1]} and "
+            f"width {sizes.usual[2]}, not {geometry.height} and {geometry.width}. Use that size."
+        )
     scheduler = folder.scheduler()
+    schedule = folder.schedule(scheduler)
+    if schedule.prediction == "flow" or getattr(scheduler, "init_noise_sigma", 1.0) != 1.0:
+        raise folder.refused(
+            "scheduler",
+            "_class_name",
+            type(scheduler).__name__,
+            "a scheduler that neither scales latents nor is of a flow model, such as CogVideoXDDIMScheduler",
+        )
     return CogVideoXTeacher(
         network=network,
         vae=vae,
-        text=PaddedText(folder.text_encoder(), folder.tokenizer(), options.max_text_seq_length),
-        schedule=NoiseSchedule.from_scheduler(scheduler),
-        geometry=sizes.geometry(config, config.fps),
+        text=PaddedText(folder.text_encoder(), folder.tokenizer(), int(length)),
+        schedule=schedule,
+        geometry=geometry,
         scheduler=scheduler,
         decode=config.decode,
     )

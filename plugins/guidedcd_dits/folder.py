@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
 
-from guidedcd.documents import read_json
-from guidedcd.errors import GuidedCDError, shortened
-from guidedcd.models.checkpoints import hub
+from guidedcd.console import counted
+from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.documents import is_number
+from guidedcd.errors import GuidedCDError, refusal, shortened
 from guidedcd.models.checkpoints.loading import skeleton
+from guidedcd_dits.folder_files import AGAIN, check_weights, locate, read_object, silent
 from guidedcd_dits.published import configurations
 
 TEACHERS = {"WanPipeline": "wan", "CogVideoXPipeline": "cogvideox", "LTXPipeline": "ltx"}
 """The teacher that reads a pipeline, by the pipeline's class."""
+POSITIVE = ("num_train_timesteps", "shift", "flow_shift")
+"""Entries of a scheduler that are numbers above 0, or null."""
+_DERIVED = re.compile(r"(^|\.)rope\.|rotary|inv_freq")
+"""Tables of positions, which some versions of the libraries saved; they are computed from the configuration."""
 
 
 @attrs.frozen(kw_only=True)
@@ -56,7 +65,8 @@ class PipelineFolder:
         teacher = TEACHERS[pipeline]
         temporary = None if weights or Path(path).expanduser().exists() else configurations(path)
         folder = locate(path, teacher, parts, weights) if temporary is None else Path(temporary.name)
-        index = _json(folder / "model_index.json", teacher, f"it is no folder of a {pipeline} in diffusers' layout")
+        absent = f"{folder} has no model_index.json: it is no folder of a {pipeline} in diffusers' layout."
+        index = read_object(folder / "model_index.json", teacher, absent)
         name = index.get("_class_name")
         if name is None:
             raise GuidedCDError(f"{teacher}: {folder / 'model_index.json'} names no pipeline (_class_name).")
@@ -75,7 +85,8 @@ class PipelineFolder:
         """The model of diffusers in the subfolder `name`, of the class `kind`.
 
         Raises:
-            GuidedCDError: It is missing, of another class, or cannot be read.
+            GuidedCDError: It is missing, of another class, or cannot be read, or its weights are others than those
+                that its configuration describes.
         """
         import diffusers
 
@@ -93,11 +104,12 @@ class PipelineFolder:
         """The text encoder of transformers that model_index.json names.
 
         Raises:
-            GuidedCDError: It is missing or cannot be read.
+            GuidedCDError: It is missing or cannot be read, or its weights are others than those of its configuration.
         """
         import transformers
 
         cls = self._transformers_class("text_encoder")
+        self._config("text_encoder")
         if not self.weights:
             config = self._read(
                 "text_encoder", lambda: transformers.AutoConfig.from_pretrained(self.folder / "text_encoder")
@@ -115,6 +127,8 @@ class PipelineFolder:
             return None
         import transformers
 
+        if not (self.folder / "tokenizer").is_dir():
+            raise GuidedCDError(f"{self.teacher}: {self._without('tokenizer')}. {AGAIN}")
         entry = self.index.get("tokenizer")
         stated = getattr(transformers, str(entry[1]), None) if isinstance(entry, list) and len(entry) == 2 else None
 
@@ -138,32 +152,100 @@ class PipelineFolder:
         """The scheduler of diffusers, of the class that its own configuration names.
 
         Raises:
-            GuidedCDError: It is missing, names no class, or cannot be read.
+            GuidedCDError: It is missing, names no class, has a value of a wrong kind, or cannot be read.
         """
         import diffusers
 
-        path = self.folder / "scheduler" / "scheduler_config.json"
-        name = _json(path, self.teacher, "it has no scheduler").get("_class_name")
+        path, values = self.file("scheduler"), self._config("scheduler")
+        name = values.get("_class_name")
         cls = getattr(diffusers, str(name), None)
         if not isinstance(cls, type) or not issubclass(cls, diffusers.SchedulerMixin):
             problem = f"names the scheduler {shortened(name)}, which diffusers lacks" if name else "names no class"
             raise GuidedCDError(f"{self.teacher}: {path} {problem}.")
+        for key in POSITIVE:
+            if values.get(key) is not None:
+                self.number("scheduler", values, key, above=0)
+        dynamic = values.get("use_dynamic_shifting", False)
+        if not isinstance(dynamic, bool):
+            raise self.refused("scheduler", "use_dynamic_shifting", dynamic, "true or false")
         return self._read("scheduler", lambda: cls.from_pretrained(self.folder / "scheduler"))  # type: ignore[attr-defined]
 
+    def schedule(self, scheduler: Any, mu: float | None = None) -> NoiseSchedule:
+        """The noise levels of the folder's scheduler, see `NoiseSchedule.from_scheduler`.
+
+        Raises:
+            GuidedCDError: They cannot be computed, or are not between 0 and 1; the message names the file.
+        """
+        path = self.file("scheduler")
+        try:
+            schedule = NoiseSchedule.from_scheduler(scheduler, mu)
+        except GuidedCDError as error:
+            raise GuidedCDError(f"{self.teacher}: {path}: {error}") from None
+        except Exception as error:  # of a value that diffusers itself does not check
+            raise GuidedCDError(
+                f"{self.teacher}: {path} has a value with which {type(scheduler).__name__} computes no noise levels: "
+                f"{shortened(error, 200).rstrip('.')}."
+            ) from error
+        low, high = float(schedule.sigma.min()), float(schedule.sigma.max())
+        if not (low >= 0 and high < 1.001):
+            raise GuidedCDError(
+                f"{self.teacher}: {path} has noise levels from {low:.3g} to {high:.3g}; they must be from 0 to 1. "
+                "Correct its shifts."
+            )
+        return schedule
+
+    def file(self, name: str) -> Path:
+        """The configuration of the component `name`; of the pipeline itself if that is empty."""
+        names = {"": "model_index.json", "scheduler": "scheduler_config.json"}
+        return self.folder / name / names.get(name, "config.json")
+
+    def number(
+        self, name: str, config: Mapping[str, Any], key: str, *, above: float = -math.inf, below: float = math.inf
+    ) -> float:
+        """The number `key` of the component `name`.
+
+        Raises:
+            GuidedCDError: It is no number, or not between the bounds; the message names the file.
+        """
+        value: Any = config.get(key)
+        if not (is_number(value) and above < value < below):
+            bounds = [f"above {above:g}"] * math.isfinite(above) + [f"below {below:g}"] * math.isfinite(below)
+            raise self.refused(name, key, value, " ".join(["a number", " and ".join(bounds)]).rstrip())
+        return float(value)
+
+    def refused(self, name: str, key: str, value: Any, requirement: str) -> GuidedCDError:
+        """The error of an entry of the component `name`: its file, the value, and what it must be."""
+        return GuidedCDError(refusal(f"{self.teacher}: {self.file(name)}: {key}", value, requirement))
+
     def _weights(self, name: str, cls: Any) -> Any:
-        """A model with the weights of its subfolder, all of which must be there."""
+        """A model with the weights of its subfolder: exactly those that its configuration describes."""
+        stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+        check_weights(self.folder / name, f"{stem}.safetensors", self.teacher)
         options = {"torch_dtype": self.dtype, "use_safetensors": True, "output_loading_info": True}
         model, report = self._read(name, lambda: cls.from_pretrained(self.folder / name, **options))
         if missing := sorted(report["missing_keys"]):
             raise GuidedCDError(
-                f"{self.teacher}: {self.folder / name} lacks {len(missing)} weights that its config.json describes, "
-                f"such as {missing[0]}."
+                f"{self.teacher}: {self.folder / name} lacks {counted(len(missing), 'weight')} that its config.json "
+                f"describes, such as {missing[0]}."
+            )
+        # A text encoder's file may contain the decoder and the head of the model that it is the encoder of.
+        own = "encoder." if name == "text_encoder" else ""
+        surplus = [key for key in report["unexpected_keys"] if key.startswith(own) and not _DERIVED.search(key)]
+        if surplus:
+            raise GuidedCDError(
+                f"{self.teacher}: {self.folder / name} has {counted(len(surplus), 'weight')} that its config.json does "
+                f"not describe, such as {min(surplus)}. Use the config.json that was saved with the weights."
             )
         return model.eval()
 
     def _config(self, name: str) -> dict[str, Any]:
+        path = self.file(name)
+        absent = f"{path} is missing" if path.parent.is_dir() else self._without(name)
+        return read_object(path, self.teacher, f"{absent}. {AGAIN}")
+
+    def _without(self, name: str) -> str:
         listed = "which model_index.json names" if self.has(name) else "and model_index.json names none"
-        return _json(self.folder / name / "config.json", self.teacher, f"it has no {name}/, {listed}")
+        return f"{self.folder} has no {name}/, {listed}"
 
     def _transformers_class(self, name: str) -> Any:
         import transformers
@@ -178,9 +260,10 @@ class PipelineFolder:
             )
         return cls
 
-    def _read(self, name: str, read: Any) -> Any:
+    def _read(self, name: str, read: Callable[[], Any]) -> Any:
         try:
-            return read()
+            with silent():
+                return read()
         except GuidedCDError:
             raise
         except Exception as error:  # the libraries raise many classes for missing and damaged files
@@ -188,43 +271,3 @@ class PipelineFolder:
             raise GuidedCDError(
                 f"{self.teacher}: cannot read {self.folder / name}: {shortened(reason, 200).rstrip('.')}."
             ) from error
-
-
-def locate(path: str, teacher: str, parts: tuple[str, ...], weights: bool) -> Path:
-    """The folder of `path`: itself, or its parts in the hub's cache, downloaded if they are not there.
-
-    Raises:
-        GuidedCDError: There is no such folder, and it cannot be downloaded; the message has the command.
-    """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise GuidedCDError(f"{teacher}: {path} is a file; give the folder of the pipeline, with its model_index.json.")
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise GuidedCDError(f"{teacher}: there is no folder {path}.")
-    patterns = ["model_index.json", *(f"{part}/*" for part in parts)] if weights else ["*.json"]
-    downloaded, reason = hub.snapshot(path, patterns, ignore_patterns=["*.bin"])
-    if downloaded is not None:
-        return downloaded
-    local = path.rpartition("/")[2]
-    raise GuidedCDError(
-        f"{teacher}: there is no folder {path}, and {reason}. On a machine with access: hf download {path} --local-dir "
-        f"{local}; then --teacher {teacher}:{local}."
-    )
-
-
-def _json(path: Path, teacher: str, absent: str) -> dict[str, Any]:
-    """The object in a JSON file of the folder.
-
-    Raises:
-        GuidedCDError: There is no such file, which `absent` explains, or it cannot be read or contains no object.
-    """
-    if not path.exists():
-        where = path.parent if path.name == "model_index.json" else path.parent.parent
-        raise GuidedCDError(f"{teacher}: {where} lacks {path.name} of {path.parent.name}: {absent}.")
-    try:
-        values: dict[str, Any] = read_json(path, dict)
-    except GuidedCDError as error:
-        raise GuidedCDError(f"{teacher}: {error}") from None
-    return values

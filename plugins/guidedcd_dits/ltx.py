@@ -11,7 +11,6 @@ from torch import Tensor
 from guidedcd.acceleration.precision import computing_dtype
 from guidedcd.data.geometry import Geometry
 from guidedcd.devices import dtype_of
-from guidedcd.diffusion.schedule import NoiseSchedule
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Cond
 from guidedcd.models.teachers.scheduler_sampler import SchedulerSampler
@@ -56,10 +55,9 @@ class LTXTeacher(LoraTeacher, TransformerTeacher):
     def predict(self, network: Any, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """The velocity, like `z`."""
         frames, height, width = z.shape[2:]
-        spatial, long = network.config.patch_size, network.config.patch_size_t
         geometry = self.geometry
         output: Tensor = network(
-            hidden_states=pack(z, spatial, long),
+            hidden_states=pack(z),
             encoder_hidden_states=cond["prompt_embeds"].to(computing_dtype(network)),
             timestep=time,
             encoder_attention_mask=cond["prompt_mask"],
@@ -73,7 +71,7 @@ class LTXTeacher(LoraTeacher, TransformerTeacher):
             ),
             return_dict=False,
         )[0]
-        return unpack(output, (frames, height, width), spatial, long)
+        return unpack(output, (frames, height, width))
 
     def conditioning(self, prompt_embeds: Sequence[Tensor]) -> Cond:
         """Conditioning of captions whose own tokens were embedded already (L_i, D) each."""
@@ -92,26 +90,16 @@ class LTXTeacher(LoraTeacher, TransformerTeacher):
         return pixels
 
 
-def pack(z: Tensor, patch: int, long: int) -> Tensor:
-    """Tokens (B, F h w, C) of latents (B, C, F, h, w); the channels of a patch are C, frames, rows, columns.
-
-    Args:
-        z: Latents.
-        patch: Latents per token along height and width.
-        long: Latents per token along frames.
-    """
-    z = z.unflatten(4, (-1, patch)).unflatten(3, (-1, patch)).unflatten(2, (-1, long))
+def pack(z: Tensor) -> Tensor:
+    """Tokens (B, F h w, C) of latents (B, C, F, h, w)."""
     # Of a tensor that is not contiguous, torch's linear layer rounds differently if its weights require a gradient: a
     # student would not equal its teacher bit for bit.
-    return z.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4, 7).flatten(1, 3).contiguous()
+    return z.flatten(2).transpose(1, 2).contiguous()
 
 
-def unpack(tokens: Tensor, shape: tuple[int, int, int], patch: int, long: int) -> Tensor:
+def unpack(tokens: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """The inverse of `pack`, for latents of `shape` (F, h, w)."""
-    frames, height, width = shape
-    z = tokens.unflatten(2, (-1, long, patch, patch))
-    z = z.unflatten(1, (frames // long, height // patch, width // patch))
-    return z.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    return tokens.transpose(1, 2).unflatten(2, shape)
 
 
 def mu(scheduler: Any, geometry: Geometry) -> float:
@@ -133,18 +121,25 @@ def ltx(config: LTXConfig, *, weights: bool = True) -> LTXTeacher:
     folder = PipelineFolder.open(config.path, "LTXPipeline", parts, dtype=dtype_of(config.dtype), weights=weights)
     network = folder.model("transformer", "LTXVideoTransformer3DModel")
     vae = folder.model("vae", "AutoencoderKLLTXVideo")
-    spatial, long = network.config.patch_size, network.config.patch_size_t
+    for key in ("patch_size", "patch_size_t"):
+        if network.config[key] != 1:
+            raise folder.refused("transformer", key, network.config[key], "1, the only one that LTXPipeline samples")
+    folder.number("vae", vae.config, "scaling_factor", above=0)
     sizes = Sizes(
         teacher="ltx",
         channels=vae.config.latent_channels,
         temporal=int(vae.temporal_compression_ratio),
         spatial=int(vae.spatial_compression_ratio),
-        patch=(long, spatial, spatial),
+        patch=(1, 1, 1),
         usual=USUAL,
     )
     geometry = sizes.geometry(config, config.fps)
     scheduler = folder.scheduler()
-    schedule = NoiseSchedule.from_scheduler(scheduler, mu(scheduler, geometry))
+    values = {**SHIFT, **scheduler.config}
+    few, many, *_ = [folder.number("scheduler", values, key) for key in SHIFT]
+    if few == many:
+        raise folder.refused("scheduler", "max_image_seq_len", many, "another number than base_image_seq_len")
+    schedule = folder.schedule(scheduler, mu(scheduler, geometry))
     if schedule.prediction != "flow":
         raise GuidedCDError(
             f"ltx: the scheduler {type(scheduler).__name__} of {folder.folder} is none of a flow model; LTX-Video has "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from guidedcd.acceleration.autoencoders import LayerPaths
 from guidedcd.acceleration.convolutions import convolution
 from guidedcd.acceleration.precision import computing_dtype
 from guidedcd.devices import dtype_of
-from guidedcd.diffusion.schedule import NoiseSchedule
+from guidedcd.documents import is_number
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.teachers.protocol import Cond
 from guidedcd.models.teachers.scheduler_sampler import SchedulerSampler
@@ -221,9 +222,9 @@ def wan(config: WanConfig, *, weights: bool = True) -> WanTeacher:
 
     parts = ("transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler")
     folder = PipelineFolder.open(config.path, "WanPipeline", parts, dtype=dtype_of(config.dtype), weights=weights)
-    ratio = folder.index.get("boundary_ratio")
     network, other = _experts(folder, config.expert)
     vae = folder.model("vae", "AutoencoderKLWan")
+    _check_autoencoder(folder, vae.config)
     expanded = bool(folder.index.get("expand_timesteps"))
     usual, fps = USUAL_5B if expanded else USUAL
     sizes = Sizes(
@@ -236,7 +237,7 @@ def wan(config: WanConfig, *, weights: bool = True) -> WanTeacher:
     )
     geometry = sizes.geometry(config, config.fps or fps)
     scheduler = folder.scheduler()
-    schedule = NoiseSchedule.from_scheduler(scheduler)
+    schedule = folder.schedule(scheduler)
     if schedule.prediction != "flow":
         raise GuidedCDError(
             f"wan: the scheduler {type(scheduler).__name__} of {folder.folder} is none of a flow model; Wan has "
@@ -246,7 +247,7 @@ def wan(config: WanConfig, *, weights: bool = True) -> WanTeacher:
         network=network,
         other=other,
         expert=config.expert,
-        boundary=0.0 if ratio is None else float(ratio) * scheduler.config.num_train_timesteps,
+        boundary=0.0 if other is None else folder.index["boundary_ratio"] * scheduler.config.num_train_timesteps,
         expand_timesteps=expanded,
         scheduler=scheduler,
         vae=vae,
@@ -266,11 +267,31 @@ def _experts(folder: PipelineFolder, expert: str) -> tuple[Any, Any]:
             f"wan: {folder.folder} has one expert only: its model_index.json names no {missing}. Use "
             "--teacher.wan.expert high, or a folder of Wan 2.2 A14B."
         )
+    if has_two:
+        folder.number("", folder.index, "boundary_ratio", above=0, below=1)
     high = folder.model("transformer", NETWORK)
     if not has_two:
         return high, None
     low = folder.model("transformer_2", NETWORK)
     return (high, low) if expert == "high" else (low, high)
+
+
+def _check_autoencoder(folder: PipelineFolder, config: Any) -> None:
+    """Raise unless the configuration has the compression of its layers, and a mean and deviation of each channel."""
+    levels = len(config.dim_mult) - 1
+    factors = {
+        "scale_factor_temporal": 2 ** sum(map(bool, config.temperal_downsample[:levels])),
+        "scale_factor_spatial": 2**levels * (config.patch_size or 1),
+    }
+    for key, factor in factors.items():
+        if config[key] != factor:
+            raise folder.refused("vae", key, config[key], f"{factor}, the compression of its layers")
+    for key, bound in (("latents_mean", -inf), ("latents_std", 0.0)):
+        values = config[key]
+        numbers = isinstance(values, list | tuple) and all(is_number(value) and value > bound for value in values)
+        if not numbers or len(values) != config.z_dim:
+            kind = "numbers" if bound < 0 else "numbers above 0"
+            raise folder.refused("vae", key, values, f"{config.z_dim} {kind}, one of each latent channel")
 
 
 def _patch(network: Any) -> tuple[int, int, int]:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import tiny_pipelines
 import torch
 from guidedcd_dits import WanConfig
+from safetensors.torch import load_file, save_file
 
 import guidedcd
 from guidedcd.config.kinds import Chosen
 from guidedcd.errors import GuidedCDError
 from guidedcd.models.checkpoints import hub
 from guidedcd.models.student import Student
+
+EULER = {"_class_name": "EulerDiscreteScheduler"}
+HEUN = {"_class_name": "HeunDiscreteScheduler"}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 
 
 def refused(what: str, match: str, **size: object) -> str:
@@ -154,11 +161,106 @@ def test_an_expert_predicts_at_its_own_times(tiny):
         ("model_index.json", {"text_encoder": [None, None]}, "names no text_encoder"),
         ("transformer/config.json", {"num_layers": 3}, "lacks 27 weights that its config.json describes"),
         ("transformer/config.json", {"ffn_dim": 48}, "cannot read"),
+        ("transformer/config.json", {"num_layers": 1}, r"transformer has 27 weights .* such as blocks\.1\."),
+        ("vae/config.json", {"latents_mean": [0.0] * 3}, "latents_mean is .* must be 4 numbers, one"),
+        ("vae/config.json", {"latents_std": [1.0, 1.0, 1.0, 0.0]}, "latents_std is .* must be 4 numbers above 0"),
+        ("vae/config.json", {"scale_factor_spatial": 16}, "scale_factor_spatial is 16; it must be 8"),
+        ("vae/config.json", {"scale_factor_temporal": "x"}, "scale_factor_temporal is 'x'; it must be 4"),
+        ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "is no scheduler of flow models"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "must be a number above 0"),
+        ("scheduler/scheduler_config.json", {"flow_shift": "x"}, "flow_shift is 'x'; it must be a number above 0"),
+        ("scheduler/scheduler_config.json", {"final_sigmas_type": "x"}, "computes no noise levels"),
     ],
 )
 def test_damaged_folders_are_refused_with_the_file(tiny, tmp_path, file, values, match):
-    """A folder whose files lack a class, or contradict each other, is refused with the file."""
+    """A folder whose files lack a class, contradict each other or have wrong values is refused with the file."""
     refused(changed(tiny("wan", "small"), tmp_path, file, **values), match)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "file", "values", "match"),
+    [
+        ("wan", "experts", "model_index.json", {"boundary_ratio": 1.0}, "must be a number above 0 and below 1"),
+        ("wan", "experts", "model_index.json", {"boundary_ratio": "x"}, "boundary_ratio is 'x'"),
+        ("cogvideox", "small", "scheduler/scheduler_config.json", EULER, "is 'EulerDiscreteScheduler'; it must be"),
+        ("cogvideox", "small", "scheduler/scheduler_config.json", HEUN, "is 'HeunDiscreteScheduler'; it must be"),
+        ("cogvideox", "small", "scheduler/scheduler_config.json", FLOW, "is 'FlowMatchEulerDiscreteScheduler'"),
+        ("cogvideox", "small", "transformer/config.json", {"max_text_seq_length": 0}, "max_text_seq_length is 0"),
+        ("cogvideox", "small", "vae/config.json", {"scaling_factor": 0}, "scaling_factor is 0; it must be"),
+        ("ltx", "small", "transformer/config.json", {"patch_size_t": 2}, "patch_size_t is 2; it must be 1"),
+        ("ltx", "small", "vae/config.json", {"scaling_factor": "x"}, "scaling_factor is 'x'; it must be"),
+        ("ltx", "dynamic", "scheduler/scheduler_config.json", {"base_shift": "x"}, "base_shift is 'x'"),
+        ("ltx", "dynamic", "scheduler/scheduler_config.json", {"max_image_seq_len": 16}, "than base_image_seq_len"),
+        ("ltx", "dynamic", "scheduler/scheduler_config.json", {"shift_terminal": 2.0}, "noise levels from 0 to"),
+        ("ltx", "dynamic", "scheduler/scheduler_config.json", {"use_dynamic_shifting": "x"}, "must be true or false"),
+    ],
+)
+def test_values_with_which_a_pipeline_cannot_run_are_refused(tiny, tmp_path, family, name, file, values, match):
+    """A value that the family's pipeline cannot use is refused with the file, in one sentence."""
+    one = tiny(family, name)
+    assert f"{tmp_path / 'changed' / file}" in refused(changed(one, tmp_path, file, **values), match, **one.size)
+
+
+def test_null_is_refused_where_a_number_must_be(tiny, tmp_path):
+    """An entry that is null in the scheduler's file is refused; diffusers would compute with it."""
+    folder = Path(changed(tiny("ltx", "dynamic"), tmp_path, "model_index.json").partition(":")[2])
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_image_seq_len": None}))
+    refused(f"ltx:{folder}", "base_image_seq_len is None; it must be a number")
+
+
+def test_models_from_images_to_videos_are_refused(tmp_path):
+    """CogVideoX 1.5 I2V has an input that no prompt fills; learned positions fit one height and width."""
+    rotary = {"use_rotary_positional_embeddings": True}
+    size = {"frames": 9, "height": 32, "width": 32}
+    tiny_pipelines.cogvideox(tmp_path / "offset", transformer={**rotary, "ofs_embed_dim": 8})
+    refused(f"cogvideox:{tmp_path / 'offset'}", "ofs_embed_dim is 8; it must be null", **size)
+    learned = {**rotary, "use_learned_positional_embeddings": True}
+    tiny_pipelines.cogvideox(tmp_path / "learned", transformer=learned)
+    guidedcd.load_teacher(f"cogvideox:{tmp_path / 'learned'}", device="cpu", size=size)
+    size["height"] = 48
+    refused(f"cogvideox:{tmp_path / 'learned'}", "of height 32 and width 32, not 48 and 32", **size)
+
+
+def test_weights_that_nothing_describes_are_refused_where_they_are_the_models_own(tiny, tmp_path):
+    """A weight too many is refused; position tables, a tied embedding and a text decoder are left out, as usual."""
+    one, image = tiny("wan", "small"), torch.ones(2)
+    folder = tmp_path / "wan"
+    shutil.copytree(one.folder, folder)
+
+    def add(part: str, **weights: torch.Tensor) -> None:
+        path = next((folder / part).glob("*.safetensors"))
+        added = {name: weight.clone() for name, weight in weights.items()}
+        save_file({**load_file(path), **added}, path, metadata={"format": "pt"})
+
+    shared = load_file(folder / "text_encoder" / "model.safetensors")["shared.weight"]
+    extra = {"encoder.embed_tokens.weight": shared.clone(), "decoder.block.0.weight": image, "lm_head.weight": image}
+    add("text_encoder", **extra)
+    add("transformer", **{"rope.freqs_cos": image, "blocks.0.attn2.norm_added_q.weight": image})
+    guidedcd.load_teacher(f"wan:{folder}", device="cpu", size=one.size)
+    add("text_encoder", **{"encoder.block.7.layer.0.weight": image})
+    refused(f"wan:{folder}", "text_encoder has 1 weight that .* such as encoder.block.7")
+    add("transformer", **{"blocks.9.weight": image})
+    refused(f"wan:{folder}", "transformer has 1 weight that .* such as blocks.9")
+
+
+@pytest.mark.parametrize(
+    ("part", "file"),
+    [("transformer", "diffusion_pytorch_model.fp16.safetensors"), ("text_encoder", "pytorch_model.bin")],
+)
+def test_other_files_of_weights_are_refused_with_their_names(tiny, tmp_path, capfd, part, file):
+    """Weights as .bin or as a variant are refused with what is there; the libraries log nothing of their own."""
+    folder = tmp_path / "wan"
+    shutil.copytree(tiny("wan", "small").folder, folder)
+    weights = next((folder / part).glob("*.safetensors"))
+    weights.rename(weights.with_name(file))
+    capfd.readouterr()
+    refused(f"wan:{folder}", rf"has neither {weights.name} nor .*, only {file}. Save .*save_pretrained")
+    (folder / part / file).unlink()
+    refused(f"wan:{folder}", f"{part}/{weights.name} is missing. Copy")
+    weights.write_bytes(b"half")
+    refused(f"wan:{folder}", part)
+    assert "rror" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "tokenizer", "scheduler", "transformer"])
@@ -170,8 +272,11 @@ def test_folders_without_a_part_are_refused(tiny, tmp_path, part):
     for path in (folder / part).glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
         refused(f"wan:{folder}", part)
+    for path in (folder / part).glob("*config.json"):
+        path.rename(tmp_path / path.name)
+        refused(f"wan:{folder}", rf"{part}/{path.name} is missing" if part != "tokenizer" else part)
     shutil.rmtree(folder / part)
-    refused(f"wan:{folder}", part)
+    refused(f"wan:{folder}", f"has no {part}/, which model_index.json names. Copy or download the folder again")
 
 
 def test_energies_of_attention_are_refused(tiny):
