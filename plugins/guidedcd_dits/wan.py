@@ -191,6 +191,17 @@ class WanTeacher(LoraTeacher, TransformerTeacher):
         patch = self._autoencoder.config.patch_size
         return (outputs if patch is None else unpatchify(outputs, patch_size=patch)).clamp(-1, 1)
 
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        """As that of `TransformerTeacher`; the stock autoencoder takes 4 frames at a time after the first."""
+        z, frames = super()._encoded(pixels), pixels.shape[2]
+        if z.shape[2] != (frames - 1) // self.geometry.temporal_compression + 1:
+            fewer = (frames - 1) // 4 * 4 + 1
+            raise GuidedCDError(
+                f"this autoencoder encodes the first frame and then 4 at a time, and would cut {frames} frames to "
+                f"{fewer}. Use {fewer} or {fewer + 4}."
+            )
+        return z
+
     def sampler(self, steps: int) -> SchedulerSampler:
         """The scheduler of `WanPipeline` with `steps` steps."""
         sampler = SchedulerSampler(self.scheduler, steps, self.device)

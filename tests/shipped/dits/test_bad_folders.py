@@ -263,6 +263,17 @@ def test_other_files_of_weights_are_refused_with_their_names(tiny, tmp_path, cap
     assert "rror" not in "".join(capfd.readouterr())
 
 
+def test_frames_that_the_autoencoder_would_cut_are_not_encoded(tmp_path):
+    """Wan's stock autoencoder encodes 4 frames at a time, also where it compresses 2 of them to one."""
+    vae = {"temperal_downsample": [False, False, True], "scale_factor_temporal": 2}
+    tiny_pipelines.wan(tmp_path / "wan", vae=vae)
+    size = {"frames": 7, "height": 32, "width": 32}
+    teacher = guidedcd.load_teacher(f"wan:{tmp_path / 'wan'}", device="cpu", size=size).teacher
+    assert teacher.encode(torch.zeros(1, 5, 3, 32, 32)).shape[2] == 3
+    with pytest.raises(GuidedCDError, match="would cut 7 frames to 5. Use 5 or 9"):
+        teacher.encode(torch.zeros(1, 7, 3, 32, 32))
+
+
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "tokenizer", "scheduler", "transformer"])
 def test_folders_without_a_part_are_refused(tiny, tmp_path, part):
     """A folder without one of its parts, or with half a file of weights, is refused with the part."""
