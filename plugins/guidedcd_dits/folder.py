@@ -23,8 +23,8 @@ TEACHERS = {"WanPipeline": "wan", "CogVideoXPipeline": "cogvideox", "LTXPipeline
 """The teacher that reads a pipeline, by the pipeline's class."""
 POSITIVE = ("num_train_timesteps", "shift", "flow_shift")
 """Entries of a scheduler that are numbers above 0, or null."""
-_DERIVED = re.compile(r"(^|\.)rope\.|rotary|inv_freq")
-"""Tables of positions, which some versions of the libraries saved; they are computed from the configuration."""
+_BLOCK = re.compile(r"blocks?\.\d+\.")
+"""In the name of a weight, one of a model's repeated blocks."""
 
 
 @attrs.frozen(kw_only=True)
@@ -218,7 +218,7 @@ class PipelineFolder:
         return GuidedCDError(refusal(f"{self.teacher}: {self.file(name)}: {key}", value, requirement))
 
     def _weights(self, name: str, cls: Any) -> Any:
-        """A model with the weights of its subfolder: exactly those that its configuration describes."""
+        """A model with the weights of its subfolder, which has all weights of its configuration and no more blocks."""
         stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
         check_weights(self.folder / name, f"{stem}.safetensors", self.teacher)
         options = {"torch_dtype": self.dtype, "use_safetensors": True, "output_loading_info": True}
@@ -228,9 +228,9 @@ class PipelineFolder:
                 f"{self.teacher}: {self.folder / name} lacks {counted(len(missing), 'weight')} that its config.json "
                 f"describes, such as {missing[0]}."
             )
-        # A text encoder's file may contain the decoder and the head of the model that it is the encoder of.
+        # Other surplus weights, such as a table of positions or the decoder of a text encoder, change no output.
         own = "encoder." if name == "text_encoder" else ""
-        surplus = [key for key in report["unexpected_keys"] if key.startswith(own) and not _DERIVED.search(key)]
+        surplus = [key for key in report["unexpected_keys"] if key.startswith(own) and _BLOCK.search(key)]
         if surplus:
             raise GuidedCDError(
                 f"{self.teacher}: {self.folder / name} has {counted(len(surplus), 'weight')} that its config.json does "

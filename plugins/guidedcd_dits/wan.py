@@ -288,15 +288,9 @@ def _experts(folder: PipelineFolder, expert: str) -> tuple[Any, Any]:
 
 
 def _check_autoencoder(folder: PipelineFolder, config: Any) -> None:
-    """Raise unless the configuration has the compression of its layers, and a mean and deviation of each channel."""
-    levels = len(config.dim_mult) - 1
-    factors = {
-        "scale_factor_temporal": 2 ** sum(map(bool, config.temperal_downsample[:levels])),
-        "scale_factor_spatial": 2**levels * (config.patch_size or 1),
-    }
-    for key, factor in factors.items():
-        if config[key] != factor:
-            raise folder.refused("vae", key, config[key], f"{factor}, the compression of its layers")
+    """Raise unless the configuration has numbers for its compression, and a mean and deviation of each channel."""
+    for key in ("scale_factor_temporal", "scale_factor_spatial"):
+        folder.number("vae", config, key, above=0)
     for key, bound in (("latents_mean", -inf), ("latents_std", 0.0)):
         values = config[key]
         numbers = isinstance(values, list | tuple) and all(is_number(value) and value > bound for value in values)
