@@ -47,7 +47,7 @@ class SampleConfig:
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
     """Data type in which the networks compute."""
     fast: str = attrs.field(default="auto", validator=in_(FAST))
-    """Faster paths through the networks: layers (exact), graphs, blocks (compiled), blocks-graphs (both); auto is
+    """Faster paths through the networks: layers (fused), graphs, blocks (compiled), blocks-graphs (both); auto is
     layers on GPUs, else no."""
 
     @property

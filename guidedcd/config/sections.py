@@ -100,7 +100,7 @@ class Preprocess:
     quantize: str = attrs.field(default="no", validator=in_(QUANTIZE))
     """Keep the network's weights in int8, half the memory of bf16. Preprocessing prints the error of predictions."""
     fast: str = attrs.field(default="auto", validator=in_(("auto", "no", "layers", "blocks", "blocks-tuned")))
-    """Faster paths through a 3D UNet or a transformer: layers are exact; blocks are also compiled; blocks-tuned is also
+    """Faster paths through a 3D UNet or a transformer: layers are fused; blocks are also compiled; blocks-tuned is also
     tuned, which takes minutes. auto is layers on GPUs, else no."""
     flash_attention: str | None = attrs.field(default=None, validator=optional(in_(("FA4",))))
     """Compare a separately installed FlashAttention with PyTorch's own kernels, and use it where it is faster: FA4."""
@@ -233,7 +233,7 @@ class Train:
     precision: str = attrs.field(default="no", validator=in_(("no", "bf16", "fp16")))
     """Precision of the networks: bf16 keeps float32 masters in the optimiser; fp16 autocasts and scales the loss."""
     fast: str = attrs.field(default="auto", validator=in_((*FAST, "blocks-tuned")))
-    """Faster paths through a 3D UNet or a transformer: layers are exact; with graphs, passes without gradient and
+    """Faster paths through a 3D UNet or a transformer: layers are fused; with graphs, passes without gradient and
     rewards are also replayed as CUDA graphs, which need some memory; blocks are layers that are also compiled;
     blocks-graphs is both; blocks-tuned is also tuned, which takes minutes. auto is layers on GPUs, else no."""
     replay_rewards: bool | None = None
@@ -299,7 +299,7 @@ class EvaluateConfig:
     dtype: str = attrs.field(default="float32", validator=in_(DTYPES))
     """Data type in which the networks compute."""
     fast: str = attrs.field(default="auto", validator=in_(FAST))
-    """Faster paths through the networks: layers (exact), graphs, blocks (compiled), blocks-graphs (both); auto is
+    """Faster paths through the networks: layers (fused), graphs, blocks (compiled), blocks-graphs (both); auto is
     layers on GPUs, else no."""
 
     @property
