@@ -91,6 +91,9 @@ def _train(run: Run, kind: str) -> Iterator[Choice]:
     networks = [name for name, config in run.rewards.items() if hasattr(config, "dtype") and config.quantize == "no"]
     if networks:
         yield _rewards(run, networks, "quantize", lambda config: "int8")
+    kept = [name for name, c in run.rewards.items() if getattr(c, "gradient_checkpointing", None) is False]
+    if kept:
+        yield _rewards(run, kept, "gradient_checkpointing", lambda config: True)
     many = [name for name, config in run.rewards.items() if config.frames > 1]
     if many:
         yield _rewards(run, many, "frames", lambda config: config.frames // 2)
@@ -116,5 +119,7 @@ def _flags(path: str, options: Mapping[str, Any]) -> Iterator[str]:
 
 def _rewards(run: Run, names: list[str], option: str, value: Any) -> Choice:
     rewards = {n: attrs.evolve(c, **{option: value(c)}) if n in names else c for n, c in run.rewards.items()}
-    flags = " ".join(f"--rewards.{name}.{option} {getattr(rewards[name], option)}" for name in names)
+    flags = " ".join(
+        one for name in names for one in _flags(f"--rewards.{name}", {option: getattr(rewards[name], option)})
+    )
     return Choice(stage="train", flags=flags, run=attrs.evolve(run, rewards=rewards))

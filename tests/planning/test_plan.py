@@ -88,10 +88,17 @@ def test_cheaper_settings_are_cheaper(toy):
     assert after < before / 3
     before, after = flags["--preprocess.dtype bfloat16"]["disk_gb"]
     assert after < 0.75 * before
-    before, after = (
-        flags["--student.kind lora"]["peak_gib"] if "peak_gib" in flags.get("--student.kind lora", {}) else (1, 0)
-    )
+    before, after = flags["--train.optimizer.name adamw-8bit"]["peak_gib"]
     assert after < before
+
+
+def test_recomputed_rewards_are_suggested_where_they_keep_their_activations():
+    """The suggestion names the switch of each reward that has one and does not use it, and sets it."""
+    rewards = {"hps": {"path": "shapes"}, "internv2": {"path": "shapes", "gradient_checkpointing": True}}
+    suggested = [choice for choice in choices(shipped_run(rewards=rewards), "cuda") if "checkpointing" in choice.flags]
+
+    assert [choice.flags for choice in suggested] == ["--rewards.hps.gradient-checkpointing"]
+    assert [config.gradient_checkpointing for config in suggested[0].run.rewards.values()] == [True, True]
 
 
 def test_a_run_that_does_not_fit_is_a_warning(toy, capsys):
