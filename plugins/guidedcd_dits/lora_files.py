@@ -8,6 +8,7 @@ diffusers 0.38 to 0.42, ComfyUI, musubi-tuner, LightX2V and VideoX-Fun.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -27,7 +28,8 @@ from guidedcd_dits.lora_names import Family, all_known, family_of
 PEFT_METADATA = "lora_adapter_metadata"
 SAMPLING_METADATA = "guidedcd_sampling"
 NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
-"""Names of files in folders, of PEFT and of diffusers; PEFT's has its alpha in adapter_config.json."""
+"""Names of files in folders, of PEFT and of diffusers; PEFT's has its alpha in adapter_config.json beside it, also under
+another name."""
 KOHYA = ("lora_unet__", "lora_unet_")
 PREFIXES = ("transformer.", "base_model.model.", "model.diffusion_model.", "diffusion_model.", "")
 """Prefixes of keys; the first two precede diffusers' names."""
@@ -118,7 +120,7 @@ def read(path: str | Path, network: nn.Module) -> Adapter:
             f"{path} is no safetensors file ({error}); LoRA files of other formats are not read."
         ) from error
     config = path.parent / "adapter_config.json"
-    if path.name == NAMES[0] and config.is_file():
+    if config.is_file() and (path.name == NAMES[0] or all(key.startswith(PREFIXES[1]) for key in state)):
         metadata[PEFT_METADATA] = read_text(config)
     adapter = parse(state, family_of(network), metadata, str(path))
     check_base(adapter, network, str(path))
@@ -158,13 +160,14 @@ def parse(state: Mapping[str, Tensor], family: Family, metadata: Mapping[str, st
         scale = 1.0
         if DOWN in kinds or UP in kinds:
             scale = _scale(name, kinds, config, prefix in KOHYA, f"{what}: {base}")
-            pairs[name] = (kinds[DOWN], kinds[UP] * scale if scale != 1 else kinds[UP])
+            # In float32, because 16 bits would round the product, and types of 8 bits have none.
+            pairs[name] = (kinds[DOWN], kinds[UP].float() * scale if scale != 1 else kinds[UP])
         elif ALPHA in kinds or UP_BIAS in kinds:
             raise GuidedCDError(f"{what}: {base} has an alpha or a bias, but no matrices.")
         if WEIGHT in kinds:
             deltas[name if name.endswith("scale_shift_table") else f"{name}.weight"] = kinds[WEIGHT]
         bias = [kinds[BIAS]] if BIAS in kinds else []
-        bias += [kinds[UP_BIAS] * scale] if UP_BIAS in kinds else []
+        bias += [kinds[UP_BIAS].float() * scale] if UP_BIAS in kinds else []
         if bias:
             deltas[f"{name}.bias"] = sum(bias[1:], bias[0])
     return Adapter(pairs, deltas, _sampling(metadata, what))
@@ -204,7 +207,8 @@ def _scale(
     if config is None:
         return 1.0
     patterns = config.get("alpha_pattern") or {}
-    fitting = [value for key, value in patterns.items() if name == key or name.endswith(f".{key}")]
+    # PEFT's rule: a key is a regular expression for the end of a name, and the first one that fits counts.
+    fitting = [value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name)]
     alpha = float((fitting or [config.get("lora_alpha", rank)])[0])
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
@@ -336,7 +340,11 @@ def diffusers_state(adapter: Adapter, network: nn.Module | None = None) -> tuple
     """
     biases = {}
     if network is not None:
-        biases = {name.removesuffix(".bias"): value for name, value in adapter.deltas.items() if name.endswith(".bias")}
+        biases = {
+            name.removesuffix(".bias"): value
+            for name, value in adapter.deltas.items()
+            if name.endswith(".bias") and isinstance(network.get_submodule(name.removesuffix(".bias")), nn.Linear)
+        }
         adapter = attrs.evolve(
             adapter,
             pairs={**_zero_pairs(adapter, network, biases), **adapter.pairs},
@@ -368,7 +376,7 @@ def diffusers_state(adapter: Adapter, network: nn.Module | None = None) -> tuple
 
 def _zero_pairs(adapter: Adapter, network: nn.Module, biases: Iterable[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """Pairs without effect for the layers that have a bias and no pair."""
-    rank = Counter(adapter.ranks.values()).most_common(1)[0][0]
+    rank = Counter(adapter.ranks.values() or [1]).most_common(1)[0][0]
     pairs = {}
     for name in biases:
         out, into = network.get_parameter(f"{name}.weight").shape

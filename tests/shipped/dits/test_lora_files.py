@@ -296,6 +296,43 @@ def test_alpha_in_metadata_belongs_to_diffusers_names(tmp_path):
         lora_files.read(tmp_path, network)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 12}))
     assert_same(lora_files.read(tmp_path, network), adapter, 3.0)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "renamed.safetensors")
+    assert_same(lora_files.read(tmp_path / "renamed.safetensors", network), adapter, 3.0)
+
+
+@pytest.mark.parametrize("pattern", [r"attn1\.to_(q|k)", r"^blocks\.0\.attn2\.to_v", "to_q", ".*to_v", "o_q"])
+def test_patterns_of_alpha_are_pefts(pattern):
+    """A key of alpha_pattern selects the layers that PEFT's own matching selects."""
+    from peft.utils.other import get_pattern_key
+
+    adapter = random_adapter(wan(), "blocks.")
+    tensors, _ = lora_files.diffusers_state(adapter)
+    config = {"transformer.lora_alpha": 8, "transformer.alpha_pattern": {pattern: 2}}
+    changes = parse(tensors, WAN, {lora_files.PEFT_METADATA: json.dumps(config)}).changes()
+    for name, change in adapter.changes().items():
+        fits = get_pattern_key([pattern], name.removesuffix(".weight")) == pattern
+        torch.testing.assert_close(changes[name], (0.5 if fits else 2.0) * change)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_a_scale_is_not_rounded_to_the_dtype_of_the_file(dtype):
+    """alpha / rank is applied in float32: matrices of 16 and 8 bits give the product of their exact values."""
+    down, up, alpha = torch.randn(RANK, 24).to(dtype), torch.randn(24, RANK).to(dtype), torch.tensor(3)
+    state = {f"{BASE}.lora_down.weight": down, f"{BASE}.lora_up.weight": up, f"{BASE}.alpha": alpha}
+    (change,) = parse(state, WAN, {}).changes().values()
+    torch.testing.assert_close(change, 0.75 * (up.float() @ down.float()), rtol=1e-5, atol=1e-5)
+
+
+def test_biases_of_other_layers_than_linear_ones_are_no_part_of_diffusers_layout():
+    """Changes of biases of norms and convolutions are refused by name; those of linear layers need no other pair."""
+    network = wan()
+    for name in ("blocks.0.norm2.bias", "patch_embedding.bias"):
+        adapter = random_adapter(network, "blocks.", deltas={name: torch.ones_like(network.get_parameter(name))})
+        with pytest.raises(GuidedCDError, match=f"no place for the change of {name}"):
+            lora_files.diffusers_state(adapter, network)
+    alone = Adapter({}, {"blocks.0.attn1.to_q.bias": torch.ones(24)})
+    tensors, metadata = lora_files.diffusers_state(alone, network)
+    torch.testing.assert_close(parse(tensors, WAN, metadata).changes()["blocks.0.attn1.to_q.bias"], torch.ones(24))
 
 
 def test_kohya_files_are_read():
