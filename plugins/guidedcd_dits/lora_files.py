@@ -28,8 +28,8 @@ from guidedcd_dits.lora_names import Family, all_known, family_of
 PEFT_METADATA = "lora_adapter_metadata"
 SAMPLING_METADATA = "guidedcd_sampling"
 NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
-"""Names of files in folders, of PEFT and of diffusers; PEFT's has its alpha in adapter_config.json beside it, also under
-another name."""
+"""Names of files in folders, of PEFT and of diffusers. PEFT's alpha is in adapter_config.json beside its file, whatever
+name that has."""
 KOHYA = ("lora_unet__", "lora_unet_")
 PREFIXES = ("transformer.", "base_model.model.", "model.diffusion_model.", "diffusion_model.", "")
 """Prefixes of keys; the first two precede diffusers' names."""
@@ -198,18 +198,26 @@ def _scale(
 ) -> float:
     if DOWN not in kinds or UP not in kinds:
         raise GuidedCDError(f"{what} has one matrix of a pair; the file is incomplete.")
-    rank = len(kinds[DOWN])
-    if kinds[UP].shape[1] != rank:
-        raise GuidedCDError(f"{what}: matrices of ranks {rank} and {kinds[UP].shape[1]} do not fit together.")
+    down, up = kinds[DOWN], kinds[UP]
+    if down.dim() < 2 or up.dim() < 2 or not down.numel():
+        raise GuidedCDError(f"{what}: {list(down.shape)} and {list(up.shape)} are no shapes of a pair of matrices.")
+    rank = len(down)
+    if up.shape[1] != rank:
+        raise GuidedCDError(f"{what}: matrices of ranks {rank} and {up.shape[1]} do not fit together.")
     if ALPHA in kinds:
+        if not kinds[ALPHA].numel():
+            raise GuidedCDError(f"{what}: its alpha is empty.")
         alpha = float(kinds[ALPHA].reshape(-1)[0])
         return 1.0 if is_kohya and not alpha else alpha / rank
     if config is None:
         return 1.0
-    patterns = config.get("alpha_pattern") or {}
-    # PEFT's rule: a key is a regular expression for the end of a name, and the first one that fits counts.
-    fitting = [value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name)]
-    alpha = float((fitting or [config.get("lora_alpha", rank)])[0])
+    try:
+        # PEFT's rule: a key is a regular expression for the end of a name, and the first one that fits counts.
+        patterns = (config.get("alpha_pattern") or {}).items()
+        fitting = [value for key, value in patterns if re.fullmatch(rf"(.*\.)?({key})", name)]
+        alpha = float((fitting or [config.get("lora_alpha", rank)])[0])
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise GuidedCDError(f"{what}: PEFT's configuration has no alpha of this layer ({error}).") from error
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 

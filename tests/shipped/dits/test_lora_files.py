@@ -379,6 +379,12 @@ BASE = "diffusion_model.blocks.0.self_attn.q"
         ({f"{BASE}.alpha": torch.ones(())}, "has an alpha or a bias, but no matrices"),
         ({f"{BASE}.lora_down.weight": torch.ones(2, 24), f"{BASE}.lora_A.weight": torch.ones(2, 24)}, "is there twice"),
         ({f"{BASE}.lora_down.weight": torch.ones(2, 24), f"{BASE}.lora_up.weight": torch.ones(24, 3)}, "ranks 2 and 3"),
+        ({f"{BASE}.lora_A.weight": torch.ones(2, 24), f"{BASE}.lora_B.weight": torch.ones(24)}, "no shapes of a pair"),
+        ({f"{BASE}.lora_A.weight": torch.ones(0, 24), f"{BASE}.lora_B.weight": torch.ones(24, 0)}, "no shapes of a"),
+        (
+            {f"{BASE}.lora_A": torch.ones(2, 24), f"{BASE}.lora_B": torch.ones(24, 2), f"{BASE}.alpha": torch.ones(0)},
+            "its alpha is empty",
+        ),
         ({"transformer.blocks.0.self_attn.q.diff": torch.ones(2)}, "blocks.0.self_attn.q is no layer of Wan"),
         ({"diffusion_model.double_blocks.0.q.diff": torch.ones(2)}, "the file belongs to another model"),
         ({}, "contains no tensor"),
@@ -388,6 +394,17 @@ def test_wrong_files_are_one_sentence(state, message):
     """Unknown, incomplete and ambiguous files are refused with the key at fault."""
     with pytest.raises(GuidedCDError, match=message):
         parse(state, WAN, {}, "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "config", [{"lora_alpha": None}, {"lora_alpha": "x"}, {"alpha_pattern": {"*": 1}}, {"alpha_pattern": [1]}]
+)
+def test_a_damaged_configuration_of_peft_is_one_sentence(config):
+    """An alpha that is no number, and a pattern that is none, are refused with the layer."""
+    tensors, _ = lora_files.diffusers_state(random_adapter(wan(), "blocks."))
+    metadata = {lora_files.PEFT_METADATA: json.dumps(config)}
+    with pytest.raises(GuidedCDError, match=r"blocks\.0\.attn1\.to_q: PEFT's configuration has no alpha"):
+        parse(tensors, WAN, metadata)
 
 
 def test_a_file_of_another_base_is_one_sentence(tmp_path):
