@@ -85,7 +85,8 @@ class TransformerTeacher(VideoDecoding, LatentTeacher):
         multiple = self.geometry.compression
         if height % multiple or width % multiple:
             raise GuidedCDError(f"height and width must be multiples of {multiple}: {height}x{width}.")
-        pixels = video.transpose(1, 2).to(self.device, _dtype(self._autoencoder)) * 2 - 1
+        # As in the pipelines, pixels are rounded in [-1, 1]: there, grey has more digits than in [0, 1].
+        pixels = (video.transpose(1, 2).to(self.device) * 2 - 1).to(_dtype(self._autoencoder))
         return self.scaled(self._encoded(pixels).float()).contiguous()
 
     def scaled(self, z: Tensor) -> Tensor:

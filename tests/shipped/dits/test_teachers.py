@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from typing import Any
 
@@ -73,6 +74,17 @@ def test_latents_and_pixels_equal_the_pipelines(tiny, family, name):
         close(teacher.decode(z), pixels)
         close(teacher.decode(z, [0, 3]), pixels[:, [0, 3]])
         close(teacher.decode(z, torch.tensor([[1], [4]])), torch.stack([pixels[0, [1]], pixels[1, [4]]]))
+
+
+@EVERY
+def test_latents_in_bfloat16_are_those_of_the_pipelines(tiny, family, name):
+    """Pixels are rounded to bfloat16 after they are scaled to [-1, 1], as the pipelines do."""
+    one = tiny(family, name)
+    teacher = guidedcd.load_teacher(f"{family}:{one.folder}", device="cpu", size=one.size, dtype="bfloat16").teacher
+    vae, clip = copy.deepcopy(one.pipeline.vae).bfloat16(), video(one) * 0.1 + 0.45
+    with torch.no_grad():
+        own = vae.encode((clip.transpose(1, 2) * 2 - 1).bfloat16()).latent_dist.mode().float()
+    close(teacher.encode(clip)[:, :, teacher.geometry.latent_padding :], teacher.normalized(own))
 
 
 @EVERY
