@@ -293,6 +293,12 @@ class LoraTeacher:
         super().__init__(**parts)
         self.scheduler = scheduler
 
+    @property
+    def noise_shift(self) -> float:
+        """The shift of a flow model's noise levels, as in `Sampling`."""
+        config = self.scheduler.config
+        return float(config.get("shift") or config.get("flow_shift") or 1.0)
+
     def add_lora(self, path: str, network: nn.Module | None = None) -> None:
         """Add a LoRA file to the weights of `network`, a copy of the denoiser; without one, only check that it fits.
 
@@ -318,10 +324,10 @@ class LoraTeacher:
             The names of the files; the first one is for `lora_pipeline`.
         """
         expert = getattr(self, "expert", None) if getattr(self, "other", None) is not None else None
-        config, is_flow = self.scheduler.config, self.schedule.prediction == "flow"
+        is_flow = self.schedule.prediction == "flow"
         sampling = Sampling(
             scheduler="FlowMatchLCMScheduler" if is_flow else "LCMScheduler",
-            shift=float(config.get("shift") or config.get("flow_shift") or 1.0) if is_flow else 1.0,
+            shift=self.noise_shift if is_flow else 1.0,
             steps=steps,
             expert=expert,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,15 @@ class LTXTeacher(LoraTeacher, TransformerTeacher):
     def causal(self) -> bool:
         """Whether the decoder is causal; those of the published models are not."""
         return bool(self._autoencoder.config.decoder_causal)
+
+    @property
+    def noise_shift(self) -> float:
+        """The shift of the noise levels, for the teacher's size if it depends on that; without `shift_terminal`."""
+        config = self.scheduler.config
+        if not config.get("use_dynamic_shifting"):
+            return super().noise_shift
+        shift = mu(self.scheduler, self.geometry)
+        return shift if config.get("time_shift_type") == "linear" else math.exp(shift)
 
     def normalized(self, z: Tensor) -> Tensor:
         """(z - mean) scale / std by channel."""

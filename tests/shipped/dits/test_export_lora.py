@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import diffusers
 import pytest
 import tiny_pipelines
 import torch
@@ -9,6 +10,7 @@ from guidedcd_dits import lora_files
 from guidedcd_dits.lora_files import Sampling
 
 import guidedcd
+from guidedcd.diffusion.sampler import multistep_timesteps
 from guidedcd.errors import GuidedCDError
 
 FIRST = {family: next(iter(sizes)) for family, sizes in tiny_pipelines.SIZES.items()}
@@ -53,6 +55,20 @@ def test_a_student_becomes_lora_files(family, kind, tiny, tmp_path):
     for name, change in changes.items():
         torch.testing.assert_close(change, others.get(name, torch.zeros_like(change)), rtol=1e-6, atol=1e-7)
     assert others.keys() <= changes.keys() and len(others) > 10
+
+
+@pytest.mark.parametrize(("family", "name"), [("wan", "small"), ("wan", "wide"), ("ltx", "small"), ("ltx", "dynamic")])
+def test_the_stated_shift_gives_the_noise_levels_of_the_student(tiny, tmp_path, family, name):
+    """`FlowMatchLCMScheduler` with the shift of the metadata has the noise levels at which a student is sampled."""
+    teacher = tiny(family, name).teacher.teacher
+    layer = next(name for name, _ in teacher.network.named_modules() if name.endswith("attn1.to_q"))
+    out, into = teacher.network.get_parameter(f"{layer}.weight").shape
+    file, *_ = teacher.save_lora(tmp_path, {layer: (torch.zeros(out, 2), torch.zeros(2, into))}, {}, 4)
+    sampling = lora_files.read(tmp_path / file, teacher.network).sampling
+    scheduler = diffusers.FlowMatchLCMScheduler(shift=sampling.shift)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    expected = teacher.schedule.sigma[torch.tensor(multistep_timesteps(4))]
+    torch.testing.assert_close(scheduler.sigmas[:4], expected, rtol=0, atol=2e-3)
 
 
 @pytest.mark.slow
