@@ -90,7 +90,8 @@ class LatentTeacher(nn.Module):
     def encode(self, video: Tensor) -> Tensor:
         """Latents (B, C, F, h, w) of pixels (B, F, 3, H, W) in [0, 1], float32, deterministic (posterior mode)."""
         vae = self._autoencoder
-        pixels = video.flatten(0, 1).to(self.device, next(vae.parameters()).dtype) * 2 - 1
+        # As in the pipelines, pixels are rounded in [-1, 1]: there, grey has more digits than in [0, 1].
+        pixels = (video.flatten(0, 1).to(self.device) * 2 - 1).to(next(vae.parameters()).dtype)
         z = torch.cat([vae.encode(images).latent_dist.mode() for images in pixels.split(16)])
         return self.scaled(z.float().unflatten(0, video.shape[:2]).transpose(1, 2)).contiguous()
 

@@ -156,6 +156,14 @@ def test_the_fingerprint_depends_on_weights_and_settings(teacher):
     assert torch.bfloat16 == rounded.dtype
 
 
+def test_pixels_are_rounded_after_they_are_scaled():
+    """In bfloat16, pixels near grey keep the digits that they have in [-1, 1]."""
+    teacher = tiny_teacher(frames=3).to("cpu", torch.bfloat16)
+    video = torch.rand(1, 3, 3, 16, 12) * 0.1 + 0.45
+    own = teacher.vae.encode((video[0] * 2 - 1).bfloat16()).latent_dist.mode().float()
+    torch.testing.assert_close(teacher.encode(video), teacher.scaled(own[None].transpose(1, 2)))
+
+
 def test_half_precision_keeps_latents_float32(latents):
     """A bfloat16 network answers float32 latents in float32, and encodes to float32."""
     teacher = tiny_teacher(frames=3).to("cpu", torch.bfloat16)
