@@ -251,6 +251,21 @@ def test_every_solver_begins_at_pure_noise(tiny):
         assert (other - videos[0]).abs().mean() < 0.02
 
 
+def test_seeds_determine_videos_of_stochastic_schedulers(tmp_path):
+    """With stochastic_sampling, a step is diffusers' with the noise of the seeds: a video depends on its seed alone."""
+    tiny_pipelines.ltx(tmp_path / "ltx", scheduler=lambda: tiny_pipelines.euler(2.0, stochastic_sampling=True))
+    size = {"frames": 5, "height": 32, "width": 32}
+    teacher = guidedcd.load_teacher(f"ltx:{tmp_path / 'ltx'}", device="cpu", size=size)
+    video = teacher.sample(PROMPTS, steps=3, omega=0.0)
+    torch.testing.assert_close(teacher.sample(PROMPTS, steps=3, omega=0.0), video)
+    close(teacher.sample(PROMPTS[1], steps=3, omega=0.0, seeds=1), video[1:], atol=2e-5)
+    sampler = teacher.teacher.sampler(3)
+    z, output = torch.randn(1, 8, 2, 2, 2), torch.randn(1, 8, 2, 2, 2)
+    own = sampler.step(0, output, z, [torch.Generator().manual_seed(4)])
+    torch.manual_seed(4)
+    close(own, sampler.scheduler.step(output, sampler.times[0], z, return_dict=False)[0])
+
+
 def test_first_times_that_are_equal_are_two_steps(tmp_path):
     """Where rounding makes the first times equal, the solver `own` starts at the first step, as the pipeline does."""
     pipeline = tiny_pipelines.wan(tmp_path / "wan", scheduler=lambda: tiny_pipelines.unipc(12.0))
