@@ -82,7 +82,7 @@ def below(module: nn.Module) -> list[nn.Module]:
     return modules
 
 
-def recomputed(function: Callable[..., Any], keeps: bool, random: bool) -> Callable[..., Any]:
+def recomputed(function: Callable[..., Any], keeps: bool = False, random: bool = False) -> Callable[..., Any]:
     """`function`, whose activations the backward pass computes again.
 
     Args:

@@ -154,10 +154,12 @@ def _usage(error: CycloptsError, command: str, registry: Registry) -> str:
     """The sentence for an error in the words of the command line."""
     text = str(error).strip()
     if isinstance(error, UnusedCliTokensError):
-        words = ", ".join(f"'{token}'" for token in error.unused_tokens or ())
-        text = f"{words} is not expected here. See `guidedcd {command} --help`."
-        if {*(error.unused_tokens or ())} <= {"true", "false"}:
-            text = f"{words} is not expected here. A switch takes its value after '=', such as --option=true."
+        tokens = error.unused_tokens or ()
+        advice = f"See `guidedcd {command} --help`."
+        if {*tokens} <= {"true", "false"}:
+            advice = "A switch takes its value after '=', such as --option=true."
+        words = ", ".join(f"'{token}'" for token in tokens)
+        text = f"{words} is not expected here. {advice}"
     elif isinstance(error, UnknownOptionError) and (options := _of_other_groups(error)):
         text = f"Unknown option: {error.token.keyword}. Did you mean {options}?"
     elif isinstance(error, UnknownOptionError) and registry.failures and text.count(".") > 1:

@@ -145,9 +145,9 @@ class Estimator:
         if run.rewards:
             sizes = (settings.batch_size, settings.rollouts.videos, settings.reward_batch)
             recomputes = settings.activation_checkpoint.recomputes_decoder
-            graphs = replays_rewards(settings.fast, settings.replay_rewards)
+            graphs = self.machine.kind == "cuda" and replays_rewards(settings.fast, settings.replay_rewards)
             key = (*sizes, settings.precision, recomputes, graphs, *run.rewards.items())
-            rewards, beside = self._once(key, lambda: self._rewards(run))
+            rewards, beside = self._once(key, lambda: self._rewards(run, graphs))
         beside += self._once(("others", run.teacher.name), lambda: other_networks(self._outline(run.teacher)))
         return attrs.evolve(step, run=run, rewards=rewards, others=beside).sized(self.processes)
 
@@ -172,7 +172,7 @@ class Estimator:
                 self.left_out[f"reward {chosen.name}"] = str(error)
         return modules
 
-    def _rewards(self, run: Run) -> tuple[Any, int]:
+    def _rewards(self, run: Run, graphs: bool) -> tuple[Any, int]:
         modules = self._reward_outlines(run)
         teacher = self._outline(run.teacher)
         beside = others(run, teacher, modules)
@@ -186,8 +186,7 @@ class Estimator:
                     self.left_out[f"reward {name}"] = f"it does not run on the meta device ({_first_line(error)})"
                     del modules[name]
             cost = scoring(run, teacher, modules) if modules else None
-        settings = run.train
-        if cost is None or self.machine.kind != "cuda" or not replays_rewards(settings.fast, settings.replay_rewards):
+        if cost is None or not graphs:
             return cost, beside
         cost, reserved = replayed(run, teacher, modules, cost)
         return cost, beside + reserved

@@ -63,7 +63,7 @@ def recompute_blocks(tower: nn.Module) -> None:
     open_clip's own switch also restores the state of random numbers, which a CUDA graph may not contain.
     """
     for block in getattr(getattr(tower, "transformer", None), "resblocks", ()):
-        block.forward = recomputed(block.forward, keeps=False, random=False)
+        block.forward = recomputed(block.forward)
 
 
 def load_clip(

@@ -209,8 +209,9 @@ class PipelineFolder:
         """
         value: Any = config.get(key)
         if not (is_number(value) and above < value < below):
-            bounds = [f"above {above:g}"] * math.isfinite(above) + [f"below {below:g}"] * math.isfinite(below)
-            raise self.refused(name, key, value, " ".join(["a number", " and ".join(bounds)]).rstrip())
+            limits = {"above": above, "below": below}
+            bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit))
+            raise self.refused(name, key, value, f"a number {bounds}".rstrip())
         return float(value)
 
     def refused(self, name: str, key: str, value: Any, requirement: str) -> GuidedCDError:

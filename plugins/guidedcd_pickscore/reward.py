@@ -70,7 +70,7 @@ class PickScore(FrozenReward):
         self.config = config
         if config.gradient_checkpointing:
             for layer in model.vision_model.encoder.layers:
-                layer.forward = recomputed(layer.forward, keeps=False, random=False)
+                layer.forward = recomputed(layer.forward)
 
     @staticmethod
     def tokens(config: PickScoreConfig) -> Tokenizer:

@@ -94,7 +94,7 @@ class VideoRewardModel(nn.Module):
         """Recompute the activations of every block in the backward pass."""
         self.recomputes = True
         for layer in self.model.language_model.layers:
-            layer.forward = recomputed(layer.forward, keeps=False, random=False)
+            layer.forward = recomputed(layer.forward)
 
     def video_tokens(self, patches: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
         """Patches (P, D) of videos, one after another -> their tokens (N, C) each, in the network's dtype."""
@@ -105,7 +105,7 @@ class VideoRewardModel(nn.Module):
         arguments = (*self._rotation(tuple(grids)), vision.runs(grids))
         output: Callable[..., Tensor] = vision.block_output
         if self.recomputes:
-            output = recomputed(output, keeps=False, random=False)
+            output = recomputed(output)
         for block in tower.blocks:
             hidden = output(block, hidden, *arguments)
         return list(tower.merger(hidden).split([t * h * w // merge**2 for t, h, w in grids]))

@@ -89,11 +89,16 @@ class LatentTeacher(nn.Module):
 
     def encode(self, video: Tensor) -> Tensor:
         """Latents (B, C, F, h, w) of pixels (B, F, 3, H, W) in [0, 1], float32, deterministic (posterior mode)."""
-        vae = self._autoencoder
-        # As in the pipelines, pixels are rounded in [-1, 1]: there, grey has more digits than in [0, 1].
-        pixels = (video.flatten(0, 1).to(self.device) * 2 - 1).to(next(vae.parameters()).dtype)
+        vae, pixels = self._autoencoder, self._pixels(video.flatten(0, 1))
         z = torch.cat([vae.encode(images).latent_dist.mode() for images in pixels.split(16)])
         return self.scaled(z.float().unflatten(0, video.shape[:2]).transpose(1, 2)).contiguous()
+
+    def _pixels(self, video: Tensor) -> Tensor:
+        """The autoencoder's input, like `video`, of pixels in [0, 1].
+
+        As in the pipelines, pixels are rounded in [-1, 1]: there, grey has more digits than in [0, 1].
+        """
+        return (video.to(self.device) * 2 - 1).to(next(self._autoencoder.parameters()).dtype)
 
     def scaled(self, z: Tensor) -> Tensor:
         """Latents as `encode` returns them, of the autoencoder's own (B, C, F, h, w)."""

@@ -45,10 +45,10 @@ class SchedulerSampler:
             z: Latents before the step (B, ...).
             generators: Sources of noise (B), for schedulers that draw some.
         """
-        from diffusers.utils.torch_utils import randn_tensor
-
         if self.scheduler.config.get("stochastic_sampling"):
             # diffusers draws this noise from torch's global source, so that seeds would not determine the video.
+            from diffusers.utils.torch_utils import randn_tensor
+
             sigma, sigma_next = self.scheduler.sigmas[index : index + 2].to(z.device)
             noise = randn_tensor(z.shape, generator=generators, device=z.device, dtype=z.dtype)
             return (1 - sigma_next) * (z - sigma * output) + sigma_next * noise

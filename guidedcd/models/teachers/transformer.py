@@ -85,9 +85,7 @@ class TransformerTeacher(VideoDecoding, LatentTeacher):
         multiple = self.geometry.compression
         if height % multiple or width % multiple:
             raise GuidedCDError(f"height and width must be multiples of {multiple}: {height}x{width}.")
-        # As in the pipelines, pixels are rounded in [-1, 1]: there, grey has more digits than in [0, 1].
-        pixels = (video.transpose(1, 2).to(self.device) * 2 - 1).to(_dtype(self._autoencoder))
-        return self.scaled(self._encoded(pixels).float()).contiguous()
+        return self.scaled(self._encoded(self._pixels(video.transpose(1, 2))).float()).contiguous()
 
     def scaled(self, z: Tensor) -> Tensor:
         """Latents as `encode` returns them, of the autoencoder's own: normalized, and padded where the family pads."""
@@ -141,7 +139,3 @@ class TransformerTeacher(VideoDecoding, LatentTeacher):
 def channels(values: Sequence[float], like: Tensor) -> Tensor:
     """Numbers by channel (C,) as a tensor (1, C, 1, 1, 1) on the device and in the dtype of latents."""
     return tensor_like(values, like).view(1, -1, 1, 1, 1)
-
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype
